@@ -1,0 +1,2 @@
+"""Embeddings."""
+__version__ = "0.1.0"

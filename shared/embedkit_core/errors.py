@@ -1,0 +1,169 @@
+"""What can go wrong, and what each error carries.
+
+EmbedKitError
++- ConfigurationError (ValueError)     before any I/O: no such provider, dimension not offered, no API key
+|  +- MissingExtraError (ImportError)  .extra, and the pip line
++- InputError (ValueError)             .indices of the offending texts, decided before anything is sent
++- CacheError                          logged once, counted, never fatal: the text counts as a miss
++- PartialFailureError                 .failed {position: error} .succeeded .result; only where some succeeded
++- ProviderError                       .provider .model .status .request_id .retryable .retry_after
+   +- AuthenticationError              401, 403
+   +- BadRequestError                  400, 404, 422
+   |  +- BadTextError                  a 400 that may be about one text: the engine looks for it
+   |  +- TextTooLongError              one text is over the model's limit; .tokens .limit .positions
+   |  +- RequestTooLargeError          too many texts or tokens in one request: halved and sent again
+   |  +- EncodingRefusedError          the server refuses base64: asked again for floats
+   +- QuotaError                       402, insufficient_quota
+   +- RateLimitError*                  429
+   +- UnavailableError*                5xx, connection lost
+   +- TimedOutError*                   no answer in time
+   +- BadReplyError                    wrong count, shape, order or a non-finite number; never cached
+
+* retryable. Messages name the thing, the value and the way out; they never hold a key or a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from embedkit_core.types import EmbeddingResult
+
+
+class EmbedKitError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class ConfigurationError(EmbedKitError, ValueError):
+    """The settings cannot work; raised before any I/O."""
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """A package that an optional feature needs is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} needs an extra that is not installed: pip install "rag-embedkit[{extra}]"')
+        self.extra = extra
+
+
+class InputError(EmbedKitError, ValueError):
+    """Some texts cannot be embedded; nothing was sent."""
+
+    def __init__(self, message: str, indices: Sequence[int]) -> None:
+        super().__init__(message)
+        self.indices = tuple(indices)
+
+
+class CacheError(EmbedKitError):
+    """The cache could not be read or written; the work goes on without it."""
+
+
+class PartialFailureError(EmbedKitError):
+    """Some texts failed for good and others succeeded; what succeeded is in `result` and in the cache."""
+
+    def __init__(
+        self, message: str, *, failed: Mapping[int, EmbedKitError], succeeded: Sequence[int], result: EmbeddingResult
+    ) -> None:
+        super().__init__(message)
+        self.failed = dict(failed)
+        self.succeeded = tuple(succeeded)
+        self.result = result
+
+
+class ProviderError(EmbedKitError):
+    """The provider refused or failed a request; raised as itself when everything failed for one cause."""
+
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str = "",
+        model: str = "",
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.model = model
+        self.status = status
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+    def same_cause(self, other: ProviderError) -> bool:
+        """Tell whether two failures are the same refusal, whatever request they came from."""
+        return type(self) is type(other) and self.status == other.status and str(self) == str(other)
+
+
+class AuthenticationError(ProviderError):
+    """The key is missing, wrong, or not allowed to use this model."""
+
+
+class BadRequestError(ProviderError):
+    """The provider refuses the request as it stands."""
+
+
+class BadTextError(BadRequestError):
+    """The provider refuses a request, perhaps for one of its texts."""
+
+
+class TextTooLongError(BadRequestError):
+    """One text is longer than the model takes.
+
+    `tokens` is the length the provider counted and `limit` what it takes, where it said so.
+    `positions` maps the places in the batch of the texts concerned to their lengths, where they are known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tokens: int | None = None,
+        limit: int | None = None,
+        positions: Mapping[int, int] | None = None,
+        provider: str = "",
+        model: str = "",
+        status: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, provider=provider, model=model, status=status, request_id=request_id)
+        self.tokens = tokens
+        self.limit = limit
+        self.positions = dict(positions or {})
+
+
+class RequestTooLargeError(BadRequestError):
+    """One request held more texts or tokens than the provider takes."""
+
+
+class EncodingRefusedError(BadRequestError):
+    """The server does not know the encoding asked for; the client asks for another from now on."""
+
+
+class QuotaError(ProviderError):
+    """The account has no credit left; waiting does not help."""
+
+
+class RateLimitError(ProviderError):
+    """Too many requests or tokens a minute."""
+
+    retryable = True
+
+
+class UnavailableError(ProviderError):
+    """The provider is overloaded, failing or out of reach."""
+
+    retryable = True
+
+
+class TimedOutError(ProviderError):
+    """No answer came in time; the provider may have billed the request all the same."""
+
+    retryable = True
+
+
+class BadReplyError(ProviderError):
+    """The reply does not fit the request: wrong count, order, width, or a number that is not finite."""

@@ -1,0 +1,132 @@
+"""The nouns of the library: frozen data that passes between its rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+InputType: TypeAlias = Literal["document", "query"]
+LongText: TypeAlias = Literal["truncate", "error", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request to a model may hold, and how many may be under way at once.
+
+    `texts` and `tokens` bound a request, `text_tokens` one text; None where the provider states no limit.
+    """
+
+    texts: int = 2048
+    tokens: int | None = None
+    text_tokens: int | None = None
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One row of the catalogue; prices are USD per million input tokens."""
+
+    provider: str
+    name: str
+    dimensions: int | None
+    allowed_dimensions: tuple[int, ...] | range | None
+    limits: Limits
+    usd_per_million: Decimal | None
+    status: str
+    source: str
+
+
+class Entry(NamedTuple):
+    """One cached vector: float32 (dimensions,), and whether its text was cut to fit the model."""
+
+    vector: Vectors
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a provider is asked: texts that share one request.
+
+    `wire` is the request without the texts, as the provider's own `wire()` gave it; `timeout` is in seconds.
+    """
+
+    texts: Sequence[str]
+    wire: Mapping[str, Any]
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a provider answers.
+
+    `vectors` is float32 (n_texts, dimensions) in the order asked, `tokens` as billed or None where the provider
+    does not say, `truncated` the places of the texts the provider cut.
+    """
+
+    vectors: Vectors
+    tokens: int | None
+    truncated: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was asked, what of it was sent, and what that cost.
+
+    `texts = cache_hits + duplicates + joined + sent + failed`. A text is `sent` for the caller who pays for it and
+    `joined` for those who wanted it while it was on its way. `requests` counts what went out, `retries` those among
+    them that repeated an earlier one. `tokens` are the provider's; `priced_usd` is the cost of those with a known
+    price, `unpriced_tokens` counts the others.
+    """
+
+    texts: int = 0
+    cache_hits: int = 0
+    duplicates: int = 0
+    joined: int = 0
+    sent: int = 0
+    failed: int = 0
+    requests: int = 0
+    retries: int = 0
+    tokens: int = 0
+    unpriced_tokens: int = 0
+    priced_usd: Decimal = Decimal(0)
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """The cost in USD, or None where some tokens have no known price."""
+        return None if self.unpriced_tokens else self.priced_usd
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingResult:
+    """Vectors in the order of the texts asked, and how they came about.
+
+    `vectors` is float32 (n_texts, dimensions); rows that failed are NaN and named in `failed`.
+    `space` names the vector space: vectors of different spaces must not be compared or share an index.
+    `truncated` names the positions of texts that were cut to the model's limit.
+    """
+
+    vectors: Vectors
+    usage: Usage
+    model: str
+    input_type: InputType
+    space: str
+    truncated: tuple[int, ...] = ()
+    failed: Mapping[int, Exception] = field(default_factory=dict)
+
+    def to_lists(self) -> list[list[float] | None]:
+        """Give the vectors as Python floats, with None for a row that failed."""
+        from embedkit_core.lists import to_lists
+
+        rows: list[list[float] | None] = [*to_lists(self.vectors)]
+        for position in self.failed:
+            rows[position] = None
+        return rows
