@@ -1,2 +1,51 @@
-"""Embeddings."""
+"""Embeddings for retrieval: every text paid for once, no vector ever wrong."""
+
+from embedkit_core.embedder import Embedder
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadReplyError,
+    BadRequestError,
+    BadTextError,
+    CacheError,
+    ConfigurationError,
+    EmbedKitError,
+    InputError,
+    MissingExtraError,
+    PartialFailureError,
+    ProviderError,
+    QuotaError,
+    RateLimitError,
+    RequestTooLargeError,
+    TextTooLongError,
+    TimedOutError,
+    UnavailableError,
+)
+from embedkit_core.types import EmbeddingResult, Explanation, InputType, Usage
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AuthenticationError",
+    "BadReplyError",
+    "BadRequestError",
+    "BadTextError",
+    "CacheError",
+    "ConfigurationError",
+    "EmbedKitError",
+    "Embedder",
+    "EmbeddingResult",
+    "Explanation",
+    "InputError",
+    "InputType",
+    "MissingExtraError",
+    "PartialFailureError",
+    "ProviderError",
+    "QuotaError",
+    "RateLimitError",
+    "RequestTooLargeError",
+    "TextTooLongError",
+    "TimedOutError",
+    "UnavailableError",
+    "Usage",
+    "__version__",
+]

@@ -31,8 +31,17 @@ if TYPE_CHECKING:
     from embedkit_core.types import EmbeddingResult
 
 
+def _rebuild(cls: type[EmbedKitError], args: tuple[object, ...], state: dict[str, object]) -> EmbedKitError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
 class EmbedKitError(Exception):
-    """Base of every error this library raises on purpose."""
+    """Base of every error this library raises on purpose; it can be copied and sent to another process."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class ConfigurationError(EmbedKitError, ValueError):

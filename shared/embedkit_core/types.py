@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -26,6 +26,10 @@ class Limits:
     tokens: int | None = None
     text_tokens: int | None = None
     in_flight: int | None = None
+
+    def at_most(self, texts: int | None) -> Limits:
+        """Give the same limits with no more than this many texts a request."""
+        return self if texts is None else replace(self, texts=min(texts, self.texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +134,20 @@ class EmbeddingResult:
         for position in self.failed:
             rows[position] = None
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would happen for one text: the request without it, its key, and where its vector would come from.
+
+    `served_from` is "memory", "cache" or "provider"; `estimated_tokens` a guess, `usd_per_million` None where unknown.
+    """
+
+    model: str
+    endpoint: str
+    wire: Mapping[str, Any]
+    key: str
+    key_parts: Mapping[str, Any]
+    served_from: str
+    estimated_tokens: int
+    usd_per_million: Decimal | None

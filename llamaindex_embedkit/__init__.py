@@ -1,0 +1,5 @@
+"""Embeddings for LlamaIndex: `EmbedKitEmbedding`, in place of the framework's own classes."""
+
+from llamaindex_embedkit.embedding import EmbedKitEmbedding
+
+__all__ = ["EmbedKitEmbedding"]

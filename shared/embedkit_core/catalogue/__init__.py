@@ -1,0 +1,49 @@
+"""What is known of models: dimensions, limits and prices as data, with their sources."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from embedkit_core.types import Limits, ModelInfo
+
+
+def _row(raw: Mapping[str, Any]) -> ModelInfo:
+    allowed = raw["allowed_dimensions"]
+    return ModelInfo(
+        provider=raw["provider"],
+        name=raw["name"],
+        dimensions=raw["dimensions"],
+        allowed_dimensions=range(allowed["min"], allowed["max"] + 1) if isinstance(allowed, dict) else tuple(allowed),
+        limits=Limits(texts=raw["request_texts"], tokens=raw["request_tokens"], text_tokens=raw["text_tokens"]),
+        usd_per_million=None if raw["usd_per_million"] is None else Decimal(raw["usd_per_million"]),
+        status=raw["status"],
+        source=raw["source"],
+    )
+
+
+@cache
+def rows() -> tuple[ModelInfo, ...]:
+    """Give every row of the catalogue."""
+    text = files(__name__).joinpath("models.json").read_text(encoding="utf-8")
+    return tuple(_row(raw) for raw in json.loads(text)["models"])
+
+
+def find(name: str, provider: str | None = None) -> ModelInfo | None:
+    """Give the row of a model, at whatever provider where none is named."""
+    for row in rows():
+        if row.name == name and provider in (None, row.provider):
+            return row
+    return None
+
+
+def near(name: str, provider: str | None = None) -> str | None:
+    """Give the catalogue's name that a mistyped one may have meant, as provider:model."""
+    names = {row.name: row for row in rows() if provider in (None, row.provider)}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    return f"{names[close[0]].provider}:{close[0]}" if close else None

@@ -1,0 +1,139 @@
+"""From a user's arguments to a provider: everything that can be wrong is found here, before any I/O."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from embedkit_core import catalogue
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.providers import Provider, ProviderSettings, provider_class, provider_names
+from embedkit_core.secrets import Secret
+from embedkit_core.types import InputType, LongText
+
+
+def resolve_provider(
+    model: str,
+    *,
+    api_key: str | Secret | None,
+    base_url: str | None,
+    dimensions: int | None,
+    query_prompt: str | None,
+    document_prompt: str | None,
+    on_long_text: LongText,
+    provider_options: Mapping[str, Any] | None,
+) -> Provider:
+    """Find the provider a model string names and make it from the settings.
+
+    Raises:
+        ConfigurationError: for a model, provider, key or setting that cannot work; the message names the way out.
+    """
+    one_of("on_long_text", on_long_text, get_args(LongText))
+    for name, prompt in (("query_prompt", query_prompt), ("document_prompt", document_prompt)):
+        if prompt is not None and not isinstance(prompt, str):
+            raise ConfigurationError(f"{name} must be a string, not {type(prompt).__name__}")
+    provider, name = split_model(model, base_url)
+    info = catalogue.find(name, provider)
+    chosen = provider_class(provider)
+    chosen.check_installed()
+    made = chosen(
+        ProviderSettings(
+            name=name,
+            api_key=_secret(api_key),
+            base_url=base_url,
+            dimensions=dimensions,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+            on_long_text=on_long_text,
+            options=dict(provider_options or {}),
+            info=info,
+        )
+    )
+    # A new model must not wait for a release, but a slip of the pen is not a new model.
+    if info is None and not made.endpoint and (meant := catalogue.near(name, provider)):
+        raise ConfigurationError(f"no model {name!r} is known at {provider}; did you mean {meant!r}?")
+    return made
+
+
+def split_model(model: str, base_url: str | None) -> tuple[str, str]:
+    """Give provider and model name of a model string.
+
+    The part before the first colon is the provider only if one is registered by that name; otherwise the provider
+    comes from the catalogue, or is "openai" where a base_url is given.
+    """
+    if not isinstance(model, str) or not model.strip():
+        raise ConfigurationError(f"model={model!r}: give a name such as 'openai:text-embedding-3-small'")
+    provider, colon, name = model.partition(":")
+    known = provider_names()
+    if colon and provider in known:
+        if not name.strip():
+            raise ConfigurationError(f"model={model!r} names a provider and no model")
+        return provider, name
+    info = catalogue.find(model)
+    if info is not None:
+        return info.provider, model
+    if base_url is not None:
+        return "openai", model
+    raise ConfigurationError(_unknown_model(model, provider if colon else None, known))
+
+
+def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
+    if os.path.isdir(model):  # noqa: PTH112 - a model's name need not be a path
+        return f"model={model!r} is a folder: write 'local:{model}'"
+    close = difflib.get_close_matches(provider, known, n=1, cutoff=0.6) if provider else []
+    if close:
+        return f"there is no provider {provider!r}; did you mean '{close[0]}:{model.partition(':')[2]}'?"
+    if meant := catalogue.near(model):
+        return f"no model {model!r} is known; did you mean {meant!r}?"
+    return (
+        f"which provider serves {model!r}? Write 'provider:model' with one of {', '.join(known)}, "
+        "or give the base_url of an OpenAI-compatible server"
+    )
+
+
+def _secret(api_key: str | Secret | None) -> Secret | None:
+    if api_key is None or isinstance(api_key, Secret):
+        return api_key
+    if not isinstance(api_key, str) or not api_key.strip():
+        raise ConfigurationError("api_key must be a string that is not empty")
+    return Secret(api_key)
+
+
+def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise ConfigurationError unless a setting has one of the values allowed."""
+    names = list(allowed)
+    if value not in names:
+        listed = ", ".join(map(repr, names))
+        close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigurationError(f"{name}={value!r} is not one of {listed}{hint}")
+
+
+def whole_number(name: str, value: object, least: int) -> None:
+    """Raise ConfigurationError unless a setting is a whole number that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def positive_seconds(name: str, value: object) -> None:
+    """Raise ConfigurationError unless a setting is a time in seconds, or None for no limit."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name}={value!r} must be a number of seconds above 0, or None for no limit")
+
+
+def refuse_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigurationError for arguments that do not exist, naming the nearest that do."""
+    names = list(known)
+    for name in unknown:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(names)}"
+        raise ConfigurationError(f"{owner} takes no argument {name!r}; {hint}")
+
+
+def check_input_type(input_type: str) -> None:
+    """Raise ConfigurationError unless the input type is one of ours."""
+    one_of("input_type", input_type, get_args(InputType))

@@ -1,0 +1,303 @@
+"""The front door: one object for one model, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, get_args
+
+from embedkit_core import config
+from embedkit_core.cache import Cache
+from embedkit_core.call import Call, Role
+from embedkit_core.engine import longtext
+from embedkit_core.engine.items import Lane
+from embedkit_core.engine.loop import engine, on_engine_thread
+from embedkit_core.errors import ConfigurationError, EmbedKitError
+from embedkit_core.meter import Meter
+from embedkit_core.plan import key_parts, key_prefix, make_plan
+from embedkit_core.secrets import Secret
+from embedkit_core.store import Store, open_store
+from embedkit_core.types import EmbeddingResult, Explanation, InputType, LongText, Usage, Vectors
+
+if TYPE_CHECKING:
+    from embedkit_core.engine.account import Account
+
+OnError = Literal["raise", "return"]
+INLINE = 64  # texts an async caller's loop is held for at most; more are prepared and assembled on our own threads
+T = TypeVar("T")
+
+logger = logging.getLogger("embedkit_core")
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """What of an embedder's settings belongs to each call and changes no vector."""
+
+    max_concurrency: int
+    max_retries: int
+    on_error: OnError
+
+
+class Embedder:
+    """Embeds texts with one model, through one cache and one engine that everything in the process shares.
+
+    Args:
+        model: "provider:model", such as "openai:text-embedding-3-small" or "local:/path/to/model"; the provider may be
+            left out for a model in the catalogue, and with `base_url`.
+        api_key: the provider's key; by default from the provider's own environment variable.
+        base_url: the address of an OpenAI-compatible server; by default the provider's own.
+        dimensions: the width of the vectors; by default the model's.
+        cache: a folder; None for the user's cache folder, False for none, or an object with the cache's methods.
+        query_prompt, document_prompt: put before each text; None leaves it to the model's own.
+        on_long_text: what becomes of a text over the model's limit: "truncate", "error" or "mean".
+        max_concurrency: requests in flight at once, over all callers on the same account.
+        max_batch_texts: texts in one request at most; by default what the model allows.
+        max_retries: how often a text is sent again after a transient failure.
+        timeout: seconds for one request; a local model has as long as it takes.
+        on_error: "raise", or "return" a result whose `failed` names the texts whose rows are NaN.
+        provider_options: further fields of the request, as the provider names them; part of the key.
+
+    Raises:
+        ConfigurationError: before any I/O, naming the value and the way out.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        api_key: str | Secret | None = None,
+        base_url: str | None = None,
+        dimensions: int | None = None,
+        cache: Literal[False] | str | PathLike[str] | Cache | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        on_long_text: LongText = "truncate",
+        max_concurrency: int = 16,
+        max_batch_texts: int | None = None,
+        max_retries: int = 6,
+        timeout: float | None = 60.0,
+        on_error: OnError = "raise",
+        provider_options: Mapping[str, Any] | None = None,
+        **unknown: Never,
+    ) -> None:
+        config.refuse_unknown("Embedder", unknown, parameter_names())
+        self._arguments = {
+            name: value for name, value in locals().items() if name in parameter_names() and name != "api_key"
+        }
+        config.whole_number("max_concurrency", max_concurrency, 1)
+        config.whole_number("max_retries", max_retries, 0)
+        if max_batch_texts is not None:
+            config.whole_number("max_batch_texts", max_batch_texts, 1)
+        config.positive_seconds("timeout", timeout)
+        config.one_of("on_error", on_error, get_args(OnError))
+        self.settings = CallSettings(max_concurrency, max_retries, on_error)
+        self.provider = config.resolve_provider(
+            model,
+            api_key=api_key,
+            base_url=base_url,
+            dimensions=dimensions,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+            on_long_text=on_long_text,
+            provider_options=provider_options,
+        )
+        self.model = f"{self.provider.name}:{self.provider.model}"
+        self.meter = Meter()
+        self.store: Store = open_store(cache)
+        self._width = self.provider.dimensions
+        self._joined: set[Account] = set()
+        self._warned = False
+        self._roles = {kind: self._role(kind, on_long_text, max_batch_texts, timeout) for kind in get_args(InputType)}
+
+    def _role(self, kind: InputType, on_long_text: LongText, max_texts: int | None, timeout: float | None) -> Role:
+        provider = self.provider
+        wire = provider.wire(kind)
+        prefix = key_prefix(self._key_parts(kind, on_long_text))
+        limits = provider.limits.at_most(max_texts)
+        lane = Lane(
+            wire_id=prefix,
+            timeout=None if limits.in_flight else timeout,
+            limits=limits,
+            long_text=on_long_text,
+            model=self.model,
+            dimensions=provider.dimensions,
+            usd_per_million=provider.usd_per_million,
+            wire=wire,
+        )
+        return Role(kind, lane, prefix)
+
+    def _key_parts(self, kind: InputType, on_long_text: LongText) -> dict[str, Any]:
+        return key_parts(
+            provider=self.provider.name,
+            endpoint=self.provider.endpoint,
+            wire=self.provider.wire(kind),
+            long_text=longtext.rule_name(on_long_text, provider_cuts=self.provider.cuts_long_texts),
+        )
+
+    # Doors
+
+    def embed(self, texts: Iterable[str], *, input_type: InputType = "document") -> EmbeddingResult:
+        """Embed texts, each distinct one once, and say what it took.
+
+        Raises:
+            InputError: some texts cannot be embedded; nothing was sent.
+            PartialFailureError: some failed for good; the others are in its `result` and in the cache.
+            ProviderError: all failed.
+        """
+        self._refuse_engine_thread("embed")
+        call = self._call(texts, input_type)
+        call.prepare()
+        if call.needs_engine:
+            call.wait()
+        return call.finish()
+
+    async def aembed(self, texts: Iterable[str], *, input_type: InputType = "document") -> EmbeddingResult:
+        """Embed texts, as `embed` does, without holding the caller's loop."""
+        if not isinstance(texts, (str, bytes, list, tuple)):
+            texts = list(texts)
+        call = self._call(texts, input_type)
+        many = len(texts) > INLINE if isinstance(texts, (list, tuple)) else False
+        try:
+            await self._off_loop(call.prepare, many)
+            if call.needs_engine:
+                await call.await_()
+        finally:
+            call.leave()
+        return await self._off_loop(call.finish, many)
+
+    def embed_query(self, text: str) -> Vectors:
+        """Embed a query: float32 (dimensions,)."""
+        return self.embed([text], input_type="query").vectors[0]
+
+    def embed_documents(self, texts: Iterable[str]) -> Vectors:
+        """Embed documents: float32 (n_texts, dimensions)."""
+        return self.embed(texts).vectors
+
+    async def aembed_query(self, text: str) -> Vectors:
+        """Embed a query: float32 (dimensions,)."""
+        return (await self.aembed([text], input_type="query")).vectors[0]
+
+    async def aembed_documents(self, texts: Iterable[str]) -> Vectors:
+        """Embed documents: float32 (n_texts, dimensions)."""
+        return (await self.aembed(texts)).vectors
+
+    def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
+        """Say what would be sent for a text, what its key covers, and where its vector would come from. Sends nothing."""
+        config.check_input_type(input_type)
+        role = self._roles[input_type]
+        plan = make_plan([text], role.prefix)
+        return Explanation(
+            model=self.model,
+            endpoint=self.provider.endpoint or "the provider's own",
+            wire=dict(role.lane.wire),
+            key=plan.keys[0].hex(),
+            key_parts=self._key_parts(input_type, role.lane.long_text),
+            served_from=self.store.where(plan.keys[0]),
+            estimated_tokens=plan.sizes[0],
+            usd_per_million=self.provider.usd_per_million,
+        )
+
+    # Facts
+
+    @property
+    def usage(self) -> Usage:
+        """What this object has asked and paid for so far."""
+        return self.meter.read()
+
+    @property
+    def dimensions(self) -> int | None:
+        """The width of the vectors; None until the first reply of a model that is not in the catalogue."""
+        return self._width
+
+    @property
+    def space(self) -> str:
+        """The name of the vector space: vectors of different spaces must not be compared or share an index."""
+        wire = self.provider.wire("document")
+        identity = str(wire.get("model", self.provider.model))[:64]
+        where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
+        return f"{self.provider.name}:{identity}{where}/{self.dimensions or 'unknown'}/float32"
+
+    def note(self, result: EmbeddingResult) -> None:
+        """Learn the width from a result, and warn once where texts were cut. On the caller's side."""
+        if self._width is None and result.vectors.shape[1]:
+            self._width = result.vectors.shape[1]
+        if result.truncated and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d of %d texts are longer than %s takes and were cut: result.truncated names them, "
+                "on_long_text='mean' or 'error' are the alternatives",
+                len(result.truncated),
+                len(result.vectors),
+                self.model,
+            )
+
+    # Life
+
+    def join(self, account: Account) -> None:
+        """Note that this object uses an account, so that its client is kept open."""
+        if account not in self._joined:
+            self._joined.add(account)
+            engine().join(account)
+            weakref.finalize(self, engine().leave, account).atexit = False
+
+    def close(self) -> None:
+        """Let go of the client and the cache; another call opens them again."""
+        for account in list(self._joined):
+            self._joined.discard(account)
+            engine().close_account(account)
+        self.store.close()
+
+    async def aclose(self) -> None:
+        """Close without holding the caller's loop."""
+        await self._off_loop(self.close, many=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"Embedder({self.model!r}, dimensions={self.dimensions})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the settings; never a key, which the other process finds in its own environment."""
+        if not isinstance(self._arguments["cache"], (str, PathLike, type(None), bool)):
+            raise ConfigurationError("an embedder with a cache object of your own cannot be pickled; give a folder")
+        return _rebuild, (self._arguments,)
+
+    # Inside
+
+    def _call(self, texts: Iterable[str], input_type: InputType) -> Call:
+        config.check_input_type(input_type)
+        return Call(self, self._roles[input_type], texts)
+
+    def _refuse_engine_thread(self, door: str) -> None:
+        if on_engine_thread():
+            raise EmbedKitError(f"{door}() would wait for the thread it runs on; use a{door}()")
+
+    async def _off_loop(self, work: Callable[[], T], many: bool) -> T:
+        if not many:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(engine().pool, work)
+
+
+def parameter_names() -> list[str]:
+    """Give the names of the arguments an embedder takes."""
+    kinds = inspect.signature(Embedder.__init__).parameters
+    return [name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD]
+
+
+def _rebuild(arguments: dict[str, Any]) -> Embedder:
+    return Embedder(**arguments)

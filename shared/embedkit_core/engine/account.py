@@ -1,0 +1,128 @@
+"""The shell around one account's scheduler: its client, its tasks, its timer. Lives on the loop thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
+
+from embedkit_core.engine.failures import give_up
+from embedkit_core.engine.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler import Scheduler
+from embedkit_core.engine.writer import Writer
+from embedkit_core.errors import ProviderError, TimedOutError
+
+if TYPE_CHECKING:
+    from embedkit_core.providers import Client
+
+
+class Account:
+    """Sends what the scheduler decides, for one provider, endpoint and credential.
+
+    `connect` makes the client, on the loop thread, when there is a first request to send.
+    """
+
+    def __init__(
+        self,
+        name: Hashable,
+        *,
+        connect: Callable[[], Client],
+        in_flight: int | None,
+        loop: asyncio.AbstractEventLoop,
+        writer: Writer,
+    ) -> None:
+        self.name = name
+        self.users = 0
+        self.idle_since = loop.time()
+        self.scheduler = Scheduler(in_flight=in_flight, rng=random.Random())  # noqa: S311 - jitter
+        self._connect = connect
+        self._client: Client | None = None
+        self._loop = loop
+        self._writer = writer
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object) -> None:
+        """Take on a ticket; its look-up of the cache ends here."""
+        try:
+            self.scheduler.submit(ticket, lane, wants)
+        finally:
+            self.scheduler.lookups.pop(lookup, None)
+
+    def tell(self, event: Callable[[], None]) -> None:
+        """Let the scheduler take in an event; a defect of ours must not leave callers waiting for ever."""
+        try:
+            event()
+        except Exception as error:
+            self._give_up_all(error)
+
+    def pump(self) -> None:
+        """Do what the scheduler has decided, until it has nothing more for now."""
+        self.tell(self._pump)
+
+    def _pump(self) -> None:
+        while self._pump_once():
+            pass
+
+    def _pump_once(self) -> bool:
+        step = self.scheduler.poll(self._loop.time())
+        for flight in step.sends:
+            task = self._loop.create_task(self._fly(flight), context=contextvars.Context())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        at_once = False
+        for flight in step.commits:
+            if any(item.caches for item in flight.done):
+                self._writer.put((self, flight))
+            else:
+                self.scheduler.committed(flight)
+                at_once = True
+        for ticket in step.finished:
+            ticket.wake()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if step.wake_at is None else self._loop.call_at(step.wake_at, self.pump)
+        return at_once
+
+    async def _fly(self, flight: Flight) -> None:
+        model = flight.lane.lane.model
+        error: ProviderError
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            # The client's own timeouts are per read or write; this one is for the whole.
+            async with asyncio.timeout(flight.batch.timeout):
+                reply = await self._client.embed(flight.batch)
+        except ProviderError as refusal:
+            error = refusal
+        except TimeoutError:
+            error = TimedOutError(f"{model} did not answer in {flight.batch.timeout:g} s; timeout= gives it longer")
+        except Exception as foreign:  # it may hold requests, keys and texts: only its type goes on
+            error = ProviderError(f"{model}: the request failed with {type(foreign).__name__}")
+        else:
+            self.tell(lambda: self.scheduler.replied(flight, reply))
+            self.pump()
+            return
+        error.model = error.model or model
+        error.provider = error.provider or model.partition(":")[0]
+        self.tell(lambda: self.scheduler.failed(flight, error, self._loop.time()))
+        self.pump()
+
+    def _give_up_all(self, error: Exception) -> None:
+        failure = ProviderError(f"internal error in the engine ({type(error).__name__}: {error}); please report it")
+        give_up(self.scheduler, list(self.scheduler.table.values()), failure)
+        for ticket in self.scheduler.poll(self._loop.time()).finished:
+            ticket.wake()
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether nothing is under way."""
+        return self.scheduler.in_flight == 0 and not self.scheduler.table
+
+    async def aclose(self) -> None:
+        """Close the client; a later request makes a new one."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()

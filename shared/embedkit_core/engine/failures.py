@@ -1,0 +1,189 @@
+"""What becomes of a request that failed: tried again, halved, searched for the bad text, cut, or given up.
+
+Who decides: the provider says what happened (the error's type), this module what follows, each waiter's own policy
+when enough is enough.
+"""
+
+from __future__ import annotations
+
+import copy
+from math import log2
+from typing import TYPE_CHECKING
+
+from embedkit_core.engine import longtext
+from embedkit_core.engine.items import Flight, Group, Item, Trial
+from embedkit_core.engine.packing import estimate_tokens
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadReplyError,
+    BadRequestError,
+    BadTextError,
+    EncodingRefusedError,
+    ProviderError,
+    QuotaError,
+    RateLimitError,
+    RequestTooLargeError,
+    TextTooLongError,
+)
+
+if TYPE_CHECKING:
+    from embedkit_core.engine.scheduler import Scheduler
+
+ASKS = 3  # how often a request may be put differently before its refusal stands
+CUTS = 64  # how often a text may be cut before its refusal stands
+SHORT = 512  # tokens, estimated, under which a text alone cannot be what makes a request too large
+ALIKE = 7  # a batch, two halves, four quarters: with three bad texts or fewer one of them would have passed
+
+
+def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> None:
+    """Free the slot of a failed request and decide for each of its texts."""
+    scheduler.release(flight)
+    items = [item for item in flight.items if item.waiters]
+    for item in flight.items:
+        if not item.waiters:
+            scheduler.drop(item)
+    if not items:
+        return
+    if error.retryable:
+        _try_again(scheduler, items, error, now)
+    elif isinstance(error, EncodingRefusedError) and all(item.asks < ASKS for item in items):
+        for item in items:
+            item.asks += 1
+        flight.lane.enter(items, front=True)
+    elif isinstance(error, TextTooLongError) and error.positions:
+        _treat_known_long(scheduler, flight, error)
+    elif isinstance(error, (TextTooLongError, RequestTooLargeError)):
+        _halve(scheduler, flight, items, error)
+    elif isinstance(error, BadTextError):
+        _search(scheduler, flight, items, error)
+    elif isinstance(error, BadReplyError):
+        give_up(scheduler, items, error)
+    elif isinstance(error, (AuthenticationError, BadRequestError, QuotaError)):
+        # The request itself is refused: what waits in this lane would be refused too.
+        flight.lane.proven = False
+        give_up(scheduler, items + _waiting(scheduler, flight), error)
+    else:
+        give_up(scheduler, items, error)
+
+
+def give_up(scheduler: Scheduler, items: list[Item], error: ProviderError) -> None:
+    """Fail items for good, for everybody who waits; each gets a copy of the error."""
+    for item in items:
+        root = item.root
+        for waiter in list(item.waiters):
+            scheduler.give_up(waiter.ticket, waiter.index, copy.copy(error))
+        item.waiters.clear()
+        scheduler.drop(item)
+        scheduler.drop(root)
+
+
+def _waiting(scheduler: Scheduler, flight: Flight) -> list[Item]:
+    return [item for item in scheduler.table.values() if item.lane is flight.lane and item.home is not None]
+
+
+def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, now: float) -> None:
+    """Park items until the next try; waiters whose retries are used up are told now."""
+    delay = scheduler.retry.delay(items[0].failures, error, scheduler.rng)
+    again: list[Item] = []
+    for item in items:
+        item.failures += 1
+        for waiter in list(item.waiters):
+            joined_at = waiter.joined_at if item.parent is None else 0
+            if item.failures - joined_at > waiter.ticket.max_retries:
+                item.waiters.remove(waiter)
+                scheduler.give_up(waiter.ticket, waiter.index, copy.copy(error))
+        if item.waiters:
+            again.append(item)
+        else:
+            scheduler.drop(item)
+            scheduler.drop(item.root)
+    if again:
+        scheduler.park(again, now + delay)
+    if isinstance(error, RateLimitError):
+        # One refusal slows everybody on the account down.
+        scheduler.paused_until = max(scheduler.paused_until, now + delay)
+
+
+def _halves(flight: Flight, items: list[Item], trial: Trial | None = None) -> None:
+    # A query that joined while the batch was in the air goes on with queries only.
+    bulk = [item for item in items if not item.urgent]
+    if 0 < len(bulk) < len(items):
+        flight.lane.enter([item for item in items if item.urgent], front=True)
+        items = bulk
+    middle = (len(items) + 1) // 2
+    for half in (items[:middle], items[middle:]):
+        flight.lane.enter_group(Group(half, items[0].urgent, trial))
+
+
+def _halve(scheduler: Scheduler, flight: Flight, items: list[Item], error: ProviderError) -> None:
+    """Send a request that was too large again in two; a single text that is too large is too long."""
+    if len(flight.items) == 1:
+        if isinstance(error, RequestTooLargeError) and items[0].size < SHORT:
+            give_up(scheduler, items, error)  # whatever the server means, cutting a short text is not the answer
+        else:
+            _treat_long(scheduler, items[0], error, None)
+        return
+    if isinstance(error, RequestTooLargeError):
+        flight.lane.room.halve([item.size for item in flight.items])
+    _halves(flight, items)
+
+
+def _treat_known_long(scheduler: Scheduler, flight: Flight, error: TextTooLongError) -> None:
+    fine: list[Item] = []
+    for place, item in enumerate(flight.items):
+        if not item.waiters:
+            continue
+        if place in error.positions:
+            _treat_long(scheduler, item, error, error.positions[place])
+        else:
+            fine.append(item)
+    flight.lane.enter(fine, front=True)
+
+
+def _treat_long(scheduler: Scheduler, item: Item, error: ProviderError, tokens: int | None) -> None:
+    """Cut, split or give up one text that the model refuses as too long, by the lane's policy."""
+    limit = error.limit if isinstance(error, TextTooLongError) else None
+    if tokens is None and isinstance(error, TextTooLongError):
+        tokens = error.tokens
+    policy = item.lane.lane.long_text
+    item.cuts += 1
+    if policy == "truncate" and item.cuts <= CUTS and (shorter := longtext.shorten(item.text, tokens, limit)):
+        item.text, item.cut = shorter, True
+        item.size = estimate_tokens(shorter, shorter.encode())
+        item.lane.enter_group(Group([item], item.urgent))
+    elif policy == "mean" and item.cuts <= CUTS and len(item.text) > 1:
+        _split(item, tokens, limit)
+    else:
+        give_up(scheduler, [item], error)
+
+
+def _split(item: Item, tokens: int | None, limit: int | None) -> None:
+    """Put the pieces of a text in its place; the last one to come back completes it."""
+    root = item.root
+    pieces = longtext.split(item.text, tokens, limit)
+    root.missing += len(pieces) - (1 if item.parent else 0)
+    children = []
+    for piece in pieces:
+        child = Item(b"", piece, estimate_tokens(piece, piece.encode()), item.lane, urgent=item.urgent, parent=root)
+        child.cuts = item.cuts
+        children.append(child)
+    item.lane.enter(children, front=True)
+
+
+def _search(scheduler: Scheduler, flight: Flight, items: list[Item], error: BadTextError) -> None:
+    """Look for the text a refusal is about, by halving.
+
+    The search stops where the batch, its halves and its quarters all fail alike in a lane that has never answered:
+    the cause is the request, and what waits fails with it. It also stops after about four bad texts' worth of
+    refusals; what is left of the batch then fails.
+    """
+    trial = flight.trial or Trial(budget=4 * (int(log2(len(flight.items))) + 2))
+    trial.alike = trial.alike + 1 if trial.last is None or error.same_cause(trial.last) else 1
+    trial.refusals += 1
+    trial.last = error
+    if trial.alike >= ALIKE and not flight.lane.proven:
+        give_up(scheduler, items + _waiting(scheduler, flight), error)
+    elif len(items) == 1 or trial.refusals > trial.budget:
+        give_up(scheduler, items, error)
+    else:
+        _halves(flight, items, trial)

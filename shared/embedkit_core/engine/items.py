@@ -1,0 +1,226 @@
+"""What the scheduler moves about: a caller holds a ticket, a text is an item, tickets point to items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from embedkit_core.errors import ProviderError
+from embedkit_core.meter import Meter
+from embedkit_core.types import Batch, Limits, LongText, Usage, Vectors
+
+MILLION = Decimal(1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Everything of a request but its texts; texts share a request only in the same lane.
+
+    `wire_id` digests what is sent, `wire` is what is sent, `model` a name for messages. `usd_per_million` is None
+    where the price is unknown.
+    """
+
+    wire_id: bytes
+    timeout: float | None
+    limits: Limits
+    long_text: LongText
+    model: str
+    dimensions: int | None
+    usd_per_million: Decimal | None
+    wire: Mapping[str, Any] = field(compare=False)
+
+
+class Rows:
+    """The result's matrix, float32 (n, dimensions), allocated when the first row tells its width.
+
+    `positions` maps the wants of a ticket to rows of the matrix.
+    """
+
+    def __init__(self, n: int, positions: npt.NDArray[np.intp]) -> None:
+        self.n = n
+        self.positions = positions
+        self.matrix: Vectors | None = None
+
+    def fits(self, width: int) -> bool:
+        """Tell whether rows of this width go with those already there."""
+        return self.matrix is None or self.matrix.shape[1] == width
+
+    def put(self, places: Sequence[int] | npt.NDArray[np.intp], vectors: Vectors) -> None:
+        """Copy float32 (len(places), dimensions) into rows of the matrix."""
+        if self.matrix is None:
+            self.matrix = np.full((self.n, vectors.shape[1]), np.nan, dtype=np.float32)
+        self.matrix[places] = vectors
+
+    def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
+        """Copy the vectors of these wants to where the result has them."""
+        self.put(self.positions[wants], vectors)
+
+
+class Keeper(Hashable, Protocol):
+    """A cache as the scheduler sees it: something to name when a row is to be kept."""
+
+    def set_many(self, items: Any) -> None:  # pragma: no cover
+        """Keep rows."""
+
+
+class Ticket:
+    """One caller's call: what it waits for, its own policy, and what came of it.
+
+    `wake` is called once, on the engine's side, when nothing is pending any more.
+    """
+
+    __slots__ = (
+        "bound",
+        "cache",
+        "closed",
+        "counted",
+        "failed",
+        "items",
+        "joined",
+        "max_retries",
+        "meter",
+        "pending",
+        "rows",
+        "sent",
+        "truncated",
+        "urgent",
+        "usage",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        *,
+        rows: Rows,
+        urgent: bool,
+        max_retries: int,
+        bound: int,
+        cache: Keeper | None,
+        meter: Meter,
+        wake: Callable[[], None],
+    ) -> None:
+        self.rows = rows
+        self.urgent = urgent
+        self.max_retries = max_retries
+        self.bound = bound
+        self.cache = cache
+        self.meter = meter
+        self.wake = wake
+        self.items: list[Item] = []
+        self.pending = 0
+        self.closed = False
+        self.counted = False
+        self.sent = 0
+        self.joined = 0
+        self.failed: dict[int, ProviderError] = {}
+        self.truncated: list[int] = []
+        self.usage = Usage()
+
+    def charge(self, usage: Usage) -> None:
+        """Book requests and tokens that this ticket pays for, also after its caller has left."""
+        self.usage += usage
+        self.meter.add(usage)
+
+
+@dataclass(slots=True)
+class Waiter:
+    """One ticket's wish for one item: `index` in the ticket, `joined_at` the item's failures when it joined."""
+
+    ticket: Ticket
+    index: int
+    joined_at: int
+
+
+class Item:
+    """One text under way.
+
+    `home` is the queue or group it waits in, None while it flies or is parked; a queue may hold stale entries, whose
+    home is elsewhere. A piece of a text that is split for "mean" has a `parent` and shares its list of waiters.
+    """
+
+    __slots__ = (
+        "asks",
+        "caches",
+        "cut",
+        "cuts",
+        "failures",
+        "home",
+        "key",
+        "lane",
+        "missing",
+        "parent",
+        "parts",
+        "payer",
+        "size",
+        "text",
+        "urgent",
+        "waiters",
+    )
+
+    def __init__(self, key: bytes, text: str, size: int, lane: Any, *, urgent: bool, parent: Item | None = None):
+        self.key = key
+        self.text = text
+        self.size = size
+        self.lane = lane
+        self.urgent = urgent
+        self.parent = parent
+        self.waiters: list[Waiter] = parent.waiters if parent else []
+        self.caches: list[Keeper] = []
+        self.home: object | None = None
+        self.payer: Ticket | None = None
+        self.failures = 0
+        self.asks = 0
+        self.cuts = 0
+        self.cut = False
+        self.parts: list[tuple[int, Vectors]] = []
+        self.missing = 0
+
+    @property
+    def root(self) -> Item:
+        """The text as a caller asked for it."""
+        return self.parent or self
+
+
+@dataclass(slots=True)
+class Trial:
+    """The search for a bad text in a refused batch: how many refusals so far, how many alike, how many at most."""
+
+    budget: int
+    refusals: int = 0
+    alike: int = 0
+    last: ProviderError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Items that must travel together and without others: half of a batch that was refused."""
+
+    items: list[Item]
+    urgent: bool
+    trial: Trial | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request under way, and once it is answered the items it finished and their rows."""
+
+    batch: Batch
+    lane: Any
+    items: list[Item]
+    trial: Trial | None = None
+    done: list[Item] = field(default_factory=list)
+    rows: Vectors | None = None
+    flags: list[bool] = field(default_factory=list)
+
+    def to_keep(self) -> dict[Keeper, list[int]]:
+        """Give for each cache the places in `done` of the rows it is to keep."""
+        keep: dict[Keeper, list[int]] = {}
+        for place, item in enumerate(self.done):
+            for cache in item.caches:
+                keep.setdefault(cache, []).append(place)
+        return keep

@@ -1,0 +1,65 @@
+"""How waiting texts become requests: pure arithmetic, no queue and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from embedkit_core.types import Limits
+
+FLOOR_TEXTS = 32  # 20 waiting texts must not become 16 requests
+CAP_TEXTS = 256  # a query must not wait long behind a bulk request, and a crash loses what is in flight
+CAP_TOKENS = 16_000
+
+
+@dataclass(slots=True)
+class Room:
+    """How much one request may hold at present: the model's limits, our caps, and what refusals taught."""
+
+    texts: int
+    tokens: int
+    text_tokens: int
+
+    @classmethod
+    def of(cls, limits: Limits) -> Room:
+        """Give the room a model's limits leave under our caps."""
+        tokens = min(CAP_TOKENS, limits.tokens or CAP_TOKENS)
+        return cls(min(CAP_TEXTS, limits.texts), tokens, min(limits.text_tokens or tokens, tokens))
+
+    def halve(self, sizes: Sequence[int]) -> None:
+        """Learn from a refusal of a request with texts of these sizes that it was too large."""
+        self.texts = max(1, min(self.texts, len(sizes) // 2))
+        self.tokens = max(1, min(self.tokens, sum(sizes) // 2))
+
+
+def spread(waiting: int, slots: int, cap: int) -> int:
+    """Give the number of texts a request should hold: equal waves over the slots, between floor and cap.
+
+    500 texts and 8 slots give 63; 20 texts give one request, 20 000 texts and 16 slots give 250.
+    """
+    slots = max(1, slots)
+    waves = max(1, ceil(waiting / (slots * cap)))
+    return min(cap, max(FLOOR_TEXTS, ceil(waiting / (waves * slots))))
+
+
+def estimate_tokens(text: str, encoded: bytes) -> int:
+    """Guess the length of a text in tokens, without a tokenizer: pacing only, never money.
+
+    Against cl100k: English 1.1, code 1.2, Chinese 1.2, Russian 1.6 times the true count.
+    """
+    return int(len(encoded) / 3.6 + 0.4 * (len(encoded) - len(text))) + 1
+
+
+def share_out(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide billed tokens over texts by their size, in whole numbers that add up to the total."""
+    weight = sum(sizes)
+    if not weight:
+        return [total if i == 0 else 0 for i in range(len(sizes))]
+    shares, done, given = [], 0, 0
+    for size in sizes:
+        done += size
+        upto = total * done // weight
+        shares.append(upto - given)
+        given = upto
+    return shares

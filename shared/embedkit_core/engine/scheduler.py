@@ -1,0 +1,324 @@
+"""The engine's mind: a pure state machine that decides what is sent, when, and who gets which row.
+
+No thread, clock, socket or lock: events come in as calls with the time, decisions go out through `poll`. The laws it
+keeps are numbered in CONTRIBUTING.md and held by a Hypothesis state machine in tests/test_laws.py.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from embedkit_core.engine import failures, longtext
+from embedkit_core.engine.items import MILLION, Flight, Group, Item, Lane, Ticket, Waiter
+from embedkit_core.engine.packing import share_out
+from embedkit_core.engine.queues import LaneQueue
+from embedkit_core.engine.replies import check
+from embedkit_core.engine.retry import RetryPolicy
+from embedkit_core.errors import BadReplyError, ProviderError
+from embedkit_core.types import Batch, Reply, Usage, Vectors
+
+QUERIES_IN_A_ROW = 7  # while bulk waits; then it gets a slot
+
+
+@dataclass(slots=True)
+class Step:
+    """What the shell is to do: send requests, keep rows, wake callers, and call again at `wake_at`."""
+
+    sends: list[Flight] = field(default_factory=list)
+    commits: list[Flight] = field(default_factory=list)
+    finished: list[Ticket] = field(default_factory=list)
+    wake_at: float | None = None
+
+
+class Scheduler:
+    """Everything under way for one account.
+
+    `lookups` is written by caller threads: each open cache look-up notes `sequence` there before it reads and goes
+    when its misses are submitted, so that a row finished in between is handed over and not paid for again.
+    """
+
+    def __init__(self, *, in_flight: int | None = None, rng: random.Random, retry: RetryPolicy | None = None) -> None:
+        self.lookups: dict[object, int] = {}
+        self.sequence = 0
+        self.in_flight = 0
+        self.retry = retry or RetryPolicy()
+        self.rng = rng
+        self.paused_until = float("-inf")
+        self.table: dict[bytes, Item] = {}
+        self._most = in_flight
+        self._lanes: dict[Lane, LaneQueue] = {}
+        self._bounds: Counter[int] = Counter()
+        self._recent: dict[bytes, tuple[int, Vectors, bool]] = {}
+        self._parked: list[tuple[float, int, list[Item]]] = []
+        self._parkings = 0
+        self._queries_in_a_row = 0
+        self._step = Step()
+        self._stopped = False
+
+    # What comes in
+
+    def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]]) -> None:
+        """Take on the (key, text, size) wants of a ticket: join what is under way, queue the rest."""
+        queue = self._lanes.get(lane) or self._lanes.setdefault(lane, LaneQueue(lane))
+        ticket.pending = len(wants)
+        ticket.counted = True
+        self._bounds[ticket.bound] += 1
+        fresh: list[Item] = []
+        for index, (key, text, size) in enumerate(wants):
+            item = self.table.get(key)
+            if item is None:
+                recent = self._recent.get(key)
+                if recent is not None:
+                    self._hand_out_recent(ticket, index, recent)
+                    continue
+                item = self.table[key] = Item(key, text, size, queue, urgent=ticket.urgent)
+                fresh.append(item)
+            elif ticket.urgent and not item.urgent:
+                item.lane.promote(item)
+            item.waiters.append(Waiter(ticket, index, item.failures))
+            if ticket.cache is not None and ticket.cache not in item.caches:
+                item.caches.append(ticket.cache)
+            ticket.items.append(item)
+        queue.enter(fresh)
+        if fresh and not ticket.urgent:
+            queue.plan_job(self.free_slots())
+        self._close_if_done(ticket)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Let a caller leave: what only it wanted is dropped if unsent, and finished and kept if sent."""
+        if ticket.closed:
+            return
+        self._close(ticket)
+        for item in ticket.items:
+            item.waiters[:] = [w for w in item.waiters if w.ticket is not ticket]
+            if not item.waiters and (item.home is not None or item.missing):
+                self.drop(item)
+        ticket.items.clear()
+
+    def replied(self, flight: Flight, reply: Reply) -> None:
+        """Take the answer to a request; its rows go to the caches before anybody sees them."""
+        queue: LaneQueue = flight.lane
+        try:
+            check(reply, len(flight.items), queue.dimensions, queue.lane.model)
+        except BadReplyError as error:
+            self._bill(flight, reply.tokens)
+            failures.settle(self, flight, error, now=float("-inf"))
+            return
+        if not queue.proven:
+            queue.proven = True
+            queue.plan_job(self.free_slots() + 1)
+        queue.dimensions = reply.vectors.shape[1]
+        self._bill(flight, reply.tokens)
+        self._collect(flight, reply)
+        self._step.commits.append(flight)
+
+    def failed(self, flight: Flight, error: ProviderError, now: float) -> None:
+        """Take a request's failure: each text is tried again, looked into, or given up, by its waiters' policies."""
+        failures.settle(self, flight, error, now)
+
+    def committed(self, flight: Flight) -> None:
+        """Hand out the rows of a request that are kept now, and free its slot."""
+        self.release(flight)
+        self.sequence += 1
+        assert flight.rows is not None or not flight.done
+        handed: dict[Ticket, tuple[list[int], list[int]]] = {}
+        for place, item in enumerate(flight.done):
+            self.forget(item)
+            if self.lookups and flight.rows is not None:
+                self._recent[item.key] = (self.sequence, flight.rows[place], flight.flags[place])
+            for waiter in item.waiters:
+                ticket = waiter.ticket
+                wants, places = handed.setdefault(ticket, ([], []))
+                wants.append(waiter.index)
+                places.append(place)
+                if ticket is item.payer:
+                    ticket.sent += 1
+                else:
+                    ticket.joined += 1
+                if flight.flags[place]:
+                    ticket.truncated.append(waiter.index)
+            item.waiters.clear()
+        for ticket, (wants, places) in handed.items():
+            assert flight.rows is not None
+            whole = len(places) == len(flight.rows)
+            self._hand_out(ticket, wants, flight.rows if whole else flight.rows[places])
+
+    def stop(self) -> None:
+        """Start nothing any more; what is in flight may still come in."""
+        self._stopped = True
+
+    def poll(self, now: float) -> Step:
+        """Fill the free slots and give what there is to do since the last call."""
+        while self._parked and self._parked[0][0] <= now:
+            for item in reversed(heapq.heappop(self._parked)[2]):
+                if item.waiters:
+                    item.lane.enter([item], front=True)
+                else:
+                    self.drop(item)
+        if not self._stopped and self.paused_until <= now:
+            self._fill_slots()
+        self._forget_recent()
+        step, self._step = self._step, Step()
+        times = [self._parked[0][0]] if self._parked else []
+        if self.paused_until > now and self._anything_ready():
+            times.append(self.paused_until)
+        step.wake_at = min(times, default=None)
+        return step
+
+    # Slots
+
+    def bound(self) -> int:
+        """Give how many requests may be in flight: the strictest bound among callers with work."""
+        bounds = [b for b, n in self._bounds.items() if n > 0]
+        if self._most is not None:
+            bounds.append(self._most)
+        return min(bounds, default=1)
+
+    def free_slots(self) -> int:
+        """Give how many more requests may be sent now."""
+        return max(0, self.bound() - self.in_flight)
+
+    def release(self, flight: Flight) -> None:
+        """Free the slot of a request."""
+        self.in_flight -= 1
+        flight.lane.in_flight -= 1
+
+    def _anything_ready(self) -> bool:
+        return any(q.ready(urgent=u) for q in self._lanes.values() for u in (True, False))
+
+    def _fill_slots(self) -> None:
+        while self.free_slots() and (flight := self._next_flight()) is not None:
+            self.in_flight += 1
+            flight.lane.in_flight += 1
+            self._step.sends.append(flight)
+
+    def _next_flight(self) -> Flight | None:
+        while True:
+            urgent = [q for q in self._lanes.values() if q.ready(urgent=True)]
+            bulk = [q for q in self._lanes.values() if q.ready(urgent=False)]
+            if not urgent and not bulk:
+                return None
+            queries = bool(urgent) and not (bulk and self._queries_in_a_row >= QUERIES_IN_A_ROW)
+            self._queries_in_a_row = self._queries_in_a_row + 1 if queries and bulk else 0
+            queue = (urgent if queries else bulk)[0]
+            group = queue.take(urgent=queries, free_slots=self.free_slots())
+            if group is not None:
+                return self._launch(queue, group)
+
+    def _launch(self, queue: LaneQueue, group: Group) -> Flight:
+        # The lane goes to the back, so that lanes take turns.
+        self._lanes[queue.lane] = self._lanes.pop(queue.lane)
+        for item in group.items:
+            item.payer = item.root.payer = item.waiters[0].ticket
+        again = any(item.failures for item in group.items)
+        group.items[0].waiters[0].ticket.charge(Usage(requests=1, retries=int(again)))
+        batch = Batch([item.text for item in group.items], queue.lane.wire, queue.lane.timeout)
+        return Flight(batch, queue, group.items, group.trial)
+
+    # Rows
+
+    def _bill(self, flight: Flight, tokens: int | None) -> None:
+        """Book the tokens of a reply on those who pay, each text by its size."""
+        lane: Lane = flight.lane.lane
+        if not tokens:
+            return
+        bills: Counter[Ticket] = Counter()
+        for item, share in zip(flight.items, share_out(tokens, [i.size for i in flight.items]), strict=True):
+            if item.payer is not None:
+                bills[item.payer] += share
+        for ticket, n in bills.items():
+            if lane.usd_per_million is None:
+                ticket.charge(Usage(tokens=n, unpriced_tokens=n))
+            else:
+                ticket.charge(Usage(tokens=n, priced_usd=n * lane.usd_per_million / MILLION))
+
+    def _collect(self, flight: Flight, reply: Reply) -> None:
+        """Note which items a reply finishes: its texts, and split texts whose last piece it holds."""
+        cut = set(reply.truncated)
+        places: list[int] = []
+        for place, item in enumerate(flight.items):
+            if item.parent is None:
+                flight.done.append(item)
+                flight.flags.append(item.cut or place in cut)
+                places.append(place)
+        flight.rows = reply.vectors if len(places) == len(flight.items) else reply.vectors[places]
+        for place, item in enumerate(flight.items):
+            parent = item.parent
+            if parent is None or not parent.missing:
+                continue
+            parent.parts.append((len(item.text.encode()), reply.vectors[place]))
+            parent.missing -= 1
+            if not parent.missing:
+                parent.missing = -1  # whole, and on its way to the cache
+                flight.done.append(parent)
+                flight.flags.append(False)
+                flight.rows = np.vstack([flight.rows, longtext.mean(parent.parts)])
+
+    def _hand_out(self, ticket: Ticket, wants: list[int], vectors: Vectors) -> None:
+        if ticket.closed:
+            return
+        if ticket.rows.fits(vectors.shape[1]):
+            ticket.rows.put_wants(wants, vectors)
+            ticket.pending -= len(wants)
+        else:
+            message = f"answered {vectors.shape[1]} dimensions where the cache holds another width for the same model"
+            for want in wants:
+                self.give_up(ticket, want, BadReplyError(message))
+        self._close_if_done(ticket)
+
+    def _hand_out_recent(self, ticket: Ticket, index: int, recent: tuple[int, Vectors, bool]) -> None:
+        _, row, truncated = recent
+        ticket.joined += 1
+        if truncated:
+            ticket.truncated.append(index)
+        ticket.rows.put_wants([index], row[None, :])
+        ticket.pending -= 1
+
+    def _forget_recent(self) -> None:
+        oldest = min(list(self.lookups.values()), default=None)
+        while self._recent:
+            key, (sequence, _, _) = next(iter(self._recent.items()))
+            if oldest is not None and sequence > oldest:
+                return
+            del self._recent[key]
+
+    # Endings
+
+    def give_up(self, ticket: Ticket, index: int, error: ProviderError) -> None:
+        """Record that a want of a ticket failed for good."""
+        ticket.failed[index] = error
+        ticket.pending -= 1
+        self._close_if_done(ticket)
+
+    def park(self, items: list[Item], until: float) -> None:
+        """Keep items out of the queues until a time."""
+        for item in items:
+            item.home = None
+        self._parkings += 1
+        heapq.heappush(self._parked, (until, self._parkings, items))
+
+    def drop(self, item: Item) -> None:
+        """Take an item that nobody wants any more out of the queues and the table."""
+        item.lane.leave(item)
+        self.forget(item)
+
+    def forget(self, item: Item) -> None:
+        """Take an item out of the table, unless its place is another's by now."""
+        if self.table.get(item.key) is item:
+            del self.table[item.key]
+
+    def _close_if_done(self, ticket: Ticket) -> None:
+        if not ticket.closed and ticket.pending == 0:
+            self._close(ticket)
+            self._step.finished.append(ticket)
+
+    def _close(self, ticket: Ticket) -> None:
+        ticket.closed = True
+        if ticket.counted:
+            self._bounds[ticket.bound] -= 1

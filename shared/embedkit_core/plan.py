@@ -1,0 +1,120 @@
+"""From texts to keys: what is asked, once each. Pure.
+
+A key is the SHA-256 over the request as it would go on the wire for one text, what is done to the reply, and a key
+version. Fields at their neutral value are left out, so that a later version can add fields without changing a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedkit_core.engine.packing import estimate_tokens
+from embedkit_core.errors import InputError
+
+KEY_VERSION = 1
+SHOWN_POSITIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The distinct texts of a call: `first[i]` is where the i-th stands first, `source[p]` which one position p asks.
+
+    `sizes` are their lengths in tokens, estimated.
+    """
+
+    n: int
+    keys: list[bytes]
+    texts: list[str]
+    sizes: list[int]
+    first: npt.NDArray[np.intp]
+    source: npt.NDArray[np.intp]
+
+
+def key_parts(
+    *, provider: str, endpoint: str, wire: Mapping[str, Any], long_text: str, after: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Give what a key covers besides the text; `after` is what is done to the reply (cut, normalise, dtype)."""
+    parts = {"provider": provider, "endpoint": endpoint, "wire": dict(wire), "long_text": long_text, **(after or {})}
+    return {name: value for name, value in parts.items() if value not in (None, "", {}, False)}
+
+
+def key_prefix(parts: Mapping[str, Any]) -> bytes:
+    """Give the bytes that go before a text in its key."""
+    listed = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"rag-embedkit key {KEY_VERSION}\n{listed}\n".encode()
+
+
+def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
+    """Check the texts, give each its key, and find the distinct ones.
+
+    Raises:
+        InputError: with the positions, for what is not a string, holds a lone surrogate, or is empty or white space.
+    """
+    texts = check_list(texts)
+    start = hashlib.sha256(prefix)
+    index: dict[bytes, int] = {}
+    keys: list[bytes] = []
+    kept: list[str] = []
+    sizes: list[int] = []
+    first: list[int] = []
+    source = np.empty(len(texts), dtype=np.intp)
+    bad: list[int] = []
+    for position, text in enumerate(texts):
+        try:
+            encoded = text.encode()
+        except (AttributeError, UnicodeEncodeError):
+            bad.append(position)
+            continue
+        if not isinstance(text, str) or not text or text.isspace():
+            bad.append(position)
+            continue
+        hasher = start.copy()
+        hasher.update(encoded)
+        key = hasher.digest()
+        place = index.setdefault(key, len(keys))
+        if place == len(keys):
+            keys.append(key)
+            kept.append(text if type(text) is str else str(text))
+            sizes.append(estimate_tokens(text, encoded))
+            first.append(position)
+        source[position] = place
+    if bad:
+        raise _complaint(texts, bad)
+    return Plan(len(texts), keys, kept, sizes, np.array(first, dtype=np.intp), source)
+
+
+def check_list(texts: Iterable[str]) -> list[str]:
+    """Give the texts as a list, refusing a lone string, which would fall apart into characters."""
+    if isinstance(texts, (str, bytes)):
+        raise InputError("expected a list of texts and got one string; use embed_query(text) or embed([text])", ())
+    try:
+        return texts if isinstance(texts, list) else list(texts)
+    except TypeError:
+        raise InputError(f"expected a list of texts and got {type(texts).__name__}", ()) from None
+
+
+def _complaint(texts: list[str], bad: list[int]) -> InputError:
+    reasons: dict[str, list[int]] = {}
+    for position in bad:
+        text = texts[position]
+        if not isinstance(text, str):
+            reason = f"not a string but {type(text).__name__}"
+        elif not text or text.isspace():
+            reason = "empty or only white space"
+        else:
+            reason = "not valid Unicode (a lone surrogate; decode with errors='replace')"
+        reasons.setdefault(reason, []).append(position)
+    found = "; ".join(f"{reason} at position {_listed(positions)}" for reason, positions in reasons.items())
+    return InputError(f"{len(bad)} of {len(texts)} texts cannot be embedded, and nothing was sent: {found}", bad)
+
+
+def _listed(positions: list[int]) -> str:
+    shown = ", ".join(map(str, positions[:SHOWN_POSITIONS]))
+    return shown + (f" and {len(positions) - SHOWN_POSITIONS} more" if len(positions) > SHOWN_POSITIONS else "")

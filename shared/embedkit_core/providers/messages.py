@@ -1,0 +1,52 @@
+"""Addresses and server texts, made safe to compare and to show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from embedkit_core.errors import ConfigurationError
+
+SHOWN = 200  # characters of a server's text that may go into a message
+SEARCHED = 1_000_000  # characters of texts that are searched for a piece; past that nothing is shown
+PIECE = 12  # characters in common with a text or key that make it one
+
+
+def canonical_url(url: str) -> str:
+    """Give one spelling for an address: lower-case host, no default port, no trailing slash."""
+    parts = urlsplit(url.strip())
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+        raise ConfigurationError(f"base_url={_without_login(url)!r} is not an address such as http://localhost:8000/v1")
+    if parts.username or parts.password:
+        raise ConfigurationError("base_url holds a user name or password; pass it as api_key=")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = {"http": 80, "https": 443}[parts.scheme]
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{host}{'' if port in (None, default) else f':{port}'}{parts.path.rstrip('/')}{query}"
+
+
+def _without_login(url: str) -> str:
+    return url.rpartition("@")[2]
+
+
+def quotable(message: str, texts: Iterable[str], secret: str) -> str:
+    """Give what may be shown of a server's text, as ': ...', or nothing where it repeats a text or the key."""
+    shown = " ".join(message[:SHOWN].split())
+    texts = list(texts)
+    if not shown or _shares_piece(shown, secret) or sum(map(len, texts)) > SEARCHED:
+        return ""
+    if any(_shares_piece(shown, " ".join(text.split())) for text in texts):
+        return ""
+    return f": {shown}"
+
+
+def _shares_piece(message: str, text: str) -> bool:
+    """Tell whether a message holds a piece of a text: all of a short one, or a dozen characters of a longer one."""
+    message, text = message.casefold(), text.casefold()
+    if len(text) < PIECE:
+        return len(text) > 2 and text in message
+    return any(message[i : i + PIECE] in text for i in range(max(1, len(message) - PIECE + 1)))

@@ -1,0 +1,247 @@
+"""OpenAI, and every server that speaks its embeddings API, through the `openai` SDK's async client.
+
+Wire format: POST {base_url}/embeddings with model, input (strings only) and encoding_format; source: the OpenAPI
+description at github.com/openai/openai-openapi and SDK 3.52, read 2026-11-20. Tried against a local server that
+answers as documented, not against the live service.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from embedkit_core.engine.retry import retry_after
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadReplyError,
+    BadRequestError,
+    BadTextError,
+    ConfigurationError,
+    EncodingRefusedError,
+    ProviderError,
+    QuotaError,
+    RateLimitError,
+    RequestTooLargeError,
+    TextTooLongError,
+    TimedOutError,
+    UnavailableError,
+)
+from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
+from embedkit_core.providers.messages import canonical_url, quotable
+from embedkit_core.secrets import Secret
+from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+OWN_HOST = "https://api.openai.com/v1"
+PLACEHOLDER_KEY = "no-key-needed"
+COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
+QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+TOO_LONG = re.compile(r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length", re.I)
+TOO_LARGE = re.compile(r"max\w* .{0,20}tokens per request|batch size|array (is )?too long|too many inputs", re.I)
+COUNTS = re.compile(r"context length is (\d+) tokens, however you requested (\d+)")
+
+
+class OpenAI(Provider):
+    """A model of OpenAI's, or of a compatible server at `base_url`."""
+
+    name: ClassVar[str] = "openai"
+    extra: ClassVar[str | None] = "openai"
+    needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self.model = settings.name
+        base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or OWN_HOST
+        canonical = canonical_url(base_url)
+        self.endpoint = "" if canonical == OWN_HOST else canonical
+        self._base_url = base_url
+        info = settings.info
+        check_dimensions(self.model, settings.dimensions, info)
+        default = info.dimensions if info else None
+        self.dimensions = settings.dimensions or default
+        self._sent_dimensions = self.dimensions if self.dimensions != default else None
+        self.limits = info.limits if info else COMPATIBLE
+        self.usd_per_million = info.usd_per_million if info else None
+        self._prompts = {"query": settings.query_prompt or "", "document": settings.document_prompt or ""}
+        self._options = dict(settings.options)
+        self._organization = os.environ.get("OPENAI_ORG_ID")
+        self._project = os.environ.get("OPENAI_PROJECT_ID")
+        self._key = self._find_key(settings.api_key)
+        self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
+
+    def _find_key(self, given: Secret | None) -> Secret:
+        if given is not None:
+            return given
+        found = os.environ.get("OPENAI_API_KEY")
+        if found:
+            return Secret(found)
+        if not self.endpoint:
+            raise ConfigurationError(
+                f"no API key for openai:{self.model}: pass api_key=, or set the environment variable OPENAI_API_KEY"
+            )
+        return Secret(PLACEHOLDER_KEY)
+
+    def wire(self, input_type: InputType) -> dict[str, Any]:
+        """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
+        wire: dict[str, Any] = {"model": self.model}
+        if self._sent_dimensions is not None:
+            wire["dimensions"] = self._sent_dimensions
+        wire |= self._options
+        if self._prompts[input_type]:
+            wire["prompt"] = self._prompts[input_type]
+        return wire
+
+    def connect(self) -> Client:
+        """Open the SDK's async client, with its own retries off."""
+        from openai import AsyncOpenAI
+
+        client = AsyncOpenAI(
+            api_key=self._key.reveal(),
+            base_url=self._base_url,
+            organization=self._organization,
+            project=self._project,
+            max_retries=0,
+        )
+        return OpenAIClient(client, secret=self._key)
+
+
+class OpenAIClient:
+    """The SDK's transport, with request and reply as bytes: its models would walk every number of a reply."""
+
+    def __init__(self, sdk: AsyncOpenAI, *, secret: Secret) -> None:
+        import openai
+        import orjson
+        import pybase64
+
+        # SDK 3 speaks through httpx2, SDK 2 through httpx.
+        transport = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
+        self._response: Any = transport.Response
+        self._sdk = sdk
+        self._openai = openai
+        self._json = orjson
+        self._b64decode = pybase64.b64decode
+        self._secret = secret
+        self._encoding = "base64"
+
+    async def embed(self, batch: Batch) -> Reply:
+        """Send one request and decode its reply."""
+        fields = dict(batch.wire)
+        prompt = fields.pop("prompt", "")
+        texts = [prompt + text for text in batch.texts] if prompt else list(batch.texts)
+        encoding = self._encoding
+        body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
+        try:
+            response = await self._sdk.post(
+                "/embeddings", content=body, cast_to=self._response, options={"timeout": batch.timeout}
+            )
+        except self._openai.APIStatusError as refusal:
+            raise self._translate(refusal, texts, str(fields.get("model")), encoding) from None
+        except self._openai.APITimeoutError:
+            raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
+        except self._openai.APIConnectionError as lost:
+            cause = type(lost.__cause__).__name__ if lost.__cause__ else "no detail"
+            raise UnavailableError(f"the server at {self._sdk.base_url.host} could not be reached ({cause})") from None
+        return self._decode(response.content, len(texts))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._sdk.close()
+
+    def _decode(self, content: bytes, n_texts: int) -> Reply:
+        try:
+            reply = self._json.loads(content)
+            data = reply["data"]
+            usage = reply.get("usage") or {}
+            encoded = [row["embedding"] for row in data]
+            indices = [row.get("index") for row in data]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadReplyError("the server answered something that is not a list of embeddings") from None
+        if len(encoded) != n_texts:
+            raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
+        vectors = self._vectors(encoded)
+        tokens = usage.get("total_tokens", usage.get("prompt_tokens")) if isinstance(usage, dict) else None
+        return Reply(_in_order(vectors, indices), tokens if isinstance(tokens, int) and tokens >= 0 else None)
+
+    def _vectors(self, encoded: Sequence[Any]) -> Vectors:
+        """Decode rows of base64 (little-endian float32) or of numbers into float32 (n, dimensions)."""
+        try:
+            if not isinstance(encoded[0], str):
+                return np.array(encoded, dtype=np.float32)
+            first = np.frombuffer(self._b64decode(encoded[0], validate=True), dtype="<f4")
+            vectors = np.empty((len(encoded), len(first)), dtype=np.float32)
+            for row, text in enumerate(encoded):
+                vectors[row] = np.frombuffer(self._b64decode(text, validate=True), dtype="<f4")
+        except (ValueError, TypeError, OverflowError):
+            raise BadReplyError("the server answered vectors of different widths or in an unknown encoding") from None
+        return vectors
+
+    def _translate(self, refusal: APIStatusError, texts: list[str], model: str, encoding: str) -> ProviderError:
+        """Turn the SDK's exception into ours, by status, code and message."""
+        status = refusal.status_code
+        detail = _detail(refusal.body)
+        retried = status in (408, 409, 429) or status >= 500
+        said = "" if retried else quotable(detail["message"], texts, self._secret.reveal())
+        where: dict[str, Any] = {
+            "provider": "openai",
+            "model": f"openai:{model}",
+            "status": status,
+            "request_id": refusal.request_id,
+        }
+        waits = retry_after({k.lower(): v for k, v in refusal.response.headers.items()}, time.time())
+        if status == 402 or detail["code"] in QUOTA_CODES or detail["type"] in QUOTA_CODES:
+            return QuotaError(f"the account has no credit left (HTTP {status}); waiting does not help{said}", **where)
+        if status in (401, 403):
+            return AuthenticationError(
+                f"the key was refused for {model} (HTTP {status}); check api_key= or OPENAI_API_KEY", **where
+            )
+        if status == 429:
+            return RateLimitError(f"too many requests or tokens a minute (HTTP 429)", retry_after=waits, **where)
+        if retried:
+            return UnavailableError(f"the server failed (HTTP {status})", retry_after=waits, **where)
+        if encoding == "base64" and (detail["param"] == "encoding_format" or "base64" in detail["message"]):
+            self._encoding = "float"
+            return EncodingRefusedError(f"the server refuses base64 (HTTP {status})", **where)
+        return _about_input(status, detail, said, where)
+
+
+def _about_input(status: int, detail: Mapping[str, str], said: str, where: Mapping[str, Any]) -> ProviderError:
+    message = detail["message"]
+    if status == 413 or detail["code"] == "max_tokens_per_request" or TOO_LARGE.search(message):
+        return RequestTooLargeError(f"the request holds too many texts or tokens (HTTP {status}){said}", **where)
+    if TOO_LONG.search(message):
+        counts = COUNTS.search(message)
+        limit, tokens = (int(counts[1]), int(counts[2])) if counts else (None, None)
+        length = f" has {tokens} tokens, over the limit of {limit}" if counts else " is longer than the model takes"
+        hint = "; on_long_text='truncate' or 'mean' embeds it all the same"
+        return TextTooLongError(f"a text{length}{hint}", tokens=tokens, limit=limit, **where)
+    about_texts = detail["param"] in ("", "input", "$.input") and status in (400, 422)
+    if about_texts and detail["code"] not in ("model_not_found", "invalid_model"):
+        return BadTextError(f"the server refuses a text (HTTP {status}){said}", **where)
+    about = f" for its {detail['param']}" if detail["param"] else ""
+    return BadRequestError(f"the server refuses the request{about} (HTTP {status}){said}", **where)
+
+
+def _detail(body: object) -> dict[str, str]:
+    """Read message, type, param and code from an error body, as OpenAI and compatible servers shape it."""
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(inner, dict):
+        inner = {"message": inner if isinstance(inner, str) else ""}
+    return {name: str(inner.get(name) or "") for name in ("message", "type", "param", "code")}
+
+
+def _in_order(vectors: Vectors, indices: list[Any]) -> Vectors:
+    """Put rows in the order asked by their `index`; where no row has one, position counts."""
+    if all(index is None for index in indices) or indices == list(range(len(indices))):
+        return vectors
+    if any(type(index) is not int for index in indices) or sorted(indices) != list(range(len(indices))):
+        raise BadReplyError("the server answered a missing or a repeated index: which vector is whose is unknown")
+    ordered = np.empty_like(vectors)
+    ordered[indices] = vectors
+    return ordered

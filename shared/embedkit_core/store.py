@@ -1,0 +1,72 @@
+"""Where an embedder's vectors are kept: the cache on disk and the hot queries in memory, or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from embedkit_core.cache import Cache, open_cache
+from embedkit_core.cache.memory import MemoryTier
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.types import Entry
+
+HOT = 16  # keys in one look-up that may come from memory: single queries, not bulk
+
+
+class Store:
+    """A cache with a small memory before it; both may be absent.
+
+    `keeper` is what the engine writes to, None where nothing is kept.
+    """
+
+    def __init__(self, cache: Cache | None) -> None:
+        self.keeper = cache
+        self._memory = MemoryTier() if cache is not None else None
+
+    def get_many(self, keys: Sequence[bytes], *, hot: bool) -> Mapping[bytes, Entry]:
+        """Give the entries there are; `hot` ones are kept in memory for the next time."""
+        if self.keeper is None or self._memory is None:
+            return {}
+        if not hot or len(keys) > HOT:
+            return self.keeper.get_many(keys)
+        found = {key: entry for key in keys if (entry := self._memory.get(key)) is not None}
+        missing = [key for key in keys if key not in found]
+        if missing:
+            for key, entry in self.keeper.get_many(missing).items():
+                found[key] = entry
+                self._memory.put(key, entry)
+        return found
+
+    def where(self, key: bytes) -> str:
+        """Say where a vector would be served from: "memory", "cache" or "provider"."""
+        if self.keeper is None or self._memory is None:
+            return "provider"
+        if self._memory.get(key) is not None:
+            return "memory"
+        return "cache" if self.keeper.get_many([key]) else "provider"
+
+    def close(self) -> None:
+        """Forget what is in memory. A cache folder may be others' too, and closes with the last of them."""
+        if self._memory is not None:
+            self._memory = MemoryTier()
+
+
+def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> Store:
+    """Open what an embedder's `cache` argument names; a folder is made at the first write."""
+    if cache is False:
+        return Store(None)
+    if cache is None:
+        return Store(open_cache(Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))))
+    if isinstance(cache, (str, PathLike)):
+        if not str(cache):
+            raise ConfigurationError("cache='' names no folder; use cache=False for no cache")
+        return Store(open_cache(Path(cache).expanduser()))
+    if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
+        return Store(cache)
+    raise ConfigurationError(
+        f"cache={type(cache).__name__} is none of: a folder, False, None, or an object with get_many, set_many, close"
+    )

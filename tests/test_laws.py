@@ -1,0 +1,316 @@
+"""The engine's laws, held by a state machine on a virtual clock: no thread, no sleep, no luck.
+
+The world here is a server that answers as it likes, callers that come and go, and a cache that is written late. The
+laws are numbered as in CONTRIBUTING.md; each check names the one it holds.
+"""
+
+import random
+from decimal import Decimal
+
+import numpy as np
+from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
+from embedkit_core.engine.scheduler import QUERIES_IN_A_ROW, Scheduler
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadTextError,
+    EncodingRefusedError,
+    RateLimitError,
+    RequestTooLargeError,
+    TextTooLongError,
+    TimedOutError,
+    UnavailableError,
+)
+from embedkit_core.meter import Meter
+from embedkit_core.testing import fake_vector
+from embedkit_core.types import Limits, Reply, Usage
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+PRICE = Decimal("0.02")
+LONG = "long " * 20
+POISON = "poison"
+WORDS = [f"text {i}" for i in range(60)] + [POISON, LONG]
+LONG_TOKENS = 15
+
+
+class FakeCache:
+    """What the writer has kept, and the identity the scheduler knows a cache by."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, np.ndarray] = {}
+
+    def set_many(self, items):
+        raise AssertionError("the scheduler never writes")
+
+
+class Caller:
+    def __init__(self, ticket: Ticket, texts: list[str], opened: object) -> None:
+        self.ticket = ticket
+        self.texts = texts
+        self.opened = opened
+        self.finished = False
+        self.left = False
+
+
+class Engine(RuleBasedStateMachine):
+    @initialize(
+        texts=st.integers(1, 40),
+        tokens=st.one_of(st.none(), st.integers(20, 400)),
+        policy=st.sampled_from(["truncate", "error", "mean"]),
+        seed=st.integers(0, 10),
+    )
+    def start(self, texts: int, tokens: int | None, policy: str, seed: int) -> None:
+        self.now = 100.0
+        self.scheduler = Scheduler(rng=random.Random(seed))
+        self.meter = Meter()
+        self.cache = FakeCache()
+        self.limits = Limits(texts=texts, tokens=tokens, text_tokens=LONG_TOKENS)
+        self.policy = policy
+        self.lanes = [self.lane(b"one"), self.lane(b"two")]
+        self.callers: list[Caller] = []
+        self.opened: list[tuple[object, list[str], Lane]] = []
+        self.air: list[Flight] = []
+        self.to_commit: list[Flight] = []
+        self.answered: set[bytes] = set()
+        self.sends = 0
+        self.billed = 0
+        self.queries_in_a_row = 0
+        self.wake_at: float | None = None
+
+    def lane(self, wire_id: bytes) -> Lane:
+        return Lane(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, PRICE, {"id": wire_id.decode()})
+
+    def key(self, lane: Lane, text: str) -> bytes:
+        return lane.wire_id + text.encode()
+
+    def truth(self, lane: Lane, text: str) -> np.ndarray:
+        return fake_vector(text, model=lane.wire_id.decode())
+
+    # What callers do
+
+    @rule(texts=st.lists(st.sampled_from(WORDS), min_size=1, max_size=60, unique=True), lane=st.integers(0, 1))
+    def look_up(self, texts: list[str], lane: int) -> None:
+        """Start a look-up; the misses are handed over later, when much may have happened in between."""
+        token = object()
+        self.scheduler.lookups[token] = self.scheduler.sequence
+        chosen = self.lanes[lane]
+        misses = [text for text in texts if self.key(chosen, text) not in self.cache.rows]
+        self.opened.append((token, misses, chosen))
+
+    @precondition(lambda self: self.opened)
+    @rule(urgent=st.booleans(), retries=st.integers(0, 3), bound=st.integers(1, 4), data=st.data())
+    def submit(self, urgent: bool, retries: int, bound: int, data: st.DataObject) -> None:
+        token, texts, lane = self.opened.pop(data.draw(st.integers(0, len(self.opened) - 1)))
+        caller: list[Caller] = []
+        ticket = Ticket(
+            rows=Rows(len(texts), np.arange(len(texts))),
+            urgent=urgent,
+            max_retries=retries,
+            bound=bound,
+            cache=self.cache,
+            meter=self.meter,
+            wake=lambda: self.finish(caller[0]),
+        )
+        caller.append(Caller(ticket, [(lane, text) for text in texts], token))
+        self.callers.append(caller[0])
+        self.scheduler.submit(ticket, lane, [(self.key(lane, t), t, len(t) // 4 + 1) for t in texts])
+        self.scheduler.lookups.pop(token)
+        self.pump()
+
+    @precondition(lambda self: any(not c.finished and not c.left for c in self.callers))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        caller = data.draw(st.sampled_from([c for c in self.callers if not c.finished and not c.left]))
+        caller.left = True
+        self.scheduler.withdraw(caller.ticket)
+        self.pump()
+
+    # What the server does
+
+    @precondition(lambda self: self.air)
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        flight = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
+        self.reply(flight)
+        self.pump()
+
+    def reply(self, flight: Flight) -> None:
+        texts = list(flight.batch.texts)
+        over = {i: len(t) // 4 for i, t in enumerate(texts) if len(t) // 4 > LONG_TOKENS}
+        if over:
+            named = {} if len(texts) > 1 and len(texts) % 2 else over
+            error = TextTooLongError("too long", positions=named, tokens=max(over.values()), limit=LONG_TOKENS)
+            self.scheduler.failed(flight, error, self.now)
+        elif POISON in texts:
+            self.scheduler.failed(flight, BadTextError("a text is refused"), self.now)
+        else:
+            lane = flight.lane.lane
+            vectors = np.stack([self.truth(lane, text) for text in texts])
+            self.billed += 3 * len(texts)
+            for item in flight.items:
+                if item.parent is None:
+                    # Law 2: once answered, a text is never sent again.
+                    assert item.key not in self.answered
+                    self.answered.add(item.key)
+            self.scheduler.replied(flight, Reply(vectors, 3 * len(texts)))
+
+    @precondition(lambda self: self.air)
+    @rule(data=st.data(), kind=st.sampled_from(["503", "429", "429 later", "large", "timeout", "key", "encoding"]))
+    def refuse(self, data: st.DataObject, kind: str) -> None:
+        flight = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
+        error = {
+            "503": UnavailableError("overloaded"),
+            "429": RateLimitError("slow down"),
+            "429 later": RateLimitError("slow down", retry_after=7.0),
+            "large": RequestTooLargeError("too many tokens"),
+            "timeout": TimedOutError("no answer"),
+            "key": AuthenticationError("no such key"),
+            "encoding": EncodingRefusedError("no base64"),
+        }[kind]
+        self.scheduler.failed(flight, error, self.now)
+        self.pump()
+
+    @precondition(lambda self: self.air)
+    @rule(data=st.data(), damage=st.sampled_from(["short", "nan", "wide", "double"]))
+    def answer_badly(self, data: st.DataObject, damage: str) -> None:
+        """Law 1: a reply that does not fit is never believed."""
+        flight = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
+        n = len(flight.items)
+        vectors = {
+            "short": np.zeros((n - 1, 8), np.float32),
+            "nan": np.full((n, 8), np.nan, np.float32),
+            "wide": np.zeros((n, 9), np.float32),
+            "double": np.zeros((n, 8), np.float64),
+        }[damage]
+        self.billed += 3 * n
+        self.scheduler.replied(flight, Reply(vectors, 3 * n))
+        self.pump()
+
+    @precondition(lambda self: self.to_commit)
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        flight = self.to_commit.pop(data.draw(st.integers(0, len(self.to_commit) - 1)))
+        for place, item in enumerate(flight.done):
+            assert self.cache in item.caches
+            self.cache.rows[item.key] = flight.rows[place].copy()
+        self.scheduler.committed(flight)
+        self.pump()
+
+    @rule(seconds=st.floats(0.01, 40.0))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.pump()
+
+    # What comes of it
+
+    def pump(self) -> None:
+        in_the_air = len(self.air) + len(self.to_commit)
+        step = self.scheduler.poll(self.now)
+        bounds = [c.ticket.bound for c in self.callers if not c.ticket.closed]
+        for flight in step.sends:
+            self.check_send(flight)
+            in_the_air += 1
+        if step.sends:
+            # Law 4: requests in flight never exceed the strictest bound of those with work.
+            assert in_the_air <= min(bounds)
+        self.air += step.sends
+        self.to_commit += step.commits
+        for ticket in step.finished:
+            ticket.wake()
+        self.wake_at = step.wake_at
+
+    def check_send(self, flight: Flight) -> None:
+        self.sends += 1
+        items = flight.items
+        sizes = [item.size for item in items]
+        # Law 3: no request exceeds a limit; a text over one travels alone.
+        assert len(items) <= self.limits.texts
+        assert len(items) == 1 or self.limits.tokens is None or sum(sizes) <= self.limits.tokens
+        for item in items:
+            # Law 6: withdrawn work is not sent.
+            assert any(not w.ticket.closed for w in item.waiters)
+            # Law 2: a text is in one request at a time.
+            if item.parent is None:
+                assert item.key not in {other.key for f in self.air for other in f.items if other.parent is None}
+        # Law 8: a query's request carries queries only, and bulk gets at least every eighth slot.
+        assert len({item.urgent for item in items}) == 1
+        self.queries_in_a_row = self.queries_in_a_row + 1 if items[0].urgent and self.bulk_waits() else 0
+        assert self.queries_in_a_row <= QUERIES_IN_A_ROW + 1
+
+    def bulk_waits(self) -> bool:
+        return any(q.ready(urgent=False) for q in self.scheduler._lanes.values())
+
+    def finish(self, caller: Caller) -> None:
+        assert not caller.finished
+        assert not caller.left
+        caller.finished = True
+        for index, (lane, text) in enumerate(caller.texts):
+            if index in caller.ticket.failed:
+                continue
+            row = caller.ticket.rows.matrix[index]
+            # Law 1: every row is its text's vector, whatever failed.
+            if text != LONG:
+                assert np.array_equal(row, self.truth(lane, text))
+            elif self.policy == "truncate":
+                assert index in caller.ticket.truncated
+                assert any(np.array_equal(row, self.truth(lane, LONG[:n])) for n in range(len(LONG)))
+            else:
+                assert self.policy == "mean"
+                assert np.isfinite(row).all()
+        ticket = caller.ticket
+        # Law 7: usage adds up.
+        assert ticket.sent + ticket.joined + len(ticket.failed) == len(caller.texts)
+
+    @invariant()
+    def usage_adds_up(self) -> None:
+        """Law 7: the parts add up to what was sent and billed, also where callers left."""
+        if not hasattr(self, "callers"):
+            return
+        total = sum((c.ticket.usage for c in self.callers), Usage())
+        assert total.requests == self.sends
+        assert total.tokens == self.billed
+        assert total.priced_usd == self.billed * PRICE / 1_000_000
+        assert self.meter.read().tokens == self.billed
+
+    @invariant()
+    def somebody_will_act(self) -> None:
+        """Law 5: no waiter is forgotten: whoever waits has a request in the air, a commit to come, or a wake-up."""
+        if not hasattr(self, "callers"):
+            return
+        if any(not c.finished and not c.left for c in self.callers):
+            assert self.air or self.to_commit or self.wake_at is not None
+
+    def teardown(self) -> None:
+        """Law 5: with a server that answers, everybody is served, and nothing is left behind."""
+        if not hasattr(self, "callers"):
+            return
+        for token, _, _ in self.opened:
+            self.scheduler.lookups.pop(token)
+        for _ in range(5000):
+            if self.air:
+                self.reply(self.air.pop())
+            while self.to_commit:
+                flight = self.to_commit.pop()
+                for place, item in enumerate(flight.done):
+                    self.cache.rows[item.key] = flight.rows[place].copy()
+                self.scheduler.committed(flight)
+            if not self.air and self.wake_at is not None:
+                self.now = max(self.now, self.wake_at)
+            self.pump()
+            if not self.air and not self.to_commit and self.wake_at is None:
+                break
+        assert all(c.finished or c.left for c in self.callers)
+        assert self.scheduler.in_flight == 0
+        assert not self.scheduler.table
+        assert not self.scheduler._recent or self.scheduler.lookups
+
+
+TestLaws = Engine.TestCase
+TestLaws.settings = settings(
+    max_examples=300,
+    stateful_step_count=60,
+    report_multiple_bugs=False,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
