@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from embedkit_core import Embedder, Usage
-from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr
+
+from embedkit_core import Embedder, Usage
+from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
 
 
 class EmbedKitEmbeddings(BaseModel, Embeddings):

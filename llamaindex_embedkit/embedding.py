@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import llama_index.core.instrumentation as instrument
-from embedkit_core import Embedder, Usage
-from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+from llama_index_instrumentation import get_dispatcher
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
-dispatcher = instrument.get_dispatcher(__name__)
+from embedkit_core import Embedder, Usage
+from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
+
+dispatcher = get_dispatcher(__name__)
 
 
 class EmbedKitEmbedding(BaseEmbedding):
@@ -141,9 +142,7 @@ class EmbedKitEmbedding(BaseEmbedding):
             return vectors
 
         dispatcher.event(EmbeddingStartEvent(model_dict=payload))
-        with self.callback_manager.event(
-            CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
-        ) as event:
+        with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}) as event:
             try:
                 yield end
             finally:

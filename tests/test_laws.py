@@ -8,6 +8,10 @@ import random
 from decimal import Decimal
 
 import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.scheduler import QUERIES_IN_A_ROW, Scheduler
 from embedkit_core.errors import (
@@ -23,9 +27,6 @@ from embedkit_core.errors import (
 from embedkit_core.meter import Meter
 from embedkit_core.testing import fake_vector
 from embedkit_core.types import Limits, Reply, Usage
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 PRICE = Decimal("0.02")
 LONG = "long " * 20

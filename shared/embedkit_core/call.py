@@ -123,9 +123,13 @@ class Call:
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 
+        def arrive() -> None:
+            if not done.done():
+                done.set_result(None)
+
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+                loop.call_soon_threadsafe(arrive)
 
         try:
             self.submit(wake)
@@ -195,7 +199,7 @@ class Call:
             return first
         shown = ", ".join(map(str, list(failed)[:10])) + (", …" if len(failed) > 10 else "")
         return PartialFailureError(
-            f"{len(failed)} of {self._plan.n} texts failed (positions {shown}): {first}. "
+            f"{len(failed)} of {self._plan.n} texts failed (positions {shown}): {str(first).rstrip('.')}. "
             f"The other {len(succeeded)} are in .result and in the cache: a rerun sends only what failed",
             failed={p: e for p, e in failed.items() if isinstance(e, EmbedKitError)},
             succeeded=succeeded,

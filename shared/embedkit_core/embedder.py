@@ -172,7 +172,7 @@ class Embedder:
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
-        return self.embed([text], input_type="query").vectors[0]
+        return self.embed([text], input_type="query").row(0)
 
     def embed_documents(self, texts: Iterable[str]) -> Vectors:
         """Embed documents: float32 (n_texts, dimensions)."""
@@ -180,14 +180,14 @@ class Embedder:
 
     async def aembed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
-        return (await self.aembed([text], input_type="query")).vectors[0]
+        return (await self.aembed([text], input_type="query")).row(0)
 
     async def aembed_documents(self, texts: Iterable[str]) -> Vectors:
         """Embed documents: float32 (n_texts, dimensions)."""
         return (await self.aembed(texts)).vectors
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
-        """Say what would be sent for a text, what its key covers, and where its vector would come from. Sends nothing."""
+        """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""
         config.check_input_type(input_type)
         role = self._roles[input_type]
         plan = make_plan([text], role.prefix)

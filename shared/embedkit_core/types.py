@@ -126,6 +126,11 @@ class EmbeddingResult:
     truncated: tuple[int, ...] = ()
     failed: Mapping[int, Exception] = field(default_factory=dict)
 
+    def row(self, position: int) -> Vectors:
+        """Give the vector of one text: float32 (dimensions,)."""
+        vector: Vectors = self.vectors[position]
+        return vector
+
     def to_lists(self) -> list[list[float] | None]:
         """Give the vectors as Python floats, with None for a row that failed."""
         from embedkit_core.lists import to_lists

@@ -1,5 +1,7 @@
 """A new database, made by diskcache. Imported where one is made, and only there."""
 
+# ruff: noqa: ARG002 - the signatures are diskcache's
+
 from __future__ import annotations
 
 import contextlib

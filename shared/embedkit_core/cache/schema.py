@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     import sqlite3
 
 # Written by diskcache 5.6.3 (`Cache.__init__`). A release that writes another schema fails our tests before it ships.
-_TRIGGER = "CREATE TRIGGER {} AFTER {} ON Cache FOR EACH ROW BEGIN UPDATE Settings SET value = value {} WHERE key = {}; END"
+_TRIGGER = (
+    "CREATE TRIGGER {} AFTER {} ON Cache FOR EACH ROW BEGIN UPDATE Settings SET value = value {} WHERE key = {}; END"
+)
 SCHEMA: frozenset[tuple[str, str, str, str | None]] = frozenset(
     {
         ("table", "Settings", "Settings", "CREATE TABLE Settings ( key TEXT NOT NULL UNIQUE, value)"),
@@ -64,7 +66,6 @@ def foreign_content(connection: sqlite3.Connection) -> str | None:
         sqlite3.Error: it cannot be read, or is no database.
     """
     found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 100").fetchall()
-    # ANALYZE leaves tables of its own; we never run it.
     if len(found) != len(SCHEMA) or set(found) != SCHEMA:
         return "it has tables, views or triggers that are not ours, or lacks some"
     rows = connection.execute("SELECT key, value FROM Settings LIMIT 100").fetchall()

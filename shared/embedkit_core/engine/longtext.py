@@ -11,6 +11,7 @@ A text is sent whole first, so that one which fits is never cut. The rules' name
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -43,7 +44,7 @@ def split(text: str, tokens: int | None, limit: int | None) -> list[str]:
     """Cut a text that was refused into pieces, by rule "mean-1"; a single piece where it cannot be cut."""
     count = min(len(text), max(2, ceil(1 / _fraction(tokens, limit))))
     edges = [len(text) * i // max(count, 1) for i in range(count + 1)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 def mean(parts: list[tuple[int, Vectors]]) -> Vectors:
@@ -51,4 +52,5 @@ def mean(parts: list[tuple[int, Vectors]]) -> Vectors:
     weights = np.array([w for w, _ in parts], dtype=np.float64)
     total = (np.stack([v for _, v in parts]).astype(np.float64) * weights[:, None]).sum(axis=0)
     length = float(np.linalg.norm(total))
-    return (total / length if length else total).astype(np.float32)
+    unit: Vectors = (total / length if length else total).astype(np.float32)
+    return unit

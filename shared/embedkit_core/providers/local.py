@@ -12,6 +12,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,7 +48,7 @@ class Local(Provider):
         self.model = settings.name
         self.account = (self.name, str(self._folder))
         self.limits = Limits(texts=REQUEST_TEXTS, in_flight=1)
-        self.usd_per_million = None
+        self.usd_per_million = Decimal(0)
         self._truncation = settings.on_long_text == "truncate"
         facts = _Facts(self._folder)
         self._max_tokens = facts.max_tokens
@@ -93,10 +94,10 @@ class _Facts:
         self.asymmetric = any("Router" in m["type"] or "Asym" in m["type"] for m in modules)
         transformer = folder / next((m["path"] for m in modules if m["type"].endswith("Transformer")), "")
         self.max_tokens: int | None = _read(transformer / "sentence_bert_config.json").get("max_seq_length")
-        self.dimensions = self._width(folder, modules, transformer)
+        self.dimensions = self._width(folder, modules)
 
     @staticmethod
-    def _width(folder: Path, modules: list[dict[str, Any]], transformer: Path) -> int | None:
+    def _width(folder: Path, modules: list[dict[str, Any]]) -> int | None:
         """Give the width of the last module that states one; None where only a vector can tell."""
         width: int | None = None
         for module in modules:

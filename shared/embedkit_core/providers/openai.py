@@ -44,7 +44,9 @@ OWN_HOST = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "no-key-needed"
 COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-TOO_LONG = re.compile(r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length", re.I)
+TOO_LONG = re.compile(
+    r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length", re.I
+)
 TOO_LARGE = re.compile(r"max\w* .{0,20}tokens per request|batch size|array (is )?too long|too many inputs", re.I)
 COUNTS = re.compile(r"context length is (\d+) tokens, however you requested (\d+)")
 
@@ -202,7 +204,7 @@ class OpenAIClient:
                 f"the key was refused for {model} (HTTP {status}); check api_key= or OPENAI_API_KEY", **where
             )
         if status == 429:
-            return RateLimitError(f"too many requests or tokens a minute (HTTP 429)", retry_after=waits, **where)
+            return RateLimitError("too many requests or tokens a minute (HTTP 429)", retry_after=waits, **where)
         if retried:
             return UnavailableError(f"the server failed (HTTP {status})", retry_after=waits, **where)
         if encoding == "base64" and (detail["param"] == "encoding_format" or "base64" in detail["message"]):

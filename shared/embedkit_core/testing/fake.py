@@ -109,7 +109,7 @@ class FakeServer:
             if self.latency:
                 await asyncio.sleep(self.latency)
             while self._held:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # noqa: ASYNC110 - the gate is opened from other threads
             self._refuse(texts)
             vectors = np.stack([self.vector(text, batch.wire) for text in texts])
             self.billed.update(texts)
@@ -150,7 +150,9 @@ class Fake(Provider):
     def __init__(self, settings: ProviderSettings) -> None:
         server = _servers.get(settings.base_url or "")
         if server is None:
-            raise ConfigurationError("the fake provider needs base_url=FakeServer().url, of a server that is kept alive")
+            raise ConfigurationError(
+                "the fake provider needs base_url=FakeServer().url, of a server that is kept alive"
+            )
         self._server = server
         self.model = settings.name
         self.endpoint = server.url

@@ -1,0 +1,19 @@
+"""Check that a package imports no provider SDK, torch, tokenizer or other framework: `check_import.py <package>`."""
+
+import importlib
+import sys
+import time
+
+HEAVY = {"openai", "torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken", "huggingface_hub"}
+FRAMEWORKS = {"langchain_core", "llama_index"}
+OWN_FRAMEWORK = {"langchain_embedkit": "langchain_core", "llamaindex_embedkit": "llama_index"}
+
+package = sys.argv[1]
+began = time.perf_counter()
+module = importlib.import_module(package)
+seconds = time.perf_counter() - began
+
+unwanted = sorted((HEAVY | FRAMEWORKS - {OWN_FRAMEWORK.get(package)}) & sys.modules.keys())
+if unwanted:
+    sys.exit(f"import {package} also imports {', '.join(unwanted)}")
+print(f"import {package}: {seconds:.2f} s, {len(sys.modules)} modules, none of them heavy")

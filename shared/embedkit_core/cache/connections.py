@@ -1,0 +1,264 @@
+"""Connections to a database, lent to one thread at a time, and none open while the process forks.
+
+SQLite keeps its locks in a table of the process: a child born while a connection is open believes it holds locks that
+it does not, and what it commits is lost when the parent closes. So a fork waits until nobody uses SQLite, and closes
+what is open. Source: SQLite, https://www.sqlite.org/howtocorrupt.html, section 2.6.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from embedkit_core.cache.codec import HEADER_BYTES, MAX_DIMENSIONS
+from embedkit_core.cache.folder import Identity
+from embedkit_core.errors import CacheError
+
+Mode: TypeAlias = Literal["rw", "ro", "immutable"]
+
+WRITE_SECONDS = 30.0  # how long a write waits for other processes to write
+_READ_SECONDS = 5.0  # a read waits only while another process opens or closes the database
+_FORK_SECONDS = 1.0  # how long a fork waits for reads and writes under way
+_MAX_IDLE = 8
+_BLOCK = 500  # keys in one SELECT; SQLite may be built to take 999
+_OPTIONS: dict[Mode, str] = {"rw": "mode=rw", "ro": "mode=ro", "immutable": "mode=ro&immutable=1"}
+_PRAGMAS = (
+    "trusted_schema = OFF",
+    "cell_size_check = ON",
+    "mmap_size = 0",
+    "synchronous = NORMAL",
+    f"journal_size_limit = {64 << 20}",  # a bulk write must not leave its size behind
+)
+
+# Only what we store ourselves: no pickle, nothing in a file, nothing that would fill the memory.
+_READ = (  # the marks are filled in, never a value
+    "SELECT key, value FROM Cache WHERE key IN ({}) AND raw = 1 AND mode = 1 AND filename IS NULL"  # noqa: S608
+    f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_DIMENSIONS}"
+)
+# Every column is given again: a row that somebody bent is healed.
+_WRITE = (
+    "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
+    " VALUES (?1, 1, ?3, NULL, ?3, 0, NULL, 0, 1, NULL, ?2) ON CONFLICT (key, raw) DO UPDATE SET"
+    " store_time = ?3, expire_time = NULL, access_time = ?3, access_count = 0, tag = NULL, size = 0, mode = 1,"
+    " filename = NULL, value = ?2"
+)
+
+
+class Gate:
+    """Counts who uses SQLite, for `with`, and keeps newcomers out while the process forks."""
+
+    def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._users = 0
+        self._shut = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            while self._shut:
+                self._changed.wait()
+            self._users += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._users = max(0, self._users - 1)  # a child that forked inside starts again at none
+            if self._shut:
+                self._changed.notify_all()
+
+    def try_enter(self) -> bool:
+        """Enter if nobody is in the way; never waits, so a finalizer may call it wherever it interrupts."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._shut:
+                self._users += 1
+            return not self._shut
+        finally:
+            self._lock.release()
+
+    def shut(self, timeout: float) -> bool:
+        """Keep newcomers out and wait, in seconds, until the last one has left; say whether it has."""
+        with self._lock:
+            self._shut = True
+            return self._changed.wait_for(lambda: not self._users, timeout)
+
+    def open(self) -> None:
+        """Let newcomers in again."""
+        with self._lock:
+            self._shut = False
+            self._changed.notify_all()
+
+
+class _Process:
+    """What this process has open."""
+
+    def __init__(self) -> None:
+        self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self.connections: set[sqlite3.Connection] = set()
+        self.orphans: list[sqlite3.Connection] = []  # of pools that died where nothing could be closed
+        self.clean_fork = True
+        self.usable = True
+
+    def before_fork(self) -> None:
+        self.clean_fork = GATE.shut(_FORK_SECONDS)
+        for pool in list(self.pools):
+            pool.close_idle()
+        close_all(self.orphans)
+
+    def in_child(self) -> None:
+        if not self.clean_fork:
+            self.usable = False
+            _keep_for_ever(self.connections)
+        GATE._renew()
+
+
+def _keep_for_ever(connections: Iterable[sqlite3.Connection]) -> None:
+    """Keep even the end of the interpreter from closing what belongs to the parent."""
+    try:
+        from ctypes import py_object, pythonapi
+    except ImportError:  # an interpreter that does not count references
+        return
+    for connection in connections:
+        pythonapi.Py_IncRef(py_object(connection))
+
+
+GATE = Gate()
+_process = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_process.before_fork, after_in_parent=GATE.open, after_in_child=_process.in_child)
+
+
+class Pool:
+    """One database file and the connections to it; used inside the `GATE` only."""
+
+    def __init__(self, path: Path, mode: Mode, file: Identity, first: sqlite3.Connection) -> None:
+        self.mode = mode
+        self.file = file
+        self._path = path
+        self._closed = False
+        self._idle = [first]
+        _process.pools.add(self)
+        weakref.finalize(self, _let_go, self._idle)
+
+    def read(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Give the keys there are with their values, in any order. Raises sqlite3.Error."""
+        connection = self._borrow()
+        try:
+            for start in range(0, len(keys), _BLOCK):
+                block = keys[start : start + _BLOCK]
+                marks = ",".join("?" * len(block))
+                yield from connection.execute(_READ.format(marks), block).fetchall()
+        except BaseException:
+            close_all([connection])
+            raise
+        self._give_back(connection)
+
+    def write(self, rows: Iterable[tuple[bytes, bytes, float]]) -> None:
+        """Commit keys, values and times (Unix seconds), all or none. Raises sqlite3.Error."""
+        connection = self._borrow()
+        try:
+            _begin(connection)
+            connection.executemany(_WRITE, rows)
+            connection.execute("COMMIT")
+        except BaseException:
+            close_all([connection])  # which rolls back
+            raise
+        self._give_back(connection)
+
+    def close(self) -> None:
+        """Close every connection, those in use when they come back."""
+        self._closed = True
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the connections nobody uses; more are opened when they are wanted."""
+        close_all(self._idle)
+
+    def _borrow(self) -> sqlite3.Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return connect(self._path, self.mode)
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        if len(self._idle) >= _MAX_IDLE:
+            close_all([connection])
+        else:
+            self._idle.append(connection)
+        if self._closed:  # after the append: whichever of two threads comes last closes it
+            self.close_idle()
+
+
+def connect(path: Path, mode: Mode) -> sqlite3.Connection:
+    """Open a database that exists.
+
+    Raises:
+        CacheError: this process was forked while its parent used SQLite.
+        sqlite3.Error: it cannot be opened.
+    """
+    if not _process.usable:
+        raise CacheError("this process was forked in the middle of a read or write that took too long")
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?{_OPTIONS[mode]}",
+        uri=True,
+        timeout=_READ_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    _process.connections.add(connection)
+    connection.text_factory = _text
+    try:
+        close_all(_process.orphans)
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        close_all([connection])
+        raise
+    return connection
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    until = time.monotonic() + WRITE_SECONDS
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        else:
+            return
+
+
+def close_all(connections: list[sqlite3.Connection]) -> None:
+    """Close connections and forget them."""
+    while connections:
+        try:
+            connection = connections.pop()
+        except IndexError:  # another thread took the last one
+            return
+        _process.connections.discard(connection)
+        connection.close()
+
+
+def _let_go(idle: list[sqlite3.Connection]) -> None:
+    if not GATE.try_enter():
+        _process.orphans.extend(idle)
+        return
+    try:
+        close_all(_process.orphans)
+        close_all(idle)
+    finally:
+        GATE.__exit__()
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")  # planted text must not raise
