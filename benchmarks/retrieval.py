@@ -29,6 +29,8 @@ from llamaindex_embedkit import EmbedKitEmbedding
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy.typing as npt
+
     from embedkit_core.types import Usage
 
 DEPTH = 100
@@ -130,9 +132,10 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         yield from map(json.loads, lines)
 
 
-def _unit(vectors: Sequence[Sequence[float]]) -> np.ndarray:
+def _unit(vectors: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
     matrix = np.asarray(vectors, dtype=np.float32)
-    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    return matrix
 
 
 def _arguments() -> argparse.Namespace:

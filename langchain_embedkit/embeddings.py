@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import Embedder, Usage
+from embedkit_core import ConfigurationError, Embedder, Usage
 from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
 
 
@@ -26,7 +26,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
         ConfigurationError: before any I/O, naming the value and the way out.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     model: str
     api_key: SecretStr | None = None
@@ -46,7 +46,11 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
 
     def __init__(self, **arguments: Any) -> None:
         refuse_unknown(type(self).__name__, arguments, type(self).model_fields)
-        super().__init__(**arguments)
+        try:
+            super().__init__(**arguments)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise ConfigurationError(f"{type(self).__name__}: {wrong}") from None
         self._embedder = make_embedder(dict(self), api_key=self.api_key)
 
     @property

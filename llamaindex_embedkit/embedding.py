@@ -11,9 +11,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import Embedder, Usage
+from embedkit_core import ConfigurationError, Embedder, Usage
 from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
 
 dispatcher = get_dispatcher(__name__)
@@ -34,8 +34,12 @@ class EmbedKitEmbedding(BaseEmbedding):
         ConfigurationError: before any I/O, naming the value and the way out.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
+    # What changes no vector stays out of the host's transformation hash.
+    embed_batch_size: int = Field(default=10, gt=0, le=2048, exclude=True)
+    num_workers: int | None = Field(default=None, exclude=True)
+    embeddings_cache: Any = Field(default=None, exclude=True)
     api_key: SecretStr | None = Field(default=None, exclude=True)
     base_url: str | None = None
     dimensions: int | None = None
@@ -52,14 +56,19 @@ class EmbedKitEmbedding(BaseEmbedding):
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model: str | None = None, **arguments: Any) -> None:
-        if model is not None:
-            arguments["model_name"] = model
+        name = arguments.setdefault("model_name", model)
+        if name is None or model not in (None, name):
+            raise ConfigurationError(f"{type(self).__name__} takes one model, such as 'openai:text-embedding-3-small'")
         # class_name comes from the host's own from_dict().
         refuse_unknown(type(self).__name__, arguments, [*type(self).model_fields, "model", "class_name"])
         arguments.pop("class_name", None)
         if arguments.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-        super().__init__(**arguments)
+        try:
+            super().__init__(**arguments)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise ConfigurationError(f"{type(self).__name__}: {wrong}") from None
         self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
 
     @classmethod
@@ -95,6 +104,32 @@ class EmbedKitEmbedding(BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await ato_lists(await self._embedder.aembed_documents(texts))
 
+    # The host's own versions of the next four consult an embeddings_cache and report no end to a call that fails.
+
+    @dispatcher.span
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Embed a query."""
+        with self._events([query]) as end:
+            return end([self._get_query_embedding(query)])[0]
+
+    @dispatcher.span
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """Embed a query without holding the caller's loop."""
+        with self._events([query]) as end:
+            return end([await self._aget_query_embedding(query)])[0]
+
+    @dispatcher.span
+    def get_text_embedding(self, text: str) -> Embedding:
+        """Embed a document."""
+        with self._events([text]) as end:
+            return end(self._get_text_embeddings([text]))[0]
+
+    @dispatcher.span
+    async def aget_text_embedding(self, text: str) -> Embedding:
+        """Embed a document without holding the caller's loop."""
+        with self._events([text]) as end:
+            return end(await self._aget_text_embeddings([text]))[0]
+
     @dispatcher.span
     def get_text_embedding_batch(
         self,
@@ -104,7 +139,7 @@ class EmbedKitEmbedding(BaseEmbedding):
     ) -> list[Embedding]:
         """Embed texts in one call of the core, which batches them."""
         with self._events(texts) as end:
-            return end(self._get_text_embeddings(texts)) if texts else []
+            return end(self._get_text_embeddings(texts))
 
     @dispatcher.span
     async def aget_text_embedding_batch(
@@ -115,21 +150,23 @@ class EmbedKitEmbedding(BaseEmbedding):
     ) -> list[Embedding]:
         """Embed texts in one call of the core, without holding the caller's loop."""
         with self._events(texts) as end:
-            return end(await self._aget_text_embeddings(texts)) if texts else []
+            return end(await self._aget_text_embeddings(texts))
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
         """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
-        vectors = self._embedder.embed(queries, input_type="query").vectors
-        return (agg_fn or mean_agg)(to_lists(vectors))
+        with self._events(queries) as end:
+            vectors = end(to_lists(self._embedder.embed(queries, input_type="query").vectors))
+        return (agg_fn or mean_agg)(vectors)
 
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
         """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
-        vectors = (await self._embedder.aembed(queries, input_type="query")).vectors
-        return (agg_fn or mean_agg)(to_lists(vectors))
+        with self._events(queries) as end:
+            vectors = end(await ato_lists((await self._embedder.aembed(queries, input_type="query")).vectors))
+        return (agg_fn or mean_agg)(vectors)
 
     @contextmanager
     def _events(self, texts: list[str]) -> Iterator[Callable[[list[Embedding]], list[Embedding]]]:
@@ -147,7 +184,8 @@ class EmbedKitEmbedding(BaseEmbedding):
                 yield end
             finally:
                 event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: found})
-                dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=found))
+                # Validated, the event would walk and copy every number while the caller's loop waits.
+                dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=found))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the settings; never the key, which the other process finds in its own environment."""

@@ -26,7 +26,7 @@ def encode(key: bytes, entry: Entry) -> bytes:
     Raises:
         ValueError: the vector is not one row of 1 to `MAX_DIMENSIONS` finite numbers.
     """
-    vector = np.ascontiguousarray(entry.vector, dtype=_STORED)
+    vector = np.asarray(entry.vector, dtype=_STORED)
     if vector.ndim != 1 or not 0 < len(vector) <= MAX_DIMENSIONS or not np.isfinite(vector).all():
         raise ValueError(f"a cached vector is one row of finite numbers, not an array of shape {vector.shape}")
     fields = _FIELDS.pack(_MAGIC, _VERSION, _TRUNCATED if entry.truncated else 0, len(vector))

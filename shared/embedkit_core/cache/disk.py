@@ -103,7 +103,7 @@ class DiskCache:
                 self.stats.write_failures += len(rows)
 
     def close(self) -> None:
-        """Close every connection of this process; the next call opens again. The last process to close merges the WAL."""
+        """Close this process's connections, until the next call; the last process to close merges the WAL."""
         with GATE, self._opening:
             self._drop()
             self._off = False

@@ -117,6 +117,11 @@ class Account:
             ticket.wake()
 
     @property
+    def flying(self) -> bool:
+        """Tell whether a request is in the air."""
+        return bool(self._tasks)
+
+    @property
     def idle(self) -> bool:
         """Tell whether nothing is under way."""
         return self.scheduler.in_flight == 0 and not self.scheduler.table

@@ -167,12 +167,13 @@ class Engine:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         with contextlib.suppress(TimeoutError, RuntimeError):
             future.result(seconds)
+        future.cancel()
 
     async def _settle(self) -> None:
         self._drain()
         for account in self._accounts.values():
             account.scheduler.stop()
-        while any(account.scheduler.in_flight for account in self._accounts.values()):
+        while any(account.flying for account in self._accounts.values()):
             await asyncio.sleep(0.01)
 
     async def _close_clients(self) -> None:

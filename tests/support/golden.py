@@ -1,0 +1,42 @@
+"""The settings and texts whose keys are committed; `python tests/support/golden.py` prints them."""
+
+import json
+
+from embedkit_core import Embedder
+
+SMALL = "openai:text-embedding-3-small"
+CASES: dict[str, tuple[dict[str, object], str, str]] = {
+    "a document": ({"model": SMALL}, "document", "hello"),
+    "a query of a symmetric model is its document": ({"model": SMALL}, "query", "hello"),
+    "the default dimensions, named": ({"model": SMALL, "dimensions": 1536}, "document", "hello"),
+    "fewer dimensions": ({"model": SMALL, "dimensions": 256}, "document", "hello"),
+    "another model": ({"model": "openai:text-embedding-3-large"}, "document", "hello"),
+    "a model without dimensions of its own": ({"model": "openai:text-embedding-ada-002"}, "document", "hello"),
+    "another host": ({"model": SMALL, "base_url": "https://gateway.example/v1"}, "document", "hello"),
+    "the provider's own host, named": ({"model": SMALL, "base_url": "https://API.openai.com:443/v1/"}, "document", "hello"),
+    "an unknown model at a compatible server": (
+        {"model": "nomic-embed-text:latest", "base_url": "http://localhost:11434/v1"},
+        "document",
+        "hello",
+    ),
+    "a query prompt": ({"model": SMALL, "query_prompt": "query: "}, "query", "hello"),
+    "a document beside a query prompt": ({"model": SMALL, "query_prompt": "query: "}, "document", "hello"),
+    "an option of the provider's": ({"model": SMALL, "provider_options": {"user": "u-1"}}, "document", "hello"),
+    "long texts refused": ({"model": SMALL, "on_long_text": "error"}, "document", "hello"),
+    "long texts averaged": ({"model": SMALL, "on_long_text": "mean"}, "document", "hello"),
+    "a trailing space": ({"model": SMALL}, "document", "hello "),
+    "a composed accent": ({"model": SMALL}, "document", "caf\u00e9"),
+    "a decomposed accent": ({"model": SMALL}, "document", "cafe\u0301"),
+    "a new line and an emoji": ({"model": SMALL}, "document", "line one\nline two \U0001f600"),
+}
+
+
+def key(name: str) -> str:
+    """Give the key of a case, in hexadecimal."""
+    settings, input_type, text = CASES[name]
+    embedder = Embedder(**settings, api_key="any", cache=False)
+    return embedder.explain(text, input_type=input_type).key
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: key(name) for name in CASES}, indent=2))

@@ -1,0 +1,517 @@
+"""A folder that was tampered with, damaged, full or read-only costs vectors, never a wrong one, a file or a crash."""
+
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import sqlite3
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import diskcache
+import numpy as np
+import pytest
+from test_cache import POSIX, assert_holds, entries, key, run
+
+from embedkit_core.cache import connections, disk
+from embedkit_core.cache import folder as folders
+from embedkit_core.cache.codec import encode
+from embedkit_core.cache.create import PAGE_BYTES, RawDisk
+from embedkit_core.cache.disk import DiskCache
+from embedkit_core.cache.schema import SCHEMA, SETTINGS, foreign_content
+from embedkit_core.types import Entry
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A closed cache with vectors 0 to 9."""
+    cache = DiskCache(tmp_path / "cache")
+    cache.set_many(entries(range(10)))
+    cache.close()
+    return tmp_path / "cache"
+
+
+def own(folder):
+    return folder / "embedkit-v1"
+
+
+def sql(folder, statement, *values):
+    """Tamper with the database by a connection of our own."""
+    with contextlib.closing(sqlite3.connect(own(folder) / "cache.db", isolation_level=None)) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def set_aside(folder):
+    return list(folder.glob("embedkit-v1.set-aside-*"))
+
+
+def warnings_in(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def assert_begun_anew(folder, caplog):
+    """The database was set aside with one warning, holds its old content there, and a new one works."""
+    cache = DiskCache(folder)
+    assert cache.get_many([key(n) for n in range(10)]) == {}
+    cache.set_many(entries([1]))
+    assert_holds(cache, [1])
+    assert cache.stats.write_failures == 0
+    assert len(set_aside(folder)) == 1
+    (message,) = warnings_in(caplog)
+    assert "set aside" in message
+
+
+class Bomb:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+# Rows
+
+
+def flipped(blob, at):
+    return blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda blob: flipped(blob, len(blob) - 1),
+        lambda blob: flipped(blob, 5),
+        lambda blob: blob[:-1],
+        lambda blob: blob[:7],
+        lambda blob: b"",
+        lambda blob: blob + blob,
+        lambda blob: encode(key(4), Entry(np.ones(8, np.float32))),
+    ],
+    ids=["number", "length", "cut", "stump", "nothing", "twice", "of another key"],
+)
+def test_a_damaged_value_is_a_counted_miss_that_heals(folder, bend):
+    ((blob,),) = sql(folder, "SELECT value FROM Cache WHERE key = ?", key(3))
+    sql(folder, "UPDATE Cache SET value = ? WHERE key = ?", bend(blob), key(3))
+    cache = DiskCache(folder)
+    assert cache.get_many([key(n) for n in range(10)]).keys() == {key(n) for n in range(10) if n != 3}
+    assert cache.stats.damaged == 1
+    cache.set_many(entries([3]))
+    assert_holds(cache, range(10))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_a_miss_even_with_a_good_checksum(folder, number):
+    fields, numbers = struct.pack("<2sBBI", b"EK", 1, 0, 2), struct.pack("<2f", 1, number)
+    checksum = struct.pack("<I", zlib.crc32(fields + numbers + key(3)))
+    sql(folder, "UPDATE Cache SET value = ? WHERE key = ?", fields + checksum + numbers, key(3))
+    assert DiskCache(folder).get_many([key(3)]) == {}
+
+
+@pytest.mark.parametrize("value", [7, 1.5, "text", None, b"\xff\xfe not text"])
+def test_a_value_of_another_kind_is_a_miss_that_heals(folder, value):
+    cast = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
+    sql(folder, f"UPDATE Cache SET value = {cast} WHERE key = ?", value, key(3))
+    cache = DiskCache(folder)
+    assert cache.get_many([key(n) for n in range(10)]).keys() == {key(n) for n in range(10) if n != 3}
+    cache.set_many(entries([3]))
+    assert_holds(cache, range(10))
+
+
+def test_a_huge_value_is_not_even_read(folder):
+    sql(folder, "UPDATE Cache SET value = zeroblob(5000000) WHERE key = ?", key(3))
+    cache = DiskCache(folder)
+    assert len(cache.get_many([key(n) for n in range(10)])) == 9
+    assert cache.stats.damaged == 0
+
+
+@pytest.mark.parametrize("api", ["ours", "diskcache"])
+def test_a_pickle_is_never_read_wherever_it_is(folder, tmp_path, api):
+    marker = tmp_path / "executed"
+    bomb = pickle.dumps(Bomb(marker))
+    assert not marker.exists()
+    (own(folder) / "bomb.val").write_bytes(bomb)
+    sql(folder, "UPDATE Cache SET mode = 4, value = ? WHERE key = ?", bomb, key(1))
+    sql(folder, "UPDATE Cache SET mode = 4, value = NULL, filename = 'bomb.val' WHERE key = ?", key(2))
+    sql(folder, "INSERT INTO Cache (key, raw, mode, value) VALUES (?, 0, 1, ?)", bomb, bomb)
+    if api == "ours":
+        assert DiskCache(folder).get_many([key(1), key(2), bomb]) == {}
+    else:
+        with diskcache.Cache(str(own(folder)), disk=RawDisk, **SETTINGS) as cache:
+            assert [cache.get(key(1)), cache.get(key(2)), cache.get(bomb)] == [None, None, None]
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("api", ["ours", "diskcache"])
+def test_a_file_named_by_a_row_is_neither_read_nor_deleted(folder, tmp_path, api):
+    good = encode(key(1), Entry(np.ones(8, np.float32)))
+    outside, inside = tmp_path / "precious", own(folder) / "x.val"
+    for path in (outside, inside):
+        path.write_bytes(good)
+    sql(folder, "UPDATE Cache SET mode = 2, value = NULL, filename = ? WHERE key = ?", str(outside), key(1))
+    sql(folder, "UPDATE Cache SET mode = 2, value = NULL, filename = 'x.val' WHERE key = ?", key(2))
+    sql(folder, "UPDATE Cache SET filename = ? WHERE key = ?", str(outside), key(3))
+    if api == "ours":
+        cache = DiskCache(folder)
+        assert cache.get_many([key(1), key(2), key(3)]) == {}
+        cache.set_many(entries([1, 2, 3]))
+        assert_holds(cache, range(10))
+    else:
+        with diskcache.Cache(str(own(folder)), disk=RawDisk, **SETTINGS) as raw:
+            assert [raw.get(key(1)), raw.get(key(2)), raw.get(key(3))] == [None, None, None]
+            raw.set(key(1), b"v")
+            del raw[key(2)], raw[key(3)]
+    assert outside.read_bytes() == inside.read_bytes() == good
+
+
+def test_the_disk_class_takes_bytes_only(folder):
+    with diskcache.Cache(str(own(folder)), disk=RawDisk, **SETTINGS) as raw:
+        raw[b"k"] = b"v"
+        assert raw[b"k"] == b"v"
+        for bad in ("text", 1, None, [b"x"]):
+            with pytest.raises(TypeError):
+                raw[bad] = b"v"
+            with pytest.raises(TypeError):
+                raw[b"k"] = bad
+        assert b"k" in list(raw)
+
+
+def test_a_planted_expiry_hides_nothing(folder):
+    sql(folder, "UPDATE Cache SET expire_time = 1, tag = 'x', access_count = 'x', store_time = 'x'")
+    assert_holds(DiskCache(folder), range(10))
+
+
+# Databases
+
+
+def test_a_new_database_is_exactly_what_is_checked_for(folder):
+    with contextlib.closing(sqlite3.connect(own(folder) / "cache.db")) as connection:
+        assert foreign_content(connection) is None
+        assert set(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")) == SCHEMA
+        assert connection.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert set(diskcache.DEFAULT_SETTINGS) == set(SETTINGS), "a setting we do not give is diskcache's to choose"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER UPDATE ON Cache BEGIN DELETE FROM Cache; END",
+        "CREATE VIEW v AS SELECT * FROM Cache",
+        "CREATE TABLE Other (x)",
+        "CREATE VIRTUAL TABLE f USING fts4(x)",
+        "CREATE INDEX Cache_store_time ON Cache (store_time)",
+        "DROP INDEX Cache_expire_time",
+        "ALTER TABLE Cache ADD COLUMN other",
+        "INSERT INTO Settings VALUES ('sqlite_user_version; ATTACH ''/tmp/x'' AS y; --', 1)",
+        "INSERT INTO Settings VALUES ('disk_pickle', 1)",
+        "INSERT INTO Settings VALUES ('_directory', '/somewhere/else')",
+        "UPDATE Settings SET value = 'wal; ATTACH' WHERE key = 'sqlite_journal_mode'",
+        "UPDATE Settings SET value = 1 WHERE key = 'sqlite_mmap_size'",
+        "UPDATE Settings SET value = 0.0 WHERE key = 'cull_limit'",
+        "UPDATE Settings SET value = 'x' WHERE key = 'count'",
+        "UPDATE Settings SET value = CAST(x'ff' AS TEXT) WHERE key = 'eviction_policy'",
+        "DELETE FROM Settings WHERE key = 'size_limit'",
+    ],
+)
+def test_a_database_that_is_not_as_we_made_it_is_set_aside(folder, caplog, statement):
+    sql(folder, statement)
+    assert_begun_anew(folder, caplog)
+
+
+def test_a_trigger_of_our_name_that_does_something_else_is_set_aside(folder, caplog):
+    sql(folder, "DROP TRIGGER Settings_count_insert")
+    sql(folder, "CREATE TRIGGER Settings_count_insert AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END")
+    assert_begun_anew(folder, caplog)
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all" * 1000, b"SQLite format 3\0" + bytes(5000)])
+def test_a_file_that_is_no_database_is_set_aside(folder, caplog, content):
+    (own(folder) / "cache.db").write_bytes(content)
+    assert_begun_anew(folder, caplog)
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["cache.db", "cache.db-wal", "cache.db-shm"])
+def test_a_link_in_place_of_a_file_is_not_followed(folder, tmp_path, caplog, name):
+    target = tmp_path / "elsewhere"
+    shutil.copy(own(folder) / "cache.db", target)
+    before = target.read_bytes()
+    (own(folder) / name).unlink(missing_ok=True)
+    (own(folder) / name).symlink_to(target)
+    assert_begun_anew(folder, caplog)
+    assert target.read_bytes() == before
+
+
+def test_a_rollback_journal_is_never_played_back(folder, tmp_path, caplog):
+    # The name of a super-journal at its end makes SQLite delete that file. Format: sqlite.org/fileformat2.html
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"x")
+    name = os.fsencode(precious)
+    total = sum(name).to_bytes(4, "big")
+    magic = bytes.fromhex("d9d505f920a163d7")
+    pages = ((own(folder) / "cache.db").stat().st_size // PAGE_BYTES).to_bytes(4, "big")
+    header = magic + bytes(4) + bytes(4) + pages + (512).to_bytes(4, "big") + PAGE_BYTES.to_bytes(4, "big")
+    tail = (0x40000000 // PAGE_BYTES + 1).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + total + magic
+    (own(folder) / "cache.db-journal").write_bytes(header.ljust(512, b"\0") + tail)
+    assert_begun_anew(folder, caplog)
+    assert precious.exists()
+
+
+def test_a_database_damaged_while_it_is_open_is_set_aside(folder, caplog):
+    cache = DiskCache(folder)
+    cache.set_many(entries(range(2000), dimensions=256))
+    cache.close()
+    assert_holds(cache, range(10))
+    with (own(folder) / "cache.db").open("r+b") as file:
+        file.seek(PAGE_BYTES)
+        file.write(os.urandom((own(folder) / "cache.db").stat().st_size - PAGE_BYTES))
+    cache.get_many([key(n) for n in range(2000)])
+    cache.set_many(entries(range(2000)))
+    assert_holds(cache, range(2000))
+    assert cache.stats.write_failures == 0
+    assert len(set_aside(folder)) == 1
+    assert len(warnings_in(caplog)) == 1
+
+
+def test_a_disk_that_damages_everything_is_given_up(folder, caplog):
+    cache = DiskCache(folder)
+    for _ in range(10):
+        (own(folder) / "cache.db").write_bytes(b"x" * 100)
+        cache.set_many(entries([1]))
+        if cache._pool is not None:
+            cache._pool.close()
+            cache._pool = None
+    assert len(set_aside(folder)) == 3
+    assert cache.stats.write_failures > 0
+    assert len(warnings_in(caplog)) == 4
+
+
+def test_a_folder_another_process_has_set_aside_is_not_set_aside_again(folder):
+    seen = folders.identity(own(folder))
+    assert folders.set_aside(own(folder), seen)
+    DiskCache(folder).set_many(entries([1]))
+    assert not folders.set_aside(own(folder), seen)
+    assert_holds(DiskCache(folder), [1])
+
+
+# Folders
+
+
+@POSIX
+def test_a_folder_is_ours_alone(tmp_path):
+    old = os.umask(0)
+    try:
+        cache = DiskCache(tmp_path / "deep" / "cache")
+        cache.set_many(entries([1]))
+    finally:
+        os.umask(old)
+    assert (tmp_path / "deep" / "cache").stat().st_mode & 0o777 == 0o700
+    assert own(tmp_path / "deep" / "cache").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in own(tmp_path / "deep" / "cache").iterdir()} == {0o600}
+
+
+@POSIX
+def test_our_own_folder_is_closed_to_others_and_the_users_left_as_it_is(folder):
+    folder.chmod(0o755)
+    own(folder).chmod(0o777)
+    assert_holds(DiskCache(folder), range(10))
+    assert own(folder).stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def assert_goes_without(cache, caplog, reason):
+    cache.set_many(entries([1]))
+    cache.set_many(entries([2]))
+    assert cache.get_many([key(n) for n in range(10)]) == {}
+    assert cache.stats.write_failures == 2
+    (message,) = warnings_in(caplog)
+    assert "without the cache" in message
+    assert reason in message
+
+
+@POSIX
+def test_a_linked_folder_is_not_used(folder, caplog):
+    elsewhere = folder.parent / "elsewhere"
+    own(folder).rename(elsewhere)
+    own(folder).symlink_to(elsewhere)
+    before = (elsewhere / "cache.db").read_bytes()
+    assert_goes_without(DiskCache(folder), caplog, "link")
+    assert (elsewhere / "cache.db").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_another_users_folder_is_not_used(folder, caplog):
+    os.chown(own(folder), 65534, 65534)
+    assert_goes_without(DiskCache(folder), caplog, "another user")
+
+
+def test_a_network_file_system_is_not_used(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(folders, "network_of", lambda path: "nfs4")  # no test can mount one
+    assert_goes_without(DiskCache(tmp_path / "x"), caplog, "network file system (nfs4)")
+    assert not (tmp_path / "x").exists()
+
+
+# Disks
+
+
+FULL = """
+import logging, os, resource, sys, tempfile
+import numpy as np
+from embedkit_core.cache import disk, open_cache
+from embedkit_core.types import Entry
+records = []
+handler = logging.Handler()
+handler.emit = records.append
+logging.getLogger("embedkit_core").addHandler(handler)
+def entry(n): return (n.to_bytes(32, "little"), Entry(np.full(1536, n, "f4")))
+cache = open_cache(sys.argv[1])
+cache.set_many([entry(n) for n in range(100)])
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+for start in range(100, 1100, 100):
+    cache.set_many([entry(n) for n in range(start, start + 100)])
+assert cache.stats.write_failures > 0, "nothing failed"
+assert len(records) == 1, records
+assert "cannot be written" in records[0].getMessage()
+assert len(cache.get_many([entry(n)[0] for n in range(100)])) == 100
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+failures = cache.stats.write_failures
+cache.set_many([entry(0)])
+assert cache.stats.write_failures == failures + 1, "writing pauses after a failure"
+cache.close()
+cache.set_many([entry(n) for n in range(1100)])
+assert cache.stats.write_failures == failures + 1
+assert len(cache.get_many([entry(n)[0] for n in range(1100)])) == 1100
+assert len(records) == 1
+"""
+
+
+@POSIX
+def test_a_full_disk_stops_writing_with_one_warning_and_goes_on_serving(tmp_path):
+    run(FULL, tmp_path)
+
+
+READ_ONLY = """
+import logging, os, sys, tempfile
+from pathlib import Path
+import numpy as np
+from embedkit_core.cache import create, disk, open_cache  # before root becomes somebody who may not read them
+from embedkit_core.types import Entry
+if os.geteuid() == 0:
+    os.setegid(65534)
+    os.seteuid(65534)  # root may write anywhere
+records = []
+handler = logging.Handler()
+handler.emit = records.append
+logging.getLogger("embedkit_core").addHandler(handler)
+entry = (b"k" * 32, Entry(np.ones(8, "f4")))
+with tempfile.TemporaryDirectory() as folder:
+    own = Path(folder, "embedkit-v1")
+    cache = open_cache(folder)
+    if sys.argv[1] == "left by a crash":  # the vector is in the WAL alone
+        if (child := os.fork()) == 0:
+            cache.set_many([entry])
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert Path(own, "cache.db-wal").stat().st_size
+    else:
+        cache.set_many([entry])
+        cache.close()
+    (own / "cache.db").chmod(0o400)
+    own.chmod(0o500)
+    try:
+        assert len(cache.get_many([entry[0]])) == 1
+        assert not records
+        cache.set_many([(b"j" * 32, entry[1])])
+        cache.set_many([(b"j" * 32, entry[1])])
+        assert cache.stats.write_failures == 2
+        assert len(records) == 1, records
+        assert len(cache.get_many([entry[0], b"j" * 32])) == 1
+    finally:
+        own.chmod(0o700)
+        (own / "cache.db").chmod(0o600)
+    cache.close()
+    cache.set_many([(b"j" * 32, entry[1])])
+    assert len(cache.get_many([entry[0], b"j" * 32])) == 2
+    cache.close()
+"""
+
+
+@POSIX
+@pytest.mark.parametrize("state", ["closed", "left by a crash"])
+def test_a_read_only_folder_serves_what_it_has(state):
+    run(READ_ONLY, state)
+
+
+@POSIX
+def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("x")
+    cache = DiskCache(tmp_path / "file" / "cache")
+    cache.set_many(entries([1]))
+    assert cache.get_many([key(1)]) == {}
+    assert cache.stats.write_failures == 1
+    assert len(warnings_in(caplog)) == 1
+
+
+def test_a_database_that_stays_locked_costs_the_write_and_not_the_reads(folder, caplog, monkeypatch):
+    monkeypatch.setattr(connections, "WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(connections, "_READ_SECONDS", 0.05)
+    cache = DiskCache(folder)
+    with contextlib.closing(sqlite3.connect(own(folder) / "cache.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        cache.set_many(entries([50]))
+        assert_holds(cache, range(10))
+        assert cache.stats.write_failures == 1
+    assert "locked" in warnings_in(caplog)[0]
+    later = time.monotonic() + disk.WRITE_AGAIN_SECONDS
+    monkeypatch.setattr(disk.time, "monotonic", lambda: later)
+    cache.set_many(entries([50]))
+    assert_holds(cache, [50])
+
+
+def test_no_warning_holds_a_key_or_a_number(folder, caplog):
+    (own(folder) / "cache.db").write_bytes(b"x")
+    cache = DiskCache(folder)
+    cache.set_many([(b"sk-secret-key-of-32-bytes-length", Entry(np.full(4, 1234.5, np.float32)))])
+    assert warnings_in(caplog)
+    assert "secret" not in caplog.text
+    assert "1234" not in caplog.text
+
+
+@POSIX
+def test_a_child_forked_amid_a_write_that_does_not_end_goes_without_the_cache(folder):
+    script = """
+import os, sqlite3, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+import numpy as np
+from embedkit_core.cache import connections, open_cache
+from embedkit_core.types import Entry
+entry = (b"k" * 32, Entry(np.ones(8, "f4")))
+cache = open_cache(sys.argv[1])
+cache.get_many([entry[0]])
+other = sqlite3.connect(sys.argv[1] + "/embedkit-v1/cache.db", isolation_level=None, check_same_thread=False)
+other.execute("BEGIN IMMEDIATE")
+begun = threading.Event()
+begin = connections._begin
+connections._begin = lambda connection: (begun.set(), begin(connection))
+writer = threading.Thread(target=cache.set_many, args=([entry],))
+writer.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    found = cache.get_many([entry[0]])
+    cache.set_many([entry])
+    sys.exit(0 if not found and cache.stats.write_failures == 1 else 1)
+status = os.waitpid(child, 0)[1]
+other.execute("ROLLBACK")
+writer.join()
+assert status == 0
+assert len(cache.get_many([entry[0]])) == 1
+assert cache.stats.write_failures == 0
+cache.close()
+"""
+    run(script, folder)

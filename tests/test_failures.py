@@ -1,0 +1,269 @@
+"""What fails: tried again, looked into, or given up at once, and what the caller is told."""
+
+import logging
+import math
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from support.embedders import embedder, numbered, spoken, statuses, texts_sent
+from support.openai_client import expected
+from support.openai_replies import INVALID_INPUT, error
+from support.openai_server import Fault, OpenAIServer, vector_of
+
+from embedkit_core import Usage
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadRequestError,
+    BadTextError,
+    EmbedKitError,
+    PartialFailureError,
+    QuotaError,
+    RateLimitError,
+    TimedOutError,
+    UnavailableError,
+)
+
+SOON = {"retry-after-ms": "1"}
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+# Tried again
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_text_is_sent_at_most_once_more_than_it_may_be_retried(server, retries):
+    server.fault_for(lambda texts, number: Fault.rate_limited(retry_after_ms=1))
+    patient = embedder(server, max_retries=retries)
+    with pytest.raises(RateLimitError) as caught:
+        patient.embed(["a", "b"])
+    assert len(server.requests) == retries + 1
+    assert patient.usage == Usage(texts=2, failed=2, requests=retries + 1, retries=retries)
+    refusal = caught.value
+    assert (refusal.status, refusal.retry_after, refusal.retryable) == (429, 0.001, True)
+    assert refusal.request_id == f"req_{retries + 1:08x}"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault(status=status, headers=SOON) for status in (408, 429, 500, 502, 503, 504, 529)),
+        Fault(status=502, raw=b"<html>Bad gateway</html>", headers=SOON),
+        Fault(status=503, body="overloaded", headers=SOON),
+        Fault(cut=True),
+        Fault(hang=True),
+    ],
+    ids=lambda fault: "cut" if fault.cut else "no answer" if fault.hang else str(fault.status),
+)
+def test_a_passing_failure_heals(server, fault):
+    server.faults.append(fault)
+    result = embedder(server, timeout=1.0).embed(["a", "b"])
+    assert np.array_equal(result.vectors, expected(["a", "b"]))
+    assert statuses(server) == [fault.status or (502 if fault.raw else None), 200]
+    assert result.usage == Usage(
+        texts=2, sent=2, requests=2, retries=1, tokens=2, priced_usd=Decimal(2) * Decimal("0.02") / 1_000_000
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "status"),
+    [
+        (Fault.server_error(503), UnavailableError, 503),
+        (Fault(cut=True), UnavailableError, None),
+        (Fault(cut_after_work=True), UnavailableError, None),
+        (Fault(hang=True), TimedOutError, None),
+        (Fault(status=408), UnavailableError, 408),
+    ],
+)
+def test_a_failure_that_stays_is_named(server, fault, kind, status):
+    server.fault_for(lambda texts, number: fault)
+    with pytest.raises(kind) as caught:
+        embedder(server, max_retries=0, timeout=0.3).embed(["a"])
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.provider) == (status, "openai")
+    assert len(server.requests) == 1
+
+
+def test_a_server_out_of_reach_is_unavailable():
+    with OpenAIServer() as gone:
+        url = gone.base_url
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1 could not be reached"):
+        embedder(gone, base_url=url, max_retries=0).embed(["a"])
+
+
+def test_the_server_says_how_long_to_wait(server):
+    server.faults.append(Fault.rate_limited(retry_after_ms=700))  # longer than a first wait of our own
+    assert np.array_equal(embedder(server).embed_query("a"), vector_of("a"))
+    refused, answered = server.requests
+    assert answered.started - refused.ended >= 0.7
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ({"retry_after": 7}, 7.0),
+        ({"retry_after_ms": 1500}, 1.5),
+        ({"retry_after_ms": 1500, "retry_after": 7}, 1.5),
+        ({"date": datetime.now(UTC) + timedelta(hours=1)}, 3600.0),
+        ({"date": datetime.now(UTC) - timedelta(hours=1)}, 0.0),
+        ({}, None),
+    ],
+)
+def test_the_wait_asked_for_is_in_the_error(server, asked, seconds):
+    server.faults.append(Fault.rate_limited(**asked))
+    with pytest.raises(RateLimitError) as caught:
+        embedder(server, max_retries=0).embed(["a"])
+    assert caught.value.retry_after == (seconds and pytest.approx(seconds, abs=300 if "date" in asked else 1e-9))
+
+
+@pytest.mark.parametrize("said", ["soon", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "nan", "inf", ""])
+def test_a_wait_that_makes_no_sense_is_no_reason_to_give_up(server, said):
+    server.faults.append(Fault(status=429, headers={"retry-after": said}))
+    assert np.array_equal(embedder(server).embed_query("a"), vector_of("a"))
+
+
+# Given up at once
+
+FINAL = {
+    "401": (Fault.unauthorized(), AuthenticationError),
+    "403": (Fault(status=403), AuthenticationError),
+    "404 model": (Fault(status=404, body=error("The model does not exist.", code="model_not_found")), BadRequestError),
+    "404": (Fault(status=404, body="not found"), BadRequestError),
+    "405": (Fault(status=405), BadRequestError),
+    "400 model": (Fault(status=400, body=error("invalid model ID", param="model")), BadRequestError),
+    "400 parameter": (Fault(status=400, body=error("too large", param="dimensions")), BadRequestError),
+    "429 quota": (Fault.quota(), QuotaError),
+    "402": (Fault(status=402), QuotaError),
+}
+
+
+@pytest.mark.parametrize("refusal", FINAL)
+def test_what_no_retry_can_mend_costs_one_request(server, refusal):
+    fault, kind = FINAL[refusal]
+    server.fault_for(lambda texts, number: fault)
+    refused = embedder(server)
+    with pytest.raises(kind) as caught:
+        refused.embed(numbered(1000))
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.retryable) == (fault.status, False)
+    assert (caught.value.model, caught.value.request_id) == ("openai:text-embedding-3-small", "req_00000001")
+    assert len(server.requests) == 1
+    assert refused.usage == Usage(texts=1000, failed=1000, requests=1)
+
+
+def test_a_model_the_server_lacks_is_named_as_such():
+    with OpenAIServer(models=["other"]) as server, pytest.raises(BadRequestError, match="`text-embedding-3-small`"):
+        embedder(server).embed(numbered(100))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [error(INVALID_INPUT), error("'$.input' is invalid.", param="input"), "no", {}])
+def test_when_everything_is_refused_few_requests_find_it_out(server, body):
+    server.fault_for(lambda texts, number: Fault(status=400, body=body))
+    with pytest.raises(BadRequestError):
+        embedder(server).embed(numbered(1000))
+    assert len(server.requests) <= 7
+
+
+def test_a_server_that_begins_to_refuse_everything_is_not_asked_for_each_text(server):
+    stricken = embedder(server)
+    stricken.embed(["it works"])
+    server.fault_for(lambda texts, number: Fault(status=400, body=error("No models loaded.")))
+    with pytest.raises(BadRequestError):
+        stricken.embed(numbered(1000))
+    assert len(server.requests) <= 1 + 16 * 7  # as many as are in flight, each looked into as if it were the first
+
+
+# Partly failed
+
+
+def test_one_batch_of_five_that_fails_for_good_costs_its_texts_only(server, tmp_path):
+    texts = numbered(10)
+    server.fault_for(lambda sent, number: Fault(status=500, headers=SOON) if texts[4] in sent else None)
+    with embedder(server, cache=tmp_path, max_batch_texts=2, max_concurrency=1, max_retries=1) as careful:
+        with pytest.raises(PartialFailureError, match=r"2 of 10 texts failed \(positions 4, 5\)") as caught:
+            careful.embed(texts)
+        failure, result = caught.value, caught.value.result
+        assert {p: (type(e), e.status) for p, e in failure.failed.items()} == dict.fromkeys(
+            (4, 5), (UnavailableError, 500)
+        )
+        assert failure.succeeded == (0, 1, 2, 3, 6, 7, 8, 9)
+        assert np.isnan(result.vectors[[4, 5]]).all()
+        assert np.array_equal(result.vectors[list(failure.succeeded)], expected(texts[:4] + texts[6:]))
+        assert (result.usage.sent, result.usage.failed, result.usage.requests, result.usage.retries) == (8, 2, 6, 1)
+        server.fault_for(lambda sent, number: None)
+        before = len(server.requests)
+        assert np.array_equal(careful.embed_documents(texts), expected(texts))
+    assert texts_sent(server)[-2:] == texts[4:6]
+    assert len(server.requests) == before + 1
+
+
+@pytest.mark.parametrize("poisonous", [{500}, {3}, {0, 10, 31}, {3, 500, 999}, {40, 41, 42}])
+def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poisonous):
+    texts = numbered(1000)
+    server.poison |= {texts[p] for p in poisonous}
+    healthy = [p for p in range(1000) if p not in poisonous]
+    with embedder(server, cache=tmp_path) as careful:
+        with pytest.raises(PartialFailureError) as caught:
+            careful.embed(texts)
+        assert set(caught.value.failed) == poisonous
+        assert {type(one) for one in caught.value.failed.values()} == {BadTextError}
+        assert np.array_equal(caught.value.result.vectors[healthy], expected(texts[p] for p in healthy))
+        assert server.billed_texts == Counter(texts[p] for p in healthy)
+        assert len(server.requests) <= 1 + 16 + len(poisonous) * 2 * math.ceil(math.log2(64) + 1)
+        with pytest.raises(PartialFailureError) as again:
+            careful.embed(texts)
+        assert (again.value.result.usage.cache_hits, again.value.result.usage.sent) == (1000 - len(poisonous), 0)
+    assert server.billed_texts == Counter(texts[p] for p in healthy)
+
+
+def test_a_failed_text_given_twice_fails_at_both_positions(server):
+    server.poison.add("bad")
+    with pytest.raises(PartialFailureError) as caught:
+        embedder(server).embed(["bad", "good", "bad"])
+    assert (set(caught.value.failed), caught.value.succeeded) == ({0, 2}, (1,))
+    usage = caught.value.result.usage
+    assert (usage.texts, usage.duplicates, usage.sent, usage.failed) == (3, 1, 1, 1)
+
+
+def test_failures_are_returned_where_that_is_asked_for(server):
+    server.poison.add("bad")
+    result = embedder(server, on_error="return").embed(["good", "bad", "fine"])
+    assert np.isnan(result.vectors[1]).all()
+    assert {position: type(failure) for position, failure in result.failed.items()} == {1: BadTextError}
+    assert result.to_lists() == [vector_of("good").tolist(), None, vector_of("fine").tolist()]
+
+
+def test_a_result_of_failures_only_is_returned_too(server):
+    server.fault_for(lambda texts, number: Fault.unauthorized())
+    result = embedder(server, on_error="return").embed(["a", "b"])
+    assert result.vectors.shape == (2, 1536)
+    assert np.isnan(result.vectors).all()
+    assert result.to_lists() == [None, None]
+    assert {type(failure) for failure in result.failed.values()} == {AuthenticationError}
+
+
+# What is said
+
+PRIVATE = "Alice's diagnosis, privately given"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 429, 500])
+def test_no_error_and_no_log_repeats_a_text_or_the_key(status, caplog):
+    caplog.set_level(logging.DEBUG, logger="embedkit_core")
+    with OpenAIServer(api_key="sk-very-secret-0123456789", echo_input_in_errors=True) as server:
+        server.fault_for(lambda texts, number: Fault(status=status, headers=SOON) if PRIVATE in texts else None)
+        embedder(server).embed(["proven"])
+        with pytest.raises(EmbedKitError) as caught:
+            embedder(server, max_retries=1).embed([PRIVATE, "public"])
+    said = spoken(caught.value) + caplog.text
+    assert "HTTP" in said
+    for secret in (PRIVATE, server.api_key):
+        assert not any(secret[i : i + 12] in said for i in range(len(secret) - 11))

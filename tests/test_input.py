@@ -1,0 +1,156 @@
+"""What is asked: which texts are refused before anything is sent, and which forms of a list are taken."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from support.embedders import MINILM, embedder, texts_sent
+from support.openai_client import expected
+from support.openai_server import OpenAIServer
+
+from embedkit_core import Embedder, Usage
+from embedkit_core.errors import ConfigurationError, InputError
+from embedkit_core.testing import FakeServer
+
+BAD = {
+    "nothing": "",
+    "white space": " \t\r\n",
+    "wide space": "\u3000\u2003",
+    "None": None,
+    "bytes": b"text",
+    "a number": 7,
+    "not a number": float("nan"),
+    "a list": ["text"],
+    "half a pair": "fine until \ud800",
+}
+WIDTHS = {"openai": 1536, "fake": 8, "local": 384}
+
+
+@contextmanager
+def provider(name: str) -> Iterator[tuple[Embedder, Any]]:
+    """An embedder, and the far end that counts its requests where there is one."""
+    if name == "openai":
+        with OpenAIServer() as server:
+            yield embedder(server), lambda: len(server.requests)
+    elif name == "fake":
+        far = FakeServer()
+        yield Embedder("fake:any", base_url=far.url, cache=False), lambda: len(far.seen)
+    else:
+        yield Embedder(MINILM, cache=False), lambda: 0
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_no_texts_give_no_vectors_and_no_request(name):
+    with provider(name) as (empty, requests):
+        for nothing in ([], (), iter(())):
+            result = empty.embed(nothing)
+            assert (result.vectors.shape, result.vectors.dtype) == ((0, WIDTHS[name]), np.float32)
+            assert (result.usage, result.truncated, dict(result.failed)) == (Usage(), (), {})
+            assert result.to_lists() == []
+        assert empty.embed_documents([]).shape == (0, WIDTHS[name])
+        assert requests() == 0
+
+
+def test_no_texts_to_a_model_of_unknown_width_give_no_columns_until_it_is_known():
+    with OpenAIServer(dimensions=768) as server:
+        learning = embedder(server, "some-model")
+        assert (learning.embed_documents([]).shape, learning.dimensions) == ((0, 0), None)
+        learning.embed_query("x")
+        assert (learning.embed_documents([]).shape, learning.dimensions) == ((0, 768), 768)
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_what_cannot_be_embedded_is_named_by_position_and_nothing_is_sent(name, kind):
+    with provider(name) as (careful, requests):
+        for input_type in ("document", "query"):
+            with pytest.raises(InputError, match=r"2 of 4 texts .* at position 1, 3") as caught:
+                careful.embed(["fine", BAD[kind], "good", BAD[kind]], input_type=input_type)
+            assert caught.value.indices == (1, 3)
+            assert "fine" not in str(caught.value).replace("fine until", "")
+        with pytest.raises(InputError) as alone:
+            careful.embed_query(BAD[kind])
+        assert alone.value.indices == (0,)
+        assert (requests(), careful.usage) == (0, Usage())
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+async def test_the_async_doors_refuse_the_same(name):
+    with provider(name) as (careful, requests):
+        with pytest.raises(InputError) as caught:
+            await careful.aembed_documents(["fine", ""])
+        assert caught.value.indices == (1,)
+        with pytest.raises(InputError):
+            await careful.aembed_query(" ")
+        with pytest.raises(InputError, match="got one string"):
+            await careful.aembed("text")
+        assert (await careful.aembed([])).vectors.shape == (0, WIDTHS[name])
+        assert requests() == 0
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("texts", ["text", b"text", "", None, 7])
+def test_what_is_no_list_of_texts_is_refused(name, texts):
+    with provider(name) as (careful, requests):
+        with pytest.raises(InputError, match="expected a list of texts") as caught:
+            careful.embed(texts)
+        assert caught.value.indices == ()
+        assert isinstance(caught.value, ValueError)
+        assert requests() == 0
+
+
+@pytest.mark.parametrize("texts", ["text", None, 7])
+async def test_an_async_caller_is_told_so_too(texts):
+    far = FakeServer()
+    with pytest.raises(InputError, match="expected a list of texts"):
+        await Embedder("fake:any", base_url=far.url, cache=False).aembed(texts)
+    assert far.seen == []
+
+
+def test_many_bad_texts_are_counted_and_the_first_ones_listed():
+    far = FakeServer()
+    with pytest.raises(InputError) as caught:
+        Embedder("fake:any", base_url=far.url, cache=False).embed([*[""] * 30, "fine", None, "\udfff"])
+    assert caught.value.indices == (*range(30), 31, 32)
+    message = str(caught.value)
+    assert "empty or only white space at position 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in message
+    assert "not a string but NoneType at position 31" in message
+    assert "lone surrogate" in message
+
+
+class Codec:
+    """No string, although it has a method of that name."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+def test_an_object_that_can_encode_is_no_text_for_that():
+    far = FakeServer()
+    with pytest.raises(InputError, match="not a string but Codec at position 1") as caught:
+        Embedder("fake:any", base_url=far.url, cache=False).embed(["fine", Codec()])
+    assert (caught.value.indices, far.seen) == ((1,), [])
+
+
+def test_every_kind_of_iterable_of_strings_is_taken():
+    with OpenAIServer() as server:
+        taking = embedder(server)
+        texts = ["a", "b", "a"]
+        for given in (texts, tuple(texts), iter(texts), (text for text in texts), np.array(texts)):
+            assert np.array_equal(taking.embed_documents(given), expected(texts))
+        assert set(texts_sent(server)) == {"a", "b"}
+        assert all(type(text) is str for request in server.requests for text in request.body["input"])
+
+
+async def test_an_async_caller_may_give_an_iterator():
+    with OpenAIServer() as server:
+        assert np.array_equal(await embedder(server).aembed_documents(iter(["a", "b"])), expected(["a", "b"]))
+
+
+def test_an_input_type_that_does_not_exist_is_refused_with_the_nearest_that_does():
+    far = FakeServer()
+    with pytest.raises(ConfigurationError, match=r"did you mean 'document'\?"):
+        Embedder("fake:any", base_url=far.url, cache=False).embed(["x"], input_type="documents")
+    assert far.seen == []

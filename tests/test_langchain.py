@@ -1,0 +1,197 @@
+"""LangChain: its own suites, unmodified, and what its users do with an embeddings object."""
+
+import copy
+import json
+import pickle
+
+import pytest
+from embedkit_core import AuthenticationError, Embedder
+from embedkit_core.testing import FakeServer
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_embedkit import EmbedKitEmbeddings
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+from langchain_tests.unit_tests import EmbeddingsUnitTests
+from support.embedders import MINILM, embedder, numbered, texts_sent
+from support.openai_server import OpenAIServer, vector_of
+
+OPENAI = "openai:text-embedding-3-small"
+FACTS = [
+    "The cat sat on the mat and purred.",
+    "Interest rates rose by a quarter point.",
+    "Photosynthesis turns light into sugar.",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def suite_server():
+    with OpenAIServer() as running:
+        Served.server = running
+        yield
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+class Served:
+    """A model at the local server."""
+
+    server: OpenAIServer
+
+    @property
+    def embeddings_class(self):
+        return EmbedKitEmbeddings
+
+    @property
+    def embedding_model_params(self):
+        return {"model": OPENAI, "base_url": self.server.base_url, "api_key": "test-key", "cache": False}
+
+
+class Local:
+    """A model on this machine."""
+
+    @property
+    def embeddings_class(self):
+        return EmbedKitEmbeddings
+
+    @property
+    def embedding_model_params(self):
+        return {"model": MINILM, "cache": False}
+
+
+class TestServedUnit(Served, EmbeddingsUnitTests):
+    @property
+    def init_from_env_params(self):
+        """The key stays in the environment: no attribute holds it."""
+        found = {"OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": self.server.base_url}
+        given = {"model": OPENAI, "cache": False}
+        return found, given, {"model": OPENAI, "api_key": None, "base_url": None}
+
+
+class TestServedIntegration(Served, EmbeddingsIntegrationTests):
+    pass
+
+
+class TestLocalUnit(Local, EmbeddingsUnitTests):
+    pass
+
+
+class TestLocalIntegration(Local, EmbeddingsIntegrationTests):
+    pass
+
+
+def lang(server, **options):
+    return EmbedKitEmbeddings(
+        **{"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": False, **options}
+    )
+
+
+@pytest.mark.parametrize("model", [OPENAI, MINILM])
+async def test_every_value_is_a_python_float_and_the_vectors_are_json(server, model):
+    where = {"base_url": server.base_url, "api_key": "test-key"} if model == OPENAI else {}
+    embeddings = EmbedKitEmbeddings(model=model, cache=False, **where)
+    rows = [
+        *embeddings.embed_documents(["a", "b"]),
+        *await embeddings.aembed_documents(["a", "b"]),
+        embeddings.embed_query("a"),
+        await embeddings.aembed_query("a"),
+    ]
+    assert {type(number) for row in rows for number in row} == {float}
+    assert json.loads(json.dumps(rows)) == rows
+    assert len({len(row) for row in rows}) == 1
+
+
+async def test_all_four_methods_give_the_servers_vectors(server):
+    embeddings = lang(server)
+    truth = [vector_of(text).tolist() for text in ("a", "b")]
+    assert embeddings.embed_documents(["a", "b"]) == truth
+    assert await embeddings.aembed_documents(["a", "b"]) == truth
+    assert embeddings.embed_query("a") == truth[0]
+    assert await embeddings.aembed_query("b") == truth[1]
+
+
+async def test_a_list_is_one_call_of_the_core(server):
+    """Were the list cut on the way, the copies of a text in different pieces would not be known as duplicates."""
+    embeddings = lang(server)
+    embeddings.embed_documents([*numbered(25), *["again"] * 3000])
+    assert len(server.requests) == 1
+    assert (embeddings.usage.texts, embeddings.usage.sent, embeddings.usage.duplicates) == (3025, 26, 2999)
+    await embeddings.aembed_documents(["later", *["later"] * 3000])
+    assert (len(server.requests), embeddings.usage.duplicates) == (2, 5999)
+
+
+async def test_an_empty_list_is_an_empty_list_and_no_request(server):
+    assert lang(server).embed_documents([]) == []
+    assert await lang(server).aembed_documents([]) == []
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("model", [OPENAI, MINILM])
+def test_a_vector_store_finds_the_right_text(server, model):
+    where = {"base_url": server.base_url, "api_key": "test-key"} if model == OPENAI else {}
+    store = InMemoryVectorStore(EmbedKitEmbeddings(model=model, cache=False, **where))
+    store.add_texts(FACTS)
+    asked = "Where is the kitten?" if model == MINILM else FACTS[0]
+    assert [found.page_content for found in store.similarity_search(asked, k=1)] == FACTS[:1]
+
+
+@pytest.mark.parametrize("model", [OPENAI, MINILM])
+async def test_a_vector_store_finds_the_right_text_without_holding_the_loop(server, model):
+    where = {"base_url": server.base_url, "api_key": "test-key"} if model == OPENAI else {}
+    store = InMemoryVectorStore(EmbedKitEmbeddings(model=model, cache=False, **where))
+    await store.aadd_texts(FACTS)
+    asked = "What do leaves do with the sun?" if model == MINILM else FACTS[2]
+    assert [found.page_content for found in await store.asimilarity_search(asked, k=1)] == FACTS[2:]
+
+
+def test_a_query_of_an_asymmetric_model_is_asked_as_a_query():
+    server = FakeServer()
+    embeddings = EmbedKitEmbeddings(model="fake:any", base_url=server.url, cache=False)
+    assert embeddings.embed_query("x") != embeddings.embed_documents(["x"])[0]
+    assert [seen.wire["role"] for seen in server.seen] == ["query", "document"]
+
+
+def test_what_langchain_embeds_the_core_is_served_from_the_cache(server, tmp_path):
+    rows = lang(server, cache=tmp_path).embed_documents(["a", "b"])
+    core = embedder(server, OPENAI, cache=tmp_path)
+    assert core.embed_documents(["a", "b"]).tolist() == rows
+    assert texts_sent(server) == ["a", "b"]
+
+
+def test_the_key_comes_from_the_environment(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    EmbedKitEmbeddings(model=OPENAI, base_url=server.base_url, cache=False).embed_query("a")
+    assert server.requests[0].headers["authorization"] == "Bearer test-key"
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    with pytest.raises(AuthenticationError):
+        EmbedKitEmbeddings(model=OPENAI, base_url=server.base_url, cache=False).embed_query("b")
+
+
+def test_a_pickle_has_the_same_configuration_and_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    original = lang(server, api_key=None, cache=tmp_path, dimensions=64, document_prompt="d: ", max_concurrency=3)
+    row = original.embed_query("a")
+    other = pickle.loads(pickle.dumps(original))
+    assert other.model_dump() == original.model_dump()
+    assert other.embedder.settings == original.embedder.settings
+    assert other.embedder.explain("a") == original.embedder.explain("a")
+    assert other.embed_query("a") == row
+    assert len(server.requests) == 1
+    other.embed_query("b")
+    assert server.requests[-1].status == 200
+
+
+def test_a_deep_copy_keeps_configuration_and_key(server):
+    other = copy.deepcopy(lang(server, dimensions=64))
+    assert other.model_dump() == lang(server, dimensions=64).model_dump()
+    assert other.embed_query("a") == vector_of("a", 64).tolist()
+    assert server.requests[0].headers["authorization"] == "Bearer test-key"
+
+
+def test_a_deep_copied_embedder_keeps_its_key(server):
+    other = copy.deepcopy(embedder(server, OPENAI))
+    assert isinstance(other, Embedder)
+    other.embed_query("a")
+    assert server.requests[0].headers["authorization"] == "Bearer test-key"

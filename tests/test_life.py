@@ -1,0 +1,180 @@
+"""Loops, threads, forks, interrupts, kills and exits."""
+
+import asyncio
+import signal
+import threading
+
+import numpy as np
+import pytest
+from embedkit_core import Embedder, EmbedKitError
+from embedkit_core.engine.loop import engine
+from embedkit_core.testing import FakeServer
+from support.openai_server import OpenAIServer, vector_of
+from support.scripts import finish, start
+
+MODEL = "text-embedding-3-small"
+
+
+def open_ai(server: OpenAIServer, **settings) -> Embedder:
+    return Embedder(MODEL, base_url=server.base_url, api_key="test-key", **{"cache": False} | settings)
+
+
+def test_one_object_serves_two_runs_a_thread_and_a_running_loop():
+    """Scenario 20, first half."""
+    with OpenAIServer() as server:
+        embedder = open_ai(server)
+        rows = [asyncio.run(embedder.aembed_query(f"run {i}")) for i in range(2)]
+        found: list[np.ndarray] = []
+        thread = threading.Thread(target=lambda: found.append(embedder.embed_query("thread")))
+        thread.start()
+        thread.join()
+
+        async def sync_inside() -> np.ndarray:
+            return embedder.embed_query("inside a loop")
+
+        rows += [*found, asyncio.run(sync_inside())]
+        texts = ["run 0", "run 1", "thread", "inside a loop"]
+        assert all(np.array_equal(row, vector_of(text)) for row, text in zip(rows, texts, strict=True))
+
+
+def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_path):
+    """Scenario 20: the fork happens with requests in the air and the cache open."""
+    with OpenAIServer(latency=0.05) as server:
+        process = start(
+            """
+            embedder.embed(["before"])
+            texts = [f"parent {i}" for i in range(600)]
+            worker = threading.Thread(target=embedder.embed, args=(texts,))
+            worker.start()
+            pid = os.fork()
+            if pid == 0:
+                assert embedder.embed(["before"]).usage.cache_hits == 1
+                assert len(embedder.embed([f"child {i}" for i in range(200)]).vectors) == 200
+                assert asyncio.run(embedder.aembed_query("child query")).shape == (1536,)
+                sys.exit(7)
+            worker.join()
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), len(embedder.embed(texts).vectors))
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process).split() == ["7", "600"]
+        assert set(server.billed_texts.values()) == {1}
+        again = open_ai(server, cache=tmp_path).embed([f"child {i}" for i in range(200)])
+        assert again.usage.cache_hits == 200
+
+
+def test_ctrl_c_returns_at_once_sends_nothing_new_and_keeps_what_was_in_flight(tmp_path):
+    with OpenAIServer() as server:
+        process = start(
+            """
+            embedder.embed(["warm up"])
+            try:
+                embedder.embed([f"text {i}" for i in range(20_000)])
+            except KeyboardInterrupt:
+                print("interrupted")
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        server.wait_for_requests(1)
+        server.hold()
+        server.wait_for_requests(17, timeout=30)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        server.release()
+        finish(process)
+        in_flight = [text for request in server.requests[1:] for text in request.texts]
+        assert len(server.requests) <= 17 + 16
+        result = open_ai(server, cache=tmp_path).embed(in_flight)
+        assert result.usage.cache_hits == len(in_flight)
+        assert np.array_equal(result.vectors[-1], vector_of(in_flight[-1]))
+
+
+def test_a_killed_run_pays_again_only_for_what_was_in_flight(tmp_path):
+    """Scenario 13: what the killed process had been answered and had kept is never sent again."""
+    body = 'embedder.embed([f"text {i}" for i in range(6000)])'
+    with OpenAIServer(latency=0.05) as server:
+        process = start(body, server.base_url, tmp_path)
+        server.wait_for_requests(24, timeout=30)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        server.wait_in_flight(0)
+        before = len(server.requests)
+        finish(start(body, server.base_url, tmp_path))
+        assert len(server.billed_texts) == 6000
+        twice = [text for text, n in server.billed_texts.items() if n > 1]
+        per_request = max(len(request.texts) for request in server.requests[:before])
+        assert len(twice) <= 16 * per_request
+        assert before * per_request > len(twice)
+
+
+def test_a_cancelled_call_sends_nothing_new_and_its_requests_land_in_the_cache(tmp_path):
+    with OpenAIServer() as server:
+        embedder = open_ai(server, cache=tmp_path, max_concurrency=2, max_batch_texts=32)
+        embedder.embed(["warm up"])
+        server.hold()
+
+        async def cancelled() -> None:
+            task = asyncio.create_task(embedder.aembed([f"text {i}" for i in range(500)]))
+            await asyncio.to_thread(server.wait_for_requests, 3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(cancelled())
+        sent = [text for request in server.requests[1:] for text in request.texts]
+        assert len(sent) == 64
+        server.release()
+        # Whether these are still in the air, just kept, or hits by now: they are not paid for again.
+        assert len(embedder.embed(sent).vectors) == 64
+        assert len(server.requests) == 3
+        assert max(server.billed_texts.values()) == 1
+
+
+def test_a_process_that_never_closes_anything_ends_well(tmp_path):
+    with OpenAIServer() as server:
+        out = finish(start('print(embedder.embed_query("hello").shape)', server.base_url, tmp_path))
+        assert out == "(1536,)\n"
+        assert open_ai(server, cache=tmp_path).embed(["hello"]).usage.cache_hits == 1
+        assert not list(tmp_path.rglob("*-wal"))
+
+
+def test_close_lets_go_of_the_connections_and_the_next_call_opens_them_again():
+    with OpenAIServer() as server:
+        with open_ai(server) as embedder:
+            embedder.embed_query("one")
+        embedder.embed_query("two")
+        assert server.connections == 2
+        asyncio.run(embedder.aclose())
+
+
+def test_a_sync_door_on_the_engines_own_thread_names_its_async_twin():
+    server = FakeServer()
+    embedder = Embedder("fake:model", base_url=server.url, cache=False)
+    embedder.embed_query("start the engine")
+    found: list[BaseException] = []
+    done = threading.Event()
+
+    def call() -> None:
+        try:
+            embedder.embed(["one"])
+        except EmbedKitError as error:
+            found.append(error)
+        done.set()
+
+    engine()._loop.call_soon_threadsafe(call)
+    assert done.wait(10)
+    assert "use aembed()" in str(found[0])
+
+
+def test_a_defect_in_the_engine_is_an_error_and_not_a_hang():
+    server = FakeServer()
+    embedder = Embedder("fake:model", base_url=server.url, cache=False)
+    embedder.embed(["warm up"])
+    account = engine().account(embedder.provider)
+    account.scheduler.replied = None
+    with pytest.raises(EmbedKitError, match="internal error"):
+        embedder.embed(["one"])

@@ -1,0 +1,224 @@
+"""What becomes of a text over the model's limit: cut, refused or averaged, and never silently."""
+
+import logging
+from collections.abc import Iterator
+from math import ceil
+
+import numpy as np
+import pytest
+from support.embedders import MINILM, embedder, long_text, numbered, sentence_transformer, texts_sent, truth
+from support.openai_replies import error
+from support.openai_server import Fault, OpenAIServer, tokens_of, vector_of
+
+from embedkit_core import Embedder, Usage
+from embedkit_core.errors import PartialFailureError, TextTooLongError
+
+LIMIT = 20
+MARGIN = 0.98
+POLICIES = ["truncate", "error", "mean"]
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with OpenAIServer(max_tokens_per_text=LIMIT) as running:
+        yield running
+
+
+def cut(text: str) -> str:
+    """By the rule "fit-1": as much as the limit is of the count, less 2 %, until it fits."""
+    while (tokens := tokens_of(text)) > LIMIT:
+        text = text[: int(len(text) * (LIMIT / tokens * MARGIN))]
+    return text
+
+
+def pieces(text: str, tokens: int | None = None, limit: int = LIMIT) -> list[str]:
+    """By the rule "mean-1": as many equal pieces as it takes, and those of a piece that is still too long."""
+    tokens = tokens_of(text) if tokens is None else tokens
+    if tokens <= limit:
+        return [text]
+    n = ceil(1 / (limit / tokens * MARGIN))
+    edges = [len(text) * i // n for i in range(n + 1)]
+    return [end for i in range(n) for end in pieces(text[edges[i] : edges[i + 1]], limit=limit)]
+
+
+def mean(vectors: np.ndarray, weights: list[int]) -> np.ndarray:
+    whole = sum(weight * vector.astype(np.float64) for weight, vector in zip(weights, vectors, strict=True))
+    return whole / np.linalg.norm(whole)
+
+
+def mean_of(text: str) -> np.ndarray:
+    parts = pieces(text)
+    return mean(np.array([vector_of(part) for part in parts]), [len(part.encode()) for part in parts])
+
+
+def test_a_text_over_the_limit_is_cut_and_named(server):
+    texts = ["short", long_text(50), "brief"]
+    result = embedder(server).embed(texts)
+    assert result.truncated == (1,)
+    assert texts[1].startswith(cut(texts[1]))
+    assert tokens_of(cut(texts[1])) <= LIMIT
+    assert np.array_equal(result.vectors, np.array([vector_of(text) for text in ("short", cut(texts[1]), "brief")]))
+    usage = result.usage
+    assert (usage.texts, usage.sent, usage.retries, usage.requests) == (3, 3, 0, len(server.requests))
+    assert usage.tokens == server.billed_tokens
+
+
+@pytest.mark.parametrize("input_type", ["document", "query"])
+def test_a_text_that_was_cut_is_named_when_it_comes_from_the_cache_too(server, tmp_path, input_type):
+    texts = [long_text(50), "short", long_text(50)]
+    with embedder(server, cache=tmp_path) as caching:
+        first = caching.embed(texts, input_type=input_type)
+        sent = len(server.requests)
+        again = [caching.embed(texts, input_type=input_type) for _ in range(2)]  # the last query comes from memory
+    for result in (first, *again):
+        assert result.truncated == (0, 2)
+        assert np.array_equal(result.vectors, first.vectors)
+    assert len(server.requests) == sent
+    assert {result.usage for result in again} == {Usage(texts=3, cache_hits=2, duplicates=1)}
+
+
+def test_one_warning_says_how_many_texts_were_cut_and_shows_none(server, caplog):
+    caplog.set_level(logging.WARNING, logger="embedkit_core")
+    cutting = embedder(server)
+    for mark in "ab":
+        cutting.embed([long_text(50, mark), "short", long_text(60, mark)])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 of 3 texts are longer than openai:text-embedding-3-small takes")
+    assert "a0000" not in record.getMessage()
+
+
+def test_the_mean_is_that_of_the_pieces_by_weight_at_unit_length(server):
+    text = long_text(130) + " \U0001f600\U0001f600\U0001f600" * 5  # the end weighs more: four bytes a character
+    result = embedder(server, on_long_text="mean").embed(["short", text])
+    parts = sorted(set(server.billed_texts) - {"short"}, key=text.index)
+    assert "".join(parts) == text
+    assert parts == pieces(text)
+    assert np.array_equal(result.vectors[0], vector_of("short"))
+    np.testing.assert_allclose(result.vectors[1], mean_of(text), atol=1e-6)
+    assert np.linalg.norm(result.vectors[1].astype(np.float64)) == pytest.approx(1.0, abs=1e-6)
+    assert (result.truncated, result.usage.sent) == ((), 2)
+    assert result.usage.tokens == server.billed_tokens
+
+
+def test_where_that_is_asked_for_a_long_text_is_an_error_that_counts(server):
+    strict = embedder(server, on_long_text="error")
+    with pytest.raises(TextTooLongError, match="has 50 tokens, over the limit of 20") as caught:
+        strict.embed([long_text(50)])
+    assert (caught.value.tokens, caught.value.limit, caught.value.status) == (50, LIMIT, 400)
+    assert "w0001" not in str(caught.value)
+    with pytest.raises(PartialFailureError) as partly:
+        strict.embed(["short", long_text(70), "brief"])
+    assert {p: (type(e), e.tokens) for p, e in partly.value.failed.items()} == {1: (TextTooLongError, 70)}
+    assert np.array_equal(partly.value.result.vectors[[0, 2]], np.array([vector_of("short"), vector_of("brief")]))
+
+
+def test_the_three_policies_do_not_share_entries(server, tmp_path):
+    def ask(policy: str) -> tuple[np.ndarray, int]:
+        before = len(server.requests)
+        with embedder(server, cache=tmp_path, on_long_text=policy, on_error="return") as one:
+            return one.embed_documents([long_text(50)]), len(server.requests) - before
+
+    first = {policy: ask(policy) for policy in POLICIES}
+    assert all(requests for _, requests in first.values())
+    assert not np.array_equal(first["truncate"][0], first["mean"][0])
+    assert np.isnan(first["error"][0]).all()
+    for policy in ("truncate", "mean"):
+        vectors, requests = ask(policy)
+        assert requests == 0
+        assert np.array_equal(vectors, first[policy][0])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_many_long_texts_among_short_ones_all_come_out_right(server, policy):
+    texts = [long_text(21 + n, f"m{n}-") if n % 5 == 0 else text for n, text in enumerate(numbered(200))]
+    long = tuple(range(0, 200, 5))
+    short = [n for n in range(200) if n % 5]
+    result = embedder(server, on_long_text=policy, on_error="return").embed(texts)
+    assert np.array_equal(result.vectors[short], np.array([vector_of(texts[n]) for n in short]))
+    assert result.truncated == (long if policy == "truncate" else ())
+    assert {n: e.tokens for n, e in result.failed.items()} == ({n: 21 + n for n in long} if policy == "error" else {})
+    for n in long:
+        if policy == "truncate":
+            assert np.array_equal(result.vectors[n], vector_of(cut(texts[n])))
+        elif policy == "mean":
+            np.testing.assert_allclose(result.vectors[n], mean_of(texts[n]), atol=1e-6)
+    assert result.usage.tokens == server.billed_tokens
+    assert len(server.requests) < 400
+
+
+@pytest.mark.parametrize("message", ["Input is too long for this model.", "exceeds the maximum sequence length"])
+def test_a_server_that_counts_nothing_is_sent_three_quarters_until_it_is_content(server, message):
+    refusal = Fault(status=400, body=error(message))
+    server.fault_for(lambda texts, number: refusal if max(map(tokens_of, texts)) > LIMIT else None)
+    text = long_text(50)
+    result = embedder(server).embed([text])
+    tried = texts_sent(server)
+    assert tried[0] == text
+    assert [len(after) for after in tried[1:]] == [int(len(before) * 0.75) for before in tried[:-1]]
+    assert (tokens_of(tried[-1]), result.truncated) == (15, (0,))
+    assert np.array_equal(result.vectors[0], vector_of(tried[-1]))
+
+
+def test_one_character_that_is_too_long_is_an_error_and_no_endless_search():
+    with OpenAIServer() as server:
+        server.fault_for(lambda texts, number: Fault(status=400, body=error("maximum context length")))
+        for policy in POLICIES:
+            with pytest.raises(TextTooLongError):
+                embedder(server, on_long_text=policy).embed(["x" * 50])
+        assert len(server.requests) < 150
+
+
+def test_a_text_in_one_word_over_the_limit_of_a_request_is_cut_too():
+    with OpenAIServer(max_tokens_per_request=1000, max_tokens_per_text=2000) as server:
+        result = embedder(server).embed([long_text(1500), "short"])
+        assert result.truncated == (0,)
+        assert np.array_equal(result.vectors[1], vector_of("short"))
+
+
+# Local models: the model's own limit is 128 or 256 tokens, its special ones included
+
+
+def local(policy: str, **options: object) -> Embedder:
+    return Embedder(MINILM, **{"cache": False, "on_long_text": policy, **options})
+
+
+def local_count(text: str) -> int:
+    return len(sentence_transformer().tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
+
+LONG = "the quick brown fox jumps over the lazy dog " * 40
+
+
+def test_a_local_model_cuts_by_itself_and_the_result_names_the_texts(tmp_path):
+    with local("truncate", cache=tmp_path) as cutting:
+        first, again = (cutting.embed(["short", LONG, "brief"]) for _ in range(2))
+    assert first.truncated == again.truncated == (1,)
+    np.testing.assert_allclose(first.vectors, truth(["short", LONG, "brief"]), atol=1e-6)
+    assert np.array_equal(first.vectors, again.vectors)
+    limit = sentence_transformer().max_seq_length
+    assert first.usage.tokens == limit + local_count("short") + local_count("brief")
+    assert (again.usage.cache_hits, again.usage.requests) == (3, 0)
+
+
+def test_a_local_model_s_mean_is_that_of_the_pieces():
+    with local("mean") as averaging:
+        result = averaging.embed(["short", LONG])
+    limit = sentence_transformer().max_seq_length
+    n = ceil(1 / (limit / local_count(LONG) * MARGIN))
+    edges = [len(LONG) * i // n for i in range(n + 1)]
+    parts = [LONG[edges[i] : edges[i + 1]] for i in range(n)]
+    assert all(local_count(part) <= limit for part in parts)
+    np.testing.assert_allclose(result.vectors[1], mean(truth(parts), [len(part) for part in parts]), atol=1e-6)
+    np.testing.assert_allclose(result.vectors[0], truth(["short"])[0], atol=1e-6)
+    assert result.truncated == ()
+
+
+def test_a_local_model_s_error_counts_too():
+    with local("error") as strict, pytest.raises(PartialFailureError) as caught:
+        strict.embed(["short", LONG, LONG + "!"])
+    counted = {position: failure.tokens for position, failure in caught.value.failed.items()}
+    assert counted == {1: local_count(LONG), 2: local_count(LONG + "!")}
+    assert {failure.limit for failure in caught.value.failed.values()} == {sentence_transformer().max_seq_length}
+    assert "has " + str(counted[1]) in str(caught.value.failed[1])
+    assert "has " + str(counted[2]) in str(caught.value.failed[2])
+    assert "fox" not in str(caught.value)

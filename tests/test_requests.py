@@ -1,0 +1,278 @@
+"""What goes over the wire: how texts become requests, and which replies are believed."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from support.embedders import embedder, numbered, statuses, texts_sent
+from support.openai_client import expected
+from support.openai_server import Fault, OpenAIServer, vector_of
+
+from embedkit_core import Usage
+from embedkit_core.errors import BadReplyError
+
+OLLAMA = "nomic-embed-text:latest"
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+@pytest.fixture
+def ollama():
+    with OpenAIServer(api_key=None, dimensions=768, base64=False) as running:
+        yield running
+
+
+def ollama_vectors(texts):
+    return np.array([vector_of(text, 768, 768, OLLAMA) for text in texts])
+
+
+# Batching and limits
+
+
+def test_no_request_exceeds_the_limits_of_the_model(server):
+    texts = numbered(1000, tokens=1000)
+    result = embedder(server).embed(texts)
+    assert max(len(request.texts) for request in server.requests) <= 2048
+    assert max(request.tokens for request in server.requests) <= 300_000
+    assert set(statuses(server)) == {200}
+    assert np.array_equal(result.vectors, expected(texts))
+    usage = Usage(texts=1000, sent=1000, requests=len(server.requests), tokens=1_000_000, priced_usd=Decimal("0.02"))
+    assert result.usage == usage
+    assert result.usage.cost_usd == Decimal("0.02")
+
+
+def test_a_request_that_holds_too_many_tokens_is_halved_until_it_fits_and_the_limit_is_remembered():
+    with OpenAIServer(max_tokens_per_request=100) as server:
+        small = embedder(server)
+        first, second = numbered(200, tokens=10), [f"again {text}" for text in numbered(200, tokens=9)]
+        result = small.embed(first)
+        assert np.array_equal(result.vectors, expected(first))
+        assert statuses(server).count(400) == 3  # 32 texts, and each half of them
+        assert (result.usage.retries, result.usage.tokens) == (0, 2000)
+        assert np.array_equal(small.embed(second).vectors, expected(second))
+        assert statuses(server).count(400) == 3
+        assert server.billed_texts == Counter(first + second)
+
+
+def test_texts_of_one_request_that_was_too_large_do_not_make_later_ones_travel_alone():
+    with OpenAIServer(max_tokens_per_request=3000) as server:
+        small = embedder(server)
+        small.embed(numbered(2, tokens=2000))
+        assert statuses(server) == [400, 200, 200]
+        short = [f"short {text}" for text in numbered(64)]
+        assert np.array_equal(small.embed(short).vectors, expected(short))
+        assert len(server.requests) - 3 <= 4
+
+
+def test_a_server_that_takes_few_inputs_gets_all_texts_in_requests_it_takes():
+    with OpenAIServer() as server:
+        refused = {"error": {"message": "batch size 32 > maximum allowed batch size 10", "type": "Validation"}}
+        server.fault_for(lambda texts, number: Fault(status=422, body=refused) if len(texts) > 10 else None)
+        texts = numbered(100)
+        assert np.array_equal(embedder(server).embed(texts).vectors, expected(texts))
+        assert server.billed_texts == Counter(texts)
+        assert len(server.requests) <= 3 + 100 // 8 + 1
+
+
+def test_waiting_texts_are_spread_over_the_free_slots(server):
+    spreading = embedder(server, max_concurrency=8)
+    cold, warm = numbered(500), [f"warm {text}" for text in numbered(500)]
+    spreading.embed(cold)
+    assert [len(request.texts) for request in server.requests][0] == 32  # the first one tries the way
+    assert len(server.requests) == 1 + 8
+    spreading.embed(warm)
+    assert len(server.requests) == 1 + 8 + 8
+    assert server.peak_in_flight <= 8
+
+
+def test_twenty_texts_are_one_request(server):
+    embedder(server, max_concurrency=16).embed(numbered(20))
+    assert len(server.requests) == 1
+
+
+def test_max_batch_texts_bounds_a_request(server):
+    texts = numbered(50)
+    assert np.array_equal(embedder(server, max_batch_texts=7).embed(texts).vectors, expected(texts))
+    assert max(len(request.texts) for request in server.requests) == 7
+
+
+def test_failing_batches_stay_batches(server):
+    server.faults += [None] + [Fault(status=503, headers={"retry-after-ms": "1"})] * 8
+    texts = numbered(500)
+    result = embedder(server, max_concurrency=8).embed(texts)
+    assert np.array_equal(result.vectors, expected(texts))
+    assert len(server.requests) <= 1 + 8 + 2 * 8
+    assert result.usage.requests == len(server.requests)
+    assert server.billed_texts == Counter(texts)
+
+
+def test_no_text_is_altered(server):
+    texts = [" leading", "two\nlines\r\n", "tab\tand\0nul", "e\u0301 \u00e9", "\U0001f600 \u202eabc", "A", "a", "a "]
+    result = embedder(server).embed(texts)
+    assert texts_sent(server) == texts
+    assert np.array_equal(result.vectors, expected(texts))
+
+
+def test_a_prompt_goes_before_each_text_of_its_role(server):
+    prompted = embedder(server, query_prompt="query: ", document_prompt="passage: ")
+    assert np.array_equal(prompted.embed_query("x"), vector_of("query: x"))
+    assert np.array_equal(prompted.embed_documents(["x"])[0], vector_of("passage: x"))
+    assert all("prompt" not in request.body for request in server.requests)
+
+
+# Compatible servers
+
+
+def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on(ollama):
+    texts = numbered(300)
+    with embedder(ollama, OLLAMA) as local:
+        assert np.array_equal(local.embed_documents(texts), ollama_vectors(texts))
+        assert np.array_equal(local.embed_query("again"), ollama_vectors(["again"])[0])
+        assert local.dimensions == 768
+    assert statuses(ollama).count(400) == 1
+    encodings = [request.body["encoding_format"] for request in ollama.requests]
+    assert encodings == ["base64"] + ["float"] * (len(encodings) - 1)
+    assert {request.body["model"] for request in ollama.requests} == {OLLAMA}
+
+
+def test_floats_are_read_where_base64_was_asked_for():
+    with OpenAIServer(always_floats=True) as server:
+        texts = numbered(40)
+        assert np.array_equal(embedder(server).embed_documents(texts), expected(texts))
+        assert set(statuses(server)) == {200}
+
+
+def test_an_unknown_model_needs_no_key_has_no_price_and_is_sent_strings(ollama, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    result = embedder(ollama, OLLAMA, api_key=None).embed(["one two", "three"])
+    usage = result.usage
+    assert usage == Usage(texts=2, sent=2, requests=2, tokens=3, unpriced_tokens=3)  # base64 was refused once
+    assert usage.cost_usd is None
+    assert all(type(text) is str for request in ollama.requests for text in request.body["input"])
+    assert ollama.requests[0].headers["authorization"] == "Bearer no-key-needed"
+    assert ollama.unknown_paths == []
+
+
+def test_openai_s_limits_are_not_assumed_of_an_unknown_model(ollama):
+    embedder(ollama, OLLAMA, max_concurrency=1).embed(numbered(1000))
+    assert max(len(request.texts) for request in ollama.requests) <= 256
+
+
+OFFLINE = """
+    import json, sys
+    reached = []
+    def watch(event, arguments):
+        if event == "socket.connect":
+            reached.append(arguments[1][:2])
+        elif event == "socket.getaddrinfo":
+            reached.append(arguments[:2])
+    sys.addaudithook(watch)
+    from embedkit_core import Embedder
+    model, url, key = sys.argv[1:]
+    embedder = Embedder(model, base_url=url, api_key=key or None, cache=False)
+    width = len(embedder.embed_query("x"))
+    tokenizers = sorted({"tiktoken", "tokenizers", "transformers", "torch"} & set(sys.modules))
+    print(json.dumps([width, tokenizers, [list(one) for one in reached]]))
+"""
+
+
+@pytest.mark.parametrize("model", ["text-embedding-3-small", OLLAMA])
+def test_a_query_is_one_request_to_one_host_and_needs_no_tokenizer(server, model):
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(OFFLINE), model, server.base_url, "test-key"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    width, tokenizers, reached = json.loads(done.stdout)
+    assert (width, tokenizers) == (1536, [])
+    assert {f"http://{host}:{port}" for host, port in reached} == {server.origin}
+    assert texts_sent(server) == ["x"]
+
+
+# Replies
+
+
+def test_rows_out_of_order_are_put_right_by_their_index():
+    with OpenAIServer(shuffle_index=True) as server:
+        texts = numbered(101)
+        assert np.array_equal(embedder(server).embed_documents(texts), expected(texts))
+
+
+def test_without_an_index_position_counts():
+    with OpenAIServer(omit_index=True) as server:
+        texts = numbered(101)
+        assert np.array_equal(embedder(server).embed_documents(texts), expected(texts))
+
+
+def test_a_reply_without_usage_is_no_failure():
+    with OpenAIServer(omit_usage=True) as server:
+        result = embedder(server).embed(["a", "b"])
+        assert np.array_equal(result.vectors, expected(["a", "b"]))
+        assert (result.usage.requests, result.usage.tokens) == (1, 0)
+
+
+def change_row(field, value):
+    def change(reply):
+        reply["data"][1][field] = value(reply["data"][1][field])
+
+    return Fault(transform=change)
+
+
+def change_number(value):
+    def change(reply):
+        reply["data"][1]["embedding"][3] = value
+
+    return Fault(transform=change)
+
+
+DAMAGE = {
+    "a vector is missing": Fault(transform=lambda reply: reply["data"].pop() and None),
+    "a vector too many": Fault(transform=lambda reply: reply["data"].append(dict(reply["data"][0], index=3))),
+    "an index twice": change_row("index", lambda index: 0),
+    "an index too large": change_row("index", lambda index: 7),
+    "an index below 0": change_row("index", lambda index: -2),
+    "an index as text": change_row("index", str),
+    "one index left out": Fault(transform=lambda reply: reply["data"][1].pop("index") and None),
+    "one narrow vector": change_row("embedding", lambda vector: vector[:-1]),
+    "narrow vectors": Fault(transform=lambda reply: [r.update(embedding=r["embedding"][:8]) for r in reply["data"]][:0]),
+    "no embedding": change_row("embedding", lambda vector: None),
+    "an embedding that is no base64": change_row("embedding", lambda vector: "~~~"),
+    "not a number": change_number(np.nan),
+    "infinity": change_number(-np.inf),
+    "no data": Fault(raw=b'{"object": "list", "data": [], "usage": {"total_tokens": 3}}'),
+    "data that is null": Fault(raw=b'{"data": null}'),
+    "a list": Fault(raw=b"[1, 2, 3]"),
+    "nothing": Fault(raw=b""),
+    "a page": Fault(raw=b"<html><body>Please log in</body></html>"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_reply_that_does_not_fit_is_an_error_and_nothing_of_it_is_kept(server, tmp_path, damage):
+    server.faults.append(DAMAGE[damage])
+    texts = ["a", "b", "c"]
+    with embedder(server, cache=tmp_path) as careful:
+        with pytest.raises(BadReplyError) as caught:
+            careful.embed(texts)
+        assert (caught.value.provider, caught.value.model) == ("openai", "openai:text-embedding-3-small")
+        assert len(server.requests) == 1
+        assert careful.usage.failed == 3
+        result = careful.embed(texts)
+    assert np.array_equal(result.vectors, expected(texts))
+    assert (result.usage.cache_hits, texts_sent(server)) == (0, texts + texts)
+
+
+@pytest.mark.parametrize("damage", ["not a number", "a vector is missing", "an index twice", "one narrow vector"])
+def test_what_a_refused_reply_cost_is_in_the_usage(server, damage):
+    server.faults.append(DAMAGE[damage])
+    careful = embedder(server)
+    with pytest.raises(BadReplyError):
+        careful.embed(["a", "b", "c"])
+    assert careful.usage.tokens == server.billed_tokens == 3

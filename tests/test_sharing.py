@@ -1,0 +1,204 @@
+"""One text, one request, one bound: what callers share without knowing of each other."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from embedkit_core import Embedder, RateLimitError
+from embedkit_core.testing import FakeServer
+from support.openai_server import OpenAIServer, vector_of
+
+MODEL = "text-embedding-3-small"
+
+
+def open_ai(server: OpenAIServer, **settings) -> Embedder:
+    return Embedder(MODEL, base_url=server.base_url, api_key="test-key", **{"cache": False} | settings)
+
+
+def test_duplicates_are_sent_once_and_come_back_as_rows_of_their_own():
+    """Scenario 6."""
+    with OpenAIServer() as server:
+        result = open_ai(server).embed(["a", "b", "a", "a"])
+        assert server.billed_texts == {"a": 1, "b": 1}
+        assert all(np.array_equal(row, vector_of(t)) for row, t in zip(result.vectors, "abaa", strict=True))
+        result.vectors[0] = 0
+        assert np.array_equal(result.vectors[2], vector_of("a"))
+        assert (result.usage.duplicates, result.usage.sent) == (2, 2)
+
+
+def test_200_calls_for_one_new_text_from_two_loops_and_threads_make_one_request():
+    """Scenario 7."""
+    with OpenAIServer() as server:
+        embedder = open_ai(server)
+        embedder.embed_query("warm up")
+        server.hold()
+
+        async def many() -> list[np.ndarray]:
+            return await asyncio.gather(*(embedder.aembed_query("the same") for _ in range(60)))
+
+        with ThreadPoolExecutor(82) as pool:
+            loops = [pool.submit(asyncio.run, many()) for _ in range(2)]
+            threads = [pool.submit(embedder.embed_query, "the same") for _ in range(80)]
+            server.wait_for_requests(2)
+            wait_until_joined(embedder, 200)
+            server.release()
+            rows = [row for loop in loops for row in loop.result()] + [t.result() for t in threads]
+        assert len(rows) == 200
+        assert all(np.array_equal(row, vector_of("the same")) for row in rows)
+        assert server.billed_texts["the same"] == 1
+        assert len(server.requests) == 2
+        usage = embedder.usage
+        assert (usage.sent, usage.joined, usage.requests) == (2, 199, 2)
+
+
+def wait_until_joined(embedder: Embedder, callers: int) -> None:
+    """Wait until this many callers wait at the embedder's account, by asking the engine's own thread."""
+    from embedkit_core.engine.loop import engine
+
+    account = engine().account(embedder.provider)
+    counted = threading.Event()
+
+    def look() -> None:
+        if sum(len(item.waiters) for item in account.scheduler.table.values()) >= callers:
+            counted.set()
+        else:
+            engine().call(account, look)
+
+    engine().call(account, look)
+    assert counted.wait(20)
+
+
+def test_200_distinct_queries_at_once_make_far_fewer_requests():
+    """Scenario 8, first half."""
+    with OpenAIServer(latency=0.05) as server:
+        embedder = open_ai(server)
+
+        async def many() -> list[np.ndarray]:
+            return await asyncio.gather(*(embedder.aembed_query(f"query {i}") for i in range(200)))
+
+        rows = asyncio.run(many())
+        assert all(np.array_equal(row, vector_of(f"query {i}")) for i, row in enumerate(rows))
+        assert len(server.requests) <= 25
+
+
+def test_a_lone_query_on_an_idle_engine_is_sent_before_any_timer_could_run():
+    """Scenario 8, second half: nothing but the caller's own hand-over leads to the request."""
+    with OpenAIServer() as server:
+        embedder = open_ai(server)
+        embedder.embed_query("one")
+        account = next(iter(embedder._joined))
+        assert account._timer is None
+        embedder.embed_query("two")
+        assert len(server.requests) == 2
+
+
+def test_a_query_overtakes_a_bulk_ingest():
+    """Scenario 9: the query is in the next request that leaves, however many documents wait."""
+    with OpenAIServer() as server:
+        embedder = open_ai(server, max_concurrency=2)
+        embedder.embed_query("warm up")
+        server.hold()
+        texts = [f"document {i}" for i in range(20_000)]
+        with ThreadPoolExecutor(2) as pool:
+            ingest = pool.submit(embedder.embed, texts)
+            server.wait_for_requests(3)
+            query = pool.submit(embedder.embed_query, "urgent")
+            wait_until_joined(embedder, 20_001)
+            server.release(1)
+            server.wait_for_requests(4)
+            assert server.requests[3].texts == ("urgent",)
+            server.release()
+            assert np.array_equal(query.result(), vector_of("urgent"))
+            assert np.array_equal(ingest.result().vectors[19_999], vector_of("document 19999"))
+
+
+def test_bulk_gets_a_slot_while_queries_keep_coming():
+    server = FakeServer()
+    embedder = Embedder("fake:model", base_url=server.url, cache=False, max_concurrency=1)
+    embedder.embed_query("warm up")
+    embedder.embed(["warm up"])
+    server.hold()
+    stop = threading.Event()
+
+    def ask(n: int) -> None:
+        for i in range(200):
+            if stop.is_set():
+                return
+            embedder.embed_query(f"query {n} {i}")
+
+    with ThreadPoolExecutor(17) as pool:
+        asking = [pool.submit(ask, n) for n in range(16)]
+        bulk = pool.submit(embedder.embed, ["a document"])
+        server.release()
+        bulk.result(30)
+        stop.set()
+        for task in asking:
+            task.result(30)
+    roles = [seen.wire["role"] for seen in server.seen[2:]]
+    first = roles.index("document")
+    waiting_since = next(i for i, seen in enumerate(server.seen[2:]) if seen.wire["role"] == "query")
+    assert first - waiting_since <= 16 + 8
+
+
+def test_one_bound_holds_for_all_callers_of_an_account():
+    """Scenario 18: four calls at once, sync and async, through two embedders, peak at five requests."""
+    with OpenAIServer(latency=0.02) as server:
+        strict = open_ai(server, max_concurrency=5, max_batch_texts=8)
+        other = open_ai(server, max_concurrency=5, max_batch_texts=8)
+        texts = [[f"text {n} {i}" for i in range(160)] for n in range(4)]
+
+        async def both() -> list[np.ndarray]:
+            return await asyncio.gather(strict.aembed_documents(texts[0]), other.aembed_documents(texts[1]))
+
+        with ThreadPoolExecutor(3) as pool:
+            tasks = [pool.submit(asyncio.run, both())]
+            tasks += [pool.submit(e.embed_documents, t) for e, t in ((strict, texts[2]), (other, texts[3]))]
+            for task in tasks:
+                task.result()
+        assert server.peak_in_flight == 5
+        assert len(server.billed_texts) == 640
+
+
+def test_an_idle_embedder_with_a_stricter_bound_restrains_nobody():
+    with OpenAIServer(latency=0.02) as server:
+        idle = open_ai(server, max_concurrency=1)
+        idle.embed_query("warm up")
+        busy = open_ai(server, max_concurrency=6, max_batch_texts=8)
+        busy.embed([f"text {i}" for i in range(200)])
+        assert server.peak_in_flight == 6
+
+
+def test_a_failure_is_judged_by_each_waiter_and_an_exception_is_nobody_elses():
+    server = FakeServer()
+    patient = Embedder("fake:model", base_url=server.url, cache=False, max_retries=2)
+    hasty = Embedder("fake:model", base_url=server.url, cache=False, max_retries=0)
+    patient.embed(["warm up"])
+    server.hold()
+    server.faults.append(RateLimitError("slow down", retry_after=0.01))
+    with ThreadPoolExecutor(3) as pool:
+        waits = pool.submit(patient.embed, ["shared"])
+        server.wait_for_requests(2)
+        gives_up = [pool.submit(hasty.embed, ["shared"]) for _ in range(2)]
+        wait_until_joined(patient, 3)
+        server.release()
+        errors = [task.exception() for task in gives_up]
+        assert waits.result().usage.retries == 1
+    assert all(isinstance(error, RateLimitError) for error in errors)
+    assert errors[0] is not errors[1]
+
+
+def test_a_miss_that_raced_a_finish_is_not_paid_again(tmp_path):
+    """The look-up misses, the text is finished by another caller, and only then is the miss handed over."""
+    server = FakeServer()
+    first = Embedder("fake:model", base_url=server.url, cache=tmp_path)
+    second = Embedder("fake:model", base_url=server.url, cache=tmp_path)
+    call = second._call(["one text"], "document")
+    call.prepare()
+    assert call.needs_engine
+    first.embed(["one text"])
+    call.wait()
+    result = call.finish()
+    assert len(server.seen) == 1
+    assert np.array_equal(result.vectors[0], server.vector("one text", server.seen[0].wire))
+    assert (result.usage.joined, result.usage.sent) == (1, 0)
