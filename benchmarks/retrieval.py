@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the model loads without a bar
 
 import ir_measures
 import numpy as np

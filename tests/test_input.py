@@ -69,7 +69,7 @@ def test_what_cannot_be_embedded_is_named_by_position_and_nothing_is_sent(name, 
             with pytest.raises(InputError, match=r"2 of 4 texts .* at position 1, 3") as caught:
                 careful.embed(["fine", BAD[kind], "good", BAD[kind]], input_type=input_type)
             assert caught.value.indices == (1, 3)
-            assert "fine" not in str(caught.value).replace("fine until", "")
+            assert "fine" not in str(caught.value)
         with pytest.raises(InputError) as alone:
             careful.embed_query(BAD[kind])
         assert alone.value.indices == (0,)

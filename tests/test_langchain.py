@@ -1,16 +1,19 @@
-"""LangChain: its own suites, unmodified, and what its users do with an embeddings object."""
+"""LangChain: its own suites, unmodified, what its users do, and what it shares with LlamaIndex."""
 
 import copy
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 from embedkit_core import AuthenticationError, Embedder
-from embedkit_core.testing import FakeServer
+from embedkit_core.testing import FakeServer, fake_vector
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_embedkit import EmbedKitEmbeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
+from llamaindex_embedkit import EmbedKitEmbedding
 from support.embedders import MINILM, embedder, numbered, texts_sent
 from support.openai_server import OpenAIServer, vector_of
 
@@ -88,10 +91,12 @@ def lang(server, **options):
     )
 
 
-@pytest.mark.parametrize("model", [OPENAI, MINILM])
-async def test_every_value_is_a_python_float_and_the_vectors_are_json(server, model):
-    where = {"base_url": server.base_url, "api_key": "test-key"} if model == OPENAI else {}
-    embeddings = EmbedKitEmbeddings(model=model, cache=False, **where)
+@pytest.fixture(params=["served", "local"])
+def embeddings(request, server):
+    return lang(server) if request.param == "served" else EmbedKitEmbeddings(model=MINILM, cache=False)
+
+
+async def test_every_value_is_a_python_float_and_the_vectors_are_json(embeddings):
     rows = [
         *embeddings.embed_documents(["a", "b"]),
         *await embeddings.aembed_documents(["a", "b"]),
@@ -128,21 +133,17 @@ async def test_an_empty_list_is_an_empty_list_and_no_request(server):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("model", [OPENAI, MINILM])
-def test_a_vector_store_finds_the_right_text(server, model):
-    where = {"base_url": server.base_url, "api_key": "test-key"} if model == OPENAI else {}
-    store = InMemoryVectorStore(EmbedKitEmbeddings(model=model, cache=False, **where))
+def test_a_vector_store_finds_the_right_text(embeddings):
+    store = InMemoryVectorStore(embeddings)
     store.add_texts(FACTS)
-    asked = "Where is the kitten?" if model == MINILM else FACTS[0]
+    asked = "Where is the kitten?" if embeddings.model == MINILM else FACTS[0]
     assert [found.page_content for found in store.similarity_search(asked, k=1)] == FACTS[:1]
 
 
-@pytest.mark.parametrize("model", [OPENAI, MINILM])
-async def test_a_vector_store_finds_the_right_text_without_holding_the_loop(server, model):
-    where = {"base_url": server.base_url, "api_key": "test-key"} if model == OPENAI else {}
-    store = InMemoryVectorStore(EmbedKitEmbeddings(model=model, cache=False, **where))
+async def test_a_vector_store_finds_the_right_text_async(embeddings):
+    store = InMemoryVectorStore(embeddings)
     await store.aadd_texts(FACTS)
-    asked = "What do leaves do with the sun?" if model == MINILM else FACTS[2]
+    asked = "What do leaves do with the sun?" if embeddings.model == MINILM else FACTS[2]
     assert [found.page_content for found in await store.asimilarity_search(asked, k=1)] == FACTS[2:]
 
 
@@ -151,13 +152,6 @@ def test_a_query_of_an_asymmetric_model_is_asked_as_a_query():
     embeddings = EmbedKitEmbeddings(model="fake:any", base_url=server.url, cache=False)
     assert embeddings.embed_query("x") != embeddings.embed_documents(["x"])[0]
     assert [seen.wire["role"] for seen in server.seen] == ["query", "document"]
-
-
-def test_what_langchain_embeds_the_core_is_served_from_the_cache(server, tmp_path):
-    rows = lang(server, cache=tmp_path).embed_documents(["a", "b"])
-    core = embedder(server, OPENAI, cache=tmp_path)
-    assert core.embed_documents(["a", "b"]).tolist() == rows
-    assert texts_sent(server) == ["a", "b"]
 
 
 def test_the_key_comes_from_the_environment(server, monkeypatch):
@@ -195,3 +189,46 @@ def test_a_deep_copied_embedder_keeps_its_key(server):
     assert isinstance(other, Embedder)
     other.embed_query("a")
     assert server.requests[0].headers["authorization"] == "Bearer test-key"
+
+
+# Both hosts
+
+ASKED = """
+import sys
+from llamaindex_embedkit import EmbedKitEmbedding
+model = EmbedKitEmbedding(model="openai:text-embedding-3-small", base_url=sys.argv[1], cache=sys.argv[2])
+model.get_text_embedding_batch([f"text {i}" for i in range(20)])
+model.get_query_embedding("text 7")
+print(model.usage.cache_hits, model.usage.requests)
+"""
+
+
+def test_what_langchain_embedded_llamaindex_finds_in_another_process(server, tmp_path):
+    lang(server, cache=tmp_path).embed_documents([f"text {i}" for i in range(20)])
+    command = [sys.executable, "-c", ASKED, server.base_url, str(tmp_path)]
+    other = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (other.stdout.split(), other.stderr) == (["21", "0"], "")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("first", ["query", "document"])
+async def test_a_vector_of_one_role_is_never_served_for_the_other(first, tmp_path):
+    server = FakeServer()
+    options = {"model": "fake:any", "base_url": server.url, "cache": tmp_path}
+    lang, index = EmbedKitEmbeddings(**options), EmbedKitEmbedding(**options)
+    document, query = (fake_vector("x", role=role, model="any").tolist() for role in ("document", "query"))
+    calls = [(lambda: lang.embed_documents(["x"])[0], document), (lambda: index.get_query_embedding("x"), query)]
+    for call, row in calls if first == "document" else calls[::-1]:
+        assert call() == row
+    assert (index.get_text_embedding("x"), lang.embed_query("x")) == (document, query)
+    assert (await index.aget_text_embedding("x"), await lang.aembed_query("x")) == (document, query)
+    assert len(server.seen) == 2
+
+
+def test_a_symmetric_models_query_is_served_from_the_documents_entry(server, tmp_path):
+    index = EmbedKitEmbedding(model=OPENAI, base_url=server.base_url, api_key="test-key", cache=tmp_path)
+    embeddings, core = lang(server, cache=tmp_path), embedder(server, OPENAI, cache=tmp_path)
+    rows = [embeddings.embed_documents(["x"])[0], embeddings.embed_query("x"), core.embed_query("x").tolist()]
+    rows += [index.get_query_embedding("x"), index.get_text_embedding("x")]
+    assert rows == [vector_of("x").tolist()] * 5
+    assert texts_sent(server) == ["x"]

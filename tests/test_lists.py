@@ -15,7 +15,7 @@ from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 from support.openai_server import OpenAIServer, vector_of
 
-MATRICES = arrays.arrays(np.float32, st.tuples(st.integers(0, 3 * SLICE), st.integers(0, 5)), elements={"width": 32})
+MATRICES = arrays.arrays(np.float32, st.tuples(st.integers(0, 3 * SLICE), st.integers(0, 5)))
 LONGEST_STALL = 0.5  # seconds; a loop that is held stands still for seconds here
 BEATS = 60
 

@@ -87,7 +87,7 @@ def test_waiting_texts_are_spread_over_the_free_slots(server):
     spreading = embedder(server, max_concurrency=8)
     cold, warm = numbered(500), [f"warm {text}" for text in numbered(500)]
     spreading.embed(cold)
-    assert [len(request.texts) for request in server.requests][0] == 32  # the first one tries the way
+    assert len(server.requests[0].texts) == 32  # the first one tries the way
     assert len(server.requests) == 1 + 8
     spreading.embed(warm)
     assert len(server.requests) == 1 + 8 + 8
@@ -241,7 +241,9 @@ DAMAGE = {
     "an index as text": change_row("index", str),
     "one index left out": Fault(transform=lambda reply: reply["data"][1].pop("index") and None),
     "one narrow vector": change_row("embedding", lambda vector: vector[:-1]),
-    "narrow vectors": Fault(transform=lambda reply: [r.update(embedding=r["embedding"][:8]) for r in reply["data"]][:0]),
+    "narrow vectors": Fault(
+        transform=lambda reply: [r.update(embedding=r["embedding"][:8]) for r in reply["data"]][:0]
+    ),
     "no embedding": change_row("embedding", lambda vector: None),
     "an embedding that is no base64": change_row("embedding", lambda vector: "~~~"),
     "not a number": change_number(np.nan),

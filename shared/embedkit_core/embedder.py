@@ -217,7 +217,7 @@ class Embedder:
     @property
     def space(self) -> str:
         """The name of the vector space: vectors of different spaces must not be compared or share an index."""
-        wire = self.provider.wire("document")
+        wire = self._roles["document"].lane.wire
         identity = str(wire.get("model", self.provider.model))[:64]
         where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
         return f"{self.provider.name}:{identity}{where}/{self.dimensions or 'unknown'}/float32"

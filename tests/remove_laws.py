@@ -1,0 +1,102 @@
+"""Show that each law has a test that fails without it: take the line away, run the test, put nothing back.
+
+Run by hand: `make laws` (about two minutes), or `python tests/remove_laws.py 2 9` for some laws only. Works on a copy of
+the tree; exits non-zero if a law can be removed without a test noticing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CORE = "shared/embedkit_core"
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law by its number in CONTRIBUTING.md, the code that keeps it, what stands there without it, and the test."""
+
+    number: int
+    file: str
+    code: str
+    without: str
+    test: str
+
+
+LAWS = [
+    Law(1, "engine/replies.py", "if vectors.shape[0] != n_texts:", "if False:", "test_laws.py"),
+    Law(1, "engine/replies.py", "if not math.isfinite(total) and", "if False and", "test_laws.py"),
+    Law(1, "providers/openai.py", "    ordered[indices] = vectors\n    return ordered", "    return vectors", "test_failures.py"),
+    Law(2, "engine/scheduler.py", "item = self.table.get(key)", "item = None", "test_laws.py"),
+    Law(2, "engine/scheduler.py", "recent = self._recent.get(key)", "recent = None", "test_laws.py"),
+    Law(3, "engine/queues.py", "if picked and (alone or tokens + item.size > self.room.tokens):", "if False:", "test_laws.py"),
+    Law(3, "engine/queues.py", "len(picked) < min(texts, self.room.texts)", "len(picked) < texts", "test_laws.py"),
+    Law(4, "engine/scheduler.py", "while self.free_slots() and", "while", "test_laws.py"),
+    Law(5, "engine/scheduler.py", "times.append(self.paused_until)", "pass", "test_laws.py"),
+    Law(5, "engine/scheduler.py", "        self._close_if_done(ticket)\n\n    def withdraw", "\n    def withdraw", "test_laws.py"),
+    Law(5, "engine/account.py", "self._give_up_all(error)", "pass", "test_life.py"),
+    Law(6, "engine/scheduler.py", "                self.drop(item)\n        ticket.items", "                pass\n        ticket.items", "test_laws.py"),
+    Law(7, "engine/packing.py", "given = upto", "given = 0", "test_laws.py"),
+    Law(7, "engine/scheduler.py", "if ticket is item.payer:", "if False:", "test_sharing.py"),
+    Law(8, "engine/failures.py", "if 0 < len(bulk) < len(items):", "if False:", "test_laws.py"),
+    Law(8, "engine/scheduler.py", "(bulk and self._queries_in_a_row >= QUERIES_IN_A_ROW)", "False", "test_laws.py"),
+    Law(8, "engine/scheduler.py", "queries = bool(urgent) and", "queries = not bulk and", "test_sharing.py"),
+    Law(9, "engine/account.py", "self._writer.put((self, flight))", "self._writer.put((self, flight)); self.scheduler.committed(flight)", "test_commit.py"),
+    Law(10, "engine/failures.py", "if item.failures - joined_at > waiter.ticket.max_retries:", "if False:", "test_retries.py"),
+    Law(10, "engine/failures.py", "items + _waiting(scheduler, flight), error)\n    else:", "items, error)\n    else:", "test_retries.py"),
+    Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
+    Law(12, "call.py", "            self.leave()\n\n    async def await_", "            pass\n\n    async def await_", "test_life.py"),
+]
+
+
+def holds_without(law: Law, tree: Path) -> bool:
+    """Tell whether the law's test still passes when its code is gone."""
+    path = tree / CORE / law.file
+    original = path.read_text(encoding="utf-8")
+    if original.count(law.code) != 1:
+        raise SystemExit(f"law {law.number}: {law.code!r} stands {original.count(law.code)} times in {law.file}")
+    path.write_text(original.replace(law.code, law.without), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=60", "-p", "no:cacheprovider"]
+        run = subprocess.run(
+            [*command, f"tests/{law.test}"],
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": str(tree / "shared"), "LAW_REMOVED": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        path.write_text(original, encoding="utf-8")
+    return run.returncode == 0
+
+
+def main() -> int:
+    """Remove each law in turn and report."""
+    chosen = {int(number) for number in sys.argv[1:]}
+    unnoticed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", ".demo", "__pycache__", ".hypothesis"))
+        for law in LAWS:
+            if chosen and law.number not in chosen:
+                continue
+            passed = holds_without(law, tree)
+            unnoticed += passed
+            verdict = "NOT NOTICED" if passed else "fails, as it must"
+            print(f"law {law.number:2}  {law.file:24} {law.code.strip().splitlines()[0]!r:75} {law.test}: {verdict}", flush=True)
+    print(f"{unnoticed} removals were not noticed")
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,100 @@
+"""What is kept, and when: a row is in the cache before anybody sees it."""
+
+import threading
+
+import numpy as np
+from embedkit_core import Embedder
+from embedkit_core.testing import FakeServer
+
+
+class SlowCache:
+    """A cache of the user's own, whose writes wait for a gate."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, object] = {}
+        self.writes = 0
+        self.arrived = threading.Semaphore(0)
+        self.gate = threading.Event()
+
+    def get_many(self, keys):
+        return {key: self.rows[key] for key in keys if key in self.rows}
+
+    def set_many(self, items):
+        self.writes += 1
+        self.arrived.release()
+        assert self.gate.wait(20)
+        self.rows.update(items)
+
+    def close(self):
+        pass
+
+
+class FailingCache(SlowCache):
+    def set_many(self, items):
+        raise OSError("no space left on the device")
+
+
+def embedder(server: FakeServer, cache: object, **settings) -> Embedder:
+    return Embedder("fake:model", base_url=server.url, cache=cache, **settings)
+
+
+def test_a_caller_sees_a_row_only_after_it_is_kept():
+    server, cache = FakeServer(), SlowCache()
+    seen: list[int] = []
+    thread = threading.Thread(
+        target=lambda: seen.append(len(embedder(server, cache).embed(["one"]).vectors) * len(cache.rows))
+    )
+    thread.start()
+    assert cache.arrived.acquire(timeout=20)
+    thread.join(0.2)
+    assert thread.is_alive()
+    cache.gate.set()
+    thread.join(20)
+    assert seen == [1]
+
+
+def test_a_slot_is_free_again_only_after_its_commit_and_other_requests_fly_meanwhile():
+    server, cache = FakeServer(), SlowCache()
+    bulk = embedder(server, cache, max_concurrency=2, max_batch_texts=32)
+    cache.gate.set()
+    bulk.embed(["warm up"])
+    cache.gate.clear()
+    thread = threading.Thread(target=bulk.embed, args=([f"text {i}" for i in range(320)],))
+    thread.start()
+    server.wait_for_requests(3)
+    assert cache.arrived.acquire(timeout=20)
+    assert cache.arrived.acquire(timeout=20)
+    assert len(server.seen) == 3
+    cache.gate.set()
+    thread.join(20)
+    assert len(server.seen) == 11
+
+
+def test_a_write_that_fails_costs_no_answer_and_is_told_once(caplog):
+    server = FakeServer()
+    failing = embedder(server, FailingCache())
+    for text in ("one", "two"):
+        vector = failing.embed([text]).vectors[0]
+        assert np.array_equal(vector, server.vector(text, server.seen[-1].wire))
+    assert [record.getMessage() for record in caplog.records] == [
+        "vectors could not be written to the cache (OSError)"
+    ]
+
+
+def test_what_is_waiting_to_be_kept_goes_in_one_transaction():
+    server, cache = FakeServer(), SlowCache()
+    bulk = embedder(server, cache, max_concurrency=8, max_batch_texts=32)
+    cache.gate.set()
+    bulk.embed(["warm up"])
+    cache.gate.clear()
+    server.hold()
+    thread = threading.Thread(target=bulk.embed, args=([f"text {i}" for i in range(256)],))
+    thread.start()
+    server.wait_for_requests(9)
+    server.release()
+    while server.in_flight:
+        cache.gate.wait(0.01)
+    cache.gate.set()
+    thread.join(20)
+    assert len(cache.rows) == 257
+    assert cache.writes < 1 + 8

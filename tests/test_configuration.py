@@ -1,0 +1,269 @@
+"""Settings: what is wrong is found before any I/O, with the way out; what is right means what it says."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from embedkit_core import ConfigurationError, Embedder, MissingExtraError
+from embedkit_core.testing import FakeServer
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+from support.embedders import MINILM, embedder
+from support.openai_server import OpenAIServer
+
+OPENAI = "openai:text-embedding-3-small"
+ROOT = Path(__file__).parents[1]
+DOORS = [Embedder, EmbedKitEmbeddings, EmbedKitEmbedding]
+doors = pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_developer(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+def at(server, **options):
+    return {"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": False, **options}
+
+
+# What is wrong
+
+
+@doors
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"model": "opnai:text-embedding-3-small"}, "'openai:text-embedding-3-small'"),
+        ({"model": "openai:text-embeding-3-small"}, "'openai:text-embedding-3-small'"),
+        ({"model": "text-embeding-3-small"}, "'openai:text-embedding-3-small'"),
+        ({"model": "voyage-3"}, "fake, local, openai"),
+        ({"model": "openai:"}, "names a provider and no model"),
+        ({"model": " "}, "openai:text-embedding-3-small"),
+        ({"model": "local:/no/such/folder"}, "existing folder"),
+        ({"model": str(ROOT / "tests")}, "write 'local:"),
+        ({"model": f"local:{ROOT / 'tests'}"}, "no sentence-transformers model"),
+        ({"model": OPENAI, "dimensions": 4000}, "offers 1 to 1536"),
+        ({"model": "openai:text-embedding-ada-002", "dimensions": 512}, "offers 1536"),
+        ({"model": MINILM, "dimensions": 512}, "offers 384"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_with_what_may_have_been_meant(door, settings, named):
+    with pytest.raises(ConfigurationError, match=named):
+        door(api_key="x", cache=False, **settings)
+
+
+@doors
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("max_concurency", "max_concurrency"), ("dimension", "dimensions"), ("apikey", "api_key"), ("retries", "max_retries")],
+)  # fmt: skip
+def test_a_mistyped_argument_is_refused_with_the_nearest_there_is(door, given, meant, server):
+    with pytest.raises(ConfigurationError, match=f"no argument '{given}'; did you mean '{meant}'") as refused:
+        door(**at(server), **{given: "sk-secret"})
+    assert type(refused.value) is ConfigurationError
+    assert "sk-secret" not in str(refused.value)
+    assert server.requests == []
+
+
+@doors
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_concurrency": 0},
+        {"max_concurrency": "5"},
+        {"max_concurrency": True},
+        {"max_concurrency": 2.5},
+        {"max_batch_texts": 0},
+        {"max_retries": -1},
+        {"timeout": 0},
+        {"timeout": "60"},
+        {"timeout": float("nan")},
+        {"cache": ""},
+        {"cache": True},
+        {"cache": 5},
+        {"cache": "a\0b"},
+        {"on_long_text": "cut"},
+        {"dimensions": "512"},
+        {"dimensions": 0},
+        {"dimensions": True},
+        {"api_key": " "},
+        {"api_key": ""},
+        {"api_key": 5},
+        {"model": None},
+        {"base_url": 5},
+        {"base_url": "localhost:8000/v1"},
+        {"base_url": "http://[half/v1"},
+        {"base_url": "http://host:port/v1"},
+        {"query_prompt": 5},
+        {"document_prompt": ["p"]},
+        {"provider_options": "user"},
+        {"provider_options": ["user"]},
+        {"provider_options": {1: "user"}},
+        {"provider_options": {"user": {1, 2}}},
+        {"provider_options": {"weight": float("nan")}},
+    ],
+    ids=repr,
+)
+def test_a_value_of_the_wrong_kind_is_a_configuration_error_that_names_it(door, wrong, server):
+    [name] = wrong
+    with pytest.raises(ConfigurationError, match=name) as refused:
+        door(**at(server, **wrong))
+    assert type(refused.value) is ConfigurationError
+    assert "test-key" not in str(refused.value)
+    assert server.requests == []
+
+
+@doors
+@pytest.mark.parametrize("field", ["input", "model", "encoding_format", "dimensions", "prompt"])
+def test_provider_options_do_not_stand_in_for_what_has_an_argument_of_its_own(door, field, server):
+    with pytest.raises(ConfigurationError, match=field):
+        door(**at(server, provider_options={field: "x"}))
+
+
+def test_an_input_type_that_does_not_exist_is_refused(server):
+    for wrong in ("querry", None, ["query"]):
+        with pytest.raises(ConfigurationError, match="input_type=.*'document', 'query'"):
+            embedder(server).embed(["x"], input_type=wrong)
+    with pytest.raises(ConfigurationError, match="did you mean 'query'"):
+        embedder(server).explain("x", input_type="querry")
+    assert server.requests == []
+
+
+@doors
+def test_a_missing_key_names_the_environment_variable(door):
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
+        door(model=OPENAI, cache=False)
+
+
+@doors
+def test_a_login_in_the_address_is_refused_and_not_shown(door):
+    for address in ("http://me:hunter2@localhost/v1", "ftp://me:hunter2@localhost/v1"):
+        with pytest.raises(ConfigurationError, match="base_url") as refused:
+            door(model="any", base_url=address, cache=False)
+        assert "hunter2" not in str(refused.value)
+
+
+def test_an_adapter_without_a_model_asks_for_one():
+    with pytest.raises(ConfigurationError, match="model"):
+        EmbedKitEmbeddings()
+    with pytest.raises(ConfigurationError, match="model"):
+        EmbedKitEmbedding()
+    with pytest.raises(ConfigurationError, match="one model"):
+        EmbedKitEmbedding(model=OPENAI, model_name="openai:text-embedding-3-large", api_key="x")
+
+
+MISSING = """
+import sys
+from {package} import {name}
+from embedkit_core import MissingExtraError
+try:
+    {name}(model=sys.argv[1], api_key="x", cache=False)
+except MissingExtraError as error:
+    print(error.extra, error)
+"""
+
+
+@pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
+@pytest.mark.parametrize(
+    ("model", "extra", "absent"),
+    [
+        (OPENAI, "openai", ("openai", "httpx2", "orjson", "pybase64")),
+        (MINILM, "local", ("sentence_transformers", "torch", "transformers", "huggingface_hub")),
+    ],
+    ids=["openai", "local"],
+)
+def test_where_an_extra_is_not_installed_the_error_is_the_line_that_installs_it(door, model, extra, absent, tmp_path):
+    """In a Python that has all but those packages, by way of links to what is installed here."""
+    for installed in Path(np.__file__).parents[1].iterdir():
+        if not installed.name.split(".")[0].split("-")[0] in absent:
+            (tmp_path / installed.name).symlink_to(installed)
+    path = os.pathsep.join(map(str, [tmp_path, ROOT, ROOT / "shared"]))
+    code = MISSING.format(package=door.__module__.partition(".")[0], name=door.__name__)
+    run = subprocess.run(
+        [sys.executable, "-S", "-W", "error", "-c", code, model],
+        env={"PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert run.stdout.startswith(f"{extra} the {extra} provider needs"), run.stderr
+    assert f'pip install "rag-embedkit[{extra}]"' in run.stdout
+    assert extra in importlib.metadata.metadata("rag-embedkit").get_all("Provides-Extra")
+
+
+def test_a_missing_extra_is_a_configuration_error_and_an_import_error():
+    assert issubclass(MissingExtraError, ConfigurationError)
+    assert issubclass(MissingExtraError, ImportError)
+
+
+# What is right
+
+
+@doors
+def test_key_and_address_come_from_the_environment(door, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    made = door(model=OPENAI, cache=False)
+    (made if door is Embedder else made.embedder).embed(["x"])
+    assert [(r.headers["authorization"], r.status) for r in server.requests] == [("Bearer test-key", 200)]
+
+
+def test_an_argument_beats_the_environment(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    embedder(server).embed(["x"])
+    assert [request.status for request in server.requests] == [200]
+
+
+def test_only_a_registered_provider_is_split_off_the_models_name():
+    local = {"base_url": "http://localhost:1/v1", "cache": False}
+    assert Embedder("nomic-embed-text:latest", **local).model == "openai:nomic-embed-text:latest"
+    assert Embedder("openai:nomic-embed-text:latest", **local).model == "openai:nomic-embed-text:latest"
+    assert Embedder("text-embedding-3-small", api_key="x", cache=False).model == OPENAI
+    assert Embedder("text-embedding-3-small", **local).model == OPENAI
+    assert Embedder(MINILM, cache=False).model == MINILM
+    assert Embedder("fake:a:b", base_url=(fake := FakeServer()).url, cache=False).model == "fake:a:b"
+    assert fake.seen == []
+
+
+def test_a_tag_in_a_models_name_reaches_the_server_whole():
+    with OpenAIServer(api_key=None, models={"nomic-embed-text:latest"}, dimensions=8) as server:
+        assert embedder(server, "nomic-embed-text:latest", api_key=None).embed_query("x").shape == (8,)
+
+
+def test_an_unknown_model_works_at_the_providers_own_host_and_anywhere_else():
+    unknown = Embedder("openai:text-embedding-9-immense", api_key="x", cache=False)
+    assert (unknown.dimensions, unknown.explain("x").usd_per_million) == (None, None)
+    assert unknown.explain("x").endpoint == "the provider's own"
+    Embedder("openai:text-embeding-3-small", base_url="http://localhost:1/v1", cache=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("http://localhost:8000/v1", "HTTP://LocalHost:8000/v1/"),
+        ("http://localhost/v1", "http://localhost:80/v1"),
+        ("https://host/v1", " https://HOST:443/v1// "),
+        ("https://api.openai.com/v1", "https://API.openai.com:443/v1/"),
+        (None, "https://api.openai.com/v1"),
+    ],
+)
+def test_spellings_of_one_address_share_a_key_and_an_account(one, same):
+    made = [Embedder(OPENAI, api_key="x", base_url=url, cache=False) for url in (one, same)]
+    assert made[0].explain("x").key == made[1].explain("x").key
+    assert made[0].provider.account == made[1].provider.account
+    assert made[0].space == made[1].space
+
+
+@pytest.mark.parametrize("other", ["http://localhost:8001/v1", "https://localhost:8000/v1", "http://localhost:8000/V1"])
+def test_another_address_is_another_key(other):
+    one = Embedder(OPENAI, api_key="x", base_url="http://localhost:8000/v1", cache=False)
+    assert one.explain("x").key != Embedder(OPENAI, api_key="x", base_url=other, cache=False).explain("x").key

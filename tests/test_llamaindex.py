@@ -1,0 +1,329 @@
+"""LlamaIndex: every method of its base class, its indexes, its pipeline, its pickles."""
+
+import asyncio
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+from embedkit_core import AuthenticationError
+from embedkit_core.testing import FakeServer, fake_vector
+from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.base.embeddings.base import SimilarityMode
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, TokenCountingHandler
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.ingestion.pipeline import get_transformation_hash
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+from llama_index.core.schema import MetadataMode, TextNode
+from llama_index.core.storage.kvstore import SimpleKVStore
+from llamaindex_embedkit import EmbedKitEmbedding
+from support.embedders import numbered
+from support.openai_server import OpenAIServer, vector_of
+
+OPENAI = "openai:text-embedding-3-small"
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+def index_model(server, **options):
+    return EmbedKitEmbedding(
+        **{"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": False, **options}
+    )
+
+
+def asymmetric(server, **options):
+    return EmbedKitEmbedding(model="fake:any", base_url=server.url, cache=False, **options)
+
+
+def nodes(n):
+    return [TextNode(text=text, metadata={"page": i}) for i, text in enumerate(numbered(n))]
+
+
+def document(text):
+    return fake_vector(text, role="document", model="any").tolist()
+
+
+def query(text):
+    return fake_vector(text, role="query", model="any").tolist()
+
+
+def test_every_sync_method_gives_the_row_of_the_core():
+    server = FakeServer()
+    model = asymmetric(server)
+    assert model.get_text_embedding("a") == document("a")
+    assert model.get_text_embedding_batch(["a", "b"]) == [document("a"), document("b")]
+    assert model.get_text_embedding_batch(["a"], show_progress=True) == [document("a")]
+    assert model.get_query_embedding("a") == query("a")
+    assert model.get_agg_embedding_from_queries(["a"]) == query("a")
+    mean = np.mean([query("a"), query("b")], axis=0)
+    np.testing.assert_allclose(model.get_agg_embedding_from_queries(["a", "b"]), mean)
+    assert model.get_agg_embedding_from_queries(["a", "b"], agg_fn=lambda rows: rows[1]) == query("b")
+
+
+async def test_every_async_method_gives_the_row_of_the_core():
+    server = FakeServer()
+    model = asymmetric(server)
+    assert await model.aget_text_embedding("a") == document("a")
+    assert await model.aget_text_embedding_batch(["a", "b"]) == [document("a"), document("b")]
+    assert await model.aget_text_embedding_batch(["a"], show_progress=True) == [document("a")]
+    assert await model.aget_query_embedding("a") == query("a")
+    assert await model.aget_agg_embedding_from_queries(["a"]) == query("a")
+    mean = np.mean([query("a"), query("b")], axis=0)
+    np.testing.assert_allclose(await model.aget_agg_embedding_from_queries(["a", "b"]), mean)
+    assert await model.aget_agg_embedding_from_queries(["a", "b"], agg_fn=lambda rows: rows[1]) == query("b")
+
+
+async def test_nodes_get_the_vector_of_what_the_host_says_is_their_text():
+    model = asymmetric(FakeServer())
+    truth = [document(node.get_content(metadata_mode=MetadataMode.EMBED)) for node in nodes(3)]
+    assert [node.embedding for node in model(nodes(3))] == truth
+    assert [node.embedding for node in await model.acall(nodes(3))] == truth
+
+
+def test_similarity_is_the_hosts_own(server):
+    model = index_model(server)
+    one, other = model.get_text_embedding_batch(["a", "b"])
+    assert model.similarity(one, one) == pytest.approx(1)
+    assert model.similarity(one, other) == pytest.approx(float(vector_of("a") @ vector_of("b")), abs=1e-6)
+    assert model.similarity(one, one, mode=SimilarityMode.EUCLIDEAN) == 0
+
+
+async def test_every_value_is_a_python_float_and_the_vectors_are_json(server):
+    model = index_model(server)
+    rows = [
+        model.get_query_embedding("a"),
+        await model.aget_text_embedding("a"),
+        *model.get_text_embedding_batch(["a", "b"]),
+        *await model.aget_text_embedding_batch(["a", "b"]),
+        model.get_agg_embedding_from_queries(["a", "b"]),
+    ]
+    assert {type(number) for row in rows for number in row} == {float}
+    assert json.loads(json.dumps(rows)) == rows
+
+
+async def test_a_batch_is_one_call_of_the_core_whatever_the_hosts_batch_size(server):
+    model = index_model(server)
+    assert model.embed_batch_size == 10
+    assert model.get_text_embedding_batch(numbered(25)) == [vector_of(text).tolist() for text in numbered(25)]
+    assert len(server.requests) == 1
+    await model.aget_text_embedding_batch([f"async {text}" for text in numbered(25)])
+    assert len(server.requests) == 2
+    await index_model(server, num_workers=4).acall(nodes(25))
+    assert len(server.requests) == 3
+
+
+async def test_an_empty_batch_is_an_empty_list_and_no_request(server):
+    assert index_model(server).get_text_embedding_batch([]) == []
+    assert await index_model(server).aget_text_embedding_batch([]) == []
+    assert server.requests == []
+
+
+async def test_an_index_finds_the_right_node(server):
+    index = VectorStoreIndex(nodes(30), embed_model=index_model(server))
+    [wanted] = nodes(30)[7:8]
+    asked = wanted.get_content(metadata_mode=MetadataMode.EMBED)
+    retriever = index.as_retriever(similarity_top_k=2)
+    assert retriever.retrieve(asked)[0].text == wanted.text
+    assert (await retriever.aretrieve(asked))[0].text == wanted.text
+    assert retriever.retrieve(asked)[0].score == pytest.approx(1)
+
+
+async def test_an_index_finds_the_same_when_it_is_built_async(server):
+    index = VectorStoreIndex(nodes(30), embed_model=index_model(server), use_async=True)
+    asked = nodes(30)[7].get_content(metadata_mode=MetadataMode.EMBED)
+    assert (await index.as_retriever(similarity_top_k=1).aretrieve(asked))[0].text == nodes(30)[7].text
+
+
+def test_the_model_set_for_all_is_the_one_used(server):
+    model = index_model(server)
+    Settings.embed_model = model
+    try:
+        assert Settings.embed_model is model
+        index = VectorStoreIndex(nodes(3))
+        assert len(index.as_retriever().retrieve("text-1")) == 2
+    finally:
+        Settings._embed_model = None
+    assert model.usage.texts == 4
+
+
+def test_a_second_ingest_sends_only_what_is_new(server, tmp_path):
+    for n in (10, 11):
+        pipeline = IngestionPipeline(transformations=[index_model(server, cache=tmp_path)])
+        embedded = pipeline.run(nodes=nodes(n), show_progress=False)
+        assert [node.embedding for node in embedded] == [
+            vector_of(node.get_content(metadata_mode=MetadataMode.EMBED)).tolist() for node in nodes(n)
+        ]
+    assert [len(request.texts) for request in server.requests] == [10, 1]
+
+
+@pytest.mark.parametrize("same", [{"timeout": 5.0}, {"max_retries": 1}, {"embed_batch_size": 50}, {"num_workers": 3},
+                                  {"cache": "elsewhere"}, {"api_key": "other"}, {"max_concurrency": 2},
+                                  {"max_batch_texts": 5}])  # fmt: skip
+def test_what_changes_no_vector_changes_no_transformation_hash(server, same):
+    assert get_transformation_hash(nodes(2), index_model(server)) == get_transformation_hash(
+        nodes(2), index_model(server, **same)
+    )
+
+
+@pytest.mark.parametrize("other", [{"model": "openai:text-embedding-3-large"}, {"dimensions": 8},
+                                   {"document_prompt": "d: "}, {"on_long_text": "mean"},
+                                   {"provider_options": {"user": "u"}}])  # fmt: skip
+def test_what_changes_a_vector_changes_the_transformation_hash(server, other):
+    assert get_transformation_hash(nodes(2), index_model(server)) != get_transformation_hash(
+        nodes(2), index_model(server, **other)
+    )
+
+
+class Refusing(SimpleKVStore):
+    """A store that nobody may ask."""
+
+    def get(self, key, collection="data"):
+        raise AssertionError("the embeddings_cache was consulted")
+
+    put = aget = aput = get
+
+
+async def test_an_embeddings_cache_is_warned_about_and_never_consulted(server):
+    with pytest.warns(UserWarning, match="embeddings_cache is not used"):
+        model = index_model(server, embeddings_cache=Refusing())
+    assert model.embeddings_cache is None
+    model.embeddings_cache = Refusing()  # as a host or a user may do later
+    rows = [model.get_text_embedding("a"), model.get_query_embedding("a"), *model.get_text_embedding_batch(["a"])]
+    rows += [await model.aget_text_embedding("a"), await model.aget_query_embedding("a")]
+    rows += await model.aget_text_embedding_batch(["a"])
+    assert rows == [vector_of("a").tolist()] * 6
+
+
+def test_a_dictionary_makes_the_same_model_again(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    model = index_model(server, dimensions=64, query_prompt="q: ")
+    for other in (EmbedKitEmbedding.from_dict(model.to_dict()), EmbedKitEmbedding.from_json(model.to_json())):
+        assert other.to_dict() == model.to_dict()
+        assert other.embedder.explain("a").key == model.embedder.explain("a").key
+
+
+def test_a_pickle_has_the_same_configuration_and_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    model = index_model(server, api_key=None, cache=tmp_path, dimensions=64, max_concurrency=3, num_workers=2)
+    row = model.get_text_embedding("a")
+    other = pickle.loads(pickle.dumps(model))
+    assert other.to_dict() == model.to_dict()
+    assert (other.cache, other.num_workers, other.embedder.settings) == (tmp_path, 2, model.embedder.settings)
+    assert other.get_text_embedding("a") == row
+    assert len(server.requests) == 1
+
+
+def test_a_deep_copy_keeps_configuration_and_key(server):
+    other = copy.deepcopy(index_model(server, dimensions=64))
+    assert other.get_query_embedding("a") == vector_of("a", 64).tolist()
+    assert server.requests[0].headers["authorization"] == "Bearer test-key"
+
+
+# Events
+
+
+class Heard(BaseEventHandler):
+    """The host's events, as an instrumentation hears them."""
+
+    events: list = []
+
+    def handle(self, event, **kwargs):
+        self.events.append(event)
+
+    def of(self, kind):
+        return [event for event in self.events if type(event) is kind]
+
+
+class Called(BaseCallbackHandler):
+    """The host's callbacks, by the id of the event."""
+
+    def __init__(self):
+        super().__init__([], [])
+        self.started, self.ended = {}, {}
+
+    def on_event_start(self, event_type, payload=None, event_id="", parent_id="", **kwargs):
+        self.started[event_id] = (event_type, payload)
+        return event_id
+
+    def on_event_end(self, event_type, payload=None, event_id="", **kwargs):
+        assert event_id not in self.ended
+        self.ended[event_id] = (event_type, payload)
+
+    def start_trace(self, trace_id=None): ...
+
+    def end_trace(self, trace_id=None, trace_map=None): ...
+
+
+@pytest.fixture
+def heard():
+    handler = Heard(events=[])
+    get_dispatcher().add_event_handler(handler)
+    yield handler
+    get_dispatcher().event_handlers.remove(handler)
+
+
+METHODS = {
+    "get_text_embedding": ("x",),
+    "get_query_embedding": ("x",),
+    "get_text_embedding_batch": (["x", "y"],),
+    "get_agg_embedding_from_queries": (["x", "y"],),
+}
+METHODS |= {f"a{name}": arguments for name, arguments in METHODS.items()}
+
+
+async def call(model, method):
+    found = getattr(model, method)(*METHODS[method])
+    return await found if method.startswith("a") else found
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_start_has_its_end_with_the_texts_and_vectors(server, heard, method):
+    called = Called()
+    await call(index_model(server, callback_manager=CallbackManager([called])), method)
+    texts = list(METHODS[method][0])
+    [start], [end] = heard.of(EmbeddingStartEvent), heard.of(EmbeddingEndEvent)
+    assert start.model_dict == {"class_name": "EmbedKitEmbedding", "model_name": OPENAI, "embed_batch_size": 10}
+    assert (end.chunks, end.embeddings) == (texts, [vector_of(text).tolist() for text in texts])
+    assert EmbeddingEndEvent.model_validate(end.model_dump(exclude={"class_name"})) == end
+    assert called.started.keys() == called.ended.keys()
+    [(kind, payload)] = called.ended.values()
+    assert (kind, payload[EventPayload.CHUNKS]) == (CBEventType.EMBEDDING, texts)
+    assert payload[EventPayload.EMBEDDINGS] == end.embeddings
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_start_has_its_end_when_the_call_fails(server, heard, method):
+    called = Called()
+    with pytest.raises(AuthenticationError):
+        await call(index_model(server, api_key="wrong", callback_manager=CallbackManager([called])), method)
+    [_], [end] = heard.of(EmbeddingStartEvent), heard.of(EmbeddingEndEvent)
+    assert (end.chunks, end.embeddings) == (list(METHODS[method][0]), [])
+    assert len(called.started) == 1
+    assert called.started.keys() == called.ended.keys()
+
+
+async def test_a_start_has_its_end_when_the_caller_leaves(server, heard):
+    server.hold()
+    work = asyncio.create_task(index_model(server).aget_text_embedding_batch(["x"]))
+    await asyncio.to_thread(server.wait_for_requests, 1)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    server.release()
+    assert [len(heard.of(kind)) for kind in (EmbeddingStartEvent, EmbeddingEndEvent)] == [1, 1]
+
+
+def test_the_hosts_token_counter_counts(server):
+    counter = TokenCountingHandler(tokenizer=str.split)
+    model = index_model(server, callback_manager=CallbackManager([counter]))
+    model.get_text_embedding_batch(["two words", "and three words"])
+    model.get_agg_embedding_from_queries(["one"])
+    assert counter.total_embedding_token_count == 6

@@ -1,0 +1,86 @@
+"""One retry budget: how often a text is sent, by whose policy, and what is never sent again."""
+
+import threading
+
+import pytest
+from embedkit_core import (
+    AuthenticationError,
+    Embedder,
+    PartialFailureError,
+    QuotaError,
+    RateLimitError,
+    UnavailableError,
+)
+from embedkit_core.testing import FakeServer
+
+
+def embedder(server: FakeServer, **settings) -> Embedder:
+    return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
+
+
+def soon(kind=RateLimitError):
+    return kind("not now", retry_after=0.005)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2, 5])
+def test_a_text_is_sent_once_and_then_as_often_as_its_caller_allows(retries):
+    """Scenario 23."""
+    server = FakeServer()
+    server.fault_for = lambda texts: soon()
+    with pytest.raises(RateLimitError):
+        embedder(server, max_retries=retries).embed(["one"])
+    assert len(server.seen) == retries + 1
+
+
+def test_a_text_that_succeeds_at_the_last_try_is_no_failure():
+    server = FakeServer()
+    server.faults += [soon(), soon(UnavailableError)]
+    result = embedder(server, max_retries=2).embed(["one"])
+    assert (result.usage.requests, result.usage.retries, result.usage.sent) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("error", [AuthenticationError("no"), QuotaError("no credit")])
+def test_a_refusal_of_the_request_is_one_request_however_many_texts(error):
+    """Scenario 24."""
+    server = FakeServer()
+    server.fault_for = lambda texts: error
+    with pytest.raises(type(error)):
+        embedder(server).embed([f"text {i}" for i in range(1000)])
+    assert len(server.seen) == 1
+
+
+def test_a_key_revoked_in_the_middle_stops_what_waits():
+    server = FakeServer()
+    chosen = embedder(server, max_concurrency=2, max_batch_texts=32)
+    chosen.embed(["warm up"])
+    server.fault_for = lambda texts: AuthenticationError("revoked") if len(server.seen) > 4 else None
+    with pytest.raises(PartialFailureError) as caught:
+        chosen.embed([f"text {i}" for i in range(1000)])
+    assert len(caught.value.failed) == 1000 - 3 * 32
+    assert len(server.seen) <= 6
+
+
+def test_the_first_request_of_a_lane_goes_alone():
+    """A wrong key, a wrong model or a server that is down costs one request and not a burst."""
+    server = FakeServer()
+    server.faults += [soon(UnavailableError), soon(UnavailableError)]
+    server.hold()
+    thread = threading.Thread(target=embedder(server, max_concurrency=8).embed, args=([f"t {i}" for i in range(500)],))
+    thread.start()
+    server.wait_for_requests(1)
+    server.release()
+    thread.join(20)
+    assert [len(seen.texts) for seen in server.seen[:3]] == [32, 32, 32]
+    assert server.peak_in_flight <= 8
+    assert len(server.seen) <= 3 + 11
+
+
+def test_one_refusal_slows_everybody_on_the_account_down():
+    server = FakeServer()
+    chosen = embedder(server, max_concurrency=1, max_batch_texts=32)
+    chosen.embed(["warm up"])
+    server.faults.append(RateLimitError("slow down", retry_after=0.05))
+    chosen.embed([f"text {i}" for i in range(64)])
+    account = next(iter(chosen._joined))
+    assert account.scheduler.paused_until > 0
+    assert len(server.seen) == 4
