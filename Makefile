@@ -1,8 +1,9 @@
 # Everything works in a fresh clone: each command makes .venv and installs into it by itself, the first time.
 #
 #   make demo                              examples/demo.py, on this machine; MODEL=openai:text-embedding-3-small uses the API
-#   make test                              the tests; ARGS="-k cache" picks some
-#   make lint | make types                 ruff | mypy
+#   make test                              lint, types and every test; ARGS="-k cache" picks some
+#   make lint | make types                 ruff | mypy, alone
+#   make laws                              take each law's code away and see the test that fails; ARGS="2 9" picks some
 #   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
 #   make clean | make distclean            forget the demo's cache and build files | .venv too
 
@@ -28,12 +29,12 @@ ARGS =
 INSTALLED = $(VENV)/.installed
 BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 
-.PHONY: demo test lint types bench-retrieval install clean distclean
+.PHONY: demo test lint types laws bench-retrieval install clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-test: $(INSTALLED)
+test: lint types
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)
@@ -42,6 +43,9 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	@$(BIN)/mypy
+
+laws: $(INSTALLED)
+	@$(BIN)/python tests/remove_laws.py $(ARGS)
 
 bench-retrieval: $(BENCHMARKS_INSTALLED)
 	@test -n "$(DATA)" || { echo "name a data set in BEIR's layout: make bench-retrieval DATA=<folder>" >&2; exit 2; }

@@ -78,13 +78,16 @@ class Hit(NamedTuple):
 
 
 def main() -> int:
-    """Run the demo; 0 if all went as it says, 2 if the settings cannot work."""
+    """Run the demo; 0 if all went as it says, 2 if the settings cannot work, 130 if it was stopped."""
     arguments = _arguments()
     try:
         demonstrate(arguments.model, arguments.cache, arguments.limit)
     except EmbedKitError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
+    except KeyboardInterrupt:
+        print("\ndemo: stopped; what is embedded is in the cache, and the next run goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -96,7 +99,8 @@ def demonstrate(model: str | None, cache: Path, limit: int | None) -> None:
     model = model or f"local:{get_model_path()}"
 
     langchain = EmbedKitEmbeddings(model=model, cache=cache)
-    print(f"LangChain: EmbedKitEmbeddings in an InMemoryVectorStore, cache in {_short(cache)}")
+    print("LangChain: EmbedKitEmbeddings in an InMemoryVectorStore")
+    print(f"  cache: {_short(cache)}")
     where = "on this machine" if model.startswith("local:") else "through its API"
     print(f"  embedding {len(docstrings)} docstrings of Python {_python()} with {name} {where}...", flush=True)
     found, seconds = search_with_langchain(docstrings, langchain)
@@ -104,7 +108,7 @@ def demonstrate(model: str | None, cache: Path, limit: int | None) -> None:
     for question, hits in zip(QUESTIONS, found, strict=True):
         print(f'\n  "{question}"')
         for hit in hits:
-            print(f"    {hit.score:.2f}  {hit.name:<30} {_first_line(hit.text)}")
+            print(_fit(f"    {hit.score:.2f}  {hit.name:<30} {hit.text}"))
 
     llamaindex = EmbedKitEmbedding(model=model, cache=cache)
     print("\nLlamaIndex: EmbedKitEmbedding in a VectorStoreIndex, the same cache", flush=True)
@@ -187,8 +191,8 @@ def _summary(usage: Usage, seconds: float) -> str:
     return f"{usage.texts} texts: {sent}, {usage.cache_hits} from the cache, {seconds:.1f} s"
 
 
-def _first_line(text: str, width: int = 56) -> str:
-    line = " ".join(text.partition("\n")[0].split())
+def _fit(line: str, width: int = 92) -> str:
+    line = line.partition("\n")[0]
     return line if len(line) <= width else f"{line[: width - 3].rstrip()}..."
 
 

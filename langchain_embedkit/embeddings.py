@@ -9,7 +9,7 @@ from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr, ValidationError
 
 from embedkit_core import ConfigurationError, Embedder, Usage
-from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
+from embedkit_core.hosts import ato_lists, complaint, make_embedder, refuse_unknown, to_lists
 
 
 class EmbedKitEmbeddings(BaseModel, Embeddings):
@@ -49,8 +49,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
         try:
             super().__init__(**arguments)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-            raise ConfigurationError(f"{type(self).__name__}: {wrong}") from None
+            raise complaint(type(self).__name__, error.errors(include_input=False)) from None
         self._embedder = make_embedder(dict(self), api_key=self.api_key)
 
     @property

@@ -14,7 +14,7 @@ from llama_index_instrumentation import get_dispatcher
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from embedkit_core import ConfigurationError, Embedder, Usage
-from embedkit_core.hosts import ato_lists, make_embedder, refuse_unknown, to_lists
+from embedkit_core.hosts import ato_lists, complaint, make_embedder, refuse_unknown, to_lists
 
 dispatcher = get_dispatcher(__name__)
 
@@ -56,19 +56,20 @@ class EmbedKitEmbedding(BaseEmbedding):
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model: str | None = None, **arguments: Any) -> None:
-        name = arguments.setdefault("model_name", model)
-        if name is None or model not in (None, name):
-            raise ConfigurationError(f"{type(self).__name__} takes one model, such as 'openai:text-embedding-3-small'")
         # class_name comes from the host's own from_dict().
         refuse_unknown(type(self).__name__, arguments, [*type(self).model_fields, "model", "class_name"])
         arguments.pop("class_name", None)
+        name = arguments.setdefault("model_name", model)
+        if name is None or model not in (None, name):
+            raise ConfigurationError(f"{type(self).__name__} takes one model, such as 'openai:text-embedding-3-small'")
         if arguments.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
+        if arguments.pop("rate_limiter", None) is not None:
+            warnings.warn("rate_limiter is not used: max_concurrency bounds what is in flight", stacklevel=2)
         try:
             super().__init__(**arguments)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-            raise ConfigurationError(f"{type(self).__name__}: {wrong}") from None
+            raise complaint(type(self).__name__, error.errors(include_input=False)) from None
         self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
 
     @classmethod

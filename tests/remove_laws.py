@@ -32,26 +32,74 @@ class Law:
 LAWS = [
     Law(1, "engine/replies.py", "if vectors.shape[0] != n_texts:", "if False:", "test_laws.py"),
     Law(1, "engine/replies.py", "if not math.isfinite(total) and", "if False and", "test_laws.py"),
-    Law(1, "providers/openai.py", "    ordered[indices] = vectors\n    return ordered", "    return vectors", "test_failures.py"),
+    Law(
+        1,
+        "providers/openai.py",
+        "    ordered[indices] = vectors\n    return ordered",
+        "    return vectors",
+        "test_failures.py",
+    ),
     Law(2, "engine/scheduler.py", "item = self.table.get(key)", "item = None", "test_laws.py"),
     Law(2, "engine/scheduler.py", "recent = self._recent.get(key)", "recent = None", "test_laws.py"),
-    Law(3, "engine/queues.py", "if picked and (alone or tokens + item.size > self.room.tokens):", "if False:", "test_laws.py"),
+    Law(
+        3,
+        "engine/queues.py",
+        "if picked and (alone or tokens + item.size > self.room.tokens):",
+        "if False:",
+        "test_laws.py",
+    ),
     Law(3, "engine/queues.py", "len(picked) < min(texts, self.room.texts)", "len(picked) < texts", "test_laws.py"),
     Law(4, "engine/scheduler.py", "while self.free_slots() and", "while", "test_laws.py"),
     Law(5, "engine/scheduler.py", "times.append(self.paused_until)", "pass", "test_laws.py"),
-    Law(5, "engine/scheduler.py", "        self._close_if_done(ticket)\n\n    def withdraw", "\n    def withdraw", "test_laws.py"),
+    Law(
+        5,
+        "engine/scheduler.py",
+        "        self._close_if_done(ticket)\n\n    def withdraw",
+        "\n    def withdraw",
+        "test_scheduler.py",
+    ),
     Law(5, "engine/account.py", "self._give_up_all(error)", "pass", "test_life.py"),
-    Law(6, "engine/scheduler.py", "                self.drop(item)\n        ticket.items", "                pass\n        ticket.items", "test_laws.py"),
+    Law(
+        6,
+        "engine/scheduler.py",
+        "                self.drop(item)\n        ticket.items",
+        "                pass\n        ticket.items",
+        "test_laws.py",
+    ),
     Law(7, "engine/packing.py", "given = upto", "given = 0", "test_laws.py"),
     Law(7, "engine/scheduler.py", "if ticket is item.payer:", "if False:", "test_sharing.py"),
-    Law(8, "engine/failures.py", "if 0 < len(bulk) < len(items):", "if False:", "test_laws.py"),
+    Law(8, "engine/failures.py", "if 0 < len(bulk) < len(items):", "if False:", "test_scheduler.py"),
     Law(8, "engine/scheduler.py", "(bulk and self._queries_in_a_row >= QUERIES_IN_A_ROW)", "False", "test_laws.py"),
     Law(8, "engine/scheduler.py", "queries = bool(urgent) and", "queries = not bulk and", "test_sharing.py"),
-    Law(9, "engine/account.py", "self._writer.put((self, flight))", "self._writer.put((self, flight)); self.scheduler.committed(flight)", "test_commit.py"),
-    Law(10, "engine/failures.py", "if item.failures - joined_at > waiter.ticket.max_retries:", "if False:", "test_retries.py"),
-    Law(10, "engine/failures.py", "items + _waiting(scheduler, flight), error)\n    else:", "items, error)\n    else:", "test_retries.py"),
+    Law(
+        9,
+        "engine/account.py",
+        "self._writer.put((self, flight))",
+        "self._writer.put((self, flight)); self.scheduler.committed(flight)",
+        "test_commit.py",
+    ),
+    Law(
+        10,
+        "engine/failures.py",
+        "if item.failures - joined_at > waiter.ticket.max_retries:",
+        "if False:",
+        "test_retries.py",
+    ),
+    Law(
+        10,
+        "engine/failures.py",
+        "items + _waiting(scheduler, flight), error)\n    else:",
+        "items, error)\n    else:",
+        "test_retries.py",
+    ),
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
-    Law(12, "call.py", "            self.leave()\n\n    async def await_", "            pass\n\n    async def await_", "test_life.py"),
+    Law(
+        12,
+        "call.py",
+        "            self.leave()\n\n    async def await_",
+        "            pass\n\n    async def await_",
+        "test_life.py",
+    ),
 ]
 
 
@@ -86,14 +134,19 @@ def main() -> int:
     unnoticed = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", ".demo", "__pycache__", ".hypothesis"))
+        shutil.copytree(
+            ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", ".demo", "__pycache__", ".hypothesis")
+        )
         for law in LAWS:
             if chosen and law.number not in chosen:
                 continue
             passed = holds_without(law, tree)
             unnoticed += passed
             verdict = "NOT NOTICED" if passed else "fails, as it must"
-            print(f"law {law.number:2}  {law.file:24} {law.code.strip().splitlines()[0]!r:75} {law.test}: {verdict}", flush=True)
+            print(
+                f"law {law.number:2}  {law.file:24} {law.code.strip().splitlines()[0]!r:75} {law.test}: {verdict}",
+                flush=True,
+            )
     print(f"{unnoticed} removals were not noticed")
     return 1 if unnoticed else 0
 

@@ -262,7 +262,8 @@ def test_a_rollback_journal_is_never_played_back(folder, tmp_path, caplog):
     assert precious.exists()
 
 
-def test_a_database_damaged_while_it_is_open_is_set_aside(folder, caplog):
+@pytest.mark.parametrize("first", ["read", "written"])
+def test_a_database_damaged_while_it_is_open_is_set_aside(folder, caplog, first):
     cache = DiskCache(folder)
     cache.set_many(entries(range(2000), dimensions=256))
     cache.close()
@@ -270,7 +271,8 @@ def test_a_database_damaged_while_it_is_open_is_set_aside(folder, caplog):
     with (own(folder) / "cache.db").open("r+b") as file:
         file.seek(PAGE_BYTES)
         file.write(os.urandom((own(folder) / "cache.db").stat().st_size - PAGE_BYTES))
-    cache.get_many([key(n) for n in range(2000)])
+    if first == "read":
+        cache.get_many([key(n) for n in range(2000)])
     cache.set_many(entries(range(2000)))
     assert_holds(cache, range(2000))
     assert cache.stats.write_failures == 0
@@ -390,6 +392,31 @@ assert len(records) == 1
 """
 
 
+HALF_MADE = """
+import os, resource, sys
+import numpy as np
+from embedkit_core.cache import create, open_cache
+from embedkit_core.types import Entry
+entry = (b"k" * 32, Entry(np.ones(8, "f4")))
+cache = open_cache(sys.argv[1])
+for size in range(10_000, 150_000, 10_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    cache.set_many([entry])
+    assert cache.stats.write_failures == size // 10_000
+    assert os.listdir(sys.argv[1]) == []
+    cache.close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+cache.set_many([entry])
+assert os.listdir(sys.argv[1]) == ["embedkit-v1"]
+assert len(cache.get_many([entry[0]])) == 1
+"""
+
+
+@POSIX
+def test_a_database_is_made_whole_or_not_at_all(tmp_path):
+    run(HALF_MADE, tmp_path)
+
+
 @POSIX
 def test_a_full_disk_stops_writing_with_one_warning_and_goes_on_serving(tmp_path):
     run(FULL, tmp_path)
@@ -465,8 +492,12 @@ def test_a_database_that_stays_locked_costs_the_write_and_not_the_reads(folder, 
         other.execute("BEGIN IMMEDIATE")
         cache.set_many(entries([50]))
         assert_holds(cache, range(10))
-        assert cache.stats.write_failures == 1
-    assert "locked" in warnings_in(caplog)[0]
+        cache.close()
+        cache.set_many(entries([50]))
+        assert_holds(cache, range(10))
+        assert cache.stats.write_failures == 2
+    (message,) = warnings_in(caplog)
+    assert "locked" in message
     later = time.monotonic() + disk.WRITE_AGAIN_SECONDS
     monkeypatch.setattr(disk.time, "monotonic", lambda: later)
     cache.set_many(entries([50]))

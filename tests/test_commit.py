@@ -76,9 +76,7 @@ def test_a_write_that_fails_costs_no_answer_and_is_told_once(caplog):
     for text in ("one", "two"):
         vector = failing.embed([text]).vectors[0]
         assert np.array_equal(vector, server.vector(text, server.seen[-1].wire))
-    assert [record.getMessage() for record in caplog.records] == [
-        "vectors could not be written to the cache (OSError)"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["vectors could not be written to the cache (OSError)"]
 
 
 def test_what_is_waiting_to_be_kept_goes_in_one_transaction():

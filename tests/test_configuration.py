@@ -1,19 +1,15 @@
 """Settings: what is wrong is found before any I/O, with the way out; what is right means what it says."""
 
-import importlib.metadata
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from embedkit_core import ConfigurationError, Embedder, MissingExtraError
+from support.embedders import MINILM, embedder
+from support.openai_server import OpenAIServer
+
+from embedkit_core import ConfigurationError, Embedder
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
-from support.embedders import MINILM, embedder
-from support.openai_server import OpenAIServer
 
 OPENAI = "openai:text-embedding-3-small"
 ROOT = Path(__file__).parents[1]
@@ -66,8 +62,8 @@ def test_a_model_that_cannot_be_is_refused_with_what_may_have_been_meant(door, s
 @doors
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("max_concurency", "max_concurrency"), ("dimension", "dimensions"), ("apikey", "api_key"), ("retries", "max_retries")],
-)  # fmt: skip
+    [("max_concurency", "max_concurrency"), ("dimension", "dimensions"), ("apikey", "api_key"), ("cahce", "cache")],
+)
 def test_a_mistyped_argument_is_refused_with_the_nearest_there_is(door, given, meant, server):
     with pytest.raises(ConfigurationError, match=f"no argument '{given}'; did you mean '{meant}'") as refused:
         door(**at(server), **{given: "sk-secret"})
@@ -133,7 +129,7 @@ def test_provider_options_do_not_stand_in_for_what_has_an_argument_of_its_own(do
 
 def test_an_input_type_that_does_not_exist_is_refused(server):
     for wrong in ("querry", None, ["query"]):
-        with pytest.raises(ConfigurationError, match="input_type=.*'document', 'query'"):
+        with pytest.raises(ConfigurationError, match=r"input_type=.*'document', 'query'"):
             embedder(server).embed(["x"], input_type=wrong)
     with pytest.raises(ConfigurationError, match="did you mean 'query'"):
         embedder(server).explain("x", input_type="querry")
@@ -163,45 +159,15 @@ def test_an_adapter_without_a_model_asks_for_one():
         EmbedKitEmbedding(model=OPENAI, model_name="openai:text-embedding-3-large", api_key="x")
 
 
-MISSING = """
-import sys
-from {package} import {name}
-from embedkit_core import MissingExtraError
-try:
-    {name}(model=sys.argv[1], api_key="x", cache=False)
-except MissingExtraError as error:
-    print(error.extra, error)
-"""
+def test_a_host_setting_that_has_no_effect_says_so():
+    with pytest.warns(UserWarning, match="rate_limiter is not used"):
+        EmbedKitEmbedding(model=OPENAI, api_key="x", cache=False, rate_limiter=object())
 
 
-@pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
-@pytest.mark.parametrize(
-    ("model", "extra", "absent"),
-    [
-        (OPENAI, "openai", ("openai", "httpx2", "orjson", "pybase64")),
-        (MINILM, "local", ("sentence_transformers", "torch", "transformers", "huggingface_hub")),
-    ],
-    ids=["openai", "local"],
-)
-def test_where_an_extra_is_not_installed_the_error_is_the_line_that_installs_it(door, model, extra, absent, tmp_path):
-    """In a Python that has all but those packages, by way of links to what is installed here."""
-    for installed in Path(np.__file__).parents[1].iterdir():
-        if not installed.name.split(".")[0].split("-")[0] in absent:
-            (tmp_path / installed.name).symlink_to(installed)
-    path = os.pathsep.join(map(str, [tmp_path, ROOT, ROOT / "shared"]))
-    code = MISSING.format(package=door.__module__.partition(".")[0], name=door.__name__)
-    run = subprocess.run(
-        [sys.executable, "-S", "-W", "error", "-c", code, model],
-        env={"PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=100,
-    )  # fmt: skip
-    assert run.stdout.startswith(f"{extra} the {extra} provider needs"), run.stderr
-    assert f'pip install "rag-embedkit[{extra}]"' in run.stdout
-    assert extra in importlib.metadata.metadata("rag-embedkit").get_all("Provides-Extra")
-
-
-def test_a_missing_extra_is_a_configuration_error_and_an_import_error():
-    assert issubclass(MissingExtraError, ConfigurationError)
-    assert issubclass(MissingExtraError, ImportError)
+def test_a_mistyped_model_argument_is_named_before_the_model_is_missed():
+    for door in DOORS[1:]:
+        with pytest.raises(ConfigurationError, match="no argument 'modle'; did you mean 'model'"):
+            door(modle=OPENAI)
 
 
 # What is right
@@ -267,3 +233,65 @@ def test_spellings_of_one_address_share_a_key_and_an_account(one, same):
 def test_another_address_is_another_key(other):
     one = Embedder(OPENAI, api_key="x", base_url="http://localhost:8000/v1", cache=False)
     assert one.explain("x").key != Embedder(OPENAI, api_key="x", base_url=other, cache=False).explain("x").key
+
+
+def test_a_prompt_changes_the_keys_of_its_role_only(server):
+    plain, prompted = embedder(server), embedder(server, query_prompt="query: ")
+    assert prompted.explain("x").key == plain.explain("x").key
+    assert prompted.explain("x", input_type="query").key != plain.explain("x", input_type="query").key
+    prompted.embed(["x"])
+    prompted.embed_query("x")
+    assert [request.texts for request in server.requests] == [("x",), ("query: x",)]
+    assert "prompt" not in server.requests[1].body
+
+
+def test_an_empty_prompt_is_no_prompt(server):
+    assert embedder(server, query_prompt="").explain("x", input_type="query").key == embedder(server).explain("x").key
+
+
+@doors
+def test_provider_options_are_on_the_wire_and_in_the_key(door, server):
+    made = door(**at(server, provider_options={"user": "me", "extra": {"deep": [1, None, True]}}))
+    core = made if door is Embedder else made.embedder
+    assert core.explain("x").key != embedder(server).explain("x").key
+    assert core.explain("x").wire["user"] == "me"
+    core.embed(["x"])
+    assert (server.requests[0].body["user"], server.requests[0].body["extra"]) == ("me", {"deep": [1, None, True]})
+
+
+def test_options_changed_after_the_fact_change_nothing(server):
+    options = {"user": "me", "extra": {"deep": 1}}
+    made = embedder(server, provider_options=options)
+    before = repr(made.explain("x"))
+    options["user"] = options["extra"]["deep"] = "another"
+    assert repr(made.explain("x")) == before
+
+
+def test_dimensions_are_sent_where_they_are_not_the_models_own(server):
+    assert embedder(server, dimensions=64).embed_query("x").shape == (64,)
+    assert embedder(server, dimensions=1536).embed_query("x").shape == (1536,)
+    assert [request.body.get("dimensions") for request in server.requests] == [64, None]
+
+
+def test_explain_says_where_a_vector_would_come_from_and_sends_nothing(server, tmp_path):
+    def served_from(made):
+        return made.explain("x", input_type="query").served_from
+
+    made = embedder(server, cache=tmp_path)
+    assert served_from(made) == "provider"
+    assert server.requests == []
+    made.embed(["x"])
+    assert served_from(made) == "cache"
+    made.embed_query("x")
+    assert served_from(made) == "memory"
+    assert (served_from(embedder(server, cache=tmp_path)), served_from(embedder(server))) == ("cache", "provider")
+    assert len(server.requests) == 1
+
+
+def test_explain_holds_the_request_without_text_and_key(server):
+    told = embedder(server, dimensions=64, document_prompt="d: ").explain("some text")
+    assert told.wire == {"model": "text-embedding-3-small", "dimensions": 64, "prompt": "d: "}
+    assert (told.endpoint, str(told.usd_per_million)) == (server.base_url, "0.02")
+    assert told.estimated_tokens >= 1
+    assert "some text" not in repr(told)
+    assert "test-key" not in repr(told)

@@ -217,11 +217,20 @@ def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poi
         assert {type(one) for one in caught.value.failed.values()} == {BadTextError}
         assert np.array_equal(caught.value.result.vectors[healthy], expected(texts[p] for p in healthy))
         assert server.billed_texts == Counter(texts[p] for p in healthy)
-        assert len(server.requests) <= 1 + 16 + len(poisonous) * 2 * math.ceil(math.log2(64) + 1)
+        assert len(server.requests) <= 1 + 24 + len(poisonous) * 2 * math.ceil(math.log2(64) + 1)
         with pytest.raises(PartialFailureError) as again:
             careful.embed(texts)
         assert (again.value.result.usage.cache_hits, again.value.result.usage.sent) == (1000 - len(poisonous), 0)
     assert server.billed_texts == Counter(texts[p] for p in healthy)
+
+
+@pytest.mark.parametrize("poisonous", [range(0, 32, 8), range(500, 560, 3)], ids=["at the start", "a nest"])
+def test_many_poisonous_texts_take_no_healthy_one_with_them(server, poisonous):
+    texts = numbered(1000)
+    server.poison |= {texts[p] for p in poisonous}
+    result = embedder(server, on_error="return").embed(texts)
+    assert set(result.failed) == set(poisonous)
+    assert len(server.requests) <= 1 + 16 + len(poisonous) * 2 * 7
 
 
 def test_a_failed_text_given_twice_fails_at_both_positions(server):

@@ -7,15 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from embedkit_core import AuthenticationError, Embedder
-from embedkit_core.testing import FakeServer, fake_vector
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_embedkit import EmbedKitEmbeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
-from llamaindex_embedkit import EmbedKitEmbedding
 from support.embedders import MINILM, embedder, numbered, texts_sent
 from support.openai_server import OpenAIServer, vector_of
+
+from embedkit_core import AuthenticationError, Embedder
+from embedkit_core.testing import FakeServer, fake_vector
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
 
 OPENAI = "openai:text-embedding-3-small"
 FACTS = [
@@ -163,35 +164,9 @@ def test_the_key_comes_from_the_environment(server, monkeypatch):
         EmbedKitEmbeddings(model=OPENAI, base_url=server.base_url, cache=False).embed_query("b")
 
 
-def test_a_pickle_has_the_same_configuration_and_cache(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
-    original = lang(server, api_key=None, cache=tmp_path, dimensions=64, document_prompt="d: ", max_concurrency=3)
-    row = original.embed_query("a")
-    other = pickle.loads(pickle.dumps(original))
-    assert other.model_dump() == original.model_dump()
-    assert other.embedder.settings == original.embedder.settings
-    assert other.embedder.explain("a") == original.embedder.explain("a")
-    assert other.embed_query("a") == row
-    assert len(server.requests) == 1
-    other.embed_query("b")
-    assert server.requests[-1].status == 200
-
-
-def test_a_deep_copy_keeps_configuration_and_key(server):
-    other = copy.deepcopy(lang(server, dimensions=64))
-    assert other.model_dump() == lang(server, dimensions=64).model_dump()
-    assert other.embed_query("a") == vector_of("a", 64).tolist()
-    assert server.requests[0].headers["authorization"] == "Bearer test-key"
-
-
-def test_a_deep_copied_embedder_keeps_its_key(server):
-    other = copy.deepcopy(embedder(server, OPENAI))
-    assert isinstance(other, Embedder)
-    other.embed_query("a")
-    assert server.requests[0].headers["authorization"] == "Bearer test-key"
-
-
 # Both hosts
+
+hosts = pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding])
 
 ASKED = """
 import sys
@@ -232,3 +207,35 @@ def test_a_symmetric_models_query_is_served_from_the_documents_entry(server, tmp
     rows += [index.get_query_embedding("x"), index.get_text_embedding("x")]
     assert rows == [vector_of("x").tolist()] * 5
     assert texts_sent(server) == ["x"]
+
+
+@hosts
+def test_a_pickle_has_the_same_configuration_and_cache(host, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    options = {"dimensions": 64, "document_prompt": "d: ", "max_concurrency": 3, "provider_options": {"user": "u"}}
+    original = host(model=OPENAI, base_url=server.base_url, cache=tmp_path, **options)
+    row = original.embedder.embed_query("a")
+    other = pickle.loads(pickle.dumps(original))
+    assert other.model_dump() == original.model_dump()
+    assert (other.cache, other.embedder.settings) == (tmp_path, original.embedder.settings)
+    assert other.embedder.explain("a") == original.embedder.explain("a")
+    assert other.embedder.embed_query("a").tolist() == row.tolist()
+    assert len(server.requests) == 1
+    other.embedder.embed_query("b")
+    assert server.requests[-1].status == 200
+
+
+@hosts
+def test_a_deep_copy_keeps_configuration_and_key(host, server):
+    original = host(model=OPENAI, base_url=server.base_url, api_key="test-key", cache=False, dimensions=64)
+    other = copy.deepcopy(original)
+    assert other.model_dump() == original.model_dump()
+    assert other.embedder.embed_query("a").tolist() == vector_of("a", 64).tolist()
+    assert server.requests[0].headers["authorization"] == "Bearer test-key"
+
+
+def test_a_deep_copied_embedder_keeps_its_key(server):
+    other = copy.deepcopy(embedder(server, OPENAI))
+    assert isinstance(other, Embedder)
+    other.embed_query("a")
+    assert server.requests[0].headers["authorization"] == "Bearer test-key"

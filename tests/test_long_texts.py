@@ -160,6 +160,40 @@ def test_a_server_that_counts_nothing_is_sent_three_quarters_until_it_is_content
     assert np.array_equal(result.vectors[0], vector_of(tried[-1]))
 
 
+SERVERS = {  # status, words, and how many requests it may take: fewer where the refusal counts
+    "vLLM": (400, "This model's maximum context length is {limit} tokens. However, you requested {n} tokens", 6),
+    "text-embeddings-inference": (413, "`inputs` must have less than {limit} tokens. Given: {n}", 6),
+    "Ollama": (400, "the input length exceeds the context length", 9),
+    "llama.cpp at its batch size": (
+        500,
+        "input ({n} tokens) is too large to process. increase the physical batch size (current batch size: {limit})",
+        9,
+    ),
+    "llama.cpp at its context": (400, "input is larger than the max context size. skipping", 9),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_long_text_is_cut_whatever_words_the_server_refuses_it_in(name):
+    status, words, requests = SERVERS[name]
+
+    def refuse(texts: tuple[str, ...], number: int) -> Fault | None:
+        n = max(map(tokens_of, texts))
+        said = words.format(limit=LIMIT, n=n)
+        return Fault(status=status, headers={"retry-after-ms": "1"}, body=error(said)) if n > LIMIT else None
+
+    with OpenAIServer(api_key=None) as server:
+        server.fault_for(refuse)
+        lenient = embedder(server, "some-model", api_key=None)
+        result = lenient.embed(["short", long_text(50), "brief"])
+        assert result.truncated == (1,)
+        assert np.array_equal(result.vectors[0], vector_of("short", model="some-model"))
+        assert len(server.requests) <= requests
+        before = len(server.requests)
+        lenient.embed(numbered(60))
+        assert len(server.requests) <= before + 2  # short texts travel together as they did before
+
+
 def test_one_character_that_is_too_long_is_an_error_and_no_endless_search():
     with OpenAIServer() as server:
         server.fault_for(lambda texts, number: Fault(status=400, body=error("maximum context length")))

@@ -144,6 +144,21 @@ def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on(ollama):
     assert {request.body["model"] for request in ollama.requests} == {OLLAMA}
 
 
+REFUSALS_OF_BASE64 = {
+    "OpenAI's shape": {"error": {"message": "Invalid value: 'base64'.", "param": "encoding_format"}},
+    "words only": {"message": "encoding_format base64 is not supported"},
+    "FastAPI's shape": {"detail": [{"loc": ["body", "encoding_format"], "msg": "Input should be 'float'"}]},
+}
+
+
+@pytest.mark.parametrize("shape", REFUSALS_OF_BASE64)
+def test_a_refusal_of_base64_is_understood_in_several_shapes(server, shape):
+    refusal = Fault(status=422, body=REFUSALS_OF_BASE64[shape])
+    server.faults.append(refusal)
+    assert np.array_equal(embedder(server).embed_documents(["a", "b"]), expected(["a", "b"]))
+    assert [request.body["encoding_format"] for request in server.requests] == ["base64", "float"]
+
+
 def test_floats_are_read_where_base64_was_asked_for():
     with OpenAIServer(always_floats=True) as server:
         texts = numbered(40)

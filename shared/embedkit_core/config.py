@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
@@ -47,7 +48,7 @@ def resolve_provider(
             query_prompt=query_prompt,
             document_prompt=document_prompt,
             on_long_text=on_long_text,
-            options=dict(provider_options or {}),
+            options=_options(chosen, provider_options),
             info=info,
         )
     )
@@ -99,6 +100,22 @@ def _secret(api_key: str | Secret | None) -> Secret | None:
     if not isinstance(api_key, str) or not api_key.strip():
         raise ConfigurationError("api_key must be a string that is not empty")
     return Secret(api_key)
+
+
+def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give a copy of the user's options, which nobody else can change, as JSON would carry it."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ConfigurationError("provider_options must be a mapping from names of fields to their values")
+    taken = sorted(provider.own_fields & given.keys())
+    if taken:
+        raise ConfigurationError(f"provider_options may not hold {', '.join(taken)}: those have arguments of their own")
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
+    except (TypeError, ValueError):
+        raise ConfigurationError("provider_options must hold values that JSON can carry") from None
+    return copied
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> None:

@@ -271,6 +271,15 @@ class Embedder:
     def __repr__(self) -> str:
         return f"Embedder({self.model!r}, dimensions={self.dimensions})"
 
+    def __copy__(self) -> Self:
+        """Copy within the process: the same settings, key and cache, and a count of its own."""
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__ | {"meter": Meter(), "_joined": set()}
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the settings; never a key, which the other process finds in its own environment."""
         if not isinstance(self._arguments["cache"], (str, PathLike, type(None), bool)):

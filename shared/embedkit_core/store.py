@@ -64,7 +64,10 @@ def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> St
     if isinstance(cache, (str, PathLike)):
         if not str(cache):
             raise ConfigurationError("cache='' names no folder; use cache=False for no cache")
-        return Store(open_cache(Path(cache).expanduser()))
+        try:
+            return Store(open_cache(Path(cache).expanduser()))
+        except (ValueError, RuntimeError):
+            raise ConfigurationError(f"cache={str(cache)!r} is not a path") from None
     if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
         return Store(cache)
     raise ConfigurationError(

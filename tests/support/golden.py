@@ -13,7 +13,11 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
     "another model": ({"model": "openai:text-embedding-3-large"}, "document", "hello"),
     "a model without dimensions of its own": ({"model": "openai:text-embedding-ada-002"}, "document", "hello"),
     "another host": ({"model": SMALL, "base_url": "https://gateway.example/v1"}, "document", "hello"),
-    "the provider's own host, named": ({"model": SMALL, "base_url": "https://API.openai.com:443/v1/"}, "document", "hello"),
+    "the provider's own host, named": (
+        {"model": SMALL, "base_url": "https://API.openai.com:443/v1/"},
+        "document",
+        "hello",
+    ),
     "an unknown model at a compatible server": (
         {"model": "nomic-embed-text:latest", "base_url": "http://localhost:11434/v1"},
         "document",

@@ -14,16 +14,18 @@ PIECE = 12  # characters in common with a text or key that make it one
 
 def canonical_url(url: str) -> str:
     """Give one spelling for an address: lower-case host, no default port, no trailing slash."""
-    parts = urlsplit(url.strip())
+    if not isinstance(url, str):
+        raise ConfigurationError(f"base_url must be a string, not {type(url).__name__}")
     try:
-        port = parts.port
+        parts = urlsplit(url.strip())
+        port, name = parts.port, parts.hostname if parts.scheme in ("http", "https") else None
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+        name = None
+    if not name:
         raise ConfigurationError(f"base_url={_without_login(url)!r} is not an address such as http://localhost:8000/v1")
     if parts.username or parts.password:
         raise ConfigurationError("base_url holds a user name or password; pass it as api_key=")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"[{name}]" if ":" in name else name
     default = {"http": 80, "https": 443}[parts.scheme]
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.scheme}://{host}{'' if port in (None, default) else f':{port}'}{parts.path.rstrip('/')}{query}"

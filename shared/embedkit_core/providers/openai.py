@@ -57,6 +57,7 @@ class OpenAI(Provider):
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {"encoding_format"}
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name

@@ -1,0 +1,126 @@
+"""Importing costs no provider SDK, torch, tokenizer or framework but one's own; and what is missing says so."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.embedders import MINILM
+
+from embedkit_core import ConfigurationError, MissingExtraError
+
+ROOT = Path(__file__).parents[1]
+OPENAI = "openai:text-embedding-3-small"
+NAMES = {
+    "embedkit_core": "Embedder",
+    "langchain_embedkit": "EmbedKitEmbeddings",
+    "llamaindex_embedkit": "EmbedKitEmbedding",
+}
+HOSTS = {"langchain_embedkit": "langchain_core.embeddings", "llamaindex_embedkit": "llama_index.core"}
+HEAVY = {
+    "openai", "httpx", "httpx2", "torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken",
+    "huggingface_hub", "orjson", "pybase64", "scipy", "sklearn",
+}  # fmt: skip
+FRAMEWORKS = {"langchain_core", "langchain", "llama_index", "llama_index_instrumentation", "pydantic"}
+
+LOADED = """
+import importlib, json, sys
+for name in filter(None, sys.argv[1].split(",")):
+    importlib.import_module(name)
+before = set(sys.modules)
+exec(sys.argv[2])
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+def loads(code: str, *, after: str = "") -> set[str]:
+    """The packages that code imports in a fresh process, beyond those imported before it."""
+    command = [sys.executable, "-W", "error", "-c", LOADED, after, code]
+    env = os.environ | {"OPENAI_API_KEY": "x"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=env)
+    assert (run.returncode, run.stderr) == (0, "")
+    return set(json.loads(run.stdout))
+
+
+def test_the_core_imports_nothing_heavy_and_no_framework():
+    assert not loads("import embedkit_core, embedkit_core.hosts, embedkit_core.testing") & (HEAVY | FRAMEWORKS)
+
+
+def test_making_an_embedder_imports_no_sdk_and_no_framework():
+    made = f"""from embedkit_core import Embedder
+Embedder({OPENAI!r}, cache=False).explain("x")
+Embedder({MINILM!r}, cache=False).explain("x")"""
+    assert not loads(made) & (HEAVY | FRAMEWORKS)
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_an_adapter_imports_no_more_than_its_framework_does_by_itself(package):
+    made = f"from {package} import {NAMES[package]} as door; door(model={OPENAI!r}, cache=False)"
+    [other] = HOSTS.keys() - {package}
+    others = {HOSTS[other].partition(".")[0], other}
+    assert not loads(made, after=HOSTS[package]) & (HEAVY | others)
+
+
+def test_an_adapter_on_langchain_loads_neither_llamaindex_nor_a_tokenizer_at_all():
+    assert not loads("import langchain_embedkit") & {"llama_index", "tiktoken", "torch", "openai", "transformers"}
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_a_package_says_that_it_is_typed(package):
+    [folder] = [root / package for root in (ROOT, ROOT / "shared") if (root / package).is_dir()]
+    assert (folder / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_what_is_public_is_what_all_says(package):
+    module = __import__(package)
+    assert NAMES[package] in module.__all__
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+MISSING = """
+import sys
+from {package} import {name}
+from embedkit_core import MissingExtraError
+try:
+    {name}(model=sys.argv[1], api_key="x", cache=False)
+except MissingExtraError as error:
+    print(error.extra, error)
+"""
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES.items())
+@pytest.mark.parametrize(
+    ("model", "extra", "absent"),
+    [
+        (OPENAI, "openai", ("openai", "httpx2", "orjson", "pybase64")),
+        (MINILM, "local", ("sentence_transformers", "torch", "transformers", "huggingface_hub")),
+    ],
+    ids=["openai", "local"],
+)
+def test_where_an_extra_is_not_installed_the_error_is_the_line_that_installs_it(
+    package, name, model, extra, absent, tmp_path
+):
+    """In a Python that has all but those packages, by way of links to what is installed here."""
+    for installed in Path(np.__file__).parents[1].iterdir():
+        if re.split(r"[.-]", installed.name)[0] not in absent:
+            (tmp_path / installed.name).symlink_to(installed)
+    path = os.pathsep.join(map(str, [tmp_path, ROOT, ROOT / "shared"]))
+    code = MISSING.format(package=package, name=name)
+    run = subprocess.run(
+        [sys.executable, "-S", "-W", "error", "-c", code, model],
+        env={"PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert run.stdout.startswith(f"{extra} the {extra} provider needs"), run.stderr
+    assert f'pip install "rag-embedkit[{extra}]"' in run.stdout
+    assert extra in importlib.metadata.metadata("rag-embedkit").get_all("Provides-Extra")
+
+
+def test_a_missing_extra_is_a_configuration_error_and_an_import_error():
+    assert issubclass(MissingExtraError, ConfigurationError)
+    assert issubclass(MissingExtraError, ImportError)

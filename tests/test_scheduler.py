@@ -1,0 +1,146 @@
+"""The scheduler, driven by hand through what the state machine of the laws meets only now and then."""
+
+import random
+
+import numpy as np
+from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
+from embedkit_core.engine.scheduler import Scheduler
+from embedkit_core.errors import RequestTooLargeError, UnavailableError
+from embedkit_core.meter import Meter
+from embedkit_core.types import Limits, Reply
+
+LANE = Lane(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, None, {})
+
+
+class Desk:
+    """A scheduler with its clock, and callers at it."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(rng=random.Random(0))
+        self.now = 0.0
+        self.woken: list[Ticket] = []
+        self.submit(["warm up"])
+        self.answer(*self.poll())
+
+    def submit(self, texts: list[str], *, urgent: bool = False, retries: int = 3, bound: int = 4) -> Ticket:
+        rows = Rows(len(texts), np.arange(len(texts)))
+        ticket = Ticket(
+            rows=rows,
+            urgent=urgent,
+            max_retries=retries,
+            bound=bound,
+            cache=None,
+            meter=Meter(),
+            wake=lambda: self.woken.append(ticket),
+        )
+        self.scheduler.submit(ticket, LANE, [(text.encode(), text, 1) for text in texts])
+        return ticket
+
+    def poll(self) -> list[Flight]:
+        step = self.scheduler.poll(self.now)
+        for ticket in step.finished:
+            ticket.wake()
+        self.wake_at = step.wake_at
+        return step.sends
+
+    def answer(self, *flights: Flight) -> None:
+        for flight in flights:
+            n = len(flight.items)
+            self.scheduler.replied(flight, Reply(np.ones((n, 2), np.float32), n))
+            for done in self.scheduler.poll(self.now).commits:
+                self.scheduler.committed(done)
+        self.next_sends = self.poll()
+
+
+def texts(flight: Flight) -> list[str]:
+    return list(flight.batch.texts)
+
+
+def test_a_query_that_joined_a_refused_bulk_request_goes_on_with_queries_only():
+    desk = Desk()
+    desk.submit(["a", "b", "c", "d"])
+    (flight,) = desk.poll()
+    desk.submit(["c"], urgent=True)
+    desk.scheduler.failed(flight, RequestTooLargeError("too large"), desk.now)
+    sent = desk.poll()
+    assert texts(sent[0]) == ["c"]
+    assert sorted(text for other in sent[1:] for text in texts(other)) == ["a", "b", "d"]
+
+
+def test_a_query_promotes_the_waiting_document_it_joins():
+    desk = Desk()
+    busy = desk.submit([f"busy {i}" for i in range(4)], bound=1)
+    (flight,) = desk.poll()
+    desk.submit(["a", "b"], bound=1)
+    query = desk.submit(["b"], urgent=True, bound=1)
+    desk.answer(flight)
+    assert busy in desk.woken
+    assert texts(desk.next_sends[0]) == ["b"]
+    assert query.items[0].urgent
+
+
+def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
+    desk = Desk()
+    desk.scheduler.lookups["a look-up"] = desk.scheduler.sequence
+    desk.submit(["a"])
+    desk.answer(*desk.poll())
+    late = desk.submit(["a"])
+    del desk.scheduler.lookups["a look-up"]
+    assert desk.poll() == []
+    assert late in desk.woken
+    assert (late.joined, late.sent) == (1, 0)
+
+
+def test_rows_finished_meanwhile_are_forgotten_when_no_look_up_is_open():
+    desk = Desk()
+    desk.scheduler.lookups["a look-up"] = desk.scheduler.sequence
+    desk.submit(["a"])
+    desk.answer(*desk.poll())
+    assert list(desk.scheduler._recent) == [b"a"]
+    del desk.scheduler.lookups["a look-up"]
+    desk.poll()
+    assert not desk.scheduler._recent
+
+
+def test_a_caller_who_joins_late_has_its_whole_retry_budget():
+    desk = Desk()
+    first = desk.submit(["a"], retries=1)
+    (flight,) = desk.poll()
+    desk.scheduler.failed(flight, UnavailableError("down", retry_after=1.0), desk.now)
+    late = desk.submit(["a"], retries=1)
+    for _ in range(2):
+        desk.poll()
+        desk.now = desk.wake_at
+        (flight,) = desk.poll()
+        desk.scheduler.failed(flight, UnavailableError("down", retry_after=1.0), desk.now)
+    desk.poll()
+    assert (list(first.failed), list(late.failed)) == ([0], [0])
+    assert first in desk.woken
+    assert late in desk.woken
+
+
+def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
+    desk = Desk()
+    ticket = desk.submit(["a"])
+    (flight,) = desk.poll()
+    desk.scheduler.failed(flight, UnavailableError("down", retry_after=1.0), desk.now)
+    desk.scheduler.withdraw(ticket)
+    desk.now = 10.0
+    assert desk.poll() == []
+    assert not desk.scheduler.table
+
+
+def test_lanes_take_turns():
+    desk = Desk()
+    other = Lane(b"other", 60.0, Limits(), "truncate", "fake:model", 2, None, {})
+    desk.submit([f"one {i}" for i in range(600)], bound=1)
+    ticket = Ticket(
+        rows=Rows(1, np.arange(1)), urgent=False, max_retries=0, bound=1, cache=None, meter=Meter(), wake=lambda: None
+    )
+    desk.scheduler.submit(ticket, other, [(b"two", "two", 1)])
+    lanes = []
+    for _ in range(3):
+        (flight,) = desk.poll() or desk.next_sends
+        lanes.append(flight.lane.lane.wire_id)
+        desk.answer(flight)
+    assert b"other" in lanes[:2]
