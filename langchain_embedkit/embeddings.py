@@ -8,7 +8,7 @@ from typing import Any, Literal
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import ConfigurationError, Embedder, Usage
+from embedkit_core import Embedder, Usage
 from embedkit_core.hosts import ato_lists, complaint, make_embedder, refuse_unknown, to_lists
 
 

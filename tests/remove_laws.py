@@ -1,7 +1,7 @@
 """Show that each law has a test that fails without it: take the line away, run the test, put nothing back.
 
-Run by hand: `make laws` (about two minutes), or `python tests/remove_laws.py 2 9` for some laws only. Works on a copy of
-the tree; exits non-zero if a law can be removed without a test noticing.
+Run by hand: `make laws` (several minutes), or `python tests/remove_laws.py 2 9` for some laws only. Works on a copy
+of the tree; exits non-zero if a law can be removed without a test noticing.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+
 from embedkit_core import Embedder
 from embedkit_core.testing import FakeServer
 

@@ -169,7 +169,7 @@ def test_when_everything_is_refused_few_requests_find_it_out(server, body):
     server.fault_for(lambda texts, number: Fault(status=400, body=body))
     with pytest.raises(BadRequestError):
         embedder(server).embed(numbered(1000))
-    assert len(server.requests) <= 7
+    assert len(server.requests) == 8
 
 
 def test_a_server_that_begins_to_refuse_everything_is_not_asked_for_each_text(server):

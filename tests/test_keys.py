@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedkit_core import Embedder
-from embedkit_core.plan import key_parts, key_prefix, make_plan
-from embedkit_core.testing import FakeServer, fake_vector
 from hypothesis import given
 from hypothesis import strategies as st
 from support.golden import CASES, key
+
+from embedkit_core import Embedder
+from embedkit_core.plan import key_parts, key_prefix, make_plan
+from embedkit_core.testing import FakeServer, fake_vector
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_keys.json").read_text(encoding="utf-8"))
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda t: not t.isspace()), max_size=30)

@@ -147,7 +147,7 @@ class Engine(RuleBasedStateMachine):
         over = {i: len(t) // 4 for i, t in enumerate(texts) if len(t) // 4 > LONG_TOKENS}
         if over:
             named = {} if len(texts) > 1 and len(texts) % 2 else over
-            error = TextTooLongError("too long", positions=named, tokens=max(over.values()), limit=LONG_TOKENS)
+            error = TextTooLongError(positions=named, tokens=max(over.values()), limit=LONG_TOKENS)
             self.scheduler.failed(flight, error, self.now)
         elif POISON in texts:
             self.scheduler.failed(flight, BadTextError("a text is refused"), self.now)

@@ -6,11 +6,12 @@ import threading
 
 import numpy as np
 import pytest
+from support.openai_server import OpenAIServer, vector_of
+from support.scripts import finish, start
+
 from embedkit_core import Embedder, EmbedKitError
 from embedkit_core.engine.loop import engine
 from embedkit_core.testing import FakeServer
-from support.openai_server import OpenAIServer, vector_of
-from support.scripts import finish, start
 
 MODEL = "text-embedding-3-small"
 

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+
 from embedkit_core import (
     AuthenticationError,
     Embedder,

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import RequestTooLargeError, UnavailableError

@@ -5,9 +5,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from support.openai_server import OpenAIServer, vector_of
+
 from embedkit_core import Embedder, RateLimitError
 from embedkit_core.testing import FakeServer
-from support.openai_server import OpenAIServer, vector_of
 
 MODEL = "text-embedding-3-small"
 

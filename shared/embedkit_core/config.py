@@ -38,8 +38,11 @@ def resolve_provider(
     provider, name = split_model(model, base_url)
     info = catalogue.find(name, provider)
     chosen = provider_class(provider)
+    # A new model must not wait for a release, but a slip of the pen is not a new model.
+    if info is None and chosen.is_own_host(base_url) and (meant := catalogue.near(name, provider)):
+        raise ConfigurationError(f"no model {name!r} is known at {provider}; did you mean {meant!r}?")
     chosen.check_installed()
-    made = chosen(
+    return chosen(
         ProviderSettings(
             name=name,
             api_key=_secret(api_key),
@@ -52,10 +55,6 @@ def resolve_provider(
             info=info,
         )
     )
-    # A new model must not wait for a release, but a slip of the pen is not a new model.
-    if info is None and not made.endpoint and (meant := catalogue.near(name, provider)):
-        raise ConfigurationError(f"no model {name!r} is known at {provider}; did you mean {meant!r}?")
-    return made
 
 
 def split_model(model: str, base_url: str | None) -> tuple[str, str]:

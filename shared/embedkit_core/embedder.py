@@ -12,17 +12,16 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, get_args
 
 from embedkit_core import config
-from embedkit_core.cache import Cache
 from embedkit_core.call import Call, Role
 from embedkit_core.engine import longtext
 from embedkit_core.engine.items import Lane
 from embedkit_core.engine.loop import engine, on_engine_thread
 from embedkit_core.errors import ConfigurationError, EmbedKitError
 from embedkit_core.meter import Meter
-from embedkit_core.plan import key_parts, key_prefix, make_plan
+from embedkit_core.plan import check_list, key_parts, key_prefix, make_plan
 from embedkit_core.secrets import Secret
 from embedkit_core.store import Store, open_store
-from embedkit_core.types import EmbeddingResult, Explanation, InputType, LongText, Usage, Vectors
+from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
@@ -158,10 +157,9 @@ class Embedder:
 
     async def aembed(self, texts: Iterable[str], *, input_type: InputType = "document") -> EmbeddingResult:
         """Embed texts, as `embed` does, without holding the caller's loop."""
-        if not isinstance(texts, (str, bytes, list, tuple)):
-            texts = list(texts)
+        texts = check_list(texts)
         call = self._call(texts, input_type)
-        many = len(texts) > INLINE if isinstance(texts, (list, tuple)) else False
+        many = len(texts) > INLINE
         try:
             await self._off_loop(call.prepare, many)
             if call.needs_engine:

@@ -102,10 +102,6 @@ class ProviderError(EmbedKitError):
         self.request_id = request_id
         self.retry_after = retry_after
 
-    def same_cause(self, other: ProviderError) -> bool:
-        """Tell whether two failures are the same refusal, whatever request they came from."""
-        return type(self) is type(other) and self.status == other.status and str(self) == str(other)
-
 
 class AuthenticationError(ProviderError):
     """The key is missing, wrong, or not allowed to use this model."""
@@ -122,13 +118,12 @@ class BadTextError(BadRequestError):
 class TextTooLongError(BadRequestError):
     """One text is longer than the model takes.
 
-    `tokens` is the length the provider counted and `limit` what it takes, where it said so.
-    `positions` maps the places in the batch of the texts concerned to their lengths, where they are known.
+    `tokens` is the length the provider counted and `limit` what it takes, where it said so. While it is on its way to
+    the engine, `positions` maps the places in the request of the texts concerned to their lengths, where known.
     """
 
     def __init__(
         self,
-        message: str,
         *,
         tokens: int | None = None,
         limit: int | None = None,
@@ -138,14 +133,35 @@ class TextTooLongError(BadRequestError):
         status: int | None = None,
         request_id: str | None = None,
     ) -> None:
-        super().__init__(message, provider=provider, model=model, status=status, request_id=request_id)
+        known = tokens is not None and limit is not None
+        length = f"has {tokens} tokens, over the limit of {limit}" if known else "is longer than the model takes"
+        super().__init__(
+            f"a text {length}; on_long_text='truncate' or 'mean' embeds it all the same",
+            provider=provider,
+            model=model,
+            status=status,
+            request_id=request_id,
+        )
         self.tokens = tokens
         self.limit = limit
         self.positions = dict(positions or {})
 
+    def of(self, tokens: int) -> TextTooLongError:
+        """Give the same refusal for one of the texts it is about."""
+        return TextTooLongError(
+            tokens=tokens,
+            limit=self.limit,
+            provider=self.provider,
+            model=self.model,
+            status=self.status,
+            request_id=self.request_id,
+        )
+
 
 class RequestTooLargeError(BadRequestError):
-    """One request held more texts or tokens than the provider takes."""
+    """One request held more than the provider takes; `counts_texts` says that it was texts, not tokens or bytes."""
+
+    counts_texts = False
 
 
 class EncodingRefusedError(BadRequestError):
@@ -175,4 +191,9 @@ class TimedOutError(ProviderError):
 
 
 class BadReplyError(ProviderError):
-    """The reply does not fit the request: wrong count, order, width, or a number that is not finite."""
+    """The reply does not fit the request: wrong count, order, width, or a number that is not finite.
+
+    `tokens` is what it was billed at, where it said so.
+    """
+
+    tokens: int | None = None

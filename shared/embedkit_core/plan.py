@@ -67,12 +67,12 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
     source = np.empty(len(texts), dtype=np.intp)
     bad: list[int] = []
     for position, text in enumerate(texts):
-        try:
-            encoded = text.encode()
-        except (AttributeError, UnicodeEncodeError):
+        if not isinstance(text, str) or not text or text.isspace():
             bad.append(position)
             continue
-        if not isinstance(text, str) or not text or text.isspace():
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError:
             bad.append(position)
             continue
         hasher = start.copy()

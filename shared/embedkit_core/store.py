@@ -9,10 +9,10 @@ from typing import Literal
 
 import platformdirs
 
-from embedkit_core.cache import Cache, open_cache
+from embedkit_core.cache import open_cache
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.types import Entry
+from embedkit_core.types import Cache, Entry
 
 HOT = 16  # keys in one look-up that may come from memory: single queries, not bulk
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,27 @@ class Entry(NamedTuple):
 
     vector: Vectors
     truncated: bool = False
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What the library asks of a cache; keys are 32 bytes, vectors float32 (dimensions,).
+
+    `get_many` is called from any thread, `set_many` from one at a time. Failing to keep or to find a vector is no
+    error: it is paid for again.
+    """
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
+        """Give the entries there are."""
+        ...
+
+    def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
+        """Keep entries; they are safe when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open; the next call opens it again."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from embedkit_core.forks import ForkLock
-from embedkit_core.types import Entry
+from embedkit_core.types import Cache
 
 if TYPE_CHECKING:
     from embedkit_core.cache.disk import DiskCache
 
 __all__ = ["Cache", "open_cache"]
-
-
-@runtime_checkable
-class Cache(Protocol):
-    """What the library asks of a cache; keys are 32 bytes, vectors float32 (dimensions,).
-
-    `get_many` is called from any thread, `set_many` from one at a time. Failing to keep or to find a vector is no
-    error: it is paid for again.
-    """
-
-    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        """Give the entries there are."""
-        ...
-
-    def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
-        """Keep entries; they are safe when this returns."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what is open; the next call opens it again."""
-        ...
 
 
 _open: weakref.WeakValueDictionary[Path, DiskCache] = weakref.WeakValueDictionary()

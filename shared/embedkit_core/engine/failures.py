@@ -7,11 +7,10 @@ when enough is enough.
 from __future__ import annotations
 
 import copy
-from math import log2
 from typing import TYPE_CHECKING
 
 from embedkit_core.engine import longtext
-from embedkit_core.engine.items import Flight, Group, Item, Trial
+from embedkit_core.engine.items import Flight, Group, Item
 from embedkit_core.engine.packing import estimate_tokens
 from embedkit_core.errors import (
     AuthenticationError,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 ASKS = 3  # how often a request may be put differently before its refusal stands
 CUTS = 64  # how often a text may be cut before its refusal stands
 SHORT = 512  # tokens, estimated, under which a text alone cannot be what makes a request too large
-ALIKE = 7  # a batch, two halves, four quarters: with three bad texts or fewer one of them would have passed
+DOUBTS = 8  # requests refused one after the other; halving 32 texts comes to a single one with the sixth
 
 
 def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> None:
@@ -104,7 +103,7 @@ def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, no
         scheduler.paused_until = max(scheduler.paused_until, now + delay)
 
 
-def _halves(flight: Flight, items: list[Item], trial: Trial | None = None) -> None:
+def _halves(flight: Flight, items: list[Item]) -> None:
     # A query that joined while the batch was in the air goes on with queries only.
     bulk = [item for item in items if not item.urgent]
     if 0 < len(bulk) < len(items):
@@ -112,7 +111,7 @@ def _halves(flight: Flight, items: list[Item], trial: Trial | None = None) -> No
         items = bulk
     middle = (len(items) + 1) // 2
     for half in (items[:middle], items[middle:]):
-        flight.lane.enter_group(Group(half, items[0].urgent, trial))
+        flight.lane.enter_group(Group(half, items[0].urgent))
 
 
 def _halve(scheduler: Scheduler, flight: Flight, items: list[Item], error: ProviderError) -> None:
@@ -121,10 +120,10 @@ def _halve(scheduler: Scheduler, flight: Flight, items: list[Item], error: Provi
         if isinstance(error, RequestTooLargeError) and items[0].size < SHORT:
             give_up(scheduler, items, error)  # whatever the server means, cutting a short text is not the answer
         else:
-            _treat_long(scheduler, items[0], error, None)
+            _treat_long(scheduler, items[0], error)
         return
     if isinstance(error, RequestTooLargeError):
-        flight.lane.room.halve([item.size for item in flight.items])
+        flight.lane.room.halve([item.size for item in flight.items], counts_texts=error.counts_texts)
     _halves(flight, items)
 
 
@@ -134,17 +133,15 @@ def _treat_known_long(scheduler: Scheduler, flight: Flight, error: TextTooLongEr
         if not item.waiters:
             continue
         if place in error.positions:
-            _treat_long(scheduler, item, error, error.positions[place])
+            _treat_long(scheduler, item, error.of(error.positions[place]))
         else:
             fine.append(item)
     flight.lane.enter(fine, front=True)
 
 
-def _treat_long(scheduler: Scheduler, item: Item, error: ProviderError, tokens: int | None) -> None:
+def _treat_long(scheduler: Scheduler, item: Item, error: ProviderError) -> None:
     """Cut, split or give up one text that the model refuses as too long, by the lane's policy."""
-    limit = error.limit if isinstance(error, TextTooLongError) else None
-    if tokens is None and isinstance(error, TextTooLongError):
-        tokens = error.tokens
+    tokens, limit = (error.tokens, error.limit) if isinstance(error, TextTooLongError) else (None, None)
     policy = item.lane.lane.long_text
     item.cuts += 1
     if policy == "truncate" and item.cuts <= CUTS and (shorter := longtext.shorten(item.text, tokens, limit)):
@@ -171,19 +168,22 @@ def _split(item: Item, tokens: int | None, limit: int | None) -> None:
 
 
 def _search(scheduler: Scheduler, flight: Flight, items: list[Item], error: BadTextError) -> None:
-    """Look for the text a refusal is about, by halving.
+    """Look for the text a refusal is about, by halving; a text that is refused alone fails alone.
 
-    The search stops where the batch, its halves and its quarters all fail alike in a lane that has never answered:
-    the cause is the request, and what waits fails with it. It also stops after about four bad texts' worth of
-    refusals; what is left of the batch then fails.
+    Refusals in a row put the lane in doubt: it goes back to one request at a time. If these are refused too, down to
+    single texts taken at random, the cause is the request and not a text, and what waits fails with it.
     """
-    trial = flight.trial or Trial(budget=4 * (int(log2(len(flight.items))) + 2))
-    trial.alike = trial.alike + 1 if trial.last is None or error.same_cause(trial.last) else 1
-    trial.refusals += 1
-    trial.last = error
-    if trial.alike >= ALIKE and not flight.lane.proven:
+    lane = flight.lane
+    lane.refused += 1
+    if lane.proven and lane.refused > scheduler.bound():
+        lane.proven = False
+    if not lane.proven and lane.in_flight == 0:
+        lane.doubts += 1
+    if lane.doubts >= DOUBTS:
+        lane.doubts = 0
         give_up(scheduler, items + _waiting(scheduler, flight), error)
-    elif len(items) == 1 or trial.refusals > trial.budget:
+    elif len(items) == 1:
         give_up(scheduler, items, error)
     else:
-        _halves(flight, items, trial)
+        scheduler.rng.shuffle(items)
+        _halves(flight, items)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.errors import ProviderError
 from embedkit_core.meter import Meter
-from embedkit_core.types import Batch, Limits, LongText, Usage, Vectors
+from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 MILLION = Decimal(1_000_000)
 
@@ -61,13 +61,6 @@ class Rows:
         self.put(self.positions[wants], vectors)
 
 
-class Keeper(Hashable, Protocol):
-    """A cache as the scheduler sees it: something to name when a row is to be kept."""
-
-    def set_many(self, items: Any) -> None:  # pragma: no cover
-        """Keep rows."""
-
-
 class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it.
 
@@ -100,7 +93,7 @@ class Ticket:
         urgent: bool,
         max_retries: int,
         bound: int,
-        cache: Keeper | None,
+        cache: Cache | None,
         meter: Meter,
         wake: Callable[[], None],
     ) -> None:
@@ -170,7 +163,7 @@ class Item:
         self.urgent = urgent
         self.parent = parent
         self.waiters: list[Waiter] = parent.waiters if parent else []
-        self.caches: list[Keeper] = []
+        self.caches: list[Cache] = []
         self.home: object | None = None
         self.payer: Ticket | None = None
         self.failures = 0
@@ -186,23 +179,12 @@ class Item:
         return self.parent or self
 
 
-@dataclass(slots=True)
-class Trial:
-    """The search for a bad text in a refused batch: how many refusals so far, how many alike, how many at most."""
-
-    budget: int
-    refusals: int = 0
-    alike: int = 0
-    last: ProviderError | None = None
-
-
 @dataclass(slots=True, eq=False)
 class Group:
     """Items that must travel together and without others: half of a batch that was refused."""
 
     items: list[Item]
     urgent: bool
-    trial: Trial | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -212,14 +194,13 @@ class Flight:
     batch: Batch
     lane: Any
     items: list[Item]
-    trial: Trial | None = None
     done: list[Item] = field(default_factory=list)
     rows: Vectors | None = None
     flags: list[bool] = field(default_factory=list)
 
-    def to_keep(self) -> dict[Keeper, list[int]]:
+    def to_keep(self) -> dict[Cache, list[int]]:
         """Give for each cache the places in `done` of the rows it is to keep."""
-        keep: dict[Keeper, list[int]] = {}
+        keep: dict[Cache, list[int]] = {}
         for place, item in enumerate(self.done):
             for cache in item.caches:
                 keep.setdefault(cache, []).append(place)

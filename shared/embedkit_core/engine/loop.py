@@ -173,7 +173,7 @@ class Engine:
         self._drain()
         for account in self._accounts.values():
             account.scheduler.stop()
-        while any(account.flying for account in self._accounts.values()):
+        while any(account.flying for account in self._accounts.values()):  # noqa: ASYNC110 - once, at exit
             await asyncio.sleep(0.01)
 
     async def _close_clients(self) -> None:

@@ -27,10 +27,12 @@ class Room:
         tokens = min(CAP_TOKENS, limits.tokens or CAP_TOKENS)
         return cls(min(CAP_TEXTS, limits.texts), tokens, min(limits.text_tokens or tokens, tokens))
 
-    def halve(self, sizes: Sequence[int]) -> None:
-        """Learn from a refusal of a request with texts of these sizes that it was too large."""
-        self.texts = max(1, min(self.texts, len(sizes) // 2))
-        self.tokens = max(1, min(self.tokens, sum(sizes) // 2))
+    def halve(self, sizes: Sequence[int], *, counts_texts: bool = False) -> None:
+        """Learn from a refusal of a request with texts of these sizes that it held too many texts, or tokens."""
+        if counts_texts:
+            self.texts = max(1, min(self.texts, len(sizes) // 2))
+        else:
+            self.tokens = max(1, min(self.tokens, sum(sizes) // 2))
 
 
 def spread(waiting: int, slots: int, cap: int) -> int:

@@ -13,8 +13,9 @@ class LaneQueue:
     """What waits in one lane, and what is known of it.
 
     Queues may hold stale entries: an item is in the one its `home` names and nowhere else. `proven` says that the
-    lane has answered before: until then one small request at a time goes out, so that a wrong key, model or
-    parameter costs one request and not a burst.
+    lane answers: until then one small request at a time goes out, so that a wrong key, model or parameter costs one
+    request and not a burst. `refused` counts refusals of texts since the last answer, `doubts` those among them that
+    came one at a time.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -22,6 +23,8 @@ class LaneQueue:
         self.room = Room.of(lane.limits)
         self.dimensions = lane.dimensions
         self.proven = False
+        self.refused = 0
+        self.doubts = 0
         self.in_flight = 0
         self.job_texts = FLOOR_TEXTS
         self.groups: deque[Group] = deque()
@@ -52,11 +55,11 @@ class LaneQueue:
             self._counts[id(queue)] += 1
 
     def enter_group(self, group: Group) -> None:
-        """Put items that travel together before everything else."""
+        """Put items that travel together before everything else, other groups too: a search goes deep first."""
         for item in group.items:
             item.home = group
         if group.items:
-            self.groups.append(group)
+            self.groups.appendleft(group)
 
     def leave(self, item: Item) -> None:
         """Take an item out of wherever it waits; its entry there goes stale."""
@@ -88,7 +91,7 @@ class LaneQueue:
                 self.leave(item)
             wanted = [item for item in items if item.waiters]
             if wanted:
-                return Group(wanted, urgent, group.trial)
+                return Group(wanted, urgent)
         texts = spread(self.count(urgent=True), free_slots, self.room.texts) if urgent else self.job_texts
         items = self._pick(urgent=urgent, texts=min(texts, self.room.texts) if self.proven else FLOOR_TEXTS)
         return Group(items, urgent) if items else None

@@ -46,7 +46,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
             return seconds
     try:
         date = email.utils.parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)

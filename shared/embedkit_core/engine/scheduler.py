@@ -110,6 +110,7 @@ class Scheduler:
             self._bill(flight, reply.tokens)
             failures.settle(self, flight, error, now=float("-inf"))
             return
+        queue.refused = queue.doubts = 0
         if not queue.proven:
             queue.proven = True
             queue.plan_job(self.free_slots() + 1)
@@ -120,6 +121,8 @@ class Scheduler:
 
     def failed(self, flight: Flight, error: ProviderError, now: float) -> None:
         """Take a request's failure: each text is tried again, looked into, or given up, by its waiters' policies."""
+        if isinstance(error, BadReplyError):
+            self._bill(flight, error.tokens)
         failures.settle(self, flight, error, now)
 
     def committed(self, flight: Flight) -> None:
@@ -219,7 +222,7 @@ class Scheduler:
         again = any(item.failures for item in group.items)
         group.items[0].waiters[0].ticket.charge(Usage(requests=1, retries=int(again)))
         batch = Batch([item.text for item in group.items], queue.lane.wire, queue.lane.timeout)
-        return Flight(batch, queue, group.items, group.trial)
+        return Flight(batch, queue, group.items)
 
     # Rows
 

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from embedkit_core.engine.items import Flight, Keeper
-from embedkit_core.types import Entry
+from embedkit_core.engine.items import Flight
+from embedkit_core.types import Cache, Entry
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
@@ -62,7 +62,7 @@ class Writer:
                 return
 
     def _write(self, flights: list[Flight]) -> None:
-        batches: dict[Keeper, list[tuple[bytes, Entry]]] = {}
+        batches: dict[Cache, list[tuple[bytes, Entry]]] = {}
         for flight in flights:
             rows = flight.rows
             assert rows is not None

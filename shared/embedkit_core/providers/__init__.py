@@ -81,6 +81,11 @@ class Provider(ABC):
         """Open a client; called on the loop thread at the first request. SDKs are imported here."""
 
     @classmethod
+    def is_own_host(cls, base_url: str | None) -> bool:
+        """Tell whether an address is the provider's own, whose models the catalogue knows."""
+        return base_url is None
+
+    @classmethod
     def check_installed(cls) -> None:
         """Raise MissingExtraError unless the packages this provider needs are there, without importing them."""
         if any(importlib.util.find_spec(package) is None for package in cls.needs):

@@ -170,14 +170,7 @@ class LocalClient:
         limit = model.max_seq_length
         long = {place: n for place, n in enumerate(lengths) if limit is not None and n > limit}
         if long and not batch.wire["truncation"]:
-            first = next(iter(long.values()))
-            raise TextTooLongError(
-                f"a text has {first} tokens, over the limit of {limit}; on_long_text='truncate' or 'mean' embeds it "
-                "all the same",
-                tokens=first,
-                limit=limit,
-                positions=long,
-            )
+            raise TextTooLongError(limit=limit, positions=long)
         encode = model.encode_query if batch.wire.get("role") == "query" else model.encode_document
         vectors = encode(
             texts, prompt=prompt, batch_size=ENCODE_TEXTS, show_progress_bar=False, normalize_embeddings=True

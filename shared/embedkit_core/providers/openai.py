@@ -45,10 +45,18 @@ PLACEHOLDER_KEY = "no-key-needed"
 COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = re.compile(
-    r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length", re.I
+    r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length"
+    r"|must have less than \d+ tokens|larger than the max context|too large to process",
+    re.I,
 )
 TOO_LARGE = re.compile(r"max\w* .{0,20}tokens per request|batch size|array (is )?too long|too many inputs", re.I)
-COUNTS = re.compile(r"context length is (\d+) tokens, however you requested (\d+)")
+COUNTS = re.compile(
+    r"context length is (?P<limit1>\d+) tokens[.,] however,? you requested (?P<tokens1>\d+)"
+    r"|less than (?P<limit2>\d+) tokens. Given: (?P<tokens2>\d+)"
+    r"|\((?P<tokens3>\d+) tokens\) is too large .*batch size: (?P<limit3>\d+)",
+    re.I,
+)
+TOO_MANY = re.compile(r"batch size|array (is )?too long|too many inputs", re.I)
 
 
 class OpenAI(Provider):
@@ -61,7 +69,7 @@ class OpenAI(Provider):
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
-        base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or OWN_HOST
+        base_url = _address(settings.base_url)
         canonical = canonical_url(base_url)
         self.endpoint = "" if canonical == OWN_HOST else canonical
         self._base_url = base_url
@@ -78,6 +86,11 @@ class OpenAI(Provider):
         self._project = os.environ.get("OPENAI_PROJECT_ID")
         self._key = self._find_key(settings.api_key)
         self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
+
+    @classmethod
+    def is_own_host(cls, base_url: str | None) -> bool:
+        """Tell whether an address, given or from the environment, is OpenAI's own."""
+        return canonical_url(_address(base_url)) == OWN_HOST
 
     def _find_key(self, given: Secret | None) -> Secret:
         if given is not None:
@@ -113,6 +126,10 @@ class OpenAI(Provider):
             max_retries=0,
         )
         return OpenAIClient(client, secret=self._key)
+
+
+def _address(base_url: str | None) -> str:
+    return base_url or os.environ.get("OPENAI_BASE_URL") or OWN_HOST
 
 
 class OpenAIClient:
@@ -166,11 +183,15 @@ class OpenAIClient:
             indices = [row.get("index") for row in data]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadReplyError("the server answered something that is not a list of embeddings") from None
-        if len(encoded) != n_texts:
-            raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
-        vectors = self._vectors(encoded)
         tokens = usage.get("total_tokens", usage.get("prompt_tokens")) if isinstance(usage, dict) else None
-        return Reply(_in_order(vectors, indices), tokens if isinstance(tokens, int) and tokens >= 0 else None)
+        tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None
+        try:
+            if len(encoded) != n_texts:
+                raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
+            return Reply(_in_order(self._vectors(encoded), indices), tokens)
+        except BadReplyError as error:
+            error.tokens = tokens
+            raise
 
     def _vectors(self, encoded: Sequence[Any]) -> Vectors:
         """Decode rows of base64 (little-endian float32) or of numbers into float32 (n, dimensions)."""
@@ -206,9 +227,9 @@ class OpenAIClient:
             )
         if status == 429:
             return RateLimitError("too many requests or tokens a minute (HTTP 429)", retry_after=waits, **where)
-        if retried:
+        if retried and "too large to process" not in detail["message"]:  # llama.cpp says 500 to a long text
             return UnavailableError(f"the server failed (HTTP {status})", retry_after=waits, **where)
-        if encoding == "base64" and (detail["param"] == "encoding_format" or "base64" in detail["message"]):
+        if encoding == "base64" and ("encoding_format" in str(refusal.body) or "base64" in detail["message"]):
             self._encoding = "float"
             return EncodingRefusedError(f"the server refuses base64 (HTTP {status})", **where)
         return _about_input(status, detail, said, where)
@@ -216,14 +237,15 @@ class OpenAIClient:
 
 def _about_input(status: int, detail: Mapping[str, str], said: str, where: Mapping[str, Any]) -> ProviderError:
     message = detail["message"]
-    if status == 413 or detail["code"] == "max_tokens_per_request" or TOO_LARGE.search(message):
-        return RequestTooLargeError(f"the request holds too many texts or tokens (HTTP {status}){said}", **where)
-    if TOO_LONG.search(message):
+    too_long = TOO_LONG.search(message) and not re.search("array (is )?too long", message, re.I)
+    if not too_long and (status == 413 or detail["code"] == "max_tokens_per_request" or TOO_LARGE.search(message)):
+        large = RequestTooLargeError(f"the request holds too many texts or tokens (HTTP {status}){said}", **where)
+        large.counts_texts = TOO_MANY.search(message) is not None
+        return large
+    if too_long:
         counts = COUNTS.search(message)
-        limit, tokens = (int(counts[1]), int(counts[2])) if counts else (None, None)
-        length = f" has {tokens} tokens, over the limit of {limit}" if counts else " is longer than the model takes"
-        hint = "; on_long_text='truncate' or 'mean' embeds it all the same"
-        return TextTooLongError(f"a text{length}{hint}", tokens=tokens, limit=limit, **where)
+        found = {name.rstrip("123"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
+        return TextTooLongError(tokens=found.get("tokens"), limit=found.get("limit"), **where)
     about_texts = detail["param"] in ("", "input", "$.input") and status in (400, 422)
     if about_texts and detail["code"] not in ("model_not_found", "invalid_model"):
         return BadTextError(f"the server refuses a text (HTTP {status}){said}", **where)

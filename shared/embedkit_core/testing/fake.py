@@ -108,8 +108,8 @@ class FakeServer:
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
-            while self._held:
-                await asyncio.sleep(0.001)  # noqa: ASYNC110 - the gate is opened from other threads
+            while self._held:  # noqa: ASYNC110 - other threads open the gate
+                await asyncio.sleep(0.001)
             self._refuse(texts)
             vectors = np.stack([self.vector(text, batch.wire) for text in texts])
             self.billed.update(texts)
@@ -136,10 +136,12 @@ class FakeServer:
         words = [len(text.split()) for text in texts]
         if self.max_words is not None and max(words) > self.max_words:
             over = {place: n for place, n in enumerate(words) if n > self.max_words}
-            raise TextTooLongError("a text is too long", positions=over, limit=self.max_words, status=400)
-        too_many = self.limits.tokens is not None and sum(words) > self.limits.tokens
-        if too_many or len(texts) > self.limits.texts:
-            raise RequestTooLargeError("the fake server takes less in one request", status=400)
+            raise TextTooLongError(positions=over, limit=self.max_words, status=400)
+        too_many = len(texts) > self.limits.texts
+        if too_many or (self.limits.tokens is not None and sum(words) > self.limits.tokens):
+            error = RequestTooLargeError("the fake server takes less in one request", status=400)
+            error.counts_texts = too_many
+            raise error
 
 
 class Fake(Provider):
