@@ -147,6 +147,10 @@ def test_close_lets_go_of_the_connections_and_the_next_call_opens_them_again():
     with OpenAIServer() as server:
         with open_ai(server) as embedder:
             embedder.embed_query("one")
+            account = engine().account(embedder.provider)
+        closed = threading.Event()
+        engine().call(account, closed.set)
+        assert closed.wait(10)
         embedder.embed_query("two")
         assert server.connections == 2
         asyncio.run(embedder.aclose())
@@ -179,3 +183,41 @@ def test_a_defect_in_the_engine_is_an_error_and_not_a_hang():
     account.scheduler.replied = None
     with pytest.raises(EmbedKitError, match="internal error"):
         embedder.embed(["one"])
+    assert len(embedder.embed(["one"]).vectors) == 1
+
+
+class GatedCache:
+    """A cache whose look-ups wait."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.gate = threading.Event()
+        self.answered = threading.Event()
+
+    def get_many(self, keys):
+        self.asked.set()
+        assert self.gate.wait(20)
+        self.answered.set()
+        return {}
+
+    def set_many(self, items):
+        pass
+
+    def close(self):
+        pass
+
+
+async def test_a_call_cancelled_while_it_looks_up_leaves_nothing_behind():
+    server, cache = FakeServer(), GatedCache()
+    embedder = Embedder("fake:model", base_url=server.url, cache=cache)
+    task = asyncio.create_task(embedder.aembed([f"text {i}" for i in range(100)]))
+    await asyncio.to_thread(cache.asked.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    cache.gate.set()
+    assert await asyncio.to_thread(cache.answered.wait, 20)
+    await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    assert not engine().account(embedder.provider).scheduler.lookups
+    assert not server.seen

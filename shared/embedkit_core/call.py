@@ -42,8 +42,9 @@ class Call:
         self._role = role
         self._texts = texts
         self._account: Account | None = None
+        self._lookups: dict[object, int] = {}
         self._ticket: Ticket | None = None
-        self._submitted = False
+        self._left = False
         self._truncated_wants: list[int] = []
 
     def prepare(self) -> None:
@@ -53,14 +54,19 @@ class Call:
         if not plan.n:
             return
         self._account = account = engine().account(self._owner.provider)
-        account.scheduler.lookups[self] = account.scheduler.sequence
+        self._lookups = account.scheduler.lookups
+        self._lookups[self] = account.scheduler.sequence
         try:
             self._misses = self._look_up(plan)
         except BaseException:
-            account.scheduler.lookups.pop(self, None)
+            self._close_lookup()
             raise
-        if not self._misses:
-            account.scheduler.lookups.pop(self, None)
+        # A cancelled caller has left already, while this ran on a thread of ours.
+        if not self._misses or self._left:
+            self._close_lookup()
+
+    def _close_lookup(self) -> None:
+        self._lookups.pop(self, None)
 
     def _look_up(self, plan: Plan) -> list[int]:
         """Fill in the rows the cache has, and give the places in the plan of those it lacks."""
@@ -107,7 +113,6 @@ class Call:
         wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in self._misses]
         owner.join(self._account)
         engine().submit(self._account, self._ticket, self._role.lane, wants, self)
-        self._submitted = True
 
     def wait(self) -> None:
         """Wait for the engine, from a thread that may block."""
@@ -139,12 +144,13 @@ class Call:
 
     def leave(self) -> None:
         """Withdraw what is still pending; nothing is where all is served."""
+        self._left = True
         if self._account is None:
             return
-        if self._ticket is not None and not self._ticket.closed:
-            engine().withdraw(self._account, self._ticket)
-        if not self._submitted:
-            self._account.scheduler.lookups.pop(self, None)
+        if self._ticket is None:
+            self._close_lookup()
+        elif not self._ticket.closed:
+            engine().withdraw(self._account, self._ticket, self)
 
     def finish(self) -> EmbeddingResult:
         """Put rows, usage and failures together in the order asked, and raise what is to be raised."""

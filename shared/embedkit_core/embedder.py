@@ -109,7 +109,7 @@ class Embedder:
         self.meter = Meter()
         self.store: Store = open_store(cache)
         self._width = self.provider.dimensions
-        self._joined: set[Account] = set()
+        self._joined: dict[Account, weakref.finalize[Any, Any]] = {}
         self._warned = False
         self._roles = {kind: self._role(kind, on_long_text, max_batch_texts, timeout) for kind in get_args(InputType)}
 
@@ -120,7 +120,7 @@ class Embedder:
         limits = provider.limits.at_most(max_texts)
         lane = Lane(
             wire_id=prefix,
-            timeout=None if limits.in_flight else timeout,
+            timeout=None if provider.on_this_machine else timeout,
             limits=limits,
             long_text=on_long_text,
             model=self.model,
@@ -239,15 +239,16 @@ class Embedder:
     def join(self, account: Account) -> None:
         """Note that this object uses an account, so that its client is kept open."""
         if account not in self._joined:
-            self._joined.add(account)
+            self._joined[account] = leaving = weakref.finalize(self, engine().leave, account)
+            leaving.atexit = False
             engine().join(account)
-            weakref.finalize(self, engine().leave, account).atexit = False
 
     def close(self) -> None:
         """Let go of the client and the cache; another call opens them again."""
-        for account in list(self._joined):
-            self._joined.discard(account)
-            engine().close_account(account)
+        while self._joined:
+            account, leaving = self._joined.popitem()
+            if leaving.detach() is not None:
+                engine().close_account(account)
         self.store.close()
 
     async def aclose(self) -> None:
@@ -272,7 +273,7 @@ class Embedder:
     def __copy__(self) -> Self:
         """Copy within the process: the same settings, key and cache, and a count of its own."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"meter": Meter(), "_joined": set()}
+        other.__dict__ |= self.__dict__ | {"meter": Meter(), "_joined": {}}
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

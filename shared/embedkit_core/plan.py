@@ -95,7 +95,7 @@ def check_list(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, (str, bytes)):
         raise InputError("expected a list of texts and got one string; use embed_query(text) or embed([text])", ())
     try:
-        return texts if isinstance(texts, list) else list(texts)
+        return list(texts)
     except TypeError:
         raise InputError(f"expected a list of texts and got {type(texts).__name__}", ()) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,6 +15,8 @@ from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.types import Cache, Entry
 
+logger = logging.getLogger("embedkit_core")
+
 HOT = 16  # keys in one look-up that may come from memory: single queries, not bulk
 
 
@@ -23,8 +26,10 @@ class Store:
     `keeper` is what the engine writes to, None where nothing is kept.
     """
 
-    def __init__(self, cache: Cache | None) -> None:
+    def __init__(self, cache: Cache | None, *, ours: bool = True) -> None:
         self.keeper = cache
+        self._ours = ours
+        self._complained = False
         self._memory = MemoryTier() if cache is not None else None
 
     def get_many(self, keys: Sequence[bytes], *, hot: bool) -> Mapping[bytes, Entry]:
@@ -32,14 +37,24 @@ class Store:
         if self.keeper is None or self._memory is None:
             return {}
         if not hot or len(keys) > HOT:
-            return self.keeper.get_many(keys)
+            return self._read(keys)
         found = {key: entry for key in keys if (entry := self._memory.get(key)) is not None}
         missing = [key for key in keys if key not in found]
         if missing:
-            for key, entry in self.keeper.get_many(missing).items():
+            for key, entry in self._read(missing).items():
                 found[key] = entry
                 self._memory.put(key, entry)
         return found
+
+    def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, Entry]:
+        assert self.keeper is not None
+        try:
+            return self.keeper.get_many(keys)
+        except Exception as error:  # a cache may be anybody's, and must not cost an answer
+            if not self._complained:
+                self._complained = True
+                logger.warning("the cache could not be read (%s)", type(error).__name__)
+            return {}
 
     def where(self, key: bytes) -> str:
         """Say where a vector would be served from: "memory", "cache" or "provider"."""
@@ -47,12 +62,14 @@ class Store:
             return "provider"
         if self._memory.get(key) is not None:
             return "memory"
-        return "cache" if self.keeper.get_many([key]) else "provider"
+        return "cache" if self._read([key]) else "provider"
 
     def close(self) -> None:
-        """Forget what is in memory. A cache folder may be others' too, and closes with the last of them."""
+        """Forget what is in memory, and let go of the folder's files; whoever else uses it opens them again."""
         if self._memory is not None:
             self._memory = MemoryTier()
+        if self.keeper is not None and self._ours:
+            self.keeper.close()
 
 
 def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> Store:
@@ -69,7 +86,7 @@ def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> St
         except (ValueError, RuntimeError):
             raise ConfigurationError(f"cache={str(cache)!r} is not a path") from None
     if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
-        return Store(cache)
+        return Store(cache, ours=False)
     raise ConfigurationError(
         f"cache={type(cache).__name__} is none of: a folder, False, None, or an object with get_many, set_many, close"
     )

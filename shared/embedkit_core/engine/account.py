@@ -36,7 +36,8 @@ class Account:
         self.name = name
         self.users = 0
         self.idle_since = loop.time()
-        self.scheduler = Scheduler(in_flight=in_flight, rng=random.Random())  # noqa: S311 - jitter
+        self._in_flight = in_flight
+        self.scheduler = self._new_scheduler()
         self._connect = connect
         self._client: Client | None = None
         self._loop = loop
@@ -50,6 +51,16 @@ class Account:
             self.scheduler.submit(ticket, lane, wants)
         finally:
             self.scheduler.lookups.pop(lookup, None)
+
+    def withdraw(self, ticket: Ticket, lookup: object) -> None:
+        """Let a caller leave."""
+        self.scheduler.lookups.pop(lookup, None)
+        self.scheduler.withdraw(ticket)
+
+    def committed(self, flight: Flight) -> None:
+        """Take in that the rows of a request are kept."""
+        if self.scheduler.owns(flight):
+            self.scheduler.committed(flight)
 
     def tell(self, event: Callable[[], None]) -> None:
         """Let the scheduler take in an event; a defect of ours must not leave callers waiting for ever."""
@@ -99,22 +110,30 @@ class Account:
             error = refusal
         except TimeoutError:
             error = TimedOutError(f"{model} did not answer in {flight.batch.timeout:g} s; timeout= gives it longer")
-        except Exception as foreign:  # it may hold requests, keys and texts: only its type goes on
+        except BaseException as foreign:  # it may hold requests, keys and texts: only its type goes on
             error = ProviderError(f"{model}: the request failed with {type(foreign).__name__}")
         else:
-            self.tell(lambda: self.scheduler.replied(flight, reply))
+            if self.scheduler.owns(flight):
+                self.tell(lambda: self.scheduler.replied(flight, reply))
             self.pump()
             return
         error.model = error.model or model
         error.provider = error.provider or model.partition(":")[0]
-        self.tell(lambda: self.scheduler.failed(flight, error, self._loop.time()))
+        if self.scheduler.owns(flight):
+            self.tell(lambda: self.scheduler.failed(flight, error, self._loop.time()))
         self.pump()
 
     def _give_up_all(self, error: Exception) -> None:
+        """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""
         failure = ProviderError(f"internal error in the engine ({type(error).__name__}: {error}); please report it")
-        give_up(self.scheduler, list(self.scheduler.table.values()), failure)
-        for ticket in self.scheduler.poll(self._loop.time()).finished:
+        broken, self.scheduler = self.scheduler, self._new_scheduler()
+        give_up(broken, list(broken.table.values()), failure)
+        broken.stop()
+        for ticket in broken.poll(self._loop.time()).finished:
             ticket.wake()
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(in_flight=self._in_flight, rng=random.Random())  # noqa: S311 - jitter
 
     @property
     def flying(self) -> bool:
@@ -124,7 +143,7 @@ class Account:
     @property
     def idle(self) -> bool:
         """Tell whether nothing is under way."""
-        return self.scheduler.in_flight == 0 and not self.scheduler.table
+        return not (self.scheduler.in_flight or self.scheduler.table or self.scheduler.lookups)
 
     async def aclose(self) -> None:
         """Close the client; a later request makes a new one."""

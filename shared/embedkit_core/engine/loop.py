@@ -72,9 +72,9 @@ class Engine:
             raise EmbedKitError("the interpreter is shutting down; nothing new is sent")
         self.call(account, lambda: account.submit(ticket, lane, wants, lookup))
 
-    def withdraw(self, account: Account, ticket: Ticket) -> None:
-        """Let a caller leave; also after its ticket was served."""
-        self.call(account, lambda: account.scheduler.withdraw(ticket))
+    def withdraw(self, account: Account, ticket: Ticket, lookup: object) -> None:
+        """Let a caller leave, also after its ticket was served, or before it was handed over."""
+        self.call(account, lambda: account.withdraw(ticket, lookup))
 
     def join(self, account: Account) -> None:
         """Note that an embedder uses an account."""
@@ -133,7 +133,7 @@ class Engine:
 
     def _kept(self, jobs: list[Job]) -> None:
         for account, flight in jobs:
-            self.call(account, partial(account.scheduler.committed, flight))
+            self.call(account, partial(account.committed, flight))
 
     def _release(self, account: Account) -> None:
         account.users -= 1

@@ -1,13 +1,17 @@
-"""The gate every reply passes before a row of it is believed."""
+"""What an answered request comes to: the gate every reply passes, the bill, and the rows."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 
+from embedkit_core.engine import longtext
+from embedkit_core.engine.items import MILLION, Flight, Lane, Ticket
+from embedkit_core.engine.packing import share_out
 from embedkit_core.errors import BadReplyError
-from embedkit_core.types import Reply
+from embedkit_core.types import Reply, Usage
 
 
 def check(reply: Reply, n_texts: int, dimensions: int | None, model: str) -> None:
@@ -29,3 +33,42 @@ def check(reply: Reply, n_texts: int, dimensions: int | None, model: str) -> Non
         total = float(vectors.sum())
     if not math.isfinite(total) and not np.isfinite(vectors).all():
         raise bad("answered a number that is not finite")
+
+
+def bill(flight: Flight, tokens: int | None) -> None:
+    """Book the tokens of a reply on those who pay, each text by its size."""
+    lane: Lane = flight.lane.lane
+    if not tokens:
+        return
+    bills: Counter[Ticket] = Counter()
+    for item, share in zip(flight.items, share_out(tokens, [i.size for i in flight.items]), strict=True):
+        if item.payer is not None:
+            bills[item.payer] += share
+    for ticket, n in bills.items():
+        if lane.usd_per_million is None:
+            ticket.charge(Usage(tokens=n, unpriced_tokens=n))
+        else:
+            ticket.charge(Usage(tokens=n, priced_usd=n * lane.usd_per_million / MILLION))
+
+
+def collect(flight: Flight, reply: Reply) -> None:
+    """Note which items a reply finishes: its texts, and split texts whose last piece it holds."""
+    cut = set(reply.truncated)
+    places: list[int] = []
+    for place, item in enumerate(flight.items):
+        if item.parent is None:
+            flight.done.append(item)
+            flight.flags.append(item.cut or place in cut)
+            places.append(place)
+    flight.rows = reply.vectors if len(places) == len(flight.items) else reply.vectors[places]
+    for place, item in enumerate(flight.items):
+        parent = item.parent
+        if parent is None or not parent.missing:
+            continue
+        parent.parts.append((len(item.text.encode()), reply.vectors[place]))
+        parent.missing -= 1
+        if not parent.missing:
+            parent.missing = -1  # whole, and on its way to the cache
+            flight.done.append(parent)
+            flight.flags.append(False)
+            flight.rows = np.vstack([flight.rows, longtext.mean(parent.parts)])

@@ -12,13 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from embedkit_core.engine import failures, longtext
-from embedkit_core.engine.items import MILLION, Flight, Group, Item, Lane, Ticket, Waiter
-from embedkit_core.engine.packing import share_out
+from embedkit_core.engine import failures
+from embedkit_core.engine.items import Flight, Group, Item, Lane, Ticket, Waiter
 from embedkit_core.engine.queues import LaneQueue
-from embedkit_core.engine.replies import check
+from embedkit_core.engine.replies import bill, check, collect
 from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.errors import BadReplyError, ProviderError
 from embedkit_core.types import Batch, Reply, Usage, Vectors
@@ -107,7 +104,7 @@ class Scheduler:
         try:
             check(reply, len(flight.items), queue.dimensions, queue.lane.model)
         except BadReplyError as error:
-            self._bill(flight, reply.tokens)
+            bill(flight, reply.tokens)
             failures.settle(self, flight, error, now=float("-inf"))
             return
         queue.refused = queue.doubts = 0
@@ -115,14 +112,14 @@ class Scheduler:
             queue.proven = True
             queue.plan_job(self.free_slots() + 1)
         queue.dimensions = reply.vectors.shape[1]
-        self._bill(flight, reply.tokens)
-        self._collect(flight, reply)
+        bill(flight, reply.tokens)
+        collect(flight, reply)
         self._step.commits.append(flight)
 
     def failed(self, flight: Flight, error: ProviderError, now: float) -> None:
         """Take a request's failure: each text is tried again, looked into, or given up, by its waiters' policies."""
         if isinstance(error, BadReplyError):
-            self._bill(flight, error.tokens)
+            bill(flight, error.tokens)
         failures.settle(self, flight, error, now)
 
     def committed(self, flight: Flight) -> None:
@@ -151,6 +148,10 @@ class Scheduler:
             assert flight.rows is not None
             whole = len(places) == len(flight.rows)
             self._hand_out(ticket, wants, flight.rows if whole else flight.rows[places])
+
+    def owns(self, flight: Flight) -> bool:
+        """Tell whether a request is one of this scheduler's own."""
+        return self._lanes.get(flight.lane.lane) is flight.lane
 
     def stop(self) -> None:
         """Start nothing any more; what is in flight may still come in."""
@@ -225,43 +226,6 @@ class Scheduler:
         return Flight(batch, queue, group.items)
 
     # Rows
-
-    def _bill(self, flight: Flight, tokens: int | None) -> None:
-        """Book the tokens of a reply on those who pay, each text by its size."""
-        lane: Lane = flight.lane.lane
-        if not tokens:
-            return
-        bills: Counter[Ticket] = Counter()
-        for item, share in zip(flight.items, share_out(tokens, [i.size for i in flight.items]), strict=True):
-            if item.payer is not None:
-                bills[item.payer] += share
-        for ticket, n in bills.items():
-            if lane.usd_per_million is None:
-                ticket.charge(Usage(tokens=n, unpriced_tokens=n))
-            else:
-                ticket.charge(Usage(tokens=n, priced_usd=n * lane.usd_per_million / MILLION))
-
-    def _collect(self, flight: Flight, reply: Reply) -> None:
-        """Note which items a reply finishes: its texts, and split texts whose last piece it holds."""
-        cut = set(reply.truncated)
-        places: list[int] = []
-        for place, item in enumerate(flight.items):
-            if item.parent is None:
-                flight.done.append(item)
-                flight.flags.append(item.cut or place in cut)
-                places.append(place)
-        flight.rows = reply.vectors if len(places) == len(flight.items) else reply.vectors[places]
-        for place, item in enumerate(flight.items):
-            parent = item.parent
-            if parent is None or not parent.missing:
-                continue
-            parent.parts.append((len(item.text.encode()), reply.vectors[place]))
-            parent.missing -= 1
-            if not parent.missing:
-                parent.missing = -1  # whole, and on its way to the cache
-                flight.done.append(parent)
-                flight.flags.append(False)
-                flight.rows = np.vstack([flight.rows, longtext.mean(parent.parts)])
 
     def _hand_out(self, ticket: Ticket, wants: list[int], vectors: Vectors) -> None:
         if ticket.closed:

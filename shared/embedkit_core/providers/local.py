@@ -37,6 +37,7 @@ class Local(Provider):
     name: ClassVar[str] = "local"
     extra: ClassVar[str | None] = "local"
     needs: ClassVar[tuple[str, ...]] = ("sentence_transformers", "torch")
+    on_this_machine: ClassVar[bool] = True
     cuts_long_texts: ClassVar[bool] = True
 
     def __init__(self, settings: ProviderSettings) -> None:
