@@ -11,6 +11,7 @@ from pathlib import Path
 PREAMBLE = """
 import asyncio, os, signal, sys, threading
 from embedkit_core import Embedder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
 url, cache = sys.argv[1:3]
 embedder = Embedder("text-embedding-3-small", base_url=url, api_key="test-key", cache=cache)
 """
