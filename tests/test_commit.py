@@ -1,10 +1,13 @@
 """What is kept, and when: a row is in the cache before anybody sees it."""
 
+import asyncio
 import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from embedkit_core import Embedder
+from embedkit_core.engine.loop import engine
 from embedkit_core.testing import FakeServer
 
 
@@ -97,3 +100,76 @@ def test_what_is_waiting_to_be_kept_goes_in_one_transaction():
     thread.join(20)
     assert len(cache.rows) == 257
     assert cache.writes < 1 + 8
+
+
+def test_a_caller_with_another_cache_who_joins_during_a_commit_has_its_row_kept_too():
+    server, slow, other = FakeServer(), SlowCache(), SlowCache()
+    other.gate.set()
+    first = threading.Thread(target=embedder(server, slow).embed, args=(["one"],))
+    first.start()
+    assert slow.arrived.acquire(timeout=20)
+    joiner = embedder(server, other)
+    second = threading.Thread(target=joiner.embed, args=(["one"],))
+    second.start()
+    account = engine().account(joiner.provider)
+    wait_for(lambda: sum(len(item.waiters) for item in account.scheduler.table.values()) == 2)
+    slow.gate.set()
+    first.join(20)
+    second.join(20)
+    assert len(other.rows) == 1
+    assert joiner.embed(["one"]).usage.cache_hits == 1
+    assert len(server.seen) == 1
+
+
+def test_a_row_finished_during_a_look_up_is_kept_for_the_one_who_looked():
+    server, mine = FakeServer(), SlowCache()
+    mine.gate.set()
+    call = embedder(server, mine)._call(["one"], "document")
+    call.prepare()
+    embedder(server, False).embed(["one"])
+    call.wait()
+    assert call.finish().usage.joined == 1
+    assert len(mine.rows) == 1
+    assert len(server.seen) == 1
+
+
+@dataclass
+class Unhashable:
+    """A cache as a user may write one: equal to others, and without a hash."""
+
+    rows: dict[bytes, object] = field(default_factory=dict)
+
+    def get_many(self, keys):
+        return {key: self.rows[key] for key in keys if key in self.rows}
+
+    def set_many(self, items):
+        self.rows.update(items)
+
+    def close(self):
+        pass
+
+
+class Cancelling(Unhashable):
+    def get_many(self, keys):
+        raise RuntimeError("no")
+
+    def set_many(self, items):
+        raise asyncio.CancelledError
+
+
+def test_a_cache_of_the_users_may_be_anything_and_stops_nobody():
+    server = FakeServer()
+    for cache in (Unhashable(), Cancelling(), Unhashable()):
+        chosen = embedder(server, cache)
+        for _ in range(2):
+            vector = chosen.embed(["one"]).vectors[0]
+            assert np.array_equal(vector, server.vector("one", server.seen[-1].wire))
+    assert server.billed["one"] == 4
+
+
+def wait_for(condition) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("it never came to that")

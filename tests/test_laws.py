@@ -197,12 +197,16 @@ class Engine(RuleBasedStateMachine):
     @precondition(lambda self: self.to_commit)
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
-        flight = self.to_commit.pop(data.draw(st.integers(0, len(self.to_commit) - 1)))
-        for place, item in enumerate(flight.done):
-            assert self.cache in item.caches
-            self.cache.rows[item.key] = flight.rows[place].copy()
-        self.scheduler.committed(flight)
+        self.keep(self.to_commit.pop(data.draw(st.integers(0, len(self.to_commit) - 1))))
         self.pump()
+
+    def keep(self, flight: Flight) -> None:
+        """Law 9: every row goes to the cache of those who wanted it, and only then to them."""
+        ((cache, places),) = flight.to_keep() or [(self.cache, [])]
+        assert cache is self.cache
+        for place in places:
+            self.cache.rows[flight.done[place].key] = flight.rows[place].copy()
+        self.scheduler.committed(flight)
 
     @rule(seconds=st.floats(0.01, 40.0))
     def pass_time(self, seconds: float) -> None:
@@ -256,6 +260,7 @@ class Engine(RuleBasedStateMachine):
             if index in caller.ticket.failed:
                 continue
             row = caller.ticket.rows.matrix[index]
+            assert self.key(lane, text) in self.cache.rows
             # Law 1: every row is its text's vector, whatever failed.
             if text != LONG:
                 assert np.array_equal(row, self.truth(lane, text))
@@ -298,10 +303,7 @@ class Engine(RuleBasedStateMachine):
             if self.air:
                 self.reply(self.air.pop())
             while self.to_commit:
-                flight = self.to_commit.pop()
-                for place, item in enumerate(flight.done):
-                    self.cache.rows[item.key] = flight.rows[place].copy()
-                self.scheduler.committed(flight)
+                self.keep(self.to_commit.pop())
             if not self.air and self.wake_at is not None:
                 self.now = max(self.now, self.wake_at)
             self.pump()

@@ -67,6 +67,9 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
     source = np.empty(len(texts), dtype=np.intp)
     bad: list[int] = []
     for position, text in enumerate(texts):
+        # A subclass may show itself as another text than it holds (an enum does): what it holds counts.
+        if isinstance(text, str) and type(text) is not str:
+            text = str.__str__(text)
         if not isinstance(text, str) or not text or text.isspace():
             bad.append(position)
             continue
@@ -81,7 +84,7 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
         place = index.setdefault(key, len(keys))
         if place == len(keys):
             keys.append(key)
-            kept.append(text if type(text) is str else str(text))
+            kept.append(text)
             sizes.append(estimate_tokens(text, encoded))
             first.append(position)
         source[position] = place

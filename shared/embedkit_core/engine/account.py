@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from embedkit_core.engine.failures import give_up
 from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.scheduler import Scheduler
-from embedkit_core.engine.writer import Writer
+from embedkit_core.engine.writer import Job, Writer
 from embedkit_core.errors import ProviderError, TimedOutError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Account:
         self.scheduler = self._new_scheduler()
         self._connect = connect
         self._client: Client | None = None
-        self._loop = loop
+        self.loop = loop
         self._writer = writer
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,15 +78,15 @@ class Account:
             pass
 
     def _pump_once(self) -> bool:
-        step = self.scheduler.poll(self._loop.time())
+        step = self.scheduler.poll(self.loop.time())
         for flight in step.sends:
-            task = self._loop.create_task(self._fly(flight), context=contextvars.Context())
+            task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         at_once = False
         for flight in step.commits:
-            if any(item.caches for item in flight.done):
-                self._writer.put((self, flight))
+            if keep := flight.to_keep():
+                self._writer.put(Job(self, flight, keep))
             else:
                 self.scheduler.committed(flight)
                 at_once = True
@@ -94,22 +94,22 @@ class Account:
             ticket.wake()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if step.wake_at is None else self._loop.call_at(step.wake_at, self.pump)
+        self._timer = None if step.wake_at is None else self.loop.call_at(step.wake_at, self.pump)
         return at_once
 
     async def _fly(self, flight: Flight) -> None:
-        model = flight.lane.lane.model
+        model, timeout = flight.lane.lane.model, flight.batch.timeout
         error: ProviderError
         try:
             if self._client is None:
                 self._client = self._connect()
             # The client's own timeouts are per read or write; this one is for the whole.
-            async with asyncio.timeout(flight.batch.timeout):
+            async with asyncio.timeout(timeout):
                 reply = await self._client.embed(flight.batch)
         except ProviderError as refusal:
             error = refusal
         except TimeoutError:
-            error = TimedOutError(f"{model} did not answer in {flight.batch.timeout:g} s; timeout= gives it longer")
+            error = TimedOutError(f"{model} did not answer in {timeout or 'its own'} s; timeout= gives it longer")
         except BaseException as foreign:  # it may hold requests, keys and texts: only its type goes on
             error = ProviderError(f"{model}: the request failed with {type(foreign).__name__}")
         else:
@@ -120,7 +120,7 @@ class Account:
         error.model = error.model or model
         error.provider = error.provider or model.partition(":")[0]
         if self.scheduler.owns(flight):
-            self.tell(lambda: self.scheduler.failed(flight, error, self._loop.time()))
+            self.tell(lambda: self.scheduler.failed(flight, error, self.loop.time()))
         self.pump()
 
     def _give_up_all(self, error: Exception) -> None:
@@ -129,7 +129,7 @@ class Account:
         broken, self.scheduler = self.scheduler, self._new_scheduler()
         give_up(broken, list(broken.table.values()), failure)
         broken.stop()
-        for ticket in broken.poll(self._loop.time()).finished:
+        for ticket in broken.poll(self.loop.time()).finished:
             ticket.wake()
 
     def _new_scheduler(self) -> Scheduler:

@@ -189,7 +189,7 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One request under way, and once it is answered the items it finished and their rows."""
+    """One request under way, and once it is answered the items it finished, their rows, and who has kept them."""
 
     batch: Batch
     lane: Any
@@ -197,11 +197,22 @@ class Flight:
     done: list[Item] = field(default_factory=list)
     rows: Vectors | None = None
     flags: list[bool] = field(default_factory=list)
+    kept: list[Cache] = field(default_factory=list)
 
-    def to_keep(self) -> dict[Cache, list[int]]:
-        """Give for each cache the places in `done` of the rows it is to keep."""
-        keep: dict[Cache, list[int]] = {}
+    def late(self) -> bool:
+        """Tell whether a cache wants rows of this request that it has not been given."""
+        return any(not _among(cache, self.kept) for item in self.done for cache in item.caches)
+
+    def to_keep(self) -> list[tuple[Cache, list[int]]]:
+        """Give each cache that is to keep rows of this request now, with their places in `done`."""
+        keep: dict[int, tuple[Cache, list[int]]] = {}
         for place, item in enumerate(self.done):
             for cache in item.caches:
-                keep.setdefault(cache, []).append(place)
-        return keep
+                if not _among(cache, self.kept):
+                    keep.setdefault(id(cache), (cache, []))[1].append(place)
+        self.kept += [cache for cache, _ in keep.values()]
+        return list(keep.values())
+
+
+def _among(cache: Cache, caches: list[Cache]) -> bool:
+    return any(cache is other for other in caches)  # by identity: a cache of the user's may be equal to another

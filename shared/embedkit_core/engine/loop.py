@@ -92,6 +92,9 @@ class Engine:
     def close_account(self, account: Account) -> None:
         """Note that an embedder was closed, and close the client if it was the last one."""
 
+        if account.loop is not self._loop:  # the parent's, in a forked child: its connections are not ours to close
+            return
+
         def close() -> None:
             self._release(account)
             if account.users <= 0 and account.idle:
@@ -132,8 +135,8 @@ class Engine:
             account.pump()
 
     def _kept(self, jobs: list[Job]) -> None:
-        for account, flight in jobs:
-            self.call(account, partial(account.committed, flight))
+        for job in jobs:
+            self.call(job.account, partial(job.account.committed, job.flight))
 
     def _release(self, account: Account) -> None:
         account.users -= 1

@@ -16,12 +16,14 @@ from embedkit_core.types import Reply, Usage
 
 def check(reply: Reply, n_texts: int, dimensions: int | None, model: str) -> None:
     """Raise BadReplyError unless the reply is float32 (n_texts, dimensions) and every number is finite."""
-    vectors = reply.vectors
     provider = model.partition(":")[0]
 
     def bad(message: str) -> BadReplyError:
         return BadReplyError(f"{model} {message}; nothing of this reply is kept", provider=provider, model=model)
 
+    if not isinstance(reply, Reply) or not isinstance(reply.vectors, np.ndarray):
+        raise bad("answered something that is not a matrix of vectors")
+    vectors = reply.vectors
     if vectors.dtype != np.float32 or vectors.ndim != 2:
         raise bad(f"answered an array of {vectors.dtype} with {vectors.ndim} axes instead of float32 with 2")
     if vectors.shape[0] != n_texts:

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from embedkit_core.engine import failures
 from embedkit_core.engine.items import Flight, Group, Item, Lane, Ticket, Waiter
@@ -18,9 +19,18 @@ from embedkit_core.engine.queues import LaneQueue
 from embedkit_core.engine.replies import bill, check, collect
 from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.errors import BadReplyError, ProviderError
-from embedkit_core.types import Batch, Reply, Usage, Vectors
+from embedkit_core.types import Batch, Cache, Reply, Usage, Vectors
 
 QUERIES_IN_A_ROW = 7  # while bulk waits; then it gets a slot
+
+
+class Recent(NamedTuple):
+    """A row finished while somebody was looking it up, and the caches that have it."""
+
+    sequence: int
+    row: Vectors
+    truncated: bool
+    caches: list[Cache]
 
 
 @dataclass(slots=True)
@@ -51,7 +61,7 @@ class Scheduler:
         self._most = in_flight
         self._lanes: dict[Lane, LaneQueue] = {}
         self._bounds: Counter[int] = Counter()
-        self._recent: dict[bytes, tuple[int, Vectors, bool]] = {}
+        self._recent: dict[bytes, Recent] = {}
         self._parked: list[tuple[float, int, list[Item]]] = []
         self._parkings = 0
         self._queries_in_a_row = 0
@@ -67,21 +77,23 @@ class Scheduler:
         ticket.counted = True
         self._bounds[ticket.bound] += 1
         fresh: list[Item] = []
+        finished: list[tuple[Item, Recent]] = []
         for index, (key, text, size) in enumerate(wants):
             item = self.table.get(key)
             if item is None:
-                recent = self._recent.get(key)
-                if recent is not None:
-                    self._hand_out_recent(ticket, index, recent)
-                    continue
                 item = self.table[key] = Item(key, text, size, queue, urgent=ticket.urgent)
-                fresh.append(item)
+                recent = self._recent.get(key)
+                if recent is None:
+                    fresh.append(item)
+                else:
+                    finished.append((item, recent))
             elif ticket.urgent and not item.urgent:
                 item.lane.promote(item)
             item.waiters.append(Waiter(ticket, index, item.failures))
-            if ticket.cache is not None and ticket.cache not in item.caches:
+            if ticket.cache is not None and not any(cache is ticket.cache for cache in item.caches):
                 item.caches.append(ticket.cache)
             ticket.items.append(item)
+        self._take_recent(queue, finished)
         queue.enter(fresh)
         if fresh and not ticket.urgent:
             queue.plan_job(self.free_slots())
@@ -104,8 +116,8 @@ class Scheduler:
         try:
             check(reply, len(flight.items), queue.dimensions, queue.lane.model)
         except BadReplyError as error:
-            bill(flight, reply.tokens)
-            failures.settle(self, flight, error, now=float("-inf"))
+            error.tokens = getattr(reply, "tokens", None)
+            self.failed(flight, error, now=float("-inf"))
             return
         queue.refused = queue.doubts = 0
         if not queue.proven:
@@ -124,6 +136,9 @@ class Scheduler:
 
     def committed(self, flight: Flight) -> None:
         """Hand out the rows of a request that are kept now, and free its slot."""
+        if flight.late():  # somebody with another cache joined while the rows were being kept
+            self._step.commits.append(flight)
+            return
         self.release(flight)
         self.sequence += 1
         assert flight.rows is not None or not flight.done
@@ -131,7 +146,8 @@ class Scheduler:
         for place, item in enumerate(flight.done):
             self.forget(item)
             if self.lookups and flight.rows is not None:
-                self._recent[item.key] = (self.sequence, flight.rows[place], flight.flags[place])
+                self._recent.pop(item.key, None)  # the oldest stay in front
+                self._recent[item.key] = Recent(self.sequence, flight.rows[place], flight.flags[place], item.caches)
             for waiter in item.waiters:
                 ticket = waiter.ticket
                 wants, places = handed.setdefault(ticket, ([], []))
@@ -189,9 +205,10 @@ class Scheduler:
         return max(0, self.bound() - self.in_flight)
 
     def release(self, flight: Flight) -> None:
-        """Free the slot of a request."""
-        self.in_flight -= 1
-        flight.lane.in_flight -= 1
+        """Free the slot of a request; rows that are only being kept hold none."""
+        if flight.items:
+            self.in_flight -= 1
+            flight.lane.in_flight -= 1
 
     def _anything_ready(self) -> bool:
         return any(q.ready(urgent=u) for q in self._lanes.values() for u in (True, False))
@@ -234,24 +251,26 @@ class Scheduler:
             ticket.rows.put_wants(wants, vectors)
             ticket.pending -= len(wants)
         else:
-            message = f"answered {vectors.shape[1]} dimensions where the cache holds another width for the same model"
+            message = (
+                f"the model answers {vectors.shape[1]} dimensions and the cache holds vectors of another width: it has "
+                "changed; name dimensions=, or another cache"
+            )
             for want in wants:
                 self.give_up(ticket, want, BadReplyError(message))
         self._close_if_done(ticket)
 
-    def _hand_out_recent(self, ticket: Ticket, index: int, recent: tuple[int, Vectors, bool]) -> None:
-        _, row, truncated = recent
-        ticket.joined += 1
-        if truncated:
-            ticket.truncated.append(index)
-        ticket.rows.put_wants([index], row[None, :])
-        ticket.pending -= 1
+    def _take_recent(self, queue: LaneQueue, finished: list[tuple[Item, Recent]]) -> None:
+        """Give rows that were finished since the caller looked; kept first where the caller's cache lacks them."""
+        for item, recent in finished:
+            flight = Flight(Batch([], queue.lane.wire), queue, [], [item], recent.row[None, :], [recent.truncated])
+            flight.kept = list(recent.caches)
+            self.committed(flight)
 
     def _forget_recent(self) -> None:
         oldest = min(list(self.lookups.values()), default=None)
         while self._recent:
-            key, (sequence, _, _) = next(iter(self._recent.items()))
-            if oldest is not None and sequence > oldest:
+            key, recent = next(iter(self._recent.items()))
+            if oldest is not None and recent.sequence > oldest:
                 return
             del self._recent[key]
 

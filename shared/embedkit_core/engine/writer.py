@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from embedkit_core.engine.items import Flight
 from embedkit_core.types import Cache, Entry
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("embedkit_core")
 
 
-Job: TypeAlias = "tuple[Account, Flight]"
+class Job(NamedTuple):
+    """Rows of an answered request, and for each cache the places of those it is to keep."""
+
+    account: Account
+    flight: Flight
+    keep: list[tuple[Cache, list[int]]]
 
 
 class Writer:
@@ -56,24 +62,28 @@ class Writer:
                 last = more is None
                 if more is not None:
                     jobs.append(more)
-            self._write([flight for _, flight in jobs])
+            self._write(jobs)
             self._kept(jobs)
             if last:
                 return
 
-    def _write(self, flights: list[Flight]) -> None:
-        batches: dict[Cache, list[tuple[bytes, Entry]]] = {}
-        for flight in flights:
+    def _write(self, jobs: list[Job]) -> None:
+        batches: dict[int, tuple[Cache, list[tuple[bytes, Entry]]]] = {}
+        for _, flight, keep in jobs:
             rows = flight.rows
             assert rows is not None
-            for cache, places in flight.to_keep().items():
-                batch = batches.setdefault(cache, [])
-                batch.extend((flight.done[p].key, Entry(rows[p], flight.flags[p])) for p in places)
-        for cache, items in batches.items():
+            for cache, places in keep:
+                items = batches.setdefault(id(cache), (cache, []))[1]
+                items += [(flight.done[p].key, Entry(rows[p], flight.flags[p])) for p in places]
+        for cache, items in batches.values():
             try:
                 cache.set_many(items)
-            except Exception as error:  # a cache may be anybody's, and must not cost an answer
+            except BaseException as error:  # a cache may be anybody's, and must not cost an answer
                 self.failures += len(items)
-                if id(cache) not in self._complained:
-                    self._complained.add(id(cache))
-                    logger.warning("vectors could not be written to the cache (%s)", type(error).__name__)
+                self._complain(cache, error)
+
+    def _complain(self, cache: Cache, error: BaseException) -> None:
+        if id(cache) not in self._complained:
+            self._complained.add(id(cache))
+            with contextlib.suppress(BaseException):  # log handlers are the user's
+                logger.warning("vectors could not be written to the cache (%s)", type(error).__name__)

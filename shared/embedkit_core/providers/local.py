@@ -47,7 +47,8 @@ class Local(Provider):
             raise ConfigurationError(f"a local model takes no provider_options, and got {sorted(settings.options)}")
         self._folder = find_folder(settings.name)
         self.model = settings.name
-        self.account = (self.name, str(self._folder))
+        self._digest = folder_digest(self._folder)
+        self.account = (self.name, str(self._folder), self._digest)
         self.limits = Limits(texts=REQUEST_TEXTS, in_flight=1)
         self.usd_per_million = Decimal(0)
         self._truncation = settings.on_long_text == "truncate"
@@ -66,7 +67,7 @@ class Local(Provider):
     def wire(self, input_type: InputType) -> dict[str, Any]:
         """Give what the model is called with, its identity included."""
         wire: dict[str, Any] = {
-            "model": folder_digest(self._folder),
+            "model": self._digest,
             "backend": "torch",
             "precision": "float32",
             "max_seq_length": self._max_tokens,
@@ -81,7 +82,7 @@ class Local(Provider):
 
     def connect(self) -> Client:
         """Give the thread that will hold the model; it is loaded there, at the first request."""
-        return LocalClient(self._folder)
+        return LocalClient(self._folder, self._digest)
 
 
 class _Facts:
@@ -117,8 +118,9 @@ class _Facts:
 class LocalClient:
     """One model object, used by the one thread that loaded it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, digest: str) -> None:
         self._folder = folder
+        self._digest = digest
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._model: SentenceTransformer | None = None
         self._thread = threading.Thread(target=self._run, name="embedkit-model", daemon=True)
@@ -160,7 +162,10 @@ class LocalClient:
         if self._model is None:
             from sentence_transformers import SentenceTransformer
 
-            self._model = SentenceTransformer(str(self._folder), local_files_only=True)
+            model = SentenceTransformer(str(self._folder), local_files_only=True)
+            if folder_digest(self._folder) != self._digest:
+                raise ProviderError(f"the model in {self._folder.name} has changed since; make the embedder anew")
+            self._model = model
         return self._model
 
     def _encode(self, batch: Batch) -> Reply:

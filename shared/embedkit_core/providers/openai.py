@@ -198,10 +198,10 @@ class OpenAIClient:
         try:
             if not isinstance(encoded[0], str):
                 return np.array(encoded, dtype=np.float32)
-            first = np.frombuffer(self._b64decode(encoded[0], validate=True), dtype="<f4")
-            vectors = np.empty((len(encoded), len(first)), dtype=np.float32)
-            for row, text in enumerate(encoded):
-                vectors[row] = np.frombuffer(self._b64decode(text, validate=True), dtype="<f4")
+            rows = [self._b64decode(text, validate=True) for text in encoded]
+            if any(len(row) != len(rows[0]) for row in rows):
+                raise ValueError("rows of different widths")
+            vectors = np.frombuffer(b"".join(rows), dtype="<f4").reshape(len(rows), -1).astype(np.float32)
         except (ValueError, TypeError, OverflowError):
             raise BadReplyError("the server answered vectors of different widths or in an unknown encoding") from None
         return vectors
