@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr, ValidationError
@@ -20,13 +20,15 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     vectors = embeddings.embed_documents(["first text", "second text"])
     ```
 
-    The arguments are those of `embedkit_core.Embedder`.
+    The arguments are those of `embedkit_core.Embedder`. An object does not change: make another one, or `model_copy`.
 
     Raises:
         ConfigurationError: before any I/O, naming the value and the way out.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     model: str
     api_key: SecretStr | None = None
@@ -44,13 +46,20 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
 
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, model: str = "", **arguments: Any) -> None:
+        arguments = {"model": model, **arguments}
         refuse_unknown(type(self).__name__, arguments, type(self).model_fields)
         try:
             super().__init__(**arguments)
         except ValidationError as error:
             raise complaint(type(self).__name__, error.errors(include_input=False)) from None
         self._embedder = make_embedder(dict(self), api_key=self.api_key)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy; with another setting, a new object is made and checked."""
+        if not update:
+            return super().model_copy(deep=deep)
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
 
     @property
     def embedder(self) -> Embedder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
@@ -40,18 +40,20 @@ class EmbedKitEmbedding(BaseEmbedding):
     embed_batch_size: int = Field(default=10, gt=0, le=2048, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
     embeddings_cache: Any = Field(default=None, exclude=True)
-    api_key: SecretStr | None = Field(default=None, exclude=True)
-    base_url: str | None = None
-    dimensions: int | None = None
-    cache: Any = Field(default=None, exclude=True)
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    on_long_text: Literal["truncate", "error", "mean"] = "truncate"
-    max_concurrency: int = Field(default=16, exclude=True)
-    max_batch_texts: int | None = Field(default=None, exclude=True)
-    max_retries: int = Field(default=6, exclude=True)
-    timeout: float | None = Field(default=60.0, exclude=True)
-    provider_options: Mapping[str, Any] | None = None
+    # What the embedder is made from does not change after it: make another one, or `model_copy`.
+    model_name: str = Field(frozen=True)
+    api_key: SecretStr | None = Field(default=None, exclude=True, frozen=True)
+    base_url: str | None = Field(default=None, frozen=True)
+    dimensions: int | None = Field(default=None, frozen=True)
+    cache: Any = Field(default=None, exclude=True, frozen=True)
+    query_prompt: str | None = Field(default=None, frozen=True)
+    document_prompt: str | None = Field(default=None, frozen=True)
+    on_long_text: Literal["truncate", "error", "mean"] = Field(default="truncate", frozen=True)
+    max_concurrency: int = Field(default=16, exclude=True, frozen=True)
+    max_batch_texts: int | None = Field(default=None, exclude=True, frozen=True)
+    max_retries: int = Field(default=6, exclude=True, frozen=True)
+    timeout: float | None = Field(default=60.0, exclude=True, frozen=True)
+    provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
 
     _embedder: Embedder = PrivateAttr()
 
@@ -71,6 +73,12 @@ class EmbedKitEmbedding(BaseEmbedding):
         except ValidationError as error:
             raise complaint(type(self).__name__, error.errors(include_input=False)) from None
         self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy; with another setting, a new object is made and checked."""
+        if not update:
+            return super().model_copy(deep=deep)
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
 
     @classmethod
     def class_name(cls) -> str:

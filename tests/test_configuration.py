@@ -43,7 +43,7 @@ def at(server, **options):
         ({"model": "opnai:text-embedding-3-small"}, "'openai:text-embedding-3-small'"),
         ({"model": "openai:text-embeding-3-small"}, "'openai:text-embedding-3-small'"),
         ({"model": "text-embeding-3-small"}, "'openai:text-embedding-3-small'"),
-        ({"model": "voyage-3"}, "fake, local, openai"),
+        ({"model": "voyage-3"}, "local, openai"),
         ({"model": "openai:"}, "names a provider and no model"),
         ({"model": " "}, "openai:text-embedding-3-small"),
         ({"model": "local:/no/such/folder"}, "existing folder"),

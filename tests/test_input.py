@@ -84,7 +84,7 @@ async def test_the_async_doors_refuse_the_same(name):
         assert caught.value.indices == (1,)
         with pytest.raises(InputError):
             await careful.aembed_query(" ")
-        with pytest.raises(InputError, match="got one string"):
+        with pytest.raises(InputError, match="got a single one"):
             await careful.aembed("text")
         assert (await careful.aembed([])).vectors.shape == (0, WIDTHS[name])
         assert requests() == 0

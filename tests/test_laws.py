@@ -250,7 +250,7 @@ class Engine(RuleBasedStateMachine):
         assert self.queries_in_a_row <= QUERIES_IN_A_ROW + 1
 
     def bulk_waits(self) -> bool:
-        return any(q.ready(urgent=False) for q in self.scheduler._lanes.values())
+        return any(q.ready(urgent=False) for q in self.scheduler._busy)
 
     def finish(self, caller: Caller) -> None:
         assert not caller.finished

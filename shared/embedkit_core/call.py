@@ -14,7 +14,7 @@ import numpy as np
 
 from embedkit_core.engine.items import Lane, Rows, Ticket
 from embedkit_core.engine.loop import engine
-from embedkit_core.errors import EmbedKitError, PartialFailureError, ProviderError
+from embedkit_core.errors import ConfigurationError, EmbedKitError, PartialFailureError, ProviderError
 from embedkit_core.plan import Plan, make_plan
 from embedkit_core.types import EmbeddingResult, InputType, Usage, Vectors
 
@@ -55,8 +55,8 @@ class Call:
             return
         self._account = account = engine().account(self._owner.provider)
         self._lookups = account.scheduler.lookups
-        self._lookups[self] = account.scheduler.sequence
         try:
+            self._lookups[self] = account.scheduler.sequence
             self._misses = self._look_up(plan)
         except BaseException:
             self._close_lookup()
@@ -86,6 +86,11 @@ class Call:
             vectors.append(entry.vector)
             if entry.truncated:
                 self._truncated_wants.append(place)
+        if self._role.lane.dimensions is None and len({len(entry.vector) for entry in found.values()}) > 1:
+            raise ConfigurationError(
+                f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
+                "changed; name dimensions=, or another cache"
+            )
         if hits:
             self._rows.put_wants(hits, np.stack(vectors))
         self._n_hits = len(hits)
@@ -203,10 +208,11 @@ class Call:
         if not succeeded:
             assert isinstance(first, EmbedKitError)
             return first
+        kept = " and in the cache: a rerun sends only what failed" if self._owner.store.keeper else ""
         shown = ", ".join(map(str, list(failed)[:10])) + (", …" if len(failed) > 10 else "")
         return PartialFailureError(
             f"{len(failed)} of {self._plan.n} texts failed (positions {shown}): {str(first).rstrip('.')}. "
-            f"The other {len(succeeded)} are in .result and in the cache: a rerun sends only what failed",
+            f"{len(succeeded)} succeeded and are in .result{kept}",
             failed={p: e for p, e in failed.items() if isinstance(e, EmbedKitError)},
             succeeded=succeeded,
             result=result,

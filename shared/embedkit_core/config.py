@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from embedkit_core import catalogue
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.providers import Provider, ProviderSettings, provider_class, provider_names
-from embedkit_core.secrets import Secret
+from embedkit_core.providers import Provider, ProviderSettings, is_provider, provider_class, provider_names
+from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import InputType, LongText
 
 
@@ -66,8 +66,7 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
     if not isinstance(model, str) or not model.strip():
         raise ConfigurationError(f"model={model!r}: give a name such as 'openai:text-embedding-3-small'")
     provider, colon, name = model.partition(":")
-    known = provider_names()
-    if colon and provider in known:
+    if colon and is_provider(provider):
         if not name.strip():
             raise ConfigurationError(f"model={model!r} names a provider and no model")
         return provider, name
@@ -76,7 +75,7 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
         return info.provider, model
     if base_url is not None:
         return "openai", model
-    raise ConfigurationError(_unknown_model(model, provider if colon else None, known))
+    raise ConfigurationError(_unknown_model(model, provider if colon else None, provider_names()))
 
 
 def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
@@ -87,6 +86,11 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
         return f"there is no provider {provider!r}; did you mean '{close[0]}:{model.partition(':')[2]}'?"
     if meant := catalogue.near(model):
         return f"no model {model!r} is known; did you mean {meant!r}?"
+    if provider and provider.isalpha():
+        return (
+            f"there is no provider {provider!r} here; there are {', '.join(known)}. "
+            "For an OpenAI-compatible server give its base_url"
+        )
     return (
         f"which provider serves {model!r}? Write 'provider:model' with one of {', '.join(known)}, "
         "or give the base_url of an OpenAI-compatible server"
@@ -96,9 +100,9 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
 def _secret(api_key: str | Secret | None) -> Secret | None:
     if api_key is None or isinstance(api_key, Secret):
         return api_key
-    if not isinstance(api_key, str) or not api_key.strip():
-        raise ConfigurationError("api_key must be a string that is not empty")
-    return Secret(api_key)
+    if not isinstance(api_key, str):
+        raise ConfigurationError(f"api_key must be a string, not {type(api_key).__name__}")
+    return Secret(clean(api_key, "api_key"))
 
 
 def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[
         raise ConfigurationError("provider_options must be a mapping from names of fields to their values")
     taken = sorted(provider.own_fields & given.keys())
     if taken:
-        raise ConfigurationError(f"provider_options may not hold {', '.join(taken)}: those have arguments of their own")
+        raise ConfigurationError(f"provider_options may not hold {', '.join(taken)}: the library sets that itself")
     try:
         copied: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
     except (TypeError, ValueError):

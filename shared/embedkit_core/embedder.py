@@ -67,7 +67,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str,
+        model: str = "",
         *,
         api_key: str | Secret | None = None,
         base_url: str | None = None,
@@ -88,6 +88,7 @@ class Embedder:
         self._arguments = {
             name: value for name, value in locals().items() if name in parameter_names() and name != "api_key"
         }
+        self._key_given = api_key is not None
         config.whole_number("max_concurrency", max_concurrency, 1)
         config.whole_number("max_retries", max_retries, 0)
         if max_batch_texts is not None:
@@ -283,7 +284,7 @@ class Embedder:
         """Pickle the settings; never a key, which the other process finds in its own environment."""
         if not isinstance(self._arguments["cache"], (str, PathLike, type(None), bool)):
             raise ConfigurationError("an embedder with a cache object of your own cannot be pickled; give a folder")
-        return _rebuild, (self._arguments,)
+        return _rebuild, (self._arguments, self._key_given)
 
     # Inside
 
@@ -307,5 +308,6 @@ def parameter_names() -> list[str]:
     return [name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD]
 
 
-def _rebuild(arguments: dict[str, Any]) -> Embedder:
-    return Embedder(**arguments)
+def _rebuild(arguments: dict[str, Any], key_given: bool) -> Embedder:
+    # Unpickling must not fail: a worker that cannot read its task is lost without a word.
+    return Embedder(**arguments, api_key=Secret.lost() if key_given else None)

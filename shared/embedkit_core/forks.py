@@ -10,24 +10,22 @@ _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 
 
 class ForkLock:
-    """A lock for `with`; new and open in a forked child."""
+    """Holds a lock, for `with holder.lock`; a new and open one in a forked child.
 
-    __slots__ = ("__weakref__", "_lock")
+    The lock itself is the interpreter's own, so that an interrupt cannot fall between taking it and knowing it, and
+    may be taken again by the thread that has it, as a signal handler does.
+    """
+
+    __slots__ = ("__weakref__", "lock")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         _locks.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
 
 
 def _renew() -> None:
-    for lock in list(_locks):
-        lock._lock = threading.Lock()
+    for holder in list(_locks):
+        holder.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -25,7 +25,7 @@ _was_on = False
 def collector_paused() -> Iterator[None]:
     """Pause the garbage collector; the last of several to end restores what the first one found."""
     global _pauses, _was_on
-    with _lock:
+    with _lock.lock:
         if _pauses == 0:
             _was_on = gc.isenabled()
             gc.disable()
@@ -33,7 +33,7 @@ def collector_paused() -> Iterator[None]:
     try:
         yield
     finally:
-        with _lock:
+        with _lock.lock:
             _pauses -= 1
             if _pauses == 0 and _was_on:
                 gc.enable()

@@ -15,7 +15,7 @@ class Meter:
 
     def add(self, usage: Usage) -> None:
         """Add to the total."""
-        with self._lock:
+        with self._lock.lock:
             self._total += usage
 
     def read(self) -> Usage:

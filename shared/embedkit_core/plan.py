@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,9 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
 def check_list(texts: Iterable[str]) -> list[str]:
     """Give the texts as a list, refusing a lone string, which would fall apart into characters."""
     if isinstance(texts, (str, bytes)):
-        raise InputError("expected a list of texts and got one string; use embed_query(text) or embed([text])", ())
+        raise InputError("expected a list of texts and got a single one; use embed_query(text) or embed([text])", ())
+    if isinstance(texts, (Mapping, Set)):
+        raise InputError(f"expected a list of texts and got a {type(texts).__name__}, give its texts as a list", ())
     try:
         return list(texts)
     except TypeError:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 
+from embedkit_core.errors import ConfigurationError
+
 _SALT = os.urandom(16)
+
+
+def clean(value: str, source: str) -> str:
+    """Give a key without the white space around it, as files and shells leave it.
+
+    Raises:
+        ConfigurationError: nothing is left, or it holds what no HTTP header can carry.
+    """
+    stripped = value.strip()
+    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        raise ConfigurationError(f"{source} is empty, or holds white space or a character that no API key has")
+    return stripped
 
 
 class Secret:
@@ -22,6 +36,16 @@ class Secret:
     def reveal(self) -> str:
         """Give the credential itself, to the client that sends it."""
         return self._value
+
+    @classmethod
+    def lost(cls) -> Secret:
+        """Give what stands for a key that stayed behind in another process."""
+        return cls("")
+
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether the credential stayed behind in another process."""
+        return not self._value
 
     @property
     def mark(self) -> str:

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import platformdirs
 
 from embedkit_core.cache import open_cache
@@ -49,7 +50,8 @@ class Store:
     def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, Entry]:
         assert self.keeper is not None
         try:
-            return self.keeper.get_many(keys)
+            found = self.keeper.get_many(keys)
+            return found if self._ours else {key: entry for key, entry in found.items() if _is_sound(entry)}
         except Exception as error:  # a cache may be anybody's, and must not cost an answer
             if not self._complained:
                 self._complained = True
@@ -72,6 +74,13 @@ class Store:
             self.keeper.close()
 
 
+def _is_sound(entry: object) -> bool:
+    if not isinstance(entry, Entry) or not isinstance(entry.vector, np.ndarray):
+        return False
+    vector = entry.vector
+    return vector.dtype == np.float32 and vector.ndim == 1 and vector.size > 0 and bool(np.isfinite(vector).all())
+
+
 def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> Store:
     """Open what an embedder's `cache` argument names; a folder is made at the first write."""
     if cache is False:
@@ -82,11 +91,17 @@ def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> St
         if not str(cache):
             raise ConfigurationError("cache='' names no folder; use cache=False for no cache")
         try:
-            return Store(open_cache(Path(cache).expanduser()))
-        except (ValueError, RuntimeError):
-            raise ConfigurationError(f"cache={str(cache)!r} is not a path") from None
+            folder = Path(cache).expanduser()
+            there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            if not there.is_dir():
+                raise ConfigurationError(f"cache={str(cache)!r} cannot be a folder: {there} is a file")
+            return Store(open_cache(folder))
+        except (ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"cache={str(cache)!r} cannot be a folder ({type(error).__name__})") from None
     if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
         return Store(cache, ours=False)
     raise ConfigurationError(
-        f"cache={type(cache).__name__} is none of: a folder, False, None, or an object with get_many, set_many, close"
+        f"cache={cache!r:.80} is none of: a folder, False, None, or an object with get_many, set_many, close"
     )

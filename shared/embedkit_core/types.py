@@ -147,6 +147,10 @@ class EmbeddingResult:
     truncated: tuple[int, ...] = ()
     failed: Mapping[int, Exception] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        n, width = self.vectors.shape
+        return f"EmbeddingResult({n} x {width}, model={self.model!r}, usage={self.usage}, failed={len(self.failed)})"
+
     def row(self, position: int) -> Vectors:
         """Give the vector of one text: float32 (dimensions,)."""
         vector: Vectors = self.vectors[position]

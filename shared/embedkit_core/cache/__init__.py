@@ -24,7 +24,7 @@ def open_cache(folder: Path | str) -> Cache:
     from embedkit_core.cache.disk import DiskCache
 
     path = Path(folder).expanduser().resolve()
-    with _lock:
+    with _lock.lock:
         cache = _open.get(path)
         if cache is None:
             cache = _open[path] = DiskCache(path)

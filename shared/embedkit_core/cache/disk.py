@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ class DiskCache:
         self._set_aside_count = 0
         self._write_again_at = 0.0
         self._said: set[str] = set()
-        # In this order: the gate, the writer's lock, the opener's. Nothing is called out to inside them but the log.
+        self._to_say: deque[str] = deque()
+        # In this order: the gate, the writer's lock, the opener's. Nothing is called out to inside them.
         self._writing = ForkLock()
         self._opening = ForkLock()
 
@@ -84,8 +86,9 @@ class DiskCache:
             except (OSError, sqlite3.Error, CacheError) as error:
                 self._read_failed(pool, error)
         if damaged:
-            with self._opening:
+            with self._opening.lock:
                 self.stats.damaged += damaged
+        self._speak()
         return found
 
     def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
@@ -98,13 +101,14 @@ class DiskCache:
         rows = [(key, encode(key, entry), now) for key, entry in items]
         if not rows:
             return
-        with GATE, self._writing:
+        with GATE, self._writing.lock:
             if not self._write(rows):
                 self.stats.write_failures += len(rows)
+        self._speak()
 
     def close(self) -> None:
         """Close this process's connections, until the next call; the last process to close merges the WAL."""
-        with GATE, self._opening:
+        with GATE, self._opening.lock:
             self._drop()
             self._off = False
             self._write_again_at = 0.0
@@ -134,7 +138,7 @@ class DiskCache:
     def _for_writing(self) -> Pool | None:
         pool = self._pool
         if pool is not None and (pool.mode != "rw" or folders.identity(self._database) != pool.file):
-            with self._opening:  # it may be writable by now; or it was moved or deleted, and is written to in vain
+            with self._opening.lock:  # it may be writable by now; or it was moved or deleted, and is written to in vain
                 self._drop(pool)
             pool = None
         pool = pool or self._open(create=True)
@@ -145,7 +149,7 @@ class DiskCache:
     def _read_failed(self, pool: Pool | None, error: Exception) -> None:
         if pool is not None and _is_damage(error) and self._replace(pool):
             return
-        with self._opening:
+        with self._opening.lock:
             if pool is not None and folders.identity(self._database) != pool.file:
                 self._drop(pool)  # deleted or moved: the next call looks again
                 return
@@ -153,7 +157,7 @@ class DiskCache:
 
     def _open(self, *, create: bool) -> Pool | None:
         """Give the checked database, or None where there is none to be had."""
-        with self._opening:
+        with self._opening.lock:
             if self._pool is not None or self._off:
                 return self._pool
             if not create and not os.path.lexists(self._database):
@@ -187,7 +191,7 @@ class DiskCache:
 
     def _replace(self, pool: Pool) -> bool:
         """Set a damaged database aside; say whether there is reason to try again."""
-        with self._opening:
+        with self._opening.lock:
             if self._pool is not pool:
                 return True  # another thread has
             if pool.mode != "rw":
@@ -210,17 +214,25 @@ class DiskCache:
             raise CacheError(f"{reason}, and it could not be set aside ({type(error).__name__})") from error
         if done:
             self._set_aside_count += 1
-            logger.warning("the cache %s was set aside and a new one is begun: %s", self._own, reason)
+            self._to_say.append(f"the cache {self._own} was set aside and a new one is begun: {reason}")
 
     def _turn_off(self, reason: str) -> None:
         self._off = True
-        logger.warning("going on without the cache %s: %s", self._own, reason)
+        self._to_say.append(f"going on without the cache {self._own}, so that texts are paid for again: {reason}")
 
     def _say_once(self, done: str, error: Exception) -> None:
         if done not in self._said:
             self._said.add(done)
             what = str(error) if isinstance(error, (CacheError, sqlite3.Error)) else type(error).__name__
-            logger.warning("the cache %s cannot be %s for now: %s", self._own, done, what)
+            self._to_say.append(
+                f"the cache {self._own} cannot be {done} for now ({what}): texts may be paid for again; "
+                "give a writable folder on a local disk, or cache=False"
+            )
+
+    def _speak(self) -> None:
+        """Log what there is to say, outside every lock: a log handler may be anything, and may come back to us."""
+        while self._to_say:
+            logger.warning("%s", self._to_say.popleft())
 
     def _drop(self, pool: Pool | None = None) -> None:
         if self._pool is not None and (pool is None or pool is self._pool):

@@ -26,7 +26,7 @@ class MemoryTier:
 
     def get(self, key: bytes) -> Entry | None:
         """Give the entry of a key, float32 (dimensions,) and read-only, or None."""
-        with self._lock:
+        with self._lock.lock:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries.move_to_end(key)
@@ -39,7 +39,7 @@ class MemoryTier:
             return
         # An array over bytes cannot be made writeable again, one that owns its numbers can.
         vector = np.frombuffer(np.asarray(entry.vector, dtype=np.float32).tobytes(), dtype=np.float32)
-        with self._lock:
+        with self._lock.lock:
             old = self._entries.pop(key, None)
             self._bytes += size - (_size(key, old) if old is not None else 0)
             self._entries[key] = Entry(vector, entry.truncated)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from embedkit_core.engine import longtext
 from embedkit_core.engine.items import Flight, Group, Item
-from embedkit_core.engine.packing import estimate_tokens
+from embedkit_core.engine.packing import Room, estimate_tokens
 from embedkit_core.errors import (
     AuthenticationError,
     BadReplyError,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from embedkit_core.engine.scheduler import Scheduler
 
 ASKS = 3  # how often a request may be put differently before its refusal stands
-CUTS = 64  # how often a text may be cut before its refusal stands
+CUTS = 16  # how often a text may be cut before its refusal stands
 SHORT = 512  # tokens, estimated, under which a text alone cannot be what makes a request too large
 DOUBTS = 8  # requests refused one after the other; halving 32 texts comes to a single one with the sixth
 
@@ -114,17 +114,26 @@ def _halves(flight: Flight, items: list[Item]) -> None:
         flight.lane.enter_group(Group(half, items[0].urgent))
 
 
-def _halve(scheduler: Scheduler, flight: Flight, items: list[Item], error: ProviderError) -> None:
+def _halve(
+    scheduler: Scheduler, flight: Flight, items: list[Item], error: TextTooLongError | RequestTooLargeError
+) -> None:
     """Send a request that was too large again in two; a single text that is too large is too long."""
-    if len(flight.items) == 1:
-        if isinstance(error, RequestTooLargeError) and items[0].size < SHORT:
-            give_up(scheduler, items, error)  # whatever the server means, cutting a short text is not the answer
-        else:
+    lane = flight.lane
+    if isinstance(error, TextTooLongError) or (len(flight.items) == 1 and items[0].size >= SHORT):
+        if len(flight.items) == 1:
             _treat_long(scheduler, items[0], error)
+        else:
+            _halves(flight, items)
         return
-    if isinstance(error, RequestTooLargeError):
-        flight.lane.room.halve([item.size for item in flight.items], counts_texts=error.counts_texts)
-    _halves(flight, items)
+    lane.refused += 1
+    if len(flight.items) > 1:
+        lane.room.halve([item.size for item in flight.items], counts_texts=error.counts_texts)
+        _halves(flight, items)
+        return
+    # A short text alone is too large: no size is right. What was learned on the way down to it is no limit, and if
+    # nothing has passed on that way either, the request is to blame.
+    lane.room = Room.of(lane.lane.limits)
+    give_up(scheduler, items + (_waiting(scheduler, flight) if lane.refused > DOUBTS else []), error)
 
 
 def _treat_known_long(scheduler: Scheduler, flight: Flight, error: TextTooLongError) -> None:

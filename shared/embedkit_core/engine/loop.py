@@ -35,7 +35,6 @@ class Engine:
 
     def __init__(self) -> None:
         self._inbox: deque[tuple[Account, Callable[[], None]]] = deque()
-        self._signalled = False
         self._accounts: dict[Any, Account] = {}
         self._closing = False
         self._loop = asyncio.new_event_loop()
@@ -105,10 +104,14 @@ class Engine:
     def call(self, account: Account, action: Callable[[], None]) -> None:
         """Run something on the loop thread, soon."""
         self._inbox.append((account, action))
-        if not self._signalled:
-            self._signalled = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-                self._loop.call_soon_threadsafe(self._drain)
+        # Every time: a flag that says "woken already" could be left standing by an interrupt.
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(self._drain)
+
+    @property
+    def writer_thread(self) -> threading.Thread | None:
+        """The thread that keeps rows, once there is one."""
+        return self._writer.thread
 
     @property
     def pool(self) -> ThreadPoolExecutor:
@@ -125,7 +128,6 @@ class Engine:
         self._loop.run_forever()
 
     def _drain(self) -> None:
-        self._signalled = False
         touched: dict[Account, None] = {}
         while self._inbox:
             account, action = self._inbox.popleft()
@@ -192,15 +194,15 @@ def engine() -> Engine:
     """Give this process's engine, started on first use."""
     global _engine
     if _engine is None:
-        with _lock:
+        with _lock.lock:
             if _engine is None:
                 _engine = Engine()
     return _engine
 
 
 def on_engine_thread() -> bool:
-    """Tell whether the calling thread is the engine's own."""
-    return _engine is not None and threading.current_thread() is _engine.thread
+    """Tell whether the calling thread is one of the engine's own, which must not wait for the engine."""
+    return _engine is not None and threading.current_thread() in (_engine.thread, _engine.writer_thread)
 
 
 def _after_fork() -> None:

@@ -15,11 +15,12 @@ class LaneQueue:
     Queues may hold stale entries: an item is in the one its `home` names and nowhere else. `proven` says that the
     lane answers: until then one small request at a time goes out, so that a wrong key, model or parameter costs one
     request and not a burst. `refused` counts refusals of texts since the last answer, `doubts` those among them that
-    came one at a time.
+    came one at a time. `busy` is told of each lane in which something waits.
     """
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, busy: dict[LaneQueue, None]) -> None:
         self.lane = lane
+        self.busy = busy
         self.room = Room.of(lane.limits)
         self.dimensions = lane.dimensions
         self.proven = False
@@ -48,6 +49,7 @@ class LaneQueue:
 
     def enter(self, items: Iterable[Item], *, front: bool = False) -> None:
         """Put items in the queue of their kind."""
+        self.busy[self] = None
         for item in reversed(list(items)) if front else items:
             queue = self._queue(urgent=item.urgent)
             (queue.appendleft if front else queue.append)(item)
@@ -59,7 +61,21 @@ class LaneQueue:
         for item in group.items:
             item.home = group
         if group.items:
+            self.busy[self] = None
             self.groups.appendleft(group)
+
+    @property
+    def waits(self) -> bool:
+        """Tell whether anything waits here."""
+        return bool(self.groups) or any(self._counts.values())
+
+    def tidy(self) -> None:
+        """Let go of stale entries where they are more than what waits."""
+        for queue in (self._urgent, self._bulk):
+            if len(queue) > 2 * self._counts[id(queue)] + 64:
+                kept = [item for item in queue if item.home is queue]
+                queue.clear()
+                queue.extend(kept)
 
     def leave(self, item: Item) -> None:
         """Take an item out of wherever it waits; its entry there goes stale."""

@@ -21,6 +21,7 @@ from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.errors import BadReplyError, ProviderError
 from embedkit_core.types import Batch, Cache, Reply, Usage, Vectors
 
+LANES = 512  # idle ones remember limits and that they have answered before; more are not worth their memory
 QUERIES_IN_A_ROW = 7  # while bulk waits; then it gets a slot
 
 
@@ -60,6 +61,7 @@ class Scheduler:
         self.table: dict[bytes, Item] = {}
         self._most = in_flight
         self._lanes: dict[Lane, LaneQueue] = {}
+        self._busy: dict[LaneQueue, None] = {}
         self._bounds: Counter[int] = Counter()
         self._recent: dict[bytes, Recent] = {}
         self._parked: list[tuple[float, int, list[Item]]] = []
@@ -72,7 +74,7 @@ class Scheduler:
 
     def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]]) -> None:
         """Take on the (key, text, size) wants of a ticket: join what is under way, queue the rest."""
-        queue = self._lanes.get(lane) or self._lanes.setdefault(lane, LaneQueue(lane))
+        queue = self._lane(lane)
         ticket.pending = len(wants)
         ticket.counted = True
         self._bounds[ticket.bound] += 1
@@ -99,6 +101,14 @@ class Scheduler:
             queue.plan_job(self.free_slots())
         self._close_if_done(ticket)
 
+    def _lane(self, lane: Lane) -> LaneQueue:
+        """Give the queue of a lane, forgetting idle ones where somebody makes a new lane for each call."""
+        queue = self._lanes.pop(lane, None) or LaneQueue(lane, self._busy)
+        if len(self._lanes) >= LANES:
+            self._lanes = {key: q for key, q in self._lanes.items() if q.in_flight or q.waits}
+        self._lanes[lane] = queue
+        return queue
+
     def withdraw(self, ticket: Ticket) -> None:
         """Let a caller leave: what only it wanted is dropped if unsent, and finished and kept if sent."""
         if ticket.closed:
@@ -108,6 +118,8 @@ class Scheduler:
             item.waiters[:] = [w for w in item.waiters if w.ticket is not ticket]
             if not item.waiters and (item.home is not None or item.missing):
                 self.drop(item)
+        for queue in {item.lane for item in ticket.items}:
+            queue.tidy()
         ticket.items.clear()
 
     def replied(self, flight: Flight, reply: Reply) -> None:
@@ -142,7 +154,7 @@ class Scheduler:
         self.release(flight)
         self.sequence += 1
         assert flight.rows is not None or not flight.done
-        handed: dict[Ticket, tuple[list[int], list[int]]] = {}
+        handed: dict[Ticket, tuple[list[int], list[int], list[int]]] = {}
         for place, item in enumerate(flight.done):
             self.forget(item)
             if self.lookups and flight.rows is not None:
@@ -150,24 +162,22 @@ class Scheduler:
                 self._recent[item.key] = Recent(self.sequence, flight.rows[place], flight.flags[place], item.caches)
             for waiter in item.waiters:
                 ticket = waiter.ticket
-                wants, places = handed.setdefault(ticket, ([], []))
+                wants, places, own = handed.setdefault(ticket, ([], [], []))
                 wants.append(waiter.index)
                 places.append(place)
                 if ticket is item.payer:
-                    ticket.sent += 1
-                else:
-                    ticket.joined += 1
+                    own.append(place)
                 if flight.flags[place]:
                     ticket.truncated.append(waiter.index)
             item.waiters.clear()
-        for ticket, (wants, places) in handed.items():
+        for ticket, (wants, places, own) in handed.items():
             assert flight.rows is not None
             whole = len(places) == len(flight.rows)
-            self._hand_out(ticket, wants, flight.rows if whole else flight.rows[places])
+            self._hand_out(ticket, wants, flight.rows if whole else flight.rows[places], paid=len(own))
 
     def owns(self, flight: Flight) -> bool:
         """Tell whether a request is one of this scheduler's own."""
-        return self._lanes.get(flight.lane.lane) is flight.lane
+        return flight.lane.busy is self._busy
 
     def stop(self) -> None:
         """Start nothing any more; what is in flight may still come in."""
@@ -211,7 +221,7 @@ class Scheduler:
             flight.lane.in_flight -= 1
 
     def _anything_ready(self) -> bool:
-        return any(q.ready(urgent=u) for q in self._lanes.values() for u in (True, False))
+        return any(q.ready(urgent=u) for q in self._busy for u in (True, False))
 
     def _fill_slots(self) -> None:
         while self.free_slots() and (flight := self._next_flight()) is not None:
@@ -221,8 +231,10 @@ class Scheduler:
 
     def _next_flight(self) -> Flight | None:
         while True:
-            urgent = [q for q in self._lanes.values() if q.ready(urgent=True)]
-            bulk = [q for q in self._lanes.values() if q.ready(urgent=False)]
+            for queue in [queue for queue in self._busy if not queue.waits]:
+                del self._busy[queue]
+            urgent = [q for q in self._busy if q.ready(urgent=True)]
+            bulk = [q for q in self._busy if q.ready(urgent=False)]
             if not urgent and not bulk:
                 return None
             queries = bool(urgent) and not (bulk and self._queries_in_a_row >= QUERIES_IN_A_ROW)
@@ -234,7 +246,7 @@ class Scheduler:
 
     def _launch(self, queue: LaneQueue, group: Group) -> Flight:
         # The lane goes to the back, so that lanes take turns.
-        self._lanes[queue.lane] = self._lanes.pop(queue.lane)
+        self._busy[queue] = self._busy.pop(queue, None)
         for item in group.items:
             item.payer = item.root.payer = item.waiters[0].ticket
         again = any(item.failures for item in group.items)
@@ -244,12 +256,14 @@ class Scheduler:
 
     # Rows
 
-    def _hand_out(self, ticket: Ticket, wants: list[int], vectors: Vectors) -> None:
+    def _hand_out(self, ticket: Ticket, wants: list[int], vectors: Vectors, *, paid: int) -> None:
         if ticket.closed:
             return
         if ticket.rows.fits(vectors.shape[1]):
             ticket.rows.put_wants(wants, vectors)
             ticket.pending -= len(wants)
+            ticket.sent += paid
+            ticket.joined += len(wants) - paid
         else:
             message = (
                 f"the model answers {vectors.shape[1]} dimensions and the cache holds vectors of another width: it has "

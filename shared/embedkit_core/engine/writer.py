@@ -36,22 +36,23 @@ class Writer:
     def __init__(self, kept: Callable[[list[Job]], None]) -> None:
         self._kept = kept
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
         self._complained: set[int] = set()
         self.failures = 0
 
     def put(self, job: Job) -> None:
         """Hand over an answered request; called on the loop thread only."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="embedkit-writer", daemon=True)
-            self._thread.start()
+        if self.thread is None:
+            thread = threading.Thread(target=self._run, name="embedkit-writer", daemon=True)
+            thread.start()
+            self.thread = thread
         self._queue.put(job)
 
     def stop(self, timeout: float) -> None:
         """Write what was handed over, then end."""
-        if self._thread is not None:
+        if self.thread is not None:
             self._queue.put(None)
-            self._thread.join(timeout)
+            self.thread.join(timeout)
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
@@ -72,6 +73,7 @@ class Writer:
         for _, flight, keep in jobs:
             rows = flight.rows
             assert rows is not None
+            rows.flags.writeable = False  # a cache is given a view, and must not change what callers get
             for cache, places in keep:
                 items = batches.setdefault(id(cache), (cache, []))[1]
                 items += [(flight.done[p].key, Entry(rows[p], flight.flags[p])) for p in places]

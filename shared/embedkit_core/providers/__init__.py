@@ -99,9 +99,14 @@ def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
+def is_provider(name: str) -> bool:
+    """Tell whether a provider is registered under a name."""
+    return name in _registered()
+
+
 def provider_names() -> list[str]:
-    """Give the names of the registered providers."""
-    return sorted(_registered())
+    """Give the names of the registered providers, but for those that are there for tests."""
+    return sorted(name for name, point in _registered().items() if not point.value.startswith("embedkit_core.testing"))
 
 
 def provider_class(name: str) -> type[Provider]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ def canonical_url(url: str) -> str:
         name = None
     if not name:
         raise ConfigurationError(f"base_url={_without_login(url)!r} is not an address such as http://localhost:8000/v1")
+    if parts.path.rstrip("/").endswith("/embeddings"):
+        raise ConfigurationError("base_url ends before /embeddings, as in http://localhost:8000/v1")
     if parts.username or parts.password:
         raise ConfigurationError("base_url holds a user name or password; pass it as api_key=")
     host = f"[{name}]" if ":" in name else name
@@ -41,7 +44,9 @@ def quotable(message: str, texts: Iterable[str], secret: str) -> str:
     texts = list(texts)
     if not shown or _shares_piece(shown, secret) or sum(map(len, texts)) > SEARCHED:
         return ""
-    if any(_shares_piece(shown, " ".join(text.split())) for text in texts):
+    # As it stands, and as JSON or Python would show it.
+    spellings = (spelling for text in texts for spelling in (text, json.dumps(text), repr(text)))
+    if any(_shares_piece(shown, " ".join(spelling.strip("'\"").split())) for spelling in spellings):
         return ""
     return f": {shown}"
 

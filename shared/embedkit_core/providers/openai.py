@@ -34,7 +34,7 @@ from embedkit_core.errors import (
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
 from embedkit_core.providers.messages import canonical_url, quotable
-from embedkit_core.secrets import Secret
+from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
 
 if TYPE_CHECKING:
@@ -93,11 +93,13 @@ class OpenAI(Provider):
         return canonical_url(_address(base_url)) == OWN_HOST
 
     def _find_key(self, given: Secret | None) -> Secret:
-        if given is not None:
+        if given is not None and not given.is_lost:
             return given
         found = os.environ.get("OPENAI_API_KEY")
         if found:
-            return Secret(found)
+            return Secret(clean(found, "the environment variable OPENAI_API_KEY"))
+        if given is not None:
+            return given  # lost on the way from another process: said at the first request
         if not self.endpoint:
             raise ConfigurationError(
                 f"no API key for openai:{self.model}: pass api_key=, or set the environment variable OPENAI_API_KEY"
@@ -118,6 +120,10 @@ class OpenAI(Provider):
         """Open the SDK's async client, with its own retries off."""
         from openai import AsyncOpenAI
 
+        if self._key.is_lost:
+            raise AuthenticationError(
+                "the api_key given in another process is not pickled; set the environment variable OPENAI_API_KEY here"
+            )
         client = AsyncOpenAI(
             api_key=self._key.reveal(),
             base_url=self._base_url,
@@ -129,7 +135,9 @@ class OpenAI(Provider):
 
 
 def _address(base_url: str | None) -> str:
-    return base_url or os.environ.get("OPENAI_BASE_URL") or OWN_HOST
+    if base_url is not None:
+        return base_url
+    return os.environ.get("OPENAI_BASE_URL") or OWN_HOST
 
 
 class OpenAIClient:
@@ -166,8 +174,9 @@ class OpenAIClient:
         except self._openai.APITimeoutError:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except self._openai.APIConnectionError as lost:
-            cause = type(lost.__cause__).__name__ if lost.__cause__ else "no detail"
-            raise UnavailableError(f"the server at {self._sdk.base_url.host} could not be reached ({cause})") from None
+            url = self._sdk.base_url
+            where = f"{url.host}:{url.port}" if url.port else url.host
+            raise UnavailableError(f"the server at {where} could not be reached ({_deepest(lost)})") from None
         return self._decode(response.content, len(texts))
 
     async def aclose(self) -> None:
@@ -232,12 +241,27 @@ class OpenAIClient:
         if encoding == "base64" and ("encoding_format" in str(refusal.body) or "base64" in detail["message"]):
             self._encoding = "float"
             return EncodingRefusedError(f"the server refuses base64 (HTTP {status})", **where)
-        return _about_input(status, detail, said, where)
+        about = quotable(detail["param"], texts, self._secret.reveal()).replace(": ", " for its ", 1)
+        if status == 404 and not self._sdk.base_url.path.rstrip("/").endswith("/v1"):
+            said += "; should base_url end in /v1?"
+        return _about_input(status, detail, said, about, where)
 
 
-def _about_input(status: int, detail: Mapping[str, str], said: str, where: Mapping[str, Any]) -> ProviderError:
+def _deepest(error: BaseException) -> str:
+    """Name the first cause of a lost connection, in the words of the operating system where it has some."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return type(error).__name__
+
+
+def _about_input(
+    status: int, detail: Mapping[str, str], said: str, about: str, where: Mapping[str, Any]
+) -> ProviderError:
     message = detail["message"]
-    too_long = TOO_LONG.search(message) and not re.search("array (is )?too long", message, re.I)
+    about_texts = detail["param"] in ("", "input", "$.input")
+    too_long = about_texts and TOO_LONG.search(message) and not re.search("array (is )?too long", message, re.I)
     if not too_long and (status == 413 or detail["code"] == "max_tokens_per_request" or TOO_LARGE.search(message)):
         large = RequestTooLargeError(f"the request holds too many texts or tokens (HTTP {status}){said}", **where)
         large.counts_texts = TOO_MANY.search(message) is not None
@@ -246,10 +270,8 @@ def _about_input(status: int, detail: Mapping[str, str], said: str, where: Mappi
         counts = COUNTS.search(message)
         found = {name.rstrip("123"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
         return TextTooLongError(tokens=found.get("tokens"), limit=found.get("limit"), **where)
-    about_texts = detail["param"] in ("", "input", "$.input") and status in (400, 422)
-    if about_texts and detail["code"] not in ("model_not_found", "invalid_model"):
+    if about_texts and status in (400, 422) and detail["code"] not in ("model_not_found", "invalid_model"):
         return BadTextError(f"the server refuses a text (HTTP {status}){said}", **where)
-    about = f" for its {detail['param']}" if detail["param"] else ""
     return BadRequestError(f"the server refuses the request{about} (HTTP {status}){said}", **where)
 
 
