@@ -204,3 +204,18 @@ def test_an_embedder_answers_again_after_it_was_closed():
         first = local.embed_query("again")
         local.close()
         assert np.array_equal(local.embed_query("again"), first)
+
+
+def test_a_folder_whose_model_was_replaced_is_loaded_again(tmp_path):
+    """In one process: the new key never gets a vector of the model that was there before."""
+    with copied_model() as folder:
+        first = Embedder(f"local:{folder}", cache=tmp_path)
+        before = first.embed(["the quick brown fox"]).vectors[0]
+        pooling = folder / "1_Pooling" / "config.json"
+        config = json.loads(pooling.read_text(encoding="utf-8"))
+        config |= {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+        pooling.write_text(json.dumps(config), encoding="utf-8")
+        after = Embedder(f"local:{folder}", cache=tmp_path).embed(["the quick brown fox"])
+        assert after.usage.cache_hits == 0
+        assert np.allclose(after.vectors, truth(["the quick brown fox"], str(folder)), atol=1e-6)
+        assert not np.allclose(after.vectors[0], before, atol=1e-2)
