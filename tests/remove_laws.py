@@ -37,7 +37,7 @@ LAWS = [
         "providers/openai.py",
         "    ordered[indices] = vectors\n    return ordered",
         "    return vectors",
-        "test_failures.py",
+        "test_requests.py",
     ),
     Law(2, "engine/scheduler.py", "item = self.table.get(key)", "item = None", "test_laws.py"),
     Law(2, "engine/scheduler.py", "recent = self._recent.get(key)", "recent = None", "test_laws.py"),
@@ -54,11 +54,11 @@ LAWS = [
     Law(
         5,
         "engine/scheduler.py",
-        "        self._close_if_done(ticket)\n\n    def withdraw",
-        "\n    def withdraw",
+        "        self._close_if_done(ticket)\n\n    def _lane",
+        "\n    def _lane",
         "test_scheduler.py",
     ),
-    Law(5, "engine/account.py", "self._give_up_all(error)", "pass", "test_life.py"),
+    Law(5, "engine/account.py", "            self._give_up_all(error)", "            pass", "test_life.py"),
     Law(
         6,
         "engine/scheduler.py",

@@ -186,6 +186,18 @@ def test_a_defect_in_the_engine_is_an_error_and_not_a_hang():
     assert len(embedder.embed(["one"]).vectors) == 1
 
 
+def test_a_defect_while_rows_are_handed_out_wakes_everybody():
+    """Such as a matrix that the memory does not hold."""
+    server = FakeServer()
+    embedder = Embedder("fake:model", base_url=server.url, cache=False)
+    embedder.embed(["warm up"])
+    scheduler = engine().account(embedder.provider).scheduler
+    scheduler._hand_out = None
+    with pytest.raises(EmbedKitError, match="internal error"):
+        embedder.embed(["one"])
+    assert len(embedder.embed(["two"]).vectors) == 1
+
+
 class GatedCache:
     """A cache whose look-ups wait."""
 

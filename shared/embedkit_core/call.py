@@ -160,6 +160,8 @@ class Call:
     def finish(self) -> EmbeddingResult:
         """Put rows, usage and failures together in the order asked, and raise what is to be raised."""
         plan, ticket = self._plan, self._ticket
+        if ticket is not None and ticket.broken is not None:
+            raise ticket.broken
         failed: dict[int, ProviderError] = {}
         truncated = list(self._truncated_wants)
         usage = Usage(texts=plan.n, duplicates=plan.n - len(plan.keys))

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from embedkit_core.engine.failures import give_up
 from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.engine.writer import Job, Writer
@@ -44,9 +43,11 @@ class Account:
         self._writer = writer
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[Ticket] = set()
 
     def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object) -> None:
         """Take on a ticket; its look-up of the cache ends here."""
+        self._waiting.add(ticket)
         try:
             self.scheduler.submit(ticket, lane, wants)
         finally:
@@ -55,6 +56,7 @@ class Account:
     def withdraw(self, ticket: Ticket, lookup: object) -> None:
         """Let a caller leave."""
         self.scheduler.lookups.pop(lookup, None)
+        self._waiting.discard(ticket)
         self.scheduler.withdraw(ticket)
 
     def committed(self, flight: Flight) -> None:
@@ -91,6 +93,7 @@ class Account:
                 self.scheduler.committed(flight)
                 at_once = True
         for ticket in step.finished:
+            self._waiting.discard(ticket)
             ticket.wake()
         if self._timer is not None:
             self._timer.cancel()
@@ -125,11 +128,12 @@ class Account:
 
     def _give_up_all(self, error: Exception) -> None:
         """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""
-        failure = ProviderError(f"internal error in the engine ({type(error).__name__}: {error}); please report it")
-        broken, self.scheduler = self.scheduler, self._new_scheduler()
-        give_up(broken, list(broken.table.values()), failure)
-        broken.stop()
-        for ticket in broken.poll(self.loop.time()).finished:
+        self.scheduler.stop()
+        self.scheduler = self._new_scheduler()
+        waiting, self._waiting = self._waiting, set()
+        for ticket in waiting:
+            ticket.broken = ProviderError(f"internal error in the engine ({type(error).__name__}); please report it")
+            ticket.closed = True
             ticket.wake()
 
     def _new_scheduler(self) -> Scheduler:

@@ -62,13 +62,14 @@ class Rows:
 
 
 class Ticket:
-    """One caller's call: what it waits for, its own policy, and what came of it.
+    """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
     `wake` is called once, on the engine's side, when nothing is pending any more.
     """
 
     __slots__ = (
         "bound",
+        "broken",
         "cache",
         "closed",
         "counted",
@@ -107,6 +108,7 @@ class Ticket:
         self.items: list[Item] = []
         self.pending = 0
         self.closed = False
+        self.broken: ProviderError | None = None
         self.counted = False
         self.sent = 0
         self.joined = 0
