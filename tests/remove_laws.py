@@ -54,16 +54,16 @@ LAWS = [
     Law(
         5,
         "engine/scheduler.py",
-        "        self._close_if_done(ticket)\n\n    def _lane",
-        "\n    def _lane",
+        "        self._close_if_done(ticket)\n\n    def _take_recent",
+        "\n    def _take_recent",
         "test_scheduler.py",
     ),
     Law(5, "engine/account.py", "            self._give_up_all(error)", "            pass", "test_life.py"),
     Law(
         6,
         "engine/scheduler.py",
-        "                self.drop(item)\n        ticket.items",
-        "                pass\n        ticket.items",
+        "                self.drop(item)\n        for queue in",
+        "                pass\n        for queue in",
         "test_laws.py",
     ),
     Law(7, "engine/packing.py", "given = upto", "given = 0", "test_laws.py"),
@@ -74,8 +74,8 @@ LAWS = [
     Law(
         9,
         "engine/account.py",
-        "self._writer.put((self, flight))",
-        "self._writer.put((self, flight)); self.scheduler.committed(flight)",
+        "self._writer.put(Job(self, flight, keep))",
+        "self._writer.put(Job(self, flight, keep)); self.scheduler.committed(flight)",
         "test_commit.py",
     ),
     Law(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.engine.writer import Job, Writer
-from embedkit_core.errors import ProviderError, TimedOutError
+from embedkit_core.errors import EmbedKitError, ProviderError, TimedOutError
 
 if TYPE_CHECKING:
     from embedkit_core.providers import Client
@@ -111,6 +111,8 @@ class Account:
                 reply = await self._client.embed(flight.batch)
         except ProviderError as refusal:
             error = refusal
+        except EmbedKitError as ours:
+            error = ProviderError(str(ours))
         except TimeoutError:
             error = TimedOutError(f"{model} did not answer in {timeout or 'its own'} s; timeout= gives it longer")
         except BaseException as foreign:  # it may hold requests, keys and texts: only its type goes on
