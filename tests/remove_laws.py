@@ -95,9 +95,9 @@ LAWS = [
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
     Law(
         12,
-        "call.py",
-        "            self.leave()\n\n    async def await_",
-        "            pass\n\n    async def await_",
+        "embedder.py",
+        "            call.leave()\n        return call.finish()",
+        "            pass\n        return call.finish()",
         "test_life.py",
     ),
 ]

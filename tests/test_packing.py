@@ -189,14 +189,13 @@ paths = st.sampled_from(["", "/", "/v1", "/v1/", "/V1", "/a/b//"])
 schemes = st.sampled_from(["http", "https"])
 
 
-@given(schemes, hosts, st.none() | st.integers(1, 65535), paths, st.sampled_from(["", "?api-version=1"]))
-def test_an_address_has_one_spelling(scheme, host, port, path, query):
-    url = f"{scheme}://{host}{'' if port is None else f':{port}'}{path}{query}"
+@given(schemes, hosts, st.none() | st.integers(1, 65535), paths)
+def test_an_address_has_one_spelling(scheme, host, port, path):
+    url = f"{scheme}://{host}{'' if port is None else f':{port}'}{path}"
     one = canonical_url(url)
     assert canonical_url(one) == one
     assert canonical_url(f" {scheme.upper()}://{host.upper()}{url[len(scheme) + 3 + len(host) :]}\n") == one
     assert one.startswith(f"{scheme}://{host.lower()}")
-    assert one.endswith(query)
 
 
 @given(schemes, hosts)
@@ -209,7 +208,14 @@ def test_a_default_port_and_a_trailing_slash_change_nothing_and_all_else_does(sc
 
 
 NO_ADDRESS = ["", " ", "localhost:8000", "ftp://host/v1", "http://", "http://:80", "http://host:port/v1"]
-NO_ADDRESS += ["http://host:99999", "http://[::1/v1", "https://user:pa55word@host/v1", "http://user:pa55word@host:port"]
+NO_ADDRESS += [
+    "http://host/v1?key=pa55word",
+    "http://host/v1/embeddings",
+    "http://host:99999",
+    "http://[::1/v1",
+    "https://user:pa55word@host/v1",
+    "http://user:pa55word@host:port",
+]
 
 
 @pytest.mark.parametrize("url", NO_ADDRESS)

@@ -61,6 +61,24 @@ def test_a_key_revoked_in_the_middle_stops_what_waits():
     assert len(server.seen) <= 6
 
 
+def test_a_key_revoked_while_texts_wait_for_their_retry_stops_these_too():
+    server = FakeServer()
+    chosen = embedder(server, max_concurrency=8, max_batch_texts=32)
+    chosen.embed(["warm up"])
+    server.fault_for = lambda texts: (
+        UnavailableError("down", retry_after=0.05) if len(server.seen) <= 9 else AuthenticationError("revoked")
+    )
+    with pytest.raises((AuthenticationError, PartialFailureError)):
+        chosen.embed([f"text {i}" for i in range(256)])
+    assert len(server.seen) <= 9 + 8
+
+
+def test_a_wait_that_is_no_number_is_not_waited_for():
+    server = FakeServer()
+    server.faults.append(UnavailableError("down", retry_after=float("nan")))
+    assert embedder(server).embed(["one"]).usage.retries == 1
+
+
 def test_the_first_request_of_a_lane_goes_alone():
     """A wrong key, a wrong model or a server that is down costs one request and not a burst."""
     server = FakeServer()

@@ -35,7 +35,10 @@ class Role:
 
 
 class Call:
-    """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them."""
+    """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them.
+
+    Whoever makes a call must `leave` it, whatever happens, before it is finished.
+    """
 
     def __init__(self, owner: Embedder, role: Role, texts: Iterable[str]) -> None:
         self._owner = owner
@@ -122,11 +125,8 @@ class Call:
     def wait(self) -> None:
         """Wait for the engine, from a thread that may block."""
         done = threading.Event()
-        try:
-            self.submit(done.set)
-            done.wait()
-        finally:
-            self.leave()
+        self.submit(done.set)
+        done.wait()
 
     async def await_(self) -> None:
         """Wait for the engine, from a coroutine on any loop."""
@@ -141,11 +141,8 @@ class Call:
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed
                 loop.call_soon_threadsafe(arrive)
 
-        try:
-            self.submit(wake)
-            await done
-        finally:
-            self.leave()
+        self.submit(wake)
+        await done
 
     def leave(self) -> None:
         """Withdraw what is still pending; nothing is where all is served."""

@@ -151,9 +151,12 @@ class Embedder:
         """
         self._refuse_engine_thread("embed")
         call = self._call(texts, input_type)
-        call.prepare()
-        if call.needs_engine:
-            call.wait()
+        try:
+            call.prepare()
+            if call.needs_engine:
+                call.wait()
+        finally:
+            call.leave()
         return call.finish()
 
     async def aembed(self, texts: Iterable[str], *, input_type: InputType = "document") -> EmbeddingResult:

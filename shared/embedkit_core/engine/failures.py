@@ -77,7 +77,8 @@ def give_up(scheduler: Scheduler, items: list[Item], error: ProviderError) -> No
 
 
 def _waiting(scheduler: Scheduler, flight: Flight) -> list[Item]:
-    return [item for item in scheduler.table.values() if item.lane is flight.lane and item.home is not None]
+    waiting = [item for item in scheduler.table.values() if item.lane is flight.lane and item.home is not None]
+    return waiting + [item for item in scheduler.parked_items() if item.lane is flight.lane and item.waiters]
 
 
 def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, now: float) -> None:

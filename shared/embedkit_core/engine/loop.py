@@ -145,7 +145,8 @@ class Engine:
         account.idle_since = self._loop.time()
 
     def _retire(self, account: Account) -> None:
-        self._accounts.pop(account.name, None)
+        if self._accounts.get(account.name) is account:
+            del self._accounts[account.name]
         self._loop.create_task(account.aclose(), context=contextvars.Context())
 
     def _sweep(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class RetryPolicy:
 
     def delay(self, failures: int, error: ProviderError, rng: random.Random) -> float:
         """Give the seconds to wait after the given number of failures."""
-        if error.retry_after is not None:
+        if error.retry_after is not None and not math.isnan(error.retry_after):
             return min(max(error.retry_after, 0.0), self.retry_after_cap)
         return rng.uniform(0.0, min(self.cap, self.base * 2 ** min(failures, 16)))
 

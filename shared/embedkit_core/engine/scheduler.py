@@ -303,6 +303,10 @@ class Scheduler:
         self._parkings += 1
         heapq.heappush(self._parked, (until, self._parkings, items))
 
+    def parked_items(self) -> list[Item]:
+        """Give the items that wait for their next try."""
+        return [item for _, _, items in self._parked for item in items]
+
     def drop(self, item: Item) -> None:
         """Take an item that nobody wants any more out of the queues and the table."""
         item.lane.leave(item)

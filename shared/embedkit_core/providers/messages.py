@@ -24,14 +24,15 @@ def canonical_url(url: str) -> str:
         name = None
     if not name:
         raise ConfigurationError(f"base_url={_without_login(url)!r} is not an address such as http://localhost:8000/v1")
+    if parts.query or parts.fragment:
+        raise ConfigurationError("base_url holds a query, which requests would not carry; give the address alone")
     if parts.path.rstrip("/").endswith("/embeddings"):
         raise ConfigurationError("base_url ends before /embeddings, as in http://localhost:8000/v1")
     if parts.username or parts.password:
         raise ConfigurationError("base_url holds a user name or password; pass it as api_key=")
     host = f"[{name}]" if ":" in name else name
     default = {"http": 80, "https": 443}[parts.scheme]
-    query = f"?{parts.query}" if parts.query else ""
-    return f"{parts.scheme}://{host}{'' if port in (None, default) else f':{port}'}{parts.path.rstrip('/')}{query}"
+    return f"{parts.scheme}://{host}{'' if port in (None, default) else f':{port}'}{parts.path.rstrip('/')}"
 
 
 def _without_login(url: str) -> str:
