@@ -28,7 +28,7 @@ try:
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
-    from embedkit_core.errors import ConfigurationError, EmbedKitError
+    from embedkit_core.errors import CacheError, ConfigurationError, EmbedKitError
     from langchain_embedkit import EmbedKitEmbeddings
     from llamaindex_embedkit import EmbedKitEmbedding
 except ImportError as error:
@@ -114,7 +114,8 @@ def demonstrate(model: str | None, cache: Path, limit: int | None) -> None:
     print("\nLlamaIndex: EmbedKitEmbedding in a VectorStoreIndex, the same cache", flush=True)
     found_again, seconds = search_with_llamaindex(docstrings, llamaindex)
     print(f"  {_summary(llamaindex.usage, seconds)}")
-    assert llamaindex.usage.sent == 0, "LlamaIndex embedded texts that LangChain had embedded"
+    if llamaindex.usage.sent:
+        raise CacheError(f"LlamaIndex had to embed again what LangChain had embedded: {cache} kept nothing")
     assert [[hit.name for hit in hits] for hits in found_again] == [[hit.name for hit in hits] for hits in found]
     print("  the same answers to the same questions")
 
@@ -214,7 +215,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the cache (default: .demo/cache)")
     parser.add_argument("--limit", type=int, help="use the first so many docstrings only")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.limit is not None and arguments.limit < TOP_K:
+        parser.error(f"--limit must be at least {TOP_K}, so that there is something to find")
+    return arguments
 
 
 if __name__ == "__main__":
