@@ -46,8 +46,8 @@ def quotable(message: str, texts: Iterable[str], secret: str) -> str:
     if not shown or _shares_piece(shown, secret) or sum(map(len, texts)) > SEARCHED:
         return ""
     # As it stands, and as JSON or Python would show it.
-    spellings = (spelling for text in texts for spelling in (text, json.dumps(text), repr(text)))
-    if any(_shares_piece(shown, " ".join(spelling.strip("'\"").split())) for spelling in spellings):
+    spellings = (spelling for text in texts for spelling in (text, json.dumps(text)[1:-1], repr(text)[1:-1]))
+    if any(_shares_piece(shown, " ".join(spelling.split())) for spelling in spellings):
         return ""
     return f": {shown}"
 
