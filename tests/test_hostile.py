@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support.embedders import cancelled_in_flight
 from support.openai_server import Fault, OpenAIServer
 
 from embedkit_core import (
@@ -124,14 +125,7 @@ def test_withdrawn_texts_do_not_stay_in_the_queues():
     embedder.embed(["warm up"])
     server.hold()
 
-    async def cancelled() -> None:
-        task = asyncio.create_task(embedder.aembed([f"text {i}" for i in range(5000)]))
-        await asyncio.to_thread(server.wait_for_requests, 2)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancelled())
+    asyncio.run(cancelled_in_flight(embedder, server, [f"text {i}" for i in range(5000)], 2))
     account = engine().account(embedder.provider)
     seen = threading.Event()
     engine().call(account, seen.set)

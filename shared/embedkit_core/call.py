@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,11 +27,12 @@ logger = logging.getLogger("embedkit_core")
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What an embedder does for one input type: the lane its requests travel in and the start of its keys."""
+    """What an embedder does for one input type: the lane of its requests, its keys' beginning and what that covers."""
 
     input_type: InputType
     lane: Lane
     prefix: bytes
+    parts: Mapping[str, Any]
 
 
 class Call:

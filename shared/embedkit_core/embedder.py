@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import weakref
@@ -117,27 +118,24 @@ class Embedder:
     def _role(self, kind: InputType, on_long_text: LongText, max_texts: int | None, timeout: float | None) -> Role:
         provider = self.provider
         wire = provider.wire(kind)
-        prefix = key_prefix(self._key_parts(kind, on_long_text))
-        limits = provider.limits.at_most(max_texts)
+        parts = key_parts(
+            provider=provider.name,
+            endpoint=provider.endpoint,
+            wire=wire,
+            long_text=longtext.rule_name(on_long_text, provider_cuts=provider.cuts_long_texts),
+        )
+        prefix = key_prefix(parts)
         lane = Lane(
             wire_id=prefix,
             timeout=None if provider.on_this_machine else timeout,
-            limits=limits,
+            limits=provider.limits.at_most(max_texts),
             long_text=on_long_text,
             model=self.model,
             dimensions=provider.dimensions,
             usd_per_million=provider.usd_per_million,
             wire=wire,
         )
-        return Role(kind, lane, prefix)
-
-    def _key_parts(self, kind: InputType, on_long_text: LongText) -> dict[str, Any]:
-        return key_parts(
-            provider=self.provider.name,
-            endpoint=self.provider.endpoint,
-            wire=self.provider.wire(kind),
-            long_text=longtext.rule_name(on_long_text, provider_cuts=self.provider.cuts_long_texts),
-        )
+        return Role(kind, lane, prefix, parts)
 
     # Doors
 
@@ -198,7 +196,7 @@ class Embedder:
             endpoint=self.provider.endpoint or "the provider's own",
             wire=dict(role.lane.wire),
             key=plan.keys[0].hex(),
-            key_parts=self._key_parts(input_type, role.lane.long_text),
+            key_parts=dict(role.parts),
             served_from=self.store.where(plan.keys[0]),
             estimated_tokens=plan.sizes[0],
             usd_per_million=self.provider.usd_per_million,
@@ -305,10 +303,11 @@ class Embedder:
         return await asyncio.get_running_loop().run_in_executor(engine().pool, work)
 
 
-def parameter_names() -> list[str]:
+@functools.cache
+def parameter_names() -> tuple[str, ...]:
     """Give the names of the arguments an embedder takes."""
     kinds = inspect.signature(Embedder.__init__).parameters
-    return [name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD]
+    return tuple(name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD)
 
 
 def _rebuild(arguments: dict[str, Any], key_given: bool) -> Embedder:

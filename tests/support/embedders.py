@@ -1,9 +1,10 @@
 """Embedders pointed at the local server, and what tests compare with."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,6 +50,16 @@ def long_text(tokens: int, mark: str = "w") -> str:
     text = " ".join(f"{mark}{i:04}" for i in range(tokens))
     assert tokens_of(text) == tokens
     return text
+
+
+async def cancelled_in_flight(caller: Embedder, server: Any, texts: list[str], requests: int) -> None:
+    """Ask for texts, and leave when the server, which holds them, has seen so many requests."""
+    task = asyncio.create_task(caller.aembed(texts))
+    await asyncio.to_thread(server.wait_for_requests, requests)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
 
 
 # Local models

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from embedkit_core.errors import ProviderError
 from embedkit_core.meter import Meter
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
+if TYPE_CHECKING:
+    from embedkit_core.engine.queues import LaneQueue
+
 MILLION = Decimal(1_000_000)
 
 
@@ -21,7 +24,7 @@ MILLION = Decimal(1_000_000)
 class Lane:
     """Everything of a request but its texts; texts share a request only in the same lane.
 
-    `wire_id` digests what is sent, `wire` is what is sent, `model` a name for messages. `usd_per_million` is None
+    `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. `usd_per_million` is None
     where the price is unknown.
     """
 
@@ -157,7 +160,7 @@ class Item:
         "waiters",
     )
 
-    def __init__(self, key: bytes, text: str, size: int, lane: Any, *, urgent: bool, parent: Item | None = None):
+    def __init__(self, key: bytes, text: str, size: int, lane: LaneQueue, *, urgent: bool, parent: Item | None = None):
         self.key = key
         self.text = text
         self.size = size
@@ -194,7 +197,7 @@ class Flight:
     """One request under way, and once it is answered the items it finished, their rows, and who has kept them."""
 
     batch: Batch
-    lane: Any
+    lane: LaneQueue
     items: list[Item]
     done: list[Item] = field(default_factory=list)
     rows: Vectors | None = None

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from embedkit_core.engine import longtext
-from embedkit_core.engine.items import MILLION, Flight, Lane, Ticket
+from embedkit_core.engine.items import MILLION, Flight, Ticket
 from embedkit_core.engine.packing import share_out
 from embedkit_core.errors import BadReplyError
 from embedkit_core.types import Reply, Usage
@@ -39,7 +39,7 @@ def check(reply: Reply, n_texts: int, dimensions: int | None, model: str) -> Non
 
 def bill(flight: Flight, tokens: int | None) -> None:
     """Book the tokens of a reply on those who pay, each text by its size."""
-    lane: Lane = flight.lane.lane
+    lane = flight.lane.lane
     if not tokens:
         return
     bills: Counter[Ticket] = Counter()

@@ -124,7 +124,7 @@ class Scheduler:
 
     def replied(self, flight: Flight, reply: Reply) -> None:
         """Take the answer to a request; its rows go to the caches before anybody sees them."""
-        queue: LaneQueue = flight.lane
+        queue = flight.lane
         try:
             check(reply, len(flight.items), queue.dimensions, queue.lane.model)
         except BadReplyError as error:
