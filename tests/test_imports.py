@@ -21,7 +21,7 @@ NAMES = {
     "langchain_embedkit": "EmbedKitEmbeddings",
     "llamaindex_embedkit": "EmbedKitEmbedding",
 }
-HOSTS = {"langchain_embedkit": "langchain_core.embeddings", "llamaindex_embedkit": "llama_index.core"}
+HOSTS = {"langchain_embedkit": "langchain_core.embeddings.embeddings", "llamaindex_embedkit": "llama_index.core"}
 HEAVY = {
     "openai", "httpx", "httpx2", "torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken",
     "huggingface_hub", "orjson", "pybase64", "scipy", "sklearn",
