@@ -40,7 +40,7 @@ LAWS = [
         "test_requests.py",
     ),
     Law(2, "engine/scheduler.py", "item = self.table.get(key)", "item = None", "test_laws.py"),
-    Law(2, "engine/scheduler.py", "recent = self._recent.get(key)", "recent = None", "test_laws.py"),
+    Law(2, "engine/scheduler.py", "recent = self.recent.get(key)", "recent = None", "test_laws.py"),
     Law(
         3,
         "engine/queues.py",
@@ -88,8 +88,8 @@ LAWS = [
     Law(
         10,
         "engine/failures.py",
-        "items + _waiting(scheduler, flight), error)\n    else:",
-        "items, error)\n    else:",
+        "lane.proven = False\n        give_up_lane(scheduler, flight, error)",
+        "lane.proven = False\n        give_up(scheduler, items, error)",
         "test_retries.py",
     ),
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),

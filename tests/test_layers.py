@@ -11,7 +11,7 @@ ADAPTERS = {
     "langchain_embedkit": {"langchain_core"},
     "llamaindex_embedkit": {"llama_index", "llama_index_instrumentation"},
 }
-PURE = ["scheduler", "packing", "retry", "longtext", "replies", "items", "queues", "failures"]
+PURE = ["scheduler", "packing", "retry", "longtext", "replies", "items", "queues", "failures", "recent"]
 PROVIDERS = {"openai", "local", "fake", "voyage", "cohere"}
 FILES = sorted([*CORE.rglob("*.py"), *(path for name in ADAPTERS for path in (ROOT / name).rglob("*.py"))])
 LONGEST = 330

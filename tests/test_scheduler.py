@@ -82,11 +82,11 @@ def test_a_query_promotes_the_waiting_document_it_joins():
 
 def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
     desk = Desk()
-    desk.scheduler.lookups["a look-up"] = desk.scheduler.sequence
+    desk.scheduler.recent.lookups["a look-up"] = desk.scheduler.recent.sequence
     desk.submit(["a"])
     desk.answer(*desk.poll())
     late = desk.submit(["a"])
-    del desk.scheduler.lookups["a look-up"]
+    del desk.scheduler.recent.lookups["a look-up"]
     assert desk.poll() == []
     assert late in desk.woken
     assert (late.joined, late.sent) == (1, 0)
@@ -94,13 +94,13 @@ def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
 
 def test_rows_finished_meanwhile_are_forgotten_when_no_look_up_is_open():
     desk = Desk()
-    desk.scheduler.lookups["a look-up"] = desk.scheduler.sequence
+    desk.scheduler.recent.lookups["a look-up"] = desk.scheduler.recent.sequence
     desk.submit(["a"])
     desk.answer(*desk.poll())
-    assert list(desk.scheduler._recent) == [b"a"]
-    del desk.scheduler.lookups["a look-up"]
+    assert list(desk.scheduler.recent) == [b"a"]
+    del desk.scheduler.recent.lookups["a look-up"]
     desk.poll()
-    assert not desk.scheduler._recent
+    assert not list(desk.scheduler.recent)
 
 
 def test_a_caller_who_joins_late_has_its_whole_retry_budget():

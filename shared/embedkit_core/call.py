@@ -58,9 +58,9 @@ class Call:
         if not plan.n:
             return
         self._account = account = engine().account(self._owner.provider)
-        self._lookups = account.scheduler.lookups
+        self._lookups = account.scheduler.recent.lookups
         try:
-            self._lookups[self] = account.scheduler.sequence
+            self._lookups[self] = account.scheduler.recent.sequence
             self._misses = self._look_up(plan)
         except BaseException:
             self._close_lookup()

@@ -27,9 +27,11 @@ class Limits:
     text_tokens: int | None = None
     in_flight: int | None = None
 
-    def at_most(self, texts: int | None) -> Limits:
-        """Give the same limits with no more than this many texts a request."""
-        return self if texts is None else replace(self, texts=min(texts, self.texts))
+    def at_most(self, texts: int | None, tokens: int | None = None) -> Limits:
+        """Give the same limits with no more than this many texts and tokens a request."""
+        fewer_texts = self.texts if texts is None else min(texts, self.texts)
+        fewer_tokens = min((n for n in (tokens, self.tokens) if n is not None), default=None)
+        return replace(self, texts=fewer_texts, tokens=fewer_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,20 @@ class Cache(Protocol):
 
     def close(self) -> None:
         """Let go of what is open; the next call opens it again."""
+        ...
+
+
+@runtime_checkable
+class RateLimiter(Protocol):
+    """What the library asks of a rate limiter; those of LangChain and LlamaIndex are such.
+
+    `acquire` blocks until one request may go out, and is called on a thread of the library's own, once for each request
+    and never for a hit. If it takes `num_tokens`, it is told the request's tokens, estimated; a `tokens_per_minute`
+    that it has bounds the tokens of one request.
+    """
+
+    def acquire(self) -> object:
+        """Wait for one permit."""
         ...
 
 
