@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
+from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import ConfigurationError, Embedder, Usage
-from embedkit_core.hosts import ato_lists, complaint, make_embedder, refuse_unknown, to_lists
+from embedkit_core import Embedder, Imported, InputType, Usage
+from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
+from llamaindex_embedkit.arguments import RULES
 
 dispatcher = get_dispatcher(__name__)
 
@@ -26,8 +28,10 @@ class EmbedKitEmbedding(BaseEmbedding):
     Settings.embed_model = EmbedKitEmbedding(model="openai:text-embedding-3-small")
     ```
 
-    The arguments are those of `embedkit_core.Embedder`; `model_name` may stand for `model`. The core batches by itself:
-    `embed_batch_size` does not cut its requests. An `embeddings_cache` is never consulted, since its keys are bare
+    The arguments are those of `embedkit_core.Embedder`, in its spelling or in that of LlamaIndex's own classes;
+    `llamaindex_embedkit.arguments` says what becomes of each. The core batches by itself: `embed_batch_size` does not
+    cut its requests, `max_batch_texts` does, and `num_workers` is not needed. A `rate_limiter` is asked once for each
+    request, with its tokens, and never for a hit. An `embeddings_cache` is never consulted, since its keys are bare
     texts and would serve one model's vectors for another's.
 
     Raises:
@@ -54,36 +58,63 @@ class EmbedKitEmbedding(BaseEmbedding):
     max_retries: int = Field(default=6, exclude=True, frozen=True)
     timeout: float | None = Field(default=60.0, exclude=True, frozen=True)
     provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
+    rate_limiter: Any = Field(default=None, exclude=True, frozen=True)
+    pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
 
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str | None = None, **arguments: Any) -> None:
-        # class_name comes from the host's own from_dict().
-        refuse_unknown(type(self).__name__, arguments, [*type(self).model_fields, "model", "class_name"])
-        arguments.pop("class_name", None)
-        name = arguments.setdefault("model_name", model)
-        if name is None or model not in (None, name):
-            raise ConfigurationError(f"{type(self).__name__} takes one model, such as 'openai:text-embedding-3-small'")
-        if arguments.pop("embeddings_cache", None) is not None:
+    def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
+        # What to_dict() gives beside the arguments comes back through the host's own from_dict().
+        given = {name: value for name, value in arguments.items() if name not in ("class_name", "fingerprint")}
+        taken = self._take(given if model is NOT_GIVEN else {"model": model, **given})
+        if "model_name" not in taken:
+            taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
+        if taken.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-        if arguments.pop("rate_limiter", None) is not None:
-            warnings.warn("rate_limiter is not used: max_concurrency bounds what is in flight", stacklevel=2)
         try:
-            super().__init__(**arguments)
+            super().__init__(**taken)
         except ValidationError as error:
             raise complaint(type(self).__name__, error.errors(include_input=False)) from None
         self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
+
+    @classmethod
+    def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        taken = take_arguments(cls.__name__, given, cls.model_fields, RULES)
+        if isinstance(name := taken.get("model_name"), str):
+            taken["model_name"] = str.__str__(name)  # the host names its models by enumerations
+        return taken
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; with another setting, a new object is made and checked."""
         if not update:
             return super().model_copy(deep=deep)
-        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | self._take(update))
 
     @classmethod
     def class_name(cls) -> str:
         """Give the name the host serializes under."""
         return "EmbedKitEmbedding"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Give what changes vectors, from which the same model can be made: the host's caches key by it.
+
+        `fingerprint` covers what is not an argument: an address from the environment, the content of a model's folder.
+        """
+        data = super().to_dict(**kwargs)
+        options = self.provider_options
+        data["model_name"] = self._embedder.model
+        data["dimensions"] = self._embedder.provider.dimensions
+        data["provider_options"] = {name: options[name] for name in sorted(options)} if options else None
+        return {**data, "fingerprint": self._embedder.fingerprint}
+
+    def to_payload(self) -> dict[str, Any]:
+        """Give what events show of this model."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+        }
 
     @property
     def embedder(self) -> Embedder:
@@ -196,7 +227,31 @@ class EmbedKitEmbedding(BaseEmbedding):
                 # Validated, the event would walk and copy every number while the caller's loop waits.
                 dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=found))
 
+    def import_vectors(
+        self,
+        texts: Iterable[str],
+        vectors: Iterable[Sequence[float] | None],
+        *,
+        input_type: InputType = "document",
+        verify: int = 3,
+    ) -> Imported:
+        """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
+        return self._embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
+
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the settings; never the key, which the other process finds in its own environment."""
+        """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
+        self._embedder.__reduce__()  # the host would drop what cannot be pickled, a cache of the user's say, in silence
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "api_key": None}}
+        travels = self.pickle_api_key and "api_key" in self.model_fields_set
+        left = {"rate_limiter": None} | ({} if travels else {"api_key": None})
+        return {**state, "__dict__": {**state["__dict__"], **left}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        BaseModel.__setstate__(self, state)  # the host would call the constructor, with nothing left to tell it
+        self.__dict__.setdefault("callback_manager", CallbackManager([]))
+        self.__dict__["rate_limiter"] = self._embedder.rate_limiter
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; limiter and cache are shared, as what they bound and hold is."""
+        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache)}
+        return super().__deepcopy__({**(memo or {}), **shared})

@@ -68,10 +68,9 @@ class Local:
 class TestServedUnit(Served, EmbeddingsUnitTests):
     @property
     def init_from_env_params(self):
-        """The key stays in the environment: no attribute holds it."""
         found = {"OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": self.server.base_url}
         given = {"model": OPENAI, "cache": False}
-        return found, given, {"model": OPENAI, "api_key": None, "base_url": None}
+        return found, given, {"model": OPENAI, "api_key": "test-key"}
 
 
 class TestServedIntegration(Served, EmbeddingsIntegrationTests):

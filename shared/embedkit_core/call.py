@@ -6,33 +6,23 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedkit_core.engine.items import Lane, Rows, Ticket
+from embedkit_core.engine.items import Rows, Ticket
 from embedkit_core.engine.loop import engine
 from embedkit_core.errors import ConfigurationError, EmbedKitError, PartialFailureError, ProviderError
 from embedkit_core.plan import Plan, make_plan
-from embedkit_core.types import EmbeddingResult, InputType, Usage, Vectors
+from embedkit_core.roles import Role
+from embedkit_core.types import EmbeddingResult, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
     from embedkit_core.engine.account import Account
 
 logger = logging.getLogger("embedkit_core")
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What an embedder does for one input type: the lane of its requests, its keys' beginning and what that covers."""
-
-    input_type: InputType
-    lane: Lane
-    prefix: bytes
-    parts: Mapping[str, Any]
 
 
 class Call:

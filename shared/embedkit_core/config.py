@@ -137,6 +137,12 @@ def whole_number(name: str, value: object, least: int) -> None:
         raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
+def can(name: str, value: object, method: str) -> None:
+    """Raise ConfigurationError unless an object that was given has a method."""
+    if value is not None and not callable(getattr(value, method, None)):
+        raise ConfigurationError(f"{name}={type(value).__name__} has no method {method}()")
+
+
 def positive_seconds(name: str, value: object) -> None:
     """Raise ConfigurationError unless a setting is a time in seconds, or None for no limit."""
     if value is None:

@@ -142,6 +142,22 @@ class Usage:
         """The cost in USD, or None where some tokens have no known price."""
         return None if self.unpriced_tokens else self.priced_usd
 
+    def __str__(self) -> str:
+        """Give a receipt in one line: "20,000 texts, 20,000 from cache, 0 requests"."""
+        counts = {
+            "from cache": self.cache_hits,
+            "duplicates": self.duplicates,
+            "shared with other callers": self.joined,
+            "sent": self.sent,
+            "failed": self.failed,
+        }
+        said = [f"{self.texts:,} texts", *(f"{n:,} {what}" for what, n in counts.items() if n)]
+        said.append(f"{self.requests:,} requests" + (f" ({self.retries:,} of them retries)" if self.retries else ""))
+        if self.tokens:
+            cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd.normalize():f}"
+            said.append(f"{self.tokens:,} tokens, {cost}")
+        return ", ".join(said)
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 

@@ -53,8 +53,9 @@ class Provider(ABC):
     `endpoint` is "" at the provider's own host, else its canonical address. `account` names what shares a bound and a
     client: provider, endpoint and credential. `dimensions` is the width of the vectors, None where only a reply can
     tell. A model `on_this_machine` has as long as it takes: no timeout applies. `cuts_long_texts` says that the
-    provider itself cuts a text over its limit. `own_fields` are those of the wire that the user's options may not name,
-    because arguments of ours or the provider set them.
+    provider itself cuts a text over its limit, `key_variable` which environment variable its key comes from.
+    `own_fields` are those of the wire that the user's options may not name, because arguments of ours or the provider
+    set them.
     """
 
     name: ClassVar[str]
@@ -62,6 +63,7 @@ class Provider(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     on_this_machine: ClassVar[bool] = False
     cuts_long_texts: ClassVar[bool] = False
+    key_variable: ClassVar[str | None] = None
     own_fields: ClassVar[frozenset[str]] = frozenset({"model", "input", "dimensions", "prompt", "role"})
 
     model: str

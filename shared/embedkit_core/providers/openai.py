@@ -65,6 +65,7 @@ class OpenAI(Provider):
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+    key_variable: ClassVar[str | None] = "OPENAI_API_KEY"
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {"encoding_format"}
 
     def __init__(self, settings: ProviderSettings) -> None:
@@ -82,7 +83,7 @@ class OpenAI(Provider):
         self.usd_per_million = info.usd_per_million if info else None
         self._prompts = {"query": settings.query_prompt or "", "document": settings.document_prompt or ""}
         self._options = dict(settings.options)
-        self._organization = os.environ.get("OPENAI_ORG_ID")
+        self._organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
         self._project = os.environ.get("OPENAI_PROJECT_ID")
         self._key = self._find_key(settings.api_key)
         self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
@@ -137,7 +138,8 @@ class OpenAI(Provider):
 def _address(base_url: str | None) -> str:
     if base_url is not None:
         return base_url
-    return os.environ.get("OPENAI_BASE_URL") or OWN_HOST
+    # LangChain's and LlamaIndex's variable first, as they have it: who moves from them must not reach another host.
+    return os.environ.get("OPENAI_API_BASE") or os.environ.get("OPENAI_BASE_URL") or OWN_HOST
 
 
 class OpenAIClient:
