@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.utils import secret_from_env
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import Embedder, Imported, InputType, Usage
+from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
 from langchain_embedkit.arguments import RULES
 
@@ -49,7 +48,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     max_retries: int = 6
     timeout: float | None = 60.0
     provider_options: Mapping[str, Any] | None = None
-    rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True)
+    rate_limiter: RateLimiter | None = Field(default=None, exclude=True)
     pickle_api_key: bool = False
 
     _embedder: Embedder = PrivateAttr()

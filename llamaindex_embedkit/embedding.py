@@ -14,7 +14,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import Embedder, Imported, InputType, Usage
+from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
 from llamaindex_embedkit.arguments import RULES
 
@@ -58,7 +58,7 @@ class EmbedKitEmbedding(BaseEmbedding):
     max_retries: int = Field(default=6, exclude=True, frozen=True)
     timeout: float | None = Field(default=60.0, exclude=True, frozen=True)
     provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
-    rate_limiter: Any = Field(default=None, exclude=True, frozen=True)
+    rate_limiter: RateLimiter | None = Field(default=None, exclude=True, frozen=True)
     pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
 
     _embedder: Embedder = PrivateAttr()
