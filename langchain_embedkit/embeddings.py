@@ -69,9 +69,10 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
         return take_arguments(cls.__name__, given, cls.model_fields, RULES)
 
     def _show_key_of_environment(self) -> None:
-        # It is the embedder that uses it, and the set of fields given that tells it from a key that was passed.
+        # The embedder finds it by itself; that it is not among the fields set tells it from a key that was passed.
         variable = self._embedder.provider.key_variable
         if self.api_key is None and variable is not None:
+            self.__pydantic_fields_set__.discard("api_key")
             self.__dict__["api_key"] = secret_from_env(variable, default=None)()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
