@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.embedders import needs_local_model
+
+pytestmark = needs_local_model
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 Runs = list[subprocess.CompletedProcess[str]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.embedders import MINILM, embedder, texts_sent
+from support.embedders import MINILM, embedder, needs_local_model, texts_sent
 from support.openai_client import expected
 from support.openai_server import OpenAIServer
 
@@ -26,6 +26,7 @@ BAD = {
     "half a pair": "fine until \ud800",
 }
 WIDTHS = {"openai": 1536, "fake": 8, "local": 384}
+each_provider = pytest.mark.parametrize("name", ["openai", "fake", pytest.param("local", marks=needs_local_model)])
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def provider(name: str) -> Iterator[tuple[Embedder, Any]]:
         yield Embedder(MINILM, cache=False), lambda: 0
 
 
-@pytest.mark.parametrize("name", WIDTHS)
+@each_provider
 def test_no_texts_give_no_vectors_and_no_request(name):
     with provider(name) as (empty, requests):
         for nothing in ([], (), iter(())):
@@ -62,7 +63,7 @@ def test_no_texts_to_a_model_of_unknown_width_give_no_columns_until_it_is_known(
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("name", WIDTHS)
+@each_provider
 def test_what_cannot_be_embedded_is_named_by_position_and_nothing_is_sent(name, kind):
     with provider(name) as (careful, requests):
         for input_type in ("document", "query"):
@@ -76,7 +77,7 @@ def test_what_cannot_be_embedded_is_named_by_position_and_nothing_is_sent(name, 
         assert (requests(), careful.usage) == (0, Usage())
 
 
-@pytest.mark.parametrize("name", WIDTHS)
+@each_provider
 async def test_the_async_doors_refuse_the_same(name):
     with provider(name) as (careful, requests):
         with pytest.raises(InputError) as caught:
@@ -90,7 +91,7 @@ async def test_the_async_doors_refuse_the_same(name):
         assert requests() == 0
 
 
-@pytest.mark.parametrize("name", WIDTHS)
+@each_provider
 @pytest.mark.parametrize("texts", ["text", b"text", "", None, 7])
 def test_what_is_no_list_of_texts_is_refused(name, texts):
     with provider(name) as (careful, requests):

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
-from support.embedders import MINILM, embedder, numbered, texts_sent
+from support.embedders import MINILM, embedder, needs_local_model, numbered, texts_sent
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import AuthenticationError, Embedder
@@ -77,10 +77,12 @@ class TestServedIntegration(Served, EmbeddingsIntegrationTests):
     pass
 
 
+@needs_local_model
 class TestLocalUnit(Local, EmbeddingsUnitTests):
     pass
 
 
+@needs_local_model
 class TestLocalIntegration(Local, EmbeddingsIntegrationTests):
     pass
 
@@ -91,7 +93,7 @@ def lang(server, **options):
     )
 
 
-@pytest.fixture(params=["served", "local"])
+@pytest.fixture(params=["served", pytest.param("local", marks=needs_local_model)])
 def embeddings(request, server):
     return lang(server) if request.param == "served" else EmbedKitEmbeddings(model=MINILM, cache=False)
 

@@ -10,10 +10,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from support.embedders import MINILM, WEIGHTS, copied_model, numbered, sentence_transformer, truth
+from support.embedders import MINILM, WEIGHTS, copied_model, needs_local_model, numbered, sentence_transformer, truth
 
 from embedkit_core import Embedder, Usage
 from embedkit_core.errors import ConfigurationError
+
+pytestmark = needs_local_model
 
 TEXTS = ["the cat sits on the mat", "a query about cats", "Ünïcode \U0001f408 und 猫", "x", "two\nlines", "word " * 30]
 PROMPTS = {"query": "query: ", "document": "passage: "}

@@ -6,7 +6,16 @@ from math import ceil
 
 import numpy as np
 import pytest
-from support.embedders import MINILM, embedder, long_text, numbered, sentence_transformer, texts_sent, truth
+from support.embedders import (
+    MINILM,
+    embedder,
+    long_text,
+    needs_local_model,
+    numbered,
+    sentence_transformer,
+    texts_sent,
+    truth,
+)
 from support.openai_replies import error
 from support.openai_server import Fault, OpenAIServer, tokens_of, vector_of
 
@@ -224,6 +233,7 @@ def local_count(text: str) -> int:
 LONG = "the quick brown fox jumps over the lazy dog " * 40
 
 
+@needs_local_model
 def test_a_local_model_cuts_by_itself_and_the_result_names_the_texts(tmp_path):
     with local("truncate", cache=tmp_path) as cutting:
         first, again = (cutting.embed(["short", LONG, "brief"]) for _ in range(2))
@@ -235,6 +245,7 @@ def test_a_local_model_cuts_by_itself_and_the_result_names_the_texts(tmp_path):
     assert (again.usage.cache_hits, again.usage.requests) == (3, 0)
 
 
+@needs_local_model
 def test_a_local_model_s_mean_is_that_of_the_pieces():
     with local("mean") as averaging:
         result = averaging.embed(["short", LONG])
@@ -248,6 +259,7 @@ def test_a_local_model_s_mean_is_that_of_the_pieces():
     assert result.truncated == ()
 
 
+@needs_local_model
 def test_a_local_model_s_error_counts_too():
     with local("error") as strict, pytest.raises(PartialFailureError) as caught:
         strict.embed(["short", LONG, LONG + "!"])

@@ -44,9 +44,9 @@ _READ = (  # the marks are filled in, never a value
 # Every column is given again: a row that somebody bent is healed.
 _WRITE = (
     "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
-    " VALUES (?1, 1, ?3, NULL, ?3, 0, NULL, 0, 1, NULL, ?2) ON CONFLICT (key, raw) DO UPDATE SET"
-    " store_time = ?3, expire_time = NULL, access_time = ?3, access_count = 0, tag = NULL, size = 0, mode = 1,"
-    " filename = NULL, value = ?2"
+    " VALUES (:key, 1, :time, NULL, :time, 0, NULL, 0, 1, NULL, :value) ON CONFLICT (key, raw) DO UPDATE SET"
+    " store_time = :time, expire_time = NULL, access_time = :time, access_count = 0, tag = NULL, size = 0, mode = 1,"
+    " filename = NULL, value = :value"
 )
 
 
@@ -167,7 +167,9 @@ class Pool:
         connection = self._borrow()
         try:
             _begin(connection)
-            connection.executemany(_WRITE, rows)
+            connection.executemany(
+                _WRITE, ({"key": key, "value": value, "time": written} for key, value, written in rows)
+            )
             connection.execute("COMMIT")
         except BaseException:
             close_all([connection])  # which rolls back
