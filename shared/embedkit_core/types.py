@@ -115,6 +115,10 @@ class Reply:
     truncated: Sequence[int] = ()
 
 
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What was asked, what of it was sent, and what that cost.
@@ -146,16 +150,16 @@ class Usage:
         """Give a receipt in one line: "20,000 texts, 20,000 from cache, 0 requests"."""
         counts = {
             "from cache": self.cache_hits,
-            "duplicates": self.duplicates,
+            "given twice": self.duplicates,
             "shared with other callers": self.joined,
             "sent": self.sent,
             "failed": self.failed,
         }
-        said = [f"{self.texts:,} texts", *(f"{n:,} {what}" for what, n in counts.items() if n)]
-        said.append(f"{self.requests:,} requests" + (f" ({self.retries:,} of them retries)" if self.retries else ""))
+        said = [_counted(self.texts, "text"), *(f"{n:,} {what}" for what, n in counts.items() if n)]
+        said.append(_counted(self.requests, "request") + (f" ({self.retries:,} of them again)" if self.retries else ""))
         if self.tokens:
             cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd.normalize():f}"
-            said.append(f"{self.tokens:,} tokens, {cost}")
+            said += [_counted(self.tokens, "token"), cost]
         return ", ".join(said)
 
     def __add__(self, other: Usage) -> Usage:
