@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,20 +10,21 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbedKitEmbeddings"]
 
+_ROOMS = {"EmbedKitEmbeddings": "langchain_embedkit.embeddings"}
+
 
 def __getattr__(name: str) -> Any:
-    # As langchain_core itself: the package costs nothing until its class is asked for.
-    if name != "EmbedKitEmbeddings":
+    # As langchain_core itself: the package costs nothing until something of it is asked for.
+    if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from langchain_embedkit.embeddings import EmbedKitEmbeddings
+        return getattr(import_module(_ROOMS[name]), name)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(("langchain_core", "pydantic")):
             raise
         from embedkit_core import MissingExtraError
 
         raise MissingExtraError("langchain_embedkit", "langchain") from None
-    return EmbedKitEmbeddings
 
 
 def __dir__() -> list[str]:

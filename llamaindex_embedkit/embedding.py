@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
@@ -14,11 +15,20 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
+from embedkit_core import Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
 from llamaindex_embedkit.arguments import RULES
+from llamaindex_embedkit.events import EmbeddingUsageEvent
 
 dispatcher = get_dispatcher(__name__)
+
+
+@dataclass(slots=True)
+class _Report:
+    """What a call comes to, for the events at its end."""
+
+    vectors: list[Embedding] = field(default_factory=list)
+    usage: Usage | None = None
 
 
 class EmbedKitEmbedding(BaseEmbedding):
@@ -144,31 +154,28 @@ class EmbedKitEmbedding(BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await ato_lists(await self._embedder.aembed_documents(texts))
 
-    # The host's own versions of the next four consult an embeddings_cache and report no end to a call that fails.
+    # The host's own versions of what follows consult an embeddings_cache, ask the rate limiter for hits too, cut calls
+    # by embed_batch_size and report no end to one that fails.
 
     @dispatcher.span
     def get_query_embedding(self, query: str) -> Embedding:
         """Embed a query."""
-        with self._events([query]) as end:
-            return end([self._get_query_embedding(query)])[0]
+        return self._embed([query], "query")[0]
 
     @dispatcher.span
     async def aget_query_embedding(self, query: str) -> Embedding:
         """Embed a query without holding the caller's loop."""
-        with self._events([query]) as end:
-            return end([await self._aget_query_embedding(query)])[0]
+        return (await self._aembed([query], "query"))[0]
 
     @dispatcher.span
     def get_text_embedding(self, text: str) -> Embedding:
         """Embed a document."""
-        with self._events([text]) as end:
-            return end(self._get_text_embeddings([text]))[0]
+        return self._embed([text], "document")[0]
 
     @dispatcher.span
     async def aget_text_embedding(self, text: str) -> Embedding:
         """Embed a document without holding the caller's loop."""
-        with self._events([text]) as end:
-            return end(await self._aget_text_embeddings([text]))[0]
+        return (await self._aembed([text], "document"))[0]
 
     @dispatcher.span
     def get_text_embedding_batch(
@@ -178,8 +185,7 @@ class EmbedKitEmbedding(BaseEmbedding):
         **kwargs: Any,  # noqa: ARG002 - the host's signature
     ) -> list[Embedding]:
         """Embed texts in one call of the core, which batches them."""
-        with self._events(texts) as end:
-            return end(self._get_text_embeddings(texts))
+        return self._embed(texts, "document")
 
     @dispatcher.span
     async def aget_text_embedding_batch(
@@ -189,43 +195,52 @@ class EmbedKitEmbedding(BaseEmbedding):
         **kwargs: Any,  # noqa: ARG002 - the host's signature
     ) -> list[Embedding]:
         """Embed texts in one call of the core, without holding the caller's loop."""
-        with self._events(texts) as end:
-            return end(await self._aget_text_embeddings(texts))
+        return await self._aembed(texts, "document")
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
         """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
-        with self._events(queries) as end:
-            vectors = end(to_lists(self._embedder.embed(queries, input_type="query").vectors))
-        return (agg_fn or mean_agg)(vectors)
+        return (agg_fn or mean_agg)(self._embed(queries, "query"))
 
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
         """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
-        with self._events(queries) as end:
-            vectors = end(await ato_lists((await self._embedder.aembed(queries, input_type="query")).vectors))
-        return (agg_fn or mean_agg)(vectors)
+        return (agg_fn or mean_agg)(await self._aembed(queries, "query"))
+
+    def _embed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
+        with self._reported(texts, input_type) as report:
+            result = self._embedder.embed(texts, input_type=input_type)
+            report.usage = result.usage
+            report.vectors = to_lists(result.vectors)
+        return report.vectors
+
+    async def _aembed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
+        with self._reported(texts, input_type) as report:
+            result = await self._embedder.aembed(texts, input_type=input_type)
+            report.usage = result.usage
+            report.vectors = await ato_lists(result.vectors)
+        return report.vectors
 
     @contextmanager
-    def _events(self, texts: list[str]) -> Iterator[Callable[[list[Embedding]], list[Embedding]]]:
-        """Report a call to the host: its start now, its end with the vectors, on failure with none."""
+    def _reported(self, texts: list[str], input_type: InputType) -> Iterator[_Report]:
+        """Report a call to the host: its start now, its end with the vectors, on failure with none, and its usage."""
         payload = self.to_payload()
-        found: list[Embedding] = []
-
-        def end(vectors: list[Embedding]) -> list[Embedding]:
-            found.extend(vectors)
-            return vectors
-
+        report = _Report()
         dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}) as event:
             try:
-                yield end
+                yield report
+            except EmbedKitError as error:
+                report.usage = error.usage
+                raise
             finally:
-                event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: found})
+                event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: report.vectors})
                 # Validated, the event would walk and copy every number while the caller's loop waits.
-                dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=found))
+                dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=report.vectors))
+                model = self._embedder.model
+                dispatcher.event(EmbeddingUsageEvent(model=model, input_type=input_type, usage=report.usage))
 
     def import_vectors(
         self,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from pydantic import Field
 from support.embedders import copied_model, needs_local_model, numbered
 from support.openai_server import OpenAIServer, vector_of
 
-from embedkit_core import AuthenticationError
+from embedkit_core import AuthenticationError, InputError, PartialFailureError, Usage
 from embedkit_core.testing import FakeServer, fake_vector
-from llamaindex_embedkit import EmbedKitEmbedding
+from llamaindex_embedkit import EmbeddingUsageEvent, EmbedKitEmbedding
 
 OPENAI = "openai:text-embedding-3-small"
 
@@ -336,6 +337,40 @@ async def test_a_start_has_its_end_when_the_caller_leaves(server, heard):
         await work
     server.release()
     assert [len(heard.of(kind)) for kind in (EmbeddingStartEvent, EmbeddingEndEvent)] == [1, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_call_has_one_usage_event_with_the_tokens_as_billed_and_the_hits(server, tmp_path, heard, method):
+    model = index_model(server, cache=tmp_path)
+    await call(model, method)
+    await call(model, method)
+    first, second = heard.of(EmbeddingUsageEvent)
+    n = len(METHODS[method][0])
+    assert first.usage == Usage(texts=n, sent=n, requests=1, tokens=n, priced_usd=n * Decimal("0.00000002"))
+    assert second.usage == Usage(texts=n, cache_hits=n)
+    assert (first.model, first.input_type) == (OPENAI, "query" if "quer" in method else "document")
+    assert first.model_dump()["usage"]["tokens"] == n
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_call_that_fails_has_one_usage_event_too(server, heard, method):
+    with pytest.raises(AuthenticationError) as failed:
+        await call(index_model(server, api_key="wrong"), method)
+    [event] = heard.of(EmbeddingUsageEvent)
+    n = len(METHODS[method][0])
+    assert event.usage == failed.value.usage == Usage(texts=n, failed=n, requests=1)
+
+
+def test_a_call_that_fails_in_part_has_one_usage_event_of_what_it_took(server, heard):
+    server.poison.add("bad")
+    with pytest.raises(PartialFailureError) as failed:
+        index_model(server).get_text_embedding_batch(["fine", "bad", "fine too"])
+    [event] = heard.of(EmbeddingUsageEvent)
+    assert event.usage == failed.value.usage == failed.value.result.usage
+    assert (event.usage.sent, event.usage.failed) == (2, 1)
+    with pytest.raises(InputError):
+        index_model(server).get_text_embedding_batch(["fine", " "])
+    assert heard.of(EmbeddingUsageEvent)[1].usage is None
 
 
 def test_the_hosts_token_counter_counts(server):

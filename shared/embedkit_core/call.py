@@ -173,7 +173,9 @@ class Call:
         )
         self._owner.note(result)
         if result.failed and self._owner.settings.on_error == "raise":
-            raise self._failure(result)
+            failure = self._failure(result)
+            failure.usage = result.usage
+            raise failure
         return result
 
     def _assemble(self) -> Vectors:
