@@ -92,6 +92,8 @@ LAWS = [
         "lane.proven = False\n        give_up(scheduler, items, error)",
         "test_retries.py",
     ),
+    Law(15, "engine/scheduler.py", "if flight.lane.lane.gate is None:", "if True:", "test_laws.py"),
+    Law(15, "engine/queues.py", "if self.asking is not None:", "if False:", "test_laws.py"),
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
     Law(
         12,
