@@ -92,9 +92,10 @@ def test_the_core_knows_no_framework(path):
         ("plan.py", {"types", "errors", "engine.packing"}),
         ("lists.py", {"types", "forks"}),
         ("meter.py", {"types", "forks"}),
-        ("cache", {"types", "errors", "forks", "cache"}),
+        ("plugins.py", {"errors"}),
+        ("cache", {"types", "errors", "forks", "plugins", "cache"}),
         ("engine", {"types", "errors", "forks", "meter", "engine"}),
-        ("providers", {"types", "errors", "secrets", "engine.retry", "providers"}),
+        ("providers", {"types", "errors", "secrets", "plugins", "engine.retry", "providers"}),
         ("testing", {"types", "errors", "providers", "testing"}),
     ],
 )

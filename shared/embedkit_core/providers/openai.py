@@ -80,7 +80,7 @@ class OpenAI(Provider):
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self.limits = info.limits if info else COMPATIBLE
         self.usd_per_million = info.usd_per_million if info else None
-        self._prompts = {"query": settings.query_prompt or "", "document": settings.document_prompt or ""}
+        self._prompts = settings.prompts
         self._options = dict(settings.options)
         self._organization = os.environ.get("OPENAI_ORG_ID")
         self._project = os.environ.get("OPENAI_PROJECT_ID")
@@ -161,8 +161,8 @@ class OpenAIClient:
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
         fields = dict(batch.wire)
-        prompt = fields.pop("prompt", "")
-        texts = [prompt + text for text in batch.texts] if prompt else list(batch.texts)
+        fields.pop("prompt", None)
+        texts = batch.prompted()
         encoding = self._encoding
         body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
