@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.plugin import on_paper, ran
 
-from embedkit_core import ConfigurationError, Embedder, plugins
+from embedkit_core import AuthenticationError, ConfigurationError, Embedder, plugins
 from embedkit_core.cache import open_cache
 from embedkit_core.providers import ProviderSettings, provider_class
 from embedkit_core.secrets import Secret
@@ -241,6 +241,20 @@ def test_what_was_not_given_is_not_refused():
 def test_a_setting_that_does_not_exist_is_the_providers_mistake():
     with pytest.raises(TypeError, match="dimension"):
         ProviderSettings("small").only("dimension")
+
+
+def test_a_key_is_the_users_or_the_environments_or_lost(monkeypatch):
+    given, lost = ProviderSettings("small", api_key=Secret("given")), ProviderSettings("small", api_key=Secret.lost())
+    monkeypatch.delenv("ACME_API_KEY", raising=False)
+    assert ProviderSettings("small").find_key("ACME_API_KEY") is None
+    with pytest.raises(AuthenticationError, match="not pickled"):
+        lost.find_key("ACME_API_KEY").reveal()
+    monkeypatch.setenv("ACME_API_KEY", " found\n")
+    found = [settings.find_key("ACME_API_KEY").reveal() for settings in (given, lost, ProviderSettings("small"))]
+    assert found == ["given", "found", "found"]
+    monkeypatch.setenv("ACME_API_KEY", "two words")
+    with pytest.raises(ConfigurationError, match="environment variable ACME_API_KEY"):
+        lost.find_key("ACME_API_KEY")
 
 
 def test_the_door_for_providers_gives_what_one_needs():

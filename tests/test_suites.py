@@ -1,12 +1,21 @@
 """The conformance suites fail what is wrong, say so in words, and cannot be talked out of a case."""
 
+import logging
 import sys
 
 import pytest
 from support.plugin import pytest_run, ran, suite_run
 
 from embedkit_core import testing
-from embedkit_core.testing import CacheSuite, ProviderSuite
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadReplyError,
+    ProviderError,
+    QuotaError,
+    RateLimitError,
+    UnavailableError,
+)
+from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
 
 CASE = "test_rows_come_in_the_order_of_the_texts"
 GUARD = "test_no_case_is_overridden_or_removed"
@@ -76,6 +85,60 @@ def test_a_cache_that_shares_its_arrays_fails():
     ):
         with pytest.raises(AssertionError, match="other numbers"):
             getattr(Suite(), case)(None)
+
+
+class Failing(ProviderSuite):
+    """A far end that fails with one error, whatever it is told to fail with."""
+
+    model, api_key, asymmetric = "fake:failing", "sk-fake-key-of-mine", True
+
+    def __init__(self, error, seen_per_request=1):
+        self.server, self.error, self.factor = FakeServer(), error, seen_per_request
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.url}
+
+    def requests_seen(self):
+        return self.factor * len(self.server.seen)
+
+    def fail(self, kind):
+        self.server.fault_for = lambda texts: self.error(texts) if kind else None
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "words"),
+    [
+        ("test_a_key_that_is", lambda texts: QuotaError("no"), "raised as QuotaError instead of AuthenticationError"),
+        ("test_a_key_that_is", lambda texts: AuthenticationError(f"no: {texts[0]}"), "repeats a text"),
+        ("test_a_key_that_is", lambda texts: AuthenticationError("no", request_id=Failing.api_key), "repeats the key"),
+        ("test_an_account_without", lambda texts: RateLimitError("no"), "raised as RateLimitError instead of Quota"),
+        ("test_a_request_that_is", lambda texts: ValueError("no"), "raised as ProviderError instead of BadRequest"),
+        ("test_a_lasting_outage", lambda texts: ProviderError("no"), "raised as ProviderError instead of Unavailable"),
+        ("test_a_passing_outage", lambda texts: BadReplyError("no"), "BadReplyError"),
+        ("test_a_text_that_is_refused", lambda texts: AuthenticationError("no"), "AuthenticationError"),
+    ],
+)
+def test_an_error_of_the_wrong_kind_or_with_a_secret_in_it_fails(case, error, words):
+    [name] = [name for name in dir(Failing) if name.startswith(case)]
+    with pytest.raises((AssertionError, ProviderError)) as failed:
+        getattr(Failing(error), name)()
+    assert words in f"{type(failed.value).__name__}: {failed.value}"
+
+
+def test_a_client_that_retries_by_itself_fails():
+    failing = Failing(lambda texts: UnavailableError("no", retry_after=0.0), seen_per_request=3)
+    with pytest.raises(AssertionError, match="sent 9 requests instead of 3: switch the retries of the SDK off"):
+        failing.test_a_lasting_outage_is_tried_max_retries_and_once_more()
+
+
+def test_a_log_line_that_holds_a_text_fails():
+    def error(texts):
+        logging.getLogger("acme.sdk").info("POST /embeddings input=%s", texts)
+        return AuthenticationError("no")
+
+    with pytest.raises(AssertionError, match="repeats a text"):
+        Failing(error).test_a_key_that_is_refused_is_an_authentication_error_after_one_request()
 
 
 # Cases cannot be talked out of

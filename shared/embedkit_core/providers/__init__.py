@@ -7,6 +7,7 @@ one of our errors. Retrying, batching, caching and counting are done around it.
 from __future__ import annotations
 
 import importlib.util
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from embedkit_core import plugins
 from embedkit_core.errors import ConfigurationError, MissingExtraError
-from embedkit_core.secrets import Secret
+from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, LongText, ModelInfo, Reply
 
 __all__ = [
@@ -69,6 +70,17 @@ class ProviderSettings:
             if value is not None and name not in used:
                 takes = f"it takes {', '.join(used)}" if used else "it takes no settings"
                 raise ConfigurationError(f"the model {self.name!r} takes no {name}; {takes}")
+
+    def find_key(self, variable: str) -> Secret | None:
+        """Give the user's key, or the one in an environment variable; None where there is neither.
+
+        A key that was given in another process stays there: where the environment has none either, the Secret is lost,
+        and revealing it is the AuthenticationError of the first request.
+        """
+        if self.api_key is not None and not self.api_key.is_lost:
+            return self.api_key
+        found = os.environ.get(variable)
+        return Secret(clean(found, f"the environment variable {variable}")) if found else self.api_key
 
     @property
     def prompts(self) -> dict[InputType, str]:

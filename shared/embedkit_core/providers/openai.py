@@ -34,7 +34,7 @@ from embedkit_core.errors import (
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
 from embedkit_core.providers.messages import canonical_url, quotable
-from embedkit_core.secrets import Secret, clean
+from embedkit_core.secrets import Secret
 from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class OpenAI(Provider):
         self._options = dict(settings.options)
         self._organization = os.environ.get("OPENAI_ORG_ID")
         self._project = os.environ.get("OPENAI_PROJECT_ID")
-        self._key = self._find_key(settings.api_key)
+        self._key = self._key_from(settings)
         self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
 
     @classmethod
@@ -92,14 +92,10 @@ class OpenAI(Provider):
         """Tell whether an address, given or from the environment, is OpenAI's own."""
         return canonical_url(_address(base_url)) == OWN_HOST
 
-    def _find_key(self, given: Secret | None) -> Secret:
-        if given is not None and not given.is_lost:
-            return given
-        found = os.environ.get("OPENAI_API_KEY")
-        if found:
-            return Secret(clean(found, "the environment variable OPENAI_API_KEY"))
-        if given is not None:
-            return given  # lost on the way from another process: said at the first request
+    def _key_from(self, settings: ProviderSettings) -> Secret:
+        found = settings.find_key("OPENAI_API_KEY")
+        if found is not None:
+            return found
         if not self.endpoint:
             raise ConfigurationError(
                 f"no API key for openai:{self.model}: pass api_key=, or set the environment variable OPENAI_API_KEY"
