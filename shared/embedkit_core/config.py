@@ -32,6 +32,8 @@ def resolve_provider(
         ConfigurationError: for a model, provider, key or setting that cannot work; the message names the way out.
     """
     one_of("on_long_text", on_long_text, get_args(LongText))
+    if dimensions is not None:
+        whole_number("dimensions", dimensions, 1)
     for name, prompt in (("query_prompt", query_prompt), ("document_prompt", document_prompt)):
         if prompt is not None and not isinstance(prompt, str):
             raise ConfigurationError(f"{name} must be a string, not {type(prompt).__name__}")

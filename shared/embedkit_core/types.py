@@ -101,6 +101,11 @@ class Batch:
     wire: Mapping[str, Any]
     timeout: float | None = None
 
+    def prompted(self) -> list[str]:
+        """Give the texts with the wire's `prompt` before each, for a provider that has no field for it."""
+        prompt = self.wire.get("prompt", "")
+        return [prompt + text for text in self.texts]
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -34,7 +34,7 @@ from embedkit_core.errors import (
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
 from embedkit_core.providers.messages import canonical_url, quotable
-from embedkit_core.secrets import Secret, clean
+from embedkit_core.secrets import Secret
 from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ class OpenAI(Provider):
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self.limits = info.limits if info else COMPATIBLE
         self.usd_per_million = info.usd_per_million if info else None
-        self._prompts = {"query": settings.query_prompt or "", "document": settings.document_prompt or ""}
+        self._prompts = settings.prompts
         self._options = dict(settings.options)
         self._organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
         self._project = os.environ.get("OPENAI_PROJECT_ID")
-        self._key = self._find_key(settings.api_key)
+        self._key = self._key_from(settings)
         self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
 
     @classmethod
@@ -93,14 +93,10 @@ class OpenAI(Provider):
         """Tell whether an address, given or from the environment, is OpenAI's own."""
         return canonical_url(_address(base_url)) == OWN_HOST
 
-    def _find_key(self, given: Secret | None) -> Secret:
-        if given is not None and not given.is_lost:
-            return given
-        found = os.environ.get("OPENAI_API_KEY")
-        if found:
-            return Secret(clean(found, "the environment variable OPENAI_API_KEY"))
-        if given is not None:
-            return given  # lost on the way from another process: said at the first request
+    def _key_from(self, settings: ProviderSettings) -> Secret:
+        found = settings.find_key("OPENAI_API_KEY")
+        if found is not None:
+            return found
         if not self.endpoint:
             raise ConfigurationError(
                 f"no API key for openai:{self.model}: pass api_key=, or set the environment variable OPENAI_API_KEY"
@@ -163,8 +159,8 @@ class OpenAIClient:
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
         fields = dict(batch.wire)
-        prompt = fields.pop("prompt", "")
-        texts = [prompt + text for text in batch.texts] if prompt else list(batch.texts)
+        fields.pop("prompt", None)
+        texts = batch.prompted()
         encoding = self._encoding
         body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
