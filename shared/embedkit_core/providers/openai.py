@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 OWN_HOST = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "no-key-needed"
+KEY_VARIABLE = "OPENAI_API_KEY"
 COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = re.compile(
@@ -65,7 +66,7 @@ class OpenAI(Provider):
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
-    key_variable: ClassVar[str | None] = "OPENAI_API_KEY"
+    key_variable: ClassVar[str | None] = KEY_VARIABLE
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {"encoding_format"}
 
     def __init__(self, settings: ProviderSettings) -> None:
@@ -94,12 +95,12 @@ class OpenAI(Provider):
         return canonical_url(_address(base_url)) == OWN_HOST
 
     def _key_from(self, settings: ProviderSettings) -> Secret:
-        found = settings.find_key("OPENAI_API_KEY")
+        found = settings.find_key(KEY_VARIABLE)
         if found is not None:
             return found
         if not self.endpoint:
             raise ConfigurationError(
-                f"no API key for openai:{self.model}: pass api_key=, or set the environment variable OPENAI_API_KEY"
+                f"no API key for openai:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
             )
         return Secret(PLACEHOLDER_KEY)
 
