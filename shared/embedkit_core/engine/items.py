@@ -229,5 +229,16 @@ class Flight:
         return list(keep.values())
 
 
+@dataclass(slots=True)
+class Step:
+    """What the shell is to do: ask rate limiters, send, keep rows, wake callers, and call again at `wake_at`."""
+
+    asks: list[Flight] = field(default_factory=list)
+    sends: list[Flight] = field(default_factory=list)
+    commits: list[Flight] = field(default_factory=list)
+    finished: list[Ticket] = field(default_factory=list)
+    wake_at: float | None = None
+
+
 def _among(cache: Cache, caches: list[Cache]) -> bool:
     return any(cache is other for other in caches)  # by identity: a cache of the user's may be equal to another

@@ -9,10 +9,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from embedkit_core.engine import failures
-from embedkit_core.engine.items import Flight, Group, Item, Lane, Ticket, Waiter
+from embedkit_core.engine.items import Flight, Group, Item, Lane, Step, Ticket, Waiter
 from embedkit_core.engine.queues import LaneQueue, Parked
 from embedkit_core.engine.recent import Recent, RecentRows
 from embedkit_core.engine.replies import bill, check, collect
@@ -22,17 +21,6 @@ from embedkit_core.types import Batch, Reply, Usage, Vectors
 
 LANES = 512  # idle ones remember limits and that they have answered before; more are not worth their memory
 QUERIES_IN_A_ROW = 7  # while bulk waits; then it gets a slot
-
-
-@dataclass(slots=True)
-class Step:
-    """What the shell is to do: ask rate limiters, send, keep rows, wake callers, and call again at `wake_at`."""
-
-    asks: list[Flight] = field(default_factory=list)
-    sends: list[Flight] = field(default_factory=list)
-    commits: list[Flight] = field(default_factory=list)
-    finished: list[Ticket] = field(default_factory=list)
-    wake_at: float | None = None
 
 
 class Scheduler:
@@ -51,6 +39,7 @@ class Scheduler:
         self._bounds: Counter[int] = Counter()
         self.parked = Parked()
         self._permitted: list[Flight] = []
+        self._unsent = 0
         self._queries_in_a_row = 0
         self._step = Step()
         self._stopped = False
@@ -115,6 +104,7 @@ class Scheduler:
     def barred(self, flight: Flight, error: ProviderError) -> None:
         """Take a rate limiter's own failure: nothing of this lane can go out."""
         flight.lane.asking = None
+        self._unsent -= 1
         self.release(flight)
         self._drop_unwanted(flight)
         failures.give_up_lane(self, flight, error)
@@ -225,12 +215,15 @@ class Scheduler:
                 self._send(flight)
             else:
                 flight.lane.asking = flight
+                self._unsent += 1
                 self._step.asks.append(flight)
 
     def _send_permitted(self) -> None:
         """Send what the rate limiters have let, without the texts that nobody wants any more."""
-        while self._permitted:
+        # The bound may have become stricter since they were made.
+        while self._permitted and self.in_flight - self._unsent < self.bound():
             flight = self._permitted.pop(0)
+            self._unsent -= 1
             wanted = self._drop_unwanted(flight)
             if wanted:
                 flight.items = wanted
