@@ -50,6 +50,13 @@ LAWS = [
     ),
     Law(3, "engine/queues.py", "len(picked) < min(texts, self.room.texts)", "len(picked) < texts", "test_laws.py"),
     Law(4, "engine/scheduler.py", "while self.free_slots() and", "while", "test_laws.py"),
+    Law(
+        4,
+        "engine/scheduler.py",
+        "while self._permitted and self.in_flight - self._unsent < self.bound():",
+        "while self._permitted:",
+        "test_scheduler.py",
+    ),
     Law(5, "engine/scheduler.py", "times.append(self.paused_until)", "pass", "test_laws.py"),
     Law(
         5,
