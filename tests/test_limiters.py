@@ -265,6 +265,14 @@ def test_something_that_is_no_limiter_is_refused(server):
             host(server, object())
 
 
+@pytest.mark.parametrize(
+    "host", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
+)
+def test_a_limiter_for_event_loops_only_is_refused_with_the_reason(server, host):
+    with pytest.raises(ConfigurationError, match=r"rate_limiter=Semaphore has an async acquire\(\)"):
+        host(server, asyncio.Semaphore(1))
+
+
 LEAVING = """
 import sys, threading
 from langchain_core.rate_limiters import BaseRateLimiter

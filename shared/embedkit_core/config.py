@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -139,10 +140,16 @@ def whole_number(name: str, value: object, least: int) -> None:
         raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
-def can(name: str, value: object, method: str) -> None:
-    """Raise ConfigurationError unless an object that was given has a method."""
-    if value is not None and not callable(getattr(value, method, None)):
-        raise ConfigurationError(f"{name}={type(value).__name__} has no method {method}()")
+def check_limiter(limiter: object) -> None:
+    """Raise ConfigurationError unless a rate limiter that was given can be waited for on a thread."""
+    acquire = getattr(limiter, "acquire", None)
+    if limiter is not None and not callable(acquire):
+        raise ConfigurationError(f"rate_limiter={type(limiter).__name__} has no method acquire()")
+    if inspect.iscoroutinefunction(acquire):
+        raise ConfigurationError(
+            f"rate_limiter={type(limiter).__name__} has an async acquire(); give one whose acquire() blocks: it is "
+            "called on a thread of the library's own and holds up no event loop"
+        )
 
 
 def positive_seconds(name: str, value: object) -> None:

@@ -44,7 +44,8 @@ class Embedder:
         api_key: the provider's key; by default from the provider's own environment variable.
         base_url: the address of an OpenAI-compatible server; by default the provider's own.
         dimensions: the width of the vectors; by default the model's.
-        cache: a folder; None for the user's cache folder, False for none, or an object with the cache's methods.
+        cache: a folder; None for the user's cache folder, False for none, the address of a cache that a package has
+            registered (scheme://...), or an object with the cache's methods.
         query_prompt, document_prompt: put before each text; None leaves it to the model's own.
         on_long_text: what becomes of a text over the model's limit: "truncate", "error" or "mean".
         max_concurrency: requests in flight at once, over all callers on the same account.
@@ -93,7 +94,7 @@ class Embedder:
             config.whole_number("max_batch_texts", max_batch_texts, 1)
         config.positive_seconds("timeout", timeout)
         config.one_of("on_error", on_error, get_args(OnError))
-        config.can("rate_limiter", rate_limiter, "acquire")
+        config.check_limiter(rate_limiter)
         self.settings = CallSettings(max_concurrency, max_retries, on_error)
         self.provider = config.resolve_provider(
             model,

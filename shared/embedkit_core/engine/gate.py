@@ -21,7 +21,10 @@ class Gate:
 
     def __init__(self, limiter: RateLimiter) -> None:
         self.limiter = limiter
-        self._takes_tokens = "num_tokens" in inspect.signature(limiter.acquire).parameters
+        try:
+            self._takes_tokens = "num_tokens" in inspect.signature(limiter.acquire).parameters
+        except ValueError:  # written in C
+            self._takes_tokens = False
         most: Any = getattr(limiter, "tokens_per_minute", None)
         known = isinstance(most, (int, float)) and math.isfinite(most)
         self.most_tokens = max(1, int(most)) if known else None
