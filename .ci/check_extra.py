@@ -1,0 +1,109 @@
+"""Check what works with one extra alone, and that the rest names the line that installs it.
+
+`check_extra.py <extra or bare> <model folder>`, by an environment with that extra alone, outside the checkout.
+"""
+
+import importlib
+import json
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+
+from embedkit_core import Embedder, MissingExtraError
+from embedkit_core.testing import FakeServer
+
+ADAPTERS = {
+    "langchain": ("langchain_embedkit", "EmbedKitEmbeddings", "langchain-core"),
+    "llamaindex": ("llamaindex_embedkit", "EmbedKitEmbedding", "llama-index-core"),
+}
+PROVIDERS = {"openai": "openai", "local": "sentence-transformers"}
+VECTOR = [0.6, 0.8]
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers every request as OpenAI answers one text."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        body = json.dumps({"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens": 1}}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def expect(claim, what):
+    if not claim:
+        sys.exit(f"not so: {what}")
+    print(f"  {what}")
+
+
+def refused(attempt, extra, what):
+    """Check that an attempt fails for want of an extra, and that the error is the line that installs it."""
+    try:
+        attempt()
+    except MissingExtraError as error:
+        line = f'pip install "rag-embedkit[{extra}]"'
+        expect(error.extra == extra and line in str(error), f"{what}: {line}")
+    else:
+        sys.exit(f"{what} works without the extra {extra}")
+
+
+def use_openai():
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Embedder("openai:any", base_url=f"http://127.0.0.1:{server.server_port}/v1", cache=False) as embedder:
+        vector = embedder.embed_query("x").tolist()
+    server.shutdown()
+    expect([round(number, 6) for number in vector] == VECTOR, "a server that speaks OpenAI's API is asked")
+
+
+def use_local(folder):
+    with Embedder(f"local:{folder}", cache=False) as embedder:
+        expect(embedder.embed_documents(["x", "y"]).shape == (2, embedder.dimensions), "a model in a folder is loaded")
+
+
+def use_adapter(extra):
+    package, name, host = ADAPTERS[extra]
+    door = getattr(importlib.import_module(package), name)
+    server = FakeServer()
+    embeddings = door(model="fake:any", base_url=server.url, cache=False)
+    embed = getattr(embeddings, "embed_documents", None) or embeddings.get_text_embedding_batch
+    vectors = embed(["x", "y", "x"])
+    expect(vectors[0] == vectors[2] and type(vectors[0][0]) is float, f"{name} works with {host} alone")
+    for provider in PROVIDERS:
+        make = partial(door, model=f"{provider}:any", api_key="x", cache=False)
+        refused(make, provider, f"{name} with the provider {provider}")
+
+
+def main():
+    extra, folder = sys.argv[1:]
+    known = {"bare", *ADAPTERS, *PROVIDERS}
+    expect(extra in known, f"there is a check for {extra}")
+    server = FakeServer()
+    with Embedder("fake:any", base_url=server.url, cache=False) as embedder:
+        expect(embedder.embed_documents(["x", "y"]).shape[0] == 2, "the core embeds")
+    for name, (package, _, _) in ADAPTERS.items():
+        if name != extra:
+            refused(partial(importlib.import_module, package), name, f"import {package}")
+    for provider in PROVIDERS:
+        if provider != extra:
+            make = partial(Embedder, f"{provider}:any", api_key="x", cache=False)
+            refused(make, provider, f"Embedder with the provider {provider}")
+    if extra in ADAPTERS:
+        use_adapter(extra)
+    elif extra == "openai":
+        use_openai()
+    elif extra == "local":
+        use_local(folder)
+    packages = PROVIDERS | {name: host for name, (_, _, host) in ADAPTERS.items()}
+    print("  with", ", ".join(f"{name} {version(name)}" for name in (packages.get(extra), "numpy") if name))
+
+
+main()
