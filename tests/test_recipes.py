@@ -14,7 +14,7 @@ from support.openai_server import OpenAIServer, vector_of
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-SECTIONS = {title: body for title, body in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S)}
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S))
 RECIPES = {title: re.findall(r"^```python\n(.*?)^```", body, re.M | re.S) for title, body in SECTIONS.items()}
 RECIPES = {title: "\n".join(blocks) for title, blocks in RECIPES.items() if blocks}
 MOVING = "Moving from OpenAIEmbeddings and CacheBackedEmbeddings"
