@@ -16,7 +16,7 @@ from embedkit_core.types import Entry, InputType, Vectors
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
 
-SAME = 0.999  # the cosine of one text's vector asked twice is above this; another model's is far below
+SAME = 0.999  # the cosine of one text's vector asked twice is above this, and so its length; another model's far below
 ROWS = 512  # written in one transaction
 
 
@@ -50,21 +50,39 @@ def import_vectors(
     if len(rows) != len(texts):
         raise InputError(f"{len(texts)} texts and {len(rows)} vectors: give one for each, None where there is none", ())
     plan = make_plan(texts, role.prefix)
-    doubtful = _doubtful(plan, role, embedder.provider.limits.text_tokens)
-    places = [p for p, first in enumerate(plan.first) if rows[first] is not None and p not in doubtful]
-    taken = {p: _row(rows[plan.first[p]], int(plan.first[p])) for p in places}
-    _check_width(taken, plan, role.lane.dimensions or embedder.dimensions, embedder.model)
-    _check_sample(embedder, role.input_type, plan, taken, verify)
+    stands = _positions(plan, rows)
+    doubtful = _doubtful(plan, role, embedder.provider.limits.text_tokens) & stands.keys()
+    offers = [_Offer(p, at, _row(rows[at], at)) for p, at in stands.items() if p not in doubtful]
+    _check_width(offers, role.lane.dimensions or embedder.dimensions, embedder.model)
+    _check_sample(embedder, role.input_type, plan, offers, verify)
     written = 0
-    for start in range(0, len(places), ROWS):
-        slab = places[start : start + ROWS]
-        keeper.set_many([(plan.keys[p], Entry(taken[p])) for p in slab])
-        written += len(keeper.get_many([plan.keys[p] for p in slab]))
+    for start in range(0, len(offers), ROWS):
+        slab = offers[start : start + ROWS]
+        keeper.set_many([(plan.keys[offer.place], Entry(offer.row)) for offer in slab])
+        written += len(keeper.get_many([plan.keys[offer.place] for offer in slab]))
     return Imported(
         imported=written,
-        missing=sum(rows[first] is None for first in plan.first),
+        missing=len(plan.keys) - len(stands),
         doubtful=tuple(int(plan.first[p]) for p in sorted(doubtful)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A vector for the distinct text at `place` in the plan; it stands at `position` of those given."""
+
+    place: int
+    position: int
+    row: Vectors
+
+
+def _positions(plan: Plan, rows: Sequence[object]) -> dict[int, int]:
+    """Say for each distinct text that has a vector where the first of its vectors stands."""
+    stands: dict[int, int] = {}
+    for position, place in enumerate(plan.source.tolist()):
+        if rows[position] is not None:
+            stands.setdefault(place, position)
+    return stands
 
 
 def _doubtful(plan: Plan, role: Role, limit: int | None) -> set[int]:
@@ -77,7 +95,8 @@ def _doubtful(plan: Plan, role: Role, limit: int | None) -> set[int]:
 
 def _row(vector: Any, position: int) -> Vectors:
     try:
-        row = np.asarray(vector, dtype=np.float32)
+        with np.errstate(over="ignore"):  # a number too large for float32 is refused below
+            row = np.asarray(vector, dtype=np.float32)
     except (TypeError, ValueError):
         row = np.empty((0, 0), dtype=np.float32)
     if row.ndim != 1 or not row.size or not np.isfinite(row).all():
@@ -85,31 +104,31 @@ def _row(vector: Any, position: int) -> Vectors:
     return row
 
 
-def _check_width(taken: dict[int, Vectors], plan: Plan, width: int | None, model: str) -> None:
-    for place, row in taken.items():
-        width = width or len(row)
-        if len(row) != width:
-            position = int(plan.first[place])
+def _check_width(offers: Sequence[_Offer], width: int | None, model: str) -> None:
+    for offer in offers:
+        width = width or len(offer.row)
+        if len(offer.row) != width:
             raise ConfigurationError(
-                f"the vector at position {position} has {len(row)} dimensions and {model} here has {width}: "
-                "they are another model's, or dimensions= differs; nothing was imported"
+                f"the vector at position {offer.position} has {len(offer.row)} dimensions and {model} here has "
+                f"{width}: they are another model's, or dimensions= differs; nothing was imported"
             )
 
 
-def _check_sample(
-    embedder: Embedder, input_type: InputType, plan: Plan, taken: dict[int, Vectors], verify: int
-) -> None:
+def _check_sample(embedder: Embedder, input_type: InputType, plan: Plan, offers: Sequence[_Offer], verify: int) -> None:
     """Embed a few of the texts and compare: two models can have the same width, and a cache would keep the error."""
-    places = list(taken)
-    sample = sorted({places[i] for i in np.linspace(0, len(places) - 1, num=verify, dtype=int)}) if places else []
-    if not sample:
+    if not offers or not verify:
         return
-    found = embedder.embed([plan.texts[p] for p in sample], input_type=input_type)
-    for place, truth in zip(sample, found.vectors, strict=True):
-        row = taken[place]
-        cosine = float(row @ truth / (np.linalg.norm(row) * np.linalg.norm(truth) or 1.0))
-        if not cosine >= SAME:
+    sample = [offers[i] for i in sorted(set(np.linspace(0, len(offers) - 1, num=verify, dtype=int).tolist()))]
+    found = embedder.embed([plan.texts[offer.place] for offer in sample], input_type=input_type)
+    for error in found.failed.values():
+        raise error
+    _check_width(offers, found.vectors.shape[1], embedder.model)
+    for offer, truth in zip(sample, found.vectors, strict=True):
+        length, true_length = float(np.linalg.norm(offer.row)), float(np.linalg.norm(truth))
+        cosine = float(offer.row @ truth) / (length * true_length or 1.0)
+        if not (cosine >= SAME and abs(length - true_length) <= (1 - SAME) * true_length):
             raise ConfigurationError(
-                f"the vector at position {int(plan.first[place])} is not {embedder.model}'s for that text (cosine "
-                f"{cosine:.3f}): is it another model's, or another input type's? Nothing was imported"
+                f"the vector at position {offer.position} is not {embedder.model}'s for that text (cosine "
+                f"{cosine:.3f}, length {length:.4g} for {true_length:.4g}): is it another model's, another input "
+                "type's, or not normalised? Nothing was imported"
             )
