@@ -1,12 +1,31 @@
 """Embeddings for LangChain: `EmbedKitEmbeddings`, in place of the framework's own classes."""
 
-try:
-    from langchain_embedkit.embeddings import EmbedKitEmbeddings
-except ModuleNotFoundError as error:
-    if not (error.name or "").startswith(("langchain_core", "pydantic")):
-        raise
-    from embedkit_core import MissingExtraError
+from __future__ import annotations
 
-    raise MissingExtraError("langchain_embedkit", "langchain") from None
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_embedkit.embeddings import EmbedKitEmbeddings
 
 __all__ = ["EmbedKitEmbeddings"]
+
+_ROOMS = {"EmbedKitEmbeddings": "langchain_embedkit.embeddings"}
+
+
+def __getattr__(name: str) -> Any:
+    # As langchain_core itself: the package costs nothing until something of it is asked for.
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_ROOMS[name]), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(("langchain_core", "pydantic")):
+            raise
+        from embedkit_core import MissingExtraError
+
+        raise MissingExtraError("langchain_embedkit", "langchain") from None
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

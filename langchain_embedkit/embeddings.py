@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr, ValidationError
+from langchain_core.utils import secret_from_env
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import Embedder, Usage
-from embedkit_core.hosts import ato_lists, complaint, make_embedder, refuse_unknown, to_lists
+from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
+from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
+from langchain_embedkit.arguments import RULES
 
 
 class EmbedKitEmbeddings(BaseModel, Embeddings):
@@ -20,7 +22,10 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     vectors = embeddings.embed_documents(["first text", "second text"])
     ```
 
-    The arguments are those of `embedkit_core.Embedder`. An object does not change: make another one, or `model_copy`.
+    The arguments are those of `embedkit_core.Embedder`, in its spelling or in that of langchain-openai's,
+    langchain-voyageai's and langchain-cohere's classes; `langchain_embedkit.arguments` says what becomes of each. A
+    LangChain `rate_limiter` is asked once for each request, and never for a hit. An object does not change: make
+    another one, or `model_copy`.
 
     Raises:
         ConfigurationError: before any I/O, naming the value and the way out.
@@ -43,23 +48,39 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     max_retries: int = 6
     timeout: float | None = 60.0
     provider_options: Mapping[str, Any] | None = None
+    rate_limiter: RateLimiter | None = Field(default=None, exclude=True)
+    pickle_api_key: bool = False
 
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str = "", **arguments: Any) -> None:
-        arguments = {"model": model, **arguments}
-        refuse_unknown(type(self).__name__, arguments, type(self).model_fields)
+    def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
+        taken = self._take(arguments if model is NOT_GIVEN else {"model": model, **arguments})
+        if "model" not in taken:
+            taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
         try:
-            super().__init__(**arguments)
+            super().__init__(**taken)
         except ValidationError as error:
             raise complaint(type(self).__name__, error.errors(include_input=False)) from None
         self._embedder = make_embedder(dict(self), api_key=self.api_key)
+        self._show_key_of_environment()
+
+    @classmethod
+    def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return take_arguments(cls.__name__, given, cls.model_fields, RULES)
+
+    def _show_key_of_environment(self) -> None:
+        # The embedder finds it by itself; that it is not among the fields set tells it from a key that was passed.
+        variable = self._embedder.provider.key_variable
+        if self.api_key is None and variable is not None:
+            self.__pydantic_fields_set__.discard("api_key")
+            self.__dict__["api_key"] = secret_from_env(variable, default=None)()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; with another setting, a new object is made and checked."""
         if not update:
             return super().model_copy(deep=deep)
-        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | self._take(update))
 
     @property
     def embedder(self) -> Embedder:
@@ -71,23 +92,46 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
         """What this object has asked and paid for so far."""
         return self._embedder.usage
 
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents."""
-        return to_lists(self._embedder.embed_documents(texts))
+    def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
+        """Embed documents; `chunk_size` bounds the texts in one request of this call."""
+        return to_lists(self._embedder.embed(texts, max_batch_texts=chunk_size).vectors)
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query."""
         return to_lists(self._embedder.embed([text], input_type="query").vectors)[0]
 
-    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+    async def aembed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents without holding the caller's loop."""
-        return await ato_lists(await self._embedder.aembed_documents(texts))
+        return await ato_lists((await self._embedder.aembed(texts, max_batch_texts=chunk_size)).vectors)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without holding the caller's loop."""
         return to_lists((await self._embedder.aembed([text], input_type="query")).vectors)[0]
 
+    def import_vectors(
+        self,
+        texts: Iterable[str],
+        vectors: Iterable[Sequence[float] | None],
+        *,
+        input_type: InputType = "document",
+        verify: int = 3,
+    ) -> Imported:
+        """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
+        return self._embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
+
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickle the settings; never the key, which the other process finds in its own environment."""
+        """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
         state = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "api_key": None}}
+        travels = self.pickle_api_key and "api_key" in self.model_fields_set
+        left = {"rate_limiter": None} | ({} if travels else {"api_key": None})
+        return {**state, "__dict__": {**state["__dict__"], **left}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["rate_limiter"] = self._embedder.rate_limiter
+        self._show_key_of_environment()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; limiter and cache are shared, as what they bound and hold is."""
+        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache)}
+        return super().__deepcopy__({**(memo or {}), **shared})

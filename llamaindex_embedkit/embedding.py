@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
+from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from embedkit_core import ConfigurationError, Embedder, Usage
-from embedkit_core.hosts import ato_lists, complaint, make_embedder, refuse_unknown, to_lists
+from embedkit_core import Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
+from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
+from llamaindex_embedkit.arguments import RULES
+from llamaindex_embedkit.events import EmbeddingUsageEvent
 
 dispatcher = get_dispatcher(__name__)
+
+
+@dataclass(slots=True)
+class _Report:
+    """What a call comes to, for the events at its end."""
+
+    vectors: list[Embedding] = field(default_factory=list)
+    usage: Usage | None = None
 
 
 class EmbedKitEmbedding(BaseEmbedding):
@@ -26,8 +38,10 @@ class EmbedKitEmbedding(BaseEmbedding):
     Settings.embed_model = EmbedKitEmbedding(model="openai:text-embedding-3-small")
     ```
 
-    The arguments are those of `embedkit_core.Embedder`; `model_name` may stand for `model`. The core batches by itself:
-    `embed_batch_size` does not cut its requests. An `embeddings_cache` is never consulted, since its keys are bare
+    The arguments are those of `embedkit_core.Embedder`, in its spelling or in that of LlamaIndex's own classes;
+    `llamaindex_embedkit.arguments` says what becomes of each. The core batches by itself: `embed_batch_size` does not
+    cut its requests, `max_batch_texts` does, and `num_workers` is not needed. A `rate_limiter` is asked once for each
+    request, with its tokens, and never for a hit. An `embeddings_cache` is never consulted, since its keys are bare
     texts and would serve one model's vectors for another's.
 
     Raises:
@@ -54,36 +68,63 @@ class EmbedKitEmbedding(BaseEmbedding):
     max_retries: int = Field(default=6, exclude=True, frozen=True)
     timeout: float | None = Field(default=60.0, exclude=True, frozen=True)
     provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
+    rate_limiter: RateLimiter | None = Field(default=None, exclude=True, frozen=True)
+    pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
 
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str | None = None, **arguments: Any) -> None:
-        # class_name comes from the host's own from_dict().
-        refuse_unknown(type(self).__name__, arguments, [*type(self).model_fields, "model", "class_name"])
-        arguments.pop("class_name", None)
-        name = arguments.setdefault("model_name", model)
-        if name is None or model not in (None, name):
-            raise ConfigurationError(f"{type(self).__name__} takes one model, such as 'openai:text-embedding-3-small'")
-        if arguments.pop("embeddings_cache", None) is not None:
+    def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
+        # What to_dict() gives beside the arguments comes back through the host's own from_dict().
+        given = {name: value for name, value in arguments.items() if name not in ("class_name", "fingerprint")}
+        taken = self._take(given if model is NOT_GIVEN else {"model": model, **given})
+        if "model_name" not in taken:
+            taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
+        if taken.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-        if arguments.pop("rate_limiter", None) is not None:
-            warnings.warn("rate_limiter is not used: max_concurrency bounds what is in flight", stacklevel=2)
         try:
-            super().__init__(**arguments)
+            super().__init__(**taken)
         except ValidationError as error:
             raise complaint(type(self).__name__, error.errors(include_input=False)) from None
         self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
+
+    @classmethod
+    def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        taken = take_arguments(cls.__name__, given, cls.model_fields, RULES)
+        if isinstance(name := taken.get("model_name"), str):
+            taken["model_name"] = str.__str__(name)  # the host names its models by enumerations
+        return taken
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; with another setting, a new object is made and checked."""
         if not update:
             return super().model_copy(deep=deep)
-        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | self._take(update))
 
     @classmethod
     def class_name(cls) -> str:
         """Give the name the host serializes under."""
         return "EmbedKitEmbedding"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Give what changes vectors, from which the same model can be made: the host's caches key by it.
+
+        `fingerprint` covers what is not an argument: an address from the environment, the content of a model's folder.
+        """
+        data = super().to_dict(**kwargs)
+        options = self.provider_options
+        data["model_name"] = self._embedder.model
+        data["dimensions"] = self._embedder.provider.dimensions
+        data["provider_options"] = {name: options[name] for name in sorted(options)} if options else None
+        return {**data, "fingerprint": self._embedder.fingerprint}
+
+    def to_payload(self) -> dict[str, Any]:
+        """Give what events show of this model."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+        }
 
     @property
     def embedder(self) -> Embedder:
@@ -113,31 +154,28 @@ class EmbedKitEmbedding(BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await ato_lists(await self._embedder.aembed_documents(texts))
 
-    # The host's own versions of the next four consult an embeddings_cache and report no end to a call that fails.
+    # The host's own versions of what follows consult an embeddings_cache, ask the rate limiter for hits too, cut calls
+    # by embed_batch_size and report no end to one that fails.
 
     @dispatcher.span
     def get_query_embedding(self, query: str) -> Embedding:
         """Embed a query."""
-        with self._events([query]) as end:
-            return end([self._get_query_embedding(query)])[0]
+        return self._embed([query], "query")[0]
 
     @dispatcher.span
     async def aget_query_embedding(self, query: str) -> Embedding:
         """Embed a query without holding the caller's loop."""
-        with self._events([query]) as end:
-            return end([await self._aget_query_embedding(query)])[0]
+        return (await self._aembed([query], "query"))[0]
 
     @dispatcher.span
     def get_text_embedding(self, text: str) -> Embedding:
         """Embed a document."""
-        with self._events([text]) as end:
-            return end(self._get_text_embeddings([text]))[0]
+        return self._embed([text], "document")[0]
 
     @dispatcher.span
     async def aget_text_embedding(self, text: str) -> Embedding:
         """Embed a document without holding the caller's loop."""
-        with self._events([text]) as end:
-            return end(await self._aget_text_embeddings([text]))[0]
+        return (await self._aembed([text], "document"))[0]
 
     @dispatcher.span
     def get_text_embedding_batch(
@@ -147,8 +185,7 @@ class EmbedKitEmbedding(BaseEmbedding):
         **kwargs: Any,  # noqa: ARG002 - the host's signature
     ) -> list[Embedding]:
         """Embed texts in one call of the core, which batches them."""
-        with self._events(texts) as end:
-            return end(self._get_text_embeddings(texts))
+        return self._embed(texts, "document")
 
     @dispatcher.span
     async def aget_text_embedding_batch(
@@ -158,45 +195,78 @@ class EmbedKitEmbedding(BaseEmbedding):
         **kwargs: Any,  # noqa: ARG002 - the host's signature
     ) -> list[Embedding]:
         """Embed texts in one call of the core, without holding the caller's loop."""
-        with self._events(texts) as end:
-            return end(await self._aget_text_embeddings(texts))
+        return await self._aembed(texts, "document")
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
         """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
-        with self._events(queries) as end:
-            vectors = end(to_lists(self._embedder.embed(queries, input_type="query").vectors))
-        return (agg_fn or mean_agg)(vectors)
+        return (agg_fn or mean_agg)(self._embed(queries, "query"))
 
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
         """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
-        with self._events(queries) as end:
-            vectors = end(await ato_lists((await self._embedder.aembed(queries, input_type="query")).vectors))
-        return (agg_fn or mean_agg)(vectors)
+        return (agg_fn or mean_agg)(await self._aembed(queries, "query"))
+
+    def _embed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
+        with self._reported(texts, input_type) as report:
+            result = self._embedder.embed(texts, input_type=input_type)
+            report.usage = result.usage
+            report.vectors = to_lists(result.vectors)
+        return report.vectors
+
+    async def _aembed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
+        with self._reported(texts, input_type) as report:
+            result = await self._embedder.aembed(texts, input_type=input_type)
+            report.usage = result.usage
+            report.vectors = await ato_lists(result.vectors)
+        return report.vectors
 
     @contextmanager
-    def _events(self, texts: list[str]) -> Iterator[Callable[[list[Embedding]], list[Embedding]]]:
-        """Report a call to the host: its start now, its end with the vectors, on failure with none."""
+    def _reported(self, texts: list[str], input_type: InputType) -> Iterator[_Report]:
+        """Report a call to the host: its start now, its end with the vectors, on failure with none, and its usage."""
         payload = self.to_payload()
-        found: list[Embedding] = []
-
-        def end(vectors: list[Embedding]) -> list[Embedding]:
-            found.extend(vectors)
-            return vectors
-
+        report = _Report()
         dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}) as event:
             try:
-                yield end
+                yield report
+            except EmbedKitError as error:
+                report.usage = error.usage
+                raise
             finally:
-                event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: found})
+                event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: report.vectors})
                 # Validated, the event would walk and copy every number while the caller's loop waits.
-                dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=found))
+                dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=report.vectors))
+                model = self._embedder.model
+                dispatcher.event(EmbeddingUsageEvent(model=model, input_type=input_type, usage=report.usage))
+
+    def import_vectors(
+        self,
+        texts: Iterable[str],
+        vectors: Iterable[Sequence[float] | None],
+        *,
+        input_type: InputType = "document",
+        verify: int = 3,
+    ) -> Imported:
+        """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
+        return self._embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the settings; never the key, which the other process finds in its own environment."""
+        """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
+        self._embedder.__reduce__()  # the host would drop what cannot be pickled, a cache of the user's say, in silence
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "api_key": None}}
+        travels = self.pickle_api_key and "api_key" in self.model_fields_set
+        left = {"rate_limiter": None} | ({} if travels else {"api_key": None})
+        return {**state, "__dict__": {**state["__dict__"], **left}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        BaseModel.__setstate__(self, state)  # the host would call the constructor, with nothing left to tell it
+        self.__dict__.setdefault("callback_manager", CallbackManager([]))
+        self.__dict__["rate_limiter"] = self._embedder.rate_limiter
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; limiter and cache are shared, as what they bound and hold is."""
+        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache)}
+        return super().__deepcopy__({**(memo or {}), **shared})

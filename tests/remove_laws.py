@@ -40,7 +40,7 @@ LAWS = [
         "test_requests.py",
     ),
     Law(2, "engine/scheduler.py", "item = self.table.get(key)", "item = None", "test_laws.py"),
-    Law(2, "engine/scheduler.py", "recent = self._recent.get(key)", "recent = None", "test_laws.py"),
+    Law(2, "engine/scheduler.py", "recent = self.recent.get(key)", "recent = None", "test_laws.py"),
     Law(
         3,
         "engine/queues.py",
@@ -50,6 +50,13 @@ LAWS = [
     ),
     Law(3, "engine/queues.py", "len(picked) < min(texts, self.room.texts)", "len(picked) < texts", "test_laws.py"),
     Law(4, "engine/scheduler.py", "while self.free_slots() and", "while", "test_laws.py"),
+    Law(
+        4,
+        "engine/scheduler.py",
+        "while self._permitted and self.in_flight - self._unsent < self.bound():",
+        "while self._permitted:",
+        "test_scheduler.py",
+    ),
     Law(5, "engine/scheduler.py", "times.append(self.paused_until)", "pass", "test_laws.py"),
     Law(
         5,
@@ -88,10 +95,12 @@ LAWS = [
     Law(
         10,
         "engine/failures.py",
-        "items + _waiting(scheduler, flight), error)\n    else:",
-        "items, error)\n    else:",
+        "lane.proven = False\n        give_up_lane(scheduler, flight, error)",
+        "lane.proven = False\n        give_up(scheduler, items, error)",
         "test_retries.py",
     ),
+    Law(15, "engine/scheduler.py", "if flight.lane.lane.gate is None:", "if True:", "test_laws.py"),
+    Law(15, "engine/queues.py", "if self.asking is not None:", "if False:", "test_laws.py"),
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
     Law(
         12,

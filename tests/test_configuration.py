@@ -150,20 +150,6 @@ def test_a_login_in_the_address_is_refused_and_not_shown(door):
         assert "hunter2" not in str(refused.value)
 
 
-def test_an_adapter_without_a_model_asks_for_one():
-    with pytest.raises(ConfigurationError, match="model"):
-        EmbedKitEmbeddings()
-    with pytest.raises(ConfigurationError, match="model"):
-        EmbedKitEmbedding()
-    with pytest.raises(ConfigurationError, match="one model"):
-        EmbedKitEmbedding(model=OPENAI, model_name="openai:text-embedding-3-large", api_key="x")
-
-
-def test_a_host_setting_that_has_no_effect_says_so():
-    with pytest.warns(UserWarning, match="rate_limiter is not used"):
-        EmbedKitEmbedding(model=OPENAI, api_key="x", cache=False, rate_limiter=object())
-
-
 def test_a_mistyped_model_argument_is_named_before_the_model_is_missed():
     for door in DOORS[1:]:
         with pytest.raises(ConfigurationError, match="no argument 'modle'; did you mean 'model'"):

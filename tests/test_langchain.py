@@ -68,10 +68,9 @@ class Local:
 class TestServedUnit(Served, EmbeddingsUnitTests):
     @property
     def init_from_env_params(self):
-        """The key stays in the environment: no attribute holds it."""
         found = {"OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": self.server.base_url}
         given = {"model": OPENAI, "cache": False}
-        return found, given, {"model": OPENAI, "api_key": None, "base_url": None}
+        return found, given, {"model": OPENAI, "api_key": "test-key"}
 
 
 class TestServedIntegration(Served, EmbeddingsIntegrationTests):
@@ -209,6 +208,41 @@ def test_a_symmetric_models_query_is_served_from_the_documents_entry(server, tmp
     rows += [index.get_query_embedding("x"), index.get_text_embedding("x")]
     assert rows == [vector_of("x").tolist()] * 5
     assert texts_sent(server) == ["x"]
+
+
+CHANGES = [
+    {"dimensions": 64}, {"model": "openai:text-embedding-ada-002"}, {"document_prompt": "d: "},
+    {"on_long_text": "mean"}, {"provider_options": {"user": "u"}},
+]  # fmt: skip
+
+
+@hosts
+@pytest.mark.parametrize("change", CHANGES, ids=repr)
+def test_one_folder_serves_each_configuration_its_own_vectors(host, server, tmp_path, change):
+    """Scenario 11: in either order, and again."""
+    options = {"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": tmp_path}
+    models = [host(**options), host(**options | change)]
+    rows = [model.embedder.embed_documents(["x"])[0].tolist() for model in [*models, *models]]
+    prompt, width = change.get("document_prompt", ""), change.get("dimensions", 1536)
+    name = models[1].embedder.provider.model
+    assert rows[0] == rows[2] == vector_of("x").tolist()
+    assert rows[1] == rows[3] == vector_of(prompt + "x", width, model=name).tolist()
+    assert len(server.requests) == 2
+
+
+@hosts
+def test_one_folder_serves_each_server_its_own_vectors(host, server, tmp_path):
+    with OpenAIServer() as another:
+        for at in (server, another, server, another):
+            host(model=OPENAI, base_url=at.base_url, api_key="test-key", cache=tmp_path).embedder.embed(["x"])
+        assert (len(server.requests), len(another.requests)) == (1, 1)
+
+
+def test_a_second_ingest_sends_only_what_is_new(server, tmp_path):
+    """Scenario 16."""
+    for n in (10, 11):
+        InMemoryVectorStore(lang(server, cache=tmp_path)).add_texts(numbered(n))
+    assert [len(request.texts) for request in server.requests] == [10, 1]
 
 
 @hosts

@@ -13,12 +13,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.scheduler import QUERIES_IN_A_ROW, Scheduler
 from embedkit_core.errors import (
     AuthenticationError,
     BadTextError,
     EncodingRefusedError,
+    ProviderError,
     RateLimitError,
     RequestTooLargeError,
     TextTooLongError,
@@ -46,6 +48,13 @@ class FakeCache:
         raise AssertionError("the scheduler never writes")
 
 
+class Unasked:
+    """A rate limiter that the scheduler must not call: its shell does."""
+
+    def acquire(self) -> None:
+        raise AssertionError("the scheduler never waits")
+
+
 class Caller:
     def __init__(self, ticket: Ticket, texts: list[str], opened: object) -> None:
         self.ticket = ticket
@@ -61,17 +70,21 @@ class Engine(RuleBasedStateMachine):
         tokens=st.one_of(st.none(), st.integers(4, 40)),
         policy=st.sampled_from(["truncate", "error", "mean"]),
         seed=st.integers(0, 10),
+        gated=st.booleans(),
     )
-    def start(self, texts: int, tokens: int | None, policy: str, seed: int) -> None:
+    def start(self, texts: int, tokens: int | None, policy: str, seed: int, gated: bool) -> None:
         self.now = 100.0
         self.scheduler = Scheduler(rng=random.Random(seed))
         self.meter = Meter()
         self.cache = FakeCache()
         self.limits = Limits(texts=texts, tokens=tokens, text_tokens=LONG_TOKENS)
         self.policy = policy
-        self.lanes = [self.lane(b"one"), self.lane(b"two")]
+        gate = Gate(Unasked()) if gated else None
+        self.lanes = [self.lane(b"one", gate), self.lane(b"two")]
         self.callers: list[Caller] = []
         self.opened: list[tuple[object, list[str], Lane]] = []
+        self.asked: list[Flight] = []
+        self.permitted: list[Flight] = []
         self.air: list[Flight] = []
         self.to_commit: list[Flight] = []
         self.answered: set[bytes] = set()
@@ -80,8 +93,8 @@ class Engine(RuleBasedStateMachine):
         self.queries_in_a_row = 0
         self.wake_at: float | None = None
 
-    def lane(self, wire_id: bytes) -> Lane:
-        return Lane(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, PRICE, {"id": wire_id.decode()})
+    def lane(self, wire_id: bytes, gate: Gate | None = None) -> Lane:
+        return Lane(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, PRICE, {"id": wire_id.decode()}, gate)
 
     def key(self, lane: Lane, text: str) -> bytes:
         return lane.wire_id + text.encode()
@@ -100,7 +113,7 @@ class Engine(RuleBasedStateMachine):
         """Start a look-up; the misses are handed over later, when much may have happened in between."""
         texts = [WORDS[(first + i) % len(WORDS)] for i in range(count)]
         token = object()
-        self.scheduler.lookups[token] = self.scheduler.sequence
+        self.scheduler.recent.lookups[token] = self.scheduler.recent.sequence
         chosen = self.lanes[lane]
         misses = [text for text in texts if self.key(chosen, text) not in self.cache.rows]
         self.opened.append((token, misses, chosen))
@@ -122,7 +135,7 @@ class Engine(RuleBasedStateMachine):
         caller.append(Caller(ticket, [(lane, text) for text in texts], token))
         self.callers.append(caller[0])
         self.scheduler.submit(ticket, lane, [(self.key(lane, t), t, len(t) // 4 + 1) for t in texts])
-        self.scheduler.lookups.pop(token)
+        self.scheduler.recent.lookups.pop(token)
         self.pump()
 
     @precondition(lambda self: any(not c.finished and not c.left for c in self.callers))
@@ -131,6 +144,22 @@ class Engine(RuleBasedStateMachine):
         caller = data.draw(st.sampled_from([c for c in self.callers if not c.finished and not c.left]))
         caller.left = True
         self.scheduler.withdraw(caller.ticket)
+        self.pump()
+
+    # What a rate limiter does
+
+    @precondition(lambda self: self.asked)
+    @rule()
+    def permit(self) -> None:
+        flight = self.asked.pop()
+        self.permitted.append(flight)
+        self.scheduler.permitted(flight)
+        self.pump()
+
+    @precondition(lambda self: self.asked)
+    @rule()
+    def bar(self) -> None:
+        self.scheduler.barred(self.asked.pop(), ProviderError("the rate limiter failed"))
         self.pump()
 
     # What the server does
@@ -216,16 +245,21 @@ class Engine(RuleBasedStateMachine):
     # What comes of it
 
     def pump(self) -> None:
-        in_the_air = len(self.air) + len(self.to_commit)
         step = self.scheduler.poll(self.now)
         bounds = [c.ticket.bound for c in self.callers if not c.ticket.closed]
+        for flight in step.asks:
+            self.check_kind(flight)
         for flight in step.sends:
             self.check_send(flight)
-            in_the_air += 1
+        self.air += step.sends
+        self.asked += step.asks
+        # A query need not wait for more than one request that waits for the limiter.
+        assert len(self.asked) <= 1
         if step.sends:
             # Law 4: requests in flight never exceed the strictest bound of those with work.
-            assert in_the_air <= min(bounds)
-        self.air += step.sends
+            assert len(self.air) + len(self.to_commit) <= min(bounds)
+        if step.asks:
+            assert self.scheduler.in_flight <= min(bounds)
         self.to_commit += step.commits
         for ticket in step.finished:
             ticket.wake()
@@ -233,6 +267,11 @@ class Engine(RuleBasedStateMachine):
 
     def check_send(self, flight: Flight) -> None:
         self.sends += 1
+        if flight.lane.lane.gate is not None:
+            # Law 15: a permit for each request, and each permit for one request at most: one that nobody wants is lost.
+            self.permitted.remove(flight)
+        else:
+            self.check_kind(flight)
         items = flight.items
         sizes = [item.size for item in items]
         # Law 3: no request exceeds a limit; a text over one travels alone.
@@ -244,9 +283,12 @@ class Engine(RuleBasedStateMachine):
             # Law 2: a text is in one request at a time.
             if item.parent is None:
                 assert item.key not in {other.key for f in self.air for other in f.items if other.parent is None}
-        # Law 8: a query's request carries queries only, and bulk gets at least every eighth slot.
-        assert len({item.urgent for item in items}) == 1
-        self.queries_in_a_row = self.queries_in_a_row + 1 if items[0].urgent and self.bulk_waits() else 0
+
+    def check_kind(self, flight: Flight) -> None:
+        """Law 8: a query's request carries queries only, as it is made, and bulk gets at least every eighth slot."""
+        assert len({item.urgent for item in flight.items}) == 1
+        urgent = flight.items[0].urgent
+        self.queries_in_a_row = self.queries_in_a_row + 1 if urgent and self.bulk_waits() else 0
         assert self.queries_in_a_row <= QUERIES_IN_A_ROW + 1
 
     def bulk_waits(self) -> bool:
@@ -291,15 +333,17 @@ class Engine(RuleBasedStateMachine):
         if not hasattr(self, "callers"):
             return
         if any(not c.finished and not c.left for c in self.callers):
-            assert self.air or self.to_commit or self.wake_at is not None
+            assert self.asked or self.air or self.to_commit or self.wake_at is not None
 
     def teardown(self) -> None:
         """Law 5: with a server that answers, everybody is served, and nothing is left behind."""
         if not hasattr(self, "callers"):
             return
         for token, _, _ in self.opened:
-            self.scheduler.lookups.pop(token)
+            self.scheduler.recent.lookups.pop(token)
         for _ in range(5000):
+            if self.asked:
+                self.permit()
             if self.air:
                 self.reply(self.air.pop())
             while self.to_commit:
@@ -307,12 +351,12 @@ class Engine(RuleBasedStateMachine):
             if not self.air and self.wake_at is not None:
                 self.now = max(self.now, self.wake_at)
             self.pump()
-            if not self.air and not self.to_commit and self.wake_at is None:
+            if not self.asked and not self.air and not self.to_commit and self.wake_at is None:
                 break
         assert all(c.finished or c.left for c in self.callers)
         assert self.scheduler.in_flight == 0
         assert not self.scheduler.table
-        assert not self.scheduler._recent or self.scheduler.lookups
+        assert not list(self.scheduler.recent) or self.scheduler.recent.lookups
 
 
 TestLaws = Engine.TestCase

@@ -226,5 +226,5 @@ async def test_a_call_cancelled_while_it_looks_up_leaves_nothing_behind():
     assert await asyncio.to_thread(cache.answered.wait, 20)
     await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     await asyncio.get_running_loop().run_in_executor(engine().pool, int)
-    assert not engine().account(embedder.provider).scheduler.lookups
+    assert not engine().account(embedder.provider).scheduler.recent.lookups
     assert not server.seen

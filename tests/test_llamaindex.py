@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import SimilarityMode
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, TokenCountingHandler
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
-from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -17,12 +18,12 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import Field
-from support.embedders import numbered
+from support.embedders import copied_model, needs_local_model, numbered
 from support.openai_server import OpenAIServer, vector_of
 
-from embedkit_core import AuthenticationError
+from embedkit_core import AuthenticationError, InputError, PartialFailureError, Usage
 from embedkit_core.testing import FakeServer, fake_vector
-from llamaindex_embedkit import EmbedKitEmbedding
+from llamaindex_embedkit import EmbeddingUsageEvent, EmbedKitEmbedding
 
 OPENAI = "openai:text-embedding-3-small"
 
@@ -157,8 +158,13 @@ def test_a_second_ingest_sends_only_what_is_new(server, tmp_path):
     assert [len(request.texts) for request in server.requests] == [10, 1]
 
 
+class Unlimited:
+    def acquire(self): ...
+
+
 SAME = [{"timeout": 5.0}, {"max_retries": 1}, {"embed_batch_size": 50}, {"num_workers": 3}, {"cache": "elsewhere"},
-        {"api_key": "other"}, {"max_concurrency": 2}, {"max_batch_texts": 5}]  # fmt: skip
+        {"api_key": "other"}, {"max_concurrency": 2}, {"max_batch_texts": 5}, {"rate_limiter": Unlimited()},
+        {"pickle_api_key": True}, {"model": "text-embedding-3-small"}, {"dimensions": 1536}]  # fmt: skip
 OTHER = [{"model": "openai:text-embedding-3-large"}, {"dimensions": 8}, {"document_prompt": "d: "},
          {"on_long_text": "mean"}, {"provider_options": {"user": "u"}}]  # fmt: skip
 
@@ -167,6 +173,48 @@ OTHER = [{"model": "openai:text-embedding-3-large"}, {"dimensions": 8}, {"docume
 def test_the_hosts_hash_changes_with_what_changes_vectors_and_with_nothing_else(server, change):
     one, other = (get_transformation_hash(nodes(2), index_model(server, **options)) for options in ({}, change))
     assert (one == other) == (change in SAME)
+
+
+def test_the_hosts_hash_changes_with_an_address_from_the_environment(monkeypatch):
+    hashes = set()
+    for address in ("http://localhost:1/v1", "http://localhost:2/v1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        hashes.add(get_transformation_hash(nodes(2), EmbedKitEmbedding(model=OPENAI, api_key="k", cache=False)))
+    assert len(hashes) == 2
+
+
+def test_the_hosts_hash_does_not_change_with_the_order_of_options(server):
+    one, other = ({"user": "u", "dimension_hint": 1}, {"dimension_hint": 1, "user": "u"})
+    assert get_transformation_hash(nodes(2), index_model(server, provider_options=one)) == get_transformation_hash(
+        nodes(2), index_model(server, provider_options=other)
+    )
+
+
+@needs_local_model
+def test_the_hosts_hash_changes_with_what_is_in_a_models_folder():
+    with copied_model(prompts={"query": "q: "}) as folder:
+        before = get_transformation_hash(nodes(2), EmbedKitEmbedding(model=f"local:{folder}", cache=False))
+        config = folder / "config_sentence_transformers.json"
+        config.write_text(config.read_text().replace("q: ", "Q: "))
+        assert get_transformation_hash(nodes(2), EmbedKitEmbedding(model=f"local:{folder}", cache=False)) != before
+
+
+def test_the_hosts_cache_neither_embeds_again_for_a_new_key_nor_serves_what_is_stale(server):
+    """Scenario 17, without a cache of ours: what the host's own cache has is found by to_dict()."""
+    hosts_cache = IngestionCache()
+
+    def run(**options):
+        pipeline = IngestionPipeline(transformations=[index_model(server, **options)], cache=hosts_cache)
+        return [len(node.embedding) for node in pipeline.run(nodes=fixed)]
+
+    fixed = nodes(3)
+    assert run() == [1536] * 3
+    server.api_key = "rotated"
+    assert run(api_key="rotated", timeout=5.0, max_concurrency=2) == [1536] * 3
+    assert len(server.requests) == 1
+    assert run(api_key="rotated", dimensions=64) == [64] * 3
+    assert run(api_key="rotated", document_prompt="d: ") == [1536] * 3
+    assert len(server.requests) == 3
 
 
 class Refusing(SimpleKVStore):
@@ -289,6 +337,40 @@ async def test_a_start_has_its_end_when_the_caller_leaves(server, heard):
         await work
     server.release()
     assert [len(heard.of(kind)) for kind in (EmbeddingStartEvent, EmbeddingEndEvent)] == [1, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_call_has_one_usage_event_with_the_tokens_as_billed_and_the_hits(server, tmp_path, heard, method):
+    model = index_model(server, cache=tmp_path)
+    await call(model, method)
+    await call(model, method)
+    first, second = heard.of(EmbeddingUsageEvent)
+    n = len(METHODS[method][0])
+    assert first.usage == Usage(texts=n, sent=n, requests=1, tokens=n, priced_usd=n * Decimal("0.00000002"))
+    assert second.usage == Usage(texts=n, cache_hits=n)
+    assert (first.model, first.input_type) == (OPENAI, "query" if "quer" in method else "document")
+    assert first.model_dump()["usage"]["tokens"] == n
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_call_that_fails_has_one_usage_event_too(server, heard, method):
+    with pytest.raises(AuthenticationError) as failed:
+        await call(index_model(server, api_key="wrong"), method)
+    [event] = heard.of(EmbeddingUsageEvent)
+    n = len(METHODS[method][0])
+    assert event.usage == failed.value.usage == Usage(texts=n, failed=n, requests=1)
+
+
+def test_a_call_that_fails_in_part_has_one_usage_event_of_what_it_took(server, heard):
+    server.poison.add("bad")
+    with pytest.raises(PartialFailureError) as failed:
+        index_model(server).get_text_embedding_batch(["fine", "bad", "fine too"])
+    [event] = heard.of(EmbeddingUsageEvent)
+    assert event.usage == failed.value.usage == failed.value.result.usage
+    assert (event.usage.sent, event.usage.failed) == (2, 1)
+    with pytest.raises(InputError):
+        index_model(server).get_text_embedding_batch(["fine", " "])
+    assert heard.of(EmbeddingUsageEvent)[1].usage is None
 
 
 def test_the_hosts_token_counter_counts(server):

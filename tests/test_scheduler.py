@@ -1,12 +1,14 @@
 """The scheduler, driven by hand through what the state machine of the laws meets only now and then."""
 
+import dataclasses
 import random
 
 import numpy as np
 
+from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.scheduler import Scheduler
-from embedkit_core.errors import RequestTooLargeError, UnavailableError
+from embedkit_core.errors import RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.meter import Meter
 from embedkit_core.types import Limits, Reply
 
@@ -23,7 +25,9 @@ class Desk:
         self.submit(["warm up"])
         self.answer(*self.poll())
 
-    def submit(self, texts: list[str], *, urgent: bool = False, retries: int = 3, bound: int = 4) -> Ticket:
+    def submit(
+        self, texts: list[str], *, urgent: bool = False, retries: int = 3, bound: int = 4, lane: Lane = LANE
+    ) -> Ticket:
         rows = Rows(len(texts), np.arange(len(texts)))
         ticket = Ticket(
             rows=rows,
@@ -34,7 +38,7 @@ class Desk:
             meter=Meter(),
             wake=lambda: self.woken.append(ticket),
         )
-        self.scheduler.submit(ticket, LANE, [(text.encode(), text, 1) for text in texts])
+        self.scheduler.submit(ticket, lane, [(text.encode(), text, 1) for text in texts])
         return ticket
 
     def poll(self) -> list[Flight]:
@@ -42,6 +46,7 @@ class Desk:
         for ticket in step.finished:
             ticket.wake()
         self.wake_at = step.wake_at
+        self.asks = step.asks
         return step.sends
 
     def answer(self, *flights: Flight) -> None:
@@ -51,6 +56,15 @@ class Desk:
             for done in self.scheduler.poll(self.now).commits:
                 self.scheduler.committed(done)
         self.next_sends = self.poll()
+
+
+class Limiter:
+    """Asked by the shell, which is not here."""
+
+    def acquire(self) -> None: ...
+
+
+LIMITED = dataclasses.replace(LANE, wire_id=b"limited", gate=Gate(Limiter()))
 
 
 def texts(flight: Flight) -> list[str]:
@@ -82,11 +96,11 @@ def test_a_query_promotes_the_waiting_document_it_joins():
 
 def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
     desk = Desk()
-    desk.scheduler.lookups["a look-up"] = desk.scheduler.sequence
+    desk.scheduler.recent.lookups["a look-up"] = desk.scheduler.recent.sequence
     desk.submit(["a"])
     desk.answer(*desk.poll())
     late = desk.submit(["a"])
-    del desk.scheduler.lookups["a look-up"]
+    del desk.scheduler.recent.lookups["a look-up"]
     assert desk.poll() == []
     assert late in desk.woken
     assert (late.joined, late.sent) == (1, 0)
@@ -94,13 +108,13 @@ def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
 
 def test_rows_finished_meanwhile_are_forgotten_when_no_look_up_is_open():
     desk = Desk()
-    desk.scheduler.lookups["a look-up"] = desk.scheduler.sequence
+    desk.scheduler.recent.lookups["a look-up"] = desk.scheduler.recent.sequence
     desk.submit(["a"])
     desk.answer(*desk.poll())
-    assert list(desk.scheduler._recent) == [b"a"]
-    del desk.scheduler.lookups["a look-up"]
+    assert list(desk.scheduler.recent) == [b"a"]
+    del desk.scheduler.recent.lookups["a look-up"]
     desk.poll()
-    assert not desk.scheduler._recent
+    assert not list(desk.scheduler.recent)
 
 
 def test_a_caller_who_joins_late_has_its_whole_retry_budget():
@@ -145,3 +159,32 @@ def test_lanes_take_turns():
         lanes.append(flight.lane.lane.wire_id)
         desk.answer(flight)
     assert b"other" in lanes[:2]
+
+
+def test_a_permit_does_not_overrule_a_bound_that_became_stricter_meanwhile():
+    desk = Desk()
+    desk.submit(["one"], bound=2)
+    (flying,) = desk.poll()
+    desk.submit(["limited"], bound=2, lane=LIMITED)
+    assert desk.poll() == []
+    (asked,) = desk.asks
+    desk.submit(["strict"], bound=1)
+    desk.scheduler.permitted(asked)
+    assert desk.poll() == []
+    desk.answer(flying)
+    assert desk.next_sends == [asked]
+
+
+def test_a_permit_that_comes_while_all_are_told_to_slow_down_waits_with_them():
+    desk = Desk()
+    desk.submit(["limited"], lane=LIMITED)
+    desk.poll()
+    (asked,) = desk.asks
+    desk.submit(["other"])
+    (other,) = desk.poll()
+    desk.scheduler.failed(other, RateLimitError("slow down", retry_after=7.0), desk.now)
+    desk.scheduler.permitted(asked)
+    assert desk.poll() == []
+    assert desk.wake_at == 7.0
+    desk.now = 7.0
+    assert asked in desk.poll()

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from support.openai_server import OpenAIServer, vector_of
+from support.waiting import wait_until_joined
 
 from embedkit_core import Embedder, RateLimitError
 from embedkit_core.testing import FakeServer
@@ -51,23 +52,6 @@ def test_200_calls_for_one_new_text_from_two_loops_and_threads_make_one_request(
         assert len(server.requests) == 2
         usage = embedder.usage
         assert (usage.sent, usage.joined, usage.requests) == (2, 199, 2)
-
-
-def wait_until_joined(embedder: Embedder, callers: int) -> None:
-    """Wait until this many callers wait at the embedder's account, by asking the engine's own thread."""
-    from embedkit_core.engine.loop import engine
-
-    account = engine().account(embedder.provider)
-    counted = threading.Event()
-
-    def look() -> None:
-        if sum(len(item.waiters) for item in account.scheduler.table.values()) >= callers:
-            counted.set()
-        else:
-            engine().call(account, look)
-
-    engine().call(account, look)
-    assert counted.wait(20)
 
 
 def test_200_distinct_queries_at_once_make_far_fewer_requests():

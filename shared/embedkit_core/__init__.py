@@ -20,7 +20,8 @@ from embedkit_core.errors import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.types import EmbeddingResult, Explanation, InputType, Usage
+from embedkit_core.importing import Imported
+from embedkit_core.types import EmbeddingResult, Explanation, InputType, RateLimiter, Usage
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "Embedder",
     "EmbeddingResult",
     "Explanation",
+    "Imported",
     "InputError",
     "InputType",
     "MissingExtraError",
@@ -42,6 +44,7 @@ __all__ = [
     "ProviderError",
     "QuotaError",
     "RateLimitError",
+    "RateLimiter",
     "RequestTooLargeError",
     "TextTooLongError",
     "TimedOutError",

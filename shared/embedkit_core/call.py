@@ -6,33 +6,23 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedkit_core.engine.items import Lane, Rows, Ticket
+from embedkit_core.engine.items import Rows, Ticket
 from embedkit_core.engine.loop import engine
 from embedkit_core.errors import ConfigurationError, EmbedKitError, PartialFailureError, ProviderError
 from embedkit_core.plan import Plan, make_plan
-from embedkit_core.types import EmbeddingResult, InputType, Usage, Vectors
+from embedkit_core.roles import Role
+from embedkit_core.types import EmbeddingResult, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
     from embedkit_core.engine.account import Account
 
 logger = logging.getLogger("embedkit_core")
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What an embedder does for one input type: the lane of its requests, its keys' beginning and what that covers."""
-
-    input_type: InputType
-    lane: Lane
-    prefix: bytes
-    parts: Mapping[str, Any]
 
 
 class Call:
@@ -58,9 +48,9 @@ class Call:
         if not plan.n:
             return
         self._account = account = engine().account(self._owner.provider)
-        self._lookups = account.scheduler.lookups
+        self._lookups = account.scheduler.recent.lookups
         try:
-            self._lookups[self] = account.scheduler.sequence
+            self._lookups[self] = account.scheduler.recent.sequence
             self._misses = self._look_up(plan)
         except BaseException:
             self._close_lookup()
@@ -183,7 +173,9 @@ class Call:
         )
         self._owner.note(result)
         if result.failed and self._owner.settings.on_error == "raise":
-            raise self._failure(result)
+            failure = self._failure(result)
+            failure.usage = result.usage
+            raise failure
         return result
 
     def _assemble(self) -> Vectors:

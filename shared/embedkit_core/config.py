@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,8 @@ def resolve_provider(
         ConfigurationError: for a model, provider, key or setting that cannot work; the message names the way out.
     """
     one_of("on_long_text", on_long_text, get_args(LongText))
+    if dimensions is not None:
+        whole_number("dimensions", dimensions, 1)
     for name, prompt in (("query_prompt", query_prompt), ("document_prompt", document_prompt)):
         if prompt is not None and not isinstance(prompt, str):
             raise ConfigurationError(f"{name} must be a string, not {type(prompt).__name__}")
@@ -135,6 +138,18 @@ def whole_number(name: str, value: object, least: int) -> None:
     """Raise ConfigurationError unless a setting is a whole number that is large enough."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def check_limiter(limiter: object) -> None:
+    """Raise ConfigurationError unless a rate limiter that was given can be waited for on a thread."""
+    acquire = getattr(limiter, "acquire", None)
+    if limiter is not None and not callable(acquire):
+        raise ConfigurationError(f"rate_limiter={type(limiter).__name__} has no method acquire()")
+    if inspect.iscoroutinefunction(acquire):
+        raise ConfigurationError(
+            f"rate_limiter={type(limiter).__name__} has an async acquire(); give one whose acquire() blocks: it is "
+            "called on a thread of the library's own and holds up no event loop"
+        )
 
 
 def positive_seconds(name: str, value: object) -> None:

@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, get_args
 
 from embedkit_core import config
-from embedkit_core.call import Call, Role
-from embedkit_core.engine import longtext
-from embedkit_core.engine.items import Lane
+from embedkit_core.call import Call
+from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.loop import engine, on_engine_thread
-from embedkit_core.errors import ConfigurationError, EmbedKitError
+from embedkit_core.errors import EmbedKitError
+from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.meter import Meter
-from embedkit_core.plan import check_list, key_parts, key_prefix, make_plan
+from embedkit_core.plan import check_list, make_plan
+from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
 from embedkit_core.store import Store, open_store
-from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, Usage, Vectors
+from embedkit_core.travel import packed, packed_key, unpacked
+from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, RateLimiter, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
 
-OnError = Literal["raise", "return"]
 INLINE = 64  # texts an async caller's loop is held for at most; more are prepared and assembled on our own threads
 T = TypeVar("T")
 
 logger = logging.getLogger("embedkit_core")
-
-
-@dataclass(frozen=True, slots=True)
-class CallSettings:
-    """What of an embedder's settings belongs to each call and changes no vector."""
-
-    max_concurrency: int
-    max_retries: int
-    on_error: OnError
 
 
 class Embedder:
@@ -52,7 +44,8 @@ class Embedder:
         api_key: the provider's key; by default from the provider's own environment variable.
         base_url: the address of an OpenAI-compatible server; by default the provider's own.
         dimensions: the width of the vectors; by default the model's.
-        cache: a folder; None for the user's cache folder, False for none, or an object with the cache's methods.
+        cache: a folder; None for the user's cache folder, False for none, the address of a cache that a package has
+            registered (scheme://...), or an object with the cache's methods.
         query_prompt, document_prompt: put before each text; None leaves it to the model's own.
         on_long_text: what becomes of a text over the model's limit: "truncate", "error" or "mean".
         max_concurrency: requests in flight at once, over all callers on the same account.
@@ -61,6 +54,8 @@ class Embedder:
         timeout: seconds for one request; a local model has as long as it takes.
         on_error: "raise", or "return" a result whose `failed` names the texts whose rows are NaN.
         provider_options: further fields of the request, as the provider names them; part of the key.
+        rate_limiter: an object with `acquire`, such as LangChain's and LlamaIndex's; asked once for each request.
+        pickle_api_key: whether an `api_key` given here goes into a pickle; one from the environment never does.
 
     Raises:
         ConfigurationError: before any I/O, naming the value and the way out.
@@ -83,19 +78,23 @@ class Embedder:
         timeout: float | None = 60.0,
         on_error: OnError = "raise",
         provider_options: Mapping[str, Any] | None = None,
+        rate_limiter: RateLimiter | None = None,
+        pickle_api_key: bool = False,
         **unknown: Never,
     ) -> None:
         config.refuse_unknown("Embedder", unknown, parameter_names())
         self._arguments = {
             name: value for name, value in locals().items() if name in parameter_names() and name != "api_key"
         }
-        self._key_given = api_key is not None
+        self._key = packed_key(api_key, pickle_api_key)
+        self.rate_limiter = rate_limiter
         config.whole_number("max_concurrency", max_concurrency, 1)
         config.whole_number("max_retries", max_retries, 0)
         if max_batch_texts is not None:
             config.whole_number("max_batch_texts", max_batch_texts, 1)
         config.positive_seconds("timeout", timeout)
         config.one_of("on_error", on_error, get_args(OnError))
+        config.check_limiter(rate_limiter)
         self.settings = CallSettings(max_concurrency, max_retries, on_error)
         self.provider = config.resolve_provider(
             model,
@@ -113,34 +112,22 @@ class Embedder:
         self._width = self.provider.dimensions
         self._joined: dict[Account, weakref.finalize[Any, Any]] = {}
         self._warned = False
-        self._roles = {kind: self._role(kind, on_long_text, max_batch_texts, timeout) for kind in get_args(InputType)}
-
-    def _role(self, kind: InputType, on_long_text: LongText, max_texts: int | None, timeout: float | None) -> Role:
-        provider = self.provider
-        wire = provider.wire(kind)
-        parts = key_parts(
-            provider=provider.name,
-            endpoint=provider.endpoint,
-            wire=wire,
-            long_text=longtext.rule_name(on_long_text, provider_cuts=provider.cuts_long_texts),
-        )
-        prefix = key_prefix(parts)
-        lane = Lane(
-            wire_id=prefix,
-            timeout=None if provider.on_this_machine else timeout,
-            limits=provider.limits.at_most(max_texts),
-            long_text=on_long_text,
-            model=self.model,
-            dimensions=provider.dimensions,
-            usd_per_million=provider.usd_per_million,
-            wire=wire,
-        )
-        return Role(kind, lane, prefix, parts)
+        gate = Gate(rate_limiter) if rate_limiter is not None else None
+        self._roles: dict[str, Role] = {
+            kind: make_role(
+                self.provider, kind, long_text=on_long_text, max_texts=max_batch_texts, timeout=timeout, gate=gate
+            )
+            for kind in get_args(InputType)
+        }
 
     # Doors
 
-    def embed(self, texts: Iterable[str], *, input_type: InputType = "document") -> EmbeddingResult:
+    def embed(
+        self, texts: Iterable[str], *, input_type: InputType = "document", max_batch_texts: int | None = None
+    ) -> EmbeddingResult:
         """Embed texts, each distinct one once, and say what it took.
+
+        `max_batch_texts` bounds the texts in one request of this call.
 
         Raises:
             InputError: some texts cannot be embedded; nothing was sent.
@@ -148,7 +135,7 @@ class Embedder:
             ProviderError: all failed.
         """
         self._refuse_engine_thread("embed")
-        call = self._call(texts, input_type)
+        call = self._call(texts, input_type, max_batch_texts)
         try:
             call.prepare()
             if call.needs_engine:
@@ -157,10 +144,12 @@ class Embedder:
             call.leave()
         return call.finish()
 
-    async def aembed(self, texts: Iterable[str], *, input_type: InputType = "document") -> EmbeddingResult:
+    async def aembed(
+        self, texts: Iterable[str], *, input_type: InputType = "document", max_batch_texts: int | None = None
+    ) -> EmbeddingResult:
         """Embed texts, as `embed` does, without holding the caller's loop."""
         texts = check_list(texts)
-        call = self._call(texts, input_type)
+        call = self._call(texts, input_type, max_batch_texts)
         many = len(texts) > INLINE
         try:
             await self._off_loop(call.prepare, many)
@@ -185,6 +174,28 @@ class Embedder:
     async def aembed_documents(self, texts: Iterable[str]) -> Vectors:
         """Embed documents: float32 (n_texts, dimensions)."""
         return (await self.aembed(texts)).vectors
+
+    def import_vectors(
+        self,
+        texts: Iterable[str],
+        vectors: Iterable[Sequence[float] | Vectors | None],
+        *,
+        input_type: InputType = "document",
+        verify: int = 3,
+    ) -> Imported:
+        """Take vectors that this model gave elsewhere into the cache, so that they are not paid for again.
+
+        `vectors` has one for each text, None where there is none. `verify` of them are embedded anew and compared
+        before any is taken, since a cache would keep a wrong one; 0 trusts them all.
+
+        Raises:
+            ConfigurationError: there is no cache, or the vectors are not this model's; nothing was imported.
+            InputError: texts and vectors do not fit together.
+        """
+        self._refuse_engine_thread("import_vectors")
+        config.check_input_type(input_type)
+        config.whole_number("verify", verify, 0)
+        return import_vectors(self, self._roles[input_type], texts, vectors, verify=verify)
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""
@@ -221,6 +232,11 @@ class Embedder:
         identity = str(wire.get("model", self.provider.model))[:64]
         where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
         return f"{self.provider.name}:{identity}{where}/{self.dimensions or 'unknown'}/float32"
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
+        return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
 
     def note(self, result: EmbeddingResult) -> None:
         """Learn the width from a result, and warn once where texts were cut. On the caller's side."""
@@ -282,16 +298,16 @@ class Embedder:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the settings; never a key, which the other process finds in its own environment."""
-        if not isinstance(self._arguments["cache"], (str, PathLike, type(None), bool)):
-            raise ConfigurationError("an embedder with a cache object of your own cannot be pickled; give a folder")
-        return _rebuild, (self._arguments, self._key_given)
+        """Pickle the settings; a key only if it was given with `pickle_api_key`, and never one of the environment."""
+        return unpacked, (packed(self._arguments, self.model), self._key)
 
     # Inside
 
-    def _call(self, texts: Iterable[str], input_type: InputType) -> Call:
+    def _call(self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None = None) -> Call:
         config.check_input_type(input_type)
-        return Call(self, self._roles[input_type], texts)
+        if max_batch_texts is not None:
+            config.whole_number("max_batch_texts", max_batch_texts, 1)
+        return Call(self, self._roles[input_type].at_most(max_batch_texts), texts)
 
     def _refuse_engine_thread(self, door: str) -> None:
         if on_engine_thread():
@@ -308,8 +324,3 @@ def parameter_names() -> tuple[str, ...]:
     """Give the names of the arguments an embedder takes."""
     kinds = inspect.signature(Embedder.__init__).parameters
     return tuple(name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD)
-
-
-def _rebuild(arguments: dict[str, Any], key_given: bool) -> Embedder:
-    # Unpickling must not fail: a worker that cannot read its task is lost without a word.
-    return Embedder(**arguments, api_key=Secret.lost() if key_given else None)

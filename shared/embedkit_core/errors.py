@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedkit_core.types import EmbeddingResult
+    from embedkit_core.types import EmbeddingResult, Usage
 
 
 def _rebuild(cls: type[EmbedKitError], args: tuple[object, ...], state: dict[str, object]) -> EmbedKitError:
@@ -38,7 +38,12 @@ def _rebuild(cls: type[EmbedKitError], args: tuple[object, ...], state: dict[str
 
 
 class EmbedKitError(Exception):
-    """Base of every error this library raises on purpose; it can be copied and sent to another process."""
+    """Base of every error this library raises on purpose; it can be copied and sent to another process.
+
+    `usage` is what the call that failed took all the same; None where nothing was asked.
+    """
+
+    usage: Usage | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)

@@ -1,16 +1,150 @@
-"""What the adapters share: which arguments there are, how an embedder is made of them, and lists of floats."""
+"""What the adapters share: how another class's arguments become ours, how an embedder is made, lists of floats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from embedkit_core import config
 from embedkit_core.embedder import Embedder, parameter_names
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.lists import ato_lists, to_lists
 
-__all__ = ["ato_lists", "complaint", "make_embedder", "refuse_unknown", "to_lists"]
+__all__ = [
+    "NOT_GIVEN",
+    "Mapped",
+    "NoEffect",
+    "Refused",
+    "Rule",
+    "ato_lists",
+    "complaint",
+    "cut_or_refuse",
+    "default_model",
+    "make_embedder",
+    "seconds",
+    "take_arguments",
+    "to_lists",
+    "wire_options",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """An argument of another class that is one of ours; `convert` gives our value, None for none.
+
+    None counts as not given, as it is the default in those classes, but for a `needed` one.
+    """
+
+    to: str
+    convert: Callable[[str, Any], Any] | None = None
+    needed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NoEffect:
+    """An argument that is accepted and does nothing, and why; `promised` ones are warned about where they are on."""
+
+    why: str
+    promised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An argument that would change what is sent, and the way out; its `harmless` values ask for nothing."""
+
+    way_out: str
+    harmless: tuple[Any, ...] = ()
+
+
+Rule = Mapped | NoEffect | Refused
+NOT_GIVEN: Any = object()  # None may be a variable that was meant to hold something
+
+
+def take_arguments(
+    owner: str, given: Mapping[str, Any], own: Iterable[str], rules: Mapping[str, Rule]
+) -> dict[str, Any]:
+    """Give the adapter's own arguments for those given, in its spelling or in that of the classes it replaces.
+
+    Raises:
+        ConfigurationError: for one that is not known, naming the nearest; one that is refused, with the way out; or
+            two spellings of one argument with different values.
+    """
+    names = set(own)
+    taken: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for name, value in given.items():
+        target = name
+        if name not in names:
+            rule = rules.get(name)
+            if rule is None:
+                raise ConfigurationError(_unknown(owner, name, names, rules))
+            if not isinstance(rule, Mapped):
+                _weigh_up(owner, name, value, rule)
+                continue
+            target = rule.to
+            if value is not None and rule.convert:
+                value = rule.convert(name, value)
+            if value is None and not rule.needed:
+                continue
+        if target in taken and taken[target] != value:
+            raise ConfigurationError(f"{owner}: {spelled[target]}= and {name}= are the same argument; give one of them")
+        taken[target] = value
+        spelled[target] = name
+    return taken
+
+
+def _weigh_up(owner: str, name: str, value: Any, rule: Rule) -> None:
+    if value is None:
+        return
+    if isinstance(rule, Refused) and not any(value == harmless for harmless in rule.harmless):
+        raise ConfigurationError(f"{owner} takes no {name}: {rule.way_out}")
+    if isinstance(rule, NoEffect) and rule.promised and value:
+        warnings.warn(f"{owner}: {name} has no effect: {rule.why}", stacklevel=5)
+
+
+def _unknown(owner: str, name: str, own: set[str], rules: Mapping[str, Rule]) -> str:
+    useful = own | {alias for alias, rule in rules.items() if isinstance(rule, Mapped)}
+    close = difflib.get_close_matches(name, sorted(useful), n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(own))}"
+    return f"{owner} takes no argument {name!r}; {hint}"
+
+
+def seconds(name: str, value: Any) -> float:
+    """Give a timeout that is a number; the SDKs' own timeout objects bound parts of a request, ours the whole."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name} must be a number of seconds for the whole request, as in {name}=60.0")
+    return float(value)
+
+
+def cut_or_refuse(name: str, value: Any) -> str:
+    """Give our rule for long texts in place of Voyage's truncation (True, False) and Cohere's truncate (END, NONE)."""
+    known = {True: "truncate", False: "error", "END": "truncate", "NONE": "error"}
+    try:
+        return known[value]
+    except (KeyError, TypeError):
+        raise ConfigurationError(
+            f"{name}={value!r}: use on_long_text='truncate' (cut at the end), 'error' or 'mean'"
+        ) from None
+
+
+def wire_options(name: str, value: Any) -> dict[str, Any] | None:
+    """Give further fields of the request; the encoding is left out, since a reply in any is read."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} must be a mapping from names of fields to their values")
+    return {field: option for field, option in value.items() if field != "encoding_format"} or None
+
+
+def default_model(owner: str, replaced: str) -> str:
+    """Give the model that the replaced class has where none is named, and say so: vectors must match an index."""
+    model = "text-embedding-ada-002"
+    warnings.warn(
+        f"{owner}() without a model is {model!r}, as in {replaced}(), so that an existing index still fits; name it, "
+        "or for a new index a newer one: model='openai:text-embedding-3-small' costs a fifth",
+        stacklevel=3,
+    )
+    return model
 
 
 class _SecretStr(Protocol):
@@ -21,12 +155,6 @@ def make_embedder(arguments: Mapping[str, Any], *, api_key: _SecretStr | None) -
     """Make an embedder from those of an adapter's fields that are arguments of it; the rest are the host's own."""
     known = {name: value for name, value in arguments.items() if name in parameter_names() and name != "api_key"}
     return Embedder(**known, api_key=api_key.get_secret_value() if api_key is not None else None)
-
-
-def refuse_unknown(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ConfigurationError for an argument the adapter does not have, naming the nearest that it has."""
-    names = set(known)
-    config.refuse_unknown(owner, [name for name in given if name not in names], sorted(names))
 
 
 def complaint(owner: str, errors: Iterable[Mapping[str, Any]]) -> ConfigurationError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from embedkit_core.errors import ConfigurationError
+from embedkit_core.errors import AuthenticationError, ConfigurationError
 
 _SALT = os.urandom(16)
 
@@ -34,7 +34,15 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Give the credential itself, to the client that sends it."""
+        """Give the credential itself, to the client that sends it.
+
+        Raises:
+            AuthenticationError: it stayed behind in another process.
+        """
+        if self.is_lost:
+            raise AuthenticationError(
+                "the api_key given in another process is not pickled; set the provider's environment variable here"
+            )
         return self._value
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Where an embedder's vectors are kept: the cache on disk and the hot queries in memory, or nowhere."""
+"""Where an embedder's vectors are kept: a cache and the hot queries in memory, or nowhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import platformdirs
 
-from embedkit_core.cache import open_cache
+from embedkit_core.cache import open_cache, open_folder, urls
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.types import Cache, Entry
@@ -24,12 +24,14 @@ HOT = 16  # keys in one look-up that may come from memory: single queries, not b
 class Store:
     """A cache with a small memory before it; both may be absent.
 
-    `keeper` is what the engine writes to, None where nothing is kept.
+    `keeper` is what the engine writes to, None where nothing is kept. A cache that is not `checked` may answer
+    anything; one that is not `owned` is for its owner to close.
     """
 
-    def __init__(self, cache: Cache | None, *, ours: bool = True) -> None:
+    def __init__(self, cache: Cache | None, *, checked: bool = True, owned: bool = True) -> None:
         self.keeper = cache
-        self._ours = ours
+        self._checked = checked
+        self._owned = owned
         self._complained = False
         self._memory = MemoryTier() if cache is not None else None
 
@@ -51,7 +53,7 @@ class Store:
         assert self.keeper is not None
         try:
             found = self.keeper.get_many(keys)
-            return found if self._ours else {key: entry for key, entry in found.items() if _is_sound(entry)}
+            return found if self._checked else {key: entry for key, entry in found.items() if _is_sound(entry)}
         except Exception as error:  # a cache may be anybody's, and must not cost an answer
             if not self._complained:
                 self._complained = True
@@ -70,7 +72,7 @@ class Store:
         """Forget what is in memory, and let go of the folder's files; whoever else uses it opens them again."""
         if self._memory is not None:
             self._memory = MemoryTier()
-        if self.keeper is not None and self._ours:
+        if self.keeper is not None and self._owned:
             self.keeper.close()
 
 
@@ -87,21 +89,15 @@ def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> St
         return Store(None)
     if cache is None:
         return Store(open_cache(Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))))
+    if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
+        return Store(urls.open_url(cache), checked=urls.is_built_in(scheme))
     if isinstance(cache, (str, PathLike)):
         if not str(cache):
             raise ConfigurationError("cache='' names no folder; use cache=False for no cache")
-        try:
-            folder = Path(cache).expanduser()
-            there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-            if not there.is_dir():
-                raise ConfigurationError(f"cache={str(cache)!r} cannot be a folder: {there} is a file")
-            return Store(open_cache(folder))
-        except (ValueError, RuntimeError, OSError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
-            raise ConfigurationError(f"cache={str(cache)!r} cannot be a folder ({type(error).__name__})") from None
+        return Store(open_folder(cache))
     if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
-        return Store(cache, ours=False)
+        return Store(cache, checked=False, owned=False)
     raise ConfigurationError(
-        f"cache={cache!r:.80} is none of: a folder, False, None, or an object with get_many, set_many, close"
+        f"cache={cache!r:.80} is none of: a folder, an address (scheme://...), False, None, or an object with "
+        "get_many, set_many, close"
     )

@@ -27,9 +27,11 @@ class Limits:
     text_tokens: int | None = None
     in_flight: int | None = None
 
-    def at_most(self, texts: int | None) -> Limits:
-        """Give the same limits with no more than this many texts a request."""
-        return self if texts is None else replace(self, texts=min(texts, self.texts))
+    def at_most(self, texts: int | None, tokens: int | None = None) -> Limits:
+        """Give the same limits with no more than this many texts and tokens a request."""
+        fewer_texts = self.texts if texts is None else min(texts, self.texts)
+        fewer_tokens = min((n for n in (tokens, self.tokens) if n is not None), default=None)
+        return replace(self, texts=fewer_texts, tokens=fewer_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,20 @@ class Cache(Protocol):
         ...
 
 
+@runtime_checkable
+class RateLimiter(Protocol):
+    """What the library asks of a rate limiter; those of LangChain and LlamaIndex are such.
+
+    `acquire` blocks until one request may go out, and is called on a thread of the library's own, once for each request
+    and never for a hit. If it takes `num_tokens`, it is told the request's tokens, estimated; a `tokens_per_minute`
+    that it has bounds the tokens of one request.
+    """
+
+    def acquire(self) -> object:
+        """Wait for one permit."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What a provider is asked: texts that share one request.
@@ -84,6 +100,11 @@ class Batch:
     texts: Sequence[str]
     wire: Mapping[str, Any]
     timeout: float | None = None
+
+    def prompted(self) -> list[str]:
+        """Give the texts with the wire's `prompt` before each, for a provider that has no field for it."""
+        prompt = self.wire.get("prompt", "")
+        return [prompt + text for text in self.texts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +118,10 @@ class Reply:
     vectors: Vectors
     tokens: int | None
     truncated: Sequence[int] = ()
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +150,22 @@ class Usage:
     def cost_usd(self) -> Decimal | None:
         """The cost in USD, or None where some tokens have no known price."""
         return None if self.unpriced_tokens else self.priced_usd
+
+    def __str__(self) -> str:
+        """Give a receipt in one line: "20,000 texts, 20,000 from cache, 0 requests"."""
+        counts = {
+            "from cache": self.cache_hits,
+            "given twice": self.duplicates,
+            "shared with other callers": self.joined,
+            "sent": self.sent,
+            "failed": self.failed,
+        }
+        said = [_counted(self.texts, "text"), *(f"{n:,} {what}" for what, n in counts.items() if n)]
+        said.append(_counted(self.requests, "request") + (f" ({self.retries:,} of them again)" if self.retries else ""))
+        if self.tokens:
+            cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd.normalize():f}"
+            said += [_counted(self.tokens, "token"), cost]
+        return ", ".join(said)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import weakref
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedkit_core.errors import ConfigurationError
 from embedkit_core.forks import ForkLock
-from embedkit_core.types import Cache
+from embedkit_core.types import Cache, Entry
 
 if TYPE_CHECKING:
     from embedkit_core.cache.disk import DiskCache
 
-__all__ = ["Cache", "open_cache"]
+__all__ = ["Cache", "Entry", "open_cache"]
 
 
 _open: weakref.WeakValueDictionary[Path, DiskCache] = weakref.WeakValueDictionary()
@@ -29,3 +31,21 @@ def open_cache(folder: Path | str) -> Cache:
         if cache is None:
             cache = _open[path] = DiskCache(path)
         return cache
+
+
+def open_folder(name: str | PathLike[str]) -> Cache:
+    """Give the cache in a folder that need not exist yet.
+
+    Raises:
+        ConfigurationError: it can never be a folder.
+    """
+    try:
+        folder = Path(name).expanduser()
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ConfigurationError(f"cache={str(name)!r} cannot be a folder: {there} is a file")
+        return open_cache(folder)
+    except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"cache={str(name)!r} cannot be a folder ({type(error).__name__})") from None

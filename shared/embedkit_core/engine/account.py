@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,11 +53,11 @@ class Account:
         try:
             self.scheduler.submit(ticket, lane, wants)
         finally:
-            self.scheduler.lookups.pop(lookup, None)
+            self.scheduler.recent.lookups.pop(lookup, None)
 
     def withdraw(self, ticket: Ticket, lookup: object) -> None:
         """Let a caller leave."""
-        self.scheduler.lookups.pop(lookup, None)
+        self.scheduler.recent.lookups.pop(lookup, None)
         self._waiting.discard(ticket)
         self.scheduler.withdraw(ticket)
 
@@ -81,6 +83,8 @@ class Account:
 
     def _pump_once(self) -> bool:
         step = self.scheduler.poll(self.loop.time())
+        for flight in step.asks:
+            threading.Thread(target=self._ask, args=(flight,), name="embedkit-limiter", daemon=True).start()
         for flight in step.sends:
             task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
             self._tasks.add(task)
@@ -99,6 +103,24 @@ class Account:
             self._timer.cancel()
         self._timer = None if step.wake_at is None else self.loop.call_at(step.wake_at, self.pump)
         return at_once
+
+    def _ask(self, flight: Flight) -> None:
+        """Wait for a rate limiter, on a thread of its own: it is the user's code, and may take its time."""
+        gate = flight.lane.lane.gate
+        assert gate is not None
+        barred: ProviderError | None = None
+        try:
+            gate.acquire(flight.size)
+        except ProviderError as error:
+            barred = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self.loop.call_soon_threadsafe(self._asked, flight, barred)
+
+    def _asked(self, flight: Flight, barred: ProviderError | None) -> None:
+        if self.scheduler.owns(flight):
+            scheduler = self.scheduler
+            self.tell(lambda: scheduler.barred(flight, barred) if barred else scheduler.permitted(flight))
+        self.pump()
 
     async def _fly(self, flight: Flight) -> None:
         model, timeout = flight.lane.lane.model, flight.batch.timeout
@@ -149,7 +171,7 @@ class Account:
     @property
     def idle(self) -> bool:
         """Tell whether nothing is under way."""
-        return not (self.scheduler.in_flight or self.scheduler.table or self.scheduler.lookups)
+        return not (self.scheduler.in_flight or self.scheduler.table or self.scheduler.recent.lookups)
 
     async def aclose(self) -> None:
         """Close the client; a later request makes a new one."""

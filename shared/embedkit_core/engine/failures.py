@@ -60,7 +60,7 @@ def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: floa
     elif isinstance(error, (AuthenticationError, BadRequestError, QuotaError)):
         # The request itself is refused: what waits in this lane would be refused too.
         flight.lane.proven = False
-        give_up(scheduler, items + _waiting(scheduler, flight), error)
+        give_up_lane(scheduler, flight, error)
     else:
         give_up(scheduler, items, error)
 
@@ -76,9 +76,13 @@ def give_up(scheduler: Scheduler, items: list[Item], error: ProviderError) -> No
         scheduler.drop(root)
 
 
-def _waiting(scheduler: Scheduler, flight: Flight) -> list[Item]:
-    waiting = [item for item in scheduler.table.values() if item.lane is flight.lane and item.home is not None]
-    return waiting + [item for item in scheduler.parked_items() if item.lane is flight.lane and item.waiters]
+def give_up_lane(scheduler: Scheduler, flight: Flight, error: ProviderError) -> None:
+    """Fail the texts of a request, and all that wait where it came from."""
+    lane = flight.lane
+    waiting = [item for item in scheduler.table.values() if item.lane is lane and item.home is not None]
+    waiting += [item for item in scheduler.parked.items() if item.lane is lane]
+    asking = lane.asking.items if lane.asking is not None else []
+    give_up(scheduler, [item for item in [*flight.items, *waiting, *asking] if item.waiters], error)
 
 
 def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, now: float) -> None:
@@ -98,7 +102,7 @@ def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, no
             scheduler.drop(item)
             scheduler.drop(item.root)
     if again:
-        scheduler.park(again, now + delay)
+        scheduler.parked.add(again, until=now + delay)
     if isinstance(error, RateLimitError):
         # One refusal slows everybody on the account down.
         scheduler.paused_until = max(scheduler.paused_until, now + delay)
@@ -134,7 +138,10 @@ def _halve(
     # A short text alone is too large: no size is right. What was learned on the way down to it is no limit, and if
     # nothing has passed on that way either, the request is to blame.
     lane.room = Room.of(lane.lane.limits)
-    give_up(scheduler, items + (_waiting(scheduler, flight) if lane.refused > DOUBTS else []), error)
+    if lane.refused > DOUBTS:
+        give_up_lane(scheduler, flight, error)
+    else:
+        give_up(scheduler, items, error)
 
 
 def _treat_known_long(scheduler: Scheduler, flight: Flight, error: TextTooLongError) -> None:
@@ -191,7 +198,7 @@ def _search(scheduler: Scheduler, flight: Flight, items: list[Item], error: BadT
         lane.doubts += 1
     if lane.doubts >= DOUBTS:
         lane.doubts = 0
-        give_up(scheduler, items + _waiting(scheduler, flight), error)
+        give_up_lane(scheduler, flight, error)
     elif len(items) == 1:
         give_up(scheduler, items, error)
     else:

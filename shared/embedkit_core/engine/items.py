@@ -15,6 +15,7 @@ from embedkit_core.meter import Meter
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
+    from embedkit_core.engine.gate import Gate
     from embedkit_core.engine.queues import LaneQueue
 
 MILLION = Decimal(1_000_000)
@@ -25,7 +26,7 @@ class Lane:
     """Everything of a request but its texts; texts share a request only in the same lane.
 
     `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. `usd_per_million` is None
-    where the price is unknown.
+    where the price is unknown. Each request passes the `gate` of a rate limiter, if there is one.
     """
 
     wire_id: bytes
@@ -36,6 +37,7 @@ class Lane:
     dimensions: int | None
     usd_per_million: Decimal | None
     wire: Mapping[str, Any] = field(compare=False)
+    gate: Gate | None = None
 
 
 class Rows:
@@ -194,15 +196,23 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One request under way, and once it is answered the items it finished, their rows, and who has kept them."""
+    """One request under way, and once it is answered the items it finished, their rows, and who has kept them.
 
-    batch: Batch
+    `batch` is made when it is sent: until a rate limiter lets it, its items may still lose their callers.
+    """
+
     lane: LaneQueue
     items: list[Item]
+    batch: Batch = field(init=False, repr=False)
     done: list[Item] = field(default_factory=list)
     rows: Vectors | None = None
     flags: list[bool] = field(default_factory=list)
     kept: list[Cache] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """The request's tokens, estimated."""
+        return sum(item.size for item in self.items)
 
     def late(self) -> bool:
         """Tell whether a cache wants rows of this request that it has not been given."""
@@ -217,6 +227,17 @@ class Flight:
                     keep.setdefault(id(cache), (cache, []))[1].append(place)
         self.kept += [cache for cache, _ in keep.values()]
         return list(keep.values())
+
+
+@dataclass(slots=True)
+class Step:
+    """What the shell is to do: ask rate limiters, send, keep rows, wake callers, and call again at `wake_at`."""
+
+    asks: list[Flight] = field(default_factory=list)
+    sends: list[Flight] = field(default_factory=list)
+    commits: list[Flight] = field(default_factory=list)
+    finished: list[Ticket] = field(default_factory=list)
+    wake_at: float | None = None
 
 
 def _among(cache: Cache, caches: list[Cache]) -> bool:

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from embedkit_core.engine.items import Group, Item, Lane
+from embedkit_core.engine.items import Flight, Group, Item, Lane
 from embedkit_core.engine.packing import FLOOR_TEXTS, Room, spread
+
+
+class Parked:
+    """Items that wait for their next try, kept out of the queues until a time."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, list[Item]]] = []
+        self._n = 0
+
+    def add(self, items: list[Item], until: float) -> None:
+        """Take items that no queue holds."""
+        self._n += 1
+        heapq.heappush(self._heap, (until, self._n, items))
+        for item in items:
+            item.home = None
+
+    def due(self, now: float) -> Iterator[Item]:
+        """Give back the items whose time has come, in the order in which they go to the front of a queue."""
+        while self._heap and self._heap[0][0] <= now:
+            yield from reversed(heapq.heappop(self._heap)[2])
+
+    def next_due(self) -> list[float]:
+        """Give the time of the next try, if there is one."""
+        return [until for until, _, _ in self._heap[:1]]
+
+    def items(self) -> list[Item]:
+        """Give all that wait."""
+        return [item for _, _, items in self._heap for item in items]
 
 
 class LaneQueue:
@@ -15,7 +44,8 @@ class LaneQueue:
     Queues may hold stale entries: an item is in the one its `home` names and nowhere else. `proven` says that the
     lane answers: until then one small request at a time goes out, so that a wrong key, model or parameter costs one
     request and not a burst. `refused` counts refusals of texts since the last answer, `doubts` those among them that
-    came one at a time. `busy` is told of each lane in which something waits.
+    came one at a time. `asking` is the one request that waits for its rate limiter: what comes meanwhile, a query say,
+    must not find a row of others before it. `busy` is told of each lane in which something waits.
     """
 
     def __init__(self, lane: Lane, busy: dict[LaneQueue, None]) -> None:
@@ -27,6 +57,7 @@ class LaneQueue:
         self.refused = 0
         self.doubts = 0
         self.in_flight = 0
+        self.asking: Flight | None = None
         self.job_texts = FLOOR_TEXTS
         self.groups: deque[Group] = deque()
         self._urgent: deque[Item] = deque()
@@ -42,6 +73,8 @@ class LaneQueue:
 
     def ready(self, *, urgent: bool) -> bool:
         """Tell whether a request of this kind could go out now."""
+        if self.asking is not None:
+            return False
         if self.in_flight and not self.proven:
             return False
         self.groups = deque(g for g in self.groups if any(item.home is g for item in g.items))

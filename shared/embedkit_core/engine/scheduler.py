@@ -6,54 +6,28 @@ keeps are numbered in CONTRIBUTING.md and held by a Hypothesis state machine in 
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from embedkit_core.engine import failures
-from embedkit_core.engine.items import Flight, Group, Item, Lane, Ticket, Waiter
-from embedkit_core.engine.queues import LaneQueue
+from embedkit_core.engine.items import Flight, Group, Item, Lane, Step, Ticket, Waiter
+from embedkit_core.engine.queues import LaneQueue, Parked
+from embedkit_core.engine.recent import Recent, RecentRows
 from embedkit_core.engine.replies import bill, check, collect
 from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.errors import BadReplyError, ProviderError
-from embedkit_core.types import Batch, Cache, Reply, Usage, Vectors
+from embedkit_core.types import Batch, Reply, Usage, Vectors
 
 LANES = 512  # idle ones remember limits and that they have answered before; more are not worth their memory
 QUERIES_IN_A_ROW = 7  # while bulk waits; then it gets a slot
 
 
-class Recent(NamedTuple):
-    """A row finished while somebody was looking it up, and the caches that have it."""
-
-    sequence: int
-    row: Vectors
-    truncated: bool
-    caches: list[Cache]
-
-
-@dataclass(slots=True)
-class Step:
-    """What the shell is to do: send requests, keep rows, wake callers, and call again at `wake_at`."""
-
-    sends: list[Flight] = field(default_factory=list)
-    commits: list[Flight] = field(default_factory=list)
-    finished: list[Ticket] = field(default_factory=list)
-    wake_at: float | None = None
-
-
 class Scheduler:
-    """Everything under way for one account.
-
-    `lookups` is written by caller threads: each open cache look-up notes `sequence` there before it reads and goes
-    when its misses are submitted, so that a row finished in between is handed over and not paid for again.
-    """
+    """Everything under way for one account; `table` holds each text once, `recent` the rows finished a moment ago."""
 
     def __init__(self, *, in_flight: int | None = None, rng: random.Random, retry: RetryPolicy | None = None) -> None:
-        self.lookups: dict[object, int] = {}
-        self.sequence = 0
+        self.recent = RecentRows()
         self.in_flight = 0
         self.retry = retry or RetryPolicy()
         self.rng = rng
@@ -63,9 +37,9 @@ class Scheduler:
         self._lanes: dict[Lane, LaneQueue] = {}
         self._busy: dict[LaneQueue, None] = {}
         self._bounds: Counter[int] = Counter()
-        self._recent: dict[bytes, Recent] = {}
-        self._parked: list[tuple[float, int, list[Item]]] = []
-        self._parkings = 0
+        self.parked = Parked()
+        self._permitted: list[Flight] = []
+        self._unsent = 0
         self._queries_in_a_row = 0
         self._step = Step()
         self._stopped = False
@@ -84,7 +58,7 @@ class Scheduler:
             item = self.table.get(key)
             if item is None:
                 item = self.table[key] = Item(key, text, size, queue, urgent=ticket.urgent)
-                recent = self._recent.get(key)
+                recent = self.recent.get(key)
                 if recent is None:
                     fresh.append(item)
                 else:
@@ -122,6 +96,19 @@ class Scheduler:
             queue.tidy()
         ticket.items.clear()
 
+    def permitted(self, flight: Flight) -> None:
+        """Take the permit of a rate limiter for a request; it goes out with the next poll."""
+        flight.lane.asking = None
+        self._permitted.append(flight)
+
+    def barred(self, flight: Flight, error: ProviderError) -> None:
+        """Take a rate limiter's own failure: nothing of this lane can go out."""
+        flight.lane.asking = None
+        self._unsent -= 1
+        self.release(flight)
+        self._drop_unwanted(flight)
+        failures.give_up_lane(self, flight, error)
+
     def replied(self, flight: Flight, reply: Reply) -> None:
         """Take the answer to a request; its rows go to the caches before anybody sees them."""
         queue = flight.lane
@@ -152,14 +139,11 @@ class Scheduler:
             self._step.commits.append(flight)
             return
         self.release(flight)
-        self.sequence += 1
+        self.recent.note(flight)
         assert flight.rows is not None or not flight.done
         handed: dict[Ticket, tuple[list[int], list[int], list[int]]] = {}
         for place, item in enumerate(flight.done):
             self.forget(item)
-            if self.lookups and flight.rows is not None:
-                self._recent.pop(item.key, None)  # the oldest stay in front
-                self._recent[item.key] = Recent(self.sequence, flight.rows[place], flight.flags[place], item.caches)
             for waiter in item.waiters:
                 ticket = waiter.ticket
                 wants, places, own = handed.setdefault(ticket, ([], [], []))
@@ -185,17 +169,17 @@ class Scheduler:
 
     def poll(self, now: float) -> Step:
         """Fill the free slots and give what there is to do since the last call."""
-        while self._parked and self._parked[0][0] <= now:
-            for item in reversed(heapq.heappop(self._parked)[2]):
-                if item.waiters:
-                    item.lane.enter([item], front=True)
-                else:
-                    self.drop(item)
+        for item in self.parked.due(now):
+            if item.waiters:
+                item.lane.enter([item], front=True)
+            else:
+                self.drop(item)
         if not self._stopped and self.paused_until <= now:
+            self._send_permitted()
             self._fill_slots()
-        self._forget_recent()
+        self.recent.forget()
         step, self._step = self._step, Step()
-        times = [self._parked[0][0]] if self._parked else []
+        times = self.parked.next_due()
         if self.paused_until > now and self._anything_ready():
             times.append(self.paused_until)
         step.wake_at = min(times, default=None)
@@ -221,13 +205,46 @@ class Scheduler:
             flight.lane.in_flight -= 1
 
     def _anything_ready(self) -> bool:
-        return any(q.ready(urgent=u) for q in self._busy for u in (True, False))
+        return bool(self._permitted) or any(q.ready(urgent=u) for q in self._busy for u in (True, False))
 
     def _fill_slots(self) -> None:
         while self.free_slots() and (flight := self._next_flight()) is not None:
             self.in_flight += 1
             flight.lane.in_flight += 1
-            self._step.sends.append(flight)
+            if flight.lane.lane.gate is None:
+                self._send(flight)
+            else:
+                flight.lane.asking = flight
+                self._unsent += 1
+                self._step.asks.append(flight)
+
+    def _send_permitted(self) -> None:
+        """Send what the rate limiters have let, without the texts that nobody wants any more."""
+        # The bound may have become stricter since they were made.
+        while self._permitted and self.in_flight - self._unsent < self.bound():
+            flight = self._permitted.pop(0)
+            self._unsent -= 1
+            wanted = self._drop_unwanted(flight)
+            if wanted:
+                flight.items = wanted
+                self._send(flight)
+            else:
+                self.release(flight)
+
+    def _drop_unwanted(self, flight: Flight) -> list[Item]:
+        for item in flight.items:
+            if not item.waiters:
+                self.drop(item)
+        return [item for item in flight.items if item.waiters]
+
+    def _send(self, flight: Flight) -> None:
+        lane = flight.lane.lane
+        for item in flight.items:
+            item.payer = item.root.payer = item.waiters[0].ticket
+        again = any(item.failures for item in flight.items)
+        flight.items[0].waiters[0].ticket.charge(Usage(requests=1, retries=int(again)))
+        flight.batch = Batch([item.text for item in flight.items], lane.wire, lane.timeout)
+        self._step.sends.append(flight)
 
     def _next_flight(self) -> Flight | None:
         while True:
@@ -247,12 +264,7 @@ class Scheduler:
     def _launch(self, queue: LaneQueue, group: Group) -> Flight:
         # The lane goes to the back, so that lanes take turns.
         self._busy[queue] = self._busy.pop(queue, None)
-        for item in group.items:
-            item.payer = item.root.payer = item.waiters[0].ticket
-        again = any(item.failures for item in group.items)
-        group.items[0].waiters[0].ticket.charge(Usage(requests=1, retries=int(again)))
-        batch = Batch([item.text for item in group.items], queue.lane.wire, queue.lane.timeout)
-        return Flight(batch, queue, group.items)
+        return Flight(queue, group.items)
 
     # Rows
 
@@ -276,17 +288,9 @@ class Scheduler:
     def _take_recent(self, queue: LaneQueue, finished: list[tuple[Item, Recent]]) -> None:
         """Give rows that were finished since the caller looked; kept first where the caller's cache lacks them."""
         for item, recent in finished:
-            flight = Flight(Batch([], queue.lane.wire), queue, [], [item], recent.row[None, :], [recent.truncated])
+            flight = Flight(queue, [], [item], recent.row[None, :], [recent.truncated])
             flight.kept = list(recent.caches)
             self.committed(flight)
-
-    def _forget_recent(self) -> None:
-        oldest = min(list(self.lookups.values()), default=None)
-        while self._recent:
-            key, recent = next(iter(self._recent.items()))
-            if oldest is not None and recent.sequence > oldest:
-                return
-            del self._recent[key]
 
     # Endings
 
@@ -295,17 +299,6 @@ class Scheduler:
         ticket.failed[index] = error
         ticket.pending -= 1
         self._close_if_done(ticket)
-
-    def park(self, items: list[Item], until: float) -> None:
-        """Keep items out of the queues until a time."""
-        for item in items:
-            item.home = None
-        self._parkings += 1
-        heapq.heappush(self._parked, (until, self._parkings, items))
-
-    def parked_items(self) -> list[Item]:
-        """Give the items that wait for their next try."""
-        return [item for _, _, items in self._parked for item in items]
 
     def drop(self, item: Item) -> None:
         """Take an item that nobody wants any more out of the queues and the table."""

@@ -7,19 +7,30 @@ one of our errors. Retrying, batching, caching and counting are done around it.
 from __future__ import annotations
 
 import importlib.util
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol
 
+from embedkit_core import plugins
 from embedkit_core.errors import ConfigurationError, MissingExtraError
-from embedkit_core.secrets import Secret
+from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, LongText, ModelInfo, Reply
 
-GROUP = "embedkit_core.providers"
+__all__ = [
+    "Batch",
+    "Client",
+    "InputType",
+    "Limits",
+    "ModelInfo",
+    "Provider",
+    "ProviderSettings",
+    "Reply",
+    "Secret",
+    "check_dimensions",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,46 @@ class ProviderSettings:
     on_long_text: LongText = "truncate"
     options: Mapping[str, Any] = field(default_factory=dict)
     info: ModelInfo | None = None
+
+    def only(self, *used: str) -> None:
+        """Refuse the settings that were given and that the provider does not use, named as the user names them.
+
+        They are api_key, base_url, dimensions, query_prompt, document_prompt, provider_options; on_long_text is not
+        among them, since the engine sees to it where the provider does not cut texts.
+
+        Raises:
+            ConfigurationError: naming the first of them.
+        """
+        given = {
+            "api_key": self.api_key,
+            "base_url": self.base_url,
+            "dimensions": self.dimensions,
+            "query_prompt": self.query_prompt or None,  # an empty prompt is none
+            "document_prompt": self.document_prompt or None,
+            "provider_options": self.options or None,
+        }
+        if strangers := set(used) - given.keys():
+            raise TypeError(f"there are no settings {sorted(strangers)}; there are {', '.join(given)}")
+        for name, value in given.items():
+            if value is not None and name not in used:
+                takes = f"it takes {', '.join(used)}" if used else "it takes no settings"
+                raise ConfigurationError(f"the model {self.name!r} takes no {name}; {takes}")
+
+    def find_key(self, variable: str) -> Secret | None:
+        """Give the user's key, or the one in an environment variable; None where there is neither.
+
+        A key that was given in another process stays there: where the environment has none either, the Secret is lost,
+        and revealing it is the AuthenticationError of the first request.
+        """
+        if self.api_key is not None and not self.api_key.is_lost:
+            return self.api_key
+        found = os.environ.get(variable)
+        return Secret(clean(found, f"the environment variable {variable}")) if found else self.api_key
+
+    @property
+    def prompts(self) -> dict[InputType, str]:
+        """The user's prompt for each input type, empty where there is none."""
+        return {"query": self.query_prompt or "", "document": self.document_prompt or ""}
 
 
 class Client(Protocol):
@@ -53,8 +104,9 @@ class Provider(ABC):
     `endpoint` is "" at the provider's own host, else its canonical address. `account` names what shares a bound and a
     client: provider, endpoint and credential. `dimensions` is the width of the vectors, None where only a reply can
     tell. A model `on_this_machine` has as long as it takes: no timeout applies. `cuts_long_texts` says that the
-    provider itself cuts a text over its limit. `own_fields` are those of the wire that the user's options may not name,
-    because arguments of ours or the provider set them.
+    provider itself cuts a text over its limit, `key_variable` which environment variable its key comes from.
+    `own_fields` are those of the wire that the user's options may not name, because arguments of ours or the provider
+    set them.
     """
 
     name: ClassVar[str]
@@ -62,6 +114,7 @@ class Provider(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     on_this_machine: ClassVar[bool] = False
     cuts_long_texts: ClassVar[bool] = False
+    key_variable: ClassVar[str | None] = None
     own_fields: ClassVar[frozenset[str]] = frozenset({"model", "input", "dimensions", "prompt", "role"})
 
     model: str
@@ -94,35 +147,39 @@ class Provider(ABC):
             raise MissingExtraError(f"the {cls.name} provider", cls.extra or cls.name)
 
 
-@cache
-def _registered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def is_provider(name: str) -> bool:
     """Tell whether a provider is registered under a name."""
-    return name in _registered()
+    return name in plugins.registered(plugins.PROVIDERS)
 
 
 def provider_names() -> list[str]:
     """Give the names of the registered providers, but for those that are there for tests."""
-    return sorted(name for name, point in _registered().items() if not point.value.startswith("embedkit_core.testing"))
+    points = plugins.registered(plugins.PROVIDERS)
+    return sorted(name for name, [point, *_] in points.items() if not point.value.startswith("embedkit_core.testing"))
 
 
 def provider_class(name: str) -> type[Provider]:
-    """Give the class registered under a name."""
-    loaded: type[Provider] = _registered()[name].load()
+    """Give the class registered under a name.
+
+    Raises:
+        ConfigurationError: naming the package, for what cannot be loaded or is no provider of that name.
+    """
+    loaded = plugins.load(plugins.PROVIDERS, name)
+    where = plugins.described(plugins.registered(plugins.PROVIDERS)[name][0])
+    if not isinstance(loaded, type) or not issubclass(loaded, Provider):
+        raise ConfigurationError(
+            f"the provider {name!r} is not a subclass of embedkit_core.providers.Provider: {where}"
+        )
+    called = getattr(loaded, "name", None)
+    if called != name:  # it is in the keys: two providers of one name would serve each other's vectors
+        raise ConfigurationError(f"the provider {name!r} calls itself {called!r}, and must not: {where}")
     return loaded
 
 
 def check_dimensions(model: str, asked: int | None, info: ModelInfo | None) -> None:
     """Raise ConfigurationError where the catalogue knows that a model does not offer the dimensions asked for."""
-    if asked is None:
-        return
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise ConfigurationError(f"dimensions={asked!r} is not a positive whole number")
     allowed = info.allowed_dimensions if info else None
-    if allowed is not None and asked not in allowed:
+    if asked is not None and allowed is not None and asked not in allowed:
         if isinstance(allowed, range):
             offered = f"{allowed.start} to {allowed.stop - 1}"
         else:

@@ -41,10 +41,9 @@ class Local(Provider):
     cuts_long_texts: ClassVar[bool] = True
 
     def __init__(self, settings: ProviderSettings) -> None:
-        if settings.base_url is not None:
-            raise ConfigurationError("a local model takes no base_url")
-        if settings.options:
-            raise ConfigurationError(f"a local model takes no provider_options, and got {sorted(settings.options)}")
+        settings.only(
+            "api_key", "dimensions", "query_prompt", "document_prompt"
+        )  # no use for a key, and no harm in one
         self._folder = find_folder(settings.name)
         self.model = settings.name
         self._digest = folder_digest(self._folder)

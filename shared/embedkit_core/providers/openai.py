@@ -34,7 +34,7 @@ from embedkit_core.errors import (
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
 from embedkit_core.providers.messages import canonical_url, quotable
-from embedkit_core.secrets import Secret, clean
+from embedkit_core.secrets import Secret
 from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 OWN_HOST = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "no-key-needed"
+KEY_VARIABLE = "OPENAI_API_KEY"
 COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = re.compile(
@@ -65,6 +66,7 @@ class OpenAI(Provider):
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+    key_variable: ClassVar[str | None] = KEY_VARIABLE
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {"encoding_format"}
 
     def __init__(self, settings: ProviderSettings) -> None:
@@ -80,11 +82,11 @@ class OpenAI(Provider):
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self.limits = info.limits if info else COMPATIBLE
         self.usd_per_million = info.usd_per_million if info else None
-        self._prompts = {"query": settings.query_prompt or "", "document": settings.document_prompt or ""}
+        self._prompts = settings.prompts
         self._options = dict(settings.options)
-        self._organization = os.environ.get("OPENAI_ORG_ID")
+        self._organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
         self._project = os.environ.get("OPENAI_PROJECT_ID")
-        self._key = self._find_key(settings.api_key)
+        self._key = self._key_from(settings)
         self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
 
     @classmethod
@@ -92,17 +94,13 @@ class OpenAI(Provider):
         """Tell whether an address, given or from the environment, is OpenAI's own."""
         return canonical_url(_address(base_url)) == OWN_HOST
 
-    def _find_key(self, given: Secret | None) -> Secret:
-        if given is not None and not given.is_lost:
-            return given
-        found = os.environ.get("OPENAI_API_KEY")
-        if found:
-            return Secret(clean(found, "the environment variable OPENAI_API_KEY"))
-        if given is not None:
-            return given  # lost on the way from another process: said at the first request
+    def _key_from(self, settings: ProviderSettings) -> Secret:
+        found = settings.find_key(KEY_VARIABLE)
+        if found is not None:
+            return found
         if not self.endpoint:
             raise ConfigurationError(
-                f"no API key for openai:{self.model}: pass api_key=, or set the environment variable OPENAI_API_KEY"
+                f"no API key for openai:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
             )
         return Secret(PLACEHOLDER_KEY)
 
@@ -137,7 +135,8 @@ class OpenAI(Provider):
 def _address(base_url: str | None) -> str:
     if base_url is not None:
         return base_url
-    return os.environ.get("OPENAI_BASE_URL") or OWN_HOST
+    # LangChain's and LlamaIndex's variable first, as they have it: who moves from them must not reach another host.
+    return os.environ.get("OPENAI_API_BASE") or os.environ.get("OPENAI_BASE_URL") or OWN_HOST
 
 
 class OpenAIClient:
@@ -161,8 +160,8 @@ class OpenAIClient:
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
         fields = dict(batch.wire)
-        prompt = fields.pop("prompt", "")
-        texts = [prompt + text for text in batch.texts] if prompt else list(batch.texts)
+        fields.pop("prompt", None)
+        texts = batch.prompted()
         encoding = self._encoding
         body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:

@@ -2,8 +2,25 @@
 
 `Fake` is a provider: `Embedder("fake:any-name", base_url=FakeServer().url)`. Its vectors depend on text, role and
 dimensions; its server counts what reaches it and fails as it is told to.
+
+`ProviderSuite` and `CacheSuite` are what every provider and cache proves. They need pytest, and nothing else does.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from embedkit_core.testing.fake import Fake, FakeServer, Seen, fake_vector
 
-__all__ = ["Fake", "FakeServer", "Seen", "fake_vector"]
+if TYPE_CHECKING:
+    from embedkit_core.testing.cache_suite import CacheSuite
+    from embedkit_core.testing.provider_suite import ProviderSuite
+
+__all__ = ["CacheSuite", "Fake", "FakeServer", "ProviderSuite", "Seen", "fake_vector"]
+
+_SUITES = {"CacheSuite": "cache_suite", "ProviderSuite": "provider_suite"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUITES:
+        return getattr(import_module(f"{__name__}.{_SUITES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -162,7 +162,7 @@ class Fake(Provider):
         self.limits = server.limits
         self.dimensions = settings.dimensions or server.dimensions
         self.usd_per_million = server.usd_per_million
-        self._prompts = {"query": settings.query_prompt or "", "document": settings.document_prompt or ""}
+        self._prompts = settings.prompts
         self._options = dict(settings.options)
 
     def wire(self, input_type: InputType) -> dict[str, Any]:

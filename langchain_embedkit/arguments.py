@@ -1,0 +1,71 @@
+"""The arguments of the classes that `EmbedKitEmbeddings` stands in for, and what becomes of each.
+
+langchain-openai's OpenAIEmbeddings and AzureOpenAIEmbeddings (read at 1.7.4), langchain-voyageai's VoyageAIEmbeddings
+(0.4.1), langchain-cohere's CohereEmbeddings (0.6.0). docs/langchain.md shows this table; a test holds it against the
+installed classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from embedkit_core.hosts import Mapped, NoEffect, Refused, Rule, cut_or_refuse, seconds, wire_options
+
+TOKENIZER = "no tokenizer is used and strings are sent, so a compatible server understands them too"
+ONE_CLIENT = (
+    "one client is kept for all callers; a proxy comes from HTTPS_PROXY, certificates from SSL_CERT_FILE in the "
+    "environment"
+)
+AZURE = (
+    "use Azure's v1 endpoint, which needs no version: base_url='https://NAME.openai.azure.com/openai/v1', model= the "
+    "deployment's name, api_key= Azure's key"
+)
+BACKOFF = "waits follow the server's Retry-After, else grow with full jitter, for all callers together"
+
+RULES: Final[Mapping[str, Rule]] = {
+    "model_name": Mapped("model", needed=True),
+    "openai_api_key": Mapped("api_key"),
+    "voyage_api_key": Mapped("api_key"),
+    "cohere_api_key": Mapped("api_key"),
+    "openai_api_base": Mapped("base_url"),
+    "output_dimension": Mapped("dimensions"),
+    "chunk_size": Mapped("max_batch_texts"),
+    "batch_size": Mapped("max_batch_texts"),
+    "request_timeout": Mapped("timeout", seconds),
+    "model_kwargs": Mapped("provider_options", wire_options),
+    "truncation": Mapped("on_long_text", cut_or_refuse),
+    "truncate": Mapped("on_long_text", cut_or_refuse),
+    "show_progress_bar": NoEffect("there is no progress bar yet", promised=True),
+    "deployment": NoEffect("OpenAIEmbeddings sends no deployment either; with Azure's v1 endpoint it is the model"),
+    "check_embedding_ctx_length": NoEffect(f"{TOKENIZER}; on_long_text says what becomes of a long text"),
+    "embedding_ctx_length": NoEffect("the model's own limit counts; on_long_text says what becomes of a longer text"),
+    "tiktoken_enabled": NoEffect(TOKENIZER),
+    "tiktoken_model_name": NoEffect(TOKENIZER),
+    "allowed_special": NoEffect(TOKENIZER),
+    "disallowed_special": NoEffect(TOKENIZER),
+    "retry_min_seconds": NoEffect(BACKOFF),
+    "retry_max_seconds": NoEffect(BACKOFF),
+    "headers": NoEffect("OpenAIEmbeddings makes no use of it either"),
+    "user_agent": NoEffect("it changes no vector"),
+    "validate_base_url": NoEffect("an address is always checked"),
+    "skip_empty": Refused("leave empty texts out of the list: each position gets a vector here", (False,)),
+    "organization": Refused("set the environment variable OPENAI_ORG_ID"),
+    "openai_organization": Refused("set the environment variable OPENAI_ORG_ID"),
+    "openai_proxy": Refused("set the environment variable HTTPS_PROXY", ("",)),
+    "default_headers": Refused("headers of your own are not sent yet; give a gateway its key as api_key", ({},)),
+    "default_query": Refused("a query of your own is not sent; give an endpoint that needs none", ({},)),
+    "http_client": Refused(ONE_CLIENT),
+    "http_async_client": Refused(ONE_CLIENT),
+    "client": Refused(ONE_CLIENT),
+    "async_client": Refused(ONE_CLIENT),
+    "openai_api_type": Refused(AZURE, ("", "open_ai", "openai")),
+    "api_version": Refused(AZURE, ("",)),
+    "openai_api_version": Refused(AZURE, ("",)),
+    "azure_endpoint": Refused(AZURE),
+    "azure_deployment": Refused(AZURE),
+    "azure_ad_token": Refused(f"{AZURE}, or an Entra token"),
+    "azure_ad_token_provider": Refused(f"{AZURE}; tokens that change are not supported yet"),
+    "azure_ad_async_token_provider": Refused(f"{AZURE}; tokens that change are not supported yet"),
+    "embedding_types": Refused("vectors are floats; other types are not supported yet", (["float"], ("float",))),
+}

@@ -1,0 +1,41 @@
+"""The arguments of the classes that `EmbedKitEmbedding` stands in for, and what becomes of each.
+
+llama-index-embeddings-openai's OpenAIEmbedding (read at 0.7.0), and the names that the Voyage, Cohere and Hugging Face
+classes have for the same things. docs/llamaindex.md shows this table; a test holds it against the installed class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from embedkit_core.hosts import Mapped, NoEffect, Refused, Rule, cut_or_refuse, wire_options
+
+ONE_CLIENT = (
+    "one client is kept for all callers; a proxy comes from HTTPS_PROXY, certificates from SSL_CERT_FILE in the "
+    "environment"
+)
+AZURE = (
+    "use Azure's v1 endpoint, which needs no version: api_base='https://NAME.openai.azure.com/openai/v1', model= the "
+    "deployment's name, api_key= Azure's key"
+)
+
+RULES: Final[Mapping[str, Rule]] = {
+    "model": Mapped("model_name", needed=True),
+    "api_base": Mapped("base_url"),
+    "openai_api_key": Mapped("api_key"),
+    "voyage_api_key": Mapped("api_key"),
+    "cohere_api_key": Mapped("api_key"),
+    "output_dimension": Mapped("dimensions"),
+    "additional_kwargs": Mapped("provider_options", wire_options),
+    "truncation": Mapped("on_long_text", cut_or_refuse),
+    "truncate": Mapped("on_long_text", cut_or_refuse),
+    "query_instruction": Mapped("query_prompt"),
+    "text_instruction": Mapped("document_prompt"),
+    "mode": NoEffect("the models it chose among are gone; those of today have one name for queries and documents"),
+    "reuse_client": NoEffect("one client is kept for all callers, and works from any event loop"),
+    "api_version": Refused(AZURE, ("",)),
+    "default_headers": Refused("headers of your own are not sent yet; give a gateway its key as api_key", ({},)),
+    "http_client": Refused(ONE_CLIENT),
+    "async_http_client": Refused(ONE_CLIENT),
+}

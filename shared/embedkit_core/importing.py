@@ -1,0 +1,134 @@
+"""Vectors that were paid for elsewhere, taken into the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedkit_core.errors import ConfigurationError, InputError
+from embedkit_core.plan import Plan, check_list, make_plan
+from embedkit_core.roles import Role
+from embedkit_core.types import Entry, InputType, Vectors
+
+if TYPE_CHECKING:
+    from embedkit_core.embedder import Embedder
+
+SAME = 0.999  # the cosine of one text's vector asked twice is above this, and so its length; another model's far below
+ROWS = 512  # written in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of vectors offered to the cache, counted in distinct texts.
+
+    `imported` are in the cache now; `missing` had no vector; `doubtful` names the positions of texts that may be longer
+    than the model takes, whose vectors depend on how they were cut: they are left out and paid for when they are asked.
+    """
+
+    imported: int
+    missing: int
+    doubtful: tuple[int, ...]
+
+
+def import_vectors(
+    embedder: Embedder,
+    role: Role,
+    texts: Iterable[str],
+    vectors: Iterable[Sequence[float] | Vectors | None],
+    *,
+    verify: int,
+) -> Imported:
+    """Check vectors against the model and put them into an embedder's cache, under its keys."""
+    keeper = embedder.store.keeper
+    if keeper is None:
+        raise ConfigurationError("import_vectors puts vectors into the cache, and this embedder has cache=False")
+    texts = check_list(texts)
+    rows = list(vectors)
+    if len(rows) != len(texts):
+        raise InputError(f"{len(texts)} texts and {len(rows)} vectors: give one for each, None where there is none", ())
+    plan = make_plan(texts, role.prefix)
+    stands = _positions(plan, rows)
+    doubtful = _doubtful(plan, role, embedder.provider.limits.text_tokens) & stands.keys()
+    offers = [_Offer(p, at, _row(rows[at], at)) for p, at in stands.items() if p not in doubtful]
+    _check_width(offers, role.lane.dimensions or embedder.dimensions, embedder.model)
+    _check_sample(embedder, role.input_type, plan, offers, verify)
+    written = 0
+    for start in range(0, len(offers), ROWS):
+        slab = offers[start : start + ROWS]
+        keeper.set_many([(plan.keys[offer.place], Entry(offer.row)) for offer in slab])
+        written += len(keeper.get_many([plan.keys[offer.place] for offer in slab]))
+    return Imported(
+        imported=written,
+        missing=len(plan.keys) - len(stands),
+        doubtful=tuple(int(plan.first[p]) for p in sorted(doubtful)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A vector for the distinct text at `place` in the plan; it stands at `position` of those given."""
+
+    place: int
+    position: int
+    row: Vectors
+
+
+def _positions(plan: Plan, rows: Sequence[object]) -> dict[int, int]:
+    """Say for each distinct text that has a vector where the first of its vectors stands."""
+    stands: dict[int, int] = {}
+    for position, place in enumerate(plan.source.tolist()):
+        if rows[position] is not None:
+            stands.setdefault(place, position)
+    return stands
+
+
+def _doubtful(plan: Plan, role: Role, limit: int | None) -> set[int]:
+    """Name the texts that may be over the limit: no token is shorter than a byte."""
+    if limit is None:
+        return set()
+    prompt = len(str(role.lane.wire.get("prompt", "")).encode())
+    return {p for p, text in enumerate(plan.texts) if len(text.encode()) + prompt > limit}
+
+
+def _row(vector: Any, position: int) -> Vectors:
+    try:
+        with np.errstate(over="ignore"):  # a number too large for float32 is refused below
+            row = np.asarray(vector, dtype=np.float32)
+    except (TypeError, ValueError):
+        row = np.empty((0, 0), dtype=np.float32)
+    if row.ndim != 1 or not row.size or not np.isfinite(row).all():
+        raise InputError(f"the vector at position {position} is not one row of finite numbers", (position,))
+    return row
+
+
+def _check_width(offers: Sequence[_Offer], width: int | None, model: str) -> None:
+    for offer in offers:
+        width = width or len(offer.row)
+        if len(offer.row) != width:
+            raise ConfigurationError(
+                f"the vector at position {offer.position} has {len(offer.row)} dimensions and {model} here has "
+                f"{width}: they are another model's, or dimensions= differs; nothing was imported"
+            )
+
+
+def _check_sample(embedder: Embedder, input_type: InputType, plan: Plan, offers: Sequence[_Offer], verify: int) -> None:
+    """Embed a few of the texts and compare: two models can have the same width, and a cache would keep the error."""
+    if not offers or not verify:
+        return
+    sample = [offers[i] for i in sorted(set(np.linspace(0, len(offers) - 1, num=verify, dtype=int).tolist()))]
+    found = embedder.embed([plan.texts[offer.place] for offer in sample], input_type=input_type)
+    for error in found.failed.values():
+        raise error
+    _check_width(offers, found.vectors.shape[1], embedder.model)
+    for offer, truth in zip(sample, found.vectors, strict=True):
+        length, true_length = float(np.linalg.norm(offer.row)), float(np.linalg.norm(truth))
+        cosine = float(offer.row @ truth) / (length * true_length or 1.0)
+        if not (cosine >= SAME and abs(length - true_length) <= (1 - SAME) * true_length):
+            raise ConfigurationError(
+                f"the vector at position {offer.position} is not {embedder.model}'s for that text (cosine "
+                f"{cosine:.3f}, length {length:.4g} for {true_length:.4g}): is it another model's, another input "
+                "type's, or not normalised? Nothing was imported"
+            )

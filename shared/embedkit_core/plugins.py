@@ -1,0 +1,68 @@
+"""What installed packages add to us: found by entry points, imported when named, and never in place of our own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+from embedkit_core.errors import ConfigurationError
+
+PROVIDERS = "embedkit_core.providers"
+CACHES = "embedkit_core.caches"
+_KINDS = {PROVIDERS: "provider", CACHES: "cache"}
+
+logger = logging.getLogger("embedkit_core")
+
+
+@cache
+def registered(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Give what is registered in a group by its name; several packages may claim one, but not one that is built in."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return {name: _ours_first(group, points) for name, points in found.items()}
+
+
+def _ours_first(group: str, points: list[EntryPoint]) -> tuple[EntryPoint, ...]:
+    ours = tuple(point for point in points if is_built_in(point))
+    for other in points if ours else ():
+        if other not in ours:
+            logger.warning("%s is ignored: that %s is built in", described(other), _KINDS[group])
+    return ours or tuple(points)
+
+
+def is_built_in(point: EntryPoint) -> bool:
+    """Tell whether an entry point leads into this library."""
+    return point.value.startswith("embedkit_core.")
+
+
+def described(point: EntryPoint) -> str:
+    """Name an entry point and the package it is from."""
+    package = f" of the package {point.dist.name}" if point.dist else ""
+    return f"the entry point {point.name} = {point.value}{package}"
+
+
+def load(group: str, name: str) -> object:
+    """Import what is registered under a name.
+
+    Raises:
+        ConfigurationError: it cannot be imported, or two packages claim the name.
+    """
+    first, *others = registered(group)[name]
+    for other in others:
+        if other.value != first.value:
+            raise ConfigurationError(
+                f"the {_KINDS[group]} {name!r} is claimed twice: {described(first)}, {described(other)}; remove one"
+            )
+    try:
+        loaded: object = first.load()
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever a module may do while it is imported
+        raise ConfigurationError(
+            f"the {_KINDS[group]} {name!r} cannot be loaded ({type(error).__name__}: {error}): "
+            f"{described(first)}; repair or remove that package"
+        ) from error
+    return loaded

@@ -1,0 +1,35 @@
+"""The tables of arguments in the documentation; run as a program, it writes them into docs/."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from embedkit_core.hosts import Mapped, NoEffect, Rule
+
+DOCS = Path(__file__).parents[2] / "docs"
+HEAD = "| argument | what becomes of it |\n|---|---|\n"
+
+
+def argument_table(rules: Mapping[str, Rule]) -> str:
+    """Give a table in Markdown: first what is mapped, then what has no effect, then what is refused."""
+
+    def told(rule: Rule) -> str:
+        if isinstance(rule, Mapped):
+            return f"is `{rule.to}`"
+        return f"no effect: {rule.why}" if isinstance(rule, NoEffect) else f"refused: {rule.way_out}"
+
+    ordered = sorted(rules.items(), key=lambda item: ["Mapped", "NoEffect", "Refused"].index(type(item[1]).__name__))
+    return HEAD + "".join(f"| `{name}` | {told(rule)} |\n" for name, rule in ordered)
+
+
+if __name__ == "__main__":
+    import langchain_embedkit.arguments
+    import llamaindex_embedkit.arguments
+
+    for document, rules in [
+        ("langchain.md", langchain_embedkit.arguments.RULES),
+        ("llamaindex.md", llamaindex_embedkit.arguments.RULES),
+    ]:
+        path = DOCS / document
+        text = re.sub(re.escape(HEAD) + r"(\|.*\n)*", lambda _, r=rules: argument_table(r), path.read_text("utf-8"))
+        path.write_text(text, "utf-8")

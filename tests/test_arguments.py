@@ -1,0 +1,256 @@
+"""The arguments of the classes our adapters stand in for: each is mapped, without effect, or refused with a way out."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from langchain_cohere import CohereEmbeddings
+from langchain_openai import AzureOpenAIEmbeddings, OpenAIEmbeddings
+from langchain_voyageai import VoyageAIEmbeddings
+from llama_index.embeddings.openai import OpenAIEmbedding, OpenAIEmbeddingModelType
+from pydantic import SecretStr
+from support.argument_tables import argument_table
+from support.embedders import numbered
+from support.openai_server import OpenAIServer, vector_of
+
+import langchain_embedkit.arguments
+import llamaindex_embedkit.arguments
+from embedkit_core import ConfigurationError
+from embedkit_core.hosts import Mapped, NoEffect, Refused
+from embedkit_core.testing import FakeServer
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+ROOT = Path(__file__).parents[1]
+MODEL = "text-embedding-3-small"
+LANGCHAIN, LLAMAINDEX = langchain_embedkit.arguments.RULES, llamaindex_embedkit.arguments.RULES
+HOSTS = {EmbedKitEmbeddings: LANGCHAIN, EmbedKitEmbedding: LLAMAINDEX}
+hosts = pytest.mark.parametrize("host", HOSTS)
+SAMPLES = {
+    "chunk_size": 7, "batch_size": 7, "output_dimension": 256, "request_timeout": 5, "truncation": False,
+    "truncate": "NONE", "model_kwargs": {"user": "u"}, "additional_kwargs": {"user": "u"},
+    "query_instruction": "q: ", "text_instruction": "d: ", "openai_api_base": "http://localhost:1/v1",
+    "api_base": "http://localhost:1/v1", "openai_api_key": "k", "voyage_api_key": "k", "cohere_api_key": "k",
+}  # fmt: skip
+MEANT = {
+    "max_batch_texts": 7, "dimensions": 256, "timeout": 5.0, "on_long_text": "error", "provider_options": {"user": "u"},
+    "query_prompt": "q: ", "document_prompt": "d: ", "base_url": "http://localhost:1/v1", "api_key": SecretStr("k"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _a_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+
+
+def made(host, **arguments):
+    return host(**{"model": MODEL, "cache": False, **arguments})
+
+
+def names_of(peer):
+    """Every name that a class takes."""
+    fields = peer.model_fields
+    given = {
+        p.name
+        for p in inspect.signature(peer.__init__).parameters.values()
+        if p.kind is p.KEYWORD_ONLY or p.default is not p.empty
+    }
+    return {*fields, *(field.alias for field in fields.values() if field.alias), *given}
+
+
+@pytest.mark.parametrize(
+    ("host", "peer"),
+    [
+        (EmbedKitEmbeddings, OpenAIEmbeddings),
+        (EmbedKitEmbeddings, AzureOpenAIEmbeddings),
+        (EmbedKitEmbeddings, VoyageAIEmbeddings),
+        (EmbedKitEmbeddings, CohereEmbeddings),
+        (EmbedKitEmbedding, OpenAIEmbedding),
+    ],
+)
+def test_every_argument_of_the_class_that_is_replaced_is_known(host, peer):
+    assert len(names_of(peer)) > 5
+    assert not names_of(peer) - {*host.model_fields, *HOSTS[host]}
+
+
+@pytest.mark.parametrize(("document", "rules"), [("langchain.md", LANGCHAIN), ("llamaindex.md", LLAMAINDEX)])
+def test_the_documentation_shows_the_table(document, rules):
+    """Written by `python tests/support/argument_tables.py`."""
+    assert argument_table(rules) in (ROOT / "docs" / document).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Mapped and not rule.needed],
+)
+def test_an_alias_means_the_argument_it_stands_for(host, name):
+    rule = HOSTS[host][name]
+    model = made(host, **{name: SAMPLES[name]})
+    assert getattr(model, rule.to) == MEANT[rule.to]
+    assert made(host, **{name: None}).model_dump() == made(host).model_dump()
+    if rule.to in ("max_batch_texts", "dimensions"):
+        with pytest.raises(ConfigurationError, match=f"{rule.to}= and {name}= are the same argument"):
+            made(host, **{rule.to: 3, name: SAMPLES[name]})
+
+
+@pytest.mark.parametrize(("host", "alias"), [(EmbedKitEmbeddings, "model_name"), (EmbedKitEmbedding, "model_name")])
+def test_the_model_has_the_names_that_the_frameworks_give_it(host, alias):
+    assert host(**{alias: MODEL}, api_key="k", cache=False).embedder.model == f"openai:{MODEL}"
+    assert host(MODEL, api_key="k", cache=False).embedder.model == f"openai:{MODEL}"
+    with pytest.raises(ConfigurationError, match="same argument"):
+        host(model=MODEL, api_key="k", **{alias: "text-embedding-3-large"})
+    with pytest.raises(ConfigurationError, match="model"):
+        host(**{alias: None}, api_key="k")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is NoEffect]
+)
+def test_an_argument_without_effect_is_accepted(host, name):
+    rule = HOSTS[host][name]
+    assert len(rule.why) > 15
+    if rule.promised:
+        with pytest.warns(UserWarning, match=re.escape(f"{name} has no effect: {rule.why}")):
+            made(host, **{name: True})
+        made(host, **{name: False})
+    else:
+        assert made(host, **{name: 5}).embedder.fingerprint == made(host).embedder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Refused]
+)
+def test_a_refused_argument_names_the_way_out(host, name):
+    rule = HOSTS[host][name]
+    with pytest.raises(ConfigurationError) as refused:
+        made(host, **{name: object()})
+    assert f"takes no {name}: {rule.way_out}" in str(refused.value)
+    for harmless in (None, *rule.harmless):
+        made(host, **{name: harmless})
+
+
+@pytest.mark.parametrize(
+    ("host", "peer"),
+    [
+        (EmbedKitEmbeddings, OpenAIEmbeddings),
+        (EmbedKitEmbeddings, VoyageAIEmbeddings),
+        (EmbedKitEmbedding, OpenAIEmbedding),
+    ],
+)
+def test_the_defaults_of_the_class_that_is_replaced_are_accepted(host, peer):
+    """Who passes on what is the default anyway, from a configuration file say, need not change it."""
+    defaults = {n: f.default for n, f in peer.model_fields.items() if f.default_factory is None and not f.is_required()}
+    defaults = {
+        n: v for n, v in defaults.items() if n not in ("model", "model_name", "rate_limiter", "callback_manager")
+    }
+    model = made(host, **defaults)
+    assert model.embedder.dimensions == 1536
+
+
+@pytest.mark.parametrize(
+    ("host", "typo", "meant"),
+    [
+        (EmbedKitEmbeddings, "dimension", "dimensions"),
+        (EmbedKitEmbeddings, "chunksize", "chunk_size"),
+        (EmbedKitEmbeddings, "openai_apikey", "openai_api_key"),
+        (EmbedKitEmbedding, "api_bas", "api_base"),
+        (EmbedKitEmbedding, "embed_batchsize", "embed_batch_size"),
+        (EmbedKitEmbedding, "modle", "model"),
+        (EmbedKitEmbeddings, "modle", "model"),
+    ],
+)
+def test_a_mistyped_argument_names_the_nearest(host, typo, meant):
+    with pytest.raises(ConfigurationError, match=f"no argument '{typo}'; did you mean '{meant}'"):
+        made(host, **{typo: 1})
+
+
+def test_a_timeout_object_is_refused_with_the_number_to_give():
+    with pytest.raises(ConfigurationError, match="request_timeout must be a number of seconds"):
+        made(EmbedKitEmbeddings, request_timeout=(1.0, 5.0))
+
+
+def test_the_encoding_that_compatible_servers_are_asked_for_is_ours_to_choose():
+    """LangChain's own documentation advises encoding_format='float' for them; a reply in either is read here."""
+    assert made(EmbedKitEmbeddings, model_kwargs={"encoding_format": "float"}).provider_options is None
+
+
+def test_a_model_may_be_named_by_the_hosts_own_enumeration(server):
+    model = EmbedKitEmbedding(
+        model=OpenAIEmbeddingModelType.TEXT_EMBED_3_SMALL,
+        embed_batch_size=100,
+        api_base=server.base_url,
+        api_key="test-key",
+        cache=False,
+    )
+    assert model.get_text_embedding("a") == vector_of("a").tolist()
+
+
+@pytest.mark.parametrize(
+    ("host", "replaced"), [(EmbedKitEmbeddings, OpenAIEmbeddings), (EmbedKitEmbedding, OpenAIEmbedding)]
+)
+def test_without_a_model_it_is_the_one_the_replaced_class_has_and_says_so(host, replaced):
+    default = (
+        replaced.model_fields["model"].default
+        if "model" in replaced.model_fields
+        else OpenAIEmbedding(api_key="k").model_name
+    )
+    with pytest.warns(UserWarning, match="without a model is 'text-embedding-ada-002'") as said:
+        model = host(api_key="k", cache=False)
+    assert model.embedder.model == f"openai:{default}"
+    assert said[0].filename == __file__
+    with pytest.raises(ConfigurationError, match="model"):
+        host(model=None, api_key="k")  # an unset variable, say
+
+
+def test_a_call_may_bound_the_texts_of_its_requests(server):
+    embeddings = EmbedKitEmbeddings(model=MODEL, base_url=server.base_url, api_key="test-key", cache=False)
+    embeddings.embed_documents(numbered(25), chunk_size=10)
+    assert max(len(request.texts) for request in server.requests) == 10
+    assert sum(len(request.texts) for request in server.requests) == 25
+    with pytest.raises(ConfigurationError, match="max_batch_texts=0"):
+        embeddings.embed_documents(["a"], chunk_size=0)
+
+
+async def test_a_call_may_bound_the_texts_of_its_requests_async(server):
+    embeddings = EmbedKitEmbeddings(
+        model=MODEL, base_url=server.base_url, api_key="test-key", cache=False, chunk_size=20
+    )
+    assert await embeddings.aembed_documents(numbered(25), chunk_size=10) == [
+        vector_of(t).tolist() for t in numbered(25)
+    ]
+    assert max(len(request.texts) for request in server.requests) == 10
+    await embeddings.aembed_documents([f"later {t}" for t in numbered(45)])
+    assert max(len(request.texts) for request in server.requests) == 20
+
+
+@hosts
+def test_the_frameworks_variable_for_the_address_is_obeyed(host, server, monkeypatch):
+    """Who moves from OpenAIEmbeddings behind a gateway must not send texts and key to another host."""
+    monkeypatch.setenv("OPENAI_API_BASE", server.base_url)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    host(model=MODEL, api_key="test-key", cache=False).embedder.embed_query("a")
+    assert len(server.requests) == 1
+
+
+def test_a_copy_may_be_changed_in_any_spelling():
+    embeddings = made(EmbedKitEmbeddings, chunk_size=7)
+    assert embeddings.model_copy(update={"chunk_size": 9}).max_batch_texts == 9
+    model = made(EmbedKitEmbedding, dimensions=64)
+    assert model.model_copy(update={"api_base": "http://localhost:1/v1"}).base_url == "http://localhost:1/v1"
+
+
+def test_prompts_in_the_hosts_spelling_reach_the_wire():
+    server = FakeServer()
+    model = EmbedKitEmbedding(
+        model="fake:any", base_url=server.url, cache=False, query_instruction="q: ", text_instruction="d: "
+    )
+    model.get_query_embedding("x")
+    model.get_text_embedding("x")
+    assert [seen.wire["prompt"] for seen in server.seen] == ["q: ", "d: "]

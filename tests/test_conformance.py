@@ -1,0 +1,156 @@
+"""The built-in providers and caches prove what they ask of everybody else's."""
+
+from pathlib import Path
+
+import pytest
+from support.embedders import MINILM, copied_model
+from support.openai_client import MODEL
+from support.openai_server import Fault, OpenAIServer
+
+from embedkit_core.cache import open_cache
+from embedkit_core.cache.disk import DiskCache
+from embedkit_core.cache.urls import open_url
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadReplyError,
+    BadRequestError,
+    BadTextError,
+    QuotaError,
+    RateLimitError,
+    UnavailableError,
+)
+from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
+
+
+class TestOpenAI(ProviderSuite):
+    """Through the real SDK, to a server that repeats text and key in every refusal."""
+
+    model = f"openai:{MODEL}"
+    api_key = "sk-test-key-of-mine"
+    other_model = "openai:text-embedding-3-large"
+    other_dimensions = 256
+    wrong_dimensions = 1537
+
+    @pytest.fixture(autouse=True)
+    def far_end(self, monkeypatch):
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        with OpenAIServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
+            yield
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.base_url}
+
+    @property
+    def options(self):
+        return {"user": "me"}
+
+    def requests_seen(self):
+        return len(self.server.requests)
+
+    def fail(self, kind):
+        def fault(texts, number):
+            return None if kind is None or (kind == "bad_text" and self.bad_text not in texts) else faults[kind]
+
+        soon = {"retry-after-ms": "1"}
+        faults = {
+            "auth": Fault(status=401),
+            "quota": Fault.quota(),
+            "bad_request": Fault(status=404),
+            "bad_text": Fault(status=400),
+            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
+            "rate_limit": Fault.rate_limited(retry_after_ms=1),
+            "unavailable": Fault(status=503, headers=soon),
+        }
+        self.server.fault_for(fault)
+
+
+class TestOpenAIThatAnswersFloatsOutOfTurn(TestOpenAI):
+    """As some compatible servers do, at which an unknown model's width is known from its reply only."""
+
+    model = "openai:some-model"
+    other_model = "openai:another-model"
+    wrong_dimensions = None
+
+    @pytest.fixture(autouse=True)
+    def far_end(self, monkeypatch):
+        with OpenAIServer(api_key=self.api_key, always_floats=True, shuffle_index=True, dimensions=512) as self.server:
+            yield
+
+
+class TestLocal(ProviderSuite):
+    model = MINILM
+    wrong_dimensions = 385
+
+
+class TestLocalWithPrompts(ProviderSuite):
+    """A model whose folder says that a query has a prompt."""
+
+    asymmetric = True
+
+    @pytest.fixture(autouse=True)
+    def folder(self):
+        with copied_model(prompts={"query": "query: ", "document": ""}) as folder:
+            self.model = f"local:{folder}"
+            yield
+
+
+class TestFake(ProviderSuite):
+    model = "fake:model"
+    api_key = "sk-fake-key-of-mine"
+    other_model = "fake:another"
+    other_dimensions = 5
+    asymmetric = True
+
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        self.server = FakeServer(asymmetric=self.asymmetric)
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.url}
+
+    @property
+    def options(self):
+        return {"task": "classification"}
+
+    def requests_seen(self):
+        return len(self.server.seen)
+
+    def fail(self, kind):
+        errors = {
+            "auth": AuthenticationError,
+            "quota": QuotaError,
+            "bad_request": BadRequestError,
+            "bad_text": BadTextError,
+            "bad_reply": BadReplyError,
+            "rate_limit": RateLimitError,
+            "unavailable": UnavailableError,
+        }
+
+        def fault(texts):
+            passes = kind is None or (kind == "bad_text" and self.bad_text not in texts)
+            return None if passes else errors[kind]("as the test has it", retry_after=0.0)
+
+        self.server.fault_for = fault
+
+
+class TestSymmetricFake(TestFake):
+    asymmetric = False
+
+
+class TestDiskCache(CacheSuite):
+    def make(self, folder: Path):
+        return DiskCache(folder)
+
+
+class TestSharedDiskCache(CacheSuite):
+    """One object for all who name a folder."""
+
+    def make(self, folder: Path):
+        return open_cache(folder)
+
+
+class TestDiskCacheAtAnAddress(CacheSuite):
+    def make(self, folder: Path):
+        return open_url(folder.as_uri())

@@ -1,0 +1,213 @@
+"""Pickles, deep copies, spawned and forked processes: the same model and cache, and the key only where it may go."""
+
+import copy
+import logging
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.rate_limiter import TokenBucketRateLimiter
+from support.embedders import texts_sent
+from support.openai_server import OpenAIServer, vector_of
+
+from embedkit_core import AuthenticationError, ConfigurationError, Embedder
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+OPENAI = "openai:text-embedding-3-small"
+KEY = "sk-only-for-this-test"
+DOORS = [Embedder, EmbedKitEmbeddings, EmbedKitEmbedding]
+doors = pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
+hosts = pytest.mark.parametrize("door", DOORS[1:], ids=["langchain", "llamaindex"])
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer(api_key=KEY) as running:
+        yield running
+
+
+def made(door, server, **options):
+    return door(**{"model": OPENAI, "base_url": server.base_url, "api_key": KEY, "cache": False, **options})
+
+
+def core(thing):
+    return thing if isinstance(thing, Embedder) else thing.embedder
+
+
+def through_a_pickle(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+@doors
+def test_a_key_given_as_an_argument_stays_here_and_the_copy_says_so(door, server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert KEY.encode() not in pickle.dumps(made(door, server))
+    with pytest.raises(AuthenticationError, match="OPENAI_API_KEY"):
+        core(through_a_pickle(made(door, server))).embed_query("a")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    core(through_a_pickle(made(door, server))).embed_query("a")
+    assert len(server.requests) == 1
+
+
+@doors
+def test_a_key_given_as_an_argument_travels_where_the_user_says_so(door, server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    copied = through_a_pickle(through_a_pickle(made(door, server, pickle_api_key=True)))
+    assert core(copied).embed_query("a").tolist() == vector_of("a").tolist()
+
+
+@doors
+def test_a_key_of_the_environment_never_travels(door, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    thing = made(door, server, api_key=None, pickle_api_key=True)
+    assert KEY.encode() not in pickle.dumps(thing)
+    assert core(through_a_pickle(thing)).embed_query("a").tolist() == vector_of("a").tolist()
+
+
+def test_langchain_shows_the_key_of_the_environment_as_a_secret(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for thing in (made(EmbedKitEmbeddings, server, api_key=None), EmbedKitEmbeddings(model=OPENAI, cache=False)):
+        for one in (thing, copy.deepcopy(thing), through_a_pickle(thing), thing.model_copy(update={"timeout": 5.0})):
+            assert one.api_key.get_secret_value() == KEY
+            assert KEY not in repr(one)
+            assert "api_key" not in one.model_fields_set
+
+
+@hosts
+@pytest.mark.parametrize(
+    "limiter", [InMemoryRateLimiter(requests_per_second=1e6), TokenBucketRateLimiter(requests_per_minute=1e6)]
+)
+def test_a_limiter_is_shared_by_a_deep_copy_and_left_behind_by_a_pickle(door, server, limiter, caplog, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    model = made(door, server, rate_limiter=limiter)
+    copied = copy.deepcopy(model)
+    assert copied.rate_limiter is limiter
+    assert core(copied).rate_limiter is limiter
+    core(copied).embed_query("a")
+    with caplog.at_level(logging.WARNING, "embedkit_core"):
+        other = through_a_pickle(model)
+    assert (other.rate_limiter, core(other).rate_limiter) == (None, None)
+    assert "rate_limiter of openai:text-embedding-3-small cannot be pickled" in caplog.text
+    core(other).embed_query("a")
+
+
+class Shared:
+    """A limiter that is the same in every process, as one in a database is."""
+
+    def acquire(self):
+        return True
+
+
+@doors
+def test_a_limiter_that_can_be_pickled_travels(door, server):
+    copied = through_a_pickle(made(door, server, rate_limiter=Shared()))
+    assert isinstance(copied.rate_limiter, Shared)
+    assert core(copied).rate_limiter is copied.rate_limiter
+
+
+class Mine(dict):
+    def get_many(self, keys):
+        return {key: self[key] for key in keys if key in self}
+
+    def set_many(self, items):
+        self.update(items)
+
+    def close(self): ...
+
+
+@doors
+def test_a_cache_of_the_users_own_is_shared_by_a_copy_and_cannot_be_pickled(door, server):
+    cache = Mine()
+    model = made(door, server, cache=cache)
+    core(copy.deepcopy(model)).embed_query("a")
+    assert len(cache) == 1
+    with pytest.raises(ConfigurationError, match="cache object of your own cannot be pickled"):
+        pickle.dumps(model)
+
+
+def test_llamaindexs_callbacks_survive_where_they_can(server, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    model = made(
+        EmbedKitEmbedding, server, callback_manager=CallbackManager([TokenCountingHandler(tokenizer=str.split)])
+    )
+    copied = through_a_pickle(model)
+    copied.get_text_embedding("two words")
+    unpicklable = CallbackManager([TokenCountingHandler(tokenizer=lambda text: text.split())])
+    through_a_pickle(made(EmbedKitEmbedding, server, callback_manager=unpicklable)).get_text_embedding("again")
+
+
+SPAWNED = """
+import multiprocessing, sys
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+def embed(model):
+    embed = getattr(model, "embed_documents", None) or model.get_text_embedding_batch
+    rows = embed(["a", "b"])
+    return model.embedder.model, len(rows), model.usage.requests, model.usage.cache_hits
+
+if __name__ == "__main__":
+    options = {"model": "text-embedding-3-small", "base_url": sys.argv[1], "cache": sys.argv[2]}
+    models = [EmbedKitEmbeddings(**options), EmbedKitEmbedding(**options)]
+    embed(models[0])
+    with multiprocessing.get_context(sys.argv[3]).Pool(2) as pool:
+        for found in pool.map(embed, models):
+            print(*found)
+"""
+
+PIPELINE = """
+import asyncio, sys
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.schema import TextNode
+from llamaindex_embedkit import EmbedKitEmbedding
+
+if __name__ == "__main__":
+    model = EmbedKitEmbedding(model="text-embedding-3-small", base_url=sys.argv[1], cache=sys.argv[2])
+    model.get_query_embedding("text 0")  # its threads are there when the workers start
+    pipeline = IngestionPipeline(transformations=[model])
+    nodes = [TextNode(text=f"text {i}") for i in range(10)]
+    if sys.argv[3] == "run":
+        embedded = pipeline.run(nodes=nodes, num_workers=2)
+    else:
+        embedded = asyncio.run(pipeline.arun(nodes=nodes, num_workers=2))
+    assert all(len(node.embedding) == 1536 for node in embedded)
+    print(*[node.text.split()[1] for node in embedded])
+"""
+
+
+def run(program, server, folder, *arguments):
+    path = folder / "program.py"
+    path.write_text(textwrap.dedent(program))
+    done = subprocess.run(
+        [sys.executable, str(path), server.base_url, str(folder / "cache"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_a_worker_has_the_same_model_and_cache(server, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    found = run(SPAWNED, server, tmp_path, method)
+    langchains, llamaindexs = (line.split() for line in found)
+    assert langchains[:2] == llamaindexs[:2] == ["openai:text-embedding-3-small", "2"]
+    assert llamaindexs[2:] == ["0", "2"]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("method", ["run", "arun"])
+def test_an_ingestion_pipeline_embeds_in_worker_processes(server, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert run(PIPELINE, server, tmp_path, method) == [" ".join(map(str, range(10)))]
+    assert sorted(texts_sent(server)) == [f"text {i}" for i in range(10)]
+    assert run(PIPELINE, server, tmp_path, method)
+    assert len(texts_sent(server)) == 10

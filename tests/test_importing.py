@@ -1,0 +1,288 @@
+"""Vectors that were paid for elsewhere are taken into the cache, if they are this model's."""
+
+import numpy as np
+import pytest
+from langchain_classic.embeddings import CacheBackedEmbeddings
+from langchain_classic.storage import LocalFileStore
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_openai import OpenAIEmbeddings
+from support.embedders import embedder, numbered, texts_sent
+from support.openai_server import OpenAIServer, vector_of
+
+from embedkit_core import AuthenticationError, ConfigurationError, Embedder, InputError
+from embedkit_core.importing import Imported
+from embedkit_core.testing import FakeServer, fake_vector
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+MODEL = "text-embedding-3-small"
+hosts = pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding, Embedder])
+sha1_is_the_default = pytest.mark.filterwarnings("ignore:Using default key encoder:UserWarning")
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+@pytest.fixture
+def new(server, tmp_path):
+    return embedder(server, cache=tmp_path / "new")
+
+
+def paid(texts, **options):
+    """What the model answered to somebody else."""
+    return [vector_of(text, **options).tolist() for text in texts]
+
+
+def of_another_model(texts):
+    return paid(texts, model="text-embedding-ada-002")
+
+
+def old_cache(folder, server=None, **options):
+    """LangChain's cache; who only reads it needs no embeddings, and no key."""
+    given = {"base_url": server.base_url, "api_key": "test-key"} if server else {}
+    asked = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False, **given) if server else anybody()
+    return CacheBackedEmbeddings.from_bytes_store(asked, LocalFileStore(folder), **options)
+
+
+def anybody():
+    return DeterministicFakeEmbedding(size=1)
+
+
+# From LangChain's cache
+
+
+@sha1_is_the_default
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"namespace": MODEL},
+        {"namespace": MODEL, "key_encoder": "sha256"},
+        {"key_encoder": "blake2b"},
+        {"key_encoder": lambda text: text.encode().hex()},
+    ],
+    ids=["sha1", "sha1 namespace", "sha256 namespace", "blake2b", "own"],
+)
+@hosts
+def test_a_folder_of_langchains_cache_is_taken_without_paying_again(host, server, tmp_path, options):
+    texts = numbered(50)
+    written = old_cache(tmp_path / "old", server, **options).embed_documents(texts)
+    before = len(texts_sent(server))
+    vectors = old_cache(tmp_path / "old", **options).document_embedding_store.mget(texts)
+    new = host(model=MODEL, base_url=server.base_url, api_key="test-key", cache=tmp_path / "new")
+    assert new.import_vectors(texts, vectors, verify=0) == Imported(imported=50, missing=0, doubtful=())
+    rows = getattr(new, "embedder", new).embed_documents(texts)
+    assert rows.tolist() == np.array(written, dtype=np.float32).tolist()
+    assert len(texts_sent(server)) == before
+    assert new.usage.sent == 0
+
+
+@sha1_is_the_default
+def test_another_namespace_has_nothing_to_take(server, tmp_path, new):
+    old_cache(tmp_path / "old", server, namespace=MODEL).embed_documents(["a"])
+    vectors = old_cache(tmp_path / "old", namespace="other").document_embedding_store.mget(["a"])
+    assert new.import_vectors(["a"], vectors) == Imported(imported=0, missing=1, doubtful=())
+
+
+@sha1_is_the_default
+async def test_a_source_may_be_read_async(server, tmp_path, new):
+    written = old_cache(tmp_path / "old", server).embed_documents(numbered(5))
+    vectors = await old_cache(tmp_path / "old").document_embedding_store.amget(numbered(5))
+    assert new.import_vectors(numbered(5), vectors).imported == 5
+    assert (await new.aembed_documents(numbered(5))).tolist() == written
+
+
+def test_texts_and_vectors_may_come_one_by_one(new):
+    taken = new.import_vectors((text for text in numbered(5)), (vector_of(text) for text in numbered(5)))
+    assert taken.imported == 5
+
+
+# What it sends
+
+
+def test_three_are_embedded_anew_as_a_check_and_the_old_values_kept(server, new):
+    texts = numbered(100)
+    old = np.array(paid(texts), dtype=np.float32) * np.float32(1 + 1e-6)  # OpenAI itself answers not quite the same
+    new.import_vectors(texts, old)
+    assert texts_sent(server) == [texts[0], texts[49], texts[99]]
+    assert new.embed_documents(texts).tolist() == old.tolist()
+    assert (new.usage.texts, new.usage.sent, new.usage.cache_hits) == (103, 3, 100)
+
+
+def test_unverified_vectors_need_neither_a_key_nor_a_provider(tmp_path):
+    nowhere = {"base_url": "http://127.0.0.1:1/v1", "api_key": "none", "cache": tmp_path}
+    new = EmbedKitEmbeddings(model=MODEL, **nowhere)
+    new.import_vectors(["a"], paid(["a"]), verify=0)
+    assert new.embed_documents(["a"]) == paid(["a"])
+    assert new.embed_query("a") == paid(["a"])[0]
+
+
+def test_a_vector_that_is_missing_is_paid_for_when_it_is_asked(server, new):
+    texts = numbered(10)
+    vectors = [None if position % 2 else vector for position, vector in enumerate(paid(texts))]
+    assert new.import_vectors(texts, vectors, verify=1) == Imported(imported=5, missing=5, doubtful=())
+    assert new.embed_documents(texts).tolist() == paid(texts)
+    assert texts_sent(server) == [texts[0], *texts[1::2]]
+
+
+def test_a_second_import_sends_nothing_and_changes_nothing(server, new):
+    texts = numbered(10)
+    for _ in range(2):
+        assert new.import_vectors(texts, paid(texts)) == Imported(imported=10, missing=0, doubtful=())
+    assert len(texts_sent(server)) == 3
+    assert new.embed_documents(texts).tolist() == paid(texts)
+
+
+def test_nothing_to_import_is_no_request(server, new):
+    assert new.import_vectors([], []) == Imported(imported=0, missing=0, doubtful=())
+    assert new.import_vectors(["a"], [None]) == Imported(imported=0, missing=1, doubtful=())
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("verify", [1, 2, 50])
+def test_more_of_them_are_checked_on_request(server, new, verify):
+    new.import_vectors(numbered(10), paid(numbered(10)), verify=verify)
+    assert len(texts_sent(server)) == min(verify, 10)
+
+
+def test_duplicates_are_one_text_and_any_of_their_vectors_will_do(server, new):
+    texts, vectors = ["a", "b", "a", "c", "b"], paid(["a", "b", "a", "c", "b"])
+    assert new.import_vectors(texts, [None, *vectors[1:3], None, None]) == Imported(imported=2, missing=1, doubtful=())
+    assert new.embed_documents(texts).tolist() == vectors
+    assert sorted(texts_sent(server)) == ["a", "b", "c"]
+
+
+# What it refuses
+
+
+def nothing_was_taken(server, new, texts):
+    """The texts of the check are in the cache, as the provider has answered them, and nothing else."""
+    checked = set(texts_sent(server))
+    return {text for text in texts if new.explain(text).served_from != "provider"} == checked and (
+        new.embed_documents(texts).tolist() == paid(texts)
+    )
+
+
+def test_vectors_of_another_model_of_the_same_width_are_refused(server, new):
+    texts = numbered(20)
+    with pytest.raises(ConfigurationError, match=r"position 0 is not openai:text-embedding-3-small's .*another model"):
+        new.import_vectors(texts, of_another_model(texts))
+    assert nothing_was_taken(server, new, texts)
+
+
+def test_one_vector_of_another_model_in_the_sample_refuses_them_all(server, new):
+    texts = numbered(20)
+    with pytest.raises(ConfigurationError, match=r"position 19 .*Nothing was imported"):
+        new.import_vectors(texts, [*paid(texts[:-1]), *of_another_model(texts[-1:])])
+    assert nothing_was_taken(server, new, texts)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, -1.0, 0.0])
+def test_vectors_of_another_length_are_refused(server, new, factor):
+    with pytest.raises(ConfigurationError, match="not normalised"):
+        new.import_vectors(numbered(5), [vector_of(text) * np.float32(factor) for text in numbered(5)])
+    assert nothing_was_taken(server, new, numbered(5))
+
+
+def test_documents_are_refused_as_queries_of_a_model_that_tells_them_apart(tmp_path):
+    server = FakeServer()
+    new = Embedder("fake:any", base_url=server.url, cache=tmp_path)
+    documents, queries = ([fake_vector("x", role=role, model="any")] for role in ("document", "query"))
+    with pytest.raises(ConfigurationError, match="another input type"):
+        new.import_vectors(["x"], documents, input_type="query")
+    new.import_vectors(["x"], queries, input_type="query")
+    assert new.explain("x", input_type="query").served_from != "provider"
+    assert new.explain("x").served_from == "provider"
+    assert new.embed_query("x").tolist() == queries[0].tolist()
+
+
+@pytest.mark.parametrize("model", [MODEL, "nomic-embed-text:latest"], ids=["known", "unknown"])
+def test_vectors_of_another_width_are_refused(server, tmp_path, model):
+    new = embedder(server, model, cache=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"position 0 has 256 dimensions and .* here has 1536"):
+        new.import_vectors(numbered(5), paid(numbered(5), dimensions=256))
+    assert new.explain(numbered(5)[1]).served_from == "provider"
+
+
+def test_the_width_asked_for_counts(server, tmp_path):
+    new = embedder(server, dimensions=256, cache=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"has 1536 dimensions and .* here has 256"):
+        new.import_vectors(["a"], paid(["a"]))
+    assert server.requests == []
+    assert new.import_vectors(["a"], paid(["a"], dimensions=256)).imported == 1
+
+
+def test_vectors_of_several_widths_are_refused_where_the_width_is_not_known(server, tmp_path):
+    new = embedder(server, "nomic-embed-text:latest", cache=tmp_path)
+    with pytest.raises(ConfigurationError, match="position 1 has 3 dimensions"):
+        new.import_vectors(["a", "b"], [[1.0, 0.0], [1.0, 0.0, 0.0]], verify=0)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("bad", [[float("nan")] * 1536, [1e300] * 1536, [], 7.0, [[1.0] * 1536], ["x"] * 1536, "no"])
+def test_what_is_no_vector_is_named_by_its_position(server, new, bad):
+    with pytest.raises(InputError, match="position 2 is not one row of finite numbers") as refused:
+        new.import_vectors(["a", "b", "c"], [*paid(["a", "b"]), bad])
+    assert refused.value.indices == (2,)
+    assert nothing_was_taken(server, new, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_one_vector_for_each_text_or_none_of_them(server, new, n):
+    with pytest.raises(InputError, match=f"2 texts and {n} vectors"):
+        new.import_vectors(["a", "b"], paid(numbered(n)))
+    assert server.requests == []
+
+
+def test_a_lone_text_and_an_empty_one_are_refused(new):
+    with pytest.raises(InputError, match="a list of texts"):
+        new.import_vectors("ab", paid(["a", "b"]))
+    with pytest.raises(InputError, match="position 1"):
+        new.import_vectors(["a", " "], paid(["a", " "]))
+
+
+@hosts
+def test_without_a_cache_there_is_nowhere_to_put_them(host):
+    new = host(model=MODEL, api_key="k", cache=False)
+    with pytest.raises(ConfigurationError, match="cache=False"):
+        new.import_vectors(["a"], paid(["a"]))
+
+
+@hosts
+def test_a_slip_in_its_arguments_is_named(host, tmp_path):
+    new = host(model=MODEL, api_key="k", cache=tmp_path)
+    with pytest.raises(ConfigurationError, match="verify"):
+        new.import_vectors(["a"], paid(["a"]), verify=-1)
+    with pytest.raises(ConfigurationError, match="input_type"):
+        new.import_vectors(["a"], paid(["a"]), input_type="passage")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+def test_a_check_that_cannot_be_made_is_its_own_error(server, tmp_path, on_error):
+    new = embedder(server, api_key="wrong", cache=tmp_path, on_error=on_error)
+    with pytest.raises(AuthenticationError):
+        new.import_vectors(["a"], paid(["a"]))
+    assert new.explain("a").served_from == "provider"
+
+
+# What it leaves out
+
+
+def test_a_text_that_may_be_over_the_limit_is_left_out_and_paid_for(server, new):
+    over, under = "é" * 4097, "e" * 8192
+    texts = ["a", over, under, over]
+    assert new.import_vectors(texts, paid(texts), verify=0) == Imported(imported=2, missing=0, doubtful=(1,))
+    assert new.embed_documents(texts).tolist() == paid(texts)
+    assert texts_sent(server) == [over]
+
+
+def test_a_prompt_counts_towards_the_limit(server, tmp_path):
+    new = embedder(server, document_prompt="passage: ", cache=tmp_path)
+    assert new.import_vectors(["e" * 8192], paid(["any"]), verify=0).doubtful == (0,)
+
+
+def test_a_missing_vector_is_not_doubtful(new):
+    assert new.import_vectors(["e" * 9000], [None]) == Imported(imported=0, missing=1, doubtful=())

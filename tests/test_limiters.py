@@ -1,0 +1,296 @@
+"""Rate limiters of the frameworks: one permit for each request, with its tokens, and none for a hit."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+from langchain_core.rate_limiters import BaseRateLimiter as LangChainLimiter
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from llama_index.core.rate_limiter import BaseRateLimiter as LlamaIndexLimiter
+from llama_index.core.rate_limiter import SlidingWindowRateLimiter, TokenBucketRateLimiter
+from support.embedders import numbered
+from support.openai_server import Fault, OpenAIServer, vector_of
+
+from embedkit_core import ConfigurationError, Embedder, EmbedKitError, ProviderError
+from embedkit_core.engine.loop import engine
+from embedkit_core.engine.packing import estimate_tokens
+from embedkit_core.testing import FakeServer, fake_vector
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+OPENAI = "openai:text-embedding-3-small"
+
+
+class Counted:
+    """Grants each request at once, unless it is shut, and notes where it was asked and for how many tokens."""
+
+    def __init__(self):
+        self.asked = []
+        self.threads = set()
+        self.open = threading.Event()
+        self.open.set()
+        self.arrived = threading.Semaphore(0)
+
+    def note(self, tokens):
+        self.asked.append(tokens)
+        self.threads.add(threading.current_thread())
+        self.arrived.release()
+        assert self.open.wait(60)
+
+
+class LangChains(Counted, LangChainLimiter):
+    def acquire(self, *, blocking=True):
+        assert blocking
+        self.note(None)
+        return True
+
+    async def aacquire(self, *, blocking=True):
+        raise AssertionError("a limiter is asked on a thread of the library's own")
+
+
+class LlamaIndexs(Counted, LlamaIndexLimiter):
+    def acquire(self, num_tokens=0):
+        self.note(num_tokens)
+
+    async def async_acquire(self, num_tokens=0):
+        raise AssertionError("a limiter is asked on a thread of the library's own")
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+def options(server, **more):
+    return {"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": False, **more}
+
+
+def langchain(server, limiter, **more):
+    return EmbedKitEmbeddings(**options(server, rate_limiter=limiter, **more))
+
+
+def llamaindex(server, limiter, **more):
+    return EmbedKitEmbedding(**options(server, rate_limiter=limiter, **more))
+
+
+def embed(model, texts):
+    return model.embedder.embed(texts)
+
+
+both = pytest.mark.parametrize(("host", "kind"), [(langchain, LangChains), (llamaindex, LlamaIndexs)])
+
+
+@both
+async def test_each_request_takes_one_permit_and_a_hit_takes_none(server, tmp_path, host, kind):
+    limiter = kind()
+    model = host(server, limiter, cache=tmp_path, max_batch_texts=40)
+    documents = numbered(200)
+    for _ in range(2):
+        rows = (
+            model.embed_documents(documents) if host is langchain else await model.aget_text_embedding_batch(documents)
+        )
+        assert rows == [vector_of(text).tolist() for text in documents]
+        query = await model.aembed_query("text-7 word") if host is langchain else model.get_query_embedding("a query")
+        assert len(query) == 1536
+    assert len(limiter.asked) == len(server.requests) >= 6
+    assert model.usage.requests == len(server.requests)
+
+
+def test_llamaindexs_limiter_is_told_the_tokens_of_each_request(server):
+    limiter = LlamaIndexs()
+    model = llamaindex(server, limiter, max_batch_texts=10)
+    model.get_text_embedding_batch(numbered(25, tokens=5))
+    told = sorted(sum(estimate_tokens(t, t.encode()) for t in request.texts) for request in server.requests)
+    assert sorted(limiter.asked) == told
+    assert min(told) > 0
+
+
+@both
+def test_a_retry_is_a_request_of_its_own(server, host, kind):
+    limiter = kind()
+    server.faults.extend([Fault.rate_limited(retry_after=0), Fault(status=503)])
+    embed(host(server, limiter), ["a"])
+    assert len(limiter.asked) == len(server.requests) == 3
+
+
+@both
+def test_a_limiter_is_never_asked_on_an_event_loop(server, host, kind):
+    limiter = kind()
+    model = host(server, limiter)
+    asyncio.run(model.embedder.aembed(["a"]))
+    embed(model, ["b"])
+    assert {thread.name for thread in limiter.threads} == {"embedkit-limiter"}
+
+
+async def test_the_callers_loop_is_free_while_the_limiter_waits(server):
+    limiter = LangChains()
+    limiter.open.clear()
+    work = asyncio.create_task(langchain(server, limiter).aembed_documents(["a"]))
+    await asyncio.to_thread(limiter.arrived.acquire)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not work.done()
+    assert server.requests == []
+    limiter.open.set()
+    assert await work == [vector_of("a").tolist()]
+
+
+async def test_who_leaves_while_the_limiter_waits_sends_nothing(server):
+    limiter = LangChains()
+    limiter.open.clear()
+    model = langchain(server, limiter)
+    work = asyncio.create_task(model.aembed_documents(["a"]))
+    await asyncio.to_thread(limiter.arrived.acquire)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    limiter.open.set()
+    assert await model.aembed_documents(["b"]) == [vector_of("b").tolist()]
+    assert [request.texts for request in server.requests] == [("b",)]
+    assert model.usage.requests == 1
+
+
+async def test_who_joins_while_the_limiter_waits_is_served_when_the_first_leaves(server):
+    limiter = LangChains()
+    limiter.open.clear()
+    model = langchain(server, limiter)
+    first = asyncio.create_task(model.aembed_documents(["a", "b"]))
+    await asyncio.to_thread(limiter.arrived.acquire)
+    second = asyncio.create_task(model.aembed_documents(["b"]))
+    scheduler = engine().account(model.embedder.provider).scheduler
+    while len(scheduler.table[key(model, "b")].waiters) < 2:  # noqa: ASYNC110 - the engine tells nobody
+        await asyncio.sleep(0.001)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    limiter.open.set()
+    assert await second == [vector_of("b").tolist()]
+    assert [request.texts for request in server.requests] == [("b",)]
+    assert len(limiter.asked) == 1
+
+
+def key(model, text):
+    return bytes.fromhex(model.embedder.explain(text).key)
+
+
+async def test_a_query_waits_for_one_permit_of_others_at_most():
+    server = FakeServer()
+    limiter = LlamaIndexs()
+    limiter.open.clear()
+    model = EmbedKitEmbedding(
+        model="fake:any", base_url=server.url, cache=False, rate_limiter=limiter, max_batch_texts=5
+    )
+    bulk = asyncio.create_task(model.aget_text_embedding_batch(numbered(50)))
+    await asyncio.to_thread(limiter.arrived.acquire)
+    query = asyncio.create_task(model.aget_query_embedding("a query"))
+    await asyncio.to_thread(limiter.arrived.acquire)  # the query's lane asks beside the bulk's
+    limiter.open.set()
+    assert await query == fake_vector("a query", role="query", model="any").tolist()
+    assert len(await bulk) == 50
+    assert [seen.texts for seen in server.seen].index(("a query",)) <= 2
+
+
+@both
+def test_two_objects_with_one_limiter_share_their_requests_and_two_limiters_do_not(server, host, kind):
+    limiter = kind()
+    one, other, apart = (host(server, limiter) for limiter in (limiter, limiter, kind()))
+    lanes = [model.embedder._roles["document"].lane for model in (one, other, apart)]
+    assert lanes[0] == lanes[1]
+    assert lanes[0] != lanes[2]
+
+
+class Failing(LangChains):
+    def acquire(self, *, blocking=True):
+        raise ValueError("a secret of the user's")
+
+
+class Grudging(LangChains):
+    def acquire(self, *, blocking=True):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Failing, r"acquire\(\) failed with ValueError"), (Grudging, r"acquire\(\) refused a permit")]
+)
+def test_a_limiter_that_fails_fails_its_callers_and_sends_nothing(server, kind, said):
+    model = langchain(server, kind())
+    with pytest.raises(ProviderError, match=said) as failed:
+        model.embed_documents(numbered(100))
+    assert "secret" not in str(failed.value)
+    assert failed.value.__cause__ is None
+    assert server.requests == []
+    assert (model.usage.requests, model.usage.failed) == (0, 100)
+    with pytest.raises(EmbedKitError):
+        model.embed_documents(["again"])
+    assert langchain(server, None).embed_documents(["again"]) == [vector_of("again").tolist()]
+
+
+@pytest.mark.parametrize(
+    "limiter",
+    [
+        InMemoryRateLimiter(requests_per_second=1e6, check_every_n_seconds=0.001, max_bucket_size=100),
+        TokenBucketRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
+        SlidingWindowRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
+    ],
+    ids=lambda limiter: type(limiter).__name__,
+)
+@pytest.mark.parametrize(
+    "host", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
+)
+def test_the_frameworks_own_limiters_work_in_either_and_in_the_core(server, limiter, host):
+    model = host(server, limiter)
+    core = model if isinstance(model, Embedder) else model.embedder
+    assert core.embed_documents(numbered(100)).tolist() == [vector_of(text).tolist() for text in numbered(100)]
+
+
+def test_no_request_asks_a_bucket_for_more_tokens_than_it_holds(server):
+    """The bucket would wait for ever: it never holds more than a minute's worth."""
+
+    class Small(LlamaIndexs):
+        tokens_per_minute = 50
+
+    limiter = Small()
+    model = llamaindex(server, limiter)
+    model.get_text_embedding_batch([*numbered(60, tokens=5), " ".join(["long"] * 300)])
+    assert max(limiter.asked) == 50
+    assert len(limiter.asked) == len(server.requests) > 10
+
+
+def test_something_that_is_no_limiter_is_refused(server):
+    for host in (langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))):
+        with pytest.raises(ConfigurationError, match="rate_limiter"):
+            host(server, object())
+
+
+@pytest.mark.parametrize(
+    "host", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
+)
+def test_a_limiter_for_event_loops_only_is_refused_with_the_reason(server, host):
+    with pytest.raises(ConfigurationError, match=r"rate_limiter=Semaphore has an async acquire\(\)"):
+        host(server, asyncio.Semaphore(1))
+
+
+LEAVING = """
+import sys, threading
+from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_embedkit import EmbedKitEmbeddings
+asked = threading.Event()
+class Never(BaseRateLimiter):
+    def acquire(self, *, blocking=True):
+        asked.set()
+        threading.Event().wait()
+    async def aacquire(self, *, blocking=True): ...
+model = EmbedKitEmbeddings(model=sys.argv[1], base_url=sys.argv[2], api_key="k", cache=False, rate_limiter=Never())
+threading.Thread(target=model.embed_query, args=("a",), daemon=True).start()
+assert asked.wait(60)
+print("leaving")
+"""
+
+
+def test_a_limiter_that_never_answers_does_not_keep_the_process(server):
+    command = [sys.executable, "-c", LEAVING, OPENAI, server.base_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "leaving\n"), done.stderr

@@ -1,0 +1,265 @@
+"""Providers and caches of third parties: installed, they are used like our own; broken, they say whose they are."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.plugin import on_paper, ran
+
+from embedkit_core import AuthenticationError, ConfigurationError, Embedder, plugins
+from embedkit_core.cache import open_cache
+from embedkit_core.providers import ProviderSettings, provider_class
+from embedkit_core.secrets import Secret
+from embedkit_core.testing import FakeServer
+
+PROVIDERS, CACHES = plugins.PROVIDERS, plugins.CACHES
+FAR = FakeServer()
+
+DOORS = """
+import sys
+from embedkit_core import Embedder
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+settings = {"model": "acme:small", "cache": sys.argv[1], "dimensions": 5}
+core, langchain, llamaindex = (door(**settings) for door in (Embedder, EmbedKitEmbeddings, EmbedKitEmbedding))
+rows = core.embed(["one", "two"]).vectors.tolist()
+assert langchain.embed_documents(["one", "two"]) == llamaindex.get_text_embedding_batch(["one", "two"]) == rows
+assert langchain.embed_query("one") == llamaindex.get_query_embedding("one") == rows[0]
+print(core.usage.sent, langchain.usage.sent, llamaindex.usage.sent, langchain.usage.cache_hits)
+"""
+
+
+def kept_at(cache: object) -> Embedder:
+    return Embedder("fake:any", base_url=FAR.url, cache=cache)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder whose packages are installed for the time of a test."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    plugins.registered.cache_clear()
+    yield folder
+    plugins.registered.cache_clear()
+    for file in folder.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
+@pytest.mark.parametrize("cache", ["{}", "file://{}", "acme://{}"])
+def test_an_installed_provider_and_cache_work_through_all_three_doors(acme, tmp_path, cache):
+    said = ran(sys.executable, "-W", "error", "-c", DOORS, cache.format(tmp_path / "kept"), path=acme)
+    assert said == "2 0 0 3\n"
+    assert list((tmp_path / "kept").iterdir())
+
+
+# Which one is meant
+
+
+def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(site, caplog):
+    on_paper(site, "grabby", {PROVIDERS: {"fake": "grabby:Mine"}, CACHES: {"file": "grabby:Mine"}}, "Mine = object")
+    server = FakeServer()
+    for _ in range(2):
+        made = Embedder("fake:any", base_url=server.url, cache=(site / "kept").as_uri())
+        assert made.embed(["one"]).vectors.shape == (1, 8)
+    assert made.usage.cache_hits == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "the entry point fake = grabby:Mine of the package grabby is ignored: that provider is built in",
+        "the entry point file = grabby:Mine of the package grabby is ignored: that cache is built in",
+    ]
+
+
+def test_a_name_that_two_packages_claim_is_nobodys(site):
+    for package in ("one_acme", "other_acme"):
+        on_paper(site, package, {PROVIDERS: {"acme": f"{package}:Acme"}})
+    with pytest.raises(ConfigurationError, match=r"'acme' is claimed twice.*one_acme.*other_acme.*remove one"):
+        Embedder("acme:small", cache=False)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import nothing_of_that_name", "cannot be loaded .ModuleNotFoundError: .*nothing_of_that_name"),
+        ("1 / 0", "cannot be loaded .ZeroDivisionError"),
+        ("def (", "cannot be loaded .SyntaxError"),
+        ("", "cannot be loaded .AttributeError"),
+        ("Acme = object", "is not a subclass of embedkit_core.providers.Provider"),
+        ("Acme = 5", "is not a subclass of embedkit_core.providers.Provider"),
+        ("from embedkit_core.testing import Fake as Acme", "calls itself 'fake', and must not"),
+    ],
+)
+def test_a_broken_provider_is_one_error_that_names_its_package(site, code, words):
+    on_paper(site, "broken_acme", {PROVIDERS: {"acme": "broken_acme:Acme"}}, code)
+    with pytest.raises(ConfigurationError, match=words) as refused:
+        Embedder("acme:small", cache=False)
+    assert "acme = broken_acme:Acme of the package broken_acme" in str(refused.value)
+    assert type(refused.value) is ConfigurationError
+
+
+def test_a_broken_package_harms_nobody_who_does_not_name_it(site):
+    on_paper(site, "broken_acme", {PROVIDERS: {"acme": "broken_acme:Acme"}}, "1 / 0")
+    assert Embedder("fake:any", base_url=(server := FakeServer()).url, cache=False).embed(["x"]).vectors.any()
+    with pytest.raises(ConfigurationError, match="did you mean 'acme:small'"):
+        Embedder("acne:small", cache=False)
+    assert len(server.seen) == 1
+
+
+# A cache at an address
+
+
+def test_the_built_in_cache_has_an_address(tmp_path):
+    folder = tmp_path / "with space & ü"
+    for address in (folder.as_uri(), folder.as_uri().replace("file:///", "FILE://localhost/")):
+        assert kept_at(address).store.keeper is open_cache(folder)
+
+
+@pytest.mark.parametrize(
+    "address", ["file://", "file:///", "file://relative/folder", "file:///folder?size=5", "file:///folder#part"]
+)
+def test_an_address_of_no_folder_is_refused_with_one_that_is_right(address):
+    with pytest.raises(ConfigurationError, match="file:///absolute/path"):
+        kept_at(address)
+
+
+def test_an_address_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="is a file"):
+        kept_at((tmp_path / "file" / "cache").as_uri())
+
+
+def test_a_scheme_that_nobody_registered_is_refused_with_those_there_are(site):
+    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}})
+    with pytest.raises(
+        ConfigurationError, match=r"no cache is installed for acne://; there are acme://, file://.*acme"
+    ):
+        kept_at("acne://host/0")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "acme://me:hunter2@host/0",
+        "acme://:hunter2@host/0",
+        "acme://me:hunter/2@host/0",
+        "acme://me:hunter#2@host/0",
+        "acme://me:hunter?2@host/0",
+        "acme://me:hunt[er2@host/0",
+        "acme://host/0?password=hunter2",
+        "acme://host/0?db=1&Token=hunter2",
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_shown(site, address):
+    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, "def Acme(url): raise AssertionError(url)")
+    with pytest.raises(ConfigurationError, match="password") as refused:
+        kept_at(address)
+    assert "hunt" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("1 / 0", "cannot be loaded"),
+        ("Acme = 5", "cannot be called with an address"),
+        ("Acme = str", "lacks one of get_many, set_many, close"),
+        ("def Acme(url): raise ValueError(url)", r"cannot be opened \(ValueError\)"),
+        ("def Acme(url):\n from embedkit_core import ConfigurationError\n raise ConfigurationError('no db')", "no db"),
+    ],
+)
+def test_a_broken_cache_is_one_error(site, code, words):
+    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, code)
+    with pytest.raises(ConfigurationError, match=words) as refused:
+        kept_at("acme://host/0")
+    assert type(refused.value) is ConfigurationError
+
+
+CLOSING = """
+from embedkit_core.cache import Entry
+import numpy as np
+made = []
+class Acme:
+    def __init__(self, url): self.url, self.closed = url, 0; made.append(self)
+    def get_many(self, keys): return {key: Entry(np.array([np.nan] * 8, np.float32)) for key in keys}
+    def set_many(self, items): pass
+    def close(self): self.closed += 1
+"""
+
+
+def test_a_cache_at_an_address_is_closed_with_its_embedder_and_not_believed_blindly(site):
+    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
+    server = FakeServer()
+    embedder = Embedder("fake:any", base_url=server.url, cache="acme://host/0")
+    [cache] = sys.modules["acme_caches"].made
+    assert cache.url == "acme://host/0"
+    assert np.isfinite(embedder.embed(["one"]).vectors).all()
+    embedder.close()
+    assert cache.closed == 1
+
+
+@pytest.mark.parametrize("name", [r"C:\vectors", "C:/vectors", "c://vectors", "kept:away", "a:/b"])
+def test_a_drive_or_a_colon_is_no_scheme(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    embedder = Embedder("fake:any", base_url=(server := FakeServer()).url, cache=name)
+    embedder.embed(["one"])
+    assert (tmp_path / Path(name)).is_dir()
+    assert len(server.seen) == 1
+
+
+# What a provider is given
+
+
+def test_a_provider_refuses_the_settings_it_does_not_use():
+    everything = {
+        "api_key": Secret("sk-mine"),
+        "base_url": "http://localhost",
+        "dimensions": 5,
+        "query_prompt": "q: ",
+        "document_prompt": "d: ",
+        "options": {"user": "me"},
+    }
+    names = ["provider_options" if name == "options" else name for name in everything]
+    ProviderSettings("small", **everything).only(*names)
+    for name, value in everything.items():
+        user_name = "provider_options" if name == "options" else name
+        others = [other for other in names if other != user_name]
+        with pytest.raises(
+            ConfigurationError, match=f"'small' takes no {user_name}; it takes {', '.join(others)}"
+        ) as no:
+            ProviderSettings("small", **{name: value}).only(*others)
+        assert "sk-mine" not in str(no.value)
+    with pytest.raises(ConfigurationError, match="it takes no settings"):
+        ProviderSettings("small", dimensions=5).only()
+
+
+def test_what_was_not_given_is_not_refused():
+    ProviderSettings("small", query_prompt="", document_prompt="", options={}).only()
+
+
+def test_a_setting_that_does_not_exist_is_the_providers_mistake():
+    with pytest.raises(TypeError, match="dimension"):
+        ProviderSettings("small").only("dimension")
+
+
+def test_a_key_is_the_users_or_the_environments_or_lost(monkeypatch):
+    given, lost = ProviderSettings("small", api_key=Secret("given")), ProviderSettings("small", api_key=Secret.lost())
+    monkeypatch.delenv("ACME_API_KEY", raising=False)
+    assert ProviderSettings("small").find_key("ACME_API_KEY") is None
+    with pytest.raises(AuthenticationError, match="not pickled"):
+        lost.find_key("ACME_API_KEY").reveal()
+    monkeypatch.setenv("ACME_API_KEY", " found\n")
+    found = [settings.find_key("ACME_API_KEY").reveal() for settings in (given, lost, ProviderSettings("small"))]
+    assert found == ["given", "found", "found"]
+    monkeypatch.setenv("ACME_API_KEY", "two words")
+    with pytest.raises(ConfigurationError, match="environment variable ACME_API_KEY"):
+        lost.find_key("ACME_API_KEY")
+
+
+def test_the_door_for_providers_gives_what_one_needs():
+    from embedkit_core import providers
+
+    assert {"Batch", "Client", "Limits", "Provider", "ProviderSettings", "Reply"} <= set(providers.__all__)
+    assert all(hasattr(providers, name) for name in providers.__all__)
+    assert provider_class("fake").name == "fake"

@@ -1,0 +1,84 @@
+"""The recipes in docs/recipes.md run as a reader would run them, and print what they say they print."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support.openai_server
+from langchain_classic.embeddings import CacheBackedEmbeddings
+from langchain_classic.storage import LocalFileStore
+from langchain_openai import OpenAIEmbeddings
+from llama_index.core import Settings
+from support.openai_server import OpenAIServer, vector_of
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S))
+RECIPES = {title: re.findall(r"^```python\n(.*?)^```", body, re.M | re.S) for title, body in SECTIONS.items()}
+RECIPES = {title: "\n".join(blocks) for title, blocks in RECIPES.items() if blocks}
+MOVING = "Moving from OpenAIEmbeddings and CacheBackedEmbeddings"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.langchain-community. is being sunset:DeprecationWarning"),  # FAISS lives there
+    pytest.mark.filterwarnings("ignore:Using default key encoder:UserWarning"),  # the folder was written with it
+]
+
+
+def words_vector(text, dimensions=1536, native=1536, model="any"):
+    """A vector that is near to those of texts with the same words, but for their endings."""
+    words = [word[:4].lower() for word in re.findall(r"\w+", text)]
+    vector = np.sum([vector_of(word, dimensions, native, model) for word in words], axis=0)
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setattr(support.openai_server, "vector_of", words_vector)
+    with OpenAIServer() as running:
+        monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _settings_as_they_were():
+    yield
+    Settings._embed_model = Settings._llm = None
+
+
+def prepare_the_old_cache():
+    """What somebody has who moves."""
+    embeddings = OpenAIEmbeddings(model="text-embedding-3-small", check_embedding_ctx_length=False)
+    old = CacheBackedEmbeddings.from_bytes_store(embeddings, LocalFileStore("my_cache"), namespace=embeddings.model)
+    old.embed_documents([f"Paragraph {number}" for number in range(100)])
+
+
+def promised(recipe):
+    """The comments behind what prints."""
+    return re.findall(r"^(?:print|asyncio\.run)\(.*\)  # (.*)$", recipe, re.M)
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_recipe_prints_what_it_says(server, title, capsys):
+    if title == MOVING:
+        prepare_the_old_cache()
+    exec(compile(RECIPES[title], f"docs/recipes.md: {title}", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == promised(RECIPES[title])
+
+
+def test_every_recipe_is_short_and_says_what_it_prints():
+    assert len(RECIPES) >= 10
+    for title, recipe in RECIPES.items():
+        assert len([line for line in recipe.splitlines() if line.strip()]) <= 25, title
+        assert len(promised(recipe)) == recipe.count("print("), title
+
+
+def test_links_lead_to_a_recipe():
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in SECTIONS}
+    links = re.findall(r"\]\(#([^)]+)\)", DOCUMENT)
+    assert len(links) >= 10
+    assert set(links) <= anchors

@@ -1,0 +1,220 @@
+"""The conformance suites fail what is wrong, say so in words, and cannot be talked out of a case."""
+
+import logging
+import sys
+
+import pytest
+from support.plugin import pytest_run, ran, suite_run
+
+from embedkit_core import testing
+from embedkit_core.errors import (
+    AuthenticationError,
+    BadReplyError,
+    ProviderError,
+    QuotaError,
+    RateLimitError,
+    UnavailableError,
+)
+from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
+
+CASE = "test_rows_come_in_the_order_of_the_texts"
+GUARD = "test_no_case_is_overridden_or_removed"
+ROWS = "np.stack(rows)"
+WIRE = '"prompt": self.prompts[input_type]'
+
+
+def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
+    said = suite_run(acme, tmp_path)
+    assert "failed" not in said
+    assert "passed" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "case", "words"),
+    [
+        (ROWS, "np.stack(rows[::-1])", CASE, "rows follow the texts"),
+        (ROWS, "np.stack(rows).astype(float)", "test_a_client_answers", "Reply.vectors is float64"),
+        (ROWS, "np.stack(rows * 0 + [rows[0]] * len(rows))", "test_different_texts", "have one vector"),
+        (ROWS, "np.stack(rows)[:, 1:]", "test_a_row_is_finite", "dimensions"),
+        ("default_rng(seed)", "default_rng()", "test_a_client_answers", "second connection answers other"),
+        ("batch.prompted()", "batch.texts", "test_a_query_prompt", "changes no vector"),
+        (WIRE, '"prompt": ""', "test_a_document_prompt", "refuse the setting"),
+        (WIRE, WIRE + ', "at": __import__("time").time_ns()', "test_a_wire_is_json", "No time, no random id"),
+        (WIRE, WIRE + ', "role": input_type', "test_the_roles_differ", "asymmetric = True"),
+        (WIRE, WIRE + ', "tags": ("a",)', "test_a_wire_is_json", "no tuples"),
+        ('"model": self.model', '"model": "small"', "test_another_model", "changes nothing in wire"),
+        ("settings.only(", "len((", "test_options_make", "provider_options="),
+        ("settings.only(", "len((", "test_an_address_makes", "base_url is ignored"),
+        ('settings.name, "acme"', "settings.name, object()", "test_an_account", "two accounts"),
+        ("blob[0] == 1", "False", "test_what_was_cut", "Entry.truncated is not kept"),
+        ("key.hex()", "key.hex()[:8]", "test_keys_that_differ", "came back"),
+        ("blob[1:], np.float32", "blob[1:], np.int32", "test_a_vector_comes_back", "int32 instead of float32"),
+        ("if path.exists()", "", "test_an_unknown_key", ""),
+    ],
+)
+def test_a_wrong_one_fails_the_case_that_is_about_it_in_words(acme, tmp_path, old, new, case, words):
+    changes = {old: new}
+    if new == "len((":
+        changes['"query_prompt", "document_prompt")'] = '"query_prompt", "document_prompt"))'
+    said = suite_run(acme, tmp_path, changes=changes, only=case, ok=False)
+    failures = [line for line in said.splitlines() if line.startswith("FAILED") and case in line]
+    assert failures, said
+    assert words in said
+
+
+def test_a_cache_that_shares_its_arrays_fails():
+    class Sharing:
+        def __init__(self):
+            self.entries = {}
+
+        def get_many(self, keys):
+            return {key: self.entries[key] for key in keys if key in self.entries}
+
+        def set_many(self, items):
+            self.entries.update(items)
+
+        def close(self): ...
+
+    class Suite(CacheSuite):
+        def make(self, folder):
+            return Sharing()
+
+    for case in (
+        "test_a_vector_changed_after_it_was_kept_changes_nothing_kept",
+        "test_a_vector_that_was_handed_out_cannot_change_what_is_kept",
+    ):
+        with pytest.raises(AssertionError, match="other numbers"):
+            getattr(Suite(), case)(None)
+
+
+class Failing(ProviderSuite):
+    """A far end that fails with one error, whatever it is told to fail with."""
+
+    model, api_key, asymmetric = "fake:failing", "sk-fake-key-of-mine", True
+
+    def __init__(self, error, seen_per_request=1):
+        self.server, self.error, self.factor = FakeServer(), error, seen_per_request
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.url}
+
+    def requests_seen(self):
+        return self.factor * len(self.server.seen)
+
+    def fail(self, kind):
+        self.server.fault_for = lambda texts: self.error(texts) if kind else None
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "words"),
+    [
+        ("test_a_key_that_is", lambda texts: QuotaError("no"), "raised as QuotaError instead of AuthenticationError"),
+        ("test_a_key_that_is", lambda texts: AuthenticationError(f"no: {texts[0]}"), "repeats a text"),
+        ("test_a_key_that_is", lambda texts: AuthenticationError("no", request_id=Failing.api_key), "repeats the key"),
+        ("test_an_account_without", lambda texts: RateLimitError("no"), "raised as RateLimitError instead of Quota"),
+        ("test_a_request_that_is", lambda texts: ValueError("no"), "raised as ProviderError instead of BadRequest"),
+        ("test_a_lasting_outage", lambda texts: ProviderError("no"), "raised as ProviderError instead of Unavailable"),
+        ("test_a_passing_outage", lambda texts: BadReplyError("no"), "BadReplyError"),
+        ("test_a_text_that_is_refused", lambda texts: AuthenticationError("no"), "AuthenticationError"),
+    ],
+)
+def test_an_error_of_the_wrong_kind_or_with_a_secret_in_it_fails(case, error, words):
+    [name] = [name for name in dir(Failing) if name.startswith(case)]
+    with pytest.raises((AssertionError, ProviderError)) as failed:
+        getattr(Failing(error), name)()
+    assert words in f"{type(failed.value).__name__}: {failed.value}"
+
+
+def test_a_client_that_retries_by_itself_fails():
+    failing = Failing(lambda texts: UnavailableError("no", retry_after=0.0), seen_per_request=3)
+    with pytest.raises(AssertionError, match="sent 9 requests instead of 3: switch the retries of the SDK off"):
+        failing.test_a_lasting_outage_is_tried_max_retries_and_once_more()
+
+
+def test_a_log_line_that_holds_a_text_fails():
+    def error(texts):
+        logging.getLogger("acme.sdk").info("POST /embeddings input=%s", texts)
+        return AuthenticationError("no")
+
+    with pytest.raises(AssertionError, match="repeats a text"):
+        Failing(error).test_a_key_that_is_refused_is_an_authentication_error_after_one_request()
+
+
+# Cases cannot be talked out of
+
+
+@pytest.mark.parametrize(
+    ("override", "passes"),
+    [
+        (f"def {CASE}(self): pass", False),
+        (f"{CASE} = None", False),
+        (f"@pytest.mark.skip(reason='later')\n    def {CASE}(self): pass", False),
+        (f"@pytest.mark.xfail\n    def {CASE}(self): assert False", False),
+        (f"@pytest.mark.xfail(reason='Acme has no order')\n    def {CASE}(self): assert False", True),
+        ("def test_more_of_my_own(self): pass", True),
+    ],
+)
+def test_a_case_that_is_overridden_or_removed_fails_the_suite_unless_it_is_marked_with_a_reason(
+    tmp_path, override, passes
+):
+    head = "import pytest\nfrom embedkit_core.testing import *\nserver = FakeServer()\n"
+    head += "class TestMine(ProviderSuite):\n    model, asymmetric = 'fake:mine', True\n"
+    head += "    settings = {'base_url': server.url}\n    other_dimensions = 4\n    "
+    (tmp_path / "test_mine.py").write_text(head + override + "\n", encoding="utf-8")
+    said = pytest_run(tmp_path, ok=passes)
+    assert ("1 failed" in said) is not passes
+    assert passes or f"TestMine overrides or removes {CASE}" in said
+
+
+def test_a_case_from_beside_the_suite_is_an_override_too():
+    class Mixin:
+        def test_rows_come_in_the_order_of_the_texts(self): ...
+
+    class Mine(Mixin, ProviderSuite): ...
+
+    with pytest.raises(AssertionError, match=f"Mine overrides or removes {CASE}"):
+        getattr(Mine(), GUARD)()
+
+
+@pytest.mark.parametrize("suite", [ProviderSuite, CacheSuite])
+def test_the_case_that_watches_the_others_cannot_be_overridden(suite):
+    with pytest.raises(TypeError, match=GUARD):
+        type("Mine", (suite,), {GUARD: lambda self: None})
+
+
+def test_a_suite_that_names_nothing_says_what_it_needs():
+    with pytest.raises(AssertionError, match="names no model"):
+        ProviderSuite().embedder()
+    with pytest.raises(NotImplementedError, match=r"make\(self, folder\)"):
+        CacheSuite().make(None)
+
+
+# Without pytest
+
+WITHOUT = """
+import sys
+sys.modules["pytest"] = None
+import embedkit_core.testing
+embedkit_core.testing.FakeServer()
+try:
+    from embedkit_core.testing import {suite}
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("suite", ["ProviderSuite", "CacheSuite"])
+def test_where_pytest_is_missing_only_the_suites_are_and_the_error_is_the_line_that_installs_it(suite):
+    assert "pip install pytest" in ran(sys.executable, "-c", WITHOUT.format(suite=suite))
+
+
+def test_importing_the_testing_kit_imports_no_pytest():
+    said = ran(sys.executable, "-c", "import sys, embedkit_core.testing; print('pytest' in sys.modules)")
+    assert said == "False\n"
+
+
+def test_what_the_testing_kit_says_it_has_it_has():
+    assert all(getattr(testing, name) is not None for name in testing.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Suit'"):
+        testing.Suit  # noqa: B018
