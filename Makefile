@@ -40,7 +40,7 @@ SIDE_BY_SIDE = PYTHON="$(PYTHON)" DIST="$(abspath $(DIST))" $(PYTHON) .ci/side_b
 INSTALLED = $(VENV)/.installed
 BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
-SHIPPED = pyproject.toml README.md Makefile $(shell find .ci langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
+SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
 .PHONY: demo test test-extras test-versions lint types laws bench-retrieval install torch dist clean distclean
 

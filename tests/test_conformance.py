@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.embedders import MINILM, copied_model
+from support.embedders import MINILM, copied_model, needs_local_model
 from support.openai_client import MODEL
 from support.openai_server import Fault, OpenAIServer
 
@@ -78,11 +78,13 @@ class TestOpenAIThatAnswersFloatsOutOfTurn(TestOpenAI):
             yield
 
 
+@needs_local_model
 class TestLocal(ProviderSuite):
     model = MINILM
     wrong_dimensions = 385
 
 
+@needs_local_model
 class TestLocalWithPrompts(ProviderSuite):
     """A model whose folder says that a query has a prompt."""
 

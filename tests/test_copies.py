@@ -10,8 +10,8 @@ import textwrap
 import pytest
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
-from llama_index.core.rate_limiter import TokenBucketRateLimiter
 from support.embedders import texts_sent
+from support.limiters import LIMITERS
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder
@@ -79,9 +79,7 @@ def test_langchain_shows_the_key_of_the_environment_as_a_secret(server, monkeypa
 
 
 @hosts
-@pytest.mark.parametrize(
-    "limiter", [InMemoryRateLimiter(requests_per_second=1e6), TokenBucketRateLimiter(requests_per_minute=1e6)]
-)
+@pytest.mark.parametrize("limiter", [InMemoryRateLimiter(requests_per_second=1e6), *LIMITERS])
 def test_a_limiter_is_shared_by_a_deep_copy_and_left_behind_by_a_pickle(door, server, limiter, caplog, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     model = made(door, server, rate_limiter=limiter)

@@ -8,9 +8,8 @@ import threading
 import pytest
 from langchain_core.rate_limiters import BaseRateLimiter as LangChainLimiter
 from langchain_core.rate_limiters import InMemoryRateLimiter
-from llama_index.core.rate_limiter import BaseRateLimiter as LlamaIndexLimiter
-from llama_index.core.rate_limiter import SlidingWindowRateLimiter, TokenBucketRateLimiter
 from support.embedders import numbered
+from support.limiters import LIMITERS, LlamaIndexLimiter
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import ConfigurationError, Embedder, EmbedKitError, ProviderError
@@ -232,8 +231,7 @@ def test_a_limiter_that_fails_fails_its_callers_and_sends_nothing(server, kind, 
     "limiter",
     [
         InMemoryRateLimiter(requests_per_second=1e6, check_every_n_seconds=0.001, max_bucket_size=100),
-        TokenBucketRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
-        SlidingWindowRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
+        *LIMITERS,
     ],
     ids=lambda limiter: type(limiter).__name__,
 )

@@ -1,0 +1,18 @@
+"""LlamaIndex's rate limiters, which it has from 0.14.16 on; our floor is older."""
+
+from importlib.metadata import version
+from typing import Any
+
+from packaging.version import Version
+
+LlamaIndexLimiter: Any = object
+LIMITERS: list[Any] = []
+
+if Version(version("llama-index-core")) >= Version("0.14.16"):
+    from llama_index.core.rate_limiter import BaseRateLimiter, SlidingWindowRateLimiter, TokenBucketRateLimiter
+
+    LlamaIndexLimiter = BaseRateLimiter
+    LIMITERS = [
+        TokenBucketRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
+        SlidingWindowRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
+    ]
