@@ -82,3 +82,10 @@ def test_links_lead_to_a_recipe():
     links = re.findall(r"\]\(#([^)]+)\)", DOCUMENT)
     assert len(links) >= 10
     assert set(links) <= anchors
+
+
+@pytest.mark.parametrize("document", ["recipes.md", "drop-in.md"])
+def test_links_to_other_documents_lead_somewhere(document):
+    folder = ROOT / "docs"
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (folder / document).read_text(encoding="utf-8")):
+        assert (folder / target).exists(), target
