@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
-from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
+from embedkit_core.hosts import (
+    NOT_GIVEN,
+    ato_lists,
+    complaint,
+    default_model,
+    make_embedder,
+    plain_key,
+    take_arguments,
+    to_lists,
+)
 from langchain_embedkit.arguments import RULES
 
 
@@ -36,7 +45,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     )
 
     model: str
-    api_key: SecretStr | None = None
+    api_key: Annotated[SecretStr | None, BeforeValidator(plain_key)] = None
     base_url: str | None = None
     dimensions: int | None = None
     cache: Any = None

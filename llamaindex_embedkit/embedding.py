@@ -6,17 +6,26 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from embedkit_core import Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
-from embedkit_core.hosts import NOT_GIVEN, ato_lists, complaint, default_model, make_embedder, take_arguments, to_lists
+from embedkit_core.hosts import (
+    NOT_GIVEN,
+    ato_lists,
+    complaint,
+    default_model,
+    make_embedder,
+    plain_key,
+    take_arguments,
+    to_lists,
+)
 from llamaindex_embedkit.arguments import RULES
 from llamaindex_embedkit.events import EmbeddingUsageEvent
 
@@ -56,7 +65,7 @@ class EmbedKitEmbedding(BaseEmbedding):
     embeddings_cache: Any = Field(default=None, exclude=True)
     # What the embedder is made from does not change after it: make another one, or `model_copy`.
     model_name: str = Field(frozen=True)
-    api_key: SecretStr | None = Field(default=None, exclude=True, frozen=True)
+    api_key: Annotated[SecretStr | None, BeforeValidator(plain_key)] = Field(default=None, exclude=True, frozen=True)
     base_url: str | None = Field(default=None, frozen=True)
     dimensions: int | None = Field(default=None, frozen=True)
     cache: Any = Field(default=None, exclude=True, frozen=True)

@@ -176,6 +176,12 @@ def test_a_timeout_object_is_refused_with_the_number_to_give():
         made(EmbedKitEmbeddings, request_timeout=(1.0, 5.0))
 
 
+@hosts
+def test_a_function_as_key_is_refused_with_what_to_give(host):
+    with pytest.raises(ConfigurationError, match=r"api_key: .*a function that gives the key is not supported yet"):
+        made(host, api_key=lambda: "k")
+
+
 def test_the_encoding_that_compatible_servers_are_asked_for_is_ours_to_choose():
     """LangChain's own documentation advises encoding_format='float' for them; a reply in either is read here."""
     assert made(EmbedKitEmbeddings, model_kwargs={"encoding_format": "float"}).provider_options is None

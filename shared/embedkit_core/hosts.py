@@ -23,6 +23,7 @@ __all__ = [
     "cut_or_refuse",
     "default_model",
     "make_embedder",
+    "plain_key",
     "seconds",
     "take_arguments",
     "to_lists",
@@ -127,6 +128,13 @@ def cut_or_refuse(name: str, value: Any) -> str:
         raise ConfigurationError(
             f"{name}={value!r}: use on_long_text='truncate' (cut at the end), 'error' or 'mean'"
         ) from None
+
+
+def plain_key(value: Any) -> Any:
+    """Give a key as it was given, unless it is a function that gives one."""
+    if callable(value):
+        raise ValueError("a function that gives the key is not supported yet; give the key itself")
+    return value
 
 
 def wire_options(name: str, value: Any) -> dict[str, Any] | None:

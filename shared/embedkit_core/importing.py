@@ -57,9 +57,10 @@ def import_vectors(
     _check_sample(embedder, role.input_type, plan, offers, verify)
     written = 0
     for start in range(0, len(offers), ROWS):
-        slab = offers[start : start + ROWS]
-        keeper.set_many([(plan.keys[offer.place], Entry(offer.row)) for offer in slab])
-        written += len(keeper.get_many([plan.keys[offer.place] for offer in slab]))
+        slab = {plan.keys[offer.place]: offer.row for offer in offers[start : start + ROWS]}
+        known = keeper.get_many(list(slab))  # from the model itself, and not to be replaced
+        keeper.set_many([(key, Entry(row)) for key, row in slab.items() if key not in known])
+        written += len(keeper.get_many(list(slab)))
     return Imported(
         imported=written,
         missing=len(plan.keys) - len(stands),
