@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from support.limiters import needs_limiters
 from support.openai_server import OpenAIServer
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/langchain.md", "docs/llamaindex.md"]
+DOCUMENTS = ["README.md", "docs/langchain.md", pytest.param("docs/llamaindex.md", marks=needs_limiters)]
 EVERY_DOCUMENT = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
+import pytest
 from packaging.version import Version
 
 LlamaIndexLimiter: Any = object
@@ -16,3 +17,5 @@ if Version(version("llama-index-core")) >= Version("0.14.16"):
         TokenBucketRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
         SlidingWindowRateLimiter(requests_per_minute=1e6, tokens_per_minute=1e9),
     ]
+
+needs_limiters = pytest.mark.skipif(not LIMITERS, reason="no rate limiters in LlamaIndex before 0.14.16")
