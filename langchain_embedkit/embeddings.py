@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import (
@@ -45,7 +46,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     )
 
     model: str
-    api_key: Annotated[SecretStr | None, BeforeValidator(plain_key)] = None
+    api_key: Annotated[SecretStr | None, BeforeValidator(plain_key)] = Field(default=None, exclude=True)
     base_url: str | None = None
     dimensions: int | None = None
     cache: Any = None
@@ -57,19 +58,22 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     max_retries: int = 6
     timeout: float | None = 60.0
     provider_options: Mapping[str, Any] | None = None
-    rate_limiter: RateLimiter | None = Field(default=None, exclude=True)
+    rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True)
     pickle_api_key: bool = False
 
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
         taken = self._take(arguments if model is NOT_GIVEN else {"model": model, **arguments})
-        if "model" not in taken:
+        if "model" not in taken and type(self).model_fields["model"].is_required():
             taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
+        refused = None
         try:
             super().__init__(**taken)
         except ValidationError as error:
-            raise complaint(type(self).__name__, error.errors(include_input=False)) from None
+            refused = complaint(type(self).__name__, error.errors(include_input=False))
+        if refused is not None:  # raised here, so that the host's error, which holds what was given, is not behind it
+            raise refused
         self._embedder = make_embedder(dict(self), api_key=self.api_key)
         self._show_key_of_environment()
 
@@ -91,6 +95,10 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**given | self._take(update))
 
+    def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""
+        return self.model_copy(update=update, deep=deep)
+
     @property
     def embedder(self) -> Embedder:
         """The core's object behind this one."""
@@ -103,7 +111,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
 
     def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents; `chunk_size` bounds the texts in one request of this call."""
-        return to_lists(self._embedder.embed(texts, max_batch_texts=chunk_size).vectors)
+        return to_lists(self._embedder.embed(texts, max_batch_texts=chunk_size or None).vectors)
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query."""
@@ -111,7 +119,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
 
     async def aembed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents without holding the caller's loop."""
-        return await ato_lists((await self._embedder.aembed(texts, max_batch_texts=chunk_size)).vectors)
+        return await ato_lists((await self._embedder.aembed(texts, max_batch_texts=chunk_size or None)).vectors)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without holding the caller's loop."""

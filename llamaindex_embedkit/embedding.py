@@ -14,6 +14,7 @@ from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import (
@@ -77,7 +78,7 @@ class EmbedKitEmbedding(BaseEmbedding):
     max_retries: int = Field(default=6, exclude=True, frozen=True)
     timeout: float | None = Field(default=60.0, exclude=True, frozen=True)
     provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
-    rate_limiter: RateLimiter | None = Field(default=None, exclude=True, frozen=True)
+    rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True, frozen=True)
     pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
 
     _embedder: Embedder = PrivateAttr()
@@ -86,14 +87,17 @@ class EmbedKitEmbedding(BaseEmbedding):
         # What to_dict() gives beside the arguments comes back through the host's own from_dict().
         given = {name: value for name, value in arguments.items() if name not in ("class_name", "fingerprint")}
         taken = self._take(given if model is NOT_GIVEN else {"model": model, **given})
-        if "model_name" not in taken:
+        if "model_name" not in taken and type(self).model_fields["model_name"].is_required():
             taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
         if taken.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
+        refused = None
         try:
             super().__init__(**taken)
         except ValidationError as error:
-            raise complaint(type(self).__name__, error.errors(include_input=False)) from None
+            refused = complaint(type(self).__name__, error.errors(include_input=False))
+        if refused is not None:  # raised here, so that the host's error, which holds what was given, is not behind it
+            raise refused
         self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
 
     @classmethod
@@ -110,6 +114,10 @@ class EmbedKitEmbedding(BaseEmbedding):
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**given | self._take(update))
 
+    def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""
+        return self.model_copy(update=update, deep=deep)
+
     @classmethod
     def class_name(cls) -> str:
         """Give the name the host serializes under."""
@@ -120,12 +128,7 @@ class EmbedKitEmbedding(BaseEmbedding):
 
         `fingerprint` covers what is not an argument: an address from the environment, the content of a model's folder.
         """
-        data = super().to_dict(**kwargs)
-        options = self.provider_options
-        data["model_name"] = self._embedder.model
-        data["dimensions"] = self._embedder.provider.dimensions
-        data["provider_options"] = {name: options[name] for name in sorted(options)} if options else None
-        return {**data, "fingerprint": self._embedder.fingerprint}
+        return {**super().to_dict(**kwargs), **self._embedder.identity()}
 
     def to_payload(self) -> dict[str, Any]:
         """Give what events show of this model."""

@@ -53,7 +53,7 @@ LAWS = [
     Law(
         4,
         "engine/scheduler.py",
-        "while self._permitted and self.in_flight - self._unsent < self.bound():",
+        "while self._permitted and self.free_slots():",
         "while self._permitted:",
         "test_scheduler.py",
     ),

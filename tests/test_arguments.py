@@ -220,8 +220,8 @@ def test_a_call_may_bound_the_texts_of_its_requests(server):
     embeddings.embed_documents(numbered(25), chunk_size=10)
     assert max(len(request.texts) for request in server.requests) == 10
     assert sum(len(request.texts) for request in server.requests) == 25
-    with pytest.raises(ConfigurationError, match="max_batch_texts=0"):
-        embeddings.embed_documents(["a"], chunk_size=0)
+    with pytest.raises(ConfigurationError, match="max_batch_texts=-1"):
+        embeddings.embed_documents(["a"], chunk_size=-1)
 
 
 async def test_a_call_may_bound_the_texts_of_its_requests_async(server):

@@ -80,7 +80,8 @@ class Engine(RuleBasedStateMachine):
         self.limits = Limits(texts=texts, tokens=tokens, text_tokens=LONG_TOKENS)
         self.policy = policy
         gate = Gate(Unasked()) if gated else None
-        self.lanes = [self.lane(b"one", gate), self.lane(b"two")]
+        # The last has the texts of the first, and no rate limiter.
+        self.lanes = [self.lane(b"one", gate), self.lane(b"two"), self.lane(b"one")]
         self.callers: list[Caller] = []
         self.opened: list[tuple[object, list[str], Lane]] = []
         self.asked: list[Flight] = []
@@ -107,7 +108,7 @@ class Engine(RuleBasedStateMachine):
     @rule(
         first=st.integers(0, len(WORDS) - 1),
         count=st.one_of(st.integers(1, 3), st.integers(1, len(WORDS))),
-        lane=st.sampled_from([0, 0, 1]),
+        lane=st.sampled_from([0, 0, 1, 2]),
     )
     def look_up(self, first: int, count: int, lane: int) -> None:
         """Start a look-up; the misses are handed over later, when much may have happened in between."""

@@ -175,6 +175,22 @@ def key(model, text):
     return bytes.fromhex(model.embedder.explain(text).key)
 
 
+async def test_who_has_no_limiter_waits_for_nobody_elses(server):
+    """Neither for a text that waits at a limiter, nor for the only slot."""
+    limiter = LangChains()
+    limiter.open.clear()
+    limited = langchain(server, limiter, max_concurrency=1)
+    work = asyncio.create_task(limited.aembed_documents(["a", "b"]))
+    await asyncio.to_thread(limiter.arrived.acquire)
+    free = langchain(server, None, max_concurrency=1)
+    assert await free.aembed_documents(["b", "c"]) == [vector_of(text).tolist() for text in ("b", "c")]
+    limiter.open.set()
+    assert await work == [vector_of(text).tolist() for text in ("a", "b")]
+    assert sorted(text for request in server.requests for text in request.texts) == ["a", "b", "c"]
+    assert (limited.usage.sent, free.usage.joined, free.usage.sent) == (2, 1, 1)  # the first who wants a text pays
+    assert len(limiter.asked) == 1
+
+
 async def test_a_query_waits_for_one_permit_of_others_at_most():
     server = FakeServer()
     limiter = LlamaIndexs()

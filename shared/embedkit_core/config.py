@@ -38,6 +38,8 @@ def resolve_provider(
     for name, prompt in (("query_prompt", query_prompt), ("document_prompt", document_prompt)):
         if prompt is not None and not isinstance(prompt, str):
             raise ConfigurationError(f"{name} must be a string, not {type(prompt).__name__}")
+    if isinstance(model, str):
+        model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     info = catalogue.find(name, provider)
     chosen = provider_class(provider)
@@ -66,6 +68,10 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
     The part before the first colon is the provider only if one is registered by that name; otherwise the provider
     comes from the catalogue, or is "openai" where a base_url is given.
     """
+    if isinstance(model, str) and model.strip().startswith("sk-"):
+        raise ConfigurationError(
+            "model= holds what looks like an API key: give the key as api_key=, and a model's name"
+        )
     if not isinstance(model, str) or not model.strip():
         raise ConfigurationError(f"model={model!r}: give a name such as 'openai:text-embedding-3-small'")
     provider, colon, name = model.partition(":")
@@ -150,6 +156,15 @@ def check_limiter(limiter: object) -> None:
             f"rate_limiter={type(limiter).__name__} has an async acquire(); give one whose acquire() blocks: it is "
             "called on a thread of the library's own and holds up no event loop"
         )
+
+
+def check_numbers(max_concurrency: int, max_retries: int, max_batch_texts: int | None, timeout: float | None) -> None:
+    """Raise ConfigurationError unless the settings that are numbers are such as can be."""
+    whole_number("max_concurrency", max_concurrency, 1)
+    whole_number("max_retries", max_retries, 0)
+    if max_batch_texts is not None:
+        whole_number("max_batch_texts", max_batch_texts, 1)
+    positive_seconds("timeout", timeout)
 
 
 def positive_seconds(name: str, value: object) -> None:

@@ -23,7 +23,7 @@ from embedkit_core.plan import check_list, make_plan
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
 from embedkit_core.store import Store, open_store
-from embedkit_core.travel import packed, packed_key, unpacked
+from embedkit_core.travel import described, kept, packed, packed_key, traveller, unpacked
 from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, RateLimiter, Usage, Vectors
 
 if TYPE_CHECKING:
@@ -83,16 +83,10 @@ class Embedder:
         **unknown: Never,
     ) -> None:
         config.refuse_unknown("Embedder", unknown, parameter_names())
-        self._arguments = {
-            name: value for name, value in locals().items() if name in parameter_names() and name != "api_key"
-        }
-        self._key = packed_key(api_key, pickle_api_key)
+        self._arguments = kept({name: value for name, value in locals().items() if name in parameter_names()})
+        self._key = traveller(api_key, pickle_api_key)
         self.rate_limiter = rate_limiter
-        config.whole_number("max_concurrency", max_concurrency, 1)
-        config.whole_number("max_retries", max_retries, 0)
-        if max_batch_texts is not None:
-            config.whole_number("max_batch_texts", max_batch_texts, 1)
-        config.positive_seconds("timeout", timeout)
+        config.check_numbers(max_concurrency, max_retries, max_batch_texts, timeout)
         config.one_of("on_error", on_error, get_args(OnError))
         config.check_limiter(rate_limiter)
         self.settings = CallSettings(max_concurrency, max_retries, on_error)
@@ -150,7 +144,7 @@ class Embedder:
         """Embed texts, as `embed` does, without holding the caller's loop."""
         texts = check_list(texts)
         call = self._call(texts, input_type, max_batch_texts)
-        many = len(texts) > INLINE
+        many = len(texts) > INLINE or self.store.may_block
         try:
             await self._off_loop(call.prepare, many)
             if call.needs_engine:
@@ -233,6 +227,10 @@ class Embedder:
         where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
         return f"{self.provider.name}:{identity}{where}/{self.dimensions or 'unknown'}/float32"
 
+    def identity(self) -> dict[str, Any]:
+        """Give the arguments that change vectors, each in one spelling, and the fingerprint of all that does."""
+        return {**described(self._arguments, self.provider), "fingerprint": self.fingerprint}
+
     @property
     def fingerprint(self) -> str:
         """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
@@ -299,7 +297,7 @@ class Embedder:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, and never one of the environment."""
-        return unpacked, (packed(self._arguments, self.model), self._key)
+        return unpacked, (type(self), packed(self._arguments, self.provider), packed_key(self._key))
 
     # Inside
 

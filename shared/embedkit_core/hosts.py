@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -60,7 +61,14 @@ class Refused:
 
 
 Rule = Mapped | NoEffect | Refused
-NOT_GIVEN: Any = object()  # None may be a variable that was meant to hold something
+
+
+class _NotGiven:
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+NOT_GIVEN: Any = _NotGiven()  # None may be a variable that was meant to hold something
 
 
 def take_arguments(
@@ -89,17 +97,30 @@ def take_arguments(
                 value = rule.convert(name, value)
             if value is None and not rule.needed:
                 continue
-        if target in taken and taken[target] != value:
-            raise ConfigurationError(f"{owner}: {spelled[target]}= and {name}= are the same argument; give one of them")
-        taken[target] = value
+        if taken.get(target) is not None:
+            if value is not None and not _same(taken[target], value):
+                raise ConfigurationError(
+                    f"{owner}: {spelled[target]}= and {name}= are the same argument; give one of them"
+                )
+            continue
+        taken[target] = copy.deepcopy(value) if type(value) is dict else value
         spelled[target] = name
     return taken
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare two spellings' values, of whatever kind; a secret by what it holds."""
+    one, other = (value.get_secret_value() if hasattr(value, "get_secret_value") else value for value in (one, other))
+    try:
+        return bool(one == other)
+    except Exception:  # an array, say
+        return False
 
 
 def _weigh_up(owner: str, name: str, value: Any, rule: Rule) -> None:
     if value is None:
         return
-    if isinstance(rule, Refused) and not any(value == harmless for harmless in rule.harmless):
+    if isinstance(rule, Refused) and not any(_same(value, harmless) for harmless in rule.harmless):
         raise ConfigurationError(f"{owner} takes no {name}: {rule.way_out}")
     if isinstance(rule, NoEffect) and rule.promised and value:
         warnings.warn(f"{owner}: {name} has no effect: {rule.why}", stacklevel=5)
@@ -138,10 +159,14 @@ def plain_key(value: Any) -> Any:
 
 
 def wire_options(name: str, value: Any) -> dict[str, Any] | None:
-    """Give further fields of the request; the encoding is left out, since a reply in any is read."""
+    """Give further fields of the request; the encoding is left out, since a reply in any is read.
+
+    The SDKs' `extra_body` holds such fields too.
+    """
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{name} must be a mapping from names of fields to their values")
-    return {field: option for field, option in value.items() if field != "encoding_format"} or None
+    fields = {**value, **value["extra_body"]} if isinstance(value.get("extra_body"), Mapping) else dict(value)
+    return {field: fields[field] for field in fields if field not in ("encoding_format", "extra_body")} or None
 
 
 def default_model(owner: str, replaced: str) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedkit_core.errors import ConfigurationError, InputError
+from embedkit_core.engine.loop import engine
+from embedkit_core.errors import CacheError, ConfigurationError, InputError
 from embedkit_core.plan import Plan, check_list, make_plan
 from embedkit_core.roles import Role
-from embedkit_core.types import Entry, InputType, Vectors
+from embedkit_core.types import Cache, Entry, InputType, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
 
 SAME = 0.999  # the cosine of one text's vector asked twice is above this, and so its length; another model's far below
 ROWS = 512  # written in one transaction
+SHORTEST_LIMIT = 256  # tokens: no model that is used for retrieval takes fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Imported:
 
     `imported` are in the cache now; `missing` had no vector; `doubtful` names the positions of texts that may be longer
     than the model takes, whose vectors depend on how they were cut: they are left out and paid for when they are asked.
+    That is a text with more bytes than the model takes tokens, or than 256 where its limit is not known.
     """
 
     imported: int
@@ -51,21 +55,33 @@ def import_vectors(
         raise InputError(f"{len(texts)} texts and {len(rows)} vectors: give one for each, None where there is none", ())
     plan = make_plan(texts, role.prefix)
     stands = _positions(plan, rows)
-    doubtful = _doubtful(plan, role, embedder.provider.limits.text_tokens) & stands.keys()
+    doubtful = _doubtful(plan, role, embedder.provider.longest_text) & stands.keys()
     offers = [_Offer(p, at, _row(rows[at], at)) for p, at in stands.items() if p not in doubtful]
     _check_width(offers, role.lane.dimensions or embedder.dimensions, embedder.model)
     _check_sample(embedder, role.input_type, plan, offers, verify)
     written = 0
+    writing = engine().writing  # a cache is written to by one at a time
     for start in range(0, len(offers), ROWS):
         slab = {plan.keys[offer.place]: offer.row for offer in offers[start : start + ROWS]}
-        known = keeper.get_many(list(slab))  # from the model itself, and not to be replaced
-        keeper.set_many([(key, Entry(row)) for key, row in slab.items() if key not in known])
-        written += len(keeper.get_many(list(slab)))
+        written += _keep(keeper, slab, writing)
     return Imported(
         imported=written,
         missing=len(plan.keys) - len(stands),
         doubtful=tuple(int(plan.first[p]) for p in sorted(doubtful)),
     )
+
+
+def _keep(keeper: Cache, slab: dict[bytes, Vectors], writing: AbstractContextManager[object]) -> int:
+    """Write what the cache lacks, which is not to replace what the model itself gave; say how many it has then."""
+    failed = None
+    try:
+        known = keeper.get_many(list(slab))
+        with writing:
+            keeper.set_many([(key, Entry(row)) for key, row in slab.items() if key not in known])
+        return len(keeper.get_many(list(slab)))
+    except Exception as error:  # a cache may be anybody's, and its message may hold anything
+        failed = type(error).__name__
+    raise CacheError(f"vectors could not be written to the cache ({failed}); what was written before is kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +104,7 @@ def _positions(plan: Plan, rows: Sequence[object]) -> dict[int, int]:
 
 def _doubtful(plan: Plan, role: Role, limit: int | None) -> set[int]:
     """Name the texts that may be over the limit: no token is shorter than a byte."""
-    if limit is None:
-        return set()
+    limit = limit or SHORTEST_LIMIT
     prompt = len(str(role.lane.wire.get("prompt", "")).encode())
     return {p for p, text in enumerate(plan.texts) if len(text.encode()) + prompt > limit}
 

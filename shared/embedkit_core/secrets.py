@@ -17,6 +17,8 @@ def clean(value: str, source: str) -> str:
         ConfigurationError: nothing is left, or it holds what no HTTP header can carry.
     """
     stripped = value.strip()
+    if stripped and not stripped.strip("*"):
+        raise ConfigurationError(f"{source} is a masked key, as a dump shows it; give the key itself")
     if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
         raise ConfigurationError(f"{source} is empty, or holds white space or a character that no API key has")
     return stripped

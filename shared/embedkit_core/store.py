@@ -35,6 +35,11 @@ class Store:
         self._complained = False
         self._memory = MemoryTier() if cache is not None else None
 
+    @property
+    def may_block(self) -> bool:
+        """Tell whether a look-up may take long: a cache that is not ours may be on a network."""
+        return not self._checked
+
     def get_many(self, keys: Sequence[bytes], *, hot: bool) -> Mapping[bytes, Entry]:
         """Give the entries there are; `hot` ones are kept in memory for the next time."""
         if self.keeper is None or self._memory is None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from embedkit_core.providers import Client
 
 
+LIMITER_THREAD = "embedkit-limiter"
+
+
 class Account:
     """Sends what the scheduler decides, for one provider, endpoint and credential.
 
@@ -84,7 +87,7 @@ class Account:
     def _pump_once(self) -> bool:
         step = self.scheduler.poll(self.loop.time())
         for flight in step.asks:
-            threading.Thread(target=self._ask, args=(flight,), name="embedkit-limiter", daemon=True).start()
+            threading.Thread(target=self._ask, args=(flight, flight.size), name=LIMITER_THREAD, daemon=True).start()
         for flight in step.sends:
             task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
             self._tasks.add(task)
@@ -104,13 +107,13 @@ class Account:
         self._timer = None if step.wake_at is None else self.loop.call_at(step.wake_at, self.pump)
         return at_once
 
-    def _ask(self, flight: Flight) -> None:
+    def _ask(self, flight: Flight, tokens: int) -> None:
         """Wait for a rate limiter, on a thread of its own: it is the user's code, and may take its time."""
         gate = flight.lane.lane.gate
         assert gate is not None
         barred: ProviderError | None = None
         try:
-            gate.acquire(flight.size)
+            gate.acquire(tokens)
         except ProviderError as error:
             barred = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending

@@ -25,7 +25,10 @@ class Gate:
             self._takes_tokens = "num_tokens" in inspect.signature(limiter.acquire).parameters
         except ValueError:  # written in C
             self._takes_tokens = False
-        most: Any = getattr(limiter, "tokens_per_minute", None)
+        try:
+            most: Any = getattr(limiter, "tokens_per_minute", None)
+        except Exception:  # it is the user's
+            most = None
         known = isinstance(most, (int, float)) and math.isfinite(most)
         self.most_tokens = max(1, int(most)) if known else None
 
@@ -42,6 +45,9 @@ class Gate:
             raise ProviderError(
                 f"rate_limiter.acquire() failed with {type(error).__name__}; nothing was sent"
             ) from None
+        if inspect.isawaitable(permit):
+            getattr(permit, "close", lambda: None)()
+            raise ProviderError("rate_limiter.acquire() is async: give one that blocks; nothing was sent")
         if permit is False:
             raise ProviderError("rate_limiter.acquire() refused a permit instead of waiting for one; nothing was sent")
 

@@ -11,10 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from embedkit_core.engine.account import Account
+from embedkit_core.engine.account import LIMITER_THREAD, Account
 from embedkit_core.engine.items import Lane, Ticket
 from embedkit_core.engine.writer import Job, Writer
 from embedkit_core.errors import EmbedKitError
@@ -114,6 +115,11 @@ class Engine:
         return self._writer.thread
 
     @property
+    def writing(self) -> AbstractContextManager[object]:
+        """What to hold while a cache is written to from elsewhere."""
+        return self._writer.lock
+
+    @property
     def pool(self) -> ThreadPoolExecutor:
         """Our own threads for long work of async callers; never the loop's default executor."""
         if self._pool is None:
@@ -203,7 +209,8 @@ def engine() -> Engine:
 
 def on_engine_thread() -> bool:
     """Tell whether the calling thread is one of the engine's own, which must not wait for the engine."""
-    return _engine is not None and threading.current_thread() in (_engine.thread, _engine.writer_thread)
+    thread = threading.current_thread()
+    return thread.name == LIMITER_THREAD or (_engine is not None and thread in (_engine.thread, _engine.writer_thread))
 
 
 def _after_fork() -> None:

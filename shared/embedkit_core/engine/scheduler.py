@@ -39,7 +39,6 @@ class Scheduler:
         self._bounds: Counter[int] = Counter()
         self.parked = Parked()
         self._permitted: list[Flight] = []
-        self._unsent = 0
         self._queries_in_a_row = 0
         self._step = Step()
         self._stopped = False
@@ -63,8 +62,11 @@ class Scheduler:
                     fresh.append(item)
                 else:
                     finished.append((item, recent))
-            elif ticket.urgent and not item.urgent:
-                item.lane.promote(item)
+            else:
+                if ticket.urgent and not item.urgent:
+                    item.lane.promote(item)
+                if lane.gate is None and item.lane.lane.gate is not None:
+                    self._free_from_limiter(item, queue)
             item.waiters.append(Waiter(ticket, index, item.failures))
             if ticket.cache is not None and not any(cache is ticket.cache for cache in item.caches):
                 item.caches.append(ticket.cache)
@@ -74,6 +76,19 @@ class Scheduler:
         if fresh and not ticket.urgent:
             queue.plan_job(self.free_slots())
         self._close_if_done(ticket)
+
+    def _free_from_limiter(self, item: Item, queue: LaneQueue) -> None:
+        """Take an unsent text to a caller who has no rate limiter, and must not wait for somebody else's."""
+        asking = item.lane.asking
+        if asking is not None and item in asking.items:
+            asking.items.remove(item)
+        elif item.home is None:
+            return  # in the air, or between two tries
+        item.lane.leave(item)
+        item.lane = queue
+        queue.enter([item])
+        if not item.urgent:
+            queue.plan_job(self.free_slots())
 
     def _lane(self, lane: Lane) -> LaneQueue:
         """Give the queue of a lane, forgetting idle ones where somebody makes a new lane for each call."""
@@ -104,8 +119,6 @@ class Scheduler:
     def barred(self, flight: Flight, error: ProviderError) -> None:
         """Take a rate limiter's own failure: nothing of this lane can go out."""
         flight.lane.asking = None
-        self._unsent -= 1
-        self.release(flight)
         self._drop_unwanted(flight)
         failures.give_up_lane(self, flight, error)
 
@@ -209,27 +222,19 @@ class Scheduler:
 
     def _fill_slots(self) -> None:
         while self.free_slots() and (flight := self._next_flight()) is not None:
-            self.in_flight += 1
-            flight.lane.in_flight += 1
             if flight.lane.lane.gate is None:
                 self._send(flight)
-            else:
+            else:  # it takes no slot before it has its permit, so that who has no limiter need not wait for it
                 flight.lane.asking = flight
-                self._unsent += 1
                 self._step.asks.append(flight)
 
     def _send_permitted(self) -> None:
         """Send what the rate limiters have let, without the texts that nobody wants any more."""
-        # The bound may have become stricter since they were made.
-        while self._permitted and self.in_flight - self._unsent < self.bound():
+        while self._permitted and self.free_slots():
             flight = self._permitted.pop(0)
-            self._unsent -= 1
-            wanted = self._drop_unwanted(flight)
-            if wanted:
-                flight.items = wanted
+            flight.items = self._drop_unwanted(flight)
+            if flight.items:
                 self._send(flight)
-            else:
-                self.release(flight)
 
     def _drop_unwanted(self, flight: Flight) -> list[Item]:
         for item in flight.items:
@@ -238,6 +243,8 @@ class Scheduler:
         return [item for item in flight.items if item.waiters]
 
     def _send(self, flight: Flight) -> None:
+        self.in_flight += 1
+        flight.lane.in_flight += 1
         lane = flight.lane.lane
         for item in flight.items:
             item.payer = item.root.payer = item.waiters[0].ticket

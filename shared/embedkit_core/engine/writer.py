@@ -35,6 +35,7 @@ class Writer:
 
     def __init__(self, kept: Callable[[list[Job]], None]) -> None:
         self._kept = kept
+        self.lock = threading.Lock()  # a cache is written to by one at a time
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
         self._complained: set[int] = set()
@@ -79,7 +80,8 @@ class Writer:
                 items += [(flight.done[p].key, Entry(rows[p], flight.flags[p])) for p in places]
         for cache, items in batches.values():
             try:
-                cache.set_many(items)
+                with self.lock:
+                    cache.set_many(items)
             except BaseException as error:  # a cache may be anybody's, and must not cost an answer
                 self.failures += len(items)
                 self._complain(cache, error)

@@ -127,6 +127,11 @@ class Provider(ABC):
     @abstractmethod
     def __init__(self, settings: ProviderSettings) -> None: ...
 
+    @property
+    def longest_text(self) -> int | None:
+        """The tokens a text may have before it is refused or cut; None where that is not known."""
+        return self.limits.text_tokens
+
     @abstractmethod
     def wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the request without its texts: all that changes a vector, and nothing else. JSON values only."""

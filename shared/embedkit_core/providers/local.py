@@ -63,6 +63,11 @@ class Local(Provider):
             raise ConfigurationError(f"{self.model} does not offer {settings.dimensions} dimensions{offered}")
         self.dimensions = facts.dimensions
 
+    @property
+    def longest_text(self) -> int | None:
+        """The tokens that the model's configuration states."""
+        return self._max_tokens
+
     def wire(self, input_type: InputType) -> dict[str, Any]:
         """Give what the model is called with, its identity included."""
         wire: dict[str, Any] = {

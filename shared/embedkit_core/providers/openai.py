@@ -67,14 +67,16 @@ class OpenAI(Provider):
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
-    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {"encoding_format"}
+    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
+        *("encoding_format", "api_key", "extra_body", "extra_headers", "extra_query", "timeout")
+    }
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
         base_url = _address(settings.base_url)
         canonical = canonical_url(base_url)
         self.endpoint = "" if canonical == OWN_HOST else canonical
-        self._base_url = base_url
+        self._base_url = base_url.strip()
         info = settings.info
         check_dimensions(self.model, settings.dimensions, info)
         default = info.dimensions if info else None
