@@ -37,6 +37,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "truncation": Mapped("on_long_text", cut_or_refuse),
     "truncate": Mapped("on_long_text", cut_or_refuse),
     "show_progress_bar": NoEffect("there is no progress bar yet", promised=True),
+    "show_progress": NoEffect("there is no progress bar yet", promised=True),
     "deployment": NoEffect("OpenAIEmbeddings sends no deployment either; with Azure's v1 endpoint it is the model"),
     "check_embedding_ctx_length": NoEffect(f"{TOKENIZER}; on_long_text says what becomes of a long text"),
     "embedding_ctx_length": NoEffect("the model's own limit counts; on_long_text says what becomes of a longer text"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
@@ -63,19 +63,45 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
 
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
-        taken = self._take(arguments if model is NOT_GIVEN else {"model": model, **arguments})
-        if "model" not in taken and type(self).model_fields["model"].is_required():
-            taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
-        refused = None
-        try:
-            super().__init__(**taken)
-        except ValidationError as error:
-            refused = complaint(type(self).__name__, error.errors(include_input=False))
-        if refused is not None:  # raised here, so that the host's error, which holds what was given, is not behind it
-            raise refused
-        self._embedder = make_embedder(dict(self), api_key=self.api_key)
-        self._show_key_of_environment()
+    if TYPE_CHECKING:  # what a checker and an editor see; `spelled` are the names that the replaced classes have
+
+        def __init__(
+            self,
+            model: str = "",
+            *,
+            api_key: str | SecretStr | None = None,
+            base_url: str | None = None,
+            dimensions: int | None = None,
+            cache: Any = None,
+            query_prompt: str | None = None,
+            document_prompt: str | None = None,
+            on_long_text: Literal["truncate", "error", "mean"] = "truncate",
+            max_concurrency: int = 16,
+            max_batch_texts: int | None = None,
+            max_retries: int = 6,
+            timeout: float | None = 60.0,
+            provider_options: Mapping[str, Any] | None = None,
+            rate_limiter: RateLimiter | None = None,
+            pickle_api_key: bool = False,
+            **spelled: Any,
+        ) -> None: ...
+
+    else:
+
+        def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
+            """Take the arguments in either spelling; see the class."""
+            taken = self._take(arguments if model is NOT_GIVEN else {"model": model, **arguments})
+            if "model" not in taken and type(self).model_fields["model"].is_required():
+                taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
+            refused = None
+            try:
+                super().__init__(**taken)
+            except ValidationError as error:
+                refused = complaint(type(self).__name__, error.errors(include_input=False))
+            if refused is not None:  # raised here: the host's error holds what was given
+                raise refused
+            self._embedder = make_embedder(dict(self), api_key=self.api_key)
+            self._show_key_of_environment()
 
     @classmethod
     def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:

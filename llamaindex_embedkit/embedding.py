@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.base import CallbackManager
@@ -83,22 +83,51 @@ class EmbedKitEmbedding(BaseEmbedding):
 
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
-        # What to_dict() gives beside the arguments comes back through the host's own from_dict().
-        given = {name: value for name, value in arguments.items() if name not in ("class_name", "fingerprint")}
-        taken = self._take(given if model is NOT_GIVEN else {"model": model, **given})
-        if "model_name" not in taken and type(self).model_fields["model_name"].is_required():
-            taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
-        if taken.pop("embeddings_cache", None) is not None:
-            warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-        refused = None
-        try:
-            super().__init__(**taken)
-        except ValidationError as error:
-            refused = complaint(type(self).__name__, error.errors(include_input=False))
-        if refused is not None:  # raised here, so that the host's error, which holds what was given, is not behind it
-            raise refused
-        self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
+    if TYPE_CHECKING:  # what a checker and an editor see; `spelled` are the names that the replaced classes have
+
+        def __init__(
+            self,
+            model: str = "",
+            *,
+            api_key: str | SecretStr | None = None,
+            base_url: str | None = None,
+            dimensions: int | None = None,
+            cache: Any = None,
+            query_prompt: str | None = None,
+            document_prompt: str | None = None,
+            on_long_text: Literal["truncate", "error", "mean"] = "truncate",
+            max_concurrency: int = 16,
+            max_batch_texts: int | None = None,
+            max_retries: int = 6,
+            timeout: float | None = 60.0,
+            provider_options: Mapping[str, Any] | None = None,
+            rate_limiter: RateLimiter | None = None,
+            pickle_api_key: bool = False,
+            callback_manager: CallbackManager | None = None,
+            embed_batch_size: int = 10,
+            num_workers: int | None = None,
+            **spelled: Any,
+        ) -> None: ...
+
+    else:
+
+        def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
+            """Take the arguments in either spelling; see the class."""
+            # What to_dict() gives beside the arguments comes back through the host's own from_dict().
+            given = {name: value for name, value in arguments.items() if name not in ("class_name", "fingerprint")}
+            taken = self._take(given if model is NOT_GIVEN else {"model": model, **given})
+            if "model_name" not in taken and type(self).model_fields["model_name"].is_required():
+                taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
+            if taken.pop("embeddings_cache", None) is not None:
+                warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
+            refused = None
+            try:
+                super().__init__(**taken)
+            except ValidationError as error:
+                refused = complaint(type(self).__name__, error.errors(include_input=False))
+            if refused is not None:  # raised here: the host's error holds what was given
+                raise refused
+            self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
 
     @classmethod
     def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from enum import StrEnum
 
 import pytest
 from support.embedders import MINILM, needs_local_model
-from support.openai_server import OpenAIServer, vector_of
+from support.openai_server import Fault, OpenAIServer, vector_of
 
-from embedkit_core import ConfigurationError, Embedder, EmbedKitError, ProviderError
+from embedkit_core import BadRequestError, ConfigurationError, Embedder, EmbedKitError, ProviderError
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
@@ -152,6 +152,16 @@ class Models(StrEnum):
 @doors
 def test_a_model_may_be_named_by_an_enumeration(door, server):
     assert core(door(**at(server, model=Models.SMALL))).model == f"openai:{MODEL}"
+
+
+@doors
+def test_a_refused_field_of_the_request_is_not_blamed_on_the_texts(door, server):
+    body = {"error": {"message": "Unrecognized request argument supplied: foo", "param": None}}
+    server.fault_for(lambda texts, number: Fault(status=400, body=body))
+    with pytest.raises(BadRequestError, match="refuses the request .*Unrecognized request argument") as refused:
+        core(door(**at(server, provider_options={"foo": 1}))).embed(["a", "b"])
+    assert type(refused.value) is BadRequestError
+    assert len(server.requests) == 1
 
 
 # Limiters

@@ -87,7 +87,13 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
     raise ConfigurationError(_unknown_model(model, provider if colon else None, provider_names()))
 
 
+COMING = {"voyage": "Voyage AI", "cohere": "Cohere", "embed-": "Cohere"}  # beginnings of names, and whose they are
+
+
 def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
+    for beginning, owner in COMING.items():
+        if model.startswith(beginning):
+            return f"{model!r}: {owner}'s models come with a later version; until then keep the class you have for them"
     if os.path.isdir(model):  # noqa: PTH112 - a model's name need not be a path
         return f"model={model!r} is a folder: write 'local:{model}'"
     close = difflib.get_close_matches(provider, known, n=1, cutoff=0.6) if provider else []

@@ -179,8 +179,8 @@ class Embedder:
     ) -> Imported:
         """Take vectors that this model gave elsewhere into the cache, so that they are not paid for again.
 
-        `vectors` has one for each text, None where there is none. `verify` of them are embedded anew and compared
-        before any is taken, since a cache would keep a wrong one; 0 trusts them all.
+        `vectors` has one for each text, None where there is none. `verify` of them are compared with the model's own,
+        which it is asked for, before any is taken, since a cache would keep a wrong one; 0 trusts them all.
 
         Raises:
             ConfigurationError: there is no cache, or the vectors are not this model's; nothing was imported.
@@ -243,11 +243,12 @@ class Embedder:
         if result.truncated and not self._warned:
             self._warned = True
             logger.warning(
-                "%d of %d texts are longer than %s takes and were cut: result.truncated names them, "
-                "on_long_text='mean' or 'error' are the alternatives",
+                "%d of %d texts are longer than %s takes and were cut (positions %s): embed(...).truncated names them "
+                "each time, on_long_text='mean' or 'error' are the alternatives; said once",
                 len(result.truncated),
                 len(result.vectors),
                 self.model,
+                ", ".join(map(str, result.truncated[:10])) + (", …" if len(result.truncated) > 10 else ""),
             )
 
     # Life

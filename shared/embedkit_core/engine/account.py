@@ -7,7 +7,9 @@ import contextlib
 import contextvars
 import random
 import threading
+import traceback
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from embedkit_core.engine.items import Flight, Lane, Ticket
@@ -141,7 +143,9 @@ class Account:
         except TimeoutError:
             error = TimedOutError(f"{model} did not answer in {timeout or 'its own'} s; timeout= gives it longer")
         except BaseException as foreign:  # it may hold requests, keys and texts: only its type goes on
-            error = ProviderError(f"{model}: the request failed with {type(foreign).__name__}")
+            where = traceback.extract_tb(foreign.__traceback__)[-1]
+            place = f"{PurePath(where.filename).name}, line {where.lineno}"
+            error = ProviderError(f"{model}: the request failed with {type(foreign).__name__} ({place})")
         else:
             if self.scheduler.owns(flight):
                 self.tell(lambda: self.scheduler.replied(flight, reply))

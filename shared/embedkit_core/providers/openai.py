@@ -57,6 +57,7 @@ COUNTS = re.compile(
     r"|\((?P<tokens3>\d+) tokens\) is too large .*batch size: (?P<limit3>\d+)",
     re.I,
 )
+ABOUT_REQUEST = re.compile(r"unrecognized request argument|not support specifying|unknown (field|parameter)", re.I)
 TOO_MANY = re.compile(r"batch size|array (is )?too long|too many inputs", re.I)
 
 
@@ -271,7 +272,8 @@ def _about_input(
         counts = COUNTS.search(message)
         found = {name.rstrip("123"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
         return TextTooLongError(tokens=found.get("tokens"), limit=found.get("limit"), **where)
-    if about_texts and status in (400, 422) and detail["code"] not in ("model_not_found", "invalid_model"):
+    about_request = ABOUT_REQUEST.search(message) or detail["code"] in ("model_not_found", "invalid_model")
+    if about_texts and status in (400, 422) and not about_request:
         return BadTextError(f"the server refuses a text (HTTP {status}){said}", **where)
     return BadRequestError(f"the server refuses the request{about} (HTTP {status}){said}", **where)
 
