@@ -158,7 +158,7 @@ def test_a_model_may_be_named_by_an_enumeration(door, server):
 def test_a_refused_field_of_the_request_is_not_blamed_on_the_texts(door, server):
     body = {"error": {"message": "Unrecognized request argument supplied: foo", "param": None}}
     server.fault_for(lambda texts, number: Fault(status=400, body=body))
-    with pytest.raises(BadRequestError, match="refuses the request .*Unrecognized request argument") as refused:
+    with pytest.raises(BadRequestError, match=r"refuses the request .*Unrecognized request argument") as refused:
         core(door(**at(server, provider_options={"foo": 1}))).embed(["a", "b"])
     assert type(refused.value) is BadRequestError
     assert len(server.requests) == 1
