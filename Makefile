@@ -30,7 +30,7 @@ DATA =
 ARGS =
 
 # Environments that are made and tried side by side.
-AT_ONCE ?= 2
+AT_ONCE ?= 3
 DIST = dist
 VERSIONS = oldest 3.12 3.13 newest
 EXTRAS = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
