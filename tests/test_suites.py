@@ -151,7 +151,11 @@ def test_a_log_line_that_holds_a_text_fails():
         (f"{CASE} = None", False),
         (f"@pytest.mark.skip(reason='later')\n    def {CASE}(self): pass", False),
         (f"@pytest.mark.xfail\n    def {CASE}(self): assert False", False),
-        (f"@pytest.mark.xfail(reason='Acme has no order')\n    def {CASE}(self): assert False", True),
+        (f"@pytest.mark.xfail(reason='Acme has no order')\n    def {CASE}(self): assert False", False),
+        (f"@pytest.mark.xfail(reason='x', strict=False)\n    def {CASE}(self): pass", False),
+        (f"@pytest.mark.xfail(strict=True)\n    def {CASE}(self): assert False", False),
+        (f"@pytest.mark.xfail(False, reason='x', strict=True)\n    def {CASE}(self): pass", False),
+        (f"@pytest.mark.xfail(reason='x', strict=True)\n    def {CASE}(self): assert False", True),
         ("def test_more_of_my_own(self): pass", True),
     ],
 )
@@ -165,6 +169,14 @@ def test_a_case_that_is_overridden_or_removed_fails_the_suite_unless_it_is_marke
     said = pytest_run(tmp_path, ok=passes)
     assert ("1 failed" in said) is not passes
     assert passes or f"TestMine overrides or removes {CASE}" in said
+
+
+def test_a_case_that_passes_although_it_is_marked_fails_the_suite(tmp_path):
+    head = "import pytest\nfrom embedkit_core.testing import *\nserver = FakeServer()\n"
+    head += "class TestMine(ProviderSuite):\n    model, settings = 'fake:mine', {'base_url': server.url}\n    "
+    code = f"{head}@pytest.mark.xfail(reason='x', strict=True)\n    def {CASE}(self): pass\n"
+    (tmp_path / "test_mine.py").write_text(code, encoding="utf-8")
+    assert "XPASS(strict)" in pytest_run(tmp_path, only=CASE, ok=False)
 
 
 def test_a_case_from_beside_the_suite_is_an_override_too():
