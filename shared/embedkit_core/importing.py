@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedkit_core.engine import writer
 from embedkit_core.errors import ConfigurationError, InputError
 from embedkit_core.plan import Plan, check_list, make_plan
 from embedkit_core.roles import Role
@@ -58,8 +59,9 @@ def import_vectors(
     written = 0
     for start in range(0, len(offers), ROWS):
         slab = {plan.keys[offer.place]: offer.row for offer in offers[start : start + ROWS]}
-        known = keeper.get_many(list(slab))  # from the model itself, and not to be replaced
-        keeper.set_many([(key, Entry(row)) for key, row in slab.items() if key not in known])
+        with writer.turn.lock:
+            known = keeper.get_many(list(slab))  # from the model itself, and not to be replaced
+            keeper.set_many([(key, Entry(row)) for key, row in slab.items() if key not in known])
         written += len(keeper.get_many(list(slab)))
     return Imported(
         imported=written,

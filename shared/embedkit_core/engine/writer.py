@@ -10,12 +10,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from embedkit_core.engine.items import Flight
+from embedkit_core.forks import ForkLock
 from embedkit_core.types import Cache, Entry
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
 
 logger = logging.getLogger("embedkit_core")
+
+
+turn = ForkLock()  # to write to a cache: `set_many` is called from one thread at a time, also by who imports vectors
 
 
 class Job(NamedTuple):
@@ -79,7 +83,8 @@ class Writer:
                 items += [(flight.done[p].key, Entry(rows[p], flight.flags[p])) for p in places]
         for cache, items in batches.values():
             try:
-                cache.set_many(items)
+                with turn.lock:
+                    cache.set_many(items)
             except BaseException as error:  # a cache may be anybody's, and must not cost an answer
                 self.failures += len(items)
                 self._complain(cache, error)
