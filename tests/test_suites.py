@@ -20,6 +20,11 @@ from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
 CASE = "test_rows_come_in_the_order_of_the_texts"
 GUARD = "test_no_case_is_overridden_or_removed"
 ROWS = "np.stack(rows)"
+OF_ONE_THREAD = """    def set_many(self, items):
+        from threading import get_ident
+        if self.__dict__.setdefault("thread", get_ident()) != get_ident():
+            raise RuntimeError("works only in the thread that made it")
+"""
 WIRE = '"prompt": self.prompts[input_type]'
 
 
@@ -48,6 +53,10 @@ def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
         ('settings.name, "acme"', "settings.name, object()", "test_an_account", "two accounts"),
         ("blob[0] == 1", "False", "test_what_was_cut", "Entry.truncated is not kept"),
         ("key.hex()", "key.hex()[:8]", "test_keys_that_differ", "came back"),
+        ("key.hex()", "(key[:15] + key[16:]).hex()", "test_keys_that_differ", "came back"),
+        ("key.hex()", "key[:-1].hex()", "test_keys_that_differ", "came back"),
+        ("(url).path)", "(url).path), str(__import__('os').getpid())", "test_another_process", "finds nothing"),
+        ("    def set_many(self, items):\n", OF_ONE_THREAD, "test_threads_may_write", "only in the thread"),
         ("blob[1:], np.float32", "blob[1:], np.int32", "test_a_vector_comes_back", "int32 instead of float32"),
         ("if path.exists()", "", "test_an_unknown_key", ""),
     ],
@@ -85,6 +94,55 @@ def test_a_cache_that_shares_its_arrays_fails():
     ):
         with pytest.raises(AssertionError, match="other numbers"):
             getattr(Suite(), case)(None)
+
+
+IN_THE_MODULE = """
+import sys, threading
+import pytest
+from embedkit_core.testing import CacheSuite
+
+KEPT = {}
+
+class Cache:
+    def __init__(self, folder):
+        self.kept = KEPT.setdefault(folder, {})
+    def get_many(self, keys):
+        return {key: self.kept[key] for key in keys if key in self.kept}
+    def set_many(self, items):
+        self.kept.update((key, entry._replace(vector=read_only(entry.vector))) for key, entry in items)
+    def close(self): ...
+
+def read_only(vector):
+    copy = vector.copy()
+    copy.flags.writeable = False
+    return copy
+
+class TestCache(CacheSuite):
+    def make(self, folder):
+        return Cache(folder)
+
+class TestHonestCache(TestCache):
+    persistent = False
+
+class TestCacheOfThisProcess(TestCache):
+    def make(self, folder):
+        assert sys.argv[0] != "-c", "there is none"
+        return super().make(folder)
+
+class TestCacheOfAFixture(TestCache):
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        self.lock = threading.Lock()
+"""
+
+
+def test_a_cache_that_is_only_in_a_module_fails_unless_it_says_so_or_another_process_cannot_make_it(tmp_path):
+    (tmp_path / "test_mine.py").write_text(IN_THE_MODULE, encoding="utf-8")
+    said = pytest_run(tmp_path, ok=False)
+    failures = [line for line in said.splitlines() if line.startswith("FAILED")]
+    assert len(failures) == 1, said
+    assert "TestCache::test_another_process_finds_what_was_kept" in failures[0]
+    assert "say persistent = False" in said
 
 
 class Failing(ProviderSuite):
