@@ -57,6 +57,26 @@ def test_a_caller_sees_a_row_only_after_it_is_kept():
     assert seen == [1]
 
 
+def test_an_import_waits_its_turn_while_an_answer_is_being_kept():
+    server, cache = FakeServer(), SlowCache()
+    threads = [
+        threading.Thread(target=embedder(server, cache).embed, args=(["one"],)),
+        threading.Thread(
+            target=embedder(server, cache).import_vectors,
+            args=(["two"], [np.ones(8, np.float32)]),
+            kwargs={"verify": 0},
+        ),
+    ]
+    threads[0].start()
+    assert cache.arrived.acquire(timeout=20)
+    threads[1].start()
+    assert not cache.arrived.acquire(timeout=0.2), "set_many was called while it ran"
+    cache.gate.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(cache.rows) == cache.writes == 2
+
+
 def test_a_slot_is_free_again_only_after_its_commit_and_other_requests_fly_meanwhile():
     server, cache = FakeServer(), SlowCache()
     bulk = embedder(server, cache, max_concurrency=2, max_batch_texts=32)

@@ -27,7 +27,7 @@ class TestOpenAI(ProviderSuite):
 
     model = f"openai:{MODEL}"
     api_key = "sk-test-key-of-mine"
-    other_model = "openai:text-embedding-3-large"
+    other_model = "openai:text-embedding-ada-002"  # of the width that the server gives every model
     other_dimensions = 256
     wrong_dimensions = 1537
 

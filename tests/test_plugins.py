@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.embedders import spoken
 from support.plugin import on_paper, ran
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, plugins
 from embedkit_core.cache import open_cache
+from embedkit_core.cache.urls import is_built_in
 from embedkit_core.providers import ProviderSettings, provider_class
 from embedkit_core.secrets import Secret
 from embedkit_core.testing import FakeServer
@@ -70,6 +72,28 @@ def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(si
         "the entry point fake = grabby:Mine of the package grabby is ignored: that provider is built in",
         "the entry point file = grabby:Mine of the package grabby is ignored: that cache is built in",
     ]
+
+
+def test_a_name_that_is_built_in_stays_ours_though_a_rivals_leads_into_our_modules(site, caplog):
+    on_paper(site, "grabby", {PROVIDERS: {"openai": "embedkit_core.testing:Fake"}})
+    for _ in range(2):
+        assert provider_class("openai").name == "openai"
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("the entry point openai = embedkit_core.testing:Fake of the package grabby is ignored")
+
+
+def test_a_rival_that_says_what_we_say_is_ignored_too(site, caplog):
+    ours = "embedkit_core.providers.openai:OpenAI"
+    on_paper(site, "grabby", {PROVIDERS: {"openai": ours, "mine": ours}})
+    assert provider_class("openai").name == "openai"
+    assert [record.getMessage().count("grabby is ignored") for record in caplog.records] == [1]
+    assert not plugins.is_built_in(plugins.registered(PROVIDERS)["mine"][0])
+
+
+def test_a_cache_of_somebody_elses_is_not_believed_for_leading_into_our_modules(site, tmp_path):
+    on_paper(site, "grabby", {CACHES: {"mine": "embedkit_core.cache.urls:open_file_url"}})
+    assert is_built_in("file")
+    assert not is_built_in("mine")
 
 
 def test_a_name_that_two_packages_claim_is_nobodys(site):
@@ -149,14 +173,48 @@ def test_a_scheme_that_nobody_registered_is_refused_with_those_there_are(site):
         "acme://me:hunt[er2@host/0",
         "acme://host/0?password=hunter2",
         "acme://host/0?db=1&Token=hunter2",
+        "acme://hunter2@host/0",
+        "acme://me%40hunter2:hunter2%40host",
+        "acme://host/0@hunter2",
+        "acme:///folder/me:hunter2@host",
+        "acme://host/0?next=me@hunter2",
+        "acme://host/0;password=hunter2",
+        "acme://host/0%3Bpassword=hunter2",
+        "acme://host/0#access_token=hunter2",
+        "acme://host/0?a=1#b=2&session-key=hunter2",
+        "acme://host/0?X-Amz-Signature=hunter2",
+        "acme://host/0?x%2Dauth=hunter2",
+        "acme://host/0?sig=hunter2",
+        "acme://host/0?aws_credentials=hunter2",
+        "acme://host/0?client_secret=hunter2",
+        "acme://host/0?passphrase=hunter2",
+        "acme://host/0?db=1;pass=hunter2",
+        "file://hunter2@localhost/folder",
+        "file:///folder;password=hunter2",
+        "file:/folder?token=hunter2",
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_shown(site, address):
     on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, "def Acme(url): raise AssertionError(url)")
     with pytest.raises(ConfigurationError, match="password") as refused:
         kept_at(address)
-    assert "hunt" not in str(refused.value)
-    assert refused.value.__cause__ is None
+    assert "hunt" not in spoken(refused.value)
+
+
+def test_an_address_without_a_secret_is_the_caches_to_read_and_a_folder_may_have_any_name(site, tmp_path):
+    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
+    kept_at("acme://host:6379/0?db=1&size=5#part")
+    assert sys.modules["acme_caches"].made[0].url == "acme://host:6379/0?db=1&size=5#part"
+    for name in ("me@home", "a;b&c=d", "password=none"):
+        assert kept_at((tmp_path / name).as_uri()).store.keeper is open_cache(tmp_path / name)
+
+
+@pytest.mark.parametrize("address", ["file:/abs/folder", "file:folder", "FILE:/abs/folder", "file:"])
+def test_a_file_address_without_its_slashes_is_refused_and_makes_no_folder(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="write cache='file:///absolute/path'"):
+        kept_at(address)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -166,6 +224,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown(site, address):
         ("Acme = 5", "cannot be called with an address"),
         ("Acme = str", "lacks one of get_many, set_many, close"),
         ("def Acme(url): raise ValueError(url)", r"cannot be opened \(ValueError\)"),
+        ("def Acme(url): import nothing_of_that_name", r"opened \(ModuleNotFoundError: nothing_of_that_name\)"),
         ("def Acme(url):\n from embedkit_core import ConfigurationError\n raise ConfigurationError('no db')", "no db"),
     ],
 )
@@ -174,6 +233,36 @@ def test_a_broken_cache_is_one_error(site, code, words):
     with pytest.raises(ConfigurationError, match=words) as refused:
         kept_at("acme://host/0")
     assert type(refused.value) is ConfigurationError
+
+
+SECRETIVE = """
+from embedkit_core import ConfigurationError
+def fail(error):
+    try:
+        raise OSError("auth failed for SEKRET")
+    except OSError as first:
+        raise error from first
+"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OSError('auth failed for SEKRET')",
+        "ImportError('no SEKRET')",
+        "ImportError('no', name='SEKRET in it')",
+        "ConfigurationError('set ACME_URL')",
+    ],
+)
+def test_what_a_packages_exception_says_is_neither_told_nor_behind_ours(site, error):
+    points = {PROVIDERS: {"acme": "broken_acme:Acme"}, CACHES: {"acme": "broken_acme:Acme"}}
+    on_paper(site, "broken_acme", points, f"{SECRETIVE}\nfail({error})")
+    on_paper(site, "acme_caches", {CACHES: {"beside": "acme_caches:Acme"}}, f"{SECRETIVE}\ndef Acme(_): fail({error})")
+    for make in (lambda: Embedder("acme:small"), lambda: kept_at("acme://host/0"), lambda: kept_at("beside://host/0")):
+        with pytest.raises(ConfigurationError) as refused:
+            make()
+        assert "SEKRET" not in spoken(refused.value)
+        assert refused.value.__cause__ is refused.value.__context__ is None
 
 
 CLOSING = """

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 
 import pytest
 from support.plugin import pytest_run, ran, suite_run
@@ -16,10 +17,18 @@ from embedkit_core.errors import (
     UnavailableError,
 )
 from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
+from embedkit_core.testing.provider_settings import unlike_at_the_end
+from embedkit_core.types import Limits
 
 CASE = "test_rows_come_in_the_order_of_the_texts"
+COMPANY = "test_a_text_has_the_vector_in_a_large_company_that_it_has_in_a_small_one"
 GUARD = "test_no_case_is_overridden_or_removed"
 ROWS = "np.stack(rows)"
+OF_ONE_THREAD = """    def set_many(self, items):
+        from threading import get_ident
+        if self.__dict__.setdefault("thread", get_ident()) != get_ident():
+            raise RuntimeError("works only in the thread that made it")
+"""
 WIRE = '"prompt": self.prompts[input_type]'
 
 
@@ -48,6 +57,10 @@ def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
         ('settings.name, "acme"', "settings.name, object()", "test_an_account", "two accounts"),
         ("blob[0] == 1", "False", "test_what_was_cut", "Entry.truncated is not kept"),
         ("key.hex()", "key.hex()[:8]", "test_keys_that_differ", "came back"),
+        ("key.hex()", "(key[:15] + key[16:]).hex()", "test_keys_that_differ", "came back"),
+        ("key.hex()", "key[:-1].hex()", "test_keys_that_differ", "came back"),
+        ("(url).path)", "(url).path), str(__import__('os').getpid())", "test_another_process", "finds nothing"),
+        ("    def set_many(self, items):\n", OF_ONE_THREAD, "test_threads_may_write", "only in the thread"),
         ("blob[1:], np.float32", "blob[1:], np.int32", "test_a_vector_comes_back", "int32 instead of float32"),
         ("if path.exists()", "", "test_an_unknown_key", ""),
     ],
@@ -85,6 +98,150 @@ def test_a_cache_that_shares_its_arrays_fails():
     ):
         with pytest.raises(AssertionError, match="other numbers"):
             getattr(Suite(), case)(None)
+
+
+IN_THE_MODULE = """
+import sys, threading
+import pytest
+from embedkit_core.testing import CacheSuite
+
+KEPT = {}
+
+class Cache:
+    def __init__(self, folder):
+        self.kept = KEPT.setdefault(folder, {})
+    def get_many(self, keys):
+        return {key: self.kept[key] for key in keys if key in self.kept}
+    def set_many(self, items):
+        self.kept.update((key, entry._replace(vector=read_only(entry.vector))) for key, entry in items)
+    def close(self): ...
+
+def read_only(vector):
+    copy = vector.copy()
+    copy.flags.writeable = False
+    return copy
+
+class TestCache(CacheSuite):
+    def make(self, folder):
+        return Cache(folder)
+
+class TestHonestCache(TestCache):
+    persistent = False
+
+class TestCacheOfThisProcess(TestCache):
+    def make(self, folder):
+        assert sys.argv[0] != "-c", "there is none"
+        return super().make(folder)
+
+class TestCacheOfAFixture(TestCache):
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        self.lock = threading.Lock()
+"""
+
+
+def test_a_cache_that_is_only_in_a_module_fails_unless_it_says_so_or_another_process_cannot_make_it(tmp_path):
+    (tmp_path / "test_mine.py").write_text(IN_THE_MODULE, encoding="utf-8")
+    said = pytest_run(tmp_path, ok=False)
+    failures = [line for line in said.splitlines() if line.startswith("FAILED")]
+    assert len(failures) == 1, said
+    assert "TestCache::test_another_process_finds_what_was_kept" in failures[0]
+    assert "say persistent = False" in said
+
+
+class Faithless(ProviderSuite):
+    """A far end that has other vectors than it should."""
+
+    model, other_model, other_dimensions, asymmetric = "fake:faithless", "fake:another", 5, True
+
+    def __init__(self, kind):
+        self.server = kind()
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.url}
+
+
+class OfItsFirstModel(FakeServer):
+    first = None
+
+    def vector(self, text, wire):
+        self.first = self.first or wire["model"]
+        return super().vector(text, {**wire, "model": self.first})
+
+
+class CutsInSilence(FakeServer):
+    def vector(self, text, wire):
+        return super().vector(text[:6000], wire)
+
+
+class OtherInABatch(FakeServer):
+    async def answer(self, batch):
+        reply = await super().answer(batch)
+        return reply if len(batch.texts) <= 24 else replace(reply, vectors=reply.vectors[:, ::-1].copy())
+
+
+class LostPlaceInABatch(FakeServer):
+    """Whatever is behind the first so many has the vector of another."""
+
+    async def answer(self, batch):
+        reply = await super().answer(batch)
+        reply.vectors[24:] = reply.vectors[24:][::-1].copy()
+        return reply
+
+
+class ShortensOnly(FakeServer):
+    def vector(self, text, wire):
+        return super().vector(text, {**wire, "dimensions": 8})[: wire["dimensions"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "case", "words"),
+    [
+        (OfItsFirstModel, "test_another_model_is_another_request", "does the client keep the model"),
+        (CutsInSilence, "test_a_text_is_not_cut_in_silence", "8000 characters that differ at the end have one vector"),
+        (OtherInABatch, COMPANY, "in a request of many texts than alone"),
+        (LostPlaceInABatch, COMPANY, "in a request of many texts than"),
+        (ShortensOnly, "test_vectors_have_unit_length_where_that_is_declared", "with dimensions=5 lengths are"),
+    ],
+)
+def test_a_far_end_that_is_wrong_only_sometimes_fails_too(kind, case, words):
+    getattr(Faithless(FakeServer), case)()
+    with pytest.raises(AssertionError, match=words):
+        getattr(Faithless(kind), case)()
+
+
+@pytest.mark.parametrize(
+    ("limits", "characters"),
+    [(Limits(), 8000), (Limits(text_tokens=512), 1024), (Limits(tokens=600, text_tokens=8192), 1200)],
+)
+def test_the_long_texts_fit_what_the_provider_states(limits, characters):
+    one, other = unlike_at_the_end(limits)
+    assert len(one) == len(other) == characters
+    assert one[: characters * 9 // 10] == other[: characters * 9 // 10]
+    assert one != other
+
+
+CUTS = {
+    'name = "acme"': 'name = "acme"\n    cuts_long_texts = True',
+    "settings.prompts": "settings.prompts\n        self.cuts = settings.on_long_text == 'truncate'",
+    WIRE: WIRE + ', "cuts": self.cuts',
+    "for text in batch.prompted()": "for text in (t[:3000] if batch.wire['cuts'] else t for t in batch.prompted())",
+}
+NAMES = {
+    ROWS + ", tokens=None": ROWS
+    + ", None, [i for i, t in enumerate(batch.texts) if batch.wire['cuts'] and len(t) > 3000]"
+}
+ALWAYS = {**CUTS, "for text in batch.prompted()": "for text in (t[:3000] for t in batch.prompted())"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({**CUTS, **NAMES}, ""), (CUTS, "Reply.truncated"), ({**ALWAYS, **NAMES}, "although on_long_text='error'")],
+)
+def test_a_provider_that_cuts_says_which_and_does_not_where_it_is_told_not_to(acme, tmp_path, changes, words):
+    said = suite_run(acme, tmp_path, changes=changes, only="test_a_text_is_not_cut_in_silence", ok=not words)
+    assert words in said
 
 
 class Failing(ProviderSuite):
@@ -151,7 +308,11 @@ def test_a_log_line_that_holds_a_text_fails():
         (f"{CASE} = None", False),
         (f"@pytest.mark.skip(reason='later')\n    def {CASE}(self): pass", False),
         (f"@pytest.mark.xfail\n    def {CASE}(self): assert False", False),
-        (f"@pytest.mark.xfail(reason='Acme has no order')\n    def {CASE}(self): assert False", True),
+        (f"@pytest.mark.xfail(reason='Acme has no order')\n    def {CASE}(self): assert False", False),
+        (f"@pytest.mark.xfail(reason='x', strict=False)\n    def {CASE}(self): pass", False),
+        (f"@pytest.mark.xfail(strict=True)\n    def {CASE}(self): assert False", False),
+        (f"@pytest.mark.xfail(False, reason='x', strict=True)\n    def {CASE}(self): pass", False),
+        (f"@pytest.mark.xfail(reason='x', strict=True)\n    def {CASE}(self): assert False", True),
         ("def test_more_of_my_own(self): pass", True),
     ],
 )
@@ -165,6 +326,14 @@ def test_a_case_that_is_overridden_or_removed_fails_the_suite_unless_it_is_marke
     said = pytest_run(tmp_path, ok=passes)
     assert ("1 failed" in said) is not passes
     assert passes or f"TestMine overrides or removes {CASE}" in said
+
+
+def test_a_case_that_passes_although_it_is_marked_fails_the_suite(tmp_path):
+    head = "import pytest\nfrom embedkit_core.testing import *\nserver = FakeServer()\n"
+    head += "class TestMine(ProviderSuite):\n    model, settings = 'fake:mine', {'base_url': server.url}\n    "
+    code = f"{head}@pytest.mark.xfail(reason='x', strict=True)\n    def {CASE}(self): pass\n"
+    (tmp_path / "test_mine.py").write_text(code, encoding="utf-8")
+    assert "XPASS(strict)" in pytest_run(tmp_path, only=CASE, ok=False)
 
 
 def test_a_case_from_beside_the_suite_is_an_override_too():

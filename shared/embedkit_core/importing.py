@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedkit_core.engine.loop import engine
+from embedkit_core.engine import writer
 from embedkit_core.errors import CacheError, ConfigurationError, InputError
 from embedkit_core.plan import Plan, check_list, make_plan
 from embedkit_core.roles import Role
@@ -60,10 +59,9 @@ def import_vectors(
     _check_width(offers, role.lane.dimensions or embedder.dimensions, embedder.model)
     _check_sample(embedder, role.input_type, plan, offers, verify)
     written = 0
-    writing = engine().writing  # a cache is written to by one at a time
     for start in range(0, len(offers), ROWS):
         slab = {plan.keys[offer.place]: offer.row for offer in offers[start : start + ROWS]}
-        written += _keep(keeper, slab, writing)
+        written += _keep(keeper, slab)
     return Imported(
         imported=written,
         missing=len(plan.keys) - len(stands),
@@ -71,12 +69,12 @@ def import_vectors(
     )
 
 
-def _keep(keeper: Cache, slab: dict[bytes, Vectors], writing: AbstractContextManager[object]) -> int:
+def _keep(keeper: Cache, slab: dict[bytes, Vectors]) -> int:
     """Write what the cache lacks, which is not to replace what the model itself gave; say how many it has then."""
     failed = None
     try:
         known = keeper.get_many(list(slab))
-        with writing:
+        with writer.turn.lock:
             keeper.set_many([(key, Entry(row)) for key, row in slab.items() if key not in known])
         return len(keeper.get_many(list(slab)))
     except Exception as error:  # a cache may be anybody's, and its message may hold anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -11,6 +12,7 @@ from embedkit_core.errors import ConfigurationError
 
 PROVIDERS = "embedkit_core.providers"
 CACHES = "embedkit_core.caches"
+_OURS = "rag-embedkit"
 _KINDS = {PROVIDERS: "provider", CACHES: "cache"}
 
 logger = logging.getLogger("embedkit_core")
@@ -28,14 +30,14 @@ def registered(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
 def _ours_first(group: str, points: list[EntryPoint]) -> tuple[EntryPoint, ...]:
     ours = tuple(point for point in points if is_built_in(point))
     for other in points if ours else ():
-        if other not in ours:
+        if not is_built_in(other):  # two points that lead to one place are equal, whoever registers them
             logger.warning("%s is ignored: that %s is built in", described(other), _KINDS[group])
     return ours or tuple(points)
 
 
 def is_built_in(point: EntryPoint) -> bool:
-    """Tell whether an entry point leads into this library."""
-    return point.value.startswith("embedkit_core.")
+    """Tell whether an entry point is this library's own, wherever it leads."""
+    return point.dist is not None and re.sub(r"[-_.]+", "-", point.dist.name).lower() == _OURS
 
 
 def described(point: EntryPoint) -> str:
@@ -58,11 +60,24 @@ def load(group: str, name: str) -> object:
             )
     try:
         loaded: object = first.load()
-    except ConfigurationError:
-        raise
     except Exception as error:  # whatever a module may do while it is imported
-        raise ConfigurationError(
-            f"the {_KINDS[group]} {name!r} cannot be loaded ({type(error).__name__}: {error}): "
-            f"{described(first)}; repair or remove that package"
-        ) from error
-    return loaded
+        what = f"the {_KINDS[group]} {name!r} cannot be loaded"
+        refused = refusal(error, what, f"{described(first)}; repair or remove that package")
+    else:
+        return loaded
+    raise refused
+
+
+def refusal(error: Exception, what: str, where: str) -> ConfigurationError:
+    """Give the error of ours for one of a package's; raised outside the `except`, it has none behind it.
+
+    What a package's own exception says may hold a secret, so that only its type is told, and the module that an import
+    did not find. A ConfigurationError is meant for the user as it is.
+    """
+    if isinstance(error, ConfigurationError):
+        error.__cause__ = error.__context__ = None
+        return error
+    said = type(error).__name__
+    if isinstance(error, ImportError) and error.name and error.name.replace(".", "").isidentifier():
+        said += f": {error.name}"
+    return ConfigurationError(f"{what} ({said}): {where}")

@@ -59,8 +59,8 @@ class Entry(NamedTuple):
 class Cache(Protocol):
     """What the library asks of a cache; keys are 32 bytes, vectors float32 (dimensions,).
 
-    `get_many` is called from any thread, `set_many` from one at a time. Failing to keep or to find a vector is no
-    error: it is paid for again.
+    `get_many` is called from any thread, `set_many` from one at a time, which need not be the same. Failing to keep
+    or to find a vector is no error: it is paid for again.
     """
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from embedkit_core import plugins
 from embedkit_core.cache import open_folder
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.types import Cache
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.I)  # of one letter it is a drive of Windows'
-_SECRETS = frozenset({"password", "passwd", "pwd", "secret", "token", "api_key", "apikey", "access_key"})
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://|(file):", re.I)  # of one letter it is a drive of Windows'
+_SECRET = re.compile("token|key|secret|pass|pwd|auth|sig|cred", re.I)  # in the name of a parameter
 
 
 def scheme_of(cache: object) -> str | None:
-    """Give the scheme of a cache that is named by an address, in lower case; None for what is none."""
+    """Give the scheme of a cache that is named by an address, in lower case; None for what is none.
+
+    `file:/folder` is one too, though a wrong one: it is meant as an address, and would be a folder named `file:`.
+    """
     found = _URL.match(cache) if isinstance(cache, str) else None
-    return found[1].lower() if found else None
+    return (found[1] or found[2]).lower() if found else None
 
 
 def is_built_in(scheme: str) -> bool:
@@ -51,36 +54,45 @@ def open_url(url: str) -> Cache:
         raise ConfigurationError(f"the cache {scheme}:// cannot be called with an address: {where}")
     try:
         made = opener(url)
-    except ConfigurationError:
-        raise
     except Exception as error:
-        raise ConfigurationError(f"the cache {scheme}:// cannot be opened ({type(error).__name__}): {where}") from error
-    if not isinstance(made, Cache):
-        raise ConfigurationError(f"the cache {scheme}:// lacks one of get_many, set_many, close: {where}")
-    return made
+        refused = plugins.refusal(error, f"the cache {scheme}:// cannot be opened", where)
+    else:
+        if isinstance(made, Cache):
+            return made
+        refused = ConfigurationError(f"the cache {scheme}:// lacks one of get_many, set_many, close: {where}")
+    raise refused
 
 
 def open_file_url(url: str) -> Cache:
     """Give the cache in the folder that a file:/// address names."""
     parts = urlsplit(url)
     path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path.strip("/"):
-        raise ConfigurationError(f"cache={url!r} names no folder here; write file:///absolute/path")
+    here = url[len("file:") :].startswith("//") and parts.netloc in ("", "localhost")
+    if not here or parts.query or parts.fragment or not path.strip("/"):
+        raise ConfigurationError("this file: address names no folder here; write cache='file:///absolute/path'")
     return open_folder(path[1:] if os.name == "nt" and re.match("/[A-Za-z]:", path) else path)
 
 
 def _refuse_secrets(url: str, scheme: str) -> None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:  # the characters of a password may be what splits it wrongly
+    """Raise ConfigurationError, without the address, where a part of it may be a secret or cannot be told from one."""
+    if not _is_readable(url):  # the characters of a password may be what splits it wrongly
         raise ConfigurationError(
-            f"the address of the cache {scheme}:// cannot be read; one holds no password, and what is special in it "
-            "is percent-encoded"
-        ) from None
-    named = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    if parts.password is not None or named & _SECRETS:
-        raise ConfigurationError(
-            f"the address of the cache {scheme}:// holds a password, and settings are shown, logged and pickled; "
-            "set it in the environment variable that this cache reads"
+            f"the address of the cache {scheme}:// cannot be read: what is special in one is percent-encoded, and a "
+            "password is set in the environment variable that this cache reads"
         )
+    is_folder = scheme == "file"  # whose name may hold any character
+    said = url if is_folder else unquote(url)
+    names = [part.partition("=")[0] for part in re.split("[?&;#]", said)[1:]]
+    if "@" in (urlsplit(url).netloc if is_folder else said) or any(_SECRET.search(unquote(name)) for name in names):
+        raise ConfigurationError(
+            f"the address of the cache {scheme}:// holds a user, a password or a parameter that is named like one, and "
+            "settings are shown, logged and pickled; set it in the environment variable that this cache reads"
+        )
+
+
+def _is_readable(url: str) -> bool:
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        return False
+    return True

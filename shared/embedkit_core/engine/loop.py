@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +112,6 @@ class Engine:
     def writer_thread(self) -> threading.Thread | None:
         """The thread that keeps rows, once there is one."""
         return self._writer.thread
-
-    @property
-    def writing(self) -> AbstractContextManager[object]:
-        """What to hold while a cache is written to from elsewhere."""
-        return self._writer.lock
 
     @property
     def pool(self) -> ThreadPoolExecutor:

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from embedkit_core.engine.items import Flight
+from embedkit_core.forks import ForkLock
 from embedkit_core.types import Cache, Entry
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
 
 logger = logging.getLogger("embedkit_core")
+
+
+turn = ForkLock()  # to write to a cache: `set_many` is called from one thread at a time, also by who imports vectors
 
 
 class Job(NamedTuple):
@@ -35,7 +39,6 @@ class Writer:
 
     def __init__(self, kept: Callable[[list[Job]], None]) -> None:
         self._kept = kept
-        self.lock = threading.Lock()  # a cache is written to by one at a time
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
         self._complained: set[int] = set()
@@ -80,7 +83,7 @@ class Writer:
                 items += [(flight.done[p].key, Entry(rows[p], flight.flags[p])) for p in places]
         for cache, items in batches.values():
             try:
-                with self.lock:
+                with turn.lock:
                     cache.set_many(items)
             except BaseException as error:  # a cache may be anybody's, and must not cost an answer
                 self.failures += len(items)

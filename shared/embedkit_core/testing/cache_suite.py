@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from embedkit_core.cache import Cache, Entry
 from embedkit_core.embedder import Embedder
+from embedkit_core.testing.another_process import found_by_another_process
 from embedkit_core.testing.fake import FakeServer
 from embedkit_core.testing.suite import Suite, skip
 from embedkit_core.types import Vectors
@@ -31,7 +33,8 @@ class CacheSuite(Suite):
             def make(self, folder):
                 return AcmeCache(f"acme://{folder}")
 
-    `persistent = False` says that a cache made anew is empty.
+    `persistent = False` says that a cache made anew is empty. Where it is not, another process imports the class and
+    calls `make` too, on an object with what fixtures have set on this one, if that can be pickled.
     """
 
     persistent: bool = True
@@ -87,6 +90,8 @@ class CacheSuite(Suite):
             b"ab" * 16,
             b"AB" * 16,
         ]
+        keys += [flipped(key, bit) for key in (b"ab" * 16, key_of(0)) for bit in range(256)]
+        keys = list(dict.fromkeys(keys))
         items = [(key, Entry(vector_of(n))) for n, key in enumerate(keys)]
         cache.set_many(items)
         assert_holds(cache.get_many(keys), items)
@@ -149,6 +154,27 @@ class CacheSuite(Suite):
         first.close()
         assert_holds(self.make(tmp_path).get_many([key for key, _ in items]), items)
 
+    def test_another_process_finds_what_was_kept(self, tmp_path: Path) -> None:
+        """Closed first, since a cache may be open in one process only."""
+        if not self.persistent:
+            skip("the suite says persistent = False")
+        cache, items = self.make(tmp_path), [(key_of(n), Entry(vector_of(n), n == 1)) for n in range(3)]
+        cache.set_many(items)
+        cache.close()
+        found = found_by_another_process(self, tmp_path, [key for key, _ in items])
+        assert found, "another process finds nothing of what was kept: say persistent = False, or keep it elsewhere"
+        assert_holds(found, items)
+
+    def test_threads_may_write_one_after_another(self, tmp_path: Path) -> None:
+        """The library's own thread, and whoever imports vectors; only one at a time."""
+        cache = self.make(tmp_path)
+        items = [(key_of(n), Entry(vector_of(n))) for n in range(4)]
+        for item in items:
+            with ThreadPoolExecutor(1) as another:
+                another.submit(cache.set_many, [item]).result()
+        cache.set_many([(key_of(4), Entry(vector_of(4)))])
+        assert_holds(cache.get_many([key_of(n) for n in range(5)]), [*items, (key_of(4), Entry(vector_of(4)))])
+
     def test_threads_that_read_while_one_writes_see_whole_vectors(self, tmp_path: Path) -> None:
         cache = self.make(tmp_path)
         keys = [key_of(n) for n in range(20)]
@@ -198,6 +224,11 @@ class CacheSuite(Suite):
 def key_of(n: int) -> bytes:
     """Give a key as the library makes them: 32 bytes."""
     return hashlib.sha256(f"key {n}".encode()).digest()
+
+
+def flipped(key: bytes, bit: int) -> bytes:
+    """Give a key that differs in one bit."""
+    return (int.from_bytes(key, "big") ^ (1 << bit)).to_bytes(len(key), "big")
 
 
 def vector_of(n: int, width: int = 8) -> Vectors:

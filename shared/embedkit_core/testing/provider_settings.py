@@ -15,11 +15,12 @@ from typing import Any
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.providers import Provider, is_provider
-from embedkit_core.testing.provider_cases import TEXTS, ProviderCases
+from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, numbered
 from embedkit_core.testing.suite import refusal, skip
-from embedkit_core.types import InputType
+from embedkit_core.types import InputType, Limits
 
 TEXT = TEXTS[0]
+LONG = 8000  # characters
 ROLES: tuple[InputType, ...] = ("document", "query")
 
 
@@ -79,7 +80,13 @@ class SettingCases(ProviderCases):
     def test_another_model_is_another_request(self) -> None:
         if self.other_model is None:
             skip("the suite names no other_model")
-        assert_differ(self.embedder(), self.embedder(model=self.other_model), "document", f"model={self.other_model!r}")
+        one, other = self.embedder(), self.embedder(model=self.other_model)
+        assert_differ(one, other, "document", f"model={self.other_model!r}")
+        rows = [embedder.embed([TEXT]).vectors for embedder in (one, other)]  # both open: they may share a client
+        assert self.differ(*rows), (
+            "two models that are in use at once give one vector: does the client keep the model it was connected for? "
+            "What shares an account shares a client; the model is in batch.wire"
+        )
 
     def test_dimensions_make_a_difference_or_are_refused(self) -> None:
         embedder = self.embedder()
@@ -149,13 +156,23 @@ class SettingCases(ProviderCases):
         assert made.explain(TEXT).key != self.embedder().explain(TEXT).key
 
     def test_a_text_is_not_cut_in_silence(self) -> None:
-        """A provider that cuts texts itself must be told not to, in the wire."""
-        cutting, refusing = self.embedder(), self.embedder(on_long_text="error")
+        """A provider that cuts texts itself must be told not to, in the wire, and say which it has cut."""
+        cutting, refusing = self.embedder(), self.embedder(on_long_text="error", on_error="return")
         if cutting.provider.cuts_long_texts:
             assert cutting.provider.wire("document") != refusing.provider.wire("document"), (
                 "the provider cuts long texts itself, and on_long_text='error' changes nothing in the wire"
             )
         assert cutting.explain(TEXT).key != refusing.explain(TEXT).key
+        pair = unlike_at_the_end(cutting.provider.limits)
+        cut = cutting.embed(pair)
+        assert self.differ(*cut.vectors) or cut.truncated == (0, 1), (
+            f"two texts of {len(pair[0])} characters that differ at the end have one vector: name a text that was cut "
+            "in Reply.truncated, or have it refused and raise TextTooLongError"
+        )
+        whole = refusing.embed(pair)
+        assert whole.failed or (self.differ(*whole.vectors) and not whole.truncated), (
+            "a text is cut although on_long_text='error'"
+        )
 
     def test_a_copy_and_what_comes_out_of_a_pickle_are_the_same(self) -> None:
         embedder = self.embedder()
@@ -174,6 +191,16 @@ def assert_differ(one: Embedder, other: Embedder, role: InputType, what: str) ->
         "what changes a vector, or refuse the setting with settings.only(...)"
     )
     assert one.explain(TEXT, input_type=role).key != other.explain(TEXT, input_type=role).key
+
+
+def unlike_at_the_end(limits: Limits) -> list[str]:
+    """Give two texts that differ in their last tenth; as long as is sure to pass, by two characters for a token."""
+    stated = [2 * tokens for tokens in (limits.text_tokens, limits.tokens) if tokens is not None]
+    size = min([LONG, *stated])
+    body = " ".join(numbered(size // 40 + 1))[: size - size // 10]
+    return [
+        body + (ending * size)[: size // 10] for ending in (" Cats sleep in the sun.", " Banks lend money at a rate.")
+    ]
 
 
 def made_or_refused(make: Callable[[], Any]) -> Embedder | None:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from embedkit_core.embedder import Embedder
 from embedkit_core.providers import Batch, Reply
 from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, alone, numbered
+
+COMPANY = 100  # texts
 
 
 class VectorCases(ProviderCases):
@@ -61,6 +64,14 @@ class VectorCases(ProviderCases):
         self.assert_same(np.roll(turned, 3, axis=0), rows, meaning)
         self.assert_same(alone(embedder, TEXTS), rows, "a text has another vector alone than in company")
 
+    def test_a_text_has_the_vector_in_a_large_company_that_it_has_in_a_small_one(self) -> None:
+        texts = [*numbered(COMPANY), *TEXTS]
+        together = self.embedder(max_concurrency=1)  # so that what waits is one request, as far as it may be
+        rows = together.embed(texts).vectors
+        meaning = "a text has another vector in a request of many texts"
+        self.assert_same(rows[-len(TEXTS) :], alone(together, TEXTS), f"{meaning} than alone")
+        self.assert_same(rows, self.embedder(max_batch_texts=8).embed(texts).vectors, f"{meaning} than in one of 8")
+
     def test_rows_come_in_the_order_of_the_texts_over_many_requests(self) -> None:
         texts = numbered(11)
         embedder = self.embedder(max_batch_texts=2)
@@ -78,11 +89,18 @@ class VectorCases(ProviderCases):
                 )
 
     def test_vectors_have_unit_length_where_that_is_declared(self) -> None:
-        lengths = np.linalg.norm(self.embedder().embed(TEXTS).vectors, axis=1)
+        lengths, is_unit = self._lengths(self.embedder())
+        assert is_unit == self.unit_length, f"lengths are {lengths}; declare unit_length = {is_unit}, or normalise"
+        if self.unit_length and self.other_dimensions is not None:
+            lengths, is_unit = self._lengths(self.embedder(dimensions=self.other_dimensions))
+            assert is_unit, (
+                f"with dimensions={self.other_dimensions} lengths are {lengths}: normalise what was shortened"
+            )
+
+    def _lengths(self, embedder: Embedder) -> tuple[str, bool]:
+        lengths = np.linalg.norm(embedder.embed(TEXTS).vectors, axis=1)
         is_unit = bool(np.all(np.abs(lengths - 1) <= max(self.tolerance, 1e-5)))
-        assert is_unit == self.unit_length, (
-            f"lengths are {lengths.min():.5f} to {lengths.max():.5f}; declare unit_length = {is_unit}, or normalise"
-        )
+        return f"{lengths.min():.5f} to {lengths.max():.5f}", is_unit
 
     def test_the_roles_differ_where_that_is_declared(self) -> None:
         """On the wire, in the key and in the vector alike: a query is served from a document's entry if they agree."""
