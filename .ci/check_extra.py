@@ -89,9 +89,11 @@ def main():
     server = FakeServer()
     with Embedder("fake:any", base_url=server.url, cache=False) as embedder:
         expect(embedder.embed_documents(["x", "y"]).shape[0] == 2, "the core embeds")
-    for name, (package, _, _) in ADAPTERS.items():
+    for name, (package, door, _) in ADAPTERS.items():
+        importlib.import_module(package)  # it is lazy: what costs, and what may be missing, comes with its class
         if name != extra:
-            refused(partial(importlib.import_module, package), name, f"import {package}")
+            statement = f"from {package} import {door}"
+            refused(partial(exec, statement), name, statement)
     for provider in PROVIDERS:
         if provider != extra:
             make = partial(Embedder, f"{provider}:any", api_key="x", cache=False)
