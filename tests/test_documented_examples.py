@@ -23,7 +23,8 @@ from llama_index.core import Document, Settings, SimpleDirectoryReader, VectorSt
 from llama_index.core.llms import MockLLM
 from llama_index.embeddings.openai import OpenAIEmbedding as TheirEmbedding
 from support.embedders import texts_sent
-from support.openai_server import OpenAIServer, vector_of
+from support.openai_server import vector_of
+from support.reader import at_home
 
 from embedkit_core import ConfigurationError
 from langchain_embedkit import EmbedKitEmbeddings as OpenAIEmbeddings
@@ -45,12 +46,7 @@ pytestmark = [
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A server whose vectors are as wide as those of the model most examples name."""
-    with OpenAIServer() as running:
-        monkeypatch.setenv("OPENAI_API_KEY", "test-key")
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.chdir(tmp_path)
+    with at_home(tmp_path, monkeypatch) as running:
         yield running
 
 

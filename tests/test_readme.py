@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.limiters import needs_limiters
-from support.openai_server import OpenAIServer
+from support.reader import at_home
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "docs/langchain.md", pytest.param("docs/llamaindex.md", marks=needs_limiters)]
@@ -27,11 +27,7 @@ def promised(block):
 @pytest.fixture
 def as_a_reader(tmp_path, monkeypatch):
     """A key, an address that answers, and a cache folder of one's own."""
-    with OpenAIServer() as server:
-        monkeypatch.setenv("OPENAI_API_KEY", "test-key")
-        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setenv("HOME", str(tmp_path))
+    with at_home(tmp_path, monkeypatch) as server:
         yield server
 
 

@@ -10,7 +10,8 @@ from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_openai import OpenAIEmbeddings
 from llama_index.core import Settings
-from support.openai_server import OpenAIServer, vector_of
+from support.openai_server import vector_of
+from support.reader import at_home
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -35,12 +36,7 @@ def words_vector(text, dimensions=1536, native=1536, model="any"):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setattr(support.openai_server, "vector_of", words_vector)
-    with OpenAIServer() as running:
-        monkeypatch.setenv("OPENAI_API_KEY", "test-key")
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.chdir(tmp_path)
+    with at_home(tmp_path, monkeypatch) as running:
         yield running
 
 
