@@ -73,8 +73,8 @@ def _keep(keeper: Cache, slab: dict[bytes, Vectors]) -> int:
     """Write what the cache lacks, which is not to replace what the model itself gave; say how many it has then."""
     failed = None
     try:
-        known = keeper.get_many(list(slab))
-        with writer.turn.lock:
+        with writer.turn.lock:  # what the engine writes meanwhile is the model's own too
+            known = keeper.get_many(list(slab))
             keeper.set_many([(key, Entry(row)) for key, row in slab.items() if key not in known])
         return len(keeper.get_many(list(slab)))
     except Exception as error:  # a cache may be anybody's, and its message may hold anything
