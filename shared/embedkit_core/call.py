@@ -201,7 +201,7 @@ class Call:
             assert isinstance(first, EmbedKitError)
             return first
         kept = " and in the cache: a rerun sends only what failed" if self._owner.store.keeper else ""
-        shown = ", ".join(map(str, list(failed)[:10])) + (", …" if len(failed) > 10 else "")
+        shown = first_positions(failed)
         return PartialFailureError(
             f"{len(failed)} of {self._plan.n} texts failed (positions {shown}): {str(first).rstrip('.')}. "
             f"{len(succeeded)} succeeded and are in .result{kept}",
@@ -209,3 +209,9 @@ class Call:
             succeeded=succeeded,
             result=result,
         )
+
+
+def first_positions(positions: Iterable[int]) -> str:
+    """Name ten positions at most, for a message."""
+    named = list(map(str, positions))
+    return ", ".join(named[:10]) + (", …" if len(named) > 10 else "")

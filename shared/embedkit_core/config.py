@@ -185,9 +185,14 @@ def refuse_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> 
     """Raise ConfigurationError for arguments that do not exist, naming the nearest that do."""
     names = list(known)
     for name in unknown:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(names)}"
-        raise ConfigurationError(f"{owner} takes no argument {name!r}; {hint}")
+        raise unknown_argument(owner, name, names, listed=names)
+
+
+def unknown_argument(owner: str, name: str, known: list[str], *, listed: list[str]) -> ConfigurationError:
+    """Give the error for an argument that does not exist: the nearest one known, or where none is near, a list."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(listed)}"
+    return ConfigurationError(f"{owner} takes no argument {name!r}; {hint}")
 
 
 def check_input_type(input_type: str) -> None:

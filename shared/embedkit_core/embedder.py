@@ -13,7 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, get_args
 
 from embedkit_core import config
-from embedkit_core.call import Call
+from embedkit_core.call import Call, first_positions
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.loop import engine, on_engine_thread
 from embedkit_core.errors import EmbedKitError
@@ -248,7 +248,7 @@ class Embedder:
                 len(result.truncated),
                 len(result.vectors),
                 self.model,
-                ", ".join(map(str, result.truncated[:10])) + (", …" if len(result.truncated) > 10 else ""),
+                first_positions(result.truncated),
             )
 
     # Life

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from embedkit_core import config
 from embedkit_core.embedder import Embedder, parameter_names
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.lists import ato_lists, to_lists
@@ -88,7 +88,8 @@ def take_arguments(
         if name not in names:
             rule = rules.get(name)
             if rule is None:
-                raise ConfigurationError(_unknown(owner, name, names, rules))
+                useful = names | {alias for alias, one in rules.items() if isinstance(one, Mapped)}
+                raise config.unknown_argument(owner, name, sorted(useful), listed=sorted(names))
             if not isinstance(rule, Mapped):
                 _weigh_up(owner, name, value, rule)
                 continue
@@ -124,13 +125,6 @@ def _weigh_up(owner: str, name: str, value: Any, rule: Rule) -> None:
         raise ConfigurationError(f"{owner} takes no {name}: {rule.way_out}")
     if isinstance(rule, NoEffect) and rule.promised and value:
         warnings.warn(f"{owner}: {name} has no effect: {rule.why}", stacklevel=5)
-
-
-def _unknown(owner: str, name: str, own: set[str], rules: Mapping[str, Rule]) -> str:
-    useful = own | {alias for alias, rule in rules.items() if isinstance(rule, Mapped)}
-    close = difflib.get_close_matches(name, sorted(useful), n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(own))}"
-    return f"{owner} takes no argument {name!r}; {hint}"
 
 
 def seconds(name: str, value: Any) -> float:

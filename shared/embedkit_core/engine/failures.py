@@ -37,10 +37,7 @@ DOUBTS = 8  # requests refused one after the other; halving 32 texts comes to a 
 def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> None:
     """Free the slot of a failed request and decide for each of its texts."""
     scheduler.release(flight)
-    items = [item for item in flight.items if item.waiters]
-    for item in flight.items:
-        if not item.waiters:
-            scheduler.drop(item)
+    items = scheduler.drop_unwanted(flight)
     if not items:
         return
     if error.retryable:

@@ -119,7 +119,7 @@ class Scheduler:
     def barred(self, flight: Flight, error: ProviderError) -> None:
         """Take a rate limiter's own failure: nothing of this lane can go out."""
         flight.lane.asking = None
-        self._drop_unwanted(flight)
+        self.drop_unwanted(flight)
         failures.give_up_lane(self, flight, error)
 
     def replied(self, flight: Flight, reply: Reply) -> None:
@@ -232,11 +232,12 @@ class Scheduler:
         """Send what the rate limiters have let, without the texts that nobody wants any more."""
         while self._permitted and self.free_slots():
             flight = self._permitted.pop(0)
-            flight.items = self._drop_unwanted(flight)
+            flight.items = self.drop_unwanted(flight)
             if flight.items:
                 self._send(flight)
 
-    def _drop_unwanted(self, flight: Flight) -> list[Item]:
+    def drop_unwanted(self, flight: Flight) -> list[Item]:
+        """Let go of the texts of a request that nobody wants any more, and give the others."""
         for item in flight.items:
             if not item.waiters:
                 self.drop(item)
