@@ -54,9 +54,12 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     document_prompt: str | None = None
     on_long_text: Literal["truncate", "error", "mean"] = "truncate"
     max_concurrency: int = 16
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     max_batch_texts: int | None = None
     max_retries: int = 6
     timeout: float | None = 60.0
+    deadline: float | None = None
     provider_options: Mapping[str, Any] | None = None
     rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True)
     pickle_api_key: bool = False
@@ -77,9 +80,12 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
             document_prompt: str | None = None,
             on_long_text: Literal["truncate", "error", "mean"] = "truncate",
             max_concurrency: int = 16,
+            requests_per_minute: int | None = None,
+            tokens_per_minute: int | None = None,
             max_batch_texts: int | None = None,
             max_retries: int = 6,
             timeout: float | None = 60.0,
+            deadline: float | None = None,
             provider_options: Mapping[str, Any] | None = None,
             rate_limiter: RateLimiter | None = None,
             pickle_api_key: bool = False,

@@ -74,9 +74,12 @@ class EmbedKitEmbedding(BaseEmbedding):
     document_prompt: str | None = Field(default=None, frozen=True)
     on_long_text: Literal["truncate", "error", "mean"] = Field(default="truncate", frozen=True)
     max_concurrency: int = Field(default=16, exclude=True, frozen=True)
+    requests_per_minute: int | None = Field(default=None, exclude=True, frozen=True)
+    tokens_per_minute: int | None = Field(default=None, exclude=True, frozen=True)
     max_batch_texts: int | None = Field(default=None, exclude=True, frozen=True)
     max_retries: int = Field(default=6, exclude=True, frozen=True)
     timeout: float | None = Field(default=60.0, exclude=True, frozen=True)
+    deadline: float | None = Field(default=None, exclude=True, frozen=True)
     provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
     rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True, frozen=True)
     pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
@@ -97,9 +100,12 @@ class EmbedKitEmbedding(BaseEmbedding):
             document_prompt: str | None = None,
             on_long_text: Literal["truncate", "error", "mean"] = "truncate",
             max_concurrency: int = 16,
+            requests_per_minute: int | None = None,
+            tokens_per_minute: int | None = None,
             max_batch_texts: int | None = None,
             max_retries: int = 6,
             timeout: float | None = 60.0,
+            deadline: float | None = None,
             provider_options: Mapping[str, Any] | None = None,
             rate_limiter: RateLimiter | None = None,
             pickle_api_key: bool = False,

@@ -15,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
-from embedkit_core.engine.scheduler import QUERIES_IN_A_ROW, Scheduler
+from embedkit_core.engine.pace import Rates
+from embedkit_core.engine.scheduler import Scheduler
+from embedkit_core.engine.turns import QUERIES_IN_A_ROW
 from embedkit_core.errors import (
     AuthenticationError,
     BadTextError,
@@ -29,7 +31,7 @@ from embedkit_core.errors import (
 )
 from embedkit_core.meter import Meter
 from embedkit_core.testing import fake_vector
-from embedkit_core.types import Limits, Reply, Usage
+from embedkit_core.types import Allowance, Headroom, Limits, Reply, Usage
 
 PRICE = Decimal("0.02")
 LONG = "long " * 20
@@ -93,6 +95,7 @@ class Engine(RuleBasedStateMachine):
         self.billed = 0
         self.queries_in_a_row = 0
         self.wake_at: float | None = None
+        self.headroom: Headroom | None = None
 
     def lane(self, wire_id: bytes, gate: Gate | None = None) -> Lane:
         return Lane(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, PRICE, {"id": wire_id.decode()}, gate)
@@ -120,8 +123,17 @@ class Engine(RuleBasedStateMachine):
         self.opened.append((token, misses, chosen))
 
     @precondition(lambda self: self.opened)
-    @rule(urgent=st.booleans(), retries=st.integers(0, 3), bound=st.integers(1, 4), data=st.data())
-    def submit(self, urgent: bool, retries: int, bound: int, data: st.DataObject) -> None:
+    @rule(
+        urgent=st.booleans(),
+        retries=st.integers(0, 3),
+        bound=st.integers(1, 4),
+        rates=st.sampled_from([Rates(), Rates(), Rates(60, None), Rates(None, 300), Rates(30, 3000)]),
+        patience=st.sampled_from([float("inf"), float("inf"), 5.0, 30.0]),
+        data=st.data(),
+    )
+    def submit(
+        self, urgent: bool, retries: int, bound: int, rates: Rates, patience: float, data: st.DataObject
+    ) -> None:
         token, texts, lane = self.opened.pop(data.draw(st.integers(0, len(self.opened) - 1)))
         caller: list[Caller] = []
         ticket = Ticket(
@@ -129,13 +141,15 @@ class Engine(RuleBasedStateMachine):
             urgent=urgent,
             max_retries=retries,
             bound=bound,
+            rates=rates,
+            deadline=self.now + patience,
             cache=self.cache,
             meter=self.meter,
             wake=lambda: self.finish(caller[0]),
         )
         caller.append(Caller(ticket, [(lane, text) for text in texts], token))
         self.callers.append(caller[0])
-        self.scheduler.submit(ticket, lane, [(self.key(lane, t), t, len(t) // 4 + 1) for t in texts])
+        self.scheduler.submit(ticket, lane, [(self.key(lane, t), t, len(t) // 4 + 1) for t in texts], self.now)
         self.scheduler.recent.lookups.pop(token)
         self.pump()
 
@@ -165,6 +179,13 @@ class Engine(RuleBasedStateMachine):
 
     # What the server does
 
+    @rule(
+        limit=st.sampled_from([10.0, 100.0, 1e6]), left=st.floats(0, 1), reset=st.sampled_from([None, 0.05, 3.0, 60.0])
+    )
+    def tell(self, limit: float, left: float, reset: float | None) -> None:
+        """From now on say what is left, true or not."""
+        self.headroom = Headroom(Allowance(limit, limit * left, reset), Allowance(10 * limit, 10 * limit * left, reset))
+
     @precondition(lambda self: self.air)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
@@ -190,7 +211,7 @@ class Engine(RuleBasedStateMachine):
                     # Law 2: once answered, a text is never sent again.
                     assert item.key not in self.answered
                     self.answered.add(item.key)
-            self.scheduler.replied(flight, Reply(vectors, 3 * len(texts)))
+            self.scheduler.replied(flight, Reply(vectors, 3 * len(texts), (), self.headroom), self.now)
 
     @precondition(lambda self: self.air)
     @rule(data=st.data(), kind=st.sampled_from(["503", "429", "429 later", "large", "timeout", "key", "encoding"]))
@@ -221,7 +242,7 @@ class Engine(RuleBasedStateMachine):
             "double": np.zeros((n, 8), np.float64),
         }[damage]
         self.billed += 3 * n
-        self.scheduler.replied(flight, Reply(vectors, 3 * n))
+        self.scheduler.replied(flight, Reply(vectors, 3 * n), self.now)
         self.pump()
 
     @precondition(lambda self: self.to_commit)
@@ -265,6 +286,8 @@ class Engine(RuleBasedStateMachine):
         for ticket in step.finished:
             ticket.wake()
         self.wake_at = step.wake_at
+        # Law 17: nobody waits beyond a deadline.
+        assert all(c.finished or c.left or c.ticket.deadline > self.now for c in self.callers)
 
     def check_send(self, flight: Flight) -> None:
         self.sends += 1
@@ -293,7 +316,7 @@ class Engine(RuleBasedStateMachine):
         assert self.queries_in_a_row <= QUERIES_IN_A_ROW + 1
 
     def bulk_waits(self) -> bool:
-        return any(q.ready(urgent=False) for q in self.scheduler._busy)
+        return any(q.ready(urgent=False) for q in self.scheduler.turns.busy)
 
     def finish(self, caller: Caller) -> None:
         assert not caller.finished

@@ -11,7 +11,10 @@ ADAPTERS = {
     "langchain_embedkit": {"langchain_core"},
     "llamaindex_embedkit": {"llama_index", "llama_index_instrumentation"},
 }
-PURE = ["scheduler", "packing", "retry", "longtext", "replies", "items", "queues", "failures", "recent"]
+PURE = [
+    *("scheduler", "turns", "pace", "flow", "packing", "retry", "longtext", "replies", "items", "queues", "failures"),
+    "recent",
+]
 PROVIDERS = {"openai", "local", "fake", "voyage", "cohere"}
 FILES = sorted([*CORE.rglob("*.py"), *(path for name in ADAPTERS for path in (ROOT / name).rglob("*.py"))])
 LONGEST = 330

@@ -7,6 +7,7 @@ import numpy as np
 
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
+from embedkit_core.engine.pace import Rates
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.meter import Meter
@@ -24,6 +25,7 @@ class Desk:
         self.woken: list[Ticket] = []
         self.submit(["warm up"])
         self.answer(*self.poll())
+        self.now = 10.0  # a server that tells no limits is not met with a burst, and is known by now
 
     def submit(
         self, texts: list[str], *, urgent: bool = False, retries: int = 3, bound: int = 4, lane: Lane = LANE
@@ -34,11 +36,13 @@ class Desk:
             urgent=urgent,
             max_retries=retries,
             bound=bound,
+            rates=Rates(),
+            deadline=float("inf"),
             cache=None,
             meter=Meter(),
             wake=lambda: self.woken.append(ticket),
         )
-        self.scheduler.submit(ticket, lane, [(text.encode(), text, 1) for text in texts])
+        self.scheduler.submit(ticket, lane, [(text.encode(), text, 1) for text in texts], self.now)
         return ticket
 
     def poll(self) -> list[Flight]:
@@ -52,7 +56,7 @@ class Desk:
     def answer(self, *flights: Flight) -> None:
         for flight in flights:
             n = len(flight.items)
-            self.scheduler.replied(flight, Reply(np.ones((n, 2), np.float32), n))
+            self.scheduler.replied(flight, Reply(np.ones((n, 2), np.float32), n), self.now)
             for done in self.scheduler.poll(self.now).commits:
                 self.scheduler.committed(done)
         self.next_sends = self.poll()
@@ -140,7 +144,7 @@ def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
     (flight,) = desk.poll()
     desk.scheduler.failed(flight, UnavailableError("down", retry_after=1.0), desk.now)
     desk.scheduler.withdraw(ticket)
-    desk.now = 10.0
+    desk.now += 10.0
     assert desk.poll() == []
     assert not desk.scheduler.table
 
@@ -149,10 +153,7 @@ def test_lanes_take_turns():
     desk = Desk()
     other = Lane(b"other", 60.0, Limits(), "truncate", "fake:model", 2, None, {})
     desk.submit([f"one {i}" for i in range(600)], bound=1)
-    ticket = Ticket(
-        rows=Rows(1, np.arange(1)), urgent=False, max_retries=0, bound=1, cache=None, meter=Meter(), wake=lambda: None
-    )
-    desk.scheduler.submit(ticket, other, [(b"two", "two", 1)])
+    desk.submit(["two"], lane=other, bound=1)
     lanes = []
     for _ in range(3):
         (flight,) = desk.poll() or desk.next_sends
@@ -185,6 +186,6 @@ def test_a_permit_that_comes_while_all_are_told_to_slow_down_waits_with_them():
     desk.scheduler.failed(other, RateLimitError("slow down", retry_after=7.0), desk.now)
     desk.scheduler.permitted(asked)
     assert desk.poll() == []
-    assert desk.wake_at == 7.0
-    desk.now = 7.0
+    assert desk.wake_at == 17.0
+    desk.now += 7.0
     assert asked in desk.poll()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,8 @@ class Call:
         self._ticket: Ticket | None = None
         self._left = False
         self._truncated_wants: list[int] = []
+        seconds = owner.settings.deadline
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
 
     def prepare(self) -> None:
         """Check the texts, key them, and read what the cache has; open a ticket for the rest."""
@@ -105,6 +109,8 @@ class Call:
             urgent=self._role.input_type == "query",
             max_retries=owner.settings.max_retries,
             bound=owner.settings.max_concurrency,
+            rates=owner.settings.rates,
+            deadline=self._deadline,
             cache=owner.store.keeper,
             meter=owner.meter,
             wake=wake,

@@ -16,6 +16,17 @@ from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import InputType, LongText
 
 
+LEAST = {
+    "max_concurrency": 1,
+    "requests_per_minute": 1,
+    "tokens_per_minute": 1,
+    "max_batch_texts": 1,
+    "max_retries": 0,
+}
+NEEDED = ("max_concurrency", "max_retries")
+SECONDS = ("timeout", "deadline")
+
+
 def resolve_provider(
     model: str,
     *,
@@ -164,13 +175,13 @@ def check_limiter(limiter: object) -> None:
         )
 
 
-def check_numbers(max_concurrency: int, max_retries: int, max_batch_texts: int | None, timeout: float | None) -> None:
+def check_numbers(arguments: Mapping[str, Any]) -> None:
     """Raise ConfigurationError unless the settings that are numbers are such as can be."""
-    whole_number("max_concurrency", max_concurrency, 1)
-    whole_number("max_retries", max_retries, 0)
-    if max_batch_texts is not None:
-        whole_number("max_batch_texts", max_batch_texts, 1)
-    positive_seconds("timeout", timeout)
+    for name, least in LEAST.items():
+        if arguments[name] is not None or name in NEEDED:
+            whole_number(name, arguments[name], least)
+    for name in SECONDS:
+        positive_seconds(name, arguments[name])
 
 
 def positive_seconds(name: str, value: object) -> None:

@@ -16,6 +16,7 @@ from embedkit_core import config
 from embedkit_core.call import Call, first_positions
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.loop import engine, on_engine_thread
+from embedkit_core.engine.pace import Rates
 from embedkit_core.errors import EmbedKitError
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.meter import Meter
@@ -49,9 +50,12 @@ class Embedder:
         query_prompt, document_prompt: put before each text; None leaves it to the model's own.
         on_long_text: what becomes of a text over the model's limit: "truncate", "error" or "mean".
         max_concurrency: requests in flight at once, over all callers on the same account.
+        requests_per_minute, tokens_per_minute: what goes out in a minute at most, over all callers who use the same
+            model on the same account; by default what the provider says, or lets through.
         max_batch_texts: texts in one request at most; by default what the model allows.
         max_retries: how often a text is sent again after a transient failure.
         timeout: seconds for one request; a local model has as long as it takes.
+        deadline: seconds for one call, after which what is not there has failed; by default as long as it takes.
         on_error: "raise", or "return" a result whose `failed` names the texts whose rows are NaN.
         provider_options: further fields of the request, as the provider names them; part of the key.
         rate_limiter: an object with `acquire`, such as LangChain's and LlamaIndex's; asked once for each request.
@@ -73,9 +77,12 @@ class Embedder:
         document_prompt: str | None = None,
         on_long_text: LongText = "truncate",
         max_concurrency: int = 16,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
         max_batch_texts: int | None = None,
         max_retries: int = 6,
         timeout: float | None = 60.0,
+        deadline: float | None = None,
         on_error: OnError = "raise",
         provider_options: Mapping[str, Any] | None = None,
         rate_limiter: RateLimiter | None = None,
@@ -83,13 +90,15 @@ class Embedder:
         **unknown: Never,
     ) -> None:
         config.refuse_unknown("Embedder", unknown, parameter_names())
-        self._arguments = kept({name: value for name, value in locals().items() if name in parameter_names()})
+        arguments = {name: value for name, value in locals().items() if name in parameter_names()}
+        config.check_numbers(arguments)
+        self._arguments = kept(arguments)
         self._key = traveller(api_key, pickle_api_key)
         self.rate_limiter = rate_limiter
-        config.check_numbers(max_concurrency, max_retries, max_batch_texts, timeout)
         config.one_of("on_error", on_error, get_args(OnError))
         config.check_limiter(rate_limiter)
-        self.settings = CallSettings(max_concurrency, max_retries, on_error)
+        rates = Rates(requests_per_minute, tokens_per_minute)
+        self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error)
         self.provider = config.resolve_provider(
             model,
             api_key=api_key,

@@ -16,7 +16,7 @@ EmbedKitError
    +- QuotaError                       402, insufficient_quota
    +- RateLimitError*                  429
    +- UnavailableError*                5xx, connection lost
-   +- TimedOutError*                   no answer in time
+   +- TimedOutError*                   no answer within timeout=, or nothing more is waited for after deadline=
    +- BadReplyError                    wrong count, shape, order or a non-finite number; never cached
 
 * retryable. Messages name the thing, the value and the way out; they never hold a key or a text.
@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedkit_core.types import EmbeddingResult, Usage
+    from embedkit_core.types import EmbeddingResult, Headroom, Usage
 
 
 def _rebuild(cls: type[EmbedKitError], args: tuple[object, ...], state: dict[str, object]) -> EmbedKitError:
@@ -86,9 +86,13 @@ class PartialFailureError(EmbedKitError):
 
 
 class ProviderError(EmbedKitError):
-    """The provider refused or failed a request; raised as itself when everything failed for one cause."""
+    """The provider refused or failed a request; raised as itself when everything failed for one cause.
+
+    `retry_after` is the seconds the provider asks to wait, `headroom` what it says is left of its limits.
+    """
 
     retryable = False
+    headroom: Headroom | None = None
 
     def __init__(
         self,
@@ -178,9 +182,10 @@ class QuotaError(ProviderError):
 
 
 class RateLimitError(ProviderError):
-    """Too many requests or tokens a minute."""
+    """Too many requests or tokens a minute; `counts_requests` says that it was requests."""
 
     retryable = True
+    counts_requests = False
 
 
 class UnavailableError(ProviderError):
@@ -190,7 +195,7 @@ class UnavailableError(ProviderError):
 
 
 class TimedOutError(ProviderError):
-    """No answer came in time; the provider may have billed the request all the same."""
+    """No answer came in time, or a call's deadline passed; the provider may have billed the request all the same."""
 
     retryable = True
 

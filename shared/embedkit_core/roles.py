@@ -9,6 +9,7 @@ from typing import Any, Literal
 from embedkit_core.engine import longtext
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Lane
+from embedkit_core.engine.pace import Rates
 from embedkit_core.plan import key_parts, key_prefix
 from embedkit_core.providers import Provider
 from embedkit_core.types import InputType, LongText
@@ -18,10 +19,12 @@ OnError = Literal["raise", "return"]
 
 @dataclass(frozen=True, slots=True)
 class CallSettings:
-    """What of an embedder's settings belongs to each call and changes no vector."""
+    """What of an embedder's settings belongs to each call and changes no vector; `deadline` is in seconds."""
 
     max_concurrency: int
+    rates: Rates
     max_retries: int
+    deadline: float | None
     on_error: OnError
 
 

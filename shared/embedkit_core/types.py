@@ -107,17 +107,33 @@ class Batch:
         return [prompt + text for text in self.texts]
 
 
+class Allowance(NamedTuple):
+    """What a provider says is left of one of its limits: `reset` is the seconds until all of it is there again."""
+
+    limit: float
+    remaining: float
+    reset: float | None = None
+
+
+class Headroom(NamedTuple):
+    """What a provider says is left of its limits on requests and on tokens; None where it says nothing."""
+
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a provider answers.
 
     `vectors` is float32 (n_texts, dimensions) in the order asked, `tokens` as billed or None where the provider
-    does not say, `truncated` the places of the texts the provider cut.
+    does not say, `truncated` the places of the texts the provider cut, `headroom` what it says is left of its limits.
     """
 
     vectors: Vectors
     tokens: int | None
     truncated: Sequence[int] = ()
+    headroom: Headroom | None = None
 
 
 def _counted(n: int, noun: str) -> str:

@@ -56,7 +56,7 @@ class Account:
         """Take on a ticket; its look-up of the cache ends here."""
         self._waiting.add(ticket)
         try:
-            self.scheduler.submit(ticket, lane, wants)
+            self.scheduler.submit(ticket, lane, wants, self.loop.time())
         finally:
             self.scheduler.recent.lookups.pop(lookup, None)
 
@@ -148,7 +148,7 @@ class Account:
             error = ProviderError(f"{model}: the request failed with {type(foreign).__name__} ({place})")
         else:
             if self.scheduler.owns(flight):
-                self.tell(lambda: self.scheduler.replied(flight, reply))
+                self.tell(lambda: self.scheduler.replied(flight, reply, self.loop.time()))
             self.pump()
             return
         error.model = error.model or model

@@ -36,12 +36,13 @@ DOUBTS = 8  # requests refused one after the other; halving 32 texts comes to a 
 
 def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> None:
     """Free the slot of a failed request and decide for each of its texts."""
-    scheduler.release(flight)
+    delay = _slow_down(scheduler, flight, error, now) if error.retryable else 0.0
+    scheduler.turns.release(flight)
     items = scheduler.drop_unwanted(flight)
     if not items:
         return
     if error.retryable:
-        _try_again(scheduler, items, error, now)
+        _try_again(scheduler, items, error, until=now + delay)
     elif isinstance(error, EncodingRefusedError) and all(item.asks < ASKS for item in items):
         for item in items:
             item.asks += 1
@@ -82,9 +83,20 @@ def give_up_lane(scheduler: Scheduler, flight: Flight, error: ProviderError) -> 
     give_up(scheduler, [item for item in [*flight.items, *waiting, *asking] if item.waiters], error)
 
 
-def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, now: float) -> None:
+def _slow_down(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> float:
+    """Let the pace of the model learn from a failure that may pass, and give the seconds until the next try."""
+    pace = flight.lane.pace
+    delay = pace.failed(flight.sent, error, now)
+    asked = error.retry_after is not None
+    if delay is None or asked:
+        delay = scheduler.retry.delay(flight.items[0].failures, error, scheduler.rng)
+    if asked or isinstance(error, RateLimitError):  # one refusal slows everybody down who uses this model
+        pace.pause(now + delay)
+    return delay
+
+
+def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, *, until: float) -> None:
     """Park items until the next try; waiters whose retries are used up are told now."""
-    delay = scheduler.retry.delay(items[0].failures, error, scheduler.rng)
     again: list[Item] = []
     for item in items:
         item.failures += 1
@@ -99,10 +111,7 @@ def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, no
             scheduler.drop(item)
             scheduler.drop(item.root)
     if again:
-        scheduler.parked.add(again, until=now + delay)
-    if isinstance(error, RateLimitError):
-        # One refusal slows everybody on the account down.
-        scheduler.paused_until = max(scheduler.paused_until, now + delay)
+        scheduler.parked.add(again, until=until)
 
 
 def _halves(flight: Flight, items: list[Item]) -> None:
@@ -189,7 +198,7 @@ def _search(scheduler: Scheduler, flight: Flight, items: list[Item], error: BadT
     """
     lane = flight.lane
     lane.refused += 1
-    if lane.proven and lane.refused > scheduler.bound():
+    if lane.proven and lane.refused > scheduler.turns.bound():
         lane.proven = False
     if not lane.proven and lane.in_flight == 0:
         lane.doubts += 1

@@ -16,6 +16,7 @@ from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.engine.gate import Gate
+    from embedkit_core.engine.pace import Pace, Rates, Sent
     from embedkit_core.engine.queues import LaneQueue
 
 MILLION = Decimal(1_000_000)
@@ -69,7 +70,8 @@ class Rows:
 class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
-    `wake` is called once, on the engine's side, when nothing is pending any more.
+    `deadline` is the time after which it waits no more. `wake` is called once, on the engine's side, when nothing is
+    pending any more.
     """
 
     __slots__ = (
@@ -77,13 +79,15 @@ class Ticket:
         "broken",
         "cache",
         "closed",
-        "counted",
+        "deadline",
         "failed",
         "items",
         "joined",
         "max_retries",
         "meter",
+        "pace",
         "pending",
+        "rates",
         "rows",
         "sent",
         "truncated",
@@ -99,6 +103,8 @@ class Ticket:
         urgent: bool,
         max_retries: int,
         bound: int,
+        rates: Rates,
+        deadline: float,
         cache: Cache | None,
         meter: Meter,
         wake: Callable[[], None],
@@ -107,6 +113,8 @@ class Ticket:
         self.urgent = urgent
         self.max_retries = max_retries
         self.bound = bound
+        self.rates = rates
+        self.deadline = deadline
         self.cache = cache
         self.meter = meter
         self.wake = wake
@@ -114,7 +122,7 @@ class Ticket:
         self.pending = 0
         self.closed = False
         self.broken: ProviderError | None = None
-        self.counted = False
+        self.pace: Pace | None = None
         self.sent = 0
         self.joined = 0
         self.failed: dict[int, ProviderError] = {}
@@ -198,12 +206,13 @@ class Group:
 class Flight:
     """One request under way, and once it is answered the items it finished, their rows, and who has kept them.
 
-    `batch` is made when it is sent: until a rate limiter lets it, its items may still lose their callers.
+    `batch` and `sent` are made when it is sent: until a rate limiter lets it, its items may still lose their callers.
     """
 
     lane: LaneQueue
     items: list[Item]
     batch: Batch = field(init=False, repr=False)
+    sent: Sent = field(init=False, repr=False)
     done: list[Item] = field(default_factory=list)
     rows: Vectors | None = None
     flags: list[bool] = field(default_factory=list)

@@ -15,7 +15,7 @@ CAP_TOKENS = 16_000
 
 @dataclass(slots=True)
 class Room:
-    """How much one request may hold at present: the model's limits, our caps, and what refusals taught."""
+    """How much one request may hold: the model's limits, and what refusals taught. Tokens are as estimated."""
 
     texts: int
     tokens: int
@@ -23,9 +23,9 @@ class Room:
 
     @classmethod
     def of(cls, limits: Limits) -> Room:
-        """Give the room a model's limits leave under our caps."""
-        tokens = min(CAP_TOKENS, limits.tokens or CAP_TOKENS)
-        return cls(min(CAP_TEXTS, limits.texts), tokens, min(limits.text_tokens or tokens, tokens))
+        """Give the room a model's limits leave; where they say nothing of tokens, our own cap."""
+        tokens = limits.tokens or CAP_TOKENS
+        return cls(limits.texts, tokens, min(limits.text_tokens or tokens, tokens))
 
     def halve(self, sizes: Sequence[int], *, counts_texts: bool = False) -> None:
         """Learn from a refusal of a request with texts of these sizes that it held too many texts, or tokens."""
@@ -35,13 +35,14 @@ class Room:
             self.tokens = max(1, min(self.tokens, sum(sizes) // 2))
 
 
-def spread(waiting: int, slots: int, cap: int) -> int:
+def spread(waiting: int, slots: int, cap: int, *, tokens: float = 0, cap_tokens: float = 1) -> int:
     """Give the number of texts a request should hold: equal waves over the slots, between floor and cap.
 
-    500 texts and 8 slots give 63; 20 texts give one request, 20 000 texts and 16 slots give 250.
+    `tokens` are those of all that wait, of which a request takes `cap_tokens` at most. 500 texts and 8 slots give 63;
+    20 texts give one request, 20 000 texts and 16 slots give 250.
     """
     slots = max(1, slots)
-    waves = max(1, ceil(waiting / (slots * cap)))
+    waves = max(1, ceil(waiting / (slots * cap)), ceil(tokens / (slots * cap_tokens)))
     return min(cap, max(FLOOR_TEXTS, ceil(waiting / (waves * slots))))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
+from math import ceil
 
 from embedkit_core.engine.items import Flight, Group, Item, Lane
-from embedkit_core.engine.packing import FLOOR_TEXTS, Room, spread
+from embedkit_core.engine.pace import Pace
+from embedkit_core.engine.packing import CAP_TEXTS, FLOOR_TEXTS, Room, spread
 
 
 class Parked:
@@ -45,12 +47,14 @@ class LaneQueue:
     lane answers: until then one small request at a time goes out, so that a wrong key, model or parameter costs one
     request and not a burst. `refused` counts refusals of texts since the last answer, `doubts` those among them that
     came one at a time. `asking` is the one request that waits for its rate limiter: what comes meanwhile, a query say,
-    must not find a row of others before it. `busy` is told of each lane in which something waits.
+    must not find a row of others before it. `busy` is told of each lane in which something waits; `pace` is that of the
+    model, which other lanes share.
     """
 
-    def __init__(self, lane: Lane, busy: dict[LaneQueue, None]) -> None:
+    def __init__(self, lane: Lane, busy: dict[LaneQueue, None], pace: Pace) -> None:
         self.lane = lane
         self.busy = busy
+        self.pace = pace
         self.room = Room.of(lane.limits)
         self.dimensions = lane.dimensions
         self.proven = False
@@ -63,6 +67,7 @@ class LaneQueue:
         self._urgent: deque[Item] = deque()
         self._bulk: deque[Item] = deque()
         self._counts = {id(self._urgent): 0, id(self._bulk): 0}
+        self._tokens = dict(self._counts)
 
     def _queue(self, *, urgent: bool) -> deque[Item]:
         return self._urgent if urgent else self._bulk
@@ -88,6 +93,7 @@ class LaneQueue:
             (queue.appendleft if front else queue.append)(item)
             item.home = queue
             self._counts[id(queue)] += 1
+            self._tokens[id(queue)] += item.size
 
     def enter_group(self, group: Group) -> None:
         """Put items that travel together before everything else, other groups too: a search goes deep first."""
@@ -114,6 +120,7 @@ class LaneQueue:
         """Take an item out of wherever it waits; its entry there goes stale."""
         if id(item.home) in self._counts:
             self._counts[id(item.home)] -= 1
+            self._tokens[id(item.home)] -= item.size
         item.home = None
 
     def promote(self, item: Item) -> None:
@@ -123,11 +130,48 @@ class LaneQueue:
             self.leave(item)
             self.enter([item])
 
-    def plan_job(self, free_slots: int) -> None:
+    def plan_job(self, free_slots: int, now: float) -> None:
         """Fix how many texts the requests of the bulk that waits now should hold."""
-        self.job_texts = spread(self.count(urgent=False), free_slots, self.room.texts)
+        texts = min(CAP_TEXTS, self.room.texts)
+        tokens = min(self.room.tokens / max(1.0, self.pace.tokens_each), self.pace.most_tokens(now))
+        waiting = self.count(urgent=False)
+        self.job_texts = spread(waiting, free_slots, texts, tokens=self._tokens[id(self._bulk)], cap_tokens=tokens)
 
-    def take(self, *, urgent: bool, free_slots: int) -> Group | None:
+    def room_now(self, *, urgent: bool, free_slots: int, now: float) -> tuple[int, float]:
+        """Give how many texts and tokens the next request of this kind may hold."""
+        tokens = min(self.room.tokens / max(1.0, self.pace.tokens_each), self.pace.most_tokens(now))
+        if not self.proven:
+            return min(FLOOR_TEXTS, self.room.texts), tokens
+        texts = self.job_texts
+        if urgent:
+            texts = spread(self.count(urgent=True), free_slots, min(CAP_TEXTS, self.room.texts))
+        if self.pace.requests_bind(now):
+            size = self._tokens[id(self._queue(urgent=urgent))]
+            texts = max(texts, ceil(self.count(urgent=urgent) / self.pace.requests_for(size)))
+        return min(self.pace.most_texts(texts), self.room.texts), tokens
+
+    def next_size(self, *, urgent: bool, free_slots: int, now: float) -> int:
+        """Give the tokens of the next request of this kind, estimated."""
+        for group in self.groups:
+            if group.urgent == urgent and (items := self._wanted(group)):
+                return sum(item.size for item in items)
+        queue = self._queue(urgent=urgent)
+        texts, tokens = self.room_now(urgent=urgent, free_slots=free_slots, now=now)
+        size = count = 0
+        for item in queue:
+            if item.home is not queue or not item.waiters:
+                continue
+            if count == texts or (count and size + item.size > tokens):
+                break
+            size += item.size
+            count += 1
+        return size
+
+    @staticmethod
+    def _wanted(group: Group) -> list[Item]:
+        return [item for item in group.items if item.home is group and item.waiters]
+
+    def take(self, *, urgent: bool, free_slots: int, now: float) -> Group | None:
         """Take out the texts of the next request of this kind: a group as it is, else what fits from the queue.
 
         Nothing over the room goes together; a text longer than the model takes travels alone, so that its refusal
@@ -135,27 +179,27 @@ class LaneQueue:
         """
         for group in [g for g in self.groups if g.urgent == urgent]:
             self.groups.remove(group)
-            items = [item for item in group.items if item.home is group]
-            for item in items:
-                self.leave(item)
-            wanted = [item for item in items if item.waiters]
+            wanted = self._wanted(group)
+            for item in group.items:
+                if item.home is group:
+                    self.leave(item)
             if wanted:
                 return Group(wanted, urgent)
-        texts = spread(self.count(urgent=True), free_slots, self.room.texts) if urgent else self.job_texts
-        items = self._pick(urgent=urgent, texts=min(texts, self.room.texts) if self.proven else FLOOR_TEXTS)
+        texts, tokens = self.room_now(urgent=urgent, free_slots=free_slots, now=now)
+        items = self._pick(urgent=urgent, texts=texts, most_tokens=tokens)
         return Group(items, urgent) if items else None
 
-    def _pick(self, *, urgent: bool, texts: int) -> list[Item]:
+    def _pick(self, *, urgent: bool, texts: int, most_tokens: float) -> list[Item]:
         queue = self._queue(urgent=urgent)
         picked: list[Item] = []
         tokens = 0
-        while queue and len(picked) < min(texts, self.room.texts):
+        while queue and len(picked) < texts:
             item = queue[0]
             if item.home is queue and not item.waiters:
                 self.leave(item)
             if item.home is queue:
                 alone = item.size > self.room.text_tokens
-                if picked and (alone or tokens + item.size > self.room.tokens):
+                if picked and (alone or tokens + item.size > most_tokens):
                     break
                 self.leave(item)
                 picked.append(item)

@@ -6,21 +6,21 @@ keeps are numbered in CONTRIBUTING.md and held by a Hypothesis state machine in 
 
 from __future__ import annotations
 
+import copy
+import heapq
+import math
 import random
-from collections import Counter
 from collections.abc import Sequence
 
 from embedkit_core.engine import failures
-from embedkit_core.engine.items import Flight, Group, Item, Lane, Step, Ticket, Waiter
+from embedkit_core.engine.items import Flight, Item, Lane, Step, Ticket, Waiter
 from embedkit_core.engine.queues import LaneQueue, Parked
 from embedkit_core.engine.recent import Recent, RecentRows
 from embedkit_core.engine.replies import bill, check, collect
 from embedkit_core.engine.retry import RetryPolicy
-from embedkit_core.errors import BadReplyError, ProviderError
+from embedkit_core.engine.turns import Turns
+from embedkit_core.errors import BadReplyError, ProviderError, TimedOutError
 from embedkit_core.types import Batch, Reply, Usage, Vectors
-
-LANES = 512  # idle ones remember limits and that they have answered before; more are not worth their memory
-QUERIES_IN_A_ROW = 7  # while bulk waits; then it gets a slot
 
 
 class Scheduler:
@@ -28,29 +28,27 @@ class Scheduler:
 
     def __init__(self, *, in_flight: int | None = None, rng: random.Random, retry: RetryPolicy | None = None) -> None:
         self.recent = RecentRows()
-        self.in_flight = 0
         self.retry = retry or RetryPolicy()
         self.rng = rng
-        self.paused_until = float("-inf")
         self.table: dict[bytes, Item] = {}
-        self._most = in_flight
-        self._lanes: dict[Lane, LaneQueue] = {}
-        self._busy: dict[LaneQueue, None] = {}
-        self._bounds: Counter[int] = Counter()
+        self.turns = Turns(most=in_flight, rng=rng)
         self.parked = Parked()
+        self._deadlines: list[tuple[float, int]] = []
+        self._with_deadline: dict[int, Ticket] = {}
         self._permitted: list[Flight] = []
-        self._queries_in_a_row = 0
         self._step = Step()
         self._stopped = False
 
     # What comes in
 
-    def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]]) -> None:
+    def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], now: float) -> None:
         """Take on the (key, text, size) wants of a ticket: join what is under way, queue the rest."""
-        queue = self._lane(lane)
+        queue = self.turns.lane(lane)
         ticket.pending = len(wants)
-        ticket.counted = True
-        self._bounds[ticket.bound] += 1
+        self.turns.enter(ticket, queue)
+        if ticket.deadline < math.inf:
+            heapq.heappush(self._deadlines, (ticket.deadline, id(ticket)))
+            self._with_deadline[id(ticket)] = ticket
         fresh: list[Item] = []
         finished: list[tuple[Item, Recent]] = []
         for index, (key, text, size) in enumerate(wants):
@@ -66,7 +64,7 @@ class Scheduler:
                 if ticket.urgent and not item.urgent:
                     item.lane.promote(item)
                 if lane.gate is None and item.lane.lane.gate is not None:
-                    self._free_from_limiter(item, queue)
+                    self._free_from_limiter(item, queue, now)
             item.waiters.append(Waiter(ticket, index, item.failures))
             if ticket.cache is not None and not any(cache is ticket.cache for cache in item.caches):
                 item.caches.append(ticket.cache)
@@ -74,10 +72,10 @@ class Scheduler:
         self._take_recent(queue, finished)
         queue.enter(fresh)
         if fresh and not ticket.urgent:
-            queue.plan_job(self.free_slots())
+            queue.plan_job(self.turns.free_slots(), now)
         self._close_if_done(ticket)
 
-    def _free_from_limiter(self, item: Item, queue: LaneQueue) -> None:
+    def _free_from_limiter(self, item: Item, queue: LaneQueue, now: float) -> None:
         """Take an unsent text to a caller who has no rate limiter, and must not wait for somebody else's."""
         asking = item.lane.asking
         if asking is not None and item in asking.items:
@@ -88,21 +86,16 @@ class Scheduler:
         item.lane = queue
         queue.enter([item])
         if not item.urgent:
-            queue.plan_job(self.free_slots())
-
-    def _lane(self, lane: Lane) -> LaneQueue:
-        """Give the queue of a lane, forgetting idle ones where somebody makes a new lane for each call."""
-        queue = self._lanes.pop(lane, None) or LaneQueue(lane, self._busy)
-        if len(self._lanes) >= LANES:
-            self._lanes = {key: q for key, q in self._lanes.items() if q.in_flight or q.waits}
-        self._lanes[lane] = queue
-        return queue
+            queue.plan_job(self.turns.free_slots(), now)
 
     def withdraw(self, ticket: Ticket) -> None:
         """Let a caller leave: what only it wanted is dropped if unsent, and finished and kept if sent."""
         if ticket.closed:
             return
         self._close(ticket)
+        self._forsake(ticket)
+
+    def _forsake(self, ticket: Ticket) -> None:
         for item in ticket.items:
             item.waiters[:] = [w for w in item.waiters if w.ticket is not ticket]
             if not item.waiters and (item.home is not None or item.missing):
@@ -122,19 +115,20 @@ class Scheduler:
         self.drop_unwanted(flight)
         failures.give_up_lane(self, flight, error)
 
-    def replied(self, flight: Flight, reply: Reply) -> None:
+    def replied(self, flight: Flight, reply: Reply, now: float) -> None:
         """Take the answer to a request; its rows go to the caches before anybody sees them."""
         queue = flight.lane
         try:
             check(reply, len(flight.items), queue.dimensions, queue.lane.model)
         except BadReplyError as error:
             error.tokens = getattr(reply, "tokens", None)
-            self.failed(flight, error, now=float("-inf"))
+            self.failed(flight, error, now)
             return
+        queue.pace.answered(flight.sent, reply.tokens, reply.headroom, now)
         queue.refused = queue.doubts = 0
         if not queue.proven:
             queue.proven = True
-            queue.plan_job(self.free_slots() + 1)
+            queue.plan_job(self.turns.free_slots() + 1, now)
         queue.dimensions = reply.vectors.shape[1]
         bill(flight, reply.tokens)
         collect(flight, reply)
@@ -151,7 +145,7 @@ class Scheduler:
         if flight.late():  # somebody with another cache joined while the rows were being kept
             self._step.commits.append(flight)
             return
-        self.release(flight)
+        self.turns.release(flight)
         self.recent.note(flight)
         assert flight.rows is not None or not flight.done
         handed: dict[Ticket, tuple[list[int], list[int], list[int]]] = {}
@@ -174,7 +168,7 @@ class Scheduler:
 
     def owns(self, flight: Flight) -> bool:
         """Tell whether a request is one of this scheduler's own."""
-        return flight.lane.busy is self._busy
+        return flight.lane.busy is self.turns.busy
 
     def stop(self) -> None:
         """Start nothing any more; what is in flight may still come in."""
@@ -182,59 +176,60 @@ class Scheduler:
 
     def poll(self, now: float) -> Step:
         """Fill the free slots and give what there is to do since the last call."""
+        self._expire(now)
         for item in self.parked.due(now):
             if item.waiters:
                 item.lane.enter([item], front=True)
             else:
                 self.drop(item)
-        if not self._stopped and self.paused_until <= now:
-            self._send_permitted()
-            self._fill_slots()
+        self.turns.wake_at = math.inf
+        if not self._stopped:
+            self._send_permitted(now)
+            self._fill_slots(now)
         self.recent.forget()
         step, self._step = self._step, Step()
-        times = self.parked.next_due()
-        if self.paused_until > now and self._anything_ready():
-            times.append(self.paused_until)
-        step.wake_at = min(times, default=None)
+        times = [*self.parked.next_due(), *(at for at, _ in self._deadlines[:1]), self.turns.wake_at]
+        step.wake_at = min((at for at in times if at < math.inf), default=None)
         return step
+
+    def _expire(self, now: float) -> None:
+        """Tell those whose deadline has passed, and let go of what only they wanted, as when they leave."""
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._with_deadline):
+            _, name = heapq.heappop(self._deadlines)
+            ticket = self._with_deadline.get(name)
+            if ticket is None or ticket.deadline > now:  # done; the name may be another's by now
+                continue
+            error = TimedOutError(
+                f"the call's deadline passed while {ticket.pending} texts waited or were under way; those under way "
+                "still go to the cache: a rerun sends only the rest, or deadline= gives it longer"
+            )
+            waiting = [w.index for item in ticket.items for w in item.waiters if w.ticket is ticket]
+            self._forsake(ticket)
+            for index in waiting:
+                self.give_up(ticket, index, copy.copy(error))
 
     # Slots
 
-    def bound(self) -> int:
-        """Give how many requests may be in flight: the strictest bound among callers with work."""
-        bounds = [b for b, n in self._bounds.items() if n > 0]
-        if self._most is not None:
-            bounds.append(self._most)
-        return min(bounds, default=1)
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way, or being kept."""
+        return self.turns.in_flight
 
-    def free_slots(self) -> int:
-        """Give how many more requests may be sent now."""
-        return max(0, self.bound() - self.in_flight)
-
-    def release(self, flight: Flight) -> None:
-        """Free the slot of a request; rows that are only being kept hold none."""
-        if flight.items:
-            self.in_flight -= 1
-            flight.lane.in_flight -= 1
-
-    def _anything_ready(self) -> bool:
-        return bool(self._permitted) or any(q.ready(urgent=u) for q in self._busy for u in (True, False))
-
-    def _fill_slots(self) -> None:
-        while self.free_slots() and (flight := self._next_flight()) is not None:
+    def _fill_slots(self, now: float) -> None:
+        while (flight := self.turns.next_flight(now)) is not None:
             if flight.lane.lane.gate is None:
-                self._send(flight)
+                self._send(flight, now)
             else:  # it takes no slot before it has its permit, so that who has no limiter need not wait for it
                 flight.lane.asking = flight
                 self._step.asks.append(flight)
 
-    def _send_permitted(self) -> None:
+    def _send_permitted(self, now: float) -> None:
         """Send what the rate limiters have let, without the texts that nobody wants any more."""
-        while self._permitted and self.free_slots():
+        while self._permitted and self.turns.free_slots() and self.turns.may_go(self._permitted[0], now):
             flight = self._permitted.pop(0)
             flight.items = self.drop_unwanted(flight)
             if flight.items:
-                self._send(flight)
+                self._send(flight, now)
 
     def drop_unwanted(self, flight: Flight) -> list[Item]:
         """Let go of the texts of a request that nobody wants any more, and give the others."""
@@ -243,9 +238,8 @@ class Scheduler:
                 self.drop(item)
         return [item for item in flight.items if item.waiters]
 
-    def _send(self, flight: Flight) -> None:
-        self.in_flight += 1
-        flight.lane.in_flight += 1
+    def _send(self, flight: Flight, now: float) -> None:
+        self.turns.depart(flight, now)
         lane = flight.lane.lane
         for item in flight.items:
             item.payer = item.root.payer = item.waiters[0].ticket
@@ -253,26 +247,6 @@ class Scheduler:
         flight.items[0].waiters[0].ticket.charge(Usage(requests=1, retries=int(again)))
         flight.batch = Batch([item.text for item in flight.items], lane.wire, lane.timeout)
         self._step.sends.append(flight)
-
-    def _next_flight(self) -> Flight | None:
-        while True:
-            for queue in [queue for queue in self._busy if not queue.waits]:
-                del self._busy[queue]
-            urgent = [q for q in self._busy if q.ready(urgent=True)]
-            bulk = [q for q in self._busy if q.ready(urgent=False)]
-            if not urgent and not bulk:
-                return None
-            queries = bool(urgent) and not (bulk and self._queries_in_a_row >= QUERIES_IN_A_ROW)
-            self._queries_in_a_row = self._queries_in_a_row + 1 if queries and bulk else 0
-            queue = (urgent if queries else bulk)[0]
-            group = queue.take(urgent=queries, free_slots=self.free_slots())
-            if group is not None:
-                return self._launch(queue, group)
-
-    def _launch(self, queue: LaneQueue, group: Group) -> Flight:
-        # The lane goes to the back, so that lanes take turns.
-        self._busy[queue] = self._busy.pop(queue, None)
-        return Flight(queue, group.items)
 
     # Rows
 
@@ -325,5 +299,5 @@ class Scheduler:
 
     def _close(self, ticket: Ticket) -> None:
         ticket.closed = True
-        if ticket.counted:
-            self._bounds[ticket.bound] -= 1
+        self._with_deadline.pop(id(ticket), None)
+        self.turns.leave(ticket)

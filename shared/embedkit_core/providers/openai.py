@@ -12,11 +12,11 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from embedkit_core.engine.retry import retry_after
 from embedkit_core.errors import (
     AuthenticationError,
     BadReplyError,
@@ -33,6 +33,7 @@ from embedkit_core.errors import (
     UnavailableError,
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
+from embedkit_core.providers.headers import headroom, retry_after
 from embedkit_core.providers.messages import canonical_url, quotable
 from embedkit_core.secrets import Secret
 from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
@@ -58,6 +59,8 @@ COUNTS = re.compile(
     re.I,
 )
 ABOUT_REQUEST = re.compile(r"unrecognized request argument|not support specifying|unknown (field|parameter)", re.I)
+ABOUT_REQUESTS = re.compile(r"(requests|calls) ?(per|/|a) ?(second|sec|s\b|minute|min|m\b|hour|day)|\bRP[SMD]\b", re.I)
+ABOUT_TOKENS = re.compile(r"tokens ?(per|/|a) ?(minute|min|m\b|day)|\bTP[MD]\b", re.I)
 TOO_MANY = re.compile(r"batch size|array (is )?too long|too many inputs", re.I)
 
 
@@ -179,7 +182,7 @@ class OpenAIClient:
             url = self._sdk.base_url
             where = f"{url.host}:{url.port}" if url.port else url.host
             raise UnavailableError(f"the server at {where} could not be reached ({_deepest(lost)})") from None
-        return self._decode(response.content, len(texts))
+        return replace(self._decode(response.content, len(texts)), headroom=headroom(response.headers))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -229,7 +232,8 @@ class OpenAIClient:
             "status": status,
             "request_id": refusal.request_id,
         }
-        waits = retry_after({k.lower(): v for k, v in refusal.response.headers.items()}, time.time())
+        headers = {k.lower(): v for k, v in refusal.response.headers.items()}
+        waits = retry_after(headers, time.time())
         if status == 402 or detail["code"] in QUOTA_CODES or detail["type"] in QUOTA_CODES:
             return QuotaError(f"the account has no credit left (HTTP {status}); waiting does not help{said}", **where)
         if status in (401, 403):
@@ -237,7 +241,12 @@ class OpenAIClient:
                 f"the key was refused for {model} (HTTP {status}); check api_key= or OPENAI_API_KEY", **where
             )
         if status == 429:
-            return RateLimitError("too many requests or tokens a minute (HTTP 429)", retry_after=waits, **where)
+            limited = RateLimitError("too many requests or tokens a minute (HTTP 429)", retry_after=waits, **where)
+            limited.headroom = headroom(headers)
+            limited.counts_requests = bool(
+                ABOUT_REQUESTS.search(detail["message"]) and not ABOUT_TOKENS.search(detail["message"])
+            )
+            return limited
         if retried and "too large to process" not in detail["message"]:  # llama.cpp says 500 to a long text
             return UnavailableError(f"the server failed (HTTP {status})", retry_after=waits, **where)
         if encoding == "base64" and ("encoding_format" in str(refusal.body) or "base64" in detail["message"]):

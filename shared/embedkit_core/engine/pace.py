@@ -1,0 +1,227 @@
+"""How fast requests of one model may go out: the user's limits a minute, the provider's, and its refusals. Pure.
+
+All callers of an account share the pace of a model, so that one refusal slows everybody and one `Retry-After` is kept
+by all. Rate limiters of well-kept libraries (aiolimiter, limits) belong to an event loop or a wall clock and cannot be
+told what a provider's headers say; the scheduler runs on the time it is given.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from typing import NamedTuple
+
+from embedkit_core.engine.flow import MINUTE, Bucket, Flow
+from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS
+from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError
+from embedkit_core.types import Headroom
+
+DOUBLING = 0.06  # seconds in which requests in flight double at a server that tells no limits: a refusal comes sooner
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds after a refusal that says nothing, doubled with each in a row
+SLICE = 0.15  # seconds of the rate that one request takes at most, where tokens are short
+FEWEST_TOKENS = 2_000  # of a request that is cut down for the pace
+INSTANT = 1e-6  # seconds that a clock need not tell apart
+OVERLOADED = (503, 529)
+SHRINK = 0.7  # of the requests in flight, when the server is overloaded
+MEMORY = 0.98  # of what was billed so far, with each bill
+USUAL_SECONDS = 20e-6  # that a server takes for a token, until it shows
+MOST_EACH = 8.0  # tokens for one that was estimated; more is no bill to believe
+
+
+class Rates(NamedTuple):
+    """A caller's own limits a minute; None for none."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class Sent(NamedTuple):
+    """What is remembered of a request: when it went out, its size as estimated and in tokens as calibrated, its marks."""
+
+    at: float
+    size: int
+    tokens: float
+    request_mark: float
+    token_mark: float
+
+
+class Pace:
+    """The limits of one model at one account, as far as they are known.
+
+    `tokens_each` is how many tokens the provider counts for one that was estimated. `probing` says that the server
+    refused without a reason to know better: one small request at a time until one is let through.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.tokens_each = 1.0
+        self.in_flight = 0
+        self.probing = False
+        self.callers: Counter[Rates] = Counter()
+        self._rng = rng
+        self._requests, self._tokens = Flow(), Flow()
+        self._own_requests, self._own_tokens = Bucket(), Bucket()
+        self._paused_until = float("-inf")
+        self._refusals_in_a_row = 0
+        self._refused_at = float("-inf")
+        self._ramp_from: float | None = None
+        self._met = False
+        self._window = math.inf
+        self._shrunk_at = float("-inf")
+        self._billed = self._estimated = 0.0
+        self._seconds_each = USUAL_SECONDS
+
+    # What may go out
+
+    def wait(self, size: int, now: float) -> float:
+        """Give the seconds until a request of so many estimated tokens may go out; inf: not before one comes back."""
+        if self.in_flight and (self.probing or self.in_flight + 1 > self._window):
+            return math.inf  # until one comes back
+        ramp = -math.inf if self._ramp_from is None else self._ramp_from + DOUBLING * math.log2(self.in_flight + 1)
+        tokens = size * self.tokens_each
+        self._requests.grow(now)
+        self._tokens.grow(now)
+        seconds = max(
+            ramp - now,
+            self._paused_until - now,
+            self._requests.bucket.wait(1, now),
+            self._own_requests.wait(1, now),
+            self._tokens.bucket.wait(tokens, now),
+            self._own_tokens.wait(tokens, now),
+        )
+        return seconds if seconds > INSTANT else 0.0
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Tell whether it matters how many tokens a request has."""
+        return self._tokens.bucket.rate is not None or self._own_tokens.rate is not None
+
+    def most_texts(self, texts: int) -> int:
+        """Give how many texts a request may hold, of those that it may at other times."""
+        return min(texts, FLOOR_TEXTS) if self.probing else texts
+
+    def most_tokens(self, now: float) -> float:
+        """Give how many estimated tokens a request should hold at most: fewer where tokens are short.
+
+        No bound where requests are short: then each should hold all it can.
+        """
+        most = math.inf if self.requests_bind(now) else float(CAP_TOKENS)
+        for tokens, requests, least in (
+            (self._tokens.bucket, self._requests.bucket, FEWEST_TOKENS),
+            (self._own_tokens, self._own_requests, min(FEWEST_TOKENS, self._own_tokens.capacity)),
+        ):
+            if tokens.rate is not None:
+                each = tokens.rate / requests.rate if requests.rate else 0.0
+                most = min(most, max(least, each, tokens.rate * SLICE, tokens.level(now)))
+        return most / self.tokens_each
+
+    def requests_bind(self, now: float) -> bool:
+        """Tell whether it is the number of requests that is short."""
+        return any(b.rate is not None and b.level(now) < 2 for b in (self._requests.bucket, self._own_requests))
+
+    def requests_for(self, size: int) -> float:
+        """Give how many requests a job of so many estimated tokens should be, where requests are short; 1 at least.
+
+        n requests of T tokens in all, q of which may go out in a second, are answered after about n / q + c T / n
+        seconds, if a token takes c: least for n = sqrt(c T q).
+        """
+        rates = [b.rate for b in (self._requests.bucket, self._own_requests) if b.rate is not None]
+        return max(1.0, math.sqrt(self._seconds_each * size * self.tokens_each * min(rates, default=1.0)))
+
+    # What comes in
+
+    def obey(self, now: float) -> None:
+        """Keep to the strictest limits among the callers with work."""
+        with_work = [rates for rates, n in self.callers.items() if n > 0]
+        if with_work:
+            _bind(self._own_requests, [r.requests_per_minute for r in with_work], 1.0, now)
+            _bind(self._own_tokens, [r.tokens_per_minute for r in with_work], FEWEST_TOKENS, now)
+
+    def sent(self, size: int, now: float) -> Sent:
+        """Note a request that goes out."""
+        tokens = size * self.tokens_each
+        self.in_flight += 1
+        self._own_requests.take(1, now)
+        self._own_tokens.take(tokens, now)
+        return Sent(now, size, tokens, self._requests.take(1, now), self._tokens.take(tokens, now))
+
+    def landed(self, sent: Sent, bound: int) -> None:
+        """Note that a request has come back; with as many in flight as callers allow, the ramp is over."""
+        if self._ramp_from is not None and sent.at >= self._ramp_from and self.in_flight >= bound:
+            self._ramp_from = None
+        self.in_flight -= 1
+
+    def answered(self, sent: Sent, billed: int | None, headroom: Headroom | None, now: float) -> None:
+        """Learn from an answer: what was billed, and what the provider says is left."""
+        if billed:
+            self._own_tokens.take(billed - sent.tokens, now)
+            self._tokens.bucket.take(billed - sent.tokens, now)
+            self._calibrate(sent.size, billed)
+            self._seconds_each += (1 - MEMORY) * ((now - sent.at) / billed - self._seconds_each)
+        self._hear(sent, headroom, now)
+        if sent.at >= self._refused_at:
+            self._refusals_in_a_row = 0
+            if self.probing:
+                self._tokens.passed(sent.tokens, now)
+                self._requests.passed(1, now)
+            elif not self._met and not self._told:
+                self._ramp_from = now
+            self.probing, self._met = False, True
+        self._window += 1 / self._window
+
+    def failed(self, sent: Sent, error: ProviderError, now: float) -> float | None:
+        """Learn from a failure that may pass, and give the seconds to wait, where that is a matter of the pace."""
+        if isinstance(error, RateLimitError):
+            return self._refused(sent, error, now)
+        if (error.status in OVERLOADED or isinstance(error, TimedOutError)) and sent.at >= self._shrunk_at:
+            self._shrunk_at = now
+            self._window = max(1.0, SHRINK * min(self._window, self.in_flight))
+        return None
+
+    def pause(self, until: float) -> None:
+        """Send nothing before a time: a server that asks to wait asks all."""
+        self._paused_until = max(self._paused_until, until)
+
+    @property
+    def _told(self) -> bool:
+        return self._tokens.told or self._requests.told
+
+    def _refused(self, sent: Sent, error: RateLimitError, now: float) -> float | None:
+        self._hear(sent, error.headroom, now)
+        flow, amount, mark = self._tokens, sent.tokens, sent.token_mark
+        if error.counts_requests:
+            flow, amount, mark = self._requests, 1.0, sent.request_mark
+        if sent.at < self._refused_at:  # it was in the air when the last one was refused: nothing new
+            flow.refused_too(amount, mark, now)
+            return max(0.0, self._paused_until - now)
+        self._refused_at = now
+        known = flow.refused(amount, mark, sent.at, now)
+        self._refusals_in_a_row += 1
+        self._ramp_from = None
+        self.probing = not known
+        if known and self._refusals_in_a_row == 1:
+            return 0.0  # the bucket knows when
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._refusals_in_a_row - 1)) * self._rng.uniform(0.5, 1.0)
+
+    def _hear(self, sent: Sent, headroom: Headroom | None, now: float) -> None:
+        if headroom is not None and headroom.requests is not None:
+            self._requests.hear(headroom.requests, sent.request_mark, sent.at, now)
+        if headroom is not None and headroom.tokens is not None:
+            self._tokens.hear(headroom.tokens, sent.token_mark, sent.at, now)
+
+    def _calibrate(self, estimated: int, billed: int) -> None:
+        self._billed, self._estimated = MEMORY * self._billed + billed, MEMORY * self._estimated + estimated
+        self.tokens_each = min(MOST_EACH, max(1 / MOST_EACH, self._billed / self._estimated))
+
+
+def _bind(bucket: Bucket, limits: list[int | None], least: float, now: float) -> None:
+    """Fill a bucket so that no minute sees more than the strictest limit: it holds about a second's worth of it."""
+    a_minute = min((limit for limit in limits if limit is not None), default=None)
+    if a_minute is None:
+        bucket.rate = None
+        return
+    held = max(a_minute / MINUTE, min(least, max(1.0, a_minute / 10)))
+    one = 1 if least == 1 else 0  # a minute that begins just after one request has room for one more
+    rate = (a_minute - held + one) / MINUTE
+    if (bucket.rate, bucket.capacity) != (rate, held):
+        bucket.set(rate, held, now)

@@ -1,0 +1,305 @@
+"""How fast requests go out, on a virtual clock: a provider's limits told or hidden, the user's own, refusals, deadlines."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.virtual import LIMITS, VirtualServer, World
+
+from embedkit_core.engine.flow import Bucket, Flow
+from embedkit_core.engine.pace import Rates
+from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
+from embedkit_core.types import Allowance, Limits
+
+# The storm of the benchmark: 8 000 texts of 60 tokens, at a bucket that lets 60 % of what is offered through.
+RATE, BURST = 30_000, 125_000
+
+
+def storm(n: int = 8_000, seed: int = 0, **server: object) -> tuple[float, VirtualServer]:
+    """Give how long it takes, against what the bucket allows at best."""
+    world = World(VirtualServer(tokens_per_second=RATE, burst=BURST, **server), seed=seed)
+    ticket = world.submit([f"text {i}" for i in range(n)])
+    seconds = world.run()
+    assert (ticket.pending, ticket.failed) == (0, {})
+    assert set(world.server.billed.values()) == {1}
+    return seconds / ((world.server.tokens - BURST) / RATE), world.server
+
+
+@pytest.mark.parametrize("told_late", [False, True])
+def test_a_storm_is_over_as_soon_as_the_bucket_allows_where_the_server_says_what_is_left(told_late):
+    ratio, server = storm(tells=True, told_late=told_late)
+    assert ratio < 1.03
+    assert server.refused <= 1
+
+
+@pytest.mark.parametrize("asks_to_wait", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_storm_is_over_nearly_as_soon_where_the_server_says_nothing(seed, asks_to_wait):
+    ratio, server = storm(seed=seed, asks_to_wait=asks_to_wait)
+    assert ratio < 1.08
+    assert server.refused <= 0.05 * server.requests
+
+
+@given(
+    rate=st.integers(2_000, 200_000), burst=st.integers(5_000, 300_000), tells=st.booleans(), seed=st.integers(0, 99)
+)
+@settings(max_examples=60, deadline=None)
+def test_any_storm_ends_without_paying_twice(rate, burst, tells, seed):
+    world = World(VirtualServer(tokens_per_second=rate, burst=max(burst, rate, 20_000), tells=tells), seed=seed)
+    ticket = world.submit([f"text {i}" for i in range(6_000)])
+    seconds = world.run()
+    assert (ticket.pending, ticket.failed) == (0, {})
+    assert set(world.server.billed.values()) == {1}
+    ideal = max(0.0, (world.server.tokens - world.server.burst) / rate)
+    # At best, or as fast as 16 in flight are without a bucket; searching for the rate costs a few seconds.
+    assert seconds < 1.15 * ideal + (1.5 if tells else 5.0)
+    assert world.server.refused <= (2 if tells else 3 + 0.07 * world.server.requests)
+
+
+def test_a_rate_that_has_fallen_is_found_again_and_one_that_has_risen_too():
+    server = VirtualServer(tokens_per_second=60_000, burst=60_000)
+    world = World(server)
+    ticket = world.submit([f"text {i}" for i in range(40_000)])
+    world.run(until=15)
+    server.tokens_per_second = 20_000
+    world.run(until=30)
+    slow = server.tokens
+    world.run(until=20)
+    assert server.tokens - slow == pytest.approx(20 * 20_000, rel=0.1)
+    server.tokens_per_second = 60_000
+    world.run(until=60)
+    fast = server.tokens
+    world.run(until=10)
+    assert ticket.pending == 0 or server.tokens - fast == pytest.approx(10 * 60_000, rel=0.25)
+    assert server.refused <= 0.05 * server.requests
+
+
+def test_retry_after_is_kept_by_all_who_use_the_model():
+    world = World(VirtualServer())
+    world.submit(["warm up"])
+    world.run()
+    error = RateLimitError("slow down", retry_after=7.0)
+    world.server.fault = lambda number: error if number == 2 else None
+    world.submit(["one"])
+    world.run(until=1)
+    refused_at = world.now
+    world.submit(["two"], urgent=True)
+    world.run()
+    assert all(when >= refused_at + 5.9 for when, _ in world.server.times[1:])
+    assert len(world.finished) == 3
+
+
+def test_one_refusal_that_says_nothing_makes_the_next_request_a_small_one_alone():
+    world = World(VirtualServer())
+    world.submit(["warm up"])
+    world.run()
+    world.server.fault = lambda number: RateLimitError("slow down") if number == 2 else None
+    world.submit([f"text {i}" for i in range(5_000)])
+    world.run()
+    (_, first), (second_at, second), *_ = world.server.times[1:]
+    assert first <= 256 * 66
+    after = [tokens for at, tokens in world.server.times if at > second_at]
+    assert min(second, *after) <= 32 * 66
+    assert world.finished[-1].failed == {}
+
+
+def test_a_server_that_tells_no_limits_is_met_with_few_requests_and_then_with_twice_as_many():
+    world = World(VirtualServer())
+    world.submit([f"text {i}" for i in range(20_000)], bound=64)
+    world.run()
+    starts = [at - world.server.times[1][0] for at, _ in world.server.times[1:]]
+    assert starts[0] == 0
+    assert sum(start < 0.06 for start in starts) <= 2
+    assert sum(start < 0.12 for start in starts) <= 4
+    assert world.peak == 64
+
+
+def test_a_server_that_tells_its_limits_is_met_with_all_that_they_allow_at_once():
+    world = World(VirtualServer(tokens_per_second=10_000_000 / 60, burst=10_000_000, tells=True))
+    world.submit([f"text {i}" for i in range(20_000)])
+    world.run()
+    starts = [at for at, _ in world.server.times[1:]]
+    assert starts[15] == starts[0]
+
+
+def test_limits_that_cannot_be_are_not_believed():
+    world = World(VirtualServer())
+    world.server.headroom = lambda now: None
+    flow = Flow()
+    for allowance in (Allowance(0, 0, 1.0), Allowance(100, -1, 1.0), Allowance(100, 101, 1.0)):
+        flow.hear(allowance, 0.0, 0.0, 1.0)
+    assert flow.bucket.rate is None
+
+
+def per_minute(times: list[tuple[float, int]]) -> tuple[int, int]:
+    """Give the most requests and tokens that began within any 60 seconds."""
+    windows = [[tokens for at, tokens in times if start <= at < start + 60] for start, _ in times]
+    return max(map(len, windows)), max(map(sum, windows))
+
+
+@given(rpm=st.integers(1, 300), texts=st.integers(1, 400), seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_no_minute_has_more_requests_than_the_user_allows(rpm, texts, seed):
+    world = World(VirtualServer(), seed=seed)
+    rng = random.Random(seed)
+    for i in range(40):
+        world.submit([f"{i} {n}" for n in range(rng.randint(1, texts))], rates=Rates(rpm, None))
+        world.run(until=rng.random())
+    world.run()
+    assert all(ticket.failed == {} for ticket in world.finished)
+    assert len(world.finished) == 40
+    assert per_minute(world.server.times)[0] <= rpm
+
+
+@pytest.mark.parametrize("tpm", [10_000, 100_000, 2_000_000])
+def test_no_minute_has_more_tokens_than_the_user_allows_and_most_of_them_are_used(tpm):
+    world = World(VirtualServer())
+    world.submit([f"text {i}" for i in range(tpm // 30)], rates=Rates(None, tpm))
+    seconds = world.run()
+    assert per_minute(world.server.times)[1] <= tpm
+    assert world.server.tokens > 0.85 * tpm * seconds / 60
+
+
+def test_the_strictest_limit_of_those_with_work_counts_and_idle_ones_restrain_nobody():
+    world = World(VirtualServer())
+    world.submit(["a"], rates=Rates(6, None))
+    world.run()
+    began = world.now
+    for i in range(20):
+        world.submit([f"free {i}"], urgent=True)
+        world.run()
+    assert world.now - began < 5
+    world.run(until=30)
+    world.submit(["b"], rates=Rates(6, None))
+    world.submit(["c"], rates=Rates(6, None))
+    world.submit(["free"], urgent=True)
+    world.run(until=5)
+    assert len(world.server.times) == 21 + 1
+
+
+def test_where_requests_are_short_each_holds_more_and_never_more_than_the_model_takes():
+    world = World(VirtualServer(requests_per_second=2, request_burst=10, tells=True))
+    world.submit([f"text {i}" for i in range(20_000)])
+    seconds = world.run()
+    assert seconds < 10
+    assert world.server.refused == 0
+    assert max(tokens for _, tokens in world.server.times) <= LIMITS.tokens
+
+
+def test_requests_grow_no_larger_than_the_tokens_that_go_with_them():
+    world = World(VirtualServer())
+    world.submit([f"text {i}" for i in range(1_000)], rates=Rates(3, 10_000))
+    world.run()
+    requests, tokens = per_minute(world.server.times)
+    assert requests <= 3
+    assert tokens <= 10_000
+
+
+def test_an_overloaded_server_gets_fewer_requests_at_a_time_and_then_more_again():
+    world = World(VirtualServer())
+    peaks: list[int] = []
+
+    def fault(number: int) -> ProviderError | None:
+        peaks.append(world.scheduler.in_flight)
+        return UnavailableError("overloaded", status=503) if world.scheduler.in_flight > 6 else None
+
+    world.server.fault = fault
+    ticket = world.submit([f"text {i}" for i in range(20_000)])
+    world.run()
+    assert (ticket.pending, ticket.failed) == (0, {})
+    assert sum(peak > 6 for peak in peaks) < 0.3 * len(peaks)
+    world.server.fault = lambda number: None
+    world.submit([f"more {i}" for i in range(100_000)])
+    world.peak = 0
+    world.run()
+    assert world.peak == 16
+
+
+def test_failures_that_are_no_overload_slow_nobody_down():
+    rng = random.Random(1)
+    world = World(VirtualServer())
+    world.server.fault = lambda number: UnavailableError("lost") if rng.random() < 0.08 else None
+    ticket = world.submit([f"text {i}" for i in range(20_000)])
+    seconds = world.run()
+    assert (ticket.pending, ticket.failed) == (0, {})
+    assert seconds < 1.3 * undisturbed(20_000)
+
+
+def undisturbed(n: int) -> float:
+    world = World(VirtualServer())
+    world.submit([f"text {i}" for i in range(n)])
+    return world.run()
+
+
+def test_a_query_goes_first_where_tokens_are_short():
+    world = World(VirtualServer(tokens_per_second=RATE, burst=BURST, tells=True))
+    world.submit([f"text {i}" for i in range(8_000)])
+    world.run(until=4)
+    began = world.now
+    query = world.submit(["a question"], size=10, urgent=True)
+    while query.pending:
+        world.run(until=0.01)
+    assert world.now - began < 0.3
+
+
+def test_texts_are_packed_by_the_tokens_that_are_billed():
+    world = World(VirtualServer(inflated=1.6))
+    world.submit([f"text {i}" for i in range(4_000)], size=100)
+    world.run()
+    # As estimated, 160 texts would be all that a request holds.
+    assert len(world.server.times) <= 20
+
+
+def test_a_deadline_ends_a_call_and_what_is_under_way_is_kept_all_the_same():
+    world = World(VirtualServer(latency=10.0))
+    ticket = world.submit([f"text {i}" for i in range(100)], deadline=world.now + 3)
+    world.run(until=3.0)
+    assert ticket in world.finished
+    assert len(ticket.failed) == 100
+    assert all(isinstance(error, TimedOutError) for error in ticket.failed.values())
+    assert len({id(error) for error in ticket.failed.values()}) == 100
+    world.run()
+    assert world.server.requests == 1
+    assert not world.scheduler.table
+
+
+def test_a_deadline_of_one_caller_leaves_the_text_to_another():
+    world = World(VirtualServer(latency=10.0))
+    hasty = world.submit(["text"], deadline=world.now + 3)
+    patient = world.submit(["text"])
+    world.run()
+    assert list(hasty.failed) == [0]
+    assert (patient.failed, patient.joined + patient.sent) == ({}, 1)
+    assert world.server.billed == {"text": 1}
+
+
+def test_a_deadline_that_was_kept_holds_nothing_of_the_call_for_longer():
+    world = World(VirtualServer())
+    for i in range(100):
+        world.submit([f"text {i}"], deadline=world.now + 600)
+        world.run(until=1)
+    assert not world.scheduler._with_deadline
+    assert world.scheduler.poll(world.now).wake_at is None or world.scheduler.poll(world.now + 601).wake_at is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 50)), max_size=30), st.floats(0.1, 100), st.floats(1, 100))
+def test_a_bucket_gives_no_more_than_it_held_and_was_filled_with(takes, rate, capacity):
+    bucket, now, taken = Bucket(), 0.0, 0.0
+    bucket.set(rate, capacity, now)
+    for pause, amount in takes:
+        now += pause
+        now += bucket.wait(amount, now) * (1 + 1e-9)
+        bucket.take(amount, now)
+        taken += amount
+        assert taken <= capacity + rate * now + max(0.0, amount - capacity) + 1e-6 * (1 + taken)
+        assert math.isfinite(now)
+
+
+def test_a_model_that_takes_few_texts_is_never_sent_more():
+    world = World(VirtualServer(requests_per_second=1, request_burst=2, tells=True))
+    world.submit([f"text {i}" for i in range(500)], lane=world.lane(limits=Limits(texts=96)))
+    world.run()
+    assert world.server.requests >= 6
+    assert max(tokens for _, tokens in world.server.times) <= 96 * 60
