@@ -1,4 +1,4 @@
-"""How fast requests go out, on a virtual clock: a provider's limits told or hidden, the user's own, refusals, deadlines."""
+"""How fast requests go out, on a virtual clock: limits told, hidden and the user's own, refusals, deadlines."""
 
 import math
 import random

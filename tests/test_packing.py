@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from embedkit_core.engine.packing import CAP_TEXTS, CAP_TOKENS, FLOOR_TEXTS, Room, estimate_tokens, share_out, spread
 from embedkit_core.engine.replies import check
 from embedkit_core.engine.retry import RetryPolicy
-from embedkit_core.providers.headers import retry_after
 from embedkit_core.errors import BadReplyError, ConfigurationError, RateLimitError, UnavailableError
+from embedkit_core.providers.headers import retry_after
 from embedkit_core.providers.messages import PIECE, SHOWN, canonical_url, quotable
 from embedkit_core.types import Limits, Reply
 

@@ -15,7 +15,6 @@ from embedkit_core.providers import Provider, ProviderSettings, is_provider, pro
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import InputType, LongText
 
-
 LEAST = {
     "max_concurrency": 1,
     "requests_per_minute": 1,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from support.bucket import Bucket
 from support.http import Connection, Exchange, Gate, LocalServer, Request, Response, Traffic
 from support.openai_replies import (
     INVALID_INPUT,
@@ -28,7 +29,7 @@ from support.openai_replies import (
     vector_of,
 )
 
-__all__ = ["Exchange", "Fault", "OpenAIServer", "tokens_of", "vector_of"]
+__all__ = ["Bucket", "Exchange", "Fault", "OpenAIServer", "tokens_of", "vector_of"]
 
 FaultHook = Callable[[tuple[str, ...], int], Fault | None]
 
@@ -51,8 +52,9 @@ class OpenAIServer(LocalServer):
     omit_index: bool = False
     omit_usage: bool = False
     echo_input_in_errors: bool = False  # shows the first text and the Authorization header
-    requests_per_minute: int = 10_000  # these two are told, not enforced
+    requests_per_minute: int = 10_000  # these two are told, not enforced, unless there is a bucket
     tokens_per_minute: int = 10_000_000
+    bucket: Bucket | None = None  # enforces tokens, and tells what it holds unless it is silent
     headers: Mapping[str, str] = field(default_factory=dict)  # on every answer
     faults: list[Fault | None] = field(default_factory=list)  # one a request, in order; None: that one goes well
     poison: set[str] = field(default_factory=set)  # texts no request may contain
@@ -187,6 +189,8 @@ class OpenAIServer(LocalServer):
             return 400, too_long(longest, self.max_tokens_per_text)
         if exchange.tokens > self.max_tokens_per_request:
             return 400, too_many_tokens(exchange.tokens, self.max_tokens_per_request)
+        if self.bucket is not None and not self.bucket.take(exchange.tokens):
+            return 429, error("Rate limit reached on tokens per min (TPM).", code="rate_limit_exceeded")
         return None
 
     def _refuse(
@@ -220,9 +224,14 @@ class OpenAIServer(LocalServer):
     def _told(self, exchange: Exchange) -> dict[str, str]:
         """The headers of every answer."""
         requests, tokens = self.requests_per_minute, self.tokens_per_minute
-        return {
+        always = {
             "x-request-id": f"req_{exchange.number:08x}",
             "openai-processing-ms": str(round((time.monotonic() - exchange.started) * 1000)),
+        }
+        if self.bucket is not None:
+            return {**always, **self.bucket.told(), **self.headers}
+        return {
+            **always,
             "x-ratelimit-limit-requests": str(requests),
             "x-ratelimit-limit-tokens": str(tokens),
             "x-ratelimit-remaining-requests": str(requests - 1),

@@ -37,7 +37,7 @@ class Rates(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What is remembered of a request: when it went out, its size as estimated and in tokens as calibrated, its marks."""
+    """What is remembered of a request: when it went out, its size as estimated and as calibrated, and its marks."""
 
     at: float
     size: int

@@ -140,6 +140,10 @@ class Provider(ABC):
     def connect(self) -> Client:
         """Open a client; called on the loop thread at the first request. SDKs are imported here."""
 
+    def count_tokens(self, text: str) -> int | None:  # noqa: ARG002 - for those who can
+        """Give the length of a text in tokens, where that can be told here without fetching anything; else None."""
+        return None
+
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
         """Tell whether an address is the provider's own, whose models the catalogue knows."""

@@ -35,6 +35,7 @@ from embedkit_core.errors import (
 from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
 from embedkit_core.providers.headers import headroom, retry_after
 from embedkit_core.providers.messages import canonical_url, quotable
+from embedkit_core.providers.tokenizers import tiktoken_counter
 from embedkit_core.secrets import Secret
 from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
 
@@ -88,6 +89,7 @@ class OpenAI(Provider):
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self.limits = info.limits if info else COMPATIBLE
         self.usd_per_million = info.usd_per_million if info else None
+        self._has_openais_tokens = info is not None and info.provider == self.name
         self._prompts = settings.prompts
         self._options = dict(settings.options)
         self._organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
@@ -119,6 +121,11 @@ class OpenAI(Provider):
         if self._prompts[input_type]:
             wire["prompt"] = self._prompts[input_type]
         return wire
+
+    def count_tokens(self, text: str) -> int | None:
+        """Count with tiktoken, where it is installed and has its vocabulary, for models that are known to use it."""
+        counter = tiktoken_counter("cl100k_base") if self._has_openais_tokens else None
+        return counter(text) if counter is not None else None
 
     def connect(self) -> Client:
         """Open the SDK's async client, with its own retries off."""

@@ -1,0 +1,104 @@
+"""How long a call may take: what is not there by then has failed, what is under way is still kept."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from embedkit_core import Embedder
+from embedkit_core.errors import ConfigurationError, PartialFailureError, TimedOutError
+from embedkit_core.testing import FakeServer
+
+
+def embedder(server: FakeServer, **settings) -> Embedder:
+    return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
+
+
+def test_a_call_ends_at_its_deadline_where_the_server_swallows_its_requests(tmp_path):
+    server = FakeServer()
+    server.hold()
+    with pytest.raises(TimedOutError, match="deadline") as caught:
+        embedder(server, cache=tmp_path, deadline=0.2).embed([f"text {i}" for i in range(100)])
+    assert caught.value.usage.failed == 100
+    assert len(server.seen) == 1
+    server.release()
+
+
+async def test_an_async_call_ends_at_its_deadline_too():
+    server = FakeServer()
+    server.hold()
+    with pytest.raises(TimedOutError, match="deadline"):
+        await embedder(server, deadline=0.2).aembed(["a", "b"])
+    server.release()
+
+
+def test_what_was_under_way_at_the_deadline_is_in_the_cache_for_a_rerun(tmp_path):
+    server = FakeServer()
+    server.hold()
+    hasty = embedder(server, cache=tmp_path, deadline=0.2)
+    with pytest.raises(TimedOutError):
+        hasty.embed(["a", "b"])
+    server.release()
+    patient = embedder(server, cache=tmp_path)
+    for _ in range(2):
+        patient.embed(["a", "b"])
+    assert len(server.seen) == 1
+    assert patient.usage.sent == 0
+
+
+def test_what_was_there_at_the_deadline_is_in_the_result(tmp_path):
+    server = FakeServer()
+    chosen = embedder(server, cache=tmp_path, deadline=0.3, max_batch_texts=10, max_concurrency=1)
+    first = chosen.embed([f"text {i}" for i in range(10)])
+    server.hold()
+    texts = [f"text {i}" for i in range(30)]
+    with pytest.raises(PartialFailureError, match="deadline") as caught:
+        chosen.embed(texts)
+    assert caught.value.succeeded == tuple(range(10))
+    assert sorted(caught.value.failed) == list(range(10, 30))
+    assert np.array_equal(caught.value.result.vectors[:10], first.vectors)
+    assert np.isnan(caught.value.result.vectors[10:]).all()
+    server.release()
+
+
+def test_with_on_error_return_a_deadline_leaves_rows_that_are_nan_and_named():
+    server = FakeServer()
+    server.hold()
+    result = embedder(server, deadline=0.2, on_error="return", dimensions=8).embed(["a", "b"])
+    assert np.isnan(result.vectors).all()
+    assert sorted(result.failed) == [0, 1]
+    assert result.to_lists() == [None, None]
+    server.release()
+
+
+async def test_callers_with_different_deadlines_share_a_text():
+    server = FakeServer()
+    server.hold()
+    patient = asyncio.create_task(embedder(server).aembed(["a"]))
+    await asyncio.to_thread(server.wait_for_requests, 1)
+    with pytest.raises(TimedOutError):
+        await embedder(server, deadline=0.1).aembed(["a"])
+    server.release()
+    assert (await patient).usage.sent == 1
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
+def test_a_deadline_that_is_no_time_is_refused(wrong):
+    with pytest.raises(ConfigurationError, match="deadline"):
+        embedder(FakeServer(), deadline=wrong)
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "60", True])
+def test_a_limit_a_minute_that_is_no_number_is_refused(name, wrong):
+    with pytest.raises(ConfigurationError, match=name):
+        embedder(FakeServer(), **{name: wrong})
+
+
+def test_a_limit_a_minute_holds_back_what_is_over_it_and_a_deadline_ends_the_wait():
+    server = FakeServer()
+    slow = embedder(server, requests_per_minute=2, max_batch_texts=5, deadline=0.3)
+    with pytest.raises(PartialFailureError, match="deadline"):
+        slow.embed([f"text {i}" for i in range(20)])
+    assert len(server.seen) == 1

@@ -1,0 +1,65 @@
+"""What is read of a provider's headers, and what is not believed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedkit_core.providers.headers import duration, headroom
+from embedkit_core.types import Allowance, Headroom
+
+
+def headers(limit: object, remaining: object, reset: object, of: str = "tokens") -> dict[str, str]:
+    told = {"limit": limit, "remaining": remaining, "reset": reset}
+    return {f"x-ratelimit-{name}-{of}": str(value) for name, value in told.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("12ms", 0.012),
+        ("1s", 1),
+        ("6m0s", 360),
+        ("1h2m3.5s", 3723.5),
+        ("250µs", 0.00025),
+        ("0s", 0),
+        ("59", 59),
+        ("0.5", 0.5),
+        ("-1", None),
+        ("soon", None),
+        ("1s later", None),
+        ("", None),
+        (None, None),
+        ("1764000000", None),  # a date
+    ],
+)
+def test_a_duration_is_read_as_go_writes_it_or_as_seconds(text, seconds):
+    assert duration(text) == (pytest.approx(seconds) if seconds is not None else None)
+
+
+def test_what_is_left_is_read_for_requests_and_tokens():
+    told = headers(10_000, 9_999, "6ms", "requests") | headers(1_000_000, 400_000, "36s")
+    assert headroom(told) == Headroom(
+        Allowance(10_000, 9_999, pytest.approx(0.006)), Allowance(1_000_000, 400_000, 36.0)
+    )
+
+
+def test_nothing_is_read_where_nothing_is_said():
+    assert headroom({"content-type": "application/json"}) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining"), [(None, 5), (5, None), (0, 0), (-1, -1), (10, -1), (10, 11), ("many", 3), ("inf", 3)]
+)
+def test_limits_that_cannot_be_are_not_believed(limit, remaining):
+    assert headroom(headers(limit, remaining, "1s")) is None
+
+
+def test_a_limit_without_a_reset_is_a_limit_all_the_same():
+    assert headroom(headers(100, 50, None)) == Headroom(None, Allowance(100, 50, None))
+
+
+@given(st.dictionaries(st.sampled_from(list(headers(1, 1, 1)) + list(headers(1, 1, 1, "requests"))), st.text()))
+def test_no_header_makes_it_raise(told):
+    found = headroom(told)
+    for allowance in found or ():
+        assert allowance is None or 0 <= allowance.remaining <= allowance.limit
