@@ -1,0 +1,3 @@
+"""Rows of the cache: a warm process, single queries, bytes on disk."""
+
+GROUPS = {}
