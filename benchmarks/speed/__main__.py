@@ -10,11 +10,11 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.speed import rows_cache, rows_load, rows_speed
+from benchmarks.speed import rows_cache, rows_load, rows_mixed, rows_speed
 from benchmarks.speed.bench import running
 from benchmarks.speed.table import Results, Row, markdown
 
-GROUPS = {**rows_speed.GROUPS, **rows_cache.GROUPS, **rows_load.GROUPS}
+GROUPS = {**rows_speed.GROUPS, **rows_cache.GROUPS, **rows_load.GROUPS, **rows_mixed.GROUPS}
 
 
 def main() -> None:

@@ -50,4 +50,5 @@ def vector_of(text: str) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
 
     seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
     vector = np.random.default_rng(seed).standard_normal(DIMENSIONS, dtype=np.float32)
-    return vector / np.sqrt(vector @ vector)
+    vector /= np.sqrt(vector @ vector)
+    return vector

@@ -17,8 +17,9 @@ CATSU_MODEL = f"openai:{MODEL}"
 
 def _langchain(setting: Setting) -> Any:
     from langchain_openai import OpenAIEmbeddings
+    from pydantic import SecretStr
 
-    return OpenAIEmbeddings(model=MODEL, api_key=KEY, base_url=setting.base_url)
+    return OpenAIEmbeddings(model=MODEL, api_key=SecretStr(KEY), base_url=setting.base_url)
 
 
 def langchain_openai(setting: Setting) -> Doors:

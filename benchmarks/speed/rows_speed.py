@@ -1,11 +1,10 @@
 """Cold rows, CPU, memory and what filling the cache costs."""
 
 from functools import partial
-from typing import Any
 
 from benchmarks.speed.bench import NO_LATENCY, Bench, Group, Measure
 from benchmarks.speed.corpus import TEXTS
-from benchmarks.speed.table import Results, Row, compared, median, shown
+from benchmarks.speed.table import Results, Row, bounded, compared, median, shown
 
 OURS_LISTS = ("langchain", "llamaindex")
 FRAMEWORK_FASTER = 10.0  # times faster than LangChain's own class
@@ -71,8 +70,8 @@ def _against_langchain(results: Results, door: str) -> Row:
 
 
 def _memory(results: Results) -> Row:
-    row: Any = partial(compared, results=results, field="peak_mb", unit="MB")
-    return row("peak memory, 20,000 cold, numpy", ours="core sync", hand="hand", at_most=1.2)
+    what = "peak memory, 20,000 cold, numpy"
+    return compared(what, results, "peak_mb", "MB", ours="core sync", hand="hand", at_most=1.2)
 
 
 def cold64(bench: Bench) -> Group:
@@ -144,16 +143,12 @@ def _cpu_rows(results: Results) -> list[Row]:
             peers=peers[client],
             scale=1e6 / TEXTS,
         )
-        rows.append(_bounded(row, median(results, client, "cpu"), limit))
+        seconds = median(results, client, "cpu")
+        rows.append(bounded(row, None if seconds is None else seconds * 1e6 / TEXTS, limit, "us"))
     for client, hand in (("core", "hand-pybase64"), ("langchain", "hand-pybase64-lists")):
         what = f"CPU of a text, {client}, by hand with pybase64"
         rows.append(compared(what, results, "cpu", "us", ours=client, hand=hand, scale=1e6 / TEXTS))
     return rows
-
-
-def _bounded(row: Row, seconds: float | None, limit_us: float) -> Row:
-    met = seconds is not None and seconds / TEXTS * 1e6 <= limit_us
-    return Row(**{**vars(row), "figure": f"<= {limit_us:g} us", "met": met})
 
 
 FILL_CPU_US = 40.0

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Results = dict[str, list[dict[str, Any]]]
@@ -79,6 +79,13 @@ def compared(
         figure=f"{at_most:g}x by hand" if at_most is not None else "",
         met=None if at_most is None else ratio is not None and round(ratio, 2) <= at_most,
     )
+
+
+def bounded(row: Row, value: float | None, at_most: float | None, unit: str) -> Row:
+    """Give a row with a bound on its value instead of on its ratio."""
+    if at_most is None:
+        return row
+    return replace(row, figure=f"<= {shown(at_most, unit)}", met=value is not None and value <= at_most)
 
 
 def markdown(rows: Sequence[Row]) -> str:
