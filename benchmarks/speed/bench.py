@@ -83,7 +83,7 @@ class Bench:
         if process.returncode:
             last = (errors.strip() or "without a word").splitlines()[-1]
             print(f"    {last[:300]}", file=sys.stderr)
-            return {"failed": last.partition(":")[0][:40]}
+            return {"failed": last.partition(":")[0].rpartition(".")[2][:40]}
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
         return result
 
@@ -99,7 +99,8 @@ class Bench:
         group.prepare(self)
         results: Results = {name: [] for name in group.measures}
         for number in range(rounds):
-            for name, measure in group.measures.items():
+            order = list(group.measures.items())
+            for name, measure in reversed(order) if number % 2 else order:
                 if number and measure.once:
                     continue
                 result = self.run(measure)
