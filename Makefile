@@ -8,6 +8,7 @@
 #   make dist                              the wheel and the sdist, in dist/
 #   make laws                              take each law's code away and see the test that fails; ARGS="2 9" picks some
 #   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
+#   make bench-speed                       speed against peers and code by hand, as ratios; ARGS="--only cold,warm --rounds 5"
 #   make clean | make distclean            forget the demo's cache and build files | .venv too
 
 PYTHON ?= python3
@@ -42,7 +43,7 @@ BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo test test-extras test-versions lint types laws bench-retrieval install torch dist clean distclean
+.PHONY: demo test test-extras test-versions lint types laws bench-retrieval bench-speed install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -73,6 +74,9 @@ laws: $(INSTALLED)
 bench-retrieval: $(BENCHMARKS_INSTALLED)
 	@test -n "$(DATA)" || { echo "name a data set in BEIR's layout: make bench-retrieval DATA=<folder>" >&2; exit 2; }
 	@$(BIN)/python benchmarks/retrieval.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-speed: $(BENCHMARKS_INSTALLED)
+	@$(BIN)/python -m benchmarks.speed $(ARGS)
 
 install: $(INSTALLED)
 	@:

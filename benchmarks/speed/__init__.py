@@ -1,0 +1,1 @@
+"""The speed benchmark: `make bench-speed`, or `python -m benchmarks.speed`."""

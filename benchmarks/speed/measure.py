@@ -1,0 +1,222 @@
+"""One measurement in a process of its own: takes a `Setting` as JSON, prints its result as one line of JSON."""
+
+import asyncio
+import importlib
+import json
+import math
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from benchmarks.speed import by_hand, ours, peers
+from benchmarks.speed.control import stats
+from benchmarks.speed.corpus import DIMENSIONS, make_queries, make_texts, vector_of
+from benchmarks.speed.setting import Doors, Rows, Setting
+
+CLIENTS = {**ours.CLIENTS, **by_hand.CLIENTS, **peers.CLIENTS}
+SAMPLE = 200  # rows that are compared with the vectors there should be
+KEPT_QUERIES = 20  # of so many, one answer is kept and compared
+Result = dict[str, Any]
+
+
+def check(rows: Rows, texts: Sequence[str]) -> None:
+    """Stop if a row is not its text's vector, or not finite."""
+    import numpy as np
+
+    assert len(rows) == len(texts), f"{len(rows)} rows for {len(texts)} texts"
+    sums = rows.sum(axis=1) if isinstance(rows, np.ndarray) else map(sum, rows)
+    assert all(map(math.isfinite, sums)), "a row is not finite"
+    for position in random.Random(0).sample(range(len(texts)), min(SAMPLE, len(texts))):
+        row = np.asarray(rows[position], np.float64)
+        assert row.shape == (DIMENSIONS,), f"row {position} has the wrong width"
+        assert np.abs(row - vector_of(texts[position])).max() < 1e-6, f"row {position} is another text's"
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+class Clock:
+    """Wall and CPU seconds of a block, and the process's peak memory at its end."""
+
+    def __enter__(self) -> "Clock":
+        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.result = {
+            "wall": time.perf_counter() - self._wall,
+            "cpu": _cpu_seconds() - self._cpu,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+        }
+
+
+def _import(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
+def _make(setting: Setting) -> Doors:
+    return CLIENTS[setting.client].make(setting)
+
+
+def _texts(setting: Setting) -> list[str]:
+    distinct = make_texts(setting.options.get("distinct", setting.n_texts))
+    return random.Random(1).sample(distinct * (setting.n_texts // len(distinct)), setting.n_texts)
+
+
+def bulk(setting: Setting) -> Result:
+    """Embed many texts. Imports come before the clock, the client's own construction within."""
+    texts = _texts(setting)
+    _import(CLIENTS[setting.client].imports)
+    rows, result = asyncio.run(_abulk(setting, texts)) if setting.asynchronous else _bulk(setting, texts)
+    check(rows, texts)
+    return result
+
+
+def _bulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:
+    doors = None
+    if setting.warm_up:
+        doors = _make(setting)
+        assert doors.embed is not None
+        doors.embed(["warm up"])
+    with Clock() as clock:
+        doors = doors or _make(setting)
+        assert doors.embed is not None
+        rows = doors.embed(texts)
+    doors.close()
+    return rows, clock.result
+
+
+async def _abulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:
+    doors = None
+    if setting.warm_up:
+        doors = _make(setting)
+        assert doors.aembed is not None
+        await doors.aembed(["warm up"])
+    with Clock() as clock:
+        doors = doors or _make(setting)
+        assert doors.aembed is not None
+        rows = await doors.aembed(texts)
+    doors.close()
+    return rows, clock.result
+
+
+def warm(setting: Setting) -> Result:
+    """Read many texts that are all in the cache; the client's imports and the opening of the cache are counted."""
+    texts = _texts(setting)
+    with Clock() as clock:
+        doors = _make(setting)
+        assert doors.embed is not None
+        rows = doors.embed(texts)
+    check(rows, texts)
+    return clock.result
+
+
+def fill_by_hand(setting: Setting) -> Result:
+    """Fill the plain SQLite database with the corpus."""
+    import numpy as np
+
+    texts = make_texts(setting.n_texts)
+    by_hand.fill_sqlite(setting, texts, np.array([vector_of(text) for text in texts]))
+    return {}
+
+
+def queries(setting: Setting) -> Result:
+    """Ask for cached queries, one after the other: one query again and again, or many once each."""
+    _import(CLIENTS[setting.client].imports)
+    doors = _make(setting)
+    assert doors.query is not None
+    texts = random.Random(2).sample(make_texts(), setting.n_texts)
+    asked = [texts[0]] * len(texts) if setting.options["same"] else texts
+    taken, kept = [], {}
+    for number, text in enumerate(asked):
+        began = time.perf_counter()
+        answer = doors.query(text)
+        taken.append(time.perf_counter() - began)
+        if number % KEPT_QUERIES == 0:  # all of them would be measured with the memory they take
+            kept[number] = answer
+    if setting.client != "peer-llamaindex-base":
+        check(list(kept.values()), [asked[number] for number in kept])
+    return {"p50_us": statistics.median(taken) * 1e6}
+
+
+async def _timed(query: Callable[[str], Awaitable[Any]], text: str, due: float | None = None) -> float:
+    """Ask, and give the seconds since it was due: what the caller's loop is held up by counts as well."""
+    began = time.perf_counter() if due is None else due
+    await query(text)
+    return time.perf_counter() - began
+
+
+async def _lone(query: Callable[[str], Awaitable[Any]], texts: Sequence[str]) -> list[float]:
+    return [await _timed(query, text) for text in texts]
+
+
+def crowd(setting: Setting) -> Result:
+    """Ask for many queries at once, of one text or all different, and count requests and request times."""
+    _import(CLIENTS[setting.client].imports)
+    return asyncio.run(_crowd(setting))
+
+
+async def _crowd(setting: Setting) -> Result:
+    doors = _make(setting)
+    assert doors.aquery is not None
+    texts = make_queries(setting.n_texts + 11)
+    await doors.aquery(texts.pop())  # opens the client
+    lone = statistics.median(await _lone(doors.aquery, [texts.pop() for _ in range(10)]))
+    asked = [texts[0]] * len(texts) if setting.options["same"] else texts
+    before = stats(setting.port)["requests"]
+    began = time.perf_counter()
+    answers = await asyncio.gather(*map(doors.aquery, asked))
+    wall = time.perf_counter() - began
+    check(answers, asked)
+    return {"wall": wall, "request_times": wall / lone, "crowd_requests": stats(setting.port)["requests"] - before}
+
+
+def mixed(setting: Setting) -> Result:
+    """Embed many texts, with or without queries at fixed times meanwhile."""
+    _import(CLIENTS[setting.client].imports)
+    return asyncio.run(_mixed(setting))
+
+
+async def _mixed(setting: Setting) -> Result:
+    doors = _make(setting)
+    query, aembed = doors.aquery, doors.aembed
+    assert query is not None
+    assert aembed is not None
+    texts, asked = make_texts(setting.n_texts), make_queries(1000)
+    await query(asked.pop())
+    lone = await _lone(query, [asked.pop() for _ in range(20)])
+    began = time.perf_counter()
+    ingest = asyncio.create_task(_ended(aembed(texts)))
+    under_way = []
+    while setting.options["per_second"] and not ingest.done():
+        under_way.append(asyncio.create_task(_timed(query, asked.pop(), time.perf_counter())))
+        due = began + len(under_way) / setting.options["per_second"]
+        await asyncio.wait([ingest], timeout=max(0.0, due - time.perf_counter()))
+    rows, ended = await ingest
+    taken = await asyncio.gather(*under_way)
+    check(rows, texts)
+    return {"wall": ended - began, "lone": lone, "queries": taken}
+
+
+async def _ended(work: Awaitable[Rows]) -> tuple[Rows, float]:
+    return await work, time.perf_counter()
+
+
+TASKS = {task.__name__: task for task in (bulk, warm, fill_by_hand, queries, crowd, mixed)}
+
+
+def main() -> None:
+    """Run the task that the argument describes."""
+    setting = Setting(**json.loads(sys.argv[1]))
+    print(json.dumps(TASKS[setting.task](setting)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The clients that are measured: the core, and the two adapters."""
+
+from typing import Any
+
+from benchmarks.speed.setting import KEY, MODEL, Client, Doors, Setting
+
+SDK = ("openai", "httpx2", "orjson", "pybase64", "numpy")
+
+
+def _arguments(setting: Setting) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "api_key": KEY,
+        "base_url": setting.base_url,
+        "cache": setting.folder or False,
+        "max_concurrency": setting.slots,
+    }
+
+
+def core(setting: Setting) -> Doors:
+    """The core, float32 matrices."""
+    from embedkit_core import Embedder
+
+    embedder = Embedder(**_arguments(setting))
+
+    async def aembed(texts: list[str]) -> Any:
+        return (await embedder.aembed(texts)).vectors
+
+    return Doors(
+        embed=lambda texts: embedder.embed(texts).vectors,
+        aembed=aembed,
+        query=embedder.embed_query,
+        aquery=embedder.aembed_query,
+        close=embedder.close,
+    )
+
+
+def core_lists(setting: Setting) -> Doors:
+    """The core, and lists made of its matrix as the adapters share it."""
+    from embedkit_core import Embedder
+    from embedkit_core.hosts import ato_lists, to_lists
+
+    embedder = Embedder(**_arguments(setting))
+
+    async def aembed(texts: list[str]) -> Any:
+        return await ato_lists((await embedder.aembed(texts)).vectors)
+
+    return Doors(embed=lambda texts: to_lists(embedder.embed(texts).vectors), aembed=aembed, close=embedder.close)
+
+
+def langchain(setting: Setting) -> Doors:
+    """LangChain's interface, lists."""
+    from langchain_embedkit import EmbedKitEmbeddings
+
+    model = EmbedKitEmbeddings(**_arguments(setting))
+    return Doors(
+        embed=model.embed_documents,
+        aembed=model.aembed_documents,
+        query=model.embed_query,
+        aquery=model.aembed_query,
+        close=model.embedder.close,
+    )
+
+
+def llamaindex(setting: Setting) -> Doors:
+    """LlamaIndex's interface, lists."""
+    from llamaindex_embedkit import EmbedKitEmbedding
+
+    model = EmbedKitEmbedding(**_arguments(setting))
+    return Doors(
+        embed=model.get_text_embedding_batch,
+        aembed=model.aget_text_embedding_batch,
+        query=model.get_query_embedding,
+        aquery=model.aget_query_embedding,
+        close=model.embedder.close,
+    )
+
+
+CLIENTS = {
+    "core": Client(core, ("embedkit_core", *SDK)),
+    "core-lists": Client(core_lists, ("embedkit_core.hosts", *SDK)),
+    "langchain": Client(langchain, ("langchain_embedkit.embeddings", *SDK), ("langchain_core.embeddings",)),
+    "llamaindex": Client(
+        llamaindex, ("llamaindex_embedkit.embedding", *SDK), ("llama_index.core.base.embeddings.base",)
+    ),
+}

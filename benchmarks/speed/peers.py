@@ -1,0 +1,140 @@
+"""What users have today, as shipped unless the name says otherwise."""
+
+import asyncio
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.setting import KEY, MODEL, Client, Doors, Setting
+
+CATSU_URL = b"https://api.openai.com/v1/embeddings"
+CATSU_BATCH = 128
+CATSU_MODEL = f"openai:{MODEL}"
+
+
+def _langchain(setting: Setting) -> Any:
+    from langchain_openai import OpenAIEmbeddings
+    from pydantic import SecretStr
+
+    return OpenAIEmbeddings(model=MODEL, api_key=SecretStr(KEY), base_url=setting.base_url)
+
+
+def langchain_openai(setting: Setting) -> Doors:
+    """LangChain's own class."""
+    model = _langchain(setting)
+    return Doors(
+        embed=model.embed_documents,
+        aembed=model.aembed_documents,
+        query=model.embed_query,
+        aquery=model.aembed_query,
+    )
+
+
+def cache_backed(setting: Setting) -> Doors:
+    """LangChain's own class behind LangChain's own cache, in files."""
+    from langchain_classic.embeddings import CacheBackedEmbeddings
+    from langchain_classic.storage import LocalFileStore
+
+    model = CacheBackedEmbeddings.from_bytes_store(
+        _langchain(setting),
+        LocalFileStore(str(setting.folder)),
+        namespace=MODEL,
+        key_encoder="blake2b",
+        query_embedding_cache=True,
+    )
+    return Doors(embed=model.embed_documents, query=model.embed_query)
+
+
+def llamaindex_openai(setting: Setting) -> Doors:
+    """LlamaIndex's own class."""
+    from llama_index.embeddings.openai import OpenAIEmbedding
+
+    model = OpenAIEmbedding(model=MODEL, api_key=KEY, api_base=setting.base_url)
+    return Doors(
+        embed=model.get_text_embedding_batch,
+        aembed=model.aget_text_embedding_batch,
+        query=model.get_query_embedding,
+        aquery=model.aget_query_embedding,
+    )
+
+
+def llamaindex_base(setting: Setting) -> Doors:  # noqa: ARG001 - it asks nobody
+    """LlamaIndex's base class around a list that is there already: what a query costs before anything is done."""
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+
+    prepared = [0.5] * 1536
+
+    class Prepared(BaseEmbedding):
+        def _get_query_embedding(self, query: str) -> list[float]:  # noqa: ARG002 - it has one answer
+            return prepared
+
+        async def _aget_query_embedding(self, query: str) -> list[float]:  # noqa: ARG002 - it has one answer
+            return prepared
+
+        def _get_text_embedding(self, text: str) -> list[float]:  # noqa: ARG002 - it has one answer
+            return prepared
+
+    return Doors(query=Prepared().get_query_embedding)
+
+
+def _import_catsu(port: int) -> Any:
+    """Import catsu from a copy whose address, a constant in its binary, is the local server's of the same length."""
+    url = f"http://127.0.0.1:{port}/v1/embeddings".encode()
+    if len(url) != len(CATSU_URL):
+        raise RuntimeError("catsu can be pointed at a port of five digits only")
+    spec = importlib.util.find_spec("catsu")
+    assert spec is not None
+    assert spec.origin is not None
+    copy = Path(tempfile.mkdtemp(prefix="bench-catsu-")) / "catsu"
+    copy.mkdir()
+    for source in Path(spec.origin).parent.iterdir():
+        if source.is_file():
+            (copy / source.name).write_bytes(source.read_bytes().replace(CATSU_URL, url))
+    sys.path.insert(0, str(copy.parent))
+    module = importlib.import_module("catsu")
+    for source in copy.iterdir():
+        if source.is_file():
+            source.unlink()
+    return module
+
+
+def catsu(setting: Setting) -> Doors:
+    """catsu, which parses replies in Rust: one call after the other, or slices gathered by hand."""
+    client = _import_catsu(setting.port).Client(api_keys={"openai": KEY})
+
+    def slices(texts: list[str]) -> list[list[str]]:
+        return [texts[start : start + CATSU_BATCH] for start in range(0, len(texts), CATSU_BATCH)]
+
+    def embed(texts: list[str]) -> Any:
+        return [row for some in slices(texts) for row in client.embed(CATSU_MODEL, some).embeddings]
+
+    async def aembed(texts: list[str]) -> Any:
+        slots = asyncio.Semaphore(setting.slots)
+
+        async def one(some: list[str]) -> Any:
+            async with slots:
+                return (await client.aembed(CATSU_MODEL, some)).embeddings
+
+        return [row for rows in await asyncio.gather(*map(one, slices(texts))) for row in rows]
+
+    return Doors(embed=embed, aembed=aembed)
+
+
+def tiktoken_folder() -> str:
+    """Give a folder with tiktoken's files, which it would fetch otherwise: LlamaIndex brings one."""
+    spec = importlib.util.find_spec("llama_index.core")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return os.path.join(spec.submodule_search_locations[0], "_static", "tiktoken_cache")  # noqa: PTH118 - for a variable
+
+
+CLIENTS = {
+    "peer-langchain": Client(langchain_openai, ("langchain_openai", "tiktoken")),
+    "peer-cache-backed": Client(cache_backed, ("langchain_openai", "langchain_classic.embeddings")),
+    "peer-llamaindex": Client(llamaindex_openai, ("llama_index.embeddings.openai",)),
+    "peer-llamaindex-base": Client(llamaindex_base, ("llama_index.core.base.embeddings.base",)),
+    "peer-catsu": Client(catsu, ("numpy",)),
+}

@@ -1,0 +1,171 @@
+"""What the fake server decides and counts; `server.py` has the sockets."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from benchmarks.speed.bucket import Bucket
+from benchmarks.speed.library import MOST_ROWS, Library
+
+MOST_TOKENS = 300_000  # of a request
+MOST_TOKENS_OF_A_TEXT = 8192
+
+Fate = Literal["answer", "error", "cut before", "cut after"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server behaves until the next reset; the latencies are seconds."""
+
+    latency: float = 0.05
+    latency_per_token: float = 20e-6
+    rate: float | None = None  # tokens a second; None: no bucket, and no headers that tell of one
+    burst: float = 0.0
+    tells_limits: bool = True
+    tells_retry_after: bool = True
+    errors: float = 0.0  # the share of requests answered by a 500
+    cuts: float = 0.0  # the share whose connection is cut, half of them after the work
+    seed: int = 0
+    prepare: tuple[str, ...] = ()  # "floats", "tokens": what some clients need, made before they are measured
+
+
+@dataclass
+class Stats:
+    """What has happened since the last reset."""
+
+    requests: int = 0
+    refused: int = 0
+    errors: int = 0
+    cut: int = 0
+    invalid: int = 0
+    tokens: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    first_request: float = 0.0
+    last_request: float = 0.0
+    billed: list[int] = field(default_factory=list)  # by text
+    lost: list[int] = field(default_factory=list)  # billed, and the answer cut off
+
+    def summary(self) -> dict[str, Any]:
+        """Give the counts, and what became of the texts."""
+        counts = {name: value for name, value in vars(self).items() if name not in ("billed", "lost")}
+        return counts | {
+            "billed": sum(self.billed),
+            "billed_texts": sum(count > 0 for count in self.billed),
+            "billed_again": sum(count - 1 for count in self.billed if count > 1),
+            # Only an answer that was cut off is a reason to ask again.
+            "billed_again_without_reason": sum(
+                max(0, count - 1 - lost) for count, lost in zip(self.billed, self.lost, strict=True)
+            ),
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back, after `delay` seconds; `body` is made only then. No body: the connection is cut."""
+
+    status: int
+    body: Callable[[], bytes] | None
+    delay: float = 0.0
+    headers: str = ""
+    works: bool = False
+
+
+class Service:
+    """Answers requests, by the settings of the last reset."""
+
+    def __init__(self) -> None:
+        self.library = Library()
+        self.reset({})
+
+    def reset(self, settings: dict[str, Any]) -> None:
+        """Forget what has happened, and behave like this from now on."""
+        self._settings = now = Settings(**settings)
+        if "floats" in now.prepare:
+            self.library.prepare_floats()
+        if "tokens" in now.prepare:
+            self.library.prepare_tokens()
+        self._bucket = Bucket(now.rate, now.burst, now.tells_limits, now.tells_retry_after) if now.rate else None
+        self._rng = random.Random(now.seed)
+        self.stats = Stats(billed=[0] * len(self.library), lost=[0] * len(self.library))
+
+    def embed(self, body: bytes) -> Answer:
+        """Decide what becomes of a request, and bill it where work is done."""
+        stats = self.stats
+        stats.requests += 1
+        stats.last_request = time.monotonic()
+        stats.first_request = stats.first_request or stats.last_request
+        request = orjson.loads(body)
+        given = request["input"]
+        texts = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
+        numbers = [self.library.number_of(text) for text in texts] if len(texts) <= MOST_ROWS else []
+        each = [self.library.tokens[number] for number in numbers]
+        tokens = sum(each)
+        if refusal := _over_a_limit(len(texts), each, tokens):
+            stats.invalid += 1
+            return Answer(400, _error(refusal, "invalid_request_error"))
+        if self._bucket and not self._bucket.take(tokens):
+            stats.refused += 1
+            return Answer(
+                429,
+                _error("Rate limit reached on tokens per min (TPM).", "tokens", "rate_limit_exceeded"),
+                headers=self._bucket.headers(tokens),
+            )
+        return self._work(numbers, tokens, as_base64=request.get("encoding_format") == "base64")
+
+    def _work(self, numbers: list[int], tokens: int, *, as_base64: bool) -> Answer:
+        fate = self._draw()
+        if fate == "error":
+            self.stats.errors += 1
+            return Answer(500, _error("The server had an error while processing your request.", "server_error"))
+        if fate == "cut before":
+            self.stats.cut += 1
+            return Answer(0, None)
+        self._bill(numbers, tokens)
+        delay = self._settings.latency + self._settings.latency_per_token * tokens
+        if fate == "cut after":
+            self.stats.cut += 1
+            for number in numbers:
+                self.stats.lost[number] += 1
+            return Answer(0, None, delay, works=True)
+        headers = self._bucket.headers() if self._bucket else ""
+        reply = self.library.reply
+        return Answer(200, lambda: reply(numbers, as_base64=as_base64, tokens=tokens), delay, headers, works=True)
+
+    def _draw(self) -> Fate:
+        drawn = self._rng.random()
+        if drawn < self._settings.errors:
+            return "error"
+        if drawn < self._settings.errors + self._settings.cuts:
+            return "cut before" if self._rng.random() < 0.5 else "cut after"
+        return "answer"
+
+    def _bill(self, numbers: list[int], tokens: int) -> None:
+        stats = self.stats
+        stats.tokens += tokens
+        for counts in (stats.billed, stats.lost):  # texts that are new since the reset
+            counts.extend([0] * (len(self.library) - len(counts)))
+        for number in numbers:
+            stats.billed[number] += 1
+        stats.in_flight += 1
+        stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
+
+
+def _over_a_limit(n_texts: int, each: list[int], tokens: int) -> str | None:
+    if not 0 < n_texts <= MOST_ROWS:
+        return f"'$.input' is invalid: array too long or empty. Expected 1 to {MOST_ROWS} inputs, got {n_texts}."
+    if max(each) > MOST_TOKENS_OF_A_TEXT:
+        return (
+            f"This model's maximum context length is {MOST_TOKENS_OF_A_TEXT} tokens, however you requested {max(each)}."
+        )
+    if tokens > MOST_TOKENS:
+        return f"Requested {tokens} tokens, max {MOST_TOKENS} tokens per request"
+    return None
+
+
+def _error(message: str, kind: str, code: str | None = None) -> Callable[[], bytes]:
+    return lambda: orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})

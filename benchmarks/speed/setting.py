@@ -1,0 +1,51 @@
+"""What a measurement is told, and what it measures with: the types that clients and tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+MODEL = "text-embedding-3-small"
+KEY = "no-key-needed"
+
+Rows = Any  # a float32 matrix, or lists of floats
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One measurement, in a process of its own."""
+
+    client: str
+    port: int
+    task: str = "bulk"
+    n_texts: int = 20_000
+    slots: int = 16
+    asynchronous: bool = False
+    folder: str | None = None  # of the cache
+    warm_up: bool = False  # one request before the clock starts
+    options: dict[str, Any] = field(default_factory=dict)  # of the task
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doors:
+    """What a client can do; a door it does not have is None."""
+
+    embed: Callable[[list[str]], Rows] | None = None
+    aembed: Callable[[list[str]], Awaitable[Rows]] | None = None
+    query: Callable[[str], Any] | None = None
+    aquery: Callable[[str], Awaitable[Any]] | None = None
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Client:
+    """How a client is made, and what is imported before the clock starts."""
+
+    make: Callable[[Setting], Doors]
+    imports: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()  # the part of the imports that is the framework's own
