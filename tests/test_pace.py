@@ -11,7 +11,7 @@ from support.virtual import LIMITS, VirtualServer, World
 from embedkit_core.engine.flow import Bucket, Flow
 from embedkit_core.engine.pace import Rates
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
-from embedkit_core.types import Allowance, Limits
+from embedkit_core.types import Allowance, Headroom, Limits
 
 # The storm of the benchmark: 8 000 texts of 60 tokens, at a bucket that lets 60 % of what is offered through.
 RATE, BURST = 30_000, 125_000
@@ -28,8 +28,9 @@ def storm(n: int = 8_000, seed: int = 0, **server: object) -> tuple[float, Virtu
 
 
 @pytest.mark.parametrize("told_late", [False, True])
-def test_a_storm_is_over_as_soon_as_the_bucket_allows_where_the_server_says_what_is_left(told_late):
-    ratio, server = storm(tells=True, told_late=told_late)
+@pytest.mark.parametrize("limits_a_minute", [False, True])
+def test_a_storm_is_over_as_soon_as_the_bucket_allows_where_the_server_says_what_is_left(told_late, limits_a_minute):
+    ratio, server = storm(tells=True, told_late=told_late, limits_a_minute=limits_a_minute)
     assert ratio < 1.03
     assert server.refused <= 1
 
@@ -56,6 +57,16 @@ def test_any_storm_ends_without_paying_twice(rate, burst, tells, seed):
     # At best, or as fast as 16 in flight are without a bucket; searching for the rate costs a few seconds.
     assert seconds < 1.15 * ideal + (1.5 if tells else 5.0)
     assert world.server.refused <= (2 if tells else 3 + 0.07 * world.server.requests)
+
+
+def test_a_server_that_says_what_is_not_true_is_not_believed_for_long():
+    world = World(VirtualServer(tokens_per_second=RATE, burst=BURST))
+    lies = Headroom(None, Allowance(10_000_000, 9_999_000, 0.006))
+    world.server.headroom = lambda now: lies
+    ticket = world.submit([f"text {i}" for i in range(8_000)])
+    assert world.run() < 1.15 * (8_000 * 60 - BURST) / RATE
+    assert (ticket.pending, ticket.failed) == (0, {})
+    assert world.server.refused <= 3 * 16
 
 
 def test_a_rate_that_has_fallen_is_found_again_and_one_that_has_risen_too():

@@ -33,6 +33,7 @@ class VirtualServer:
     request_burst: float = float("inf")
     tells: bool = False  # what is left
     asks_to_wait: bool = False
+    limits_a_minute: bool = False  # whether the limit that is told is that, or what the bucket holds
     told_late: bool = False  # what is left as of the answer
     inflated: float = 1.1  # how far the client's estimate is off
     fault: Callable[[int], ProviderError | None] = lambda number: None
@@ -63,7 +64,8 @@ class VirtualServer:
             ("requests", self.requests_per_second, self.request_burst),
         ):
             if rate < float("inf"):
-                told[name] = Allowance(most, self._levels[name], (most - self._levels[name]) / rate)
+                limit = 60 * rate if self.limits_a_minute else most
+                told[name] = Allowance(limit, self._levels[name], (most - self._levels[name]) / rate)
         return Headroom(**told)
 
     def ask(self, texts: list[str], sizes: list[int], now: float) -> tuple[float, ProviderError | None, int, object]:

@@ -15,6 +15,7 @@ SURE, UNSURE = 0.05, 0.4  # how far under a learned rate to begin again: by how 
 SEARCH = 0.3  # seconds in which a rate that is not known yet doubles, until it is refused
 GROWTH = (1.0, 10.0)  # seconds until a learned rate is passed: twice the time that it was learned in, within these
 RESERVE = 0.02  # seconds of a told rate that are left: requests arrive a little earlier or later than they are sent
+BELIEF, DEAF = 3, 300.0  # refusals a minute with which headers are believed, and seconds in which they are not
 SEARCHED = (0.2, 1.5)  # how far under, and for how many seconds, after a search
 HELD, HELD_IN_SEARCH = 5.0, 0.2  # seconds of a learned rate that its bucket is taken to hold: nothing tells
 
@@ -62,7 +63,10 @@ class Flow:
         self.told = False
         self._taken = 0.0  # in all, with what was refused
         self._late = False  # what the headers say is as of the answer, not of the question
-        self._heard_of = float("-inf")
+        self._heard_of = self._deaf_until = float("-inf")
+        self._heard: Allowance | None = None
+        self._told_rate: float | None = None
+        self._surprises: list[float] = []
         self._last: tuple[float, float] | None = None  # when the last refused request went out, and its mark
         self._refused_since = 0.0
         self._searching = False
@@ -77,15 +81,32 @@ class Flow:
 
     def hear(self, allowance: Allowance, mark: float, sent_at: float, now: float) -> None:
         """Copy what the provider says of its bucket with the answer to a request; the newest request's word counts."""
-        limit, remaining, reset = allowance
-        if sent_at < self._heard_of or limit < 1 or not 0 <= remaining <= limit:
+        limit, remaining, _ = allowance
+        if sent_at < self._heard_of or limit < 1 or not 0 <= remaining <= limit or now < self._deaf_until:
             return
-        self._heard_of = sent_at
-        known = reset is not None and reset >= SHORTEST_RESET and remaining < limit
-        rate = (limit - remaining) / reset if known and reset else limit / MINUTE
+        rate = self._told_rate = self._rate_of(allowance)
+        self._heard_of, self._heard = sent_at, allowance
         flown = (0.0 if self._late else rate * (now - sent_at)) - rate * RESERVE
         self.told, self._searching = True, False
         self.bucket.set(rate, limit, now, remaining - max(0.0, self._taken - mark) + flown)
+
+    def _rate_of(self, allowance: Allowance) -> float:
+        """Give the rate at which the provider's bucket fills.
+
+        What a limit counts is not said: a minute, as a rule, or what the bucket holds. Two answers tell: in the time
+        by which their resets differ, the bucket fills by what the remainders differ by.
+        """
+        limit, remaining, reset = allowance
+        before = self._heard
+        if before is not None and before.reset is not None and reset is not None:
+            later, less = reset - before.reset, before.remaining - remaining
+            if abs(later) >= SHORTEST_RESET and less / later > 0:
+                return less / later
+        if self._told_rate is not None and before is not None and before.limit == limit:
+            return self._told_rate
+        if reset is not None and reset >= SHORTEST_RESET and remaining < limit:
+            return min(limit / MINUTE, (limit - remaining) / reset)
+        return limit / MINUTE
 
     def refused(self, amount: float, mark: float, sent_at: float, now: float) -> bool:
         """Learn from a refusal of so much, and say whether a rate is known now.
@@ -95,7 +116,7 @@ class Flow:
         """
         bucket, last, again = self.bucket, self._last, self._refused_since
         self._last, self._refused_since = (sent_at, mark), 0.0
-        if self.told:
+        if self.told and not self._disbelieves(now):
             self._late = True
             bucket.take(max(0.0, bucket.level(now)), now)
             return True
@@ -110,6 +131,13 @@ class Flow:
         elif bucket.rate is not None:  # nothing got through since the last one
             self._begin(self._plateau / 2, UNSURE, GROWTH[0], now)
         return bucket.rate is not None
+
+    def _disbelieves(self, now: float) -> bool:
+        """Tell whether refusals have come too often for what the provider says of its limits to be true."""
+        self._surprises = [*(at for at in self._surprises if at > now - MINUTE), now]
+        if len(self._surprises) > BELIEF:
+            self.told, self.bucket.rate, self._deaf_until = False, None, now + DEAF
+        return not self.told
 
     def refused_too(self, amount: float, mark: float, now: float) -> None:
         """Take in that a request which was under way at the last refusal was refused as well."""
