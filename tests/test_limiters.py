@@ -102,9 +102,10 @@ def test_llamaindexs_limiter_is_told_the_tokens_of_each_request(server):
     limiter = LlamaIndexs()
     model = llamaindex(server, limiter, max_batch_texts=10)
     model.get_text_embedding_batch(numbered(25, tokens=5))
-    told = sorted(sum(estimate_tokens(t, t.encode()) for t in request.texts) for request in server.requests)
-    assert sorted(limiter.asked) == told
-    assert min(told) > 0
+    first, *others = server.requests
+    assert limiter.asked[0] == sum(estimate_tokens(t, t.encode()) for t in first.texts)
+    # What the first was billed tells how far the estimate is off.
+    assert sum(limiter.asked[1:]) == pytest.approx(sum(request.tokens for request in others), rel=0.1)
 
 
 @both

@@ -73,6 +73,10 @@ class Pace:
 
     # What may go out
 
+    def tokens(self, size: int) -> int:
+        """Give the tokens that so many estimated ones are likely to be."""
+        return max(1, round(size * self.tokens_each))
+
     def wait(self, size: int, now: float) -> float:
         """Give the seconds until a request of so many estimated tokens may go out; inf: not before one comes back."""
         if self.in_flight and (self.probing or self.in_flight + 1 > self._window):
