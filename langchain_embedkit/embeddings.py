@@ -13,13 +13,13 @@ from pydantic.json_schema import SkipJsonSchema
 from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
-    ato_lists,
+    aembed_lists,
     complaint,
     default_model,
+    embed_lists,
     make_embedder,
     plain_key,
     take_arguments,
-    to_lists,
 )
 from langchain_embedkit.arguments import RULES
 
@@ -143,19 +143,19 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
 
     def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents; `chunk_size` bounds the texts in one request of this call."""
-        return to_lists(self._embedder.embed(texts, max_batch_texts=chunk_size or None).vectors)
+        return embed_lists(self._embedder, texts, max_batch_texts=chunk_size or None).rows
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query."""
-        return to_lists(self._embedder.embed([text], input_type="query").vectors)[0]
+        return embed_lists(self._embedder, [text], "query").rows[0]
 
     async def aembed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents without holding the caller's loop."""
-        return await ato_lists((await self._embedder.aembed(texts, max_batch_texts=chunk_size or None)).vectors)
+        return (await aembed_lists(self._embedder, texts, max_batch_texts=chunk_size or None)).rows
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without holding the caller's loop."""
-        return to_lists((await self._embedder.aembed([text], input_type="query")).vectors)[0]
+        return (await aembed_lists(self._embedder, [text], "query")).rows[0]
 
     def import_vectors(
         self,

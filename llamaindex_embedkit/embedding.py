@@ -19,13 +19,13 @@ from pydantic.json_schema import SkipJsonSchema
 from embedkit_core import Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
-    ato_lists,
+    aembed_lists,
     complaint,
     default_model,
+    embed_lists,
     make_embedder,
     plain_key,
     take_arguments,
-    to_lists,
 )
 from llamaindex_embedkit.arguments import RULES
 from llamaindex_embedkit.events import EmbeddingUsageEvent
@@ -184,10 +184,10 @@ class EmbedKitEmbedding(BaseEmbedding):
         return self._embedder.usage
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return to_lists(self._embedder.embed([query], input_type="query").vectors)[0]
+        return embed_lists(self._embedder, [query], "query").rows[0]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return to_lists((await self._embedder.aembed([query], input_type="query")).vectors)[0]
+        return (await aembed_lists(self._embedder, [query], "query")).rows[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
@@ -196,10 +196,10 @@ class EmbedKitEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return to_lists(self._embedder.embed_documents(texts))
+        return embed_lists(self._embedder, texts).rows
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await ato_lists(await self._embedder.aembed_documents(texts))
+        return (await aembed_lists(self._embedder, texts)).rows
 
     # The host's own versions of what follows consult an embeddings_cache, ask the rate limiter for hits too, cut calls
     # by embed_batch_size and report no end to one that fails.
@@ -258,16 +258,12 @@ class EmbedKitEmbedding(BaseEmbedding):
 
     def _embed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
         with self._reported(texts, input_type) as report:
-            result = self._embedder.embed(texts, input_type=input_type)
-            report.usage = result.usage
-            report.vectors = to_lists(result.vectors)
+            report.vectors, report.usage = embed_lists(self._embedder, texts, input_type)
         return report.vectors
 
     async def _aembed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
         with self._reported(texts, input_type) as report:
-            result = await self._embedder.aembed(texts, input_type=input_type)
-            report.usage = result.usage
-            report.vectors = await ato_lists(result.vectors)
+            report.vectors, report.usage = await aembed_lists(self._embedder, texts, input_type)
         return report.vectors
 
     @contextmanager
@@ -285,7 +281,9 @@ class EmbedKitEmbedding(BaseEmbedding):
             finally:
                 event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: report.vectors})
                 # Validated, the event would walk and copy every number while the caller's loop waits.
-                dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=report.vectors))
+                end = EmbeddingEndEvent(chunks=[], embeddings=[])
+                end.chunks, end.embeddings = texts, report.vectors
+                dispatcher.event(end)
                 model = self._embedder.model
                 dispatcher.event(EmbeddingUsageEvent(model=model, input_type=input_type, usage=report.usage))
 

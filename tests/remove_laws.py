@@ -114,9 +114,9 @@ LAWS = [
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
     Law(
         12,
-        "embedder.py",
-        "            call.leave()\n        return call.finish()",
-        "            pass\n        return call.finish()",
+        "call.py",
+        "            self.leave()\n\n    async def aserve",
+        "            pass\n\n    async def aserve",
         "test_life.py",
     ),
 ]

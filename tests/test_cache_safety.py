@@ -14,11 +14,10 @@ from pathlib import Path
 import diskcache
 import numpy as np
 import pytest
-from test_cache import POSIX, assert_holds, entries, key, run
+from test_cache import POSIX, assert_holds, encode, entries, key, run
 
 from embedkit_core.cache import connections, disk
 from embedkit_core.cache import folder as folders
-from embedkit_core.cache.codec import encode
 from embedkit_core.cache.create import PAGE_BYTES, RawDisk
 from embedkit_core.cache.disk import DiskCache
 from embedkit_core.cache.schema import SCHEMA, SETTINGS, foreign_content

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedkit_core import Embedder
-from embedkit_core.engine.loop import engine
+from embedkit_core.engine.current import engine
 from embedkit_core.testing import FakeServer
 
 

@@ -23,7 +23,7 @@ from embedkit_core import (
     EmbedKitError,
     RequestTooLargeError,
 )
-from embedkit_core.engine.loop import engine
+from embedkit_core.engine.current import engine
 from embedkit_core.testing import FakeServer
 from embedkit_core.types import Entry
 from langchain_embedkit import EmbedKitEmbeddings

@@ -11,7 +11,7 @@ from support.openai_server import OpenAIServer, vector_of
 from support.scripts import finish, start
 
 from embedkit_core import Embedder, EmbedKitError
-from embedkit_core.engine.loop import engine
+from embedkit_core.engine.current import engine
 from embedkit_core.testing import FakeServer
 
 MODEL = "text-embedding-3-small"

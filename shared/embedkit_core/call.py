@@ -2,108 +2,146 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from embedkit_core.engine.current import engine, refuse_engine_thread
 from embedkit_core.engine.items import Rows, Ticket
-from embedkit_core.engine.loop import engine
-from embedkit_core.errors import ConfigurationError, EmbedKitError, PartialFailureError, ProviderError
-from embedkit_core.plan import Plan, make_plan
+from embedkit_core.errors import ProviderError
+from embedkit_core.lists import ListRows, collector_at_ease
+from embedkit_core.lookup import LookUp
+from embedkit_core.outcome import failure_of
+from embedkit_core.plan import make_plan
 from embedkit_core.roles import Role
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
-    from embedkit_core.engine.account import Account
 
-logger = logging.getLogger("embedkit_core")
+# What an async caller's loop is held for at most; more is prepared and assembled on threads of our own.
+INLINE, INLINE_CHARACTERS = 64, 50_000
+NOTHING = contextlib.nullcontext()
+T = TypeVar("T")
 
 
 class Call:
     """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them.
 
-    Whoever makes a call must `leave` it, whatever happens, before it is finished.
+    Whoever makes a call must `leave` it, whatever happens, before it is finished; `serve` and `aserve` do. A call for
+    `lists` makes them while it waits, and is finished with `finish_lists`.
     """
 
-    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str]) -> None:
+    __slots__ = (
+        "_deadline",
+        "_failed",
+        "_left",
+        "_lists",
+        "_look_up",
+        "_owner",
+        "_plan",
+        "_role",
+        "_rows",
+        "_texts",
+        "_ticket",
+        "_truncated",
+    )
+
+    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str], *, lists: bool = False) -> None:
         self._owner = owner
         self._role = role
         self._texts = texts
-        self._account: Account | None = None
-        self._lookups: dict[object, int] = {}
+        self._lists = lists
+        self._look_up: LookUp | None = None
         self._ticket: Ticket | None = None
         self._left = False
-        self._truncated_wants: list[int] = []
-        seconds = owner.settings.deadline
-        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
+        self._truncated: list[int] = []
+        self._failed: dict[int, ProviderError] = {}
+        patience = owner.settings.deadline
+        self._deadline = math.inf if patience is None else time.monotonic() + patience
+
+    # All the steps but the last
+
+    def serve(self, door: str) -> None:
+        """Get everything there is to get, from a thread that may block: `door` names who asks.
+
+        Raises:
+            EmbedKitError: it is one of the engine's own threads.
+        """
+        refuse_engine_thread(door)
+        try:
+            with self._collector():
+                self.prepare()
+                if self.needs_engine:
+                    self.wait()
+        finally:
+            self.leave()
+
+    async def aserve(self) -> None:
+        """Get everything there is to get, without holding the caller's loop."""
+        try:
+            with self._collector():
+                await self.off_loop(self.prepare)
+                if self.needs_engine:
+                    await self.await_()
+        finally:
+            self.leave()
+
+    def _collector(self) -> contextlib.AbstractContextManager[None]:
+        return collector_at_ease() if self._lists and not self._is_small else NOTHING
+
+    async def off_loop(self, step: Callable[[], T]) -> T:
+        """Take a step of an async caller's, on a thread of ours where it may take long."""
+        return step() if self._is_small and not self._owner.store.may_block else await off_loop(step)
+
+    @property
+    def _is_small(self) -> bool:
+        texts = self._texts
+        if not isinstance(texts, list) or len(texts) > INLINE:
+            return False
+        return sum(len(text) for text in texts if isinstance(text, str)) <= INLINE_CHARACTERS
+
+    # The steps
 
     def prepare(self) -> None:
-        """Check the texts, key them, and read what the cache has; open a ticket for the rest."""
+        """Check the texts, key them, and fill in the rows that the cache has."""
         plan = self._plan = make_plan(self._texts, self._role.prefix)
-        self._rows = Rows(plan.n, plan.first)
-        if not plan.n:
-            return
-        self._account = account = engine().account(self._owner.provider)
-        self._lookups = account.scheduler.recent.lookups
+        self._rows: Rows | ListRows = (ListRows if self._lists else Rows)(plan.n, plan.first)
+        look_up = self._look_up = LookUp(self._owner, self._role, plan, self._rows)
         try:
-            self._lookups[self] = account.scheduler.recent.sequence
-            self._misses = self._look_up(plan)
+            look_up.run()
         except BaseException:
-            self._close_lookup()
+            look_up.close()
             raise
         # A cancelled caller has left already, while this ran on a thread of ours.
-        if not self._misses or self._left:
-            self._close_lookup()
+        if not look_up.misses or self._left:
+            look_up.close()
+        elif limit := self._role.lane.limits.text_tokens:
+            self._count_long(look_up.misses, limit // 2)
 
-    def _close_lookup(self) -> None:
-        self._lookups.pop(self, None)
-
-    def _look_up(self, plan: Plan) -> list[int]:
-        """Fill in the rows the cache has, and give the places in the plan of those it lacks."""
-        found = self._owner.store.get_many(plan.keys, hot=self._role.input_type == "query")
-        width = self._role.lane.dimensions or self._owner.dimensions
-        hits: list[int] = []
-        vectors: list[Vectors] = []
-        misses: list[int] = []
-        for place, key in enumerate(plan.keys):
-            entry = found.get(key)
-            if entry is not None:
-                width = width or len(entry.vector)
-            if entry is None or len(entry.vector) != width:
-                misses.append(place)
-                continue
-            hits.append(place)
-            vectors.append(entry.vector)
-            if entry.truncated:
-                self._truncated_wants.append(place)
-        if self._role.lane.dimensions is None and len({len(entry.vector) for entry in found.values()}) > 1:
-            raise ConfigurationError(
-                f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
-                "changed; name dimensions=, or another cache"
-            )
-        if hits:
-            self._rows.put_wants(hits, np.stack(vectors))
-        self._n_hits = len(hits)
-        return misses
+    def _count_long(self, misses: Iterable[int], most: int) -> None:
+        """Count the tokens of texts that may be too long, where that can be done here, rather than estimate them."""
+        sizes = self._plan.sizes
+        for place in misses:
+            if sizes[place] > most and (tokens := self._owner.provider.count_tokens(self._plan.texts[place])):
+                sizes[place] = tokens
 
     @property
     def needs_engine(self) -> bool:
         """Tell whether anything has to be sent."""
-        return bool(self._plan.n and self._misses)
+        return self._look_up is not None and bool(self._look_up.misses)
 
     def submit(self, wake: Callable[[], None]) -> None:
         """Hand the misses over; `wake` is called on the engine's side when all are served or given up."""
-        plan, owner = self._plan, self._owner
-        assert self._account is not None
-        self._rows.positions = plan.first[self._misses]
+        plan, owner, look_up = self._plan, self._owner, self._look_up
+        assert look_up is not None
+        assert look_up.account is not None
+        self._rows.positions = plan.first[look_up.misses]
         self._ticket = Ticket(
             rows=self._rows,
             urgent=self._role.input_type == "query",
@@ -115,109 +153,148 @@ class Call:
             meter=owner.meter,
             wake=wake,
         )
-        wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in self._misses]
-        owner.join(self._account)
-        engine().submit(self._account, self._ticket, self._role.lane, wants, self)
+        wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]
+        owner.join(look_up.account)
+        engine().submit(look_up.account, self._ticket, self._role.lane, wants, look_up)
 
     def wait(self) -> None:
         """Wait for the engine, from a thread that may block."""
-        done = threading.Event()
-        self.submit(done.set)
-        done.wait()
+        awake = threading.Event()
+        for made in self._while_waiting(awake.set):
+            if not made:
+                awake.wait()
+                awake.clear()
 
     async def await_(self) -> None:
         """Wait for the engine, from a coroutine on any loop."""
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
+        import asyncio
 
-        def arrive() -> None:
-            if not done.done():
-                done.set_result(None)
+        loop = asyncio.get_running_loop()
+        awake = asyncio.Event()
 
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-                loop.call_soon_threadsafe(arrive)
+                loop.call_soon_threadsafe(awake.set)
 
+        for made in self._while_waiting(wake):
+            if made:
+                await asyncio.sleep(0)
+            else:
+                await awake.wait()
+                awake.clear()
+
+    def _while_waiting(self, wake: Callable[[], None]) -> Iterator[bool]:
+        """Submit, and give True after each slice of lists that was made, False when there is nothing to do but wait."""
+        rows = self._rows if isinstance(self._rows, ListRows) else None
+        if rows is not None:
+            rows.landed = wake
         self.submit(wake)
-        await done
+        assert self._ticket is not None
+        while True:
+            closed = self._ticket.closed  # before the look at what has landed: nothing lands after it
+            if rows is not None:
+                for _ in rows.slices():
+                    yield True
+            if closed:
+                return
+            yield False
 
     def leave(self) -> None:
         """Withdraw what is still pending; nothing is where all is served."""
         self._left = True
-        if self._account is None:
+        look_up = self._look_up
+        if look_up is None:
             return
         if self._ticket is None:
-            self._close_lookup()
+            look_up.close()
         elif not self._ticket.closed:
-            engine().withdraw(self._account, self._ticket, self)
+            assert look_up.account is not None
+            engine().withdraw(look_up.account, self._ticket, look_up)
 
     def finish(self) -> EmbeddingResult:
         """Put rows, usage and failures together in the order asked, and raise what is to be raised."""
-        plan, ticket = self._plan, self._ticket
-        if ticket is not None and ticket.broken is not None:
-            raise ticket.broken
-        failed: dict[int, ProviderError] = {}
-        truncated = list(self._truncated_wants)
-        usage = Usage(texts=plan.n, duplicates=plan.n - len(plan.keys))
-        if plan.n:
-            usage += Usage(cache_hits=self._n_hits)
-        if ticket is not None:
-            failed = {self._misses[index]: error for index, error in ticket.failed.items()}
-            truncated += [self._misses[index] for index in ticket.truncated]
-            usage += Usage(sent=ticket.sent, joined=ticket.joined, failed=len(failed))
-        self._owner.meter.add(usage)
-        if ticket is not None:
-            usage += ticket.usage
-        result = EmbeddingResult(
-            vectors=self._assemble(),
-            usage=usage,
-            model=self._owner.model,
-            input_type=self._role.input_type,
-            space=self._owner.space,
-            truncated=self._positions(truncated),
-            failed={p: failed[int(plan.source[p])] for p in self._positions(failed)},
-        )
-        self._owner.note(result)
-        if result.failed and self._owner.settings.on_error == "raise":
-            failure = self._failure(result)
-            failure.usage = result.usage
-            raise failure
+        vectors = self._finished()
+        assert isinstance(vectors, np.ndarray)
+        result = self._result(vectors)
+        self._raise_failures(result)
         return result
 
-    def _assemble(self) -> Vectors:
-        plan, matrix = self._plan, self._rows.matrix
-        if matrix is None:
-            return np.full((plan.n, self._owner.dimensions or 0), np.nan, dtype=np.float32)
-        if len(plan.keys) < plan.n:
-            origin = plan.first[plan.source]
-            copies = np.flatnonzero(origin != np.arange(plan.n))
-            matrix[copies] = matrix[origin[copies]]
-        return matrix
+    def finish_vectors(self) -> Vectors:
+        """Give the vectors alone, as `finish` does."""
+        vectors = self._finished()
+        assert isinstance(vectors, np.ndarray)
+        if self._failed:
+            self._raise_failures(self._result(vectors))
+        return vectors
+
+    def finish_lists(self) -> list[list[float]]:
+        """Give the vectors as Python floats, for a call that makes lists, and raise what `finish` does."""
+        rows = self._finished()
+        assert isinstance(rows, list)
+        if self._failed:
+            self._raise_failures(self._result(np.array(rows, dtype=np.float32)))
+        return rows
+
+    @property
+    def usage(self) -> Usage:
+        """What a finished call took."""
+        usage = Usage(*self._counts())
+        return usage if self._ticket is None else usage + self._ticket.usage
+
+    # What it comes to
+
+    def _counts(self) -> tuple[int, int, int, int, int, int]:
+        """Give what became of the texts, in the order of `Usage`."""
+        plan, ticket = self._plan, self._ticket
+        joined, sent = (0, 0) if ticket is None else (ticket.joined, ticket.sent)
+        assert self._look_up is not None
+        return plan.n, len(self._look_up.hits), plan.n - len(plan.keys), joined, sent, len(self._failed)
+
+    def _finished(self) -> Vectors | list[list[float]]:
+        """Count the call, and give its rows in the order asked."""
+        plan, owner, ticket, look_up = self._plan, self._owner, self._ticket, self._look_up
+        assert look_up is not None
+        self._truncated = look_up.truncated
+        if ticket is not None:
+            if ticket.broken is not None:
+                raise ticket.broken
+            self._failed = {look_up.misses[index]: error for index, error in ticket.failed.items()}
+            self._truncated += [look_up.misses[index] for index in ticket.truncated]
+        owner.meter.count(*self._counts())
+        if self._rows.put_count + len(self._failed) != len(plan.keys):
+            raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
+        origin = plan.first[plan.source] if len(plan.keys) < plan.n else None
+        rows = self._rows.finished(origin, self._positions(self._failed), owner.dimensions or 0)
+        if owner.dimensions is None and self._rows.width:
+            owner.learn_width(self._rows.width)
+        if self._truncated:
+            owner.warn_of_cuts(self._positions(self._truncated), plan.n)
+        return rows
+
+    def _result(self, vectors: Vectors) -> EmbeddingResult:
+        owner, failed = self._owner, self._positions(self._failed)
+        return EmbeddingResult(
+            vectors=vectors,
+            usage=self.usage,
+            model=owner.model,
+            input_type=self._role.input_type,
+            space=owner.space,
+            truncated=self._positions(self._truncated),
+            failed={p: self._failed[int(self._plan.source[p])] for p in failed},
+        )
 
     def _positions(self, places: Iterable[int]) -> tuple[int, ...]:
         """Give the positions in the call of distinct texts, duplicates included."""
         chosen = list(places)
         return tuple(np.flatnonzero(np.isin(self._plan.source, chosen)).tolist()) if chosen else ()
 
-    def _failure(self, result: EmbeddingResult) -> EmbedKitError:
-        failed = dict(result.failed)
-        first = next(iter(failed.values()))
-        succeeded = [p for p in range(self._plan.n) if p not in failed]
-        if not succeeded:
-            assert isinstance(first, EmbedKitError)
-            return first
-        kept = " and in the cache: a rerun sends only what failed" if self._owner.store.keeper else ""
-        shown = first_positions(failed)
-        return PartialFailureError(
-            f"{len(failed)} of {self._plan.n} texts failed (positions {shown}): {str(first).rstrip('.')}. "
-            f"{len(succeeded)} succeeded and are in .result{kept}",
-            failed={p: e for p, e in failed.items() if isinstance(e, EmbedKitError)},
-            succeeded=succeeded,
-            result=result,
-        )
+    def _raise_failures(self, result: EmbeddingResult) -> None:
+        if result.failed and self._owner.settings.on_error == "raise":
+            raise failure_of(result, kept=self._owner.store.keeper is not None)
 
 
-def first_positions(positions: Iterable[int]) -> str:
-    """Name ten positions at most, for a message."""
-    named = list(map(str, positions))
-    return ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
+async def off_loop(work: Callable[[], T]) -> T:
+    """Do what may take long on a thread of ours."""
+    import asyncio
+
+    return await asyncio.get_running_loop().run_in_executor(engine().pool, work)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hashlib
 import inspect
-import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
 from embedkit_core import config
-from embedkit_core.call import Call, first_positions
+from embedkit_core.call import Call, off_loop
+from embedkit_core.engine.current import engine, refuse_engine_thread
 from embedkit_core.engine.gate import Gate
-from embedkit_core.engine.loop import engine, on_engine_thread
 from embedkit_core.engine.pace import Rates
-from embedkit_core.errors import EmbedKitError
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.meter import Meter
+from embedkit_core.outcome import warn_of_cuts
 from embedkit_core.plan import check_list, make_plan
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
@@ -29,11 +27,6 @@ from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, 
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
-
-INLINE = 64  # texts an async caller's loop is held for at most; more are prepared and assembled on our own threads
-T = TypeVar("T")
-
-logger = logging.getLogger("embedkit_core")
 
 
 class Embedder:
@@ -137,34 +130,24 @@ class Embedder:
             PartialFailureError: some failed for good; the others are in its `result` and in the cache.
             ProviderError: all failed.
         """
-        self._refuse_engine_thread("embed")
         call = self._call(texts, input_type, max_batch_texts)
-        try:
-            call.prepare()
-            if call.needs_engine:
-                call.wait()
-        finally:
-            call.leave()
+        call.serve("embed")
         return call.finish()
 
     async def aembed(
         self, texts: Iterable[str], *, input_type: InputType = "document", max_batch_texts: int | None = None
     ) -> EmbeddingResult:
         """Embed texts, as `embed` does, without holding the caller's loop."""
-        texts = check_list(texts)
-        call = self._call(texts, input_type, max_batch_texts)
-        many = len(texts) > INLINE or self.store.may_block
-        try:
-            await self._off_loop(call.prepare, many)
-            if call.needs_engine:
-                await call.await_()
-        finally:
-            call.leave()
-        return await self._off_loop(call.finish, many)
+        call = self._call(check_list(texts), input_type, max_batch_texts)
+        await call.aserve()
+        return await call.off_loop(call.finish)
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
-        return self.embed([text], input_type="query").row(0)
+        call = self._call([text], "query")
+        call.serve("embed_query")
+        row: Vectors = call.finish_vectors()[0]
+        return row
 
     def embed_documents(self, texts: Iterable[str]) -> Vectors:
         """Embed documents: float32 (n_texts, dimensions)."""
@@ -172,7 +155,10 @@ class Embedder:
 
     async def aembed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
-        return (await self.aembed([text], input_type="query")).row(0)
+        call = self._call([text], "query")
+        await call.aserve()
+        row: Vectors = (await call.off_loop(call.finish_vectors))[0]
+        return row
 
     async def aembed_documents(self, texts: Iterable[str]) -> Vectors:
         """Embed documents: float32 (n_texts, dimensions)."""
@@ -195,7 +181,7 @@ class Embedder:
             ConfigurationError: there is no cache, or the vectors are not this model's; nothing was imported.
             InputError: texts and vectors do not fit together.
         """
-        self._refuse_engine_thread("import_vectors")
+        refuse_engine_thread("import_vectors")
         config.check_input_type(input_type)
         config.whole_number("verify", verify, 0)
         return import_vectors(self, self._roles[input_type], texts, vectors, verify=verify)
@@ -245,20 +231,15 @@ class Embedder:
         """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
         return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
 
-    def note(self, result: EmbeddingResult) -> None:
-        """Learn the width from a result, and warn once where texts were cut. On the caller's side."""
-        if self._width is None and result.vectors.shape[1]:
-            self._width = result.vectors.shape[1]
-        if result.truncated and not self._warned:
+    def learn_width(self, width: int) -> None:
+        """Learn the width of the vectors of a model that is not in the catalogue."""
+        self._width = width
+
+    def warn_of_cuts(self, truncated: Sequence[int], n_texts: int) -> None:
+        """Say once that texts were cut. On the caller's side."""
+        if not self._warned:
             self._warned = True
-            logger.warning(
-                "%d of %d texts are longer than %s takes and were cut (positions %s): embed(...).truncated names them "
-                "each time, on_long_text='mean' or 'error' are the alternatives; said once",
-                len(result.truncated),
-                len(result.vectors),
-                self.model,
-                first_positions(result.truncated),
-            )
+            warn_of_cuts(self.model, truncated, n_texts)
 
     # Life
 
@@ -279,7 +260,7 @@ class Embedder:
 
     async def aclose(self) -> None:
         """Close without holding the caller's loop."""
-        await self._off_loop(self.close, many=True)
+        await off_loop(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -311,20 +292,13 @@ class Embedder:
 
     # Inside
 
-    def _call(self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None = None) -> Call:
+    def _call(
+        self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None = None, *, lists: bool = False
+    ) -> Call:
         config.check_input_type(input_type)
         if max_batch_texts is not None:
             config.whole_number("max_batch_texts", max_batch_texts, 1)
-        return Call(self, self._roles[input_type].at_most(max_batch_texts), texts)
-
-    def _refuse_engine_thread(self, door: str) -> None:
-        if on_engine_thread():
-            raise EmbedKitError(f"{door}() would wait for the thread it runs on; use a{door}()")
-
-    async def _off_loop(self, work: Callable[[], T], many: bool) -> T:
-        if not many:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(engine().pool, work)
+        return Call(self, self._roles[input_type].at_most(max_batch_texts), texts, lists=lists)
 
 
 @functools.cache

@@ -6,23 +6,28 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from embedkit_core import config
 from embedkit_core.embedder import Embedder, parameter_names
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.lists import ato_lists, to_lists
+from embedkit_core.plan import check_list
+from embedkit_core.types import InputType, Usage
 
 __all__ = [
     "NOT_GIVEN",
+    "Lists",
     "Mapped",
     "NoEffect",
     "Refused",
     "Rule",
+    "aembed_lists",
     "ato_lists",
     "complaint",
     "cut_or_refuse",
     "default_model",
+    "embed_lists",
     "make_embedder",
     "plain_key",
     "seconds",
@@ -172,6 +177,31 @@ def default_model(owner: str, replaced: str) -> str:
         stacklevel=3,
     )
     return model
+
+
+class Lists(NamedTuple):
+    """Vectors as Python floats, in the order of the texts, and what they took."""
+
+    rows: list[list[float]]
+    usage: Usage
+
+
+def embed_lists(
+    embedder: Embedder, texts: Iterable[str], input_type: InputType = "document", max_batch_texts: int | None = None
+) -> Lists:
+    """Embed texts as `embed` does; the lists are made while the server is waited for, and there is no matrix."""
+    call = embedder._call(texts, input_type, max_batch_texts, lists=True)
+    call.serve("embed")
+    return Lists(call.finish_lists(), call.usage)
+
+
+async def aembed_lists(
+    embedder: Embedder, texts: Iterable[str], input_type: InputType = "document", max_batch_texts: int | None = None
+) -> Lists:
+    """Embed texts as `aembed` does, letting the caller's loop run while lists are made."""
+    call = embedder._call(check_list(texts), input_type, max_batch_texts, lists=True)
+    await call.aserve()
+    return Lists(await call.off_loop(call.finish_lists), call.usage)
 
 
 class _SecretStr(Protocol):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,15 @@ KEY_VERSION = 1
 SHOWN_POSITIONS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The distinct texts of a call: `first[i]` is where the i-th stands first, `source[p]` which one position p asks.
 
-    `sizes` are their lengths in tokens, estimated.
+    `sizes` are their lengths in tokens, estimated; `places` says which of them a key is.
     """
 
     n: int
     keys: list[bytes]
+    places: dict[bytes, int]
     texts: list[str]
     sizes: list[int]
     first: npt.NDArray[np.intp]
@@ -59,7 +58,7 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
     """
     texts = check_list(texts)
     start = hashlib.sha256(prefix)
-    index: dict[bytes, int] = {}
+    places: dict[bytes, int] = {}
     keys: list[bytes] = []
     kept: list[str] = []
     sizes: list[int] = []
@@ -81,7 +80,7 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
         hasher = start.copy()
         hasher.update(encoded)
         key = hasher.digest()
-        place = index.setdefault(key, len(keys))
+        place = places.setdefault(key, len(keys))
         if place == len(keys):
             keys.append(key)
             kept.append(text)
@@ -90,11 +89,13 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
         source[position] = place
     if bad:
         raise _complaint(texts, bad)
-    return Plan(len(texts), keys, kept, sizes, np.array(first, dtype=np.intp), source)
+    return Plan(len(texts), keys, places, kept, sizes, np.array(first, dtype=np.intp), source)
 
 
 def check_list(texts: Iterable[str]) -> list[str]:
     """Give the texts as a list, refusing a lone string, which would fall apart into characters."""
+    if type(texts) is list:
+        return texts.copy()
     if isinstance(texts, (str, bytes)):
         raise InputError("expected a list of texts and got a single one; use embed_query(text) or embed([text])", ())
     if isinstance(texts, (Mapping, Set)):

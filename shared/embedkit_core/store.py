@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import platformdirs
 
 from embedkit_core.cache import open_cache, open_folder, urls
 from embedkit_core.cache.memory import MemoryTier
@@ -19,6 +18,16 @@ from embedkit_core.types import Cache, Entry
 logger = logging.getLogger("embedkit_core")
 
 HOT = 16  # keys in one look-up that may come from memory: single queries, not bulk
+Found: TypeAlias = Mapping[bytes, Entry]
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """A cache of ours that need not have all that it reads in memory at once."""
+
+    def get_blocks(self, keys: Sequence[bytes]) -> Iterator[Found]:
+        """Give the entries there are, block by block."""
+        ...
 
 
 class Store:
@@ -33,6 +42,9 @@ class Store:
         self._checked = checked
         self._owned = owned
         self._complained = False
+        self._get_blocks: Callable[[Sequence[bytes]], Iterator[Found]] | None = None
+        if checked and isinstance(cache, InBlocks):
+            self._get_blocks = cache.get_blocks
         self._memory = MemoryTier() if cache is not None else None
 
     @property
@@ -40,30 +52,33 @@ class Store:
         """Tell whether a look-up may take long: a cache that is not ours may be on a network."""
         return not self._checked
 
-    def get_many(self, keys: Sequence[bytes], *, hot: bool) -> Mapping[bytes, Entry]:
-        """Give the entries there are; `hot` ones are kept in memory for the next time."""
-        if self.keeper is None or self._memory is None:
+    def remembered(self, keys: Sequence[bytes]) -> Found:
+        """Give the entries that are in memory."""
+        if self._memory is None or len(keys) > HOT:
             return {}
-        if not hot or len(keys) > HOT:
-            return self._read(keys)
-        found = {key: entry for key in keys if (entry := self._memory.get(key)) is not None}
-        missing = [key for key in keys if key not in found]
-        if missing:
-            for key, entry in self._read(missing).items():
-                found[key] = entry
-                self._memory.put(key, entry)
-        return found
+        return self._memory.get_many(keys)
 
-    def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, Entry]:
-        assert self.keeper is not None
+    def read(self, keys: Sequence[bytes], *, hot: bool) -> Iterator[Found]:
+        """Give the entries of the cache, block by block; `hot` ones are kept in memory for the next time."""
+        for found in self._read(keys):
+            if hot and self._memory is not None and len(keys) <= HOT:
+                for key, entry in found.items():
+                    self._memory.put(key, entry)
+            yield found
+
+    def _read(self, keys: Sequence[bytes]) -> Iterator[Found]:
+        if self.keeper is None:
+            return
         try:
+            if self._get_blocks is not None:
+                yield from self._get_blocks(keys)
+                return
             found = self.keeper.get_many(keys)
-            return found if self._checked else {key: entry for key, entry in found.items() if _is_sound(entry)}
+            yield found if self._checked else {key: entry for key, entry in found.items() if _is_sound(entry)}
         except Exception as error:  # a cache may be anybody's, and must not cost an answer
             if not self._complained:
                 self._complained = True
                 logger.warning("the cache could not be read (%s)", type(error).__name__)
-            return {}
 
     def where(self, key: bytes) -> str:
         """Say where a vector would be served from: "memory", "cache" or "provider"."""
@@ -71,7 +86,7 @@ class Store:
             return "provider"
         if self._memory.get(key) is not None:
             return "memory"
-        return "cache" if self._read([key]) else "provider"
+        return "cache" if any(self._read([key])) else "provider"
 
     def close(self) -> None:
         """Forget what is in memory, and let go of the folder's files; whoever else uses it opens them again."""
@@ -93,6 +108,8 @@ def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> St
     if cache is False:
         return Store(None)
     if cache is None:
+        import platformdirs
+
         return Store(open_cache(Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))))
     if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
         return Store(urls.open_url(cache), checked=urls.is_built_in(scheme))

@@ -3,7 +3,7 @@
 import threading
 
 from embedkit_core import Embedder
-from embedkit_core.engine.loop import engine
+from embedkit_core.engine.current import engine
 
 
 def wait_until_joined(embedder: Embedder, callers: int) -> None:

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -26,7 +26,7 @@ WRITE_SECONDS = 30.0  # how long a write waits for other processes to write
 _READ_SECONDS = 5.0  # a read waits only while another process opens or closes the database
 _FORK_SECONDS = 1.0  # how long a fork waits for reads and writes under way
 _MAX_IDLE = 8
-_BLOCK = 500  # keys in one SELECT; SQLite may be built to take 999
+BLOCK = 500  # keys in one SELECT; SQLite may be built to take 999
 _OPTIONS: dict[Mode, str] = {"rw": "mode=rw", "ro": "mode=ro", "immutable": "mode=ro&immutable=1"}
 _PRAGMAS = (
     "trusted_schema = OFF",
@@ -37,16 +37,18 @@ _PRAGMAS = (
 )
 
 # Only what we store ourselves: no pickle, nothing in a file, nothing that would fill the memory.
+# The rows are read in the order in which they lie in the file, each page once.
 _READ = (  # the marks are filled in, never a value
-    "SELECT key, value FROM Cache WHERE key IN ({}) AND raw = 1 AND mode = 1 AND filename IS NULL"  # noqa: S608
+    "SELECT key, value FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE key IN ({}) AND raw = 1)"  # noqa: S608
+    " AND raw = 1 AND mode = 1 AND filename IS NULL"
     f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_DIMENSIONS}"
 )
 # Every column is given again: a row that somebody bent is healed.
 _WRITE = (
     "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
-    " VALUES (:key, 1, :time, NULL, :time, 0, NULL, 0, 1, NULL, :value) ON CONFLICT (key, raw) DO UPDATE SET"
-    " store_time = :time, expire_time = NULL, access_time = :time, access_count = 0, tag = NULL, size = 0, mode = 1,"
-    " filename = NULL, value = :value"
+    " VALUES (?1, 1, ?3, NULL, ?3, 0, NULL, 0, 1, NULL, ?2) ON CONFLICT (key, raw) DO UPDATE SET"
+    " store_time = ?3, expire_time = NULL, access_time = ?3, access_count = 0, tag = NULL, size = 0, mode = 1,"
+    " filename = NULL, value = ?2"
 )
 
 
@@ -149,27 +151,23 @@ class Pool:
         _process.pools.add(self)
         weakref.finalize(self, _let_go, self._idle)
 
-    def read(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Give the keys there are with their values, in any order. Raises sqlite3.Error."""
+    def read(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """Give those of up to `BLOCK` keys that there are with their values, in any order. Raises sqlite3.Error."""
         connection = self._borrow()
         try:
-            for start in range(0, len(keys), _BLOCK):
-                block = keys[start : start + _BLOCK]
-                marks = ",".join("?" * len(block))
-                yield from connection.execute(_READ.format(marks), block).fetchall()
+            found = connection.execute(_READ.format(",".join("?" * len(keys))), keys).fetchall()
         except BaseException:
             close_all([connection])
             raise
         self._give_back(connection)
+        return found
 
     def write(self, rows: Iterable[tuple[bytes, bytes, float]]) -> None:
         """Commit keys, values and times (Unix seconds), all or none. Raises sqlite3.Error."""
         connection = self._borrow()
         try:
             _begin(connection)
-            connection.executemany(
-                _WRITE, ({"key": key, "value": value, "time": written} for key, value, written in rows)
-            )
+            connection.executemany(_WRITE, rows)
             connection.execute("COMMIT")
         except BaseException:
             close_all([connection])  # which rolls back

@@ -7,14 +7,14 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedkit_core.cache import folder as folders
-from embedkit_core.cache.codec import decode, encode
-from embedkit_core.cache.connections import GATE, Mode, Pool, close_all, connect
+from embedkit_core.cache.codec import decode_all, encode_all
+from embedkit_core.cache.connections import BLOCK, GATE, Mode, Pool, close_all, connect
 from embedkit_core.cache.schema import foreign_content
 from embedkit_core.errors import CacheError
 from embedkit_core.forks import ForkLock
@@ -71,24 +71,36 @@ class DiskCache:
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         """Give the entries there are; the others are misses."""
         found: dict[bytes, Entry] = {}
-        damaged = 0
+        for block in self.get_blocks(keys):
+            found |= block
+        return found
+
+    def get_blocks(self, keys: Sequence[bytes]) -> Iterator[dict[bytes, Entry]]:
+        """Give the same block by block, so that not all that is read is in memory at once."""
+        for start in range(0, len(keys), BLOCK):
+            found = self._get_block(keys[start : start + BLOCK])
+            if found is None:
+                return
+            yield found
+
+    def _get_block(self, keys: Sequence[bytes]) -> dict[bytes, Entry] | None:
+        """Give one block, or None where nothing can be read now: to try the next one might mean to wait for each."""
+        rows: list[tuple[bytes, bytes]] | None = None
         pool = None
         with GATE:
             try:
                 pool = self._pool or self._open(create=False)
                 if pool is not None:
-                    for key, blob in pool.read(keys):
-                        entry = decode(key, blob)
-                        if entry is None:
-                            damaged += 1
-                        else:
-                            found[key] = entry
+                    rows = pool.read(keys)
             except (OSError, sqlite3.Error, CacheError) as error:
                 self._read_failed(pool, error)
-        if damaged:
-            with self._opening.lock:
-                self.stats.damaged += damaged
         self._speak()
+        if rows is None:
+            return None
+        found = decode_all(rows)
+        if len(found) < len(rows):
+            with self._opening.lock:
+                self.stats.damaged += len(rows) - len(found)
         return found
 
     def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
@@ -98,7 +110,7 @@ class DiskCache:
             ValueError: an entry is not one row of finite numbers; nothing was written.
         """
         now = time.time()
-        rows = [(key, encode(key, entry), now) for key, entry in items]
+        rows = [(key, value, now) for key, value in encode_all(items)]
         if not rows:
             return
         with GATE, self._writing.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,6 +32,17 @@ class MemoryTier:
             if entry is not None:
                 self._entries.move_to_end(key)
             return entry
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
+        """Give the entries there are, as `get` does."""
+        found: dict[bytes, Entry] = {}
+        with self._lock.lock:
+            for key in keys:
+                entry = self._entries.get(key)
+                if entry is not None:
+                    self._entries.move_to_end(key)
+                    found[key] = entry
+        return found
 
     def put(self, key: bytes, entry: Entry) -> None:
         """Keep an entry, and let go of those used longest ago where it takes their room."""

@@ -89,7 +89,9 @@ class Account:
     def _pump_once(self) -> bool:
         step = self.scheduler.poll(self.loop.time())
         for flight in step.asks:
-            threading.Thread(target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=LIMITER_THREAD, daemon=True).start()
+            threading.Thread(
+                target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=LIMITER_THREAD, daemon=True
+            ).start()
         for flight in step.sends:
             task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
             self._tasks.add(task)

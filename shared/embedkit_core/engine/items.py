@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,30 +41,66 @@ class Lane:
     gate: Gate | None = None
 
 
+class Sink(Protocol):
+    """Where the engine puts the rows of a ticket."""
+
+    def fits(self, width: int) -> bool:
+        """Tell whether rows of this width go with those already there."""
+        ...
+
+    def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
+        """Take float32 (len(wants), dimensions), which nobody changes any more; called on the engine's side."""
+        ...
+
+
 class Rows:
     """The result's matrix, float32 (n, dimensions), allocated when the first row tells its width.
 
-    `positions` maps the wants of a ticket to rows of the matrix.
+    `positions` maps the wants of a ticket to rows of the matrix. A row that is never put holds anything: `finished`
+    is told which those are.
     """
 
     def __init__(self, n: int, positions: npt.NDArray[np.intp]) -> None:
         self.n = n
         self.positions = positions
+        self.put_count = 0
         self.matrix: Vectors | None = None
+
+    @property
+    def width(self) -> int | None:
+        """The dimensions of the rows, None before the first."""
+        return None if self.matrix is None else self.matrix.shape[1]
 
     def fits(self, width: int) -> bool:
         """Tell whether rows of this width go with those already there."""
-        return self.matrix is None or self.matrix.shape[1] == width
+        return self.width in (None, width)
 
-    def put(self, places: Sequence[int] | npt.NDArray[np.intp], vectors: Vectors) -> None:
-        """Copy float32 (len(places), dimensions) into rows of the matrix."""
-        if self.matrix is None:
-            self.matrix = np.full((self.n, vectors.shape[1]), np.nan, dtype=np.float32)
-        self.matrix[places] = vectors
+    def put(self, wants: Sequence[int], vectors: Sequence[Vectors]) -> None:
+        """Copy single rows, each float32 (dimensions,), to where the result has them."""
+        matrix = self._matrix(len(vectors[0]))
+        for position, vector in zip(self.positions[wants].tolist(), vectors, strict=True):
+            matrix[position] = vector
+        self.put_count += len(wants)
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
         """Copy the vectors of these wants to where the result has them."""
-        self.put(self.positions[wants], vectors)
+        self._matrix(vectors.shape[1])[self.positions[wants]] = vectors
+        self.put_count += len(wants)
+
+    def finished(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> Vectors:
+        """Give the matrix, NaN where rows `failed`; `origin` says for each row which one it repeats, if any do."""
+        matrix = self._matrix(width)
+        if failed:
+            matrix[list(failed)] = np.nan
+        if origin is not None:
+            copies = np.flatnonzero(origin != np.arange(self.n))
+            matrix[copies] = matrix[origin[copies]]
+        return matrix
+
+    def _matrix(self, width: int) -> Vectors:
+        if self.matrix is None:
+            self.matrix = np.empty((self.n, width), dtype=np.float32)
+        return self.matrix
 
 
 class Ticket:
@@ -99,7 +135,7 @@ class Ticket:
     def __init__(
         self,
         *,
-        rows: Rows,
+        rows: Sink,
         urgent: bool,
         max_retries: int,
         bound: int,

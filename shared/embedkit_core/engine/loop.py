@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import contextvars
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,7 +16,6 @@ from embedkit_core.engine.account import LIMITER_THREAD, Account
 from embedkit_core.engine.items import Lane, Ticket
 from embedkit_core.engine.writer import Job, Writer
 from embedkit_core.errors import EmbedKitError
-from embedkit_core.forks import ForkLock
 
 if TYPE_CHECKING:
     from embedkit_core.providers import Provider
@@ -108,10 +105,9 @@ class Engine:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(self._drain)
 
-    @property
-    def writer_thread(self) -> threading.Thread | None:
-        """The thread that keeps rows, once there is one."""
-        return self._writer.thread
+    def owns(self, thread: threading.Thread) -> bool:
+        """Tell whether a thread is one of the engine's own."""
+        return thread.name == LIMITER_THREAD or thread in (self.thread, self._writer.thread)
 
     @property
     def pool(self) -> ThreadPoolExecutor:
@@ -184,42 +180,3 @@ class Engine:
 
     async def _close_clients(self) -> None:
         await asyncio.gather(*(a.aclose() for a in self._accounts.values()), return_exceptions=True)
-
-
-_engine: Engine | None = None
-_lock = ForkLock()
-_inherited: list[Engine] = []
-
-
-def engine() -> Engine:
-    """Give this process's engine, started on first use."""
-    global _engine
-    if _engine is None:
-        with _lock.lock:
-            if _engine is None:
-                _engine = Engine()
-    return _engine
-
-
-def on_engine_thread() -> bool:
-    """Tell whether the calling thread is one of the engine's own, which must not wait for the engine."""
-    thread = threading.current_thread()
-    return thread.name == LIMITER_THREAD or (_engine is not None and thread in (_engine.thread, _engine.writer_thread))
-
-
-def _after_fork() -> None:
-    # The parent's threads do not exist here; its loop and sockets are its own, so nothing of it is closed or freed.
-    global _engine
-    if _engine is not None:
-        _inherited.append(_engine)
-        _engine = None
-
-
-def _at_exit() -> None:
-    if _engine is not None:
-        _engine.shut_down()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_at_exit)

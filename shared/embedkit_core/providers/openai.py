@@ -222,7 +222,8 @@ class OpenAIClient:
             rows = [self._b64decode(text, validate=True) for text in encoded]
             if any(len(row) != len(rows[0]) for row in rows):
                 raise ValueError("rows of different widths")
-            vectors = np.frombuffer(b"".join(rows), dtype="<f4").reshape(len(rows), -1).astype(np.float32)
+            stored = np.frombuffer(b"".join(rows), dtype="<f4").reshape(len(rows), -1)
+            vectors = stored.astype(np.float32, copy=False)  # the same, where the machine's byte order is this one
         except (ValueError, TypeError, OverflowError):
             raise BadReplyError("the server answered vectors of different widths or in an unknown encoding") from None
         return vectors

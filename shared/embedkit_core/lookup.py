@@ -1,0 +1,120 @@
+"""What memory and the cache have of a call's texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from embedkit_core.engine.current import engine, is_running
+from embedkit_core.engine.items import Rows
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.lists import ListRows
+from embedkit_core.plan import Plan
+from embedkit_core.roles import Role
+from embedkit_core.types import Entry, Vectors
+
+if TYPE_CHECKING:
+    from embedkit_core.embedder import Embedder
+    from embedkit_core.engine.account import Account
+    from embedkit_core.store import Found
+
+
+class LookUp:
+    """Fills in the rows that there are; `hits`, `misses` and `truncated` are places in the plan.
+
+    It is open from before the cache is read until the misses are handed over: what the engine finishes meanwhile is
+    remembered for it, so that a miss that raced a finish is not paid for again. Whoever runs it must `close` it, or
+    hand it over with the misses.
+    """
+
+    __slots__ = (
+        "_found_widths",
+        "_noted_in",
+        "_owner",
+        "_plan",
+        "_role",
+        "_rows",
+        "_width",
+        "account",
+        "hits",
+        "misses",
+        "truncated",
+    )
+
+    def __init__(self, owner: Embedder, role: Role, plan: Plan, rows: Rows | ListRows) -> None:
+        self._owner = owner
+        self._role = role
+        self._plan = plan
+        self._rows = rows
+        self._width = role.lane.dimensions or owner.dimensions
+        self._found_widths: set[int] = set()
+        self._noted_in: dict[object, int] | None = None
+        self.account: Account | None = None
+        self.hits: set[int] = set()
+        self.misses: Sequence[int] = range(len(plan.keys))
+        self.truncated: list[int] = []
+
+    def run(self) -> None:
+        """Look in memory, then in the cache.
+
+        Raises:
+            ConfigurationError: the cache holds vectors of two widths.
+        """
+        if self._role.input_type == "query":
+            self._take([self._owner.store.remembered(self._plan.keys)])
+        if not self.misses:
+            return
+        running = is_running()
+        if running:
+            self._open()
+        self._take(self._read())
+        if self.misses and not running:  # nothing was under way when we began
+            started = is_running()
+            if self._open() or started:
+                self._take(self._read())
+
+    def close(self) -> None:
+        """Have nothing more remembered."""
+        if self._noted_in is not None:
+            self._noted_in.pop(self, None)
+
+    def _open(self) -> int:
+        """Have what is finished from now on remembered; give how often anything was finished before."""
+        self.account = engine().account(self._owner.provider)
+        recent = self.account.scheduler.recent
+        self._noted_in = recent.lookups
+        sequence = recent.lookups[self] = recent.sequence
+        return sequence
+
+    def _read(self) -> Iterator[Found]:
+        keys = [self._plan.keys[place] for place in self.misses]
+        return self._owner.store.read(keys, hot=self._role.input_type == "query")
+
+    def _take(self, blocks: Iterable[Found]) -> None:
+        for found in blocks:
+            places: list[int] = []
+            vectors: list[Vectors] = []
+            for key, entry in found.items():
+                place = self._plan.places.get(key)
+                if place is not None and self._fits(entry):
+                    places.append(place)
+                    vectors.append(entry.vector)
+                    if entry.truncated:
+                        self.truncated.append(place)
+            if places:
+                self._rows.put(places, vectors)
+                self.hits.update(places)
+        if len(self._found_widths) > 1 and self._role.lane.dimensions is None:
+            raise ConfigurationError(
+                f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
+                "changed; name dimensions=, or another cache"
+            )
+        if self.hits:
+            self.misses = [place for place in self.misses if place not in self.hits]
+
+    def _fits(self, entry: Entry) -> bool:
+        width = len(entry.vector)
+        self._found_widths.add(width)
+        if self._width is None:
+            self._width = width
+        return width == self._width

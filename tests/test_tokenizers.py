@@ -1,0 +1,60 @@
+"""Exact lengths, where a tokenizer is installed with its vocabulary, and never a download."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from support.embedders import embedder
+from support.openai_server import OpenAIServer
+
+from embedkit_core import Embedder
+from embedkit_core.providers import tokenizers
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    tokenizers.tiktoken_counter.cache_clear()
+    yield
+    tokenizers.tiktoken_counter.cache_clear()
+
+
+@pytest.fixture
+def vocabulary(monkeypatch):
+    """LlamaIndex ships tiktoken's."""
+    spec = importlib.util.find_spec("llama_index.core")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(Path(spec.origin).parent / "_static" / "tiktoken_cache"))
+
+
+def test_tokens_are_counted_where_the_vocabulary_is_here(vocabulary):
+    chosen = Embedder("openai:text-embedding-3-small", api_key="k", cache=False)
+    assert chosen.provider.count_tokens("tiktoken is great!") == 6
+    assert chosen.provider.count_tokens("<|endoftext|>") == 7  # a text, and no special token
+
+
+@pytest.mark.parametrize("folder", ["", "empty"])
+def test_nothing_is_fetched_where_it_is_not(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / folder) if folder else "")
+    assert tokenizers.tiktoken_counter("cl100k_base") is None
+
+
+def test_a_vocabulary_that_somebody_changed_is_not_used(tmp_path, monkeypatch, vocabulary):
+    import hashlib
+
+    url, _ = tokenizers._VOCABULARIES["cl100k_base"]
+    (tmp_path / hashlib.sha1(url.encode()).hexdigest()).write_bytes(b"IQ== 0")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert tokenizers.tiktoken_counter("cl100k_base") is None
+
+
+def test_a_text_that_only_seems_too_long_travels_with_the_others(vocabulary):
+    # 8 bytes a token: estimated at more than twice its length.
+    seeming = " ".join(["international"] * 3_000)
+    with OpenAIServer() as server:
+        embedder(server).embed(["first", "second"])
+        embedder(server).embed(["third", seeming, "fourth"])
+        assert [len(request.texts) for request in server.requests] == [2, 3]
+
+
+def test_a_model_that_only_has_a_name_of_its_own_is_not_counted_for(vocabulary):
+    chosen = Embedder("nomic-embed-text", base_url="http://localhost:1/v1", cache=False)
+    assert chosen.provider.count_tokens("text") is None
