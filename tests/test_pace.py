@@ -255,6 +255,18 @@ def test_a_query_goes_first_where_tokens_are_short():
     assert world.now - began < 0.3
 
 
+def test_a_large_request_does_not_wait_for_ever_behind_small_ones_of_another_lane():
+    world = World(VirtualServer(tokens_per_second=2_000, burst=20_000, tells=True))
+    small, large = world.lane(b"small"), world.lane(b"large")
+    world.submit([f"warm {i}" for i in range(300)], lane=small)
+    world.run(until=2)
+    ticket = world.submit(["large"], size=7_000, lane=large)
+    for i in range(40):
+        world.submit([f"small {i} {n}" for n in range(20)], lane=small)
+        world.run(until=0.5)
+    assert ticket.pending == 0
+
+
 def test_texts_are_packed_by_the_tokens_that_are_billed():
     world = World(VirtualServer(inflated=1.6))
     world.submit([f"text {i}" for i in range(4_000)], size=100)

@@ -111,12 +111,16 @@ class Turns:
         return None
 
     def _open(self, queues: Iterable[LaneQueue], *, urgent: bool, now: float) -> LaneQueue | None:
+        waiting: set[Pace] = set()
         for queue in queues:
+            if queue.pace in waiting:  # smaller requests must not use up what a larger one waits for
+                continue
             size = 0
             if queue.pace.counts_tokens:
                 size = queue.next_size(urgent=urgent, free_slots=self.free_slots(), now=now)
             if self._may_send(queue, size, now):
                 return queue
+            waiting.add(queue.pace)
         return None
 
     def may_go(self, flight: Flight, now: float) -> bool:
