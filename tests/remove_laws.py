@@ -42,6 +42,13 @@ LAWS = [
     Law(2, "engine/scheduler.py", "item = self.table.get(key)", "item = None", "test_laws.py"),
     Law(2, "engine/scheduler.py", "recent = self.recent.get(key)", "recent = None", "test_laws.py"),
     Law(
+        2,
+        "lookup.py",
+        "            if self._open() or started:",
+        "            self._open()\n            if False:",
+        "test_lists_as_they_land.py",
+    ),
+    Law(
         3,
         "engine/queues.py",
         "if picked and (alone or tokens + item.size > most_tokens):",

@@ -111,6 +111,62 @@ def test_a_number_that_is_not_finite_is_a_miss_even_with_a_good_checksum(folder,
     assert DiskCache(folder).get_many([key(3)]) == {}
 
 
+def not_finite(name, blob):
+    fields, numbers = blob[:8], struct.pack("<8f", *[1.0] * 7, np.inf)
+    return fields + struct.pack("<I", zlib.crc32(fields + numbers + name)) + numbers
+
+
+def test_a_bulk_read_finds_every_kind_of_damage_and_gives_all_that_is_sound(tmp_path):
+    """More than one block, with each kind of damage in each of them, and a row of another width that is none."""
+    cache = DiskCache(tmp_path)
+    cache.set_many([*entries(range(1200)), *entries([1200], dimensions=4)])
+    cache.close()
+    kinds = [
+        lambda name, blob: flipped(blob, len(blob) - 1),
+        lambda name, blob: flipped(blob, 3),
+        lambda name, blob: blob[:-4],
+        lambda name, blob: encode(key(4), Entry(np.ones(8, np.float32))),
+        not_finite,
+    ]
+    damaged = {start + n for start in (0, 500, 1000) for n in range(len(kinds))}
+    for number in damaged:
+        ((blob,),) = sql(tmp_path, "SELECT value FROM Cache WHERE key = ?", key(number))
+        bent = kinds[number % 10](key(number), blob)
+        sql(tmp_path, "UPDATE Cache SET value = ? WHERE key = ?", bent, key(number))
+    cache = DiskCache(tmp_path)
+    keys = [key(number) for number in reversed(range(1201))]
+    blocks = list(cache.get_blocks(keys))
+    assert max(map(len, blocks)) <= connections.BLOCK
+    found = {name: entry for block in blocks for name, entry in block.items()}
+    assert found.keys() == {key(number) for number in range(1201)} - {key(number) for number in damaged}
+    assert all(np.array_equal(found[name].vector, entry.vector) for name, entry in entries([100, 600, 1199]))
+    assert len(found[key(1200)].vector) == 4
+    assert cache.stats.damaged == len(damaged)
+    assert cache.get_many(keys).keys() == found.keys()
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_large_and_finite_are_kept_without_a_warning(tmp_path):
+    cache = DiskCache(tmp_path)
+    large = Entry(np.full(8, 3e38, np.float32))
+    cache.set_many([(key(1), large)])
+    assert np.array_equal(cache.get_many([key(1)])[key(1)].vector, large.vector)
+
+
+def test_a_read_that_fails_is_not_tried_again_for_every_block(folder, caplog, monkeypatch):
+    """Each try may wait for seconds, as it does for a database that another process has locked."""
+    cache = DiskCache(folder)
+    tries = []
+
+    def fail(self, keys):
+        tries.append(len(keys))
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(connections.Pool, "read", fail)
+    assert cache.get_many([key(n) for n in range(2000)]) == {}
+    assert tries == [connections.BLOCK]
+
+
 @pytest.mark.parametrize("value", [7, 1.5, "text", None, b"\xff\xfe not text"])
 def test_a_value_of_another_kind_is_a_miss_that_heals(folder, value):
     cast = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"

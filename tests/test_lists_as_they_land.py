@@ -1,0 +1,339 @@
+"""Lists that are made while the server is waited for: the same numbers, whatever comes in between."""
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.openai_server import OpenAIServer
+from support.scripts import finish, start
+
+from embedkit_core import Embedder, InputError, PartialFailureError, ProviderError
+from embedkit_core.hosts import aembed_lists, embed_lists
+from embedkit_core.lists import PATIENCE, SLICE, ListRows, collector_at_ease
+from embedkit_core.testing import FakeServer
+
+
+@pytest.fixture(autouse=True)
+def _collector_as_found():
+    found = gc.get_threshold()
+    yield
+    assert gc.get_threshold() == found
+    assert gc.isenabled()
+
+
+def fake(server, **settings) -> Embedder:
+    return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
+
+
+def truth(server, texts):
+    return [server.vector(text, server.seen[0].wire).tolist() for text in texts]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=200), st.integers(1, 50), st.booleans())
+def test_lists_are_the_matrix_whatever_repeats_is_cached_or_waits(numbers, cached, with_loop):
+    server = FakeServer()
+    store = Memory()
+    fake(server, cache=store).embed([f"text {n}" for n in range(cached)])
+    texts = [f"text {n}" for n in numbers]
+    embedder = fake(server, cache=store, max_batch_texts=7)
+    rows, usage = asyncio.run(aembed_lists(embedder, texts)) if with_loop else embed_lists(embedder, texts)
+    assert rows == truth(server, texts)
+    assert all(type(number) is float for number in rows[0])
+    assert len({id(row) for row in rows}) == len(rows)
+    new = {n for n in numbers if n >= cached}
+    assert (usage.texts, usage.sent, usage.cache_hits) == (len(texts), len(new), len(set(numbers) - new))
+    assert embedder.usage == usage
+
+
+class Memory:
+    """A cache of somebody else's, all of whose rows come at once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, object] = {}
+
+    def get_many(self, keys):
+        return {key: self.rows[key] for key in keys if key in self.rows}
+
+    def set_many(self, items):
+        self.rows.update(items)
+
+    def close(self):
+        pass
+
+
+def test_lists_are_made_while_other_replies_are_awaited():
+    server = FakeServer()
+    embedder = fake(server, max_concurrency=1, max_batch_texts=10)
+    embedder.embed(["warm up"])
+    texts = [f"text {i}" for i in range(30)]
+    call = embedder._call(texts, "document", lists=True)
+    call.prepare()
+    awake = threading.Event()
+    steps = call._while_waiting(awake.set)
+    server.hold()
+    server.fault_for = lambda asked: server.hold()  # one reply passes, and no other
+    assert next(steps) is False  # nothing to do but wait
+    server.wait_for_requests(2)
+    server.release()
+    assert awake.wait(20)
+    assert next(steps) is True  # a slice of lists was made
+    assert not call._ticket.closed
+    server.fault_for = None
+    server.release()
+    for made in steps:
+        assert made or awake.wait(20)
+        awake.clear()
+    call.leave()
+    assert call.finish_lists() == truth(server, texts)
+
+
+def test_a_slice_is_made_at_a_time_and_every_row_has_its_place():
+    rows = ListRows(200, np.arange(200)[::-1])
+    matrix = np.arange(600, dtype=np.float32).reshape(200, 3)
+    landed = []
+    rows.landed = lambda: landed.append(None)
+    rows.put_wants(range(150), matrix[:150])
+    rows.put_wants(range(150, 200), matrix[150:])
+    assert len(landed) == 2
+    assert len(list(rows.slices())) == -(-150 // SLICE) + 1
+    assert rows.put_count == 200
+    assert rows.finished(None, [], 3) == matrix[::-1].tolist()
+
+
+@pytest.mark.parametrize("with_loop", [False, True])
+def test_failures_among_lists_are_the_error_that_a_matrix_has(with_loop):
+    server = FakeServer()
+    server.poison.add("bad")
+    texts = ["bad", "good", "bad", "fine"]
+    ask = (lambda *args: asyncio.run(aembed_lists(*args))) if with_loop else embed_lists
+    with pytest.raises(PartialFailureError) as found:
+        ask(fake(server), texts)
+    result = found.value.result
+    assert set(result.failed) == {0, 2}
+    assert np.isnan(result.vectors[[0, 2]]).all()
+    assert result.vectors[[1, 3]].tolist() == truth(server, ["good", "fine"])
+    assert (result.usage.texts, result.usage.failed, result.usage.duplicates) == (4, 1, 1)
+
+
+def test_when_all_fail_the_error_is_the_providers():
+    server = FakeServer()
+    server.poison.add("bad")
+    with pytest.raises(ProviderError, match=r".") as found:
+        embed_lists(fake(server), ["bad"])
+    assert not isinstance(found.value, PartialFailureError)
+
+
+def test_an_empty_list_gives_an_empty_list():
+    rows, usage = embed_lists(fake(FakeServer()), [])
+    assert rows == []
+    assert usage.texts == 0
+
+
+def test_ctrl_c_while_lists_are_made_withdraws_and_leaves_the_collector_as_it_was(tmp_path):
+    with OpenAIServer() as server:
+        process = start(
+            """
+            import gc
+            from embedkit_core.hosts import embed_lists
+            found = gc.get_threshold()
+            embedder.embed(["warm up"])
+            try:
+                embed_lists(embedder, [f"text {i}" for i in range(20_000)])
+            except KeyboardInterrupt:
+                print("interrupted", gc.get_threshold() == found and gc.isenabled())
+            embedder.embed(["the next one"])
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        server.wait_for_requests(1)
+        server.hold()
+        server.wait_for_requests(17, timeout=30)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted True\n"
+        server.release()
+        finish(process)
+        assert [request.texts for request in server.requests[17:]] == [("the next one",)]
+
+
+async def test_a_cancelled_caller_withdraws_while_lists_are_made():
+    server = FakeServer()
+    embedder = fake(server, max_concurrency=1, max_batch_texts=10)
+    embedder.embed(["warm up"])
+    server.hold()
+    task = asyncio.create_task(aembed_lists(embedder, [f"text {i}" for i in range(100)]))
+    await asyncio.to_thread(server.wait_for_requests, 2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    server.release()
+    await asyncio.to_thread(embedder.embed, ["the next one"])
+    assert [seen.texts for seen in server.seen[2:]] == [("the next one",)]
+
+
+# The collector
+
+
+def test_the_collector_is_at_ease_inside_and_as_it_was_after_the_outermost():
+    found = gc.get_threshold()
+    with collector_at_ease():
+        with collector_at_ease():
+            assert gc.get_threshold() == (PATIENCE, *found[1:])
+        assert gc.get_threshold()[0] == PATIENCE
+    assert gc.get_threshold() == found
+
+
+@pytest.mark.parametrize("own", [0, PATIENCE * 2])
+def test_a_collector_that_the_user_set_to_rest_longer_is_left_alone(own):
+    found = gc.get_threshold()
+    gc.set_threshold(own, *found[1:])
+    try:
+        with collector_at_ease():
+            assert gc.get_threshold()[0] == own
+        assert gc.get_threshold()[0] == own
+    finally:
+        gc.set_threshold(*found)
+
+
+def test_a_failure_inside_gives_the_collector_back():
+    found = gc.get_threshold()
+    with pytest.raises(ZeroDivisionError), collector_at_ease():
+        raise ZeroDivisionError
+    assert gc.get_threshold() == found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_meanwhile_has_the_collector_as_it_was(tmp_path):
+    with OpenAIServer() as server:
+        process = start(
+            """
+            import gc
+            from embedkit_core.lists import collector_at_ease, collector_paused
+            found = gc.get_threshold()
+            with collector_at_ease(), collector_paused():
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(7 if gc.isenabled() and gc.get_threshold() == found else 1)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process) == "7\n"
+
+
+# One query, from memory
+
+
+@pytest.fixture
+def known(tmp_path):
+    """An embedder that has a query in memory, and what the server was asked for it."""
+    server = FakeServer()
+    embedder = fake(server, cache=tmp_path)
+    embedder.embed_query("known")
+    embedder.embed_query("known")
+    return embedder, server
+
+
+def test_every_door_serves_a_query_from_memory_and_counts_it(known):
+    embedder, server = known
+    expected = server.vector("known", server.seen[0].wire).tolist()
+    before = embedder.usage
+    rows = [
+        embedder.embed_query("known").tolist(),
+        embedder.embed(["known"], input_type="query").row(0).tolist(),
+        asyncio.run(embedder.aembed_query("known")).tolist(),
+        embed_lists(embedder, ["known"], "query").rows[0],
+        asyncio.run(aembed_lists(embedder, ["known"], "query")).rows[0],
+    ]
+    assert rows == [expected] * 5
+    assert embedder.usage.texts - before.texts == embedder.usage.cache_hits - before.cache_hits == 5
+    assert embedder.usage.requests == len(server.seen) == 1
+
+
+def test_what_a_query_gets_is_its_own(known):
+    embedder, _ = known
+    first = embedder.embed_query("known")
+    kept = first.copy()
+    first[:] = 7
+    rows = embed_lists(embedder, ["known"], "query").rows
+    rows[0][0] = 7.0
+    assert np.array_equal(embedder.embed_query("known"), kept)
+    assert embed_lists(embedder, ["known"], "query").rows[0] == kept.tolist()
+
+
+@pytest.mark.parametrize("bad", ["", " \n", "\ud800", None, 7, b"bytes"])
+def test_a_query_that_cannot_be_embedded_is_refused_at_every_door(known, bad):
+    embedder, server = known
+    for door in (
+        embedder.embed_query,
+        lambda text: asyncio.run(embedder.aembed_query(text)),
+        lambda text: embed_lists(embedder, [text], "query"),
+    ):
+        with pytest.raises(InputError):
+            door(bad)
+    assert len(server.seen) == 1
+    assert embedder.usage.texts == 2
+
+
+# A look-up that needs no engine
+
+
+def test_a_process_that_finds_all_in_the_cache_starts_no_engine(tmp_path):
+    with OpenAIServer() as server:
+        Embedder("text-embedding-3-small", base_url=server.base_url, api_key="test-key", cache=tmp_path).embed(["one"])
+        process = start(
+            """
+            assert embedder.embed(["one"]).usage.cache_hits == 1
+            print([thread.name for thread in threading.enumerate()])
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process) == "['MainThread']\n"
+        assert server.billed_texts["one"] == 1
+
+
+def test_what_the_first_engine_finishes_during_a_look_up_is_not_paid_for_again(tmp_path):
+    with OpenAIServer() as server:
+        process = start(
+            """
+            class Slow:
+                def __init__(self):
+                    self.rows, self.asked, self.go_on = {}, threading.Event(), threading.Event()
+                def get_many(self, keys):
+                    found = {key: self.rows[key] for key in keys if key in self.rows}
+                    if not self.asked.is_set():
+                        self.asked.set()
+                        assert self.go_on.wait(30)
+                    return found
+                def set_many(self, items):
+                    self.rows.update(items)
+                def close(self):
+                    pass
+
+            shared = Slow()
+            settings = {"base_url": url, "api_key": "test-key", "cache": shared}
+            one, other = (Embedder("text-embedding-3-small", **settings) for _ in range(2))
+            found = []
+            thread = threading.Thread(target=lambda: found.append(one.embed(["text"])))
+            thread.start()
+            assert shared.asked.wait(30)
+            other.embed(["text"])
+            shared.go_on.set()
+            thread.join(30)
+            print(found[0].usage.cache_hits)
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process) == "1\n"
+        assert server.billed_texts["text"] == 1
+        assert len(server.requests) == 1
