@@ -88,16 +88,15 @@ def _import_catsu(port: int) -> Any:
     spec = importlib.util.find_spec("catsu")
     assert spec is not None
     assert spec.origin is not None
-    copy = Path(tempfile.mkdtemp(prefix="bench-catsu-")) / "catsu"
-    copy.mkdir()
-    for source in Path(spec.origin).parent.iterdir():
-        if source.is_file():
-            (copy / source.name).write_bytes(source.read_bytes().replace(CATSU_URL, url))
-    sys.path.insert(0, str(copy.parent))
-    module = importlib.import_module("catsu")
-    for source in copy.iterdir():
-        if source.is_file():
-            source.unlink()
+    with tempfile.TemporaryDirectory(prefix="bench-catsu-") as folder:  # a loaded module needs its file no more
+        copy = Path(folder) / "catsu"
+        copy.mkdir()
+        for source in Path(spec.origin).parent.iterdir():
+            if source.is_file():
+                (copy / source.name).write_bytes(source.read_bytes().replace(CATSU_URL, url))
+        sys.path.insert(0, folder)
+        module = importlib.import_module("catsu")
+        sys.path.remove(folder)
     return module
 
 
