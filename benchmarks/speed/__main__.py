@@ -2,7 +2,7 @@
 
     make bench-speed ARGS="--only cold,warm --rounds 5"
 
-All of it takes about a quarter of an hour, quietest on a machine with nothing else to do.
+All of it takes about a quarter of an hour on a quiet machine, and is worth most there.
 """
 
 import argparse

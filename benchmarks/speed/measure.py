@@ -56,9 +56,12 @@ class Clock:
         }
 
 
-def _import(names: Sequence[str]) -> None:
-    for name in names:
+def _before_the_clock(setting: Setting) -> None:
+    client = CLIENTS[setting.client]
+    for name in client.imports:
         importlib.import_module(name)
+    if client.prepare:
+        client.prepare(setting)
 
 
 def _make(setting: Setting) -> Doors:
@@ -73,7 +76,7 @@ def _texts(setting: Setting) -> list[str]:
 def bulk(setting: Setting) -> Result:
     """Embed many texts. Imports come before the clock, the client's own construction within."""
     texts = _texts(setting)
-    _import(CLIENTS[setting.client].imports)
+    _before_the_clock(setting)
     rows, result = asyncio.run(_abulk(setting, texts)) if setting.asynchronous else _bulk(setting, texts)
     check(rows, texts)
     return result
@@ -129,7 +132,7 @@ def fill_by_hand(setting: Setting) -> Result:
 
 def queries(setting: Setting) -> Result:
     """Ask for cached queries, one after the other: one query again and again, or many once each."""
-    _import(CLIENTS[setting.client].imports)
+    _before_the_clock(setting)
     doors = _make(setting)
     assert doors.query is not None
     texts = random.Random(2).sample(make_texts(), setting.n_texts)
@@ -159,7 +162,7 @@ async def _lone(query: Callable[[str], Awaitable[Any]], texts: Sequence[str]) ->
 
 def crowd(setting: Setting) -> Result:
     """Ask for many queries at once, of one text or all different, and count requests and request times."""
-    _import(CLIENTS[setting.client].imports)
+    _before_the_clock(setting)
     return asyncio.run(_crowd(setting))
 
 
@@ -180,7 +183,7 @@ async def _crowd(setting: Setting) -> Result:
 
 def mixed(setting: Setting) -> Result:
     """Embed many texts, with or without queries at fixed times meanwhile."""
-    _import(CLIENTS[setting.client].imports)
+    _before_the_clock(setting)
     return asyncio.run(_mixed(setting))
 
 

@@ -79,8 +79,6 @@ def llamaindex(setting: Setting) -> Doors:
 CLIENTS = {
     "core": Client(core, ("embedkit_core", *SDK)),
     "core-lists": Client(core_lists, ("embedkit_core.hosts", *SDK)),
-    "langchain": Client(langchain, ("langchain_embedkit.embeddings", *SDK), ("langchain_core.embeddings",)),
-    "llamaindex": Client(
-        llamaindex, ("llamaindex_embedkit.embedding", *SDK), ("llama_index.core.base.embeddings.base",)
-    ),
+    "langchain": Client(langchain, ("langchain_embedkit.embeddings", *SDK)),
+    "llamaindex": Client(llamaindex, ("llamaindex_embedkit.embedding", *SDK)),
 }

@@ -80,30 +80,30 @@ def llamaindex_base(setting: Setting) -> Doors:  # noqa: ARG001 - it asks nobody
     return Doors(query=Prepared().get_query_embedding)
 
 
-def _import_catsu(port: int) -> Any:
+def _import_catsu(setting: Setting) -> None:
     """Import catsu from a copy whose address, a constant in its binary, is the local server's of the same length."""
-    url = f"http://127.0.0.1:{port}/v1/embeddings".encode()
+    url = f"{setting.base_url}/embeddings".encode()
     if len(url) != len(CATSU_URL):
         raise RuntimeError("catsu can be pointed at a port of five digits only")
     spec = importlib.util.find_spec("catsu")
     assert spec is not None
     assert spec.origin is not None
-    copy = Path(tempfile.mkdtemp(prefix="bench-catsu-")) / "catsu"
-    copy.mkdir()
-    for source in Path(spec.origin).parent.iterdir():
-        if source.is_file():
-            (copy / source.name).write_bytes(source.read_bytes().replace(CATSU_URL, url))
-    sys.path.insert(0, str(copy.parent))
-    module = importlib.import_module("catsu")
-    for source in copy.iterdir():
-        if source.is_file():
-            source.unlink()
-    return module
+    with tempfile.TemporaryDirectory(prefix="bench-catsu-") as folder:  # a loaded module needs its file no more
+        copy = Path(folder) / "catsu"
+        copy.mkdir()
+        for source in Path(spec.origin).parent.iterdir():
+            if source.is_file():
+                (copy / source.name).write_bytes(source.read_bytes().replace(CATSU_URL, url))
+        sys.path.insert(0, folder)
+        importlib.import_module("catsu")
+        sys.path.remove(folder)
 
 
-def catsu(setting: Setting) -> Doors:
+def catsu_gathered(setting: Setting) -> Doors:
     """catsu, which parses replies in Rust: one call after the other, or slices gathered by hand."""
-    client = _import_catsu(setting.port).Client(api_keys={"openai": KEY})
+    import catsu
+
+    client = catsu.Client(api_keys={"openai": KEY})
 
     def slices(texts: list[str]) -> list[list[str]]:
         return [texts[start : start + CATSU_BATCH] for start in range(0, len(texts), CATSU_BATCH)]
@@ -136,5 +136,5 @@ CLIENTS = {
     "peer-cache-backed": Client(cache_backed, ("langchain_openai", "langchain_classic.embeddings")),
     "peer-llamaindex": Client(llamaindex_openai, ("llama_index.embeddings.openai",)),
     "peer-llamaindex-base": Client(llamaindex_base, ("llama_index.core.base.embeddings.base",)),
-    "peer-catsu": Client(catsu, ("numpy",)),
+    "peer-catsu": Client(catsu_gathered, ("numpy",), _import_catsu),
 }

@@ -38,7 +38,6 @@ def cold(bench: Bench) -> Group:
         setting = bench.setting("peer-langchain", asynchronous=asynchronous)
         measures[f"peer-langchain {door}"] = Measure(setting, {"prepare": ["tokens"]}, once=True)
     measures["peer-llamaindex sync"] = Measure(bench.setting("peer-llamaindex"), once=True)
-    measures["peer-catsu sync"] = Measure(bench.setting("peer-catsu"), {"prepare": ["floats"]}, once=True)
     return Group(measures, _cold_rows)
 
 

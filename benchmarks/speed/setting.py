@@ -48,4 +48,4 @@ class Client:
 
     make: Callable[[Setting], Doors]
     imports: tuple[str, ...] = ()
-    host: tuple[str, ...] = ()  # the part of the imports that is the framework's own
+    prepare: Callable[[Setting], None] | None = None  # what else comes before the clock
