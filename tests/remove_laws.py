@@ -104,9 +104,9 @@ LAWS = [
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
     Law(
         12,
-        "embedder.py",
-        "            call.leave()\n        return call.finish()",
-        "            pass\n        return call.finish()",
+        "call.py",
+        "            self.leave()\n        return self.finish()",
+        "            pass\n        return self.finish()",
         "test_life.py",
     ),
 ]

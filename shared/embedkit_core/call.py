@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -24,22 +24,47 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("embedkit_core")
 
+INLINE = 64  # texts an async caller's loop is held for at most; more are prepared and assembled on our own threads
+T = TypeVar("T")
+
 
 class Call:
     """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them.
 
-    Whoever makes a call must `leave` it, whatever happens, before it is finished.
+    Whoever makes a call must `leave` it, whatever happens, before it is finished. `start` is where its first text
+    stands in a stream that it is a piece of.
     """
 
-    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str]) -> None:
+    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str], start: int = 0) -> None:
         self._owner = owner
         self._role = role
         self._texts = texts
+        self._start = start
         self._account: Account | None = None
         self._lookups: dict[object, int] = {}
         self._ticket: Ticket | None = None
         self._left = False
         self._truncated_wants: list[int] = []
+
+    def run(self) -> EmbeddingResult:
+        """Go through all steps, on a thread that may block."""
+        try:
+            self.prepare()
+            if self.needs_engine:
+                self.wait()
+        finally:
+            self.leave()
+        return self.finish()
+
+    async def arun(self, *, many: bool) -> EmbeddingResult:
+        """Go through all steps, without holding the caller's loop, also where there are many texts."""
+        try:
+            await off_loop(self.prepare, many)
+            if self.needs_engine:
+                await self.await_()
+        finally:
+            self.leave()
+        return await off_loop(self.finish, many)
 
     def prepare(self) -> None:
         """Check the texts, key them, and read what the cache has; open a ticket for the rest."""
@@ -171,7 +196,7 @@ class Call:
             truncated=self._positions(truncated),
             failed={p: failed[int(plan.source[p])] for p in self._positions(failed)},
         )
-        self._owner.note(result)
+        self._owner.note(result, self._start)
         if result.failed and self._owner.settings.on_error == "raise":
             failure = self._failure(result)
             failure.usage = result.usage
@@ -209,6 +234,11 @@ class Call:
             succeeded=succeeded,
             result=result,
         )
+
+
+async def off_loop(work: Callable[[], T], many: bool) -> T:
+    """Do what may take long on our own threads and the rest at once."""
+    return await asyncio.get_running_loop().run_in_executor(engine().pool, work) if many else work()
 
 
 def first_positions(positions: Iterable[int]) -> str:

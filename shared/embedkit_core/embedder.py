@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hashlib
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
 from embedkit_core import config
-from embedkit_core.call import Call, first_positions
+from embedkit_core.call import INLINE, Call, first_positions, off_loop
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.loop import engine, on_engine_thread
 from embedkit_core.errors import EmbedKitError
@@ -23,14 +22,12 @@ from embedkit_core.plan import check_list, make_plan
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
 from embedkit_core.store import Store, open_store
+from embedkit_core.stream import AsyncStream, Stream
 from embedkit_core.travel import described, kept, packed, packed_key, traveller, unpacked
 from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, RateLimiter, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
-
-INLINE = 64  # texts an async caller's loop is held for at most; more are prepared and assembled on our own threads
-T = TypeVar("T")
 
 logger = logging.getLogger("embedkit_core")
 
@@ -129,29 +126,35 @@ class Embedder:
             ProviderError: all failed.
         """
         self._refuse_engine_thread("embed")
-        call = self._call(texts, input_type, max_batch_texts)
-        try:
-            call.prepare()
-            if call.needs_engine:
-                call.wait()
-        finally:
-            call.leave()
-        return call.finish()
+        return self._call(texts, input_type, max_batch_texts).run()
 
     async def aembed(
         self, texts: Iterable[str], *, input_type: InputType = "document", max_batch_texts: int | None = None
     ) -> EmbeddingResult:
         """Embed texts, as `embed` does, without holding the caller's loop."""
         texts = check_list(texts)
-        call = self._call(texts, input_type, max_batch_texts)
         many = len(texts) > INLINE or self.store.may_block
-        try:
-            await self._off_loop(call.prepare, many)
-            if call.needs_engine:
-                await call.await_()
-        finally:
-            call.leave()
-        return await self._off_loop(call.finish, many)
+        return await self._call(texts, input_type, max_batch_texts).arun(many=many)
+
+    def embed_iter(self, texts: Iterable[str], *, input_type: InputType = "document") -> Generator[Vectors, None, None]:
+        """Embed a stream, however long: one float32 (dimensions,) for each text, in order; see docs/streams.md.
+
+        What goes wrong is raised in its place, after all rows before it, with positions counted from the start.
+
+        Raises:
+            InputError: a text cannot be embedded; or, at once, `texts` is no stream of texts.
+            PartialFailureError: a text failed for good; a ProviderError if it is the first.
+        """
+        self._refuse_engine_thread("embed_iter")
+        config.check_input_type(input_type)
+        return Stream(self, self._roles[input_type], texts).rows()
+
+    def aembed_iter(
+        self, texts: Iterable[str] | AsyncIterable[str], *, input_type: InputType = "document"
+    ) -> AsyncGenerator[Vectors, None]:
+        """Embed a stream, as `embed_iter` does, without holding the caller's loop."""
+        config.check_input_type(input_type)
+        return AsyncStream(self, self._roles[input_type], texts).rows()
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
@@ -236,8 +239,8 @@ class Embedder:
         """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
         return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
 
-    def note(self, result: EmbeddingResult) -> None:
-        """Learn the width from a result, and warn once where texts were cut. On the caller's side."""
+    def note(self, result: EmbeddingResult, start: int) -> None:
+        """Learn the width from a result whose positions count from `start`; warn once where texts were cut."""
         if self._width is None and result.vectors.shape[1]:
             self._width = result.vectors.shape[1]
         if result.truncated and not self._warned:
@@ -248,7 +251,7 @@ class Embedder:
                 len(result.truncated),
                 len(result.vectors),
                 self.model,
-                first_positions(result.truncated),
+                first_positions(start + position for position in result.truncated),
             )
 
     # Life
@@ -270,7 +273,7 @@ class Embedder:
 
     async def aclose(self) -> None:
         """Close without holding the caller's loop."""
-        await self._off_loop(self.close, many=True)
+        await off_loop(self.close, many=True)
 
     def __enter__(self) -> Self:
         return self
@@ -311,11 +314,6 @@ class Embedder:
     def _refuse_engine_thread(self, door: str) -> None:
         if on_engine_thread():
             raise EmbedKitError(f"{door}() would wait for the thread it runs on; use a{door}()")
-
-    async def _off_loop(self, work: Callable[[], T], many: bool) -> T:
-        if not many:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(engine().pool, work)
 
 
 @functools.cache
