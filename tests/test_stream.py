@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, each_door, streaming, taken
+from support.waiting import wait_until_idle
 
 from embedkit_core import BadTextError, ConfigurationError, Embedder, EmbedKitError, InputError, PartialFailureError
 from embedkit_core.call import Call
@@ -254,14 +256,35 @@ def test_a_stream_on_the_engines_own_thread_names_its_async_twin():
 # Sources that take their time
 
 
+def a_second_passes_at_each_look_at_the_clock(monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr("embedkit_core.stream.time", SimpleNamespace(monotonic=lambda: float(next(now))))
+
+
 def test_finished_rows_are_given_before_a_slow_source_is_asked_again(tmp_path, monkeypatch):
     embedder = streaming(FakeServer(), cache=tmp_path)
     embedder.embed(TEXTS[:300])
-    now = itertools.count()  # each look at the clock is a second later than the one before
-    monkeypatch.setattr("embedkit_core.stream.time.monotonic", lambda: float(next(now)))
+    a_second_passes_at_each_look_at_the_clock(monkeypatch)
     source = Source(TEXTS[:300])
     for rows, _ in enumerate(embedder.embed_iter(source), 1):
         assert source.pulled == rows
+
+
+def test_all_that_has_finished_is_given_before_a_slow_source_is_asked_again(monkeypatch):
+    embedder = streaming(server := FakeServer())
+    embedder.embed(["warm up"])
+    server.hold()
+    a_second_passes_at_each_look_at_the_clock(monkeypatch)
+
+    def texts():
+        yield from TEXTS[:50]
+        server.release()
+        wait_until_idle(embedder)
+        yield from TEXTS[50:60]
+
+    source = Source(texts())
+    for _ in itertools.islice(embedder.embed_iter(source), 50):
+        assert source.pulled == 51
 
 
 async def test_a_slow_async_source_delays_no_row():

@@ -100,6 +100,24 @@ def test_an_async_stream_that_is_left_sends_nothing_new_and_leaves_no_task(how):
         check_that_nothing_more_was_sent(embedder, server)
 
 
+async def test_a_stream_that_is_closed_while_its_source_is_waited_for_ends_that_wait():
+    ended = False
+
+    async def source():
+        nonlocal ended
+        try:
+            yield "one"
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+
+    rows = streaming(FakeServer()).aembed_iter(source())
+    assert are_vectors_of([await anext(rows)], ["one"])
+    await rows.aclose()
+    assert ended
+    assert len(asyncio.all_tasks()) == 1
+
+
 def test_a_loop_that_ends_in_the_middle_of_a_stream_leaves_nothing():
     async def begin(embedder: Embedder) -> None:
         kept.append(embedder.aembed_iter(as_async(TEXTS)))
@@ -231,6 +249,29 @@ async def test_a_stream_cancelled_while_it_looks_up_leaves_nothing_behind():
     for _ in range(2):
         await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     assert not engine().account(embedder.provider).scheduler.recent.lookups
+    assert not server.seen
+
+
+async def test_a_piece_that_is_left_while_its_bad_text_is_found_is_not_begun_again(monkeypatch):
+    cache, found, gate = GatedCache(), threading.Event(), threading.Event()
+    cache.gate.set()
+
+    def flaw_of(text):
+        found.set()
+        assert gate.wait(20)
+        return "flawed"
+
+    monkeypatch.setattr("embedkit_core.pieces.flaw_of", flaw_of)
+    embedder = Embedder("fake:model", base_url=(server := FakeServer()).url, cache=cache)
+    task = asyncio.create_task(anext(embedder.aembed_iter([*TEXTS[:100], " "])))
+    await asyncio.to_thread(found.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.set()
+    for _ in range(2):
+        await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    assert not cache.asked.is_set()
     assert not server.seen
 
 
