@@ -126,6 +126,20 @@ LAWS = [
         "            pass\n\n    async def aserve",
         "test_life.py",
     ),
+    Law(
+        12,
+        "stream.py",
+        "self._end = None  # an error that is raised holds this frame\n            self._leave()",
+        "self._end = None",
+        "test_stream_life.py",
+    ),
+    Law(
+        12,
+        "stream.py",
+        "            piece.leave()\n            task.cancel()",
+        "            pass",
+        "test_stream_life.py",
+    ),
 ]
 
 

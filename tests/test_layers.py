@@ -98,7 +98,7 @@ def test_the_core_knows_no_framework(path):
         ("plugins.py", {"errors"}),
         ("cache", {"types", "errors", "forks", "plugins", "cache"}),
         ("engine", {"types", "errors", "forks", "meter", "engine"}),
-        ("providers", {"types", "errors", "secrets", "plugins", "engine.retry", "providers"}),
+        ("providers", {"types", "errors", "secrets", "plugins", "forks", "engine.retry", "providers"}),
         # The suites go in by the front door, as those do who write a provider or a cache; the fake is a provider.
         ("testing", {"embedder", "types", "errors", "providers", "cache.Cache", "cache.Entry", "testing"}),
         ("testing/fake.py", {"types", "errors", "providers"}),

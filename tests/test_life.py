@@ -66,6 +66,39 @@ def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_pa
         assert again.usage.cache_hits == 200
 
 
+def test_a_fork_waits_for_the_engines_import_of_an_sdk(tmp_path):
+    """Otherwise the child has half of a module, whose lock is held by a thread that it does not have."""
+    with OpenAIServer() as server:
+        process = start(
+            """
+            begun, go_on = threading.Event(), threading.Event()
+
+            class Slow:
+                def find_spec(self, name, path=None, target=None):
+                    if name == "openai._client":
+                        begun.set()
+                        assert go_on.wait(20)
+
+            sys.meta_path.insert(0, Slow())
+            worker = threading.Thread(target=embedder.embed, args=(["parent"],))
+            worker.start()
+            assert begun.wait(20)
+            threading.Timer(0.3, go_on.set).start()
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(30)
+                go_on.set()
+                os._exit(len(embedder.embed(["child"]).vectors))
+            worker.join()
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process) == "1\n"
+        assert server.billed_texts == {"parent": 1, "child": 1}
+
+
 def test_ctrl_c_returns_at_once_sends_nothing_new_and_keeps_what_was_in_flight(tmp_path):
     with OpenAIServer() as server:
         process = start(

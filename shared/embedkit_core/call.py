@@ -34,7 +34,8 @@ class Call:
     """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them.
 
     Whoever makes a call must `leave` it, whatever happens, before it is finished; `serve` and `aserve` do. A call for
-    `lists` makes them while it waits, and is finished with `finish_lists`.
+    `lists` makes them while it waits, and is finished with `finish_lists`. `start` is where its first text stands in a
+    stream that it is a piece of.
     """
 
     __slots__ = (
@@ -47,16 +48,20 @@ class Call:
         "_plan",
         "_role",
         "_rows",
+        "_start",
         "_texts",
         "_ticket",
         "_truncated",
     )
 
-    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str], *, lists: bool = False) -> None:
+    def __init__(
+        self, owner: Embedder, role: Role, texts: Iterable[str], *, lists: bool = False, start: int = 0
+    ) -> None:
         self._owner = owner
         self._role = role
         self._texts = texts
         self._lists = lists
+        self._start = start
         self._look_up: LookUp | None = None
         self._ticket: Ticket | None = None
         self._left = False
@@ -268,7 +273,7 @@ class Call:
         if owner.dimensions is None and self._rows.width:
             owner.learn_width(self._rows.width)
         if self._truncated:
-            owner.warn_of_cuts(self._positions(self._truncated), plan.n)
+            owner.warn_of_cuts([self._start + p for p in self._positions(self._truncated)], plan.n)
         return rows
 
     def _result(self, vectors: Vectors) -> EmbeddingResult:

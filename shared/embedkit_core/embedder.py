@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
@@ -141,6 +141,30 @@ class Embedder:
         call = self._call(check_list(texts), input_type, max_batch_texts)
         await call.aserve()
         return await call.off_loop(call.finish)
+
+    def embed_iter(self, texts: Iterable[str], *, input_type: InputType = "document") -> Generator[Vectors, None, None]:
+        """Embed a stream, however long: one float32 (dimensions,) for each text, in order; see docs/streams.md.
+
+        What goes wrong is raised in its place, after all rows before it, with positions counted from the start.
+
+        Raises:
+            InputError: a text cannot be embedded; or, at once, `texts` is no stream of texts.
+            PartialFailureError: a text failed for good; a ProviderError if it is the first.
+        """
+        from embedkit_core.stream import Stream
+
+        refuse_engine_thread("embed_iter")
+        config.check_input_type(input_type)
+        return Stream(self, self._roles[input_type], texts).rows()
+
+    def aembed_iter(
+        self, texts: Iterable[str] | AsyncIterable[str], *, input_type: InputType = "document"
+    ) -> AsyncGenerator[Vectors, None]:
+        """Embed a stream, as `embed_iter` does, without holding the caller's loop."""
+        from embedkit_core.stream import AsyncStream
+
+        config.check_input_type(input_type)
+        return AsyncStream(self, self._roles[input_type], texts).rows()
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""

@@ -74,14 +74,18 @@ class CacheError(EmbedKitError):
 
 
 class PartialFailureError(EmbedKitError):
-    """Some texts failed for good and others succeeded; what succeeded is in `result` and in the cache."""
+    """Some texts failed for good and others succeeded; what succeeded is in `result` and in the cache.
+
+    A stream raises it at the first text that fails: `failed` names that one, `succeeded` all before it, whose rows have
+    been given, so that the `result` has none. Positions count from the start of the stream.
+    """
 
     def __init__(
         self, message: str, *, failed: Mapping[int, EmbedKitError], succeeded: Sequence[int], result: EmbeddingResult
     ) -> None:
         super().__init__(message)
         self.failed = dict(failed)
-        self.succeeded = tuple(succeeded)
+        self.succeeded: Sequence[int] = succeeded if isinstance(succeeded, range) else tuple(succeeded)
         self.result = result
 
 

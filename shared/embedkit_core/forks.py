@@ -1,4 +1,4 @@
-"""Locks that a forked child finds open, whatever thread of its parent held them."""
+"""Locks that a forked child finds open, whatever thread of its parent held them, and imports that a fork waits for."""
 
 from __future__ import annotations
 
@@ -23,10 +23,30 @@ class ForkLock:
         _locks.add(self)
 
 
+IMPORT_SECONDS = 10.0  # how long a fork waits for an import of ours that is under way
+
+# Held by our threads while they import. The interpreter's lock of a module that is being imported stays shut in a child
+# that is forked meanwhile: the child finds half a module, or waits for ever.
+importing = ForkLock()
+_waited: set[int] = set()  # threads that fork, and hold it
+
+
+def _wait_for_imports() -> None:
+    if importing.lock.acquire(timeout=IMPORT_SECONDS):
+        _waited.add(threading.get_ident())
+
+
+def _go_on() -> None:
+    if threading.get_ident() in _waited:
+        _waited.discard(threading.get_ident())
+        importing.lock.release()
+
+
 def _renew() -> None:
+    _waited.clear()
     for holder in list(_locks):
         holder.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(before=_wait_for_imports, after_in_parent=_go_on, after_in_child=_renew)

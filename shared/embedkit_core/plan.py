@@ -96,29 +96,41 @@ def check_list(texts: Iterable[str]) -> list[str]:
     """Give the texts as a list, refusing a lone string, which would fall apart into characters."""
     if type(texts) is list:
         return texts.copy()
+    refuse_no_list(texts)
+    try:
+        return list(texts)
+    except TypeError:
+        raise no_texts(texts) from None
+
+
+def refuse_no_list(texts: object) -> None:
+    """Refuse what can be iterated over and is no list of texts all the same."""
     if isinstance(texts, (str, bytes)):
         raise InputError("expected a list of texts and got a single one; use embed_query(text) or embed([text])", ())
     if isinstance(texts, (Mapping, Set)):
         raise InputError(f"expected a list of texts and got a {type(texts).__name__}, give its texts as a list", ())
-    try:
-        return list(texts)
-    except TypeError:
-        raise InputError(f"expected a list of texts and got {type(texts).__name__}", ()) from None
+
+
+def no_texts(texts: object) -> InputError:
+    """Give the error for what cannot be iterated over."""
+    return InputError(f"expected a list of texts and got {type(texts).__name__}", ())
 
 
 def _complaint(texts: list[str], bad: list[int]) -> InputError:
     reasons: dict[str, list[int]] = {}
     for position in bad:
-        text = texts[position]
-        if not isinstance(text, str):
-            reason = f"not a string but {type(text).__name__}"
-        elif not text or text.isspace():
-            reason = "empty or only white space"
-        else:
-            reason = "not valid Unicode (a lone surrogate; decode with errors='replace')"
-        reasons.setdefault(reason, []).append(position)
+        reasons.setdefault(flaw_of(texts[position]), []).append(position)
     found = "; ".join(f"{reason} at position {_listed(positions)}" for reason, positions in reasons.items())
     return InputError(f"{len(bad)} of {len(texts)} texts cannot be embedded, and nothing was sent: {found}", bad)
+
+
+def flaw_of(text: object) -> str:
+    """Say why a text that was refused cannot be embedded."""
+    if not isinstance(text, str):
+        return f"not a string but {type(text).__name__}"
+    if not text or text.isspace():
+        return "empty or only white space"
+    return "not valid Unicode (a lone surrogate; decode with errors='replace')"
 
 
 def _listed(positions: list[int]) -> str:

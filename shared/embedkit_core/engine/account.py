@@ -16,6 +16,7 @@ from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.engine.writer import Job, Writer
 from embedkit_core.errors import EmbedKitError, ProviderError, TimedOutError
+from embedkit_core.forks import importing
 
 if TYPE_CHECKING:
     from embedkit_core.providers import Client
@@ -134,7 +135,8 @@ class Account:
         error: ProviderError
         try:
             if self._client is None:
-                self._client = self._connect()
+                with importing.lock:  # an SDK, most likely
+                    self._client = self._connect()
             # The client's own timeouts are per read or write; this one is for the whole.
             async with asyncio.timeout(timeout):
                 reply = await self._client.embed(flight.batch)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from embedkit_core.errors import ConfigurationError, EmbedKitError, ProviderError, TextTooLongError
+from embedkit_core.forks import importing
 from embedkit_core.providers import Client, Provider, ProviderSettings
 from embedkit_core.types import Batch, InputType, Limits, Reply
 
@@ -164,7 +165,8 @@ class LocalClient:
 
     def _load(self) -> SentenceTransformer:
         if self._model is None:
-            from sentence_transformers import SentenceTransformer
+            with importing.lock:
+                from sentence_transformers import SentenceTransformer
 
             model = SentenceTransformer(str(self._folder), local_files_only=True)
             if folder_digest(self._folder) != self._digest:

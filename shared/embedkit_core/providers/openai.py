@@ -7,6 +7,7 @@ answers as documented, not against the live service.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -162,6 +163,8 @@ class OpenAIClient:
 
         # SDK 3 speaks through httpx2, SDK 2 through httpx.
         transport = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
+        with contextlib.suppress(ImportError):  # its first request would, where a fork does not wait for it
+            importlib.import_module("anyio._backends._asyncio")
         self._response: Any = transport.Response
         self._sdk = sdk
         self._openai = openai

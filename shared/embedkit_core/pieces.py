@@ -1,0 +1,169 @@
+"""What a stream is made of: pieces of it, each a call of its own, and how far it has come."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedkit_core.call import Call
+from embedkit_core.engine.packing import CAP_TEXTS, FLOOR_TEXTS
+from embedkit_core.errors import EmbedKitError, InputError, PartialFailureError, ProviderError
+from embedkit_core.plan import flaw_of
+from embedkit_core.roles import Role
+from embedkit_core.types import EmbeddingResult, Usage, Vectors
+
+if TYPE_CHECKING:
+    from embedkit_core.embedder import Embedder
+
+PIECES = 4  # under way or done ahead; two keep all slots busy with full requests, two wait for a slot or for the caller
+
+
+class Piece:
+    """Neighbouring texts of a stream, asked for in one call.
+
+    When it is finished there are `rows`, float32 (n, dimensions), and perhaps an `error` that comes after them. Where
+    it is that of a text that `failed`, at this place of the piece, it is the provider's.
+    """
+
+    def __init__(self, owner: Embedder, role: Role, texts: list[str], start: int) -> None:
+        self.start = start
+        self.done = threading.Event()
+        self.rows: Vectors = np.empty((0, 0), dtype=np.float32)
+        self.usage = Usage()
+        self.error: Exception | None = None
+        self.failed = False
+        self._owner = owner
+        self._role = role
+        self._texts = texts
+        self._left = False
+        self._broken = False
+        self._call = Call(owner, role, texts, start=start)
+
+    def begin(self) -> None:
+        """Look up what the cache has and hand over the rest; `done` is set when all is served."""
+        try:
+            self._prepare()
+            if self._call.needs_engine:
+                self._call.submit(self.done.set)
+                return
+        except Exception as error:
+            self._break(error)
+        self.done.set()
+
+    async def serve(self) -> None:
+        """Go through all steps without holding the caller's loop."""
+        try:
+            await self._call.off_loop(self._prepare)
+            if self._call.needs_engine:
+                await self._call.await_()
+            await self._call.off_loop(self.finish)
+        except Exception as error:
+            self._break(error)
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Withdraw what is still pending."""
+        self._left = True
+        self._call.leave()
+
+    def finish(self) -> None:
+        """Take in what came of the call: the rows before the first text that failed, and that text's error."""
+        if self._broken:
+            return
+        self._call.leave()
+        try:
+            result = self._call.finish()
+            self.rows = result.vectors
+        except PartialFailureError as failure:
+            result = failure.result
+            place = min(result.failed)
+            self._fail(result.failed[place])
+            self.rows = result.vectors[:place]
+        except ProviderError as error:
+            self._fail(error)
+            self.usage = error.usage or Usage()
+            return
+        self.usage = result.usage
+
+    def _prepare(self) -> None:
+        try:
+            self._call.prepare()
+        except InputError as refusal:
+            self._end_before(refusal.indices[0])
+
+    def _end_before(self, place: int) -> None:
+        """Go on with the texts before one that cannot be embedded."""
+        position = self.start + place
+        flaw = flaw_of(self._texts[place])
+        self.error = InputError(f"the text at position {position} cannot be embedded: {flaw}", [position])
+        self._texts = self._texts[:place]
+        self._call = call = Call(self._owner, self._role, self._texts, start=self.start)
+        if not self._left:  # by a cancelled caller, while this runs on a thread of ours; the old call was left then
+            call.prepare()
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self.failed = True
+
+    def _break(self, error: Exception) -> None:
+        self.error = error
+        self._broken = True
+
+
+class Progress:
+    """How far a stream has come, and how far it may go: `size` texts in a piece, `most` pulled and not yet given."""
+
+    def __init__(self, owner: Embedder, role: Role) -> None:
+        self._owner = owner
+        self._role = role
+        limits, slots = role.lane.limits, owner.settings.max_concurrency
+        slots = min(slots, limits.in_flight or slots)
+        self.size = max(min(CAP_TEXTS, limits.texts) * -(-slots // 2), FLOOR_TEXTS)
+        self.most = self.size * PIECES
+        self.open = True
+        self._pulled = 0
+        self._given = 0
+        self._usage = Usage()
+
+    def fits(self, texts: int) -> bool:
+        """Tell whether there is room for so many more texts."""
+        return self._pulled - self._given + texts <= self.most
+
+    def cut(self, texts: list[str]) -> Piece:
+        """Make the next piece."""
+        start = self._pulled
+        self._pulled += len(texts)
+        return Piece(self._owner, self._role, texts, start)
+
+    def gave(self, piece: Piece) -> None:
+        """Note that all rows of a piece were taken."""
+        self._given = piece.start + len(piece.rows)
+        self._usage += piece.usage
+
+    def error_after(self, piece: Piece) -> Exception | None:
+        """Give what is to be raised after the rows of a piece, in terms of the stream."""
+        error = piece.error
+        if piece.failed and isinstance(error, ProviderError) and self._given:
+            error = self._failure(error)
+        if isinstance(error, EmbedKitError):
+            error.usage = self._usage
+        return error
+
+    def _failure(self, error: ProviderError) -> PartialFailureError:
+        position, owner = self._given, self._owner
+        kept = " and are in the cache: a rerun sends only the rest" if owner.store.keeper else ""
+        return PartialFailureError(
+            f"the text at position {position} failed: {str(error).rstrip('.')}. The rows before it were given{kept}",
+            failed={position: error},
+            succeeded=range(position),
+            result=EmbeddingResult(
+                vectors=np.empty((0, owner.dimensions or 0), dtype=np.float32),
+                usage=self._usage,
+                model=owner.model,
+                input_type=self._role.input_type,
+                space=owner.space,
+            ),
+        )

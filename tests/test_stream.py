@@ -1,0 +1,384 @@
+"""What a stream gives: rows in order, errors in their place, and no more of the source than there is room for."""
+
+import asyncio
+import itertools
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, each_door, streaming, taken
+from support.waiting import wait_until_idle
+
+from embedkit_core import BadTextError, ConfigurationError, Embedder, EmbedKitError, InputError, PartialFailureError
+from embedkit_core.call import Call
+from embedkit_core.engine.loop import engine
+from embedkit_core.testing import FakeServer
+
+TEXTS = [f"text {i}" for i in range(3 * MOST)]
+
+
+@each_door
+def test_a_stream_gives_the_vector_of_each_text_in_order(door):
+    rows, error = taken(streaming(FakeServer()), iter(TEXTS), door)
+    assert error is None
+    assert are_vectors_of(rows, TEXTS)
+    assert {(row.dtype, row.shape) for row in rows} == {(np.dtype(np.float32), (8,))}
+
+
+@each_door
+def test_a_row_is_an_array_of_its_own(door, tmp_path):
+    embedder = streaming(FakeServer(), cache=tmp_path)
+    for _ in ("sent", "from the cache"):
+        rows, _ = taken(embedder, TEXTS[:300], door)
+        assert are_vectors_of(rows, TEXTS[:300])
+        assert all(row.base is None and row.flags.owndata and row.flags.writeable for row in rows)
+        for row in rows:
+            row[:] = 0
+
+
+@each_door
+def test_an_empty_source_gives_nothing(door):
+    server = FakeServer()
+    assert taken(streaming(server), iter([]), door) == ([], None)
+    assert not server.seen
+
+
+@each_door
+def test_a_stream_of_queries_gets_the_vectors_of_queries(door):
+    rows, _ = taken(streaming(FakeServer()), TEXTS[:300], door, input_type="query")
+    assert are_vectors_of(rows, TEXTS[:300], role="query")
+
+
+@each_door
+def test_a_text_that_comes_again_is_sent_once(door, tmp_path):
+    server = FakeServer()
+    embedder = streaming(server, cache=tmp_path)
+    texts = list(itertools.islice(itertools.cycle(TEXTS[:300]), 2000))
+    rows, _ = taken(embedder, texts, door)
+    assert are_vectors_of(rows, texts)
+    assert server.billed == dict.fromkeys(TEXTS[:300], 1)
+    usage = embedder.usage
+    assert usage.texts == 2000
+    assert usage.sent == 300
+    assert usage.texts == usage.sent + usage.joined + usage.duplicates + usage.cache_hits
+
+
+def test_nothing_is_pulled_that_there_is_no_room_for():
+    source = Source(TEXTS)
+    for before, _ in enumerate(streaming(FakeServer()).embed_iter(source)):
+        assert source.pulled - before <= MOST
+
+
+async def test_the_source_of_an_async_stream_waits_for_the_caller(tmp_path):
+    embedder = streaming(FakeServer(), cache=tmp_path)
+    embedder.embed(TEXTS)
+    source = Source(TEXTS)
+    rows = embedder.aembed_iter(source)
+    for before in range(2 * PIECE):
+        await anext(rows)
+        assert source.pulled - before <= MOST
+    while source.pulled < PIECE + MOST:  # noqa: ASYNC110 - a source tells nobody
+        await asyncio.sleep(0)
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert source.pulled == PIECE + MOST
+    await rows.aclose()
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_all_slots_are_kept_busy_before_the_first_row_is_given(slots):
+    server = FakeServer()
+    embedder = streaming(server, max_concurrency=slots)
+    embedder.embed(["warm up"])
+    server.hold()
+    source, far = Source(TEXTS[:-1]), threading.Event()
+
+    def texts():
+        for text in source:
+            if source.pulled >= 2 * slots * 256:
+                far.set()
+            yield text
+
+    thread = threading.Thread(target=lambda: next(embedder.embed_iter(texts())))
+    thread.start()
+    assert far.wait(20)
+    server.wait_for_requests(1 + slots)
+    assert server.in_flight == slots
+    server.release()
+    thread.join()
+
+
+def test_a_stream_sends_full_requests_when_it_is_on_its_way():
+    server = FakeServer()
+    texts = [f"text {i}" for i in range(20_000)]
+    taken(streaming(server, max_concurrency=8), texts, "sync")
+    assert len(server.seen) < 1.5 * 20_000 / 256
+
+
+# Errors in their place
+
+
+@each_door
+@pytest.mark.parametrize("place", [0, 5, PIECE, PIECE + 100])
+def test_a_text_that_cannot_be_embedded_is_named_after_the_rows_before_it(door, place):
+    server = FakeServer()
+    source = Source([*TEXTS[:place], "  ", *TEXTS[place:]])
+    rows, error = taken(streaming(server), source, door)
+    assert are_vectors_of(rows, TEXTS[:place])
+    assert isinstance(error, InputError)
+    assert error.indices == (place,)
+    assert f"position {place} cannot be embedded: empty or only white space" in str(error)
+    assert source.pulled <= place + MOST
+    if door == "sync":
+        assert source.pulled <= place + PIECE
+
+
+@each_door
+def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_paid_again(door, tmp_path):
+    server = FakeServer()
+    server.poison = {TEXTS[700]}
+    embedder = streaming(server, cache=tmp_path)
+    rows, error = taken(embedder, iter(TEXTS), door)
+    assert are_vectors_of(rows, TEXTS[:700])
+    assert isinstance(error, PartialFailureError)
+    assert list(error.failed) == [700]
+    assert isinstance(error.failed[700], BadTextError)
+    assert error.succeeded == range(700)
+    assert len(error.result.vectors) == 0
+    assert error.usage.texts >= 700
+    assert "the text at position 700 failed" in str(error)
+
+    server.poison.clear()
+    again = streaming(server, cache=tmp_path)
+    rows, error = taken(again, iter(TEXTS), door)
+    assert are_vectors_of(rows, TEXTS)
+    assert error is None
+    assert set(server.billed.values()) == {1}
+    assert again.usage.cache_hits >= 700
+
+
+@each_door
+def test_a_refusal_of_the_first_text_is_the_providers_own(door):
+    server = FakeServer()
+    server.poison = {TEXTS[0]}
+    rows, error = taken(streaming(server), TEXTS[:10], door)
+    assert rows == []
+    assert type(error) is BadTextError
+
+
+@each_door
+def test_a_failed_row_is_nan_and_the_stream_goes_on_where_errors_are_returned(door):
+    server = FakeServer()
+    server.poison = {TEXTS[3], TEXTS[700]}
+    rows, error = taken(streaming(server, on_error="return"), TEXTS[:1000], door)
+    assert error is None
+    assert [place for place, row in enumerate(rows) if np.isnan(row).all()] == [3, 700]
+    good = [place for place in range(1000) if place not in (3, 700)]
+    assert are_vectors_of([rows[place] for place in good], [TEXTS[place] for place in good])
+
+
+@each_door
+@pytest.mark.parametrize("place", [0, 3, PIECE, 700])
+def test_what_the_source_raises_comes_after_the_rows_of_all_that_it_gave(door, place):
+    own = LookupError("the source's own")
+
+    def source():
+        yield from TEXTS[:place]
+        raise own
+
+    rows, error = taken(streaming(FakeServer()), source(), door)
+    assert are_vectors_of(rows, TEXTS[:place])
+    assert error is own
+
+
+async def test_a_source_that_is_cancelled_on_its_own_ends_the_stream():
+    async def source():
+        yield "one"
+        raise asyncio.CancelledError
+
+    rows = streaming(FakeServer()).aembed_iter(source())
+    assert are_vectors_of([await anext(rows)], ["one"])
+    with pytest.raises(asyncio.CancelledError):
+        await anext(rows)
+
+
+def test_a_failure_withdraws_what_is_pending_at_once():
+    server = FakeServer()
+    server.poison = {"text 0"}
+    embedder = streaming(server, max_concurrency=1)
+    with pytest.raises(BadTextError):
+        list(embedder.embed_iter(itertools.chain(["text 0"], (f"text {i}" for i in range(1, 100_000)))))
+    embedder.embed(["the next one"])
+    assert not engine().account(embedder.provider).scheduler.table
+    assert len(server.billed) <= MOST + 1
+
+
+@pytest.mark.parametrize("door", ["embed_iter", "aembed_iter"])
+def test_what_is_no_stream_of_texts_is_refused_at_the_call(door):
+    stream = getattr(streaming(FakeServer()), door)
+    for texts, said in [("one", "a single one"), (b"one", "a single one"), ({"a": 1}, "a dict"), ({"a"}, "a set")]:
+        with pytest.raises(InputError, match=said):
+            stream(texts)
+    with pytest.raises(InputError, match="got int"):
+        stream(7)
+    with pytest.raises(ConfigurationError, match="input_type"):
+        stream(["one"], input_type="querry")
+
+
+def test_an_async_source_is_refused_by_the_door_that_cannot_wait_for_it():
+    with pytest.raises(InputError, match="use aembed_iter"):
+        streaming(FakeServer()).embed_iter(as_async(["one"]))
+
+
+def test_a_stream_on_the_engines_own_thread_names_its_async_twin():
+    embedder = streaming(FakeServer())
+    embedder.embed(["start the engine"])
+    found: list[str] = []
+    done = threading.Event()
+    begun = embedder.embed_iter(["one"])
+
+    def call() -> None:
+        for ask in (lambda: embedder.embed_iter(["one"]), lambda: next(begun)):
+            try:
+                ask()
+            except EmbedKitError as error:
+                found.append(str(error))
+        done.set()
+
+    engine()._loop.call_soon_threadsafe(call)
+    assert done.wait(10)
+    assert ["aembed_iter()" in said for said in found] == [True, True]
+
+
+# Sources that take their time
+
+
+def a_second_passes_at_each_look_at_the_clock(monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr("embedkit_core.stream.time", SimpleNamespace(monotonic=lambda: float(next(now))))
+
+
+def test_finished_rows_are_given_before_a_slow_source_is_asked_again(tmp_path, monkeypatch):
+    embedder = streaming(FakeServer(), cache=tmp_path)
+    embedder.embed(TEXTS[:300])
+    a_second_passes_at_each_look_at_the_clock(monkeypatch)
+    source = Source(TEXTS[:300])
+    for rows, _ in enumerate(embedder.embed_iter(source), 1):
+        assert source.pulled == rows
+
+
+def test_all_that_has_finished_is_given_before_a_slow_source_is_asked_again(monkeypatch):
+    embedder = streaming(server := FakeServer())
+    embedder.embed(["warm up"])
+    server.hold()
+    a_second_passes_at_each_look_at_the_clock(monkeypatch)
+
+    def texts():
+        yield from TEXTS[:50]
+        server.release()
+        wait_until_idle(embedder)
+        yield from TEXTS[50:60]
+
+    source = Source(texts())
+    for _ in itertools.islice(embedder.embed_iter(source), 50):
+        assert source.pulled == 51
+
+
+async def test_a_slow_async_source_delays_no_row():
+    """Each text comes when the row of the one before it has arrived; otherwise this would wait for ever."""
+    arrived = asyncio.Semaphore(3)
+
+    async def source():
+        for text in TEXTS[:50]:
+            await arrived.acquire()
+            yield text
+
+    rows = []
+    async for row in streaming(FakeServer()).aembed_iter(source()):
+        rows.append(row)
+        arrived.release()
+    assert are_vectors_of(rows, TEXTS[:50])
+
+
+async def test_many_texts_are_prepared_and_assembled_off_the_callers_loop(monkeypatch):
+    threads = set()
+
+    def noting(step):
+        def noted(call):
+            threads.add(threading.current_thread().name)
+            return step(call)
+
+        return noted
+
+    for step in (Call.prepare, Call.finish):
+        monkeypatch.setattr(Call, step.__name__, noting(step))
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    rows = [row async for row in streaming(FakeServer()).aembed_iter(TEXTS[: 2 * PIECE])]
+    counting.cancel()
+    assert are_vectors_of(rows, TEXTS[: 2 * PIECE])
+    assert all(name.startswith("embedkit-work") for name in threads)
+    assert turns > 2 * PIECE / 64
+
+
+def test_texts_that_were_cut_are_counted_from_the_start(caplog):
+    server = FakeServer(max_words=5)
+    texts = [*TEXTS[:400], "far too long a text for this model", "x"]
+    rows, error = taken(streaming(server), texts, "sync")
+    assert error is None
+    assert len(rows) == 402
+    assert "(positions 400)" in caplog.text
+
+
+# All at once
+
+WORDS = st.sampled_from([*(f"word {i}" for i in range(20)), "bad", "poison", "worse"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.one_of(WORDS, st.integers(0, 10**6).map(str), st.just(" ")), max_size=150),
+    slots=st.integers(1, 3),
+    per_request=st.integers(1, 9),
+    on_error=st.sampled_from(["raise", "return"]),
+    door=st.sampled_from(["sync", "async", "async source"]),
+)
+def test_a_stream_is_what_embed_says_up_to_the_first_error(texts, slots, per_request, on_error, door):
+    server = FakeServer()
+    server.poison = {"bad", "poison", "worse"}
+    embedder = Embedder(
+        "fake:model",
+        base_url=server.url,
+        cache=False,
+        max_concurrency=slots,
+        max_batch_texts=per_request,
+        on_error=on_error,
+    )
+    stops = {" "} | (server.poison if on_error == "raise" else set())
+    end = next((place for place, text in enumerate(texts) if text in stops), None)
+    rows, error = taken(embedder, texts, door)
+    before = texts[:end]
+    good = [place for place, text in enumerate(before) if text not in server.poison]
+    assert len(rows) == len(before)
+    assert are_vectors_of([rows[place] for place in good], [before[place] for place in good])
+    assert all(np.isnan(rows[place]).all() for place in set(range(len(before))) - set(good))
+    if end is None:
+        assert error is None
+    elif texts[end] == " ":
+        assert isinstance(error, InputError)
+        assert error.indices == (end,)
+    elif end:
+        assert isinstance(error, PartialFailureError)
+        assert list(error.failed) == [end]
+    else:
+        assert type(error) is BadTextError

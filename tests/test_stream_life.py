@@ -1,0 +1,295 @@
+"""Streams that are closed, abandoned, interrupted, cancelled and forked, and what is left of them: nothing."""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+from support.openai_server import OpenAIServer
+from support.scripts import finish, start
+from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, streaming
+from test_life import GatedCache
+
+from embedkit_core import Embedder
+from embedkit_core.engine.loop import engine
+from embedkit_core.testing import FakeServer
+
+TEXTS = [f"text {i}" for i in range(3 * MOST)]
+
+
+def one_slot(server: OpenAIServer, **settings) -> Embedder:
+    return Embedder(
+        "text-embedding-3-small",
+        base_url=server.base_url,
+        api_key="test-key",
+        **{"cache": False, "max_concurrency": 1, "dimensions": 8} | settings,
+    )
+
+
+def texts_of_two_pieces_and_more(server: OpenAIServer) -> Iterator[str]:
+    """Texts of which the first piece is answered, in its two requests, once others are handed over too."""
+    server.hold()
+    for place, text in enumerate(TEXTS):
+        if place == 2 * PIECE:
+            server.release(2)
+        yield text
+
+
+def check_that_nothing_more_was_sent(embedder: Embedder, server: OpenAIServer) -> None:
+    """One request was in flight while others waited, and the next caller finds nothing of them."""
+    server.wait_for_requests(3)
+    server.release()
+    embedder.embed(["the next one"])
+    assert len(server.requests) == 4
+    assert server.requests[-1].texts == ("the next one",)
+    assert not engine().account(embedder.provider).scheduler.table
+
+
+@pytest.mark.parametrize("how", ["closed", "abandoned", "left by an exception"])
+def test_a_stream_that_is_left_sends_nothing_new(how):
+    with OpenAIServer() as server:
+        embedder = one_slot(server)
+        source = Source(texts_of_two_pieces_and_more(server))
+        rows = embedder.embed_iter(source)
+        next(rows)
+        if how == "closed":
+            rows.close()
+        elif how == "abandoned":
+            del rows
+            gc.collect()
+        else:
+            with contextlib.suppress(LookupError):
+                rows.throw(LookupError())
+        check_that_nothing_more_was_sent(embedder, server)
+        assert source.pulled <= MOST
+        assert next(source) == TEXTS[source.pulled - 1]
+
+
+@pytest.mark.parametrize("how", ["closed", "abandoned", "cancelled"])
+def test_an_async_stream_that_is_left_sends_nothing_new_and_leaves_no_task(how):
+    async def leave(embedder: Embedder) -> None:
+        rows = embedder.aembed_iter(as_async(texts_of_two_pieces_and_more(server)))
+        await anext(rows)
+        await asyncio.to_thread(server.wait_for_requests, 3)
+        if how == "closed":
+            await rows.aclose()
+        elif how == "abandoned":
+            del rows
+            gc.collect()
+        else:
+
+            async def rest() -> None:
+                async for _ in rows:
+                    pass
+
+            task = asyncio.create_task(rest())
+            await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks tell nobody
+            await asyncio.sleep(0)
+
+    with OpenAIServer() as server:
+        embedder = one_slot(server)
+        asyncio.run(leave(embedder))
+        check_that_nothing_more_was_sent(embedder, server)
+
+
+async def test_a_stream_that_is_closed_while_its_source_is_waited_for_ends_that_wait():
+    ended = False
+
+    async def source():
+        nonlocal ended
+        try:
+            yield "one"
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+
+    rows = streaming(FakeServer()).aembed_iter(source())
+    assert are_vectors_of([await anext(rows)], ["one"])
+    await rows.aclose()
+    assert ended
+    assert len(asyncio.all_tasks()) == 1
+
+
+def test_a_loop_that_ends_in_the_middle_of_a_stream_leaves_nothing():
+    async def begin(embedder: Embedder) -> None:
+        kept.append(embedder.aembed_iter(as_async(TEXTS)))
+        await anext(kept[0])
+
+    kept: list = []
+    embedder = streaming(FakeServer())
+    asyncio.run(begin(embedder))
+    with pytest.raises(StopAsyncIteration):
+        asyncio.run(anext(kept[0]))
+    embedder.embed(["the next one"])
+    assert not engine().account(embedder.provider).scheduler.table
+
+
+def test_a_stream_that_is_never_begun_pulls_nothing():
+    source = Source(TEXTS)
+    embedder = streaming(FakeServer())
+    embedder.embed_iter(source).close()
+    del embedder
+    assert source.pulled == 0
+
+
+def test_ctrl_c_ends_a_stream_at_once_and_sends_nothing_new(tmp_path):
+    with OpenAIServer() as server:
+        process = start(
+            """
+            embedder.embed(["warm up"])
+            try:
+                for row in embedder.embed_iter(f"text {i}" for i in range(10**9)):
+                    pass
+            except KeyboardInterrupt:
+                print("interrupted")
+            embedder.embed(["the next one"])
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        server.wait_for_requests(1)
+        server.hold()
+        server.wait_for_requests(17, timeout=30)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        server.release()
+        finish(process)
+        assert [request.texts for request in server.requests[17:]] == [("the next one",)]
+
+
+def test_a_stream_belongs_to_the_process_that_began_it(tmp_path):
+    with OpenAIServer() as server:
+        process = start(
+            """
+            rows = embedder.embed_iter(f"text {i}" for i in range(10_000))
+            next(rows)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    for row in rows:
+                        pass
+                except Exception as error:
+                    print("before a fork" in str(error), flush=True)
+                assert len(list(embedder.embed_iter(["a stream of its own"]))) == 1
+                sys.exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(1 for row in rows))
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process).split() == ["True", "7", "9999"]
+
+
+def test_a_process_may_end_in_the_middle_of_a_stream(tmp_path):
+    with OpenAIServer() as server:
+        body = """
+            rows = embedder.embed_iter(f"text {i}" for i in range(100_000))
+            print(next(rows).shape)
+            """
+        process = start(body, server.base_url, tmp_path)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "(1536,)\n", "")
+        assert len(server.billed_texts) < 20_000
+
+
+class Counted(str):
+    """A text that counts how many of its kind are alive."""
+
+    alive = 0
+    most = 0
+
+    def __new__(cls, text):
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        return super().__new__(cls, text)
+
+    def __del__(self):
+        Counted.alive -= 1
+
+
+@pytest.mark.parametrize("door", ["sync", "async"])
+def test_a_long_stream_holds_no_more_than_its_lookahead(door, tmp_path):
+    n = 30 * PIECE
+    embedder = streaming(FakeServer(dimensions=2), cache=tmp_path)
+    Counted.alive = Counted.most = 0
+    texts = (Counted(f"text {i}") for i in range(n))
+
+    async def count() -> int:
+        return len([1 async for _ in embedder.aembed_iter(texts)])
+
+    assert n == (sum(1 for _ in embedder.embed_iter(texts)) if door == "sync" else asyncio.run(count()))
+    assert Counted.most <= MOST + PIECE
+    embedder.embed(["the next one"])
+    scheduler = engine().account(embedder.provider).scheduler
+    assert not scheduler.table
+    assert not scheduler.recent.lookups
+    assert not list(scheduler.recent)
+
+
+async def test_a_stream_cancelled_while_it_looks_up_leaves_nothing_behind():
+    """Also where the piece was begun again, since it holds a text that cannot be embedded."""
+    server, cache = FakeServer(), GatedCache()
+    embedder = Embedder("fake:model", base_url=server.url, cache=cache)
+    rows = embedder.aembed_iter([*TEXTS[:100], " "])
+    task = asyncio.create_task(anext(rows))
+    await asyncio.to_thread(cache.asked.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    cache.gate.set()
+    assert await asyncio.to_thread(cache.answered.wait, 20)
+    for _ in range(2):
+        await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    assert not engine().account(embedder.provider).scheduler.recent.lookups
+    assert not server.seen
+
+
+async def test_a_piece_that_is_left_while_its_bad_text_is_found_is_not_begun_again(monkeypatch):
+    cache, found, gate = GatedCache(), threading.Event(), threading.Event()
+    cache.gate.set()
+
+    def flaw_of(text):
+        found.set()
+        assert gate.wait(20)
+        return "flawed"
+
+    monkeypatch.setattr("embedkit_core.pieces.flaw_of", flaw_of)
+    embedder = Embedder("fake:model", base_url=(server := FakeServer()).url, cache=cache)
+    task = asyncio.create_task(anext(embedder.aembed_iter([*TEXTS[:100], " "])))
+    await asyncio.to_thread(found.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.set()
+    for _ in range(2):
+        await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    assert not cache.asked.is_set()
+    assert not server.seen
+
+
+def test_streams_and_queries_share_an_embedder_from_many_threads(tmp_path):
+    server = FakeServer()
+    embedder = streaming(server, cache=tmp_path, max_concurrency=4)
+    found: dict[int, bool] = {}
+
+    def work(n: int) -> None:
+        texts = [f"text {i}" for i in itertools.chain(range(n * 100, n * 100 + 600), range(300))]
+        found[n] = are_vectors_of(list(embedder.embed_iter(texts)), texts)
+        found[n + 10] = are_vectors_of([embedder.embed_query(f"query {n}")], [f"query {n}"], role="query")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(found.values())
+    assert set(server.billed.values()) == {1}
