@@ -14,7 +14,7 @@ from support.waiting import wait_until_idle
 
 from embedkit_core import BadTextError, ConfigurationError, Embedder, EmbedKitError, InputError, PartialFailureError
 from embedkit_core.call import Call
-from embedkit_core.engine.loop import engine
+from embedkit_core.engine.current import engine
 from embedkit_core.testing import FakeServer
 
 TEXTS = [f"text {i}" for i in range(3 * MOST)]

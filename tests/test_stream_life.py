@@ -15,7 +15,7 @@ from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, strea
 from test_life import GatedCache
 
 from embedkit_core import Embedder
-from embedkit_core.engine.loop import engine
+from embedkit_core.engine.current import engine
 from embedkit_core.testing import FakeServer
 
 TEXTS = [f"text {i}" for i in range(3 * MOST)]

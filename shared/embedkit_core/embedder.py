@@ -17,8 +17,8 @@ from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.pace import Rates
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.meter import Meter
-from embedkit_core.outcome import warn_of_cuts
-from embedkit_core.plan import check_list, make_plan
+from embedkit_core.outcome import explained, warn_of_cuts
+from embedkit_core.plan import check_list
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
 from embedkit_core.store import Store, open_store
@@ -213,18 +213,7 @@ class Embedder:
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""
         config.check_input_type(input_type)
-        role = self._roles[input_type]
-        plan = make_plan([text], role.prefix)
-        return Explanation(
-            model=self.model,
-            endpoint=self.provider.endpoint or "the provider's own",
-            wire=dict(role.lane.wire),
-            key=plan.keys[0].hex(),
-            key_parts=dict(role.parts),
-            served_from=self.store.where(plan.keys[0]),
-            estimated_tokens=plan.sizes[0],
-            usd_per_million=self.provider.usd_per_million,
-        )
+        return explained(self.provider, self.store, self._roles[input_type], text)
 
     # Facts
 

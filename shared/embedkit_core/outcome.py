@@ -1,4 +1,4 @@
-"""What a call that did not go all well comes to: the error that is raised, and the warning that is said."""
+"""What is said of a call: what it would do, the error where it failed, the warning where texts were cut."""
 
 from __future__ import annotations
 
@@ -6,9 +6,28 @@ import logging
 from collections.abc import Collection, Iterable
 
 from embedkit_core.errors import EmbedKitError, PartialFailureError
-from embedkit_core.types import EmbeddingResult
+from embedkit_core.plan import make_plan
+from embedkit_core.providers import Provider
+from embedkit_core.roles import Role
+from embedkit_core.store import Store
+from embedkit_core.types import EmbeddingResult, Explanation
 
 logger = logging.getLogger("embedkit_core")
+
+
+def explained(provider: Provider, store: Store, role: Role, text: str) -> Explanation:
+    """Say what a call for one text would send, and where its vector would come from."""
+    plan = make_plan([text], role.prefix)
+    return Explanation(
+        model=role.lane.model,
+        endpoint=provider.endpoint or "the provider's own",
+        wire=dict(role.lane.wire),
+        key=plan.keys[0].hex(),
+        key_parts=dict(role.parts),
+        served_from=store.where(plan.keys[0]),
+        estimated_tokens=plan.sizes[0],
+        usd_per_million=provider.usd_per_million,
+    )
 
 
 def failure_of(result: EmbeddingResult, *, kept: bool) -> EmbedKitError:
