@@ -109,8 +109,8 @@ class Soak:
 
     def _wait_for_group(self, group: int) -> None:
         """Wait for the children of a killed process, which are killed too: two who ask for the same texts both pay."""
-        until = time.monotonic() + 20.0
-        while time.monotonic() < until:
+        end = time.monotonic() + 20.0
+        while time.monotonic() < end:
             try:
                 os.killpg(group, 0)
             except ProcessLookupError:

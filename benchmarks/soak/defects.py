@@ -74,13 +74,13 @@ def _memory() -> None:
 
 
 def _wakes() -> None:
-    """One caller in a thousand is not woken."""
+    """One caller in fifty is not woken."""
     from embedkit_core.call import Call
 
     submit = Call.submit
 
     def asleep(call: Call, wake: Callable[[], None]) -> None:
-        submit(call, wake if random.random() > 0.001 else lambda: None)
+        submit(call, wake if random.random() > 0.02 else lambda: None)
 
     Call.submit = asleep
 
