@@ -7,6 +7,7 @@
 #   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
 #   make dist                              the wheel and the sdist, in dist/
 #   make laws                              take each law's code away and see the test that fails; ARGS="2 9" picks some
+#   make soak                              everything at once for three minutes, against a server that fails; ARGS="--minutes 10"
 #   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
 #   make bench-speed                       speed against peers and code by hand, as ratios; ARGS="--only cold,warm --rounds 5"
 #   make clean | make distclean            forget the demo's cache and build files | .venv too
@@ -43,7 +44,7 @@ BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo test test-extras test-versions lint types laws bench-retrieval bench-speed install torch dist clean distclean
+.PHONY: demo test test-extras test-versions lint types laws soak bench-retrieval bench-speed install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -70,6 +71,9 @@ dist: $(BUILT)
 
 laws: $(INSTALLED)
 	@$(BIN)/python tests/remove_laws.py $(ARGS)
+
+soak: $(INSTALLED)
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 bench-retrieval: $(BENCHMARKS_INSTALLED)
 	@test -n "$(DATA)" || { echo "name a data set in BEIR's layout: make bench-retrieval DATA=<folder>" >&2; exit 2; }

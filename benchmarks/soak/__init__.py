@@ -1,0 +1,1 @@
+"""The parts of the soak: a server with faults, processes that use the library, and the books that must balance."""

@@ -1,0 +1,170 @@
+"""What a process of the soak does with the library, and the check of every row that it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import numpy as np
+
+from embedkit_core import Embedder, EmbedKitError, PartialFailureError, ProviderError
+from soak.settings import MODEL, SLOTS, TIMEOUT, Events, Settings, truth
+
+
+class Actions:
+    """One user of the library: its texts, its calls, and what came of them.
+
+    `under_way` has the calls that have not ended, and when they began. Nothing here is shared between processes.
+    """
+
+    def __init__(self, settings: Settings, events: Events) -> None:
+        self.settings = settings
+        self.events = events
+        self.counts: Counter[str] = Counter()
+        self.under_way: dict[object, tuple[str, float]] = {}
+        self.embedder = self.another()
+
+    def another(self) -> Embedder:
+        """An embedder of its own, on the same account and cache."""
+        settings = self.settings
+        return Embedder(
+            MODEL,
+            base_url=settings.url,
+            api_key=settings.key,
+            cache=settings.folder,
+            max_concurrency=SLOTS,
+            timeout=TIMEOUT,
+        )
+
+    # Texts
+
+    def texts(self, rng: random.Random, most: int) -> list[str]:
+        """Neighbours out of all texts so far, of which there are more every second; some twice."""
+        known = 300 + int(150 * (time.monotonic() - self.settings.born))
+        start, n = rng.randrange(known), rng.randint(1, most)
+        texts = [f"{self.settings.lineage} text {i}" for i in range(start, start + n)]
+        return texts + rng.choices(texts, k=rng.choice([0, 0, n // 4]))
+
+    def query(self, rng: random.Random) -> str:
+        return f"{self.settings.lineage} query {rng.randrange(200)}"
+
+    # Checks
+
+    def check(self, texts: Sequence[str], rows: Sequence[np.ndarray] | np.ndarray) -> None:
+        """Compare every row with its text's vector."""
+        wrong = [text for text, row in zip(texts, rows, strict=True) if not np.array_equal(row, truth(text))]
+        self.counts["rows"] += len(texts)
+        if wrong:
+            self.events.add(
+                "violation", what=f"{len(wrong)} of {len(texts)} rows are not their text's", texts=wrong[:3]
+            )
+
+    @contextlib.contextmanager
+    def call(self, door: str, texts: Sequence[str] = ()) -> Iterator[None]:
+        """Note that a call is under way, and what error it ended with; rows that came with it are checked."""
+        token = object()
+        self.under_way[token] = door, time.monotonic()
+        try:
+            yield
+        except PartialFailureError as error:
+            self.counts["partial failures"] += 1
+            if texts:
+                self.check([texts[place] for place in error.succeeded], error.result.vectors[list(error.succeeded)])
+        except ProviderError as error:
+            self.counts[type(error).__name__] += 1
+        except EmbedKitError as error:
+            self.events.add("violation", what=f"{door}: {type(error).__name__}: {error}")
+        finally:
+            del self.under_way[token]
+            self.counts[door] += 1
+
+    # Callers that block
+
+    def block(self, rng: random.Random) -> None:
+        """Make one call of any kind."""
+        rng.choice([self._embed, self._query, self._query, self._stream, self._second])(rng)
+
+    def _embed(self, rng: random.Random) -> None:
+        texts = self.texts(rng, 600)
+        with self.call("embed", texts):
+            self.check(texts, self.embedder.embed(texts, max_batch_texts=rng.choice([None, None, 50])).vectors)
+
+    def _query(self, rng: random.Random) -> None:
+        text = self.query(rng)
+        with self.call("embed_query"):
+            self.check([text], [self.embedder.embed_query(text)])
+
+    def _second(self, rng: random.Random) -> None:
+        texts = self.texts(rng, 100)
+        with self.call("an embedder that is closed", texts), self.another() as embedder:
+            self.check(texts, embedder.embed_documents(texts))
+
+    def _stream(self, rng: random.Random) -> None:
+        texts = self.texts(rng, 4000)
+        end = rng.choice([None, None, rng.randrange(1, 2000)])
+        rows: list[np.ndarray] = []
+        with self.call("embed_iter"):
+            stream = self.embedder.embed_iter(iter(texts))
+            rows.extend(itertools.islice(stream, end))
+            if rng.random() < 0.5:
+                stream.close()
+            del stream
+        self.check(texts[: len(rows)], rows)
+
+    # Callers on a loop
+
+    async def session(self, rng: random.Random, until: float) -> None:
+        """Several tasks that make calls, some cancelled, until a time; what they leave on the loop is a violation."""
+        await asyncio.gather(*(self._task(random.Random(rng.random()), until) for _ in range(6)))
+        for _ in range(200):
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            if not left:
+                return
+            await asyncio.sleep(0.01)
+        self.events.add("violation", what=f"tasks left on a loop: {[str(task.get_coro()) for task in left]}")
+
+    async def _task(self, rng: random.Random, until: float) -> None:
+        while time.monotonic() < until:
+            action = rng.choice([self._aembed, self._aquery, self._aquery, self._astream])
+            patience = rng.choice([None, None, None, rng.uniform(0.0, 0.3)])
+            try:
+                async with asyncio.timeout(patience):
+                    await action(rng)
+            except TimeoutError:
+                self.counts["cancelled"] += 1
+
+    async def _aembed(self, rng: random.Random) -> None:
+        texts = self.texts(rng, 600)
+        with self.call("aembed", texts):
+            self.check(texts, (await self.embedder.aembed(texts)).vectors)
+
+    async def _aquery(self, rng: random.Random) -> None:
+        text = self.query(rng)
+        with self.call("aembed_query"):
+            self.check([text], [await self.embedder.aembed_query(text)])
+
+    async def _astream(self, rng: random.Random) -> None:
+        texts = self.texts(rng, 4000)
+        end = rng.choice([None, None, rng.randrange(1, 2000)])
+        rows: list[np.ndarray] = []
+        try:
+            with self.call("aembed_iter"):
+                async for row in self.embedder.aembed_iter(rng.choice([texts, slowly(texts, rng)])):
+                    rows.append(row)
+                    if len(rows) == end:
+                        break
+        finally:
+            self.check(texts[: len(rows)], rows)
+
+
+async def slowly(texts: Sequence[str], rng: random.Random) -> AsyncIterator[str]:
+    """A source that waits now and then."""
+    for text in texts:
+        if rng.random() < 0.005:
+            await asyncio.sleep(rng.uniform(0.0, 0.2))
+        yield text
