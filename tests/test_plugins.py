@@ -60,6 +60,22 @@ def test_an_installed_provider_and_cache_work_through_all_three_doors(acme, tmp_
 # Which one is meant
 
 
+def name_what_is_not_there() -> None:
+    """Which has all that is installed looked through: a name of ours is found without."""
+    with pytest.raises(ConfigurationError):
+        Embedder("nobodys:any")
+    with pytest.raises(ConfigurationError):
+        Embedder("fake:any", base_url="fake://", cache="nobodys://x")
+
+
+def test_what_is_built_in_is_registered_as_any_other_is(site):
+    for group, ours in plugins.BUILT_IN.items():
+        points = {
+            name: point.value for name, (point, *_) in plugins.registered(group).items() if plugins.is_built_in(point)
+        }
+        assert points == ours
+
+
 def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(site, caplog):
     on_paper(site, "grabby", {PROVIDERS: {"fake": "grabby:Mine"}, CACHES: {"file": "grabby:Mine"}}, "Mine = object")
     server = FakeServer()
@@ -67,6 +83,8 @@ def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(si
         made = Embedder("fake:any", base_url=server.url, cache=(site / "kept").as_uri())
         assert made.embed(["one"]).vectors.shape == (1, 8)
     assert made.usage.cache_hits == 1
+    for _ in range(2):
+        name_what_is_not_there()
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "the entry point fake = grabby:Mine of the package grabby is ignored: that provider is built in",
@@ -78,6 +96,7 @@ def test_a_name_that_is_built_in_stays_ours_though_a_rivals_leads_into_our_modul
     on_paper(site, "grabby", {PROVIDERS: {"openai": "embedkit_core.testing:Fake"}})
     for _ in range(2):
         assert provider_class("openai").name == "openai"
+        name_what_is_not_there()
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith("the entry point openai = embedkit_core.testing:Fake of the package grabby is ignored")
 
@@ -86,6 +105,7 @@ def test_a_rival_that_says_what_we_say_is_ignored_too(site, caplog):
     ours = "embedkit_core.providers.openai:OpenAI"
     on_paper(site, "grabby", {PROVIDERS: {"openai": ours, "mine": ours}})
     assert provider_class("openai").name == "openai"
+    name_what_is_not_there()
     assert [record.getMessage().count("grabby is ignored") for record in caplog.records] == [1]
     assert not plugins.is_built_in(plugins.registered(PROVIDERS)["mine"][0])
 

@@ -1,4 +1,8 @@
-"""What installed packages add to us: found by entry points, imported when named, and never in place of our own."""
+"""What installed packages add to us: found by entry points, imported when named, and never in place of our own.
+
+Our own are entry points too, for whoever lists them, and known here beside that: to look through all that is installed
+takes as long as reading some thousand vectors from a cache.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,25 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from embedkit_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 PROVIDERS = "embedkit_core.providers"
 CACHES = "embedkit_core.caches"
 _OURS = "rag-embedkit"
+BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    PROVIDERS: {
+        "openai": "embedkit_core.providers.openai:OpenAI",
+        "local": "embedkit_core.providers.local:Local",
+        "fake": "embedkit_core.testing:Fake",
+    },
+    CACHES: {"file": "embedkit_core.cache.urls:open_file_url"},
+}
 _KINDS = {PROVIDERS: "provider", CACHES: "cache"}
 
 logger = logging.getLogger("embedkit_core")
@@ -21,10 +37,17 @@ logger = logging.getLogger("embedkit_core")
 @cache
 def registered(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
     """Give what is registered in a group by its name; several packages may claim one, but not one that is built in."""
+    from importlib.metadata import entry_points
+
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=group):
         found.setdefault(point.name, []).append(point)
     return {name: _ours_first(group, points) for name, points in found.items()}
+
+
+def is_registered(group: str, name: str) -> bool:
+    """Tell whether something is registered under a name."""
+    return name in BUILT_IN[group] or name in registered(group)
 
 
 def _ours_first(group: str, points: list[EntryPoint]) -> tuple[EntryPoint, ...]:
@@ -52,6 +75,10 @@ def load(group: str, name: str) -> object:
     Raises:
         ConfigurationError: it cannot be imported, or two packages claim the name.
     """
+    if ours := BUILT_IN[group].get(name):
+        module, _, attribute = ours.partition(":")
+        built_in: object = getattr(import_module(module), attribute)
+        return built_in
     first, *others = registered(group)[name]
     for other in others:
         if other.value != first.value:

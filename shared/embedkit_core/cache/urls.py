@@ -31,7 +31,7 @@ def scheme_of(cache: object) -> str | None:
 
 def is_built_in(scheme: str) -> bool:
     """Tell whether a scheme is ours."""
-    return plugins.is_built_in(plugins.registered(plugins.CACHES)[scheme][0])
+    return scheme in plugins.BUILT_IN[plugins.CACHES]
 
 
 def open_url(url: str) -> Cache:

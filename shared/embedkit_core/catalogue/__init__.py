@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from embedkit_core.types import Limits, ModelInfo
@@ -30,7 +30,7 @@ def _row(raw: Mapping[str, Any]) -> ModelInfo:
 @cache
 def rows() -> tuple[ModelInfo, ...]:
     """Give every row of the catalogue."""
-    text = files(__name__).joinpath("models.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("models.json").read_text(encoding="utf-8")
     return tuple(_row(raw) for raw in json.loads(text)["models"])
 
 

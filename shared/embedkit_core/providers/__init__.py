@@ -158,7 +158,7 @@ class Provider(ABC):
 
 def is_provider(name: str) -> bool:
     """Tell whether a provider is registered under a name."""
-    return name in plugins.registered(plugins.PROVIDERS)
+    return plugins.is_registered(plugins.PROVIDERS, name)
 
 
 def provider_names() -> list[str]:
@@ -174,15 +174,14 @@ def provider_class(name: str) -> type[Provider]:
         ConfigurationError: naming the package, for what cannot be loaded or is no provider of that name.
     """
     loaded = plugins.load(plugins.PROVIDERS, name)
-    where = plugins.described(plugins.registered(plugins.PROVIDERS)[name][0])
     if not isinstance(loaded, type) or not issubclass(loaded, Provider):
-        raise ConfigurationError(
-            f"the provider {name!r} is not a subclass of embedkit_core.providers.Provider: {where}"
-        )
-    called = getattr(loaded, "name", None)
-    if called != name:  # it is in the keys: two providers of one name would serve each other's vectors
-        raise ConfigurationError(f"the provider {name!r} calls itself {called!r}, and must not: {where}")
-    return loaded
+        flaw = "is not a subclass of embedkit_core.providers.Provider"
+    elif (called := getattr(loaded, "name", None)) == name:
+        return loaded
+    else:  # it is in the keys: two providers of one name would serve each other's vectors
+        flaw = f"calls itself {called!r}, and must not"
+    where = plugins.described(plugins.registered(plugins.PROVIDERS)[name][0])
+    raise ConfigurationError(f"the provider {name!r} {flaw}: {where}")
 
 
 def check_dimensions(model: str, asked: int | None, info: ModelInfo | None) -> None:
