@@ -37,12 +37,14 @@ _PRAGMAS = (
 )
 
 # Only what we store ourselves: no pickle, nothing in a file, nothing that would fill the memory.
-# The rows are read in the order in which they lie in the file, each page once.
-_READ = (  # the marks are filled in, never a value
-    "SELECT key, value FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE key IN ({}) AND raw = 1)"  # noqa: S608
-    " AND raw = 1 AND mode = 1 AND filename IS NULL"
+_OURS = (
+    "raw = 1 AND mode = 1 AND filename IS NULL"
     f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_DIMENSIONS}"
 )
+# The marks are filled in, never a value. Rows are read in the order in which they lie in the file, each page once.
+_READ = "SELECT key, value FROM Cache WHERE "
+_ONE = f"{_READ}key = ? AND {_OURS}"
+_MANY = f"{_READ}rowid IN (SELECT rowid FROM Cache WHERE key IN (MARKS) AND raw = 1) AND {_OURS}"  # noqa: S608
 # Every column is given again: a row that somebody bent is healed.
 _WRITE = (
     "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
@@ -155,7 +157,8 @@ class Pool:
         """Give those of up to `BLOCK` keys that there are with their values, in any order. Raises sqlite3.Error."""
         connection = self._borrow()
         try:
-            found = connection.execute(_READ.format(",".join("?" * len(keys))), keys).fetchall()
+            query = _ONE if len(keys) == 1 else _MANY.replace("MARKS", ",".join("?" * len(keys)))
+            found = connection.execute(query, keys).fetchall()
         except BaseException:
             close_all([connection])
             raise
