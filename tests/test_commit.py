@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 
 from embedkit_core import Embedder
 from embedkit_core.engine.current import engine
@@ -193,3 +195,18 @@ def wait_for(condition) -> None:
             return
         threading.Event().wait(0.005)
     raise AssertionError("it never came to that")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_result_is_nobodys_but_its_callers(kept, tmp_path):
+    """No circle and no idle thread holds a whole matrix until the collector, or another call, comes by."""
+    server = FakeServer()
+    caller = Embedder("fake:model", base_url=server.url, cache=tmp_path if kept else False)
+    result = caller.embed([f"text {i}" for i in range(100)])
+    matrix = weakref.ref(result.vectors)
+    del result
+    settled = threading.Event()
+    while matrix() is not None:  # the last of the engine's own frames may still be on its way out
+        settled.clear()
+        engine().call(engine().account(caller.provider), settled.set)
+        assert settled.wait(10)

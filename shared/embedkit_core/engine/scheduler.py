@@ -295,6 +295,7 @@ class Scheduler:
     def _close_if_done(self, ticket: Ticket) -> None:
         if not ticket.closed and ticket.pending == 0:
             self._close(ticket)
+            ticket.items.clear()  # an item knows its payer: a circle would keep the whole result from being let go
             self._step.finished.append(ticket)
 
     def _close(self, ticket: Ticket) -> None:

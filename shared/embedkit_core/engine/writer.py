@@ -59,18 +59,25 @@ class Writer:
             self.thread.join(timeout)
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            jobs = [first]
-            last = False
-            while not self._queue.empty() and not last:
-                more = self._queue.get()
-                last = more is None
-                if more is not None:
-                    jobs.append(more)
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        """Wait for a job, write it with all that came meanwhile, and tell whether there may be more.
+
+        Between two turns nothing holds a job, and by it the whole result of its caller.
+        """
+        jobs: list[Job] = []
+        more = self._queue.get()
+        while more is not None:
+            jobs.append(more)
+            if self._queue.empty():
+                break
+            more = self._queue.get()
+        if jobs:
             self._write(jobs)
             self._kept(jobs)
-            if last:
-                return
+        return more is not None
 
     def _write(self, jobs: list[Job]) -> None:
         batches: dict[int, tuple[Cache, list[tuple[bytes, Entry]]]] = {}
