@@ -122,8 +122,9 @@ def test_a_server_that_tells_no_limits_is_met_with_few_requests_and_then_with_tw
     world.run()
     starts = [at - world.server.times[1][0] for at, _ in world.server.times[1:]]
     assert starts[0] == 0
-    assert sum(start < 0.06 for start in starts) <= 2
-    assert sum(start < 0.12 for start in starts) <= 4
+    assert sum(start < 0.001 for start in starts) == 8
+    assert sum(start < 0.03 for start in starts) <= 16
+    assert sum(start < 0.06 for start in starts) <= 32
     assert world.peak == 64
 
 

@@ -17,7 +17,9 @@ from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError
 from embedkit_core.types import Headroom
 
-DOUBLING = 0.06  # seconds in which requests in flight double at a server that tells no limits: a refusal comes sooner
+# At a server that tells no limits: what may be in flight at first, and the seconds in which that doubles. A refusal comes
+# sooner, so that few are refused.
+FIRST_IN_FLIGHT, DOUBLING = 8, 0.03
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds after a refusal that says nothing, doubled with each in a row
 SLICE = 0.15  # seconds of the rate that one request takes at most, where tokens are short
 FEWEST_TOKENS = 2_000  # of a request that is cut down for the pace
@@ -81,7 +83,9 @@ class Pace:
         """Give the seconds until a request of so many estimated tokens may go out; inf: not before one comes back."""
         if self.in_flight and (self.probing or self.in_flight + 1 > self._window):
             return math.inf  # until one comes back
-        ramp = -math.inf if self._ramp_from is None else self._ramp_from + DOUBLING * math.log2(self.in_flight + 1)
+        ramp = -math.inf
+        if self._ramp_from is not None:
+            ramp = self._ramp_from + DOUBLING * math.log2((self.in_flight + 1) / FIRST_IN_FLIGHT)
         tokens = size * self.tokens_each
         self._requests.grow(now)
         self._tokens.grow(now)
