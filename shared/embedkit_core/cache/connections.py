@@ -48,10 +48,14 @@ _MANY = f"{_READ}rowid IN (SELECT rowid FROM Cache WHERE key IN (MARKS) AND raw 
 # Every column is given again: a row that somebody bent is healed.
 _WRITE = (
     "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
-    " VALUES (?1, 1, ?3, NULL, ?3, 0, NULL, 0, 1, NULL, ?2) ON CONFLICT (key, raw) DO UPDATE SET"
-    " store_time = ?3, expire_time = NULL, access_time = ?3, access_count = 0, tag = NULL, size = 0, mode = 1,"
-    " filename = NULL, value = ?2"
+    " VALUES ROWS ON CONFLICT (key, raw) DO UPDATE SET store_time = excluded.store_time, expire_time = NULL,"
+    " access_time = excluded.access_time, access_count = 0, tag = NULL, size = 0, mode = 1, filename = NULL,"
+    " value = excluded.value"
 )
+_ROW = "(?, 1, ?, NULL, ?, 0, NULL, 0, 1, NULL, ?)"
+# Rows in one statement: at each one SQLite lets go of the interpreter, and while another thread is busy gets it back 5 ms
+# later. Powers of two, so that any number of rows is few statements, and few statements are prepared.
+_TOGETHER = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 class Gate:
@@ -165,12 +169,12 @@ class Pool:
         self._give_back(connection)
         return found
 
-    def write(self, rows: Iterable[tuple[bytes, bytes, float]]) -> None:
+    def write(self, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
         """Commit keys, values and times (Unix seconds), all or none. Raises sqlite3.Error."""
         connection = self._borrow()
         try:
             _begin(connection)
-            connection.executemany(_WRITE, rows)
+            _insert(connection, rows)
             connection.execute("COMMIT")
         except BaseException:
             close_all([connection])  # which rolls back
@@ -227,6 +231,16 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
         close_all([connection])
         raise
     return connection
+
+
+def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
+    start = 0
+    for together in _TOGETHER:
+        statement = _WRITE.replace("ROWS", ",".join([_ROW] * together))
+        while len(rows) - start >= together:
+            some = rows[start : start + together]
+            connection.execute(statement, [field for key, value, at in some for field in (key, at, at, value)])
+            start += together
 
 
 def _begin(connection: sqlite3.Connection) -> None:

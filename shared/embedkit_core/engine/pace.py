@@ -17,8 +17,8 @@ from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError
 from embedkit_core.types import Headroom
 
-# At a server that tells no limits: what may be in flight at first, and the seconds in which that doubles. A refusal comes
-# sooner, so that few are refused.
+# At a server that tells no limits: what may be in flight at first, and the seconds in which that doubles. A refusal is
+# back sooner, so that few are refused.
 FIRST_IN_FLIGHT, DOUBLING = 8, 0.03
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds after a refusal that says nothing, doubled with each in a row
 SLICE = 0.15  # seconds of the rate that one request takes at most, where tokens are short
