@@ -53,8 +53,8 @@ _WRITE = (
     " value = excluded.value"
 )
 _ROW = "(?, 1, ?, NULL, ?, 0, NULL, 0, 1, NULL, ?)"
-# Rows in one statement: at each one SQLite lets go of the interpreter, and while another thread is busy gets it back 5 ms
-# later. Powers of two, so that any number of rows is few statements, and few statements are prepared.
+# Rows in one statement: at each, SQLite lets go of the interpreter, and gets it back 5 ms later where another thread is
+# busy. Powers of two, so that any number of rows is few statements, and few statements are prepared.
 _TOGETHER = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
