@@ -22,6 +22,9 @@ logger = logging.getLogger("embedkit_core")
 turn = ForkLock()  # to write to a cache: `set_many` is called from one thread at a time, also by who imports vectors
 
 
+TOGETHER = 128  # rows, after which a transaction takes in no further request
+
+
 class Job(NamedTuple):
     """Rows of an answered request, and for each cache the places of those it is to keep."""
 
@@ -63,15 +66,16 @@ class Writer:
             pass
 
     def _take_turn(self) -> bool:
-        """Wait for a job, write it with all that came meanwhile, and tell whether there may be more.
+        """Wait for a job, write it with what came meanwhile, and tell whether there may be more.
 
-        Between two turns nothing holds a job, and by it the whole result of its caller.
+        Not with all of it: the slots of these requests are free only when it is written, and one after the other keeps
+        more of them busy than all at once. Between two turns nothing holds a job, and by it the whole result of its caller.
         """
         jobs: list[Job] = []
         more = self._queue.get()
         while more is not None:
             jobs.append(more)
-            if self._queue.empty():
+            if self._queue.empty() or sum(len(job.flight.done) for job in jobs) >= TOGETHER:
                 break
             more = self._queue.get()
         if jobs:
