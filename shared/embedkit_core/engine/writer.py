@@ -69,7 +69,7 @@ class Writer:
         """Wait for a job, write it with what came meanwhile, and tell whether there may be more.
 
         Not with all of it: the slots of these requests are free only when it is written, and one after the other keeps
-        more of them busy than all at once. Between two turns nothing holds a job, and by it the whole result of its caller.
+        more of them busy than all at once. Between two turns nothing holds a job, and by it a caller's whole result.
         """
         jobs: list[Job] = []
         more = self._queue.get()
