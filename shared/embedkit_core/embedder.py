@@ -143,7 +143,7 @@ class Embedder:
         return await call.off_loop(call.finish)
 
     def embed_iter(self, texts: Iterable[str], *, input_type: InputType = "document") -> Generator[Vectors, None, None]:
-        """Embed a stream, however long: one float32 (dimensions,) for each text, in order; see docs/streams.md.
+        """Embed a stream, however long: one float32 (dimensions,) for each text, in order.
 
         What goes wrong is raised in its place, after all rows before it, with positions counted from the start.
 
