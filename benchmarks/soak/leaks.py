@@ -62,7 +62,11 @@ def wait_until_idle(seconds: float) -> list[str]:
             held += [f"{len(scheduler.table)} texts under way"] if scheduler.table else []
             held += [f"{len(scheduler.recent.lookups)} look-ups open"] if scheduler.recent.lookups else []
             held += [f"{scheduler.in_flight} slots taken"] if scheduler.in_flight else []
-            held += [f"{scheduler.bound()} bound of no caller"] if any(scheduler._bounds.values()) else []
+            held += ["a bound of no caller"] if any(scheduler.turns._bounds.values()) else []
+            paces = scheduler.turns._paces.values()
+            held += ["a limit of no caller"] if any(any(pace.callers.values()) for pace in paces) else []
+            held += [f"{n} requests of a pace" for pace in paces if (n := pace.in_flight)]
+            held += [f"{n} deadlines" for n in [len(scheduler._with_deadline)] if n]
             held += [f"{len(account._waiting)} tickets waiting"] if account._waiting else []
         time.sleep(0.05)
     return held
