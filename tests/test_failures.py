@@ -207,6 +207,7 @@ def test_one_batch_of_five_that_fails_for_good_costs_its_texts_only(server, tmp_
 
 @pytest.mark.parametrize("poisonous", [{500}, {3}, {0, 10, 31}, {3, 500, 999}, {40, 41, 42}])
 def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poisonous):
+    """Scenario 26."""
     texts = numbered(1000)
     server.poison |= {texts[p] for p in poisonous}
     healthy = [p for p in range(1000) if p not in poisonous]

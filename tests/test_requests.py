@@ -51,6 +51,7 @@ def test_no_request_exceeds_the_limits_of_the_model(server):
 
 
 def test_a_request_that_holds_too_many_tokens_is_halved_until_it_fits_and_the_limit_is_remembered():
+    """Scenario 2."""
     with OpenAIServer(max_tokens_per_request=100) as server:
         small = embedder(server)
         first, second = numbered(200, tokens=10), [f"again {text}" for text in numbered(200, tokens=9)]
@@ -84,6 +85,7 @@ def test_a_server_that_takes_few_inputs_gets_all_texts_in_requests_it_takes():
 
 
 def test_waiting_texts_are_spread_over_the_free_slots(server):
+    """Scenario 5."""
     spreading = embedder(server, max_concurrency=8)
     cold, warm = numbered(500), [f"warm {text}" for text in numbered(500)]
     spreading.embed(cold)
