@@ -135,7 +135,7 @@ LAWS = [
     ),
     Law(
         12,
-        "stream.py",
+        "astream.py",
         "            piece.leave()\n            task.cancel()",
         "            pass",
         "test_stream_life.py",

@@ -95,7 +95,7 @@ def test_the_core_knows_no_framework(path):
         ("plan.py", {"types", "errors", "engine.packing"}),
         ("lists.py", {"types", "forks"}),
         ("meter.py", {"types", "forks"}),
-        ("plugins.py", {"errors"}),
+        ("plugins.py", {"errors", "forks"}),
         ("cache", {"types", "errors", "forks", "plugins", "cache"}),
         ("engine", {"types", "errors", "forks", "meter", "engine"}),
         ("providers", {"types", "errors", "secrets", "plugins", "forks", "engine.retry", "providers"}),

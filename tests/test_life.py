@@ -66,7 +66,8 @@ def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_pa
         assert again.usage.cache_hits == 200
 
 
-def test_a_fork_waits_for_the_engines_import_of_an_sdk(tmp_path):
+@pytest.mark.parametrize("module", ["openai._client", "embedkit_core.engine.loop", "embedkit_core.engine.scheduler"])
+def test_a_fork_waits_for_an_import_of_ours(tmp_path, module):
     """Otherwise the child has half of a module, whose lock is held by a thread that it does not have."""
     with OpenAIServer() as server:
         process = start(
@@ -75,7 +76,7 @@ def test_a_fork_waits_for_the_engines_import_of_an_sdk(tmp_path):
 
             class Slow:
                 def find_spec(self, name, path=None, target=None):
-                    if name == "openai._client":
+                    if name == sys.argv[-1]:
                         begun.set()
                         assert go_on.wait(20)
 
@@ -94,6 +95,7 @@ def test_a_fork_waits_for_the_engines_import_of_an_sdk(tmp_path):
             """,
             server.base_url,
             tmp_path,
+            module,
         )
         assert finish(process) == "1\n"
         assert server.billed_texts == {"parent": 1, "child": 1}

@@ -15,6 +15,7 @@ from embedkit_core.call import Call, off_loop
 from embedkit_core.engine.current import engine, refuse_engine_thread
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.pace import Rates
+from embedkit_core.forks import importing
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.meter import Meter
 from embedkit_core.outcome import explained, warn_of_cuts
@@ -22,6 +23,7 @@ from embedkit_core.plan import check_list
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
 from embedkit_core.store import Store, open_store
+from embedkit_core.stream import Stream
 from embedkit_core.travel import described, kept, packed, packed_key, traveller, unpacked
 from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, RateLimiter, Usage, Vectors
 
@@ -151,8 +153,6 @@ class Embedder:
             InputError: a text cannot be embedded; or, at once, `texts` is no stream of texts.
             PartialFailureError: a text failed for good; a ProviderError if it is the first.
         """
-        from embedkit_core.stream import Stream
-
         refuse_engine_thread("embed_iter")
         config.check_input_type(input_type)
         return Stream(self, self._roles[input_type], texts).rows()
@@ -161,8 +161,8 @@ class Embedder:
         self, texts: Iterable[str] | AsyncIterable[str], *, input_type: InputType = "document"
     ) -> AsyncGenerator[Vectors, None]:
         """Embed a stream, as `embed_iter` does, without holding the caller's loop."""
-        from embedkit_core.stream import AsyncStream
-
+        with importing.lock:
+            from embedkit_core.astream import AsyncStream
         config.check_input_type(input_type)
         return AsyncStream(self, self._roles[input_type], texts).rows()
 

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.forks import importing
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -77,7 +78,8 @@ def load(group: str, name: str) -> object:
     """
     if ours := BUILT_IN[group].get(name):
         module, _, attribute = ours.partition(":")
-        built_in: object = getattr(import_module(module), attribute)
+        with importing.lock:
+            built_in: object = getattr(import_module(module), attribute)
         return built_in
     first, *others = registered(group)[name]
     for other in others:

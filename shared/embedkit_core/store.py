@@ -13,6 +13,7 @@ import numpy as np
 from embedkit_core.cache import open_cache, open_folder, urls
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.forks import importing
 from embedkit_core.types import Cache, Entry
 
 logger = logging.getLogger("embedkit_core")
@@ -108,8 +109,8 @@ def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> St
     if cache is False:
         return Store(None)
     if cache is None:
-        import platformdirs
-
+        with importing.lock:
+            import platformdirs
         return Store(open_cache(Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))))
     if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
         return Store(urls.open_url(cache), checked=urls.is_built_in(scheme))

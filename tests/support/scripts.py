@@ -17,10 +17,10 @@ embedder = Embedder("text-embedding-3-small", base_url=url, api_key="test-key", 
 """
 
 
-def start(body: str, url: str, cache: Path) -> subprocess.Popen[str]:
-    """Start a program that has an `embedder` for a server and a cache folder."""
+def start(body: str, url: str, cache: Path, *more: str) -> subprocess.Popen[str]:
+    """Start a program that has an `embedder` for a server and a cache folder; `more` are its last arguments."""
     return subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + textwrap.dedent(body), url, str(cache)],
+        [sys.executable, "-c", PREAMBLE + textwrap.dedent(body), url, str(cache), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

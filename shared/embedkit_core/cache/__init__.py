@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.forks import ForkLock
+from embedkit_core.forks import ForkLock, importing
 from embedkit_core.types import Cache, Entry
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _lock = ForkLock()
 
 def open_cache(folder: Path | str) -> Cache:
     """Give the cache in a folder, one object for all who name the same one; nothing is opened before it is used."""
-    from embedkit_core.cache.disk import DiskCache
-
+    with importing.lock:
+        from embedkit_core.cache.disk import DiskCache
     path = Path(folder).expanduser().resolve()
     with _lock.lock:
         cache = _open.get(path)

@@ -17,7 +17,7 @@ from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.connections import BLOCK, GATE, Mode, Pool, close_all, connect
 from embedkit_core.cache.schema import foreign_content
 from embedkit_core.errors import CacheError
-from embedkit_core.forks import ForkLock
+from embedkit_core.forks import ForkLock, importing
 from embedkit_core.types import Entry
 
 WRITE_AGAIN_SECONDS = 60.0  # after a write that failed: a full disk may be emptied, a stuck process may end
@@ -292,8 +292,8 @@ def _open_as(path: Path, mode: Mode) -> Pool | str:
 
 
 def _create(own: Path) -> None:
-    from embedkit_core.cache.create import create  # imports diskcache
-
+    with importing.lock:
+        from embedkit_core.cache.create import create  # imports diskcache
     create(own)
 
 

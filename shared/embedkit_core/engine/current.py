@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from embedkit_core.errors import EmbedKitError
-from embedkit_core.forks import ForkLock
+from embedkit_core.forks import ForkLock, importing
 
 if TYPE_CHECKING:
     from embedkit_core.engine.loop import Engine
@@ -25,8 +25,8 @@ def engine() -> Engine:
     """Give this process's engine, started on first use."""
     global _engine
     if _engine is None:
-        from embedkit_core.engine.loop import Engine
-
+        with importing.lock:
+            from embedkit_core.engine.loop import Engine
         with _lock.lock:
             if _engine is None:
                 _engine = Engine()
