@@ -56,7 +56,7 @@ def test_any_storm_ends_without_paying_twice(rate, burst, tells, seed):
     ideal = max(0.0, (world.server.tokens - world.server.burst) / rate)
     # At best, or as fast as 16 in flight are without a bucket; searching for the rate costs a few seconds.
     assert seconds < 1.15 * ideal + (1.5 if tells else 5.0)
-    assert world.server.refused <= (2 if tells else 3 + 0.07 * world.server.requests)
+    assert world.server.refused <= (2 if tells else 6 + 0.07 * world.server.requests)
 
 
 def test_a_server_that_says_what_is_not_true_is_not_believed_for_long():
@@ -122,9 +122,9 @@ def test_a_server_that_tells_no_limits_is_met_with_few_requests_and_then_with_tw
     world.run()
     starts = [at - world.server.times[1][0] for at, _ in world.server.times[1:]]
     assert starts[0] == 0
-    assert sum(start < 0.001 for start in starts) == 8
-    assert sum(start < 0.03 for start in starts) <= 16
-    assert sum(start < 0.06 for start in starts) <= 32
+    assert sum(start < 0.001 for start in starts) == 4
+    assert sum(start < 0.025 for start in starts) <= 8
+    assert sum(start < 0.05 for start in starts) <= 16
     assert world.peak == 64
 
 
@@ -221,7 +221,7 @@ def test_an_overloaded_server_gets_fewer_requests_at_a_time_and_then_more_again(
     ticket = world.submit([f"text {i}" for i in range(20_000)])
     world.run()
     assert (ticket.pending, ticket.failed) == (0, {})
-    assert sum(peak > 6 for peak in peaks) < 0.3 * len(peaks)
+    assert sum(peak > 6 for peak in peaks) < 0.4 * len(peaks)
     world.server.fault = lambda number: None
     world.submit([f"more {i}" for i in range(100_000)])
     world.peak = 0
@@ -327,3 +327,33 @@ def test_a_model_that_takes_few_texts_is_never_sent_more():
     world.run()
     assert world.server.requests >= 6
     assert max(tokens for _, tokens in world.server.times) <= 96 * 60
+
+
+def test_refusals_of_a_query_now_and_then_do_not_slow_an_ingest_down():
+    world = World(VirtualServer())
+    world.submit(["warm up"])
+    world.run(until=3)
+    refused = {3, 8, 13}
+    world.server.fault = lambda number: RateLimitError("slow down") if number in refused else None
+    for i in range(12):
+        world.submit([f"question {i}"], size=5, urgent=True)
+        world.run(until=3)
+    world.submit([f"text {i}" for i in range(4_000)])
+    assert world.run() < 3 * undisturbed(4_000)
+    assert all(ticket.failed == {} for ticket in world.finished)
+
+
+def test_whoever_waits_for_the_pace_is_not_looked_at_again_and_again():
+    world = World(VirtualServer())
+    world.submit([f"text {i}" for i in range(300)], rates=Rates(None, 6_000))
+    polls = 0
+    poll = world.scheduler.poll
+
+    def counted(now):
+        nonlocal polls
+        polls += 1
+        return poll(now)
+
+    world.scheduler.poll = counted
+    world.run()
+    assert polls < 20 * world.server.requests

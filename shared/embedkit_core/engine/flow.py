@@ -16,6 +16,7 @@ SEARCH = 0.3  # seconds in which a rate that is not known yet doubles, until it 
 GROWTH = (1.0, 10.0)  # seconds until a learned rate is passed: twice the time that it was learned in, within these
 RESERVE = 0.02  # seconds of a told rate that are left: requests arrive a little earlier or later than they are sent
 BELIEF, DEAF = 3, 300.0  # refusals a minute with which headers are believed, and seconds in which they are not
+ROUNDS = 25  # requests that are sent until then at least, however slow the rate
 SEARCHED = (0.2, 1.5)  # how far under, and for how many seconds, after a search
 HELD, HELD_IN_SEARCH = 5.0, 0.2  # seconds of a learned rate that its bucket is taken to hold: nothing tells
 
@@ -56,11 +57,15 @@ class Bucket:
 
 
 class Flow:
-    """The provider's bucket for one thing, as far as it shows: `told` by its headers, or learned from refusals."""
+    """The provider's bucket for one thing, as far as it shows: `told` by its headers, or learned from refusals.
+
+    `busy` says that since the last refusal there was always more to send: only then is what was let through the rate.
+    """
 
     def __init__(self) -> None:
         self.bucket = Bucket()
         self.told = False
+        self.busy = True
         self._taken = 0.0  # in all, with what was refused
         self._late = False  # what the headers say is as of the answer, not of the question
         self._heard_of = self._deaf_until = float("-inf")
@@ -114,8 +119,8 @@ class Flow:
         Only what went out before the refused request is sure to have been let through: what came after it may be
         refused as well.
         """
-        bucket, last, again = self.bucket, self._last, self._refused_since
-        self._last, self._refused_since = (sent_at, mark), 0.0
+        bucket, last, again, busy = self.bucket, self._last, self._refused_since, self.busy
+        self._last, self._refused_since, self.busy = (sent_at, mark), 0.0, True
         if self.told and not self._disbelieves(now):
             self._late = True
             bucket.take(max(0.0, bucket.level(now)), now)
@@ -123,11 +128,15 @@ class Flow:
         taken = seconds = 0.0
         if last is not None:
             taken, seconds = mark - amount - last[1] - again, sent_at - last[0]
-        if seconds > 0 and taken >= amount:
+        if not busy:  # somebody else's requests, or a limit of another kind
+            bucket.take(max(0.0, bucket.level(now)), now)
+        elif seconds > 0 and taken >= amount:
             margin, period = amount / taken, 2 * seconds
             if self._searching:  # while it was looked for, the bucket may have run over
                 margin, period = SEARCHED
-            self._begin(taken / seconds, min(UNSURE, max(SURE, margin)), min(GROWTH[1], max(GROWTH[0], period)), now)
+            rate = taken / seconds
+            longest = max(GROWTH[1], ROUNDS * amount / rate)
+            self._begin(rate, min(UNSURE, max(SURE, margin)), min(longest, max(GROWTH[0], period)), now)
         elif bucket.rate is not None:  # nothing got through since the last one
             self._begin(self._plateau / 2, UNSURE, GROWTH[0], now)
         return bucket.rate is not None

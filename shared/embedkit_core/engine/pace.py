@@ -19,13 +19,14 @@ from embedkit_core.types import Headroom
 
 # At a server that tells no limits: what may be in flight at first, and the seconds in which that doubles. A refusal is
 # back sooner, so that few are refused.
-FIRST_IN_FLIGHT, DOUBLING = 8, 0.03
+FIRST_IN_FLIGHT, DOUBLING = 4, 0.025
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds after a refusal that says nothing, doubled with each in a row
 SLICE = 0.15  # seconds of the rate that one request takes at most, where tokens are short
 FEWEST_TOKENS = 2_000  # of a request that is cut down for the pace
 INSTANT = 1e-6  # seconds that a clock need not tell apart
 OVERLOADED = (503, 529)
 SHRINK = 0.7  # of the requests in flight, when the server is overloaded
+RECOVERY = 0.25  # requests in flight more, for each round of answers and second since then
 MEMORY = 0.98  # of what was billed so far, with each bill
 USUAL_SECONDS = 20e-6  # that a server takes for a token, until it shows
 MOST_EACH = 8.0  # tokens for one that was estimated; more is no bill to believe
@@ -145,9 +146,11 @@ class Pace:
             _bind(self._own_requests, [r.requests_per_minute for r in with_work], 1.0, now)
             _bind(self._own_tokens, [r.tokens_per_minute for r in with_work], FEWEST_TOKENS, now)
 
-    def sent(self, size: int, now: float) -> Sent:
-        """Note a request that goes out."""
+    def sent(self, size: int, now: float, *, more_waits: bool) -> Sent:
+        """Note a request that goes out, and whether more would have gone out if there were no limit."""
         tokens = size * self.tokens_each
+        self._requests.busy &= more_waits
+        self._tokens.busy &= more_waits
         self.in_flight += 1
         self._own_requests.take(1, now)
         self._own_tokens.take(tokens, now)
@@ -175,7 +178,8 @@ class Pace:
             elif not self._met and not self._told:
                 self._ramp_from = now
             self.probing, self._met = False, True
-        self._window += 1 / self._window
+        if self._window < math.inf:  # slowly at first: it was too much a moment ago
+            self._window += RECOVERY * (1 + now - self._shrunk_at) / self._window
 
     def failed(self, sent: Sent, error: ProviderError, now: float) -> float | None:
         """Learn from a failure that may pass, and give the seconds to wait, where that is a matter of the pace."""

@@ -76,7 +76,9 @@ class Turns:
         """Take a slot for a request that goes out."""
         self.in_flight += 1
         flight.lane.in_flight += 1
-        flight.sent = flight.lane.pace.sent(flight.size, now)
+        pace = flight.lane.pace
+        more_waits = any(queue.waits for queue in self.busy if queue.pace is pace)
+        flight.sent = pace.sent(flight.size, now, more_waits=more_waits)
 
     def release(self, flight: Flight) -> None:
         """Free the slot of a request; rows that are only being kept hold none."""
