@@ -12,8 +12,8 @@ ADAPTERS = {
     "llamaindex_embedkit": {"llama_index", "llama_index_instrumentation"},
 }
 PURE = [
-    *("scheduler", "turns", "pace", "flow", "packing", "retry", "longtext", "replies", "items", "queues", "failures"),
-    "recent",
+    *("scheduler", "turns", "queues", "packing", "pace", "own", "flow", "recent"),
+    *("failures", "retry", "longtext", "replies", "items"),
 ]
 PROVIDERS = {"openai", "local", "fake", "voyage", "cohere"}
 FILES = sorted([*CORE.rglob("*.py"), *(path for name in ADAPTERS for path in (ROOT / name).rglob("*.py"))])

@@ -337,3 +337,16 @@ def test_what_the_first_engine_finishes_during_a_look_up_is_not_paid_for_again(t
         assert finish(process) == "1\n"
         assert server.billed_texts["text"] == 1
         assert len(server.requests) == 1
+
+
+def test_a_cache_that_answers_more_than_it_is_asked_for_counts_nothing_twice():
+    class Talkative(Memory):
+        def get_many(self, keys):
+            return dict(self.rows) if hasattr(self, "rows") else super().get_many([*vars(self)[next(iter(vars(self)))]])
+
+    server, store = FakeServer(), Talkative()
+    embedder = fake(server, cache=store)
+    for texts in (["x"], ["x"], ["x", "y"], ["x", "y"]):
+        result = embedder.embed(texts, input_type="query")
+        assert result.vectors.shape == (len(texts), 8)
+    assert embedder.usage.sent == 2

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support.virtual import LIMITS, VirtualServer, World
 
 from embedkit_core.engine.flow import Bucket, Flow
-from embedkit_core.engine.pace import Rates
+from embedkit_core.engine.items import Lane
+from embedkit_core.engine.own import Rates
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
 from embedkit_core.types import Allowance, Headroom, Limits
 
@@ -139,7 +140,7 @@ def test_a_server_that_tells_its_limits_is_met_with_all_that_they_allow_at_once(
 def test_limits_that_cannot_be_are_not_believed():
     world = World(VirtualServer())
     world.server.headroom = lambda now: None
-    flow = Flow()
+    flow = Flow(1.0)
     for allowance in (Allowance(0, 0, 1.0), Allowance(100, -1, 1.0), Allowance(100, 101, 1.0)):
         flow.hear(allowance, 0.0, 0.0, 1.0)
     assert flow.bucket.rate is None
@@ -183,7 +184,7 @@ def test_the_strictest_limit_of_those_with_work_counts_and_idle_ones_restrain_no
         world.submit([f"free {i}"], urgent=True)
         world.run()
     assert world.now - began < 5
-    world.run(until=30)
+    world.run(until=80)
     world.submit(["b"], rates=Rates(6, None))
     world.submit(["c"], rates=Rates(6, None))
     world.submit(["free"], urgent=True)
@@ -357,3 +358,96 @@ def test_whoever_waits_for_the_pace_is_not_looked_at_again_and_again():
     world.scheduler.poll = counted
     world.run()
     assert polls < 20 * world.server.requests
+
+
+def test_refusals_without_end_are_no_defect_of_ours():
+    world = World(VirtualServer())
+    world.server.fault = lambda number: RateLimitError("slow down", retry_after=0.001)
+    for i in range(300):
+        world.submit([f"text {i}"])
+        world.run()
+    assert world.server.requests > 1_500
+    assert all(isinstance(ticket.failed[0], RateLimitError) for ticket in world.finished)
+
+
+@pytest.mark.parametrize("refusals", [1, 2, 6])
+def test_a_refused_query_does_not_slow_down_the_ingest_that_follows_at_once(refusals):
+    world = World(VirtualServer())
+    world.submit(["warm up"])
+    world.run(until=3)
+    world.server.fault = lambda number: RateLimitError("slow down") if 2 <= number < 2 + refusals else None
+    world.submit(["a question"], size=3, urgent=True)
+    world.run()
+    began = world.now
+    world.submit([f"text {i}" for i in range(4_000)])
+    world.run()
+    assert world.now - began < 10
+    assert all(ticket.failed == {} for ticket in world.finished)
+
+
+def test_a_bucket_that_holds_few_tokens_is_found_with_requests_small_enough():
+    world = World(VirtualServer(tokens_per_second=1_000, burst=5_000))
+    ticket = world.submit([f"text {i}" for i in range(300)], size=400)
+    seconds = world.run()
+    assert (ticket.pending, ticket.failed) == (0, {})
+    assert seconds < 2 * world.server.tokens / 1_000
+
+
+def test_a_window_that_is_filled_at_once_when_it_ends_is_understood():
+    world = World(VirtualServer(tokens_per_second=1.0, burst=100_000, window=60.0, tells=True))
+    world.submit(["a question"], size=3, urgent=True)
+    world.run(until=2)
+    ticket = world.submit([f"text {i}" for i in range(8_000)])
+    seconds = world.run()
+    assert (ticket.pending, ticket.failed) == (0, {})
+    assert seconds < 60 * (8_000 * 60 / 100_000 + 1)
+    assert world.server.refused <= 0.1 * world.server.requests
+
+
+def test_a_limit_of_ones_own_is_kept_when_others_work_in_between():
+    world = World(VirtualServer())
+    for i in range(6):
+        world.submit([f"limited {i}"], rates=Rates(2, None))
+        world.run(until=0.1)
+        world.submit([f"free {i}"], urgent=True)
+        world.submit([f"faster {i}"], rates=Rates(600, None))
+        world.run()
+    limited = [at for at, _ in world.server.times]
+    assert all(ticket.failed == {} for ticket in world.finished)
+    assert world.now - 100 >= 60 * (6 / 2 - 1)
+    assert len(limited) <= 18
+
+
+@pytest.mark.parametrize("rates", [Rates(1, None), Rates(None, 1), Rates(1, 1)])
+def test_the_smallest_limits_are_limits(rates):
+    world = World(VirtualServer())
+    for i in range(3):
+        world.submit([f"text {i}"], size=1, rates=rates)
+    world.run()
+    assert [ticket.failed for ticket in world.finished] == [{}, {}, {}]
+    assert world.now >= 100 + 60
+
+
+def test_a_bill_that_cannot_be_does_not_stop_the_model():
+    world = World(VirtualServer(inflated=1e-9, per_token=0.0))
+    world.submit(["text"], rates=Rates(None, 1_000_000))
+    world.run()
+    world.submit(["another"], rates=Rates(None, 1_000_000))
+    assert world.run() < 120
+
+
+def test_a_pause_is_kept_however_many_lanes_there_are_meanwhile():
+    world = World(VirtualServer())
+    world.submit(["warm up"])
+    world.run()
+    world.server.fault = lambda number: RateLimitError("later", retry_after=100) if number == 2 else None
+    world.submit(["refused"])
+    world.run(until=1)
+    for i in range(600):
+        other = Lane(b"other", 60.0, Limits(texts=i + 1), "truncate", "fake:other", 2, None, {})
+        world.submit([f"other {i}"], lane=other)
+        world.run(until=0.001)
+    refused_at = world.now
+    world.submit(["after"])
+    world.run()
+    assert world.now - refused_at > 90

@@ -7,7 +7,7 @@ import numpy as np
 
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
-from embedkit_core.engine.pace import Rates
+from embedkit_core.engine.own import Rates
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.meter import Meter
@@ -189,3 +189,18 @@ def test_a_permit_that_comes_while_all_are_told_to_slow_down_waits_with_them():
     assert desk.wake_at == 17.0
     desk.now += 7.0
     assert asked in desk.poll()
+
+
+def test_a_permit_of_a_model_that_must_wait_holds_up_no_other_models():
+    desk = Desk()
+    other_model = dataclasses.replace(LIMITED, wire_id=b"other", model="fake:other", gate=Gate(Limiter()))
+    desk.submit(["limited"], lane=LIMITED)
+    desk.submit(["other model"], lane=other_model)
+    desk.poll()
+    asked = {flight.lane.lane.model: flight for flight in desk.asks}
+    desk.submit(["refused"])
+    (refused,) = desk.poll()
+    desk.scheduler.failed(refused, RateLimitError("slow down", retry_after=7.0), desk.now)
+    desk.scheduler.permitted(asked["fake:model"])
+    desk.scheduler.permitted(asked["fake:other"])
+    assert desk.poll() == [asked["fake:other"]]

@@ -22,6 +22,7 @@ LEAST = {
     "max_batch_texts": 1,
     "max_retries": 0,
 }
+MOST = 1_000_000_000
 NEEDED = ("max_concurrency", "max_retries")
 SECONDS = ("timeout", "deadline")
 
@@ -159,7 +160,9 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
 def whole_number(name: str, value: object, least: int) -> None:
     """Raise ConfigurationError unless a setting is a whole number that is large enough."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+        raise ConfigurationError(f"{name}={value!r:.80} must be a whole number of at least {least}")
+    if value > MOST:
+        raise ConfigurationError(f"{name} is more than {MOST:,}; leave it out for no limit")
 
 
 def check_limiter(limiter: object) -> None:
@@ -187,8 +190,8 @@ def positive_seconds(name: str, value: object) -> None:
     """Raise ConfigurationError unless a setting is a time in seconds, or None for no limit."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ConfigurationError(f"{name}={value!r} must be a number of seconds above 0, or None for no limit")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:
+        raise ConfigurationError(f"{name}={value!r:.80} must be a number of seconds above 0, or None for no limit")
 
 
 def refuse_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from embedkit_core import config
 from embedkit_core.call import Call, off_loop
 from embedkit_core.engine.current import engine, refuse_engine_thread
 from embedkit_core.engine.gate import Gate
-from embedkit_core.engine.pace import Rates
+from embedkit_core.engine.own import Rates
 from embedkit_core.forks import importing
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.meter import Meter
@@ -147,7 +147,8 @@ class Embedder:
     def embed_iter(self, texts: Iterable[str], *, input_type: InputType = "document") -> Generator[Vectors, None, None]:
         """Embed a stream, however long: one float32 (dimensions,) for each text, in order.
 
-        What goes wrong is raised in its place, after all rows before it, with positions counted from the start.
+        It reads ahead by 2 x `max_concurrency` full requests, and nothing is sent any more once it is closed. What
+        goes wrong is raised in its place, after all rows before it, with positions counted from the start.
 
         Raises:
             InputError: a text cannot be embedded; or, at once, `texts` is no stream of texts.
@@ -160,7 +161,7 @@ class Embedder:
     def aembed_iter(
         self, texts: Iterable[str] | AsyncIterable[str], *, input_type: InputType = "document"
     ) -> AsyncGenerator[Vectors, None]:
-        """Embed a stream, as `embed_iter` does, without holding the caller's loop."""
+        """Embed a stream, as `embed_iter` does, of a plain or an async iterable, without holding the caller's loop."""
         with importing.lock:
             from embedkit_core.astream import AsyncStream
         config.check_input_type(input_type)

@@ -96,7 +96,7 @@ class LookUp:
             vectors: list[Vectors] = []
             for key, entry in found.items():
                 place = self._plan.places.get(key)
-                if place is not None and self._fits(entry):
+                if place is not None and place not in self.hits and self._fits(entry):
                     places.append(place)
                     vectors.append(entry.vector)
                     if entry.truncated:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from embedkit_core.engine import longtext
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Lane
-from embedkit_core.engine.pace import Rates
+from embedkit_core.engine.own import Rates
 from embedkit_core.plan import key_parts, key_prefix
 from embedkit_core.providers import Provider
 from embedkit_core.types import InputType, LongText

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
-from embedkit_core.engine.pace import Rates
+from embedkit_core.engine.own import Rates
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import ProviderError, RateLimitError
 from embedkit_core.meter import Meter
@@ -33,6 +33,7 @@ class VirtualServer:
     request_burst: float = float("inf")
     tells: bool = False  # what is left
     asks_to_wait: bool = False
+    window: float = 0.0  # seconds after which the bucket is full again, at once; it is not filled before
     limits_a_minute: bool = False  # whether the limit that is told is that, or what the bucket holds
     told_late: bool = False  # what is left as of the answer
     inflated: float = 1.1  # how far the client's estimate is off
@@ -50,7 +51,10 @@ class VirtualServer:
             ("tokens", self.tokens_per_second, self.burst),
             ("requests", self.requests_per_second, self.request_burst),
         ):
-            if rate < float("inf"):
+            if self.window:
+                if now // self.window > self._at // self.window:
+                    self._levels[name] = most
+            elif rate < float("inf"):
                 self._levels[name] = min(most, self._levels[name] + rate * (now - self._at))
         self._at = now
 
@@ -65,7 +69,8 @@ class VirtualServer:
         ):
             if rate < float("inf"):
                 limit = 60 * rate if self.limits_a_minute else most
-                told[name] = Allowance(limit, self._levels[name], (most - self._levels[name]) / rate)
+                reset = self.window - now % self.window if self.window else (most - self._levels[name]) / rate
+                told[name] = Allowance(limit, self._levels[name], reset)
         return Headroom(**told)
 
     def ask(self, texts: list[str], sizes: list[int], now: float) -> tuple[float, ProviderError | None, int, object]:
@@ -178,7 +183,11 @@ class World:
             if not times or min(times) > until:
                 self.now = self.now if until == float("inf") else until
                 return self.now - began
-            self.now = max(self.now, min(times))
+            soon = min(times)
+            if soon == self._wake_at and soon > self.now:  # a real timer is late by up to a millisecond
+                soon += 0.001
+                soon = min([soon, *(at for at, _, _ in self._events[:1])])
+            self.now = max(self.now, soon)
             if self._events and self._events[0][0] <= self.now:
                 heapq.heappop(self._events)[2]()
             else:

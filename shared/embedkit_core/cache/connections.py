@@ -12,7 +12,8 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -59,7 +60,7 @@ _TOGETHER = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 class Gate:
-    """Counts who uses SQLite, for `with`, and keeps newcomers out while the process forks."""
+    """Counts who uses SQLite, and keeps newcomers out while the process forks."""
 
     def __init__(self) -> None:
         self._renew()
@@ -67,28 +68,40 @@ class Gate:
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._users = 0
+        self._users: set[object] = set()
         self._shut = False
 
-    def __enter__(self) -> None:
-        with self._lock:
-            while self._shut:
-                self._changed.wait()
-            self._users += 1
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be inside."""
+        user = object()
+        try:
+            with self._lock:
+                while self._shut:
+                    self._changed.wait()
+                self._users.add(user)
+            yield
+        finally:
+            try:
+                self.leave(user)
+            except BaseException:  # an interrupt: a fork would wait for who is not there
+                self.leave(user)
+                raise
 
-    def __exit__(self, *exc: object) -> None:
+    def leave(self, user: object) -> None:
+        """Take in that somebody has left; a child that forked inside knows of nobody."""
         with self._lock:
-            self._users = max(0, self._users - 1)  # a child that forked inside starts again at none
+            self._users.discard(user)
             if self._shut:
                 self._changed.notify_all()
 
-    def try_enter(self) -> bool:
+    def try_enter(self, user: object) -> bool:
         """Enter if nobody is in the way; never waits, so a finalizer may call it wherever it interrupts."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
             if not self._shut:
-                self._users += 1
+                self._users.add(user)
             return not self._shut
         finally:
             self._lock.release()
@@ -267,14 +280,15 @@ def close_all(connections: list[sqlite3.Connection]) -> None:
 
 
 def _let_go(idle: list[sqlite3.Connection]) -> None:
-    if not GATE.try_enter():
+    user = object()
+    if not GATE.try_enter(user):
         _process.orphans.extend(idle)
         return
     try:
         close_all(_process.orphans)
         close_all(idle)
     finally:
-        GATE.__exit__()
+        GATE.leave(user)
 
 
 def _text(raw: bytes) -> str:

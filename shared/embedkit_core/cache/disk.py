@@ -87,7 +87,7 @@ class DiskCache:
         """Give one block, or None where nothing can be read now: to try the next one might mean to wait for each."""
         rows: list[tuple[bytes, bytes]] | None = None
         pool = None
-        with GATE:
+        with GATE.entered():
             try:
                 pool = self._pool or self._open(create=False)
                 if pool is not None:
@@ -113,14 +113,14 @@ class DiskCache:
         rows = [(key, value, now) for key, value in encode_all(items)]
         if not rows:
             return
-        with GATE, self._writing.lock:
+        with GATE.entered(), self._writing.lock:
             if not self._write(rows):
                 self.stats.write_failures += len(rows)
         self._speak()
 
     def close(self) -> None:
         """Close this process's connections, until the next call; the last process to close merges the WAL."""
-        with GATE, self._opening.lock:
+        with GATE.entered(), self._opening.lock:
             self._drop()
             self._off = False
             self._write_again_at = 0.0

@@ -87,7 +87,7 @@ def _slow_down(scheduler: Scheduler, flight: Flight, error: ProviderError, now: 
     """Let the pace of the model learn from a failure that may pass, and give the seconds until the next try."""
     pace = flight.lane.pace
     delay = pace.failed(flight.sent, error, now)
-    asked = error.retry_after is not None
+    asked = error.retry_after is not None and error.retry_after > 0
     if delay is None or asked:
         delay = scheduler.retry.delay(flight.items[0].failures, error, scheduler.rng)
     if asked or isinstance(error, RateLimitError):  # one refusal slows everybody down who uses this model

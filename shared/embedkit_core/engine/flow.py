@@ -7,6 +7,8 @@ bucket was empty twice, so what was let through meanwhile is what it filled.
 
 from __future__ import annotations
 
+import math
+
 from embedkit_core.types import Allowance
 
 MINUTE = 60.0
@@ -14,6 +16,8 @@ SHORTEST_RESET = 0.1  # seconds under which a reset is too coarse to tell a rate
 SURE, UNSURE = 0.05, 0.4  # how far under a learned rate to begin again: by how well it is known
 SEARCH = 0.3  # seconds in which a rate that is not known yet doubles, until it is refused
 GROWTH = (1.0, 10.0)  # seconds until a learned rate is passed: twice the time that it was learned in, within these
+SAMPLE = 0.01  # of a limit that must have been used for its reset to tell a rate
+FOREVER = 1e9  # seconds in which a bucket fills that is filled at once when its window ends
 RESERVE = 0.02  # seconds of a told rate that are left: requests arrive a little earlier or later than they are sent
 BELIEF, DEAF = 3, 300.0  # refusals a minute with which headers are believed, and seconds in which they are not
 ROUNDS = 25  # requests that are sent until then at least, however slow the rate
@@ -36,13 +40,11 @@ class Bucket:
 
     def set(self, rate: float, capacity: float, now: float, level: float | None = None) -> None:
         """Fill at another rate from now on; what is in it stays, unless a level is given."""
-        left = self.level(now) if level is None and self.rate is not None else level
+        if level is None and self.rate is not None:
+            left = self.level(now)
+            level = capacity if left >= self.capacity else left  # a full one stays full, however much more it holds now
         self.rate, self.capacity, self._at = rate, capacity, now
-        self._level = capacity if left is None else min(left, capacity)
-
-    def clear(self) -> None:
-        """Bind nothing."""
-        self.rate = None
+        self._level = capacity if level is None else min(level, capacity)
 
     def wait(self, amount: float, now: float) -> float:
         """Give the seconds until so much may be taken; more than it holds may be taken when it is full."""
@@ -60,12 +62,17 @@ class Flow:
     """The provider's bucket for one thing, as far as it shows: `told` by its headers, or learned from refusals.
 
     `busy` says that since the last refusal there was always more to send: only then is what was let through the rate.
+    `in_a_row` counts refusals between which nothing was let through.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slowest: float) -> None:
         self.bucket = Bucket()
         self.told = False
+        self._slowest = slowest
+        self._window_ends = math.inf
+        self._in_windows = False
         self.busy = True
+        self.in_a_row = 0
         self._taken = 0.0  # in all, with what was refused
         self._late = False  # what the headers say is as of the answer, not of the question
         self._heard_of = self._deaf_until = float("-inf")
@@ -78,6 +85,17 @@ class Flow:
         # The curve by which a learned rate grows: what it comes back to, from how far under, when, and since when.
         self._plateau, self._margin, self._period, self._since = 0.0, SURE, GROWTH[1], 0.0
 
+    def wait(self, amount: float, now: float) -> float:
+        """Give the seconds until so much may be taken, or until it is worth to ask again."""
+        self.grow(now)
+        if self._in_windows and now >= self._window_ends:
+            self._window_ends = math.inf
+            self.bucket.take(self.bucket.level(now) - self.bucket.capacity, now)
+        seconds = self.bucket.wait(amount, now)
+        if self._in_windows:
+            return min(seconds, self._window_ends - now)
+        return seconds if self.told else min(seconds, SEARCH)  # a rate that is learned grows meanwhile
+
     def take(self, amount: float, now: float) -> float:
         """Note a request that goes out, and give the mark by which it is known later."""
         self.bucket.take(amount, now)
@@ -86,12 +104,13 @@ class Flow:
 
     def hear(self, allowance: Allowance, mark: float, sent_at: float, now: float) -> None:
         """Copy what the provider says of its bucket with the answer to a request; the newest request's word counts."""
-        limit, remaining, _ = allowance
+        limit, remaining, reset = allowance
         if sent_at < self._heard_of or limit < 1 or not 0 <= remaining <= limit or now < self._deaf_until:
             return
         rate = self._told_rate = self._rate_of(allowance)
         self._heard_of, self._heard = sent_at, allowance
-        flown = (0.0 if self._late else rate * (now - sent_at)) - rate * RESERVE
+        self._window_ends = now + reset if reset is not None and self._in_windows else math.inf
+        flown = (0.0 if self._late or self._in_windows else rate * (now - sent_at)) - rate * RESERVE
         self.told, self._searching = True, False
         self.bucket.set(rate, limit, now, remaining - max(0.0, self._taken - mark) + flown)
 
@@ -99,17 +118,22 @@ class Flow:
         """Give the rate at which the provider's bucket fills.
 
         What a limit counts is not said: a minute, as a rule, or what the bucket holds. Two answers tell: in the time
-        by which their resets differ, the bucket fills by what the remainders differ by.
+        by which their resets differ, the bucket fills by what the remainders differ by. Where less is left and the
+        reset is nearer all the same, nothing is filled up before the window ends.
         """
         limit, remaining, reset = allowance
         before = self._heard
         if before is not None and before.reset is not None and reset is not None:
             later, less = reset - before.reset, before.remaining - remaining
             if abs(later) >= SHORTEST_RESET and less / later > 0:
+                self._in_windows = False
                 return less / later
+            self._in_windows |= less > 0 and later < -SHORTEST_RESET
+        if self._in_windows:
+            return limit / FOREVER
         if self._told_rate is not None and before is not None and before.limit == limit:
             return self._told_rate
-        if reset is not None and reset >= SHORTEST_RESET and remaining < limit:
+        if reset is not None and reset >= SHORTEST_RESET and limit - remaining >= SAMPLE * limit:
             return min(limit / MINUTE, (limit - remaining) / reset)
         return limit / MINUTE
 
@@ -119,15 +143,15 @@ class Flow:
         Only what went out before the refused request is sure to have been let through: what came after it may be
         refused as well.
         """
-        bucket, last, again, busy = self.bucket, self._last, self._refused_since, self.busy
+        bucket, last, busy, taken, seconds = self.bucket, self._last, self.busy, 0.0, 0.0
+        if last is not None:
+            taken, seconds = mark - amount - last[1] - self._refused_since, sent_at - last[0]
+        self.in_a_row = 1 if last is None or taken > 0 else self.in_a_row + 1
         self._last, self._refused_since, self.busy = (sent_at, mark), 0.0, True
         if self.told and not self._disbelieves(now):
             self._late = True
             bucket.take(max(0.0, bucket.level(now)), now)
             return True
-        taken = seconds = 0.0
-        if last is not None:
-            taken, seconds = mark - amount - last[1] - again, sent_at - last[0]
         if not busy:  # somebody else's requests, or a limit of another kind
             bucket.take(max(0.0, bucket.level(now)), now)
         elif seconds > 0 and taken >= amount:
@@ -138,7 +162,7 @@ class Flow:
             longest = max(GROWTH[1], ROUNDS * amount / rate)
             self._begin(rate, min(UNSURE, max(SURE, margin)), min(longest, max(GROWTH[0], period)), now)
         elif bucket.rate is not None:  # nothing got through since the last one
-            self._begin(self._plateau / 2, UNSURE, GROWTH[0], now)
+            self._begin(max(self._plateau / 2, self._slowest / 10), UNSURE, GROWTH[0], now)
         return bucket.rate is not None
 
     def _disbelieves(self, now: float) -> bool:
@@ -157,7 +181,8 @@ class Flow:
     def passed(self, amount: float, now: float) -> None:
         """Take in that the first request after a refusal was let through: from here on the rate is looked for."""
         if self.bucket.rate is None and self._last is not None:
-            self._plateau, self._since, self._searching = amount / (now - self._last[0]), now, True
+            self._plateau = max(self._slowest, amount / (now - self._last[0]))
+            self._since, self._searching = now, True
             self.grow(now)
 
     def grow(self, now: float) -> None:

@@ -16,7 +16,8 @@ from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.engine.gate import Gate
-    from embedkit_core.engine.pace import Pace, Rates, Sent
+    from embedkit_core.engine.own import Rates
+    from embedkit_core.engine.pace import Pace, Sent
     from embedkit_core.engine.queues import LaneQueue
 
 MILLION = Decimal(1_000_000)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from typing import NamedTuple
 
-from embedkit_core.engine.flow import MINUTE, Bucket, Flow
+from embedkit_core.engine.flow import Bucket, Flow
+from embedkit_core.engine.own import FEWEST_TOKENS, OwnLimits
 from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError
 from embedkit_core.types import Headroom
@@ -22,21 +22,15 @@ from embedkit_core.types import Headroom
 FIRST_IN_FLIGHT, DOUBLING = 4, 0.025
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds after a refusal that says nothing, doubled with each in a row
 SLICE = 0.15  # seconds of the rate that one request takes at most, where tokens are short
-FEWEST_TOKENS = 2_000  # of a request that is cut down for the pace
 INSTANT = 1e-6  # seconds that a clock need not tell apart
 OVERLOADED = (503, 529)
 SHRINK = 0.7  # of the requests in flight, when the server is overloaded
 RECOVERY = 0.25  # requests in flight more, for each round of answers and second since then
 MEMORY = 0.98  # of what was billed so far, with each bill
 USUAL_SECONDS = 20e-6  # that a server takes for a token, until it shows
-MOST_EACH = 8.0  # tokens for one that was estimated; more is no bill to believe
-
-
-class Rates(NamedTuple):
-    """A caller's own limits a minute; None for none."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
+MOST_EACH = 8.0  # tokens for one that was estimated
+SLOWEST_REQUESTS, SLOWEST_TOKENS = 0.2, 1_000.0  # a second, with which a rate begins to be looked for
+REGROWTH = 1.02  # of the smallest requests, with each answer
 
 
 class Sent(NamedTuple):
@@ -60,10 +54,10 @@ class Pace:
         self.tokens_each = 1.0
         self.in_flight = 0
         self.probing = False
-        self.callers: Counter[Rates] = Counter()
+        self.own = OwnLimits()
         self._rng = rng
-        self._requests, self._tokens = Flow(), Flow()
-        self._own_requests, self._own_tokens = Bucket(), Bucket()
+        self._requests, self._tokens = Flow(SLOWEST_REQUESTS), Flow(SLOWEST_TOKENS)
+        self._fewest = float(FEWEST_TOKENS)
         self._paused_until = float("-inf")
         self._refusals_in_a_row = 0
         self._refused_at = float("-inf")
@@ -88,45 +82,45 @@ class Pace:
         if self._ramp_from is not None:
             ramp = self._ramp_from + DOUBLING * math.log2((self.in_flight + 1) / FIRST_IN_FLIGHT)
         tokens = size * self.tokens_each
-        self._requests.grow(now)
-        self._tokens.grow(now)
         seconds = max(
             ramp - now,
             self._paused_until - now,
-            self._requests.bucket.wait(1, now),
-            self._own_requests.wait(1, now),
-            self._tokens.bucket.wait(tokens, now),
-            self._own_tokens.wait(tokens, now),
+            self._requests.wait(1, now),
+            self._tokens.wait(tokens, now),
+            self.own.wait(tokens, now),
         )
         return seconds if seconds > INSTANT else 0.0
 
     @property
     def counts_tokens(self) -> bool:
         """Tell whether it matters how many tokens a request has."""
-        return self._tokens.bucket.rate is not None or self._own_tokens.rate is not None
+        return any(tokens.rate is not None for _, tokens in self._limits())
 
     def most_texts(self, texts: int) -> int:
         """Give how many texts a request may hold, of those that it may at other times."""
-        return min(texts, FLOOR_TEXTS) if self.probing else texts
+        return min(texts, max(1, FLOOR_TEXTS >> max(0, self._refusals_in_a_row - 1))) if self.probing else texts
 
     def most_tokens(self, now: float) -> float:
         """Give how many estimated tokens a request should hold at most: fewer where tokens are short.
 
         No bound where requests are short: then each should hold all it can.
         """
+        if self.probing:
+            return self._fewest / self.tokens_each
         most = math.inf if self.requests_bind(now) else float(CAP_TOKENS)
-        for tokens, requests, least in (
-            (self._tokens.bucket, self._requests.bucket, FEWEST_TOKENS),
-            (self._own_tokens, self._own_requests, min(FEWEST_TOKENS, self._own_tokens.capacity)),
-        ):
+        for requests, tokens in self._limits():
             if tokens.rate is not None:
                 each = tokens.rate / requests.rate if requests.rate else 0.0
+                least = self._fewest if tokens is self._tokens.bucket else min(FEWEST_TOKENS, tokens.capacity)
                 most = min(most, max(least, each, tokens.rate * SLICE, tokens.level(now)))
         return most / self.tokens_each
 
     def requests_bind(self, now: float) -> bool:
         """Tell whether it is the number of requests that is short."""
-        return any(b.rate is not None and b.level(now) < 2 for b in (self._requests.bucket, self._own_requests))
+        return any(requests.rate is not None and requests.level(now) < 2 for requests, _ in self._limits())
+
+    def _limits(self) -> list[tuple[Bucket, Bucket]]:
+        return [(self._requests.bucket, self._tokens.bucket), *self.own.binding()]
 
     def requests_for(self, size: int) -> float:
         """Give how many requests a job of so many estimated tokens should be, where requests are short; 1 at least.
@@ -134,17 +128,10 @@ class Pace:
         n requests of T tokens in all, q of which may go out in a second, are answered after about n / q + c T / n
         seconds, if a token takes c: least for n = sqrt(c T q).
         """
-        rates = [b.rate for b in (self._requests.bucket, self._own_requests) if b.rate is not None]
+        rates = [requests.rate for requests, _ in self._limits() if requests.rate is not None]
         return max(1.0, math.sqrt(self._seconds_each * size * self.tokens_each * min(rates, default=1.0)))
 
     # What comes in
-
-    def obey(self, now: float) -> None:
-        """Keep to the strictest limits among the callers with work."""
-        with_work = [rates for rates, n in self.callers.items() if n > 0]
-        if with_work:
-            _bind(self._own_requests, [r.requests_per_minute for r in with_work], 1.0, now)
-            _bind(self._own_tokens, [r.tokens_per_minute for r in with_work], FEWEST_TOKENS, now)
 
     def sent(self, size: int, now: float, *, more_waits: bool) -> Sent:
         """Note a request that goes out, and whether more would have gone out if there were no limit."""
@@ -152,8 +139,7 @@ class Pace:
         self._requests.busy &= more_waits
         self._tokens.busy &= more_waits
         self.in_flight += 1
-        self._own_requests.take(1, now)
-        self._own_tokens.take(tokens, now)
+        self.own.take(1, tokens, now)
         return Sent(now, size, tokens, self._requests.take(1, now), self._tokens.take(tokens, now))
 
     def landed(self, sent: Sent, bound: int) -> None:
@@ -165,13 +151,15 @@ class Pace:
     def answered(self, sent: Sent, billed: int | None, headroom: Headroom | None, now: float) -> None:
         """Learn from an answer: what was billed, and what the provider says is left."""
         if billed:
-            self._own_tokens.take(billed - sent.tokens, now)
+            billed = min(billed, math.ceil(sent.size * MOST_EACH))  # more is no bill to believe
+            self.own.take(0, billed - sent.tokens, now)
             self._tokens.bucket.take(billed - sent.tokens, now)
             self._calibrate(sent.size, billed)
             self._seconds_each += (1 - MEMORY) * ((now - sent.at) / billed - self._seconds_each)
         self._hear(sent, headroom, now)
         if sent.at >= self._refused_at:
             self._refusals_in_a_row = 0
+            self._fewest = min(FEWEST_TOKENS, self._fewest * REGROWTH)
             if self.probing:
                 self._tokens.passed(sent.tokens, now)
                 self._requests.passed(1, now)
@@ -208,12 +196,16 @@ class Pace:
             return max(0.0, self._paused_until - now)
         self._refused_at = now
         known = flow.refused(amount, mark, sent.at, now)
-        self._refusals_in_a_row += 1
+        self._refusals_in_a_row = flow.in_a_row
+        if self.probing:  # so small a request was refused
+            self._fewest = max(1.0, self._fewest / 2)
         self._ramp_from = None
         self.probing = not known
         if known and self._refusals_in_a_row == 1:
             return 0.0  # the bucket knows when
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._refusals_in_a_row - 1)) * self._rng.uniform(0.5, 1.0)
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(16, self._refusals_in_a_row - 1)) * self._rng.uniform(
+            0.5, 1.0
+        )
 
     def _hear(self, sent: Sent, headroom: Headroom | None, now: float) -> None:
         if headroom is not None and headroom.requests is not None:
@@ -224,16 +216,3 @@ class Pace:
     def _calibrate(self, estimated: int, billed: int) -> None:
         self._billed, self._estimated = MEMORY * self._billed + billed, MEMORY * self._estimated + estimated
         self.tokens_each = min(MOST_EACH, max(1 / MOST_EACH, self._billed / self._estimated))
-
-
-def _bind(bucket: Bucket, limits: list[int | None], least: float, now: float) -> None:
-    """Fill a bucket so that no minute sees more than the strictest limit: it holds about a second's worth of it."""
-    a_minute = min((limit for limit in limits if limit is not None), default=None)
-    if a_minute is None:
-        bucket.rate = None
-        return
-    held = max(a_minute / MINUTE, min(least, max(1.0, a_minute / 10)))
-    one = 1 if least == 1 else 0  # a minute that begins just after one request has room for one more
-    rate = (a_minute - held + one) / MINUTE
-    if (bucket.rate, bucket.capacity) != (rate, held):
-        bucket.set(rate, held, now)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
@@ -13,15 +12,20 @@ from embedkit_core.errors import ProviderError
 class RetryPolicy:
     """Full jitter: the k-th retry waits uniform(0, min(cap, base * 2**k)) seconds, or what the server asks for.
 
+    A server that asks for next to nothing is waited for `least` * 2**k seconds all the same.
+
     Source: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     base: float = 0.5
     cap: float = 30.0
+    least: float = 0.01
     retry_after_cap: float = 120.0
 
     def delay(self, failures: int, error: ProviderError, rng: random.Random) -> float:
         """Give the seconds to wait after the given number of failures."""
-        if error.retry_after is not None and not math.isnan(error.retry_after):
-            return min(max(error.retry_after, 0.0), self.retry_after_cap)
-        return rng.uniform(0.0, min(self.cap, self.base * 2 ** min(failures, 16)))
+        doubled: float = 2.0 ** min(failures, 16)
+        asked = error.retry_after
+        if asked is not None and asked > 0:  # 0, a date that is past and what is no number say nothing
+            return min(max(asked, self.least * doubled), self.retry_after_cap)
+        return rng.uniform(0.0, min(self.cap, self.base * doubled))

@@ -45,7 +45,7 @@ class Scheduler:
         """Take on the (key, text, size) wants of a ticket: join what is under way, queue the rest."""
         queue = self.turns.lane(lane)
         ticket.pending = len(wants)
-        self.turns.enter(ticket, queue)
+        self.turns.enter(ticket, queue, now)
         if ticket.deadline < math.inf:
             heapq.heappush(self._deadlines, (ticket.deadline, id(ticket)))
             self._with_deadline[id(ticket)] = ticket
@@ -199,10 +199,7 @@ class Scheduler:
             ticket = self._with_deadline.get(name)
             if ticket is None or ticket.deadline > now:  # done; the name may be another's by now
                 continue
-            error = TimedOutError(
-                f"the call's deadline passed while {ticket.pending} texts waited or were under way; those under way "
-                "still go to the cache: a rerun sends only the rest, or deadline= gives it longer"
-            )
+            error = _too_late(ticket)
             waiting = [w.index for item in ticket.items for w in item.waiters if w.ticket is ticket]
             self._forsake(ticket)
             for index in waiting:
@@ -225,11 +222,12 @@ class Scheduler:
 
     def _send_permitted(self, now: float) -> None:
         """Send what the rate limiters have let, without the texts that nobody wants any more."""
-        while self._permitted and self.turns.free_slots() and self.turns.may_go(self._permitted[0], now):
-            flight = self._permitted.pop(0)
-            flight.items = self.drop_unwanted(flight)
-            if flight.items:
-                self._send(flight, now)
+        for flight in list(self._permitted):
+            if self.turns.free_slots() and self.turns.may_go(flight, now):
+                self._permitted.remove(flight)
+                flight.items = self.drop_unwanted(flight)
+                if flight.items:
+                    self._send(flight, now)
 
     def drop_unwanted(self, flight: Flight) -> list[Item]:
         """Let go of the texts of a request that nobody wants any more, and give the others."""
@@ -302,3 +300,11 @@ class Scheduler:
         ticket.closed = True
         self._with_deadline.pop(id(ticket), None)
         self.turns.leave(ticket)
+
+
+def _too_late(ticket: Ticket) -> TimedOutError:
+    under_way = "what was under way is billed all the same: a cache would keep it, deadline= gives it longer"
+    if ticket.cache is not None:
+        under_way = "what was under way goes to the cache: a rerun sends only the rest, or deadline= gives it longer"
+    texts = "1 text" if ticket.pending == 1 else f"{ticket.pending:,} texts"
+    return TimedOutError(f"the call's deadline passed with {texts} waiting or under way; {under_way}")

@@ -6,12 +6,15 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.pace import Pace
 from embedkit_core.engine.queues import LaneQueue
 
 LANES = 512  # idle ones remember limits and that they have answered before; more are not worth their memory
+T = TypeVar("T")
 QUERIES_IN_A_ROW = 7  # while bulk waits; then it gets a slot
 
 
@@ -27,39 +30,49 @@ class Turns:
         self.busy: dict[LaneQueue, None] = {}
         self._most = most
         self._rng = rng
-        self._lanes: dict[Lane, LaneQueue] = {}
-        self._paces: dict[str, Pace] = {}
+        self._lanes: WeakValueDictionary[Lane, LaneQueue] = WeakValueDictionary()
+        self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
+        self._kept_lanes: dict[LaneQueue, None] = {}
+        self._kept_paces: dict[Pace, None] = {}
         self._bounds: Counter[int] = Counter()
         self._queries_in_a_row = 0
 
     def lane(self, lane: Lane) -> LaneQueue:
         """Give the queue of a lane, forgetting idle ones where somebody makes a new lane for each call."""
-        queue = self._lanes.pop(lane, None) or LaneQueue(lane, self.busy, self._pace(lane.model))
-        if len(self._lanes) >= LANES:
-            self._lanes = {key: q for key, q in self._lanes.items() if q.in_flight or q.waits}
-            self._paces = {q.lane.model: q.pace for q in [queue, *self._lanes.values()]}
-        self._lanes[lane] = queue
+        queue = self._lanes.get(lane)
+        if queue is None:
+            queue = self._lanes[lane] = LaneQueue(lane, self.busy, self._pace(lane.model))
+        self._remember(self._kept_lanes, queue)
         return queue
 
     def _pace(self, model: str) -> Pace:
         pace = self._paces.get(model)
         if pace is None:
             pace = self._paces[model] = Pace(self._rng)
+        self._remember(self._kept_paces, pace)
         return pace
+
+    @staticmethod
+    def _remember(kept: dict[T, None], thing: T) -> None:
+        """Keep what was used last; what is older is kept by those who still use it: texts, requests and callers."""
+        kept.pop(thing, None)
+        kept[thing] = None
+        while len(kept) > LANES:
+            del kept[next(iter(kept))]
 
     # Bounds
 
-    def enter(self, ticket: Ticket, queue: LaneQueue) -> None:
+    def enter(self, ticket: Ticket, queue: LaneQueue, now: float) -> None:
         """Let a caller with work bound what is sent."""
         ticket.pace = queue.pace
         self._bounds[ticket.bound] += 1
-        queue.pace.callers[ticket.rates] += 1
+        queue.pace.own.enter(ticket.rates, now)
 
     def leave(self, ticket: Ticket) -> None:
         """Let a caller without work bind nobody."""
         if ticket.pace is not None:
             self._bounds[ticket.bound] -= 1
-            ticket.pace.callers[ticket.rates] -= 1
+            ticket.pace.own.leave(ticket.rates)
 
     def bound(self) -> int:
         """Give how many requests may be in flight: the strictest bound among callers with work."""
@@ -130,7 +143,6 @@ class Turns:
         return self._may_send(flight.lane, flight.size, now)
 
     def _may_send(self, queue: LaneQueue, size: int, now: float) -> bool:
-        queue.pace.obey(now)
         seconds = queue.pace.wait(size, now)
         if seconds:
             self.wake_at = min(self.wake_at, now + seconds)

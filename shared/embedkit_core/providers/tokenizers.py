@@ -19,8 +19,11 @@ _VOCABULARIES = {
 }
 
 
+LONGEST = 400_000  # characters that are counted: more are too long for any model, and take long
+
+
 @cache
-def tiktoken_counter(encoding: str) -> Callable[[str], int] | None:
+def tiktoken_counter(encoding: str) -> Callable[[str], int | None] | None:
     """Give what counts the tokens of a text in one of OpenAI's encodings, or None where that would fetch something."""
     url, digest = _VOCABULARIES[encoding]
     if importlib.util.find_spec("tiktoken") is None or not _is_here(url, digest):
@@ -28,7 +31,18 @@ def tiktoken_counter(encoding: str) -> Callable[[str], int] | None:
     import tiktoken
 
     encoder = tiktoken.get_encoding(encoding)
-    return lambda text: len(encoder.encode_ordinary(text))
+
+    def count(text: str) -> int | None:
+        if len(text) > LONGEST:
+            return None
+        try:
+            return len(encoder.encode_ordinary(text))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # what goes wrong in its Rust is no Exception
+            return None
+
+    return count
 
 
 def _is_here(url: str, digest: str) -> bool:
