@@ -68,7 +68,7 @@ class OwnLimits:
         for rates, pair in self._pairs.items():
             for bucket, amount in ((pair.requests, requests), (pair.tokens, tokens)):
                 if self._callers[rates] <= 0:  # others' requests: what they took is past after a minute
-                    amount = min(amount, bucket.level(now) + MINUTE * (bucket.rate or 0.0))
+                    amount = min(amount, max(0.0, bucket.level(now) + MINUTE * (bucket.rate or 0.0)))
                 bucket.take(amount, now)
 
 
