@@ -1,14 +1,13 @@
 """Loops, threads, forks, interrupts, kills and exits."""
 
 import asyncio
-import signal
 import threading
 
 import numpy as np
 import pytest
 from support.embedders import cancelled_in_flight
 from support.openai_server import OpenAIServer, vector_of
-from support.scripts import finish, start
+from support.scripts import finish, interrupt, start
 
 from embedkit_core import Embedder, EmbedKitError
 from embedkit_core.engine.current import engine
@@ -115,11 +114,7 @@ def test_ctrl_c_returns_at_once_sends_nothing_new_and_keeps_what_was_in_flight(t
             server.base_url,
             tmp_path,
         )
-        server.wait_for_requests(1)
-        server.hold()
-        server.wait_for_requests(17, timeout=30)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted\n"
+        assert interrupt(process, server) == "interrupted\n"
         in_flight = [text for request in server.requests[1:] for text in request.texts]
         server.release()
         finish(process)

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import signal
 import threading
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.openai_server import OpenAIServer
-from support.scripts import finish, start
+from support.scripts import finish, interrupt, start
 
 from embedkit_core import Embedder, InputError, PartialFailureError, ProviderError
 from embedkit_core.hosts import aembed_lists, embed_lists
@@ -153,11 +152,7 @@ def test_ctrl_c_while_lists_are_made_withdraws_and_leaves_the_collector_as_it_wa
             server.base_url,
             tmp_path,
         )
-        server.wait_for_requests(1)
-        server.hold()
-        server.wait_for_requests(17, timeout=30)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted True\n"
+        assert interrupt(process, server) == "interrupted True\n"
         server.release()
         finish(process)
         assert [request.texts for request in server.requests[17:]] == [("the next one",)]

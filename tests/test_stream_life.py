@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import gc
 import itertools
-import signal
 import threading
 from collections.abc import Iterator
 
 import pytest
 from support.openai_server import OpenAIServer
-from support.scripts import finish, start
+from support.scripts import finish, interrupt, start
 from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, streaming
 from test_life import GatedCache
 
@@ -155,11 +154,7 @@ def test_ctrl_c_ends_a_stream_at_once_and_sends_nothing_new(tmp_path):
             server.base_url,
             tmp_path,
         )
-        server.wait_for_requests(1)
-        server.hold()
-        server.wait_for_requests(17, timeout=30)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted\n"
+        assert interrupt(process, server) == "interrupted\n"
         server.release()
         finish(process)
         assert [request.texts for request in server.requests[17:]] == [("the next one",)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+from support.openai_server import OpenAIServer
 
 PREAMBLE = """
 import asyncio, os, signal, sys, threading
@@ -26,6 +29,16 @@ def start(body: str, url: str, cache: Path, *more: str) -> subprocess.Popen[str]
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def interrupt(process: subprocess.Popen[str], server: OpenAIServer) -> str:
+    """Interrupt a program that has sent one request, once it has 16 more in flight and held, and give what it says."""
+    server.wait_for_requests(1)
+    server.hold()
+    server.wait_for_requests(17, timeout=30)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 60.0) -> str:

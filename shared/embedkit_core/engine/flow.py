@@ -57,6 +57,14 @@ class Bucket:
         """Take out, or with a negative amount put back."""
         self._level, self._at = self.level(now) - amount, now
 
+    def empty(self, now: float) -> None:
+        """Take out all there is; what is owed stays owed."""
+        self.take(max(0.0, self.level(now)), now)
+
+    def fill(self, now: float) -> None:
+        """Make it full at once."""
+        self._level, self._at = self.capacity, now
+
 
 class Flow:
     """The provider's bucket for one thing, as far as it shows: `told` by its headers, or learned from refusals.
@@ -90,7 +98,7 @@ class Flow:
         self.grow(now)
         if self._in_windows and now >= self._window_ends:
             self._window_ends = math.inf
-            self.bucket.take(self.bucket.level(now) - self.bucket.capacity, now)
+            self.bucket.fill(now)
         seconds = self.bucket.wait(amount, now)
         if self._in_windows:
             return min(seconds, self._window_ends - now)
@@ -150,10 +158,10 @@ class Flow:
         self._last, self._refused_since, self.busy = (sent_at, mark), 0.0, True
         if self.told and not self._disbelieves(now):
             self._late = True
-            bucket.take(max(0.0, bucket.level(now)), now)
+            bucket.empty(now)
             return True
         if not busy:  # somebody else's requests, or a limit of another kind
-            bucket.take(max(0.0, bucket.level(now)), now)
+            bucket.empty(now)
         elif seconds > 0 and taken >= amount:
             margin, period = amount / taken, 2 * seconds
             if self._searching:  # while it was looked for, the bucket may have run over

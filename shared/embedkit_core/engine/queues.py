@@ -133,13 +133,13 @@ class LaneQueue:
     def plan_job(self, free_slots: int, now: float) -> None:
         """Fix how many texts the requests of the bulk that waits now should hold."""
         texts = min(CAP_TEXTS, self.room.texts)
-        tokens = min(self.room.tokens / max(1.0, self.pace.tokens_each), self.pace.most_tokens(now))
+        tokens = self._most_tokens(now)
         waiting = self.count(urgent=False)
         self.job_texts = spread(waiting, free_slots, texts, tokens=self._tokens[id(self._bulk)], cap_tokens=tokens)
 
     def room_now(self, *, urgent: bool, free_slots: int, now: float) -> tuple[int, float]:
         """Give how many texts and tokens the next request of this kind may hold."""
-        tokens = min(self.room.tokens / max(1.0, self.pace.tokens_each), self.pace.most_tokens(now))
+        tokens = self._most_tokens(now)
         if not self.proven:
             return min(FLOOR_TEXTS, self.room.texts), tokens
         texts = self.job_texts
@@ -149,6 +149,9 @@ class LaneQueue:
             size = self._tokens[id(self._queue(urgent=urgent))]
             texts = max(texts, ceil(self.count(urgent=urgent) / self.pace.requests_for(size)))
         return min(self.pace.most_texts(texts), self.room.texts), tokens
+
+    def _most_tokens(self, now: float) -> float:
+        return min(self.room.tokens / max(1.0, self.pace.tokens_each), self.pace.most_tokens(now))
 
     def next_size(self, *, urgent: bool, free_slots: int, now: float) -> int:
         """Give the tokens of the next request of this kind, estimated."""
