@@ -116,7 +116,8 @@ class Call:
     def prepare(self) -> None:
         """Check the texts, key them, and fill in the rows that the cache has."""
         plan = self._plan = make_plan(self._texts, self._role.prefix)
-        self._rows: Rows | ListRows = (ListRows if self._lists else Rows)(plan.n, plan.first)
+        role = self._role
+        self._rows: Rows | ListRows = (ListRows if self._lists else Rows)(plan.n, plan.first, role.form, role.view)
         look_up = self._look_up = LookUp(self._owner, self._role, plan, self._rows)
         try:
             look_up.run()
@@ -126,7 +127,7 @@ class Call:
         # A cancelled caller has left already, while this ran on a thread of ours.
         if not look_up.misses or self._left:
             look_up.close()
-        elif limit := self._role.lane.limits.text_tokens:
+        elif limit := role.lane.limits.text_tokens:
             self._count_long(look_up.misses, limit // 2)
 
     def _count_long(self, misses: Iterable[int], most: int) -> None:
@@ -237,7 +238,7 @@ class Call:
         rows = self._finished()
         assert isinstance(rows, list)
         if self._failed:
-            self._raise_failures(self._result(np.array(rows, dtype=np.float32)))
+            self._raise_failures(self._result(np.array(rows).astype(self._role.form.element)))
         return rows
 
     @property
@@ -269,9 +270,11 @@ class Call:
         if self._rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
         origin = plan.first[plan.source] if len(plan.keys) < plan.n else None
-        rows = self._rows.finished(origin, self._positions(self._failed), owner.dimensions or 0)
+        form = self._role.form
+        width = form.width_of(owner.dimensions or 0)
+        rows = self._rows.finished(origin, self._positions(self._failed), width)
         if owner.dimensions is None and self._rows.width:
-            owner.learn_width(self._rows.width)
+            owner.learn_dimensions(form.dimensions_of(self._rows.width))
         if self._truncated:
             owner.warn_of_cuts([self._start + p for p in self._positions(self._truncated)], plan.n)
         return rows

@@ -7,13 +7,16 @@ import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from embedkit_core import catalogue
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.form import DType
+from embedkit_core.order import Order, order
 from embedkit_core.providers import Provider, ProviderSettings, is_provider, provider_class, provider_names
 from embedkit_core.secrets import Secret, clean
-from embedkit_core.types import InputType, LongText
+from embedkit_core.types import InputType, LongText, ModelInfo
 
 LEAST = {
     "max_concurrency": 1,
@@ -27,49 +30,72 @@ NEEDED = ("max_concurrency", "max_retries")
 SECONDS = ("timeout", "deadline")
 
 
-def resolve_provider(
-    model: str,
-    *,
-    api_key: str | Secret | None,
-    base_url: str | None,
-    dimensions: int | None,
-    query_prompt: str | None,
-    document_prompt: str | None,
-    on_long_text: LongText,
-    provider_options: Mapping[str, Any] | None,
-) -> Provider:
-    """Find the provider a model string names and make it from the settings.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a user's arguments come to: the class of a provider, the settings to make one from, and the row known."""
+
+    provider: type[Provider]
+    settings: ProviderSettings
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """The catalogue's row."""
+        return self.settings.info
+
+    def order(self, dimensions: int | None, dtype: DType) -> Order:
+        """Share out the work on vectors of these dimensions and this type between the provider and us."""
+        info, chosen = self.info, self.provider
+        return order(
+            self.settings.name,
+            info,
+            dimensions=dimensions,
+            dtype=dtype,
+            offered=info.dtypes if info else chosen.dtypes,
+            cuts=info is None or (chosen.takes_dimensions and info.provider == chosen.key_name),
+        )
+
+    def make(self, asked: Order) -> Provider:
+        """Make the provider that is asked so."""
+        return self.provider(replace(self.settings, dimensions=asked.dimensions, dtype=asked.dtype))
+
+
+def choose(arguments: Mapping[str, Any]) -> Choice:
+    """Find the provider a model string names, and check what goes to it.
 
     Raises:
         ConfigurationError: for a model, provider, key or setting that cannot work; the message names the way out.
     """
-    one_of("on_long_text", on_long_text, get_args(LongText))
-    if dimensions is not None:
-        whole_number("dimensions", dimensions, 1)
-    for name, prompt in (("query_prompt", query_prompt), ("document_prompt", document_prompt)):
-        if prompt is not None and not isinstance(prompt, str):
-            raise ConfigurationError(f"{name} must be a string, not {type(prompt).__name__}")
+    one_of("on_long_text", arguments["on_long_text"], get_args(LongText))
+    one_of("dtype", arguments["dtype"], get_args(DType))
+    for name in ("dimensions", "fetch_dimensions"):
+        if arguments[name] is not None:
+            whole_number(name, arguments[name], 1)
+    for name in ("query_prompt", "document_prompt"):
+        if arguments[name] is not None and not isinstance(arguments[name], str):
+            raise ConfigurationError(f"{name} must be a string, not {type(arguments[name]).__name__}")
+    model, base_url = arguments["model"], arguments["base_url"]
     if isinstance(model, str):
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
-    info = catalogue.find(name, provider)
     chosen = provider_class(provider)
+    info = catalogue.find_for(name, chosen.rows_of or (provider,), arguments["model_info"])
     # A new model must not wait for a release, but a slip of the pen is not a new model.
-    if info is None and chosen.is_own_host(base_url) and (meant := catalogue.near(name, provider)):
+    is_listed = chosen.is_own_host(base_url) and not chosen.on_this_machine
+    if info is None and is_listed and (meant := catalogue.near(name, provider)):
         raise ConfigurationError(f"no model {name!r} is known at {provider}; did you mean {meant!r}?")
     chosen.check_installed()
-    return chosen(
+    return Choice(
+        chosen,
         ProviderSettings(
             name=name,
-            api_key=_secret(api_key),
+            api_key=_secret(arguments["api_key"]),
             base_url=base_url,
-            dimensions=dimensions,
-            query_prompt=query_prompt,
-            document_prompt=document_prompt,
-            on_long_text=on_long_text,
-            options=_options(chosen, provider_options),
+            query_prompt=arguments["query_prompt"],
+            document_prompt=arguments["document_prompt"],
+            on_long_text=arguments["on_long_text"],
+            options=_options(chosen, arguments["provider_options"]),
             info=info,
-        )
+        ),
     )
 
 
@@ -91,20 +117,14 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
             raise ConfigurationError(f"model={model!r} names a provider and no model")
         return provider, name
     info = catalogue.find(model)
-    if info is not None:
+    if info is not None and (base_url is None or not provider_class(info.provider).on_this_machine):
         return info.provider, model
     if base_url is not None:
         return "openai", model
     raise ConfigurationError(_unknown_model(model, provider if colon else None, provider_names()))
 
 
-COMING = {"voyage": "Voyage AI", "cohere": "Cohere", "embed-": "Cohere"}  # beginnings of names, and whose they are
-
-
 def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
-    for beginning, owner in COMING.items():
-        if model.startswith(beginning):
-            return f"{model!r}: {owner}'s models come with a later version; until then keep the class you have for them"
     if os.path.isdir(model):  # noqa: PTH112 - a model's name need not be a path
         return f"model={model!r} is a folder: write 'local:{model}'"
     close = difflib.get_close_matches(provider, known, n=1, cutoff=0.6) if provider else []

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
@@ -16,12 +17,14 @@ from embedkit_core.engine.current import engine, refuse_engine_thread
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.own import Rates
 from embedkit_core.forks import importing
+from embedkit_core.form import DType
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.meter import Meter
 from embedkit_core.outcome import explained, warn_of_cuts
 from embedkit_core.plan import check_list
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
+from embedkit_core.sources import plan
 from embedkit_core.store import Store, open_store
 from embedkit_core.stream import Stream
 from embedkit_core.travel import described, kept, packed, packed_key, traveller, unpacked
@@ -39,7 +42,11 @@ class Embedder:
             left out for a model in the catalogue, and with `base_url`.
         api_key: the provider's key; by default from the provider's own environment variable.
         base_url: the address of an OpenAI-compatible server; by default the provider's own.
-        dimensions: the width of the vectors; by default the model's.
+        dimensions: how many the vectors have; by default the model's number.
+        dtype: of the vectors: "float32", "float16", "int8", "uint8", "binary" or "ubinary" (eight dimensions in a
+            number, as np.packbits has them).
+        fetch_dimensions: how many are asked for and kept in the cache, where more are wanted later than are used now.
+        model_info: what the catalogue does not know of the model, or knows otherwise; see `embedkit_core.models`.
         cache: a folder; None for the user's cache folder, False for none, the address of a cache that a package has
             registered (scheme://...), or an object with the cache's methods.
         query_prompt, document_prompt: put before each text; None leaves it to the model's own.
@@ -67,6 +74,9 @@ class Embedder:
         api_key: str | Secret | None = None,
         base_url: str | None = None,
         dimensions: int | None = None,
+        dtype: DType = "float32",
+        fetch_dimensions: int | None = None,
+        model_info: Mapping[str, Any] | None = None,
         cache: Literal[False] | str | PathLike[str] | Cache | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
@@ -94,26 +104,26 @@ class Embedder:
         config.check_limiter(rate_limiter)
         rates = Rates(requests_per_minute, tokens_per_minute)
         self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error)
-        self.provider = config.resolve_provider(
-            model,
-            api_key=api_key,
-            base_url=base_url,
-            dimensions=dimensions,
-            query_prompt=query_prompt,
-            document_prompt=document_prompt,
-            on_long_text=on_long_text,
-            provider_options=provider_options,
-        )
+        choice = config.choose(arguments)
+        wanted = plan(choice, dimensions=dimensions, fetch=fetch_dimensions, dtype=dtype, long_text=on_long_text)
+        self.provider = wanted.provider
+        self._info = choice.info
         self.model = f"{self.provider.name}:{self.provider.model}"
         self.meter = Meter()
         self.store: Store = open_store(cache)
-        self._width = self.provider.dimensions
+        self._form = wanted.form
         self._joined: dict[Account, weakref.finalize[Any, Any]] = {}
         self._warned = False
         gate = Gate(rate_limiter) if rate_limiter is not None else None
         self._roles: dict[str, Role] = {
             kind: make_role(
-                self.provider, kind, long_text=on_long_text, max_texts=max_batch_texts, timeout=timeout, gate=gate
+                *(wanted.provider, wanted.asked, kind),
+                form=wanted.form,
+                sources=wanted.sources(kind, on_long_text),
+                long_text=on_long_text,
+                max_texts=max_batch_texts,
+                timeout=timeout,
+                gate=gate,
             )
             for kind in get_args(InputType)
         }
@@ -225,16 +235,17 @@ class Embedder:
 
     @property
     def dimensions(self) -> int | None:
-        """The width of the vectors; None until the first reply of a model that is not in the catalogue."""
-        return self._width
+        """How many the vectors have; None until the first reply of a model that is not in the catalogue."""
+        return self._form.dimensions
 
     @property
     def space(self) -> str:
         """The name of the vector space: vectors of different spaces must not be compared or share an index."""
         wire = self._roles["document"].lane.wire
-        identity = str(wire.get("model", self.provider.model))[:64]
+        shared = self._info.space if self._info else None
+        identity = shared or str(wire.get("model", self.provider.model))[:64]
         where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
-        return f"{self.provider.name}:{identity}{where}/{self.dimensions or 'unknown'}/float32"
+        return f"{self.provider.key_name}:{identity}{where}/{self.dimensions or 'unknown'}/{self._form.dtype}"
 
     def identity(self) -> dict[str, Any]:
         """Give the arguments that change vectors, each in one spelling, and the fingerprint of all that does."""
@@ -245,9 +256,9 @@ class Embedder:
         """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
         return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
 
-    def learn_width(self, width: int) -> None:
-        """Learn the width of the vectors of a model that is not in the catalogue."""
-        self._width = width
+    def learn_dimensions(self, dimensions: int) -> None:
+        """Learn how many the vectors of a model have that is not in the catalogue."""
+        self._form = replace(self._form, dimensions=dimensions)
 
     def warn_of_cuts(self, truncated: Sequence[int], n_texts: int) -> None:
         """Say once that texts were cut. On the caller's side."""

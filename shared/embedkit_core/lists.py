@@ -17,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.forks import ForkLock
+from embedkit_core.form import Finish, Form
 from embedkit_core.types import Vectors
+
+FLOATS = Form()
 
 SLICE = 64
 PATIENCE = 50_000  # new objects between two looks of the collector, in place of 700
@@ -110,8 +113,12 @@ class ListRows:
     the rest, while the engine waits for the server.
     """
 
-    def __init__(self, n: int, positions: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS, view: Finish | None = None
+    ) -> None:
         self.n = n
+        self._form = form
+        self._view = view
         self.positions = positions
         self.put_count = 0
         self.landed: Callable[[], None] | None = None
@@ -120,19 +127,21 @@ class ListRows:
         self._waiting: deque[tuple[list[int], Vectors]] = deque()
 
     def fits(self, width: int) -> bool:
-        """Tell whether rows of this width go with those already there."""
-        return self.width in (None, width)
+        """Tell whether the engine's rows of this width go with those already there."""
+        return self.width in (None, width) or self._view is not None
 
-    def put(self, wants: Sequence[int], vectors: Sequence[Vectors]) -> None:
-        """Make lists of single rows, each float32 (dimensions,)."""
+    def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
+        """Make lists of single rows, of the form asked for."""
         self.width = len(vectors[0])
         self.put_count += len(wants)
         positions: list[int] = self.positions[wants].tolist()
         for position, vector in zip(positions, vectors, strict=True):
-            self._lists[position] = vector.tolist()
+            self._lists[position] = as_floats(vector).tolist()
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
         """Take the vectors of these wants, for the caller to make lists of; called on the engine's side."""
+        if self._view is not None:
+            vectors = self._view(vectors)
         self.width = vectors.shape[1]
         self.put_count += len(wants)
         self._waiting.append((self.positions[wants].tolist(), vectors))
@@ -144,17 +153,17 @@ class ListRows:
         while self._waiting:
             positions, vectors = self._waiting.popleft()
             for start in range(0, len(positions), SLICE):
-                made = vectors[start : start + SLICE].tolist()
+                made = as_floats(vectors[start : start + SLICE]).tolist()
                 for position, row in zip(positions[start : start + SLICE], made, strict=True):
                     self._lists[position] = row
                 yield
 
     def finished(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> list[list[float]]:
-        """Give the lists, NaN where rows `failed`; `origin` says for each row which one it repeats, if any do."""
+        """Give the lists, NaN where rows `failed` (0 where the type has none); `origin` says what a row repeats."""
         for _ in self.slices():
             pass
         for position in failed:
-            self._lists[position] = [math.nan] * (self.width or width)
+            self._lists[position] = [math.nan if self._form.element.kind == "f" else 0.0] * (self.width or width)
         if origin is not None:
             self._copy(origin)
         return self._lists
@@ -169,8 +178,13 @@ def to_lists(vectors: Vectors) -> list[list[float]]:
     rows: list[list[float]] = []
     with collector_paused():
         for start in range(0, len(vectors), SLICE):
-            rows += vectors[start : start + SLICE].tolist()
+            rows += as_floats(vectors[start : start + SLICE]).tolist()
     return rows
+
+
+def as_floats(vectors: Vectors) -> Vectors:
+    """Give the numbers as floats, which Python's own are made of: a host wants them whatever the type."""
+    return vectors if vectors.dtype.kind == "f" else vectors.astype(np.float32)
 
 
 async def ato_lists(vectors: Vectors) -> list[list[float]]:
@@ -180,7 +194,7 @@ async def ato_lists(vectors: Vectors) -> list[list[float]]:
     rows: list[list[float]] = []
     for start in range(0, len(vectors), SLICE):
         with collector_paused():
-            rows += vectors[start : start + SLICE].tolist()
+            rows += as_floats(vectors[start : start + SLICE]).tolist()
         if start + SLICE < len(vectors):
             await asyncio.sleep(0)
     return rows

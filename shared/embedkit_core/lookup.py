@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from embedkit_core.engine.current import engine, is_running
 from embedkit_core.engine.items import Rows
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.form import Finish, Form
 from embedkit_core.lists import ListRows
-from embedkit_core.plan import Plan
-from embedkit_core.roles import Role
+from embedkit_core.plan import Plan, key_of
+from embedkit_core.roles import Role, Source
 from embedkit_core.types import Entry, Vectors
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ class LookUp:
         self._role = role
         self._plan = plan
         self._rows = rows
-        self._width = role.lane.dimensions or owner.dimensions
+        self._width = role.kept.width or (owner.dimensions and role.kept.width_of(owner.dimensions))
         self._found_widths: set[int] = set()
         self._noted_in: dict[object, int] | None = None
         self.account: Account | None = None
@@ -61,17 +64,20 @@ class LookUp:
             ConfigurationError: the cache holds vectors of two widths.
         """
         if self._role.input_type == "query":
-            self._take([self._owner.store.remembered(self._plan.keys)])
+            self._take([self._owner.store.remembered(self._plan.keys)], self._role.view)
         if not self.misses:
             return
         running = is_running()
         if running:
             self._open()
-        self._take(self._read())
+        self._take(self._read(), self._role.view)
         if self.misses and not running:  # nothing was under way when we began
             started = is_running()
             if self._open() or started:
-                self._take(self._read())
+                self._take(self._read(), self._role.view)
+        for source in self._role.sources:
+            if self.misses:
+                self._take_from(source)
 
     def close(self) -> None:
         """Have nothing more remembered."""
@@ -90,7 +96,24 @@ class LookUp:
         keys = [self._plan.keys[place] for place in self.misses]
         return self._owner.store.read(keys, hot=self._role.input_type == "query")
 
-    def _take(self, blocks: Iterable[Found]) -> None:
+    def _take_from(self, source: Source) -> None:
+        """Look for vectors that those asked for can be made from; queries' are remembered as if they were these."""
+        texts, hot = self._plan.texts, self._role.input_type == "query" and self._role.view is None
+        places = {key_of(source.prefix, texts[place]): place for place in self.misses}
+        for found in self._owner.store.read(list(places), hot=False):
+            entries = {places[key]: e for key, e in found.items() if key in places and _has_form(e, source.form)}
+            if not entries:
+                continue
+            rows = source.finish(np.stack([entry.vector for entry in entries.values()]))
+            self._rows.put(list(entries), rows)
+            self.hits.update(entries)
+            self.truncated += [place for place, entry in entries.items() if entry.truncated]
+            if hot:
+                made = zip(entries.items(), rows, strict=True)
+                self._owner.store.remember({self._plan.keys[p]: Entry(row, e.truncated) for (p, e), row in made})
+        self.misses = [place for place in self.misses if place not in self.hits]
+
+    def _take(self, blocks: Iterable[Found], view: Finish | None) -> None:
         for found in blocks:
             places: list[int] = []
             vectors: list[Vectors] = []
@@ -102,9 +125,9 @@ class LookUp:
                     if entry.truncated:
                         self.truncated.append(place)
             if places:
-                self._rows.put(places, vectors)
+                self._rows.put(places, vectors if view is None else view(np.stack(vectors)))
                 self.hits.update(places)
-        if len(self._found_widths) > 1 and self._role.lane.dimensions is None:
+        if len(self._found_widths) > 1 and self._role.kept.width is None:
             raise ConfigurationError(
                 f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
                 "changed; name dimensions=, or another cache"
@@ -117,4 +140,8 @@ class LookUp:
         self._found_widths.add(width)
         if self._width is None:
             self._width = width
-        return width == self._width
+        return width == self._width and entry.vector.dtype == self._role.kept.element
+
+
+def _has_form(entry: Entry, form: Form) -> bool:
+    return entry.vector.dtype == form.element and form.width in (None, len(entry.vector))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Iterable
 
 from embedkit_core.errors import EmbedKitError, PartialFailureError
-from embedkit_core.plan import make_plan
+from embedkit_core.plan import key_of, make_plan
 from embedkit_core.providers import Provider
 from embedkit_core.roles import Role
 from embedkit_core.store import Store
@@ -18,13 +18,14 @@ logger = logging.getLogger("embedkit_core")
 def explained(provider: Provider, store: Store, role: Role, text: str) -> Explanation:
     """Say what a call for one text would send, and where its vector would come from."""
     plan = make_plan([text], role.prefix)
+    places = (store.where(key) for key in (plan.keys[0], *(key_of(s.prefix, plan.texts[0]) for s in role.sources)))
     return Explanation(
         model=role.lane.model,
         endpoint=provider.endpoint or "the provider's own",
         wire=dict(role.lane.wire),
         key=plan.keys[0].hex(),
         key_parts=dict(role.parts),
-        served_from=store.where(plan.keys[0]),
+        served_from=next((place for place in places if place != "provider"), "provider"),
         estimated_tokens=plan.sizes[0],
         usd_per_million=provider.usd_per_million,
     )

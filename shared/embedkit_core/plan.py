@@ -50,6 +50,11 @@ def key_prefix(parts: Mapping[str, Any]) -> bytes:
     return f"rag-embedkit key {KEY_VERSION}\n{listed}\n".encode()
 
 
+def key_of(prefix: bytes, text: str) -> bytes:
+    """Give the key of one text."""
+    return hashlib.sha256(prefix + text.encode()).digest()
+
+
 def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
     """Check the texts, give each its key, and find the distinct ones.
 

@@ -25,6 +25,8 @@ _OURS = "rag-embedkit"
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     PROVIDERS: {
         "openai": "embedkit_core.providers.openai:OpenAI",
+        "voyage": "embedkit_core.providers.voyage:Voyage",
+        "cohere": "embedkit_core.providers.cohere:Cohere",
         "local": "embedkit_core.providers.local:Local",
         "fake": "embedkit_core.testing:Fake",
     },

@@ -10,6 +10,8 @@ from embedkit_core.engine import longtext
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Lane
 from embedkit_core.engine.own import Rates
+from embedkit_core.form import Finish, Form
+from embedkit_core.order import Order
 from embedkit_core.plan import key_parts, key_prefix
 from embedkit_core.providers import Provider
 from embedkit_core.types import InputType, LongText
@@ -29,13 +31,30 @@ class CallSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Another place where a cache may have a text's vector: how its keys begin, and what makes it the one asked for."""
+
+    prefix: bytes
+    form: Form
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
 class Role:
-    """What an embedder does for one input type: the lane of its requests, its keys' beginning and what that covers."""
+    """What an embedder does for one input type.
+
+    That is the lane of its requests, its keys' beginning and what that covers, the form of the caller's rows and the
+    `view` that makes them of those that are kept, and the `sources` to look into where the cache has none of these.
+    """
 
     input_type: InputType
     lane: Lane
     prefix: bytes
     parts: Mapping[str, Any]
+    kept: Form = Form()
+    form: Form = Form()
+    view: Finish | None = None
+    sources: tuple[Source, ...] = ()
 
     def at_most(self, texts: int | None) -> Role:
         """Give the same role with no more than this many texts a request."""
@@ -44,33 +63,61 @@ class Role:
         return replace(self, lane=replace(self.lane, limits=self.lane.limits.at_most(texts)))
 
 
+def beginning(
+    provider: Provider, asked: Order, input_type: InputType, long_text: LongText
+) -> tuple[bytes, dict[str, Any]]:
+    """Give how the keys begin of what is asked so, and what that covers."""
+    cuts = provider.cuts_long_texts or provider.cutting_wire(input_type) is not None
+    parts = key_parts(
+        provider=provider.key_name,
+        endpoint=provider.endpoint,
+        wire=provider.wire(input_type),
+        long_text=longtext.rule_name(long_text, provider_cuts=cuts),
+        after=asked.parts(),
+    )
+    return key_prefix(parts), parts
+
+
 def make_role(
     provider: Provider,
+    asked: Order,
     input_type: InputType,
     *,
+    form: Form,
+    sources: tuple[Source, ...],
     long_text: LongText,
     max_texts: int | None,
     timeout: float | None,
     gate: Gate | None,
 ) -> Role:
     """Make the role of an input type from an embedder's settings."""
-    wire = provider.wire(input_type)
-    parts = key_parts(
-        provider=provider.name,
-        endpoint=provider.endpoint,
-        wire=wire,
-        long_text=longtext.rule_name(long_text, provider_cuts=provider.cuts_long_texts),
-    )
-    prefix = key_prefix(parts)
+    prefix, parts = beginning(provider, asked, input_type, long_text)
+    reply = Form(asked.dtype, provider.dimensions)
+    kept = Form(asked.form.dtype, asked.form.dimensions or provider.dimensions)
     lane = Lane(
         wire_id=prefix,
         timeout=None if provider.on_this_machine else timeout,
         limits=provider.limits.at_most(max_texts, gate.most_tokens if gate else None),
         long_text=long_text,
         model=f"{provider.name}:{provider.model}",
-        dimensions=provider.dimensions,
+        width=reply.width,
         usd_per_million=provider.usd_per_million,
-        wire=wire,
+        wire=provider.wire(input_type),
         gate=gate,
+        dtype=asked.dtype,
+        wider=asked.wider and reply.width_of(asked.wider),
+        finish=asked.finish or None,
+        cutting=provider.cutting_wire(input_type) if long_text == "truncate" else None,
     )
-    return Role(input_type, lane, prefix, parts)
+    view = Finish(form.dimensions, asked.finish.centred, source=kept.dtype, dtype=form.dtype)
+    is_viewed = form.dtype != kept.dtype or (form.dimensions or 0) < (kept.dimensions or 0)
+    return Role(
+        input_type,
+        lane,
+        prefix,
+        parts,
+        kept=kept,
+        form=form if form.dimensions else Form(form.dtype, kept.dimensions),
+        view=view if is_viewed else None,
+        sources=sources,
+    )

@@ -14,11 +14,13 @@ from embedkit_core.cache import open_cache, open_folder, urls
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.forks import importing
+from embedkit_core.form import ELEMENTS
 from embedkit_core.types import Cache, Entry
 
 logger = logging.getLogger("embedkit_core")
 
 HOT = 16  # keys in one look-up that may come from memory: single queries, not bulk
+KEPT = frozenset(ELEMENTS.values())
 Found: TypeAlias = Mapping[bytes, Entry]
 
 
@@ -62,10 +64,15 @@ class Store:
     def read(self, keys: Sequence[bytes], *, hot: bool) -> Iterator[Found]:
         """Give the entries of the cache, block by block; `hot` ones are kept in memory for the next time."""
         for found in self._read(keys):
-            if hot and self._memory is not None and len(keys) <= HOT:
-                for key, entry in found.items():
-                    self._memory.put(key, entry)
+            if hot and len(keys) <= HOT:
+                self.remember(found)
             yield found
+
+    def remember(self, found: Found) -> None:
+        """Keep entries in memory for the next time, unless they are too many to be queries."""
+        if self._memory is not None and len(found) <= HOT:
+            for key, entry in found.items():
+                self._memory.put(key, entry)
 
     def _read(self, keys: Sequence[bytes]) -> Iterator[Found]:
         if self.keeper is None:
@@ -101,7 +108,7 @@ def _is_sound(entry: object) -> bool:
     if not isinstance(entry, Entry) or not isinstance(entry.vector, np.ndarray):
         return False
     vector = entry.vector
-    return vector.dtype == np.float32 and vector.ndim == 1 and vector.size > 0 and bool(np.isfinite(vector).all())
+    return vector.dtype in KEPT and vector.ndim == 1 and vector.size > 0 and bool(np.isfinite(vector).all())
 
 
 def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> Store:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
 import numpy.typing as npt
 
-Vectors: TypeAlias = npt.NDArray[np.float32]
+from embedkit_core.form import Cut, DType
+
+Vectors: TypeAlias = npt.NDArray[Any]  # float32 unless another dtype is asked for
 InputType: TypeAlias = Literal["document", "query"]
 LongText: TypeAlias = Literal["truncate", "error", "mean"]
 
@@ -36,7 +37,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One row of the catalogue; prices are USD per million input tokens."""
+    """One row of the catalogue; prices are USD per million input tokens.
+
+    `cut` says how a vector of more dimensions becomes the model's own of fewer: its first numbers ("prefix"), after the
+    mean of all was taken away ("centred"), or None where nobody documents that it does. `dtypes` are those the provider
+    offers. `unit_length` is True where the model promises vectors of length 1, False where they are made so here, None
+    where they are left as they come. `prompts` are put before texts by us. Models of one `space` may be compared.
+    `read` is the date on which limits and prices were read at `source`; `status` is "current", "legacy" or "retired".
+    """
 
     provider: str
     name: str
@@ -46,10 +54,20 @@ class ModelInfo:
     usd_per_million: Decimal | None
     status: str
     source: str
+    usd_per_million_batch: Decimal | None = None
+    dtypes: tuple[DType, ...] = ("float32",)
+    cut: Cut | None = None
+    unit_length: bool | None = None
+    asymmetric: bool = False
+    prompts: Mapping[InputType, str] = field(default_factory=dict, hash=False)
+    space: str | None = None
+    tokenizer: str | None = None
+    released: str | None = None
+    read: str | None = None
 
 
 class Entry(NamedTuple):
-    """One cached vector: float32 (dimensions,), and whether its text was cut to fit the model."""
+    """One cached vector, (width,) of any dtype of `embedkit_core.form`, and whether its text was cut to fit the model."""
 
     vector: Vectors
     truncated: bool = False
@@ -57,7 +75,7 @@ class Entry(NamedTuple):
 
 @runtime_checkable
 class Cache(Protocol):
-    """What the library asks of a cache; keys are 32 bytes, vectors float32 (dimensions,).
+    """What the library asks of a cache; keys are 32 bytes, vectors (width,) of float32, float16, int8 or uint8.
 
     `get_many` is called from any thread, `set_many` from one at a time, which need not be the same. Failing to keep
     or to find a vector is no error: it is paid for again.
@@ -126,8 +144,8 @@ class Headroom(NamedTuple):
 class Reply:
     """What a provider answers.
 
-    `vectors` is float32 (n_texts, dimensions) in the order asked, `tokens` as billed or None where the provider
-    does not say, `truncated` the places of the texts the provider cut, `headroom` what it says is left of its limits.
+    `vectors` is (n_texts, width) in the order asked, of the dtype asked for: float32 unless the settings name another.
+    `tokens` are as billed, or None where the provider does not say, `truncated` the places of the texts the provider cut, `headroom` what it says is left of its limits.
     """
 
     vectors: Vectors
@@ -191,7 +209,8 @@ class Usage:
 class EmbeddingResult:
     """Vectors in the order of the texts asked, and how they came about.
 
-    `vectors` is float32 (n_texts, dimensions); rows that failed are NaN and named in `failed`.
+    `vectors` is float32 (n_texts, dimensions), or of the dtype asked for; the binary ones have eight dimensions in a
+    number. Rows that failed are NaN, 0 where there is no NaN, and named in `failed`.
     `space` names the vector space: vectors of different spaces must not be compared or share an index.
     `truncated` names the positions of texts that were cut to the model's limit.
     """

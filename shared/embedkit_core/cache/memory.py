@@ -26,7 +26,7 @@ class MemoryTier:
         self._lock = ForkLock()
 
     def get(self, key: bytes) -> Entry | None:
-        """Give the entry of a key, float32 (dimensions,) and read-only, or None."""
+        """Give the entry of a key, read-only, or None."""
         with self._lock.lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -50,7 +50,7 @@ class MemoryTier:
         if size > self._max_bytes:
             return
         # An array over bytes cannot be made writeable again, one that owns its numbers can.
-        vector = np.frombuffer(np.asarray(entry.vector, dtype=np.float32).tobytes(), dtype=np.float32)
+        vector = np.frombuffer(entry.vector.tobytes(), dtype=entry.vector.dtype)
         with self._lock.lock:
             old = self._entries.pop(key, None)
             self._bytes += size - (_size(key, old) if old is not None else 0)
@@ -64,4 +64,4 @@ class MemoryTier:
 
 
 def _size(key: bytes, entry: Entry) -> int:
-    return len(key) + entry.vector.size * 4 + _OVERHEAD_BYTES
+    return len(key) + entry.vector.nbytes + _OVERHEAD_BYTES

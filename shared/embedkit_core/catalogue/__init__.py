@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -15,16 +16,31 @@ from embedkit_core.types import Limits, ModelInfo
 
 def _row(raw: Mapping[str, Any]) -> ModelInfo:
     allowed = raw["allowed_dimensions"]
+    limits = Limits(texts=raw["request_texts"] or 2048, tokens=raw["request_tokens"], text_tokens=raw["text_tokens"])
     return ModelInfo(
         provider=raw["provider"],
         name=raw["name"],
         dimensions=raw["dimensions"],
         allowed_dimensions=range(allowed["min"], allowed["max"] + 1) if isinstance(allowed, dict) else tuple(allowed),
-        limits=Limits(texts=raw["request_texts"], tokens=raw["request_tokens"], text_tokens=raw["text_tokens"]),
-        usd_per_million=None if raw["usd_per_million"] is None else Decimal(raw["usd_per_million"]),
+        limits=limits,
+        usd_per_million=_price(raw["usd_per_million"]),
         status=raw["status"],
         source=raw["source"],
+        usd_per_million_batch=_price(raw["usd_per_million_batch"]),
+        dtypes=tuple(raw["dtypes"]),
+        cut=raw["cut"],
+        unit_length=raw["unit_length"],
+        asymmetric=raw["asymmetric"],
+        prompts=raw["prompts"],
+        space=raw["space"],
+        tokenizer=raw["tokenizer"],
+        released=raw["released"],
+        read=raw["read"],
     )
+
+
+def _price(raw: str | None) -> Decimal | None:
+    return None if raw is None else Decimal(raw)
 
 
 @cache
@@ -40,6 +56,12 @@ def find(name: str, provider: str | None = None) -> ModelInfo | None:
         if row.name == name and provider in (None, row.provider):
             return row
     return None
+
+
+def find_for(name: str, providers: Sequence[str], given: Mapping[str, Any] | None = None) -> ModelInfo | None:
+    """Give the row of a model at the first of these providers that has one, with what the user knows better."""
+    found = next((row for provider in providers if (row := find(name, provider))), None)
+    return replace(found, **given) if given and found else found
 
 
 def near(name: str, provider: str | None = None) -> str | None:

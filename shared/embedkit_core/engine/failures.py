@@ -167,7 +167,10 @@ def _treat_long(scheduler: Scheduler, item: Item, error: ProviderError) -> None:
     tokens, limit = (error.tokens, error.limit) if isinstance(error, TextTooLongError) else (None, None)
     policy = item.lane.lane.long_text
     item.cuts += 1
-    if policy == "truncate" and item.cuts <= CUTS and (shorter := longtext.shorten(item.text, tokens, limit)):
+    if policy == "truncate" and item.lane.lane.cutting is not None:
+        scheduler.have_cut(item)
+        item.lane.enter([item], front=True)
+    elif policy == "truncate" and item.cuts <= CUTS and (shorter := longtext.shorten(item.text, tokens, limit)):
         item.text, item.cut = shorter, True
         item.size = estimate_tokens(shorter, shorter.encode())
         item.lane.enter_group(Group([item], item.urgent))

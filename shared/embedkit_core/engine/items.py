@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.errors import ProviderError
+from embedkit_core.form import DType, Finish, Form
 from embedkit_core.meter import Meter
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
     from embedkit_core.engine.queues import LaneQueue
 
 MILLION = Decimal(1_000_000)
+FLOATS = Form()
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
     """Everything of a request but its texts; texts share a request only in the same lane.
 
-    `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. `usd_per_million` is None
-    where the price is unknown. Each request passes the `gate` of a rate limiter, if there is one.
+    `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. A row of a reply has
+    `width` numbers of `dtype`, or is `wider`; it becomes the one that is kept by `finish`. `usd_per_million` is None
+    where the price is unknown. Each request passes the `gate` of a rate limiter, if there is one. Texts known to be
+    too long are sent by `cutting`, where the provider cuts them if it is asked to.
     """
 
     wire_id: bytes
@@ -36,10 +40,14 @@ class Lane:
     limits: Limits
     long_text: LongText
     model: str
-    dimensions: int | None
+    width: int | None
     usd_per_million: Decimal | None
     wire: Mapping[str, Any] = field(compare=False)
     gate: Gate | None = None
+    dtype: DType = "float32"
+    wider: int | None = None
+    finish: Finish | None = None
+    cutting: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 class Sink(Protocol):
@@ -50,34 +58,38 @@ class Sink(Protocol):
         ...
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Take float32 (len(wants), dimensions), which nobody changes any more; called on the engine's side."""
+        """Take the rows that are kept, one for each want, which nobody changes any more; called on the engine's side."""
         ...
 
 
 class Rows:
-    """The result's matrix, float32 (n, dimensions), allocated when the first row tells its width.
+    """The result's matrix, (n, width) of the form asked for, allocated when the first row tells its width.
 
-    `positions` maps the wants of a ticket to rows of the matrix. A row that is never put holds anything: `finished`
-    is told which those are.
+    `positions` maps the wants of a ticket to rows of the matrix. The engine's rows become the caller's by `view`. A row
+    that is never put holds anything: `finished` is told which those are.
     """
 
-    def __init__(self, n: int, positions: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS, view: Finish | None = None
+    ) -> None:
         self.n = n
         self.positions = positions
         self.put_count = 0
         self.matrix: Vectors | None = None
+        self._form = form
+        self._view = view
 
     @property
     def width(self) -> int | None:
-        """The dimensions of the rows, None before the first."""
+        """The numbers in a row, None before the first."""
         return None if self.matrix is None else self.matrix.shape[1]
 
     def fits(self, width: int) -> bool:
-        """Tell whether rows of this width go with those already there."""
-        return self.width in (None, width)
+        """Tell whether the engine's rows of this width go with those already there."""
+        return self.width in (None, width) or self._view is not None
 
-    def put(self, wants: Sequence[int], vectors: Sequence[Vectors]) -> None:
-        """Copy single rows, each float32 (dimensions,), to where the result has them."""
+    def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
+        """Copy single rows, of the form asked for, to where the result has them."""
         matrix = self._matrix(len(vectors[0]))
         for position, vector in zip(self.positions[wants].tolist(), vectors, strict=True):
             matrix[position] = vector
@@ -85,14 +97,19 @@ class Rows:
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
         """Copy the vectors of these wants to where the result has them."""
+        if self._view is not None:
+            vectors = self._view(vectors)
         self._matrix(vectors.shape[1])[self.positions[wants]] = vectors
         self.put_count += len(wants)
 
     def finished(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> Vectors:
-        """Give the matrix, NaN where rows `failed`; `origin` says for each row which one it repeats, if any do."""
+        """Give the matrix; `origin` says for each row which one it repeats, if any do.
+
+        Rows that `failed` are NaN, and 0 where there is no NaN.
+        """
         matrix = self._matrix(width)
         if failed:
-            matrix[list(failed)] = np.nan
+            matrix[list(failed)] = np.nan if matrix.dtype.kind == "f" else 0
         if origin is not None:
             copies = np.flatnonzero(origin != np.arange(self.n))
             matrix[copies] = matrix[origin[copies]]
@@ -100,7 +117,7 @@ class Rows:
 
     def _matrix(self, width: int) -> Vectors:
         if self.matrix is None:
-            self.matrix = np.empty((self.n, width), dtype=np.float32)
+            self.matrix = np.empty((self.n, width), dtype=self._form.element)
         return self.matrix
 
 

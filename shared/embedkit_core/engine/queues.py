@@ -11,6 +11,8 @@ from embedkit_core.engine.items import Flight, Group, Item, Lane
 from embedkit_core.engine.pace import Pace
 from embedkit_core.engine.packing import CAP_TEXTS, FLOOR_TEXTS, Room, spread
 
+SURELY = 1.5  # times the limit: an estimate that is calibrated by bills is not so far off
+
 
 class Parked:
     """Items that wait for their next try, kept out of the queues until a time."""
@@ -56,7 +58,7 @@ class LaneQueue:
         self.busy = busy
         self.pace = pace
         self.room = Room.of(lane.limits)
-        self.dimensions = lane.dimensions
+        self.width = lane.width
         self.proven = False
         self.refused = 0
         self.doubts = 0
@@ -102,6 +104,11 @@ class LaneQueue:
         if group.items:
             self.busy[self] = None
             self.groups.appendleft(group)
+
+    def is_surely_too_long(self, size: int) -> bool:
+        """Tell whether a text of so many estimated tokens is far over what the model takes."""
+        limit = self.lane.limits.text_tokens
+        return limit is not None and self.pace.tokens(size) > SURELY * limit
 
     @property
     def waits(self) -> bool:

@@ -8,15 +8,18 @@ from collections import Counter
 import numpy as np
 
 from embedkit_core.engine import longtext
-from embedkit_core.engine.items import MILLION, Flight, Ticket
+from embedkit_core.engine.items import MILLION, Flight, Lane, Ticket
 from embedkit_core.engine.packing import share_out
 from embedkit_core.errors import BadReplyError
+from embedkit_core.form import ELEMENTS, Form
 from embedkit_core.types import Reply, Usage
 
 
-def check(reply: Reply, n_texts: int, dimensions: int | None, model: str) -> None:
-    """Raise BadReplyError unless the reply is float32 (n_texts, dimensions) and every number is finite."""
+def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
+    """Raise BadReplyError unless the reply has `n_texts` rows of the lane's form, and every number is finite."""
+    model = lane.model
     provider = model.partition(":")[0]
+    element = ELEMENTS[lane.dtype]
 
     def bad(message: str) -> BadReplyError:
         return BadReplyError(f"{model} {message}; nothing of this reply is kept", provider=provider, model=model)
@@ -24,15 +27,20 @@ def check(reply: Reply, n_texts: int, dimensions: int | None, model: str) -> Non
     if not isinstance(reply, Reply) or not isinstance(reply.vectors, np.ndarray):
         raise bad("answered something that is not a matrix of vectors")
     vectors = reply.vectors
-    if vectors.dtype != np.float32 or vectors.ndim != 2:
-        raise bad(f"answered an array of {vectors.dtype} with {vectors.ndim} axes instead of float32 with 2")
+    if vectors.dtype != element or vectors.ndim != 2:
+        raise bad(f"answered an array of {vectors.dtype} with {vectors.ndim} axes instead of {element} with 2")
     if vectors.shape[0] != n_texts:
         raise bad(f"answered {vectors.shape[0]} vectors for {n_texts} texts")
-    if vectors.shape[1] == 0 or (dimensions is not None and vectors.shape[1] != dimensions):
-        raise bad(f"answered vectors of {vectors.shape[1]} dimensions instead of {dimensions or 'some'}")
+    found = vectors.shape[1]
+    if found == 0 or (width is not None and found not in (width, lane.wider)):
+        form = Form(lane.dtype)
+        asked = form.dimensions_of(width) if width else "some"
+        raise bad(f"answered vectors of {form.dimensions_of(found)} dimensions instead of {asked}")
+    if element.kind != "f":
+        return
     # One sum is cheaper than a test of each number; it is not finite if any of them is not.
     with np.errstate(all="ignore"):
-        total = float(vectors.sum())
+        total = float(vectors.sum(dtype=np.float32))
     if not math.isfinite(total) and not np.isfinite(vectors).all():
         raise bad("answered a number that is not finite")
 
@@ -73,4 +81,5 @@ def collect(flight: Flight, reply: Reply) -> None:
             parent.missing = -1  # whole, and on its way to the cache
             flight.done.append(parent)
             flight.flags.append(False)
-            flight.rows = np.vstack([flight.rows, longtext.mean(parent.parts)])
+            mean = longtext.mean(parent.parts).astype(flight.rows.dtype, copy=False)
+            flight.rows = np.vstack([flight.rows, mean])

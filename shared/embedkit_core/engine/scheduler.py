@@ -11,6 +11,7 @@ import heapq
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from embedkit_core.engine import failures
 from embedkit_core.engine.items import Flight, Item, Lane, Step, Ticket, Waiter
@@ -55,6 +56,8 @@ class Scheduler:
             item = self.table.get(key)
             if item is None:
                 item = self.table[key] = Item(key, text, size, queue, urgent=ticket.urgent)
+                if lane.cutting is not None and queue.is_surely_too_long(size):
+                    self.have_cut(item)
                 recent = self.recent.get(key)
                 if recent is None:
                     fresh.append(item)
@@ -70,10 +73,19 @@ class Scheduler:
                 item.caches.append(ticket.cache)
             ticket.items.append(item)
         self._take_recent(queue, finished)
-        queue.enter(fresh)
-        if fresh and not ticket.urgent:
-            queue.plan_job(self.turns.free_slots(), now)
+        for own in dict.fromkeys([queue, *(item.lane for item in fresh)]) if lane.cutting else (queue,):
+            own.enter([item for item in fresh if item.lane is own] if lane.cutting else fresh)
+            if fresh and not ticket.urgent:
+                own.plan_job(self.turns.free_slots(), now)
         self._close_if_done(ticket)
+
+    def have_cut(self, item: Item) -> None:
+        """Take a text to the lane in which its provider cuts it, where there is one."""
+        lane = item.lane.lane
+        assert lane.cutting is not None
+        limits = replace(lane.limits, text_tokens=None)
+        twin = replace(lane, wire_id=lane.wire_id + b"cut", wire=lane.cutting, cutting=None, limits=limits)
+        item.cut, item.lane = True, self.turns.lane(twin)
 
     def _free_from_limiter(self, item: Item, queue: LaneQueue, now: float) -> None:
         """Take an unsent text to a caller who has no rate limiter, and must not wait for somebody else's."""
@@ -119,7 +131,7 @@ class Scheduler:
         """Take the answer to a request; its rows go to the caches before anybody sees them."""
         queue = flight.lane
         try:
-            check(reply, len(flight.items), queue.dimensions, queue.lane.model)
+            check(reply, len(flight.items), queue.width, queue.lane)
         except BadReplyError as error:
             error.tokens = getattr(reply, "tokens", None)
             self.failed(flight, error, now)
@@ -129,7 +141,9 @@ class Scheduler:
         if not queue.proven:
             queue.proven = True
             queue.plan_job(self.turns.free_slots() + 1, now)
-        queue.dimensions = reply.vectors.shape[1]
+        queue.width = queue.width or reply.vectors.shape[1]
+        if queue.lane.finish is not None:
+            reply = replace(reply, vectors=queue.lane.finish(reply.vectors))
         bill(flight, reply.tokens)
         collect(flight, reply)
         self._step.commits.append(flight)
@@ -258,8 +272,8 @@ class Scheduler:
             ticket.joined += len(wants) - paid
         else:
             message = (
-                f"the model answers {vectors.shape[1]} dimensions and the cache holds vectors of another width: it has "
-                "changed; name dimensions=, or another cache"
+                f"the model answers rows of {vectors.shape[1]} numbers and the cache holds vectors of another width: "
+                "it has changed; name dimensions=, or another cache"
             )
             for want in wants:
                 self.give_up(ticket, want, BadReplyError(message))

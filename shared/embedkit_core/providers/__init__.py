@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from embedkit_core import plugins
 from embedkit_core.errors import ConfigurationError, MissingExtraError
+from embedkit_core.form import DType
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, LongText, ModelInfo, Reply
 
@@ -29,18 +30,22 @@ __all__ = [
     "ProviderSettings",
     "Reply",
     "Secret",
-    "check_dimensions",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
-    """What a provider is made from: the user's settings for it, and the catalogue's row where there is one."""
+    """What a provider is made from: the user's settings for it, and the catalogue's row where there is one.
+
+    `dimensions` are those to ask for, None for the model's own; `dtype` the one to ask for. What the provider does not
+    offer is done to its replies by others: it is not told.
+    """
 
     name: str
     api_key: Secret | None = None
     base_url: str | None = None
     dimensions: int | None = None
+    dtype: DType = "float32"
     query_prompt: str | None = None
     document_prompt: str | None = None
     on_long_text: LongText = "truncate"
@@ -84,8 +89,10 @@ class ProviderSettings:
 
     @property
     def prompts(self) -> dict[InputType, str]:
-        """The user's prompt for each input type, empty where there is none."""
-        return {"query": self.query_prompt or "", "document": self.document_prompt or ""}
+        """The prompt for each input type: the user's, else the catalogue's; empty where there is none."""
+        known = self.info.prompts if self.info else {}
+        given: dict[InputType, str | None] = {"query": self.query_prompt, "document": self.document_prompt}
+        return {role: known.get(role, "") if prompt is None else prompt for role, prompt in given.items()}
 
 
 class Client(Protocol):
@@ -106,7 +113,9 @@ class Provider(ABC):
     tell. A model `on_this_machine` has as long as it takes: no timeout applies. `cuts_long_texts` says that the
     provider itself cuts a text over its limit, `key_variable` which environment variable its key comes from.
     `own_fields` are those of the wire that the user's options may not name, because arguments of ours or the provider
-    set them.
+    set them. `dtypes` are those that a model which is not in the catalogue can be asked for, `takes_dimensions` says
+    whether a model that is in it can be. `rows_of` names the providers whose models it may serve, its own first;
+    `key_name` stands for it in keys, where two names lead to one.
     """
 
     name: ClassVar[str]
@@ -116,6 +125,10 @@ class Provider(ABC):
     cuts_long_texts: ClassVar[bool] = False
     key_variable: ClassVar[str | None] = None
     own_fields: ClassVar[frozenset[str]] = frozenset({"model", "input", "dimensions", "prompt", "role"})
+    dtypes: ClassVar[tuple[DType, ...]] = ("float32",)
+    takes_dimensions: ClassVar[bool] = True
+    rows_of: ClassVar[tuple[str, ...]] = ()
+    key_name: ClassVar[str]
 
     model: str
     endpoint: str = ""
@@ -127,6 +140,11 @@ class Provider(ABC):
     @abstractmethod
     def __init__(self, settings: ProviderSettings) -> None: ...
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "key_name" not in vars(cls) and "name" in vars(cls):
+            cls.key_name = cls.name
+
     @property
     def longest_text(self) -> int | None:
         """The tokens a text may have before it is refused or cut; None where that is not known."""
@@ -135,6 +153,14 @@ class Provider(ABC):
     @abstractmethod
     def wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the request without its texts: all that changes a vector, and nothing else. JSON values only."""
+
+    def cutting_wire(self, input_type: InputType) -> dict[str, Any] | None:  # noqa: ARG002 - for those who can
+        """Give the request by which the provider itself cuts texts to its limit; None where it cannot be asked to.
+
+        A text goes out by `wire` first, which has it refused if it is too long, and by this one after that: so it is
+        known which texts were cut.
+        """
+        return None
 
     @abstractmethod
     def connect(self) -> Client:
@@ -182,14 +208,3 @@ def provider_class(name: str) -> type[Provider]:
         flaw = f"calls itself {called!r}, and must not"
     where = plugins.described(plugins.registered(plugins.PROVIDERS)[name][0])
     raise ConfigurationError(f"the provider {name!r} {flaw}: {where}")
-
-
-def check_dimensions(model: str, asked: int | None, info: ModelInfo | None) -> None:
-    """Raise ConfigurationError where the catalogue knows that a model does not offer the dimensions asked for."""
-    allowed = info.allowed_dimensions if info else None
-    if asked is not None and allowed is not None and asked not in allowed:
-        if isinstance(allowed, range):
-            offered = f"{allowed.start} to {allowed.stop - 1}"
-        else:
-            offered = ", ".join(map(str, allowed))
-        raise ConfigurationError(f"{model} does not offer {asked} dimensions; it offers {offered}")

@@ -40,6 +40,7 @@ class Local(Provider):
     needs: ClassVar[tuple[str, ...]] = ("sentence_transformers", "torch")
     on_this_machine: ClassVar[bool] = True
     cuts_long_texts: ClassVar[bool] = True
+    takes_dimensions: ClassVar[bool] = False
 
     def __init__(self, settings: ProviderSettings) -> None:
         settings.only(

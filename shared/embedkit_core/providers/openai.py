@@ -33,7 +33,7 @@ from embedkit_core.errors import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.providers import Client, Provider, ProviderSettings, check_dimensions
+from embedkit_core.providers import Client, Provider, ProviderSettings
 from embedkit_core.providers.headers import headroom, retry_after
 from embedkit_core.providers.messages import canonical_url, quotable
 from embedkit_core.providers.tokenizers import tiktoken_counter
@@ -84,7 +84,6 @@ class OpenAI(Provider):
         self.endpoint = "" if canonical == OWN_HOST else canonical
         self._base_url = base_url.strip()
         info = settings.info
-        check_dimensions(self.model, settings.dimensions, info)
         default = info.dimensions if info else None
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None

@@ -1,0 +1,103 @@
+"""What a row of numbers is, and what is done to one: cut, brought to unit length, brought into another type. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+DType: TypeAlias = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+Cut: TypeAlias = Literal["prefix", "centred"]
+
+# The numbers of each type. The binary ones hold eight dimensions in a number, the first in its highest bit (as
+# np.packbits has them); "binary" is "ubinary" less 128. Source: docs.voyageai.com/docs/flexible-dimensions-and-quantization
+# and sentence-transformers' quantize_embeddings, read 2026-11-20.
+ELEMENTS: Mapping[DType, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
+    "binary": np.dtype(np.int8),
+    "ubinary": np.dtype(np.uint8),
+}
+PACKED = ("binary", "ubinary")
+MADE_HERE = ("float16", *PACKED)  # from float32, for every model; the other types need ranges that its provider has
+Matrix: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The type of a row's numbers and how many dimensions it has; None until a reply tells."""
+
+    dtype: DType = "float32"
+    dimensions: int | None = None
+
+    @property
+    def element(self) -> np.dtype[Any]:
+        """The type of a number in a row."""
+        return ELEMENTS[self.dtype]
+
+    @property
+    def width(self) -> int | None:
+        """How many numbers a row has."""
+        return None if self.dimensions is None else self.width_of(self.dimensions)
+
+    def width_of(self, dimensions: int) -> int:
+        """Give how many numbers a row of this type has for so many dimensions."""
+        return dimensions // 8 if self.dtype in PACKED else dimensions
+
+    def dimensions_of(self, width: int) -> int:
+        """Give how many dimensions a row of so many numbers has."""
+        return width * 8 if self.dtype in PACKED else width
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What is done to rows: cut to the first `cut` dimensions, brought to unit length, made into another type.
+
+    A row that is not longer than `cut` stays as long as it is. Rows of floats that are cut are brought to unit length
+    in float64; `centred` ones lose the mean of the whole row first, which is layer normalisation but for a factor that
+    the unit length takes away. Packed rows are cut between their bytes. The numbers of a row that becomes packed are
+    its signs.
+    """
+
+    cut: int | None = None
+    centred: bool = False
+    unit: bool = False
+    source: DType = "float32"
+    dtype: DType = "float32"
+
+    def __bool__(self) -> bool:
+        return self.cut is not None or self.unit or self.dtype != self.source
+
+    def __call__(self, rows: Matrix) -> Matrix:
+        """Give (n, width) rows of `source` as rows of `dtype`, which nobody else holds or which are the same."""
+        if self.source in PACKED:
+            return rows if self.cut is None else rows[:, : self.cut // 8]
+        shorter = self.cut is not None and rows.shape[1] > self.cut
+        if shorter or self.unit:
+            rows = _unit(rows, self.cut if shorter else None, centred=self.centred)
+        if self.dtype in PACKED:
+            packed = np.packbits(rows > 0, axis=1)
+            return packed if self.dtype == "ubinary" else (packed ^ 0x80).view(np.int8)
+        return rows.astype(ELEMENTS[self.dtype], copy=False)
+
+    def parts(self) -> dict[str, Any]:
+        """Give what of it a key covers; what is left at its neutral value is not there."""
+        given = {"cut": self.cut, "centred": self.centred, "unit": self.unit}
+        return {name: value for name, value in given.items() if value} | (
+            {"dtype": self.dtype} if self.dtype != self.source else {}
+        )
+
+
+def _unit(rows: Matrix, cut: int | None, *, centred: bool) -> npt.NDArray[np.float32]:
+    wide = rows[:, :cut].astype(np.float64)
+    if centred and cut is not None:
+        wide -= rows.mean(axis=1, dtype=np.float64)[:, None]
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    lengths[lengths == 0] = 1.0
+    unit: npt.NDArray[np.float32] = (wide / lengths[:, None]).astype(np.float32)
+    return unit

@@ -1,0 +1,87 @@
+"""Who does what: which dimensions and type a provider is asked for, and what is done to its replies here. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.form import MADE_HERE, PACKED, DType, Finish, Form
+from embedkit_core.types import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a provider is asked for, and what its rows become.
+
+    `dimensions` go into the request, None for the model's own; `dtype` is that of its replies. `finish` makes these
+    the rows of the user's, which have `form`; `is_cut_here` says that the provider is not asked to cut. `wider` is
+    how many dimensions a reply may have instead, from a server that pays no heed to what it is asked.
+    """
+
+    dimensions: int | None
+    dtype: DType
+    finish: Finish
+    form: Form
+    is_cut_here: bool
+    wider: int | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """Give what of it a key covers beside the request."""
+        finish = self.finish if self.is_cut_here else replace(self.finish, cut=None, centred=False)
+        return finish.parts()
+
+
+def order(
+    model: str,
+    info: ModelInfo | None,
+    *,
+    dimensions: int | None,
+    dtype: DType,
+    offered: tuple[DType, ...],
+    cuts: bool,
+) -> Order:
+    """Share out the work on a model's vectors.
+
+    `offered` are the types its provider has, `cuts` tells whether it can be asked for dimensions.
+
+    Raises:
+        ConfigurationError: the model has not these dimensions or this type, with those it has.
+    """
+    _check(model, info, dimensions)
+    if dtype not in (*offered, *MADE_HERE):
+        listed = ", ".join(dict.fromkeys((*offered, *MADE_HERE)))
+        raise ConfigurationError(f"{model} does not offer dtype={dtype!r}; it offers {listed}")
+    own = info.dimensions if info else None
+    whole = dimensions or own
+    if dtype in PACKED and whole is not None and whole % 8:
+        raise ConfigurationError(f"dtype={dtype!r} packs eight dimensions into a number: {whole} is no multiple of 8")
+    source: DType = dtype if dtype in offered else "float32"
+    here = dimensions is not None and info is not None and not cuts and dimensions != own
+    known = info is not None and info.cut is not None
+    finish = Finish(
+        cut=dimensions if here or (known and dimensions != own) else None,
+        centred=known and info is not None and info.cut == "centred",
+        unit=info is not None and info.unit_length is False and source in ("float32", "float16"),
+        source=source,
+        dtype=dtype,
+    )
+    return Order(
+        dimensions=None if here else dimensions,
+        dtype=source,
+        finish=finish,
+        form=Form(dtype, whole),
+        is_cut_here=here,
+        wider=own if finish.cut is not None and not here and own is not None and own > finish.cut else None,
+    )
+
+
+def _check(model: str, info: ModelInfo | None, asked: int | None) -> None:
+    allowed = info.allowed_dimensions if info else None
+    if asked is None or allowed is None or asked in allowed:
+        return
+    if isinstance(allowed, range):
+        offered = f"{allowed.start} to {allowed.stop - 1}"
+    else:
+        offered = ", ".join(map(str, allowed))
+    raise ConfigurationError(f"{model} does not offer {asked} dimensions; it offers {offered}")
