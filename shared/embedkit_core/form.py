@@ -13,8 +13,8 @@ DType: TypeAlias = Literal["float32", "float16", "int8", "uint8", "binary", "ubi
 Cut: TypeAlias = Literal["prefix", "centred"]
 
 # The numbers of each type. The binary ones hold eight dimensions in a number, the first in its highest bit (as
-# np.packbits has them); "binary" is "ubinary" less 128. Source: docs.voyageai.com/docs/flexible-dimensions-and-quantization
-# and sentence-transformers' quantize_embeddings, read 2026-11-20.
+# np.packbits has them); "binary" is "ubinary" less 128. Source: docs.voyageai.com, "Flexible dimensions and
+# quantization", and sentence-transformers' quantize_embeddings, read 2026-11-20.
 ELEMENTS: Mapping[DType, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),

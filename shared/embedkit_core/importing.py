@@ -50,7 +50,8 @@ def import_vectors(
         raise ConfigurationError("import_vectors puts vectors into the cache, and this embedder has cache=False")
     if role.kept != role.form or role.form.dtype != "float32":
         raise ConfigurationError(
-            "import_vectors takes vectors as they are kept, in float32: use an embedder without fetch_dimensions and dtype"
+            "import_vectors takes vectors as they are kept, in float32: use an embedder without fetch_dimensions= and "
+            "dtype="
         )
     texts = check_list(texts)
     rows = list(vectors)

@@ -80,8 +80,6 @@ def _check(model: str, info: ModelInfo | None, asked: int | None) -> None:
     allowed = info.allowed_dimensions if info else None
     if asked is None or allowed is None or asked in allowed:
         return
-    if isinstance(allowed, range):
-        offered = f"{allowed.start} to {allowed.stop - 1}"
-    else:
-        offered = ", ".join(map(str, allowed))
+    several = f"{allowed.start} to {allowed.stop - 1}" if isinstance(allowed, range) else None
+    offered = several or ", ".join(map(str, allowed))
     raise ConfigurationError(f"{model} does not offer {asked} dimensions; it offers {offered}")

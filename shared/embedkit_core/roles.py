@@ -51,8 +51,8 @@ class Role:
     lane: Lane
     prefix: bytes
     parts: Mapping[str, Any]
-    kept: Form = Form()
-    form: Form = Form()
+    kept: Form
+    form: Form
     view: Finish | None = None
     sources: tuple[Source, ...] = ()
 

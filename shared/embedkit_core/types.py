@@ -67,7 +67,7 @@ class ModelInfo:
 
 
 class Entry(NamedTuple):
-    """One cached vector, (width,) of any dtype of `embedkit_core.form`, and whether its text was cut to fit the model."""
+    """One cached vector, (width,) of a type in `embedkit_core.form`, and whether its text was cut to fit the model."""
 
     vector: Vectors
     truncated: bool = False
@@ -145,7 +145,8 @@ class Reply:
     """What a provider answers.
 
     `vectors` is (n_texts, width) in the order asked, of the dtype asked for: float32 unless the settings name another.
-    `tokens` are as billed, or None where the provider does not say, `truncated` the places of the texts the provider cut, `headroom` what it says is left of its limits.
+    `tokens` are as billed, or None where the provider does not say, `truncated` the places of the texts the provider
+    cut, `headroom` what it says is left of its limits.
     """
 
     vectors: Vectors

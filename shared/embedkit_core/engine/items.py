@@ -58,7 +58,7 @@ class Sink(Protocol):
         ...
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Take the rows that are kept, one for each want, which nobody changes any more; called on the engine's side."""
+        """Take kept rows, one for each want, which nobody changes any more; called on the engine's side."""
         ...
 
 
