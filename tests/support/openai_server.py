@@ -48,6 +48,7 @@ class OpenAIServer(LocalServer):
     models: Collection[str] | None = None  # None: any
     base64: bool = True  # False: refuses it
     always_floats: bool = False  # whatever encoding is asked for
+    ignores_dimensions: bool = False
     shuffle_index: bool = False  # data never in the order of the input, each with its true index
     omit_index: bool = False
     omit_usage: bool = False
@@ -205,7 +206,8 @@ class OpenAIServer(LocalServer):
 
     async def _reply(self, exchange: Exchange) -> Json:
         model = exchange.body["model"]
-        dimensions = exchange.body.get("dimensions") or self.dimensions
+        asked = None if self.ignores_dimensions else exchange.body.get("dimensions")
+        dimensions = asked or self.dimensions
         data: list[Json] = []
         for index, text in enumerate(exchange.texts):
             await breathe(index)

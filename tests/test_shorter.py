@@ -1,0 +1,204 @@
+"""Fewer dimensions from a longer cached vector: no request, no cost, and the same numbers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.embedders import embedder, long_text, numbered
+from support.openai_server import OpenAIServer, vector_of
+
+from embedkit_core import BadReplyError, ConfigurationError, Usage
+from embedkit_core.hosts import aembed_lists, embed_lists
+
+TEXTS = numbered(6)
+LARGE = "text-embedding-3-large"
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as started:
+        yield started
+
+
+def expected(texts, dimensions):
+    return np.stack([vector_of(text, dimensions) for text in texts])
+
+
+def test_a_cached_1536_answers_256_with_no_request_and_no_cost(server, tmp_path):
+    embedder(server, cache=tmp_path).embed(TEXTS)
+    short = embedder(server, dimensions=256, cache=tmp_path)
+    result = short.embed([*TEXTS, TEXTS[0]])
+    assert result.usage == Usage(texts=7, cache_hits=6, duplicates=1)
+    assert result.usage.cost_usd == 0
+    np.testing.assert_allclose(result.vectors, expected([*TEXTS, TEXTS[0]], 256), atol=1e-6)
+    assert len(server.requests) == 1
+
+
+def test_a_query_is_answered_from_a_longer_vector_and_then_from_memory(server, tmp_path):
+    embedder(server, cache=tmp_path).embed(TEXTS)
+    short = embedder(server, dimensions=256, cache=tmp_path)
+    assert short.explain(TEXTS[0], input_type="query").served_from == "cache"
+    first = short.embed_query(TEXTS[0])
+    assert short.explain(TEXTS[0], input_type="query").served_from == "memory"
+    assert np.array_equal(short.embed_query(TEXTS[0]), first)
+    np.testing.assert_allclose(first, vector_of(TEXTS[0], 256), atol=1e-6)
+    assert len(server.requests) == 1
+
+
+async def test_hosts_get_lists_of_a_longer_vector_s_beginning(server, tmp_path):
+    embedder(server, cache=tmp_path).embed(TEXTS)
+    short = embedder(server, dimensions=256, cache=tmp_path)
+    for made in (embed_lists(short, TEXTS), await aembed_lists(short, TEXTS)):
+        np.testing.assert_allclose(np.array(made.rows), expected(TEXTS, 256), atol=1e-6)
+        assert made.usage == Usage(texts=6, cache_hits=6)
+    assert len(server.requests) == 1
+
+
+def test_only_what_no_longer_vector_answers_is_sent(server, tmp_path):
+    embedder(server, cache=tmp_path).embed(TEXTS[:3])
+    embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS[2:5])
+    result = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    assert (result.usage.cache_hits, result.usage.sent) == (5, 1)
+    assert server.requests[-1].texts == (TEXTS[5],)
+    assert server.requests[-1].body["dimensions"] == 256
+    np.testing.assert_allclose(result.vectors, expected(TEXTS, 256), atol=1e-6)
+
+
+def test_a_shorter_vector_never_answers_a_longer_one(server, tmp_path):
+    embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    assert embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS).usage.sent == 6
+    assert embedder(server, cache=tmp_path).embed(TEXTS).usage.sent == 6
+
+
+def test_the_exact_vector_comes_before_a_longer_one(server, tmp_path):
+    exact = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    embedder(server, cache=tmp_path).embed(TEXTS)
+    again = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    assert np.array_equal(again.vectors, exact.vectors)
+
+
+def test_no_more_is_asked_for_than_the_dimensions_named(server):
+    embedder(server, dimensions=256).embed(TEXTS)
+    assert server.requests[0].body["dimensions"] == 256
+
+
+def test_a_mean_of_pieces_is_not_cut(tmp_path):
+    with OpenAIServer(max_tokens_per_text=20) as server:
+        texts = [long_text(50)]
+        embedder(server, on_long_text="mean", cache=tmp_path).embed(texts)
+        assert embedder(server, on_long_text="mean", dimensions=256, cache=tmp_path).embed(texts).usage.sent == 1
+
+
+def test_a_text_that_was_cut_is_named_also_from_a_longer_vector(tmp_path):
+    with OpenAIServer(max_tokens_per_text=20) as server:
+        texts = ["short", long_text(50)]
+        embedder(server, cache=tmp_path).embed(texts)
+        result = embedder(server, dimensions=256, cache=tmp_path).embed(texts)
+    assert result.truncated == (1,)
+    assert result.usage.requests == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": LARGE},
+        {"on_long_text": "error"},
+        {"document_prompt": "passage: "},
+        {"provider_options": {"user": "another"}},
+    ],
+    ids=str,
+)
+def test_a_longer_vector_of_anything_else_is_none(server, tmp_path, other):
+    embedder(server, cache=tmp_path).embed(TEXTS)
+    assert embedder(server, dimensions=256, cache=tmp_path, **other).embed(TEXTS).usage.cache_hits == 0
+
+
+def test_a_model_that_is_not_trained_for_it_is_not_cut(server):
+    with pytest.raises(ConfigurationError, match="it offers 1536"):
+        embedder(server, "text-embedding-ada-002", dimensions=256)
+
+
+# fetch_dimensions
+
+
+def test_fetch_dimensions_keeps_more_than_it_gives(server, tmp_path):
+    fetching = embedder(server, dimensions=256, fetch_dimensions=1536, cache=tmp_path)
+    result = fetching.embed([*TEXTS, TEXTS[1]])
+    assert (fetching.dimensions, result.vectors.shape) == (256, (7, 256))
+    assert "dimensions" not in server.requests[0].body
+    np.testing.assert_allclose(result.vectors, expected([*TEXTS, TEXTS[1]], 256), atol=1e-6)
+    whole = embedder(server, cache=tmp_path).embed(TEXTS)
+    again = fetching.embed(TEXTS)
+    assert (whole.usage.requests, again.usage.requests) == (0, 0)
+    assert np.array_equal(whole.vectors, expected(TEXTS, 1536))
+    assert np.array_equal(again.vectors, result.vectors[:6])
+    lists = embed_lists(embedder(server, dimensions=256, fetch_dimensions=1536), TEXTS).rows
+    assert np.array_equal(np.array(lists, dtype=np.float32), again.vectors)
+
+
+def test_fetch_dimensions_takes_what_is_there_in_the_dimensions_asked_for(server, tmp_path):
+    embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    result = embedder(server, dimensions=256, fetch_dimensions=1536, cache=tmp_path).embed(TEXTS)
+    assert result.usage.requests == 0
+
+
+async def test_fetched_vectors_reach_async_callers_cut(server, tmp_path):
+    fetching = embedder(server, dimensions=256, fetch_dimensions=1024, dtype="ubinary", cache=tmp_path)
+    row = await fetching.aembed_query(TEXTS[0])
+    assert np.array_equal(row, np.packbits(vector_of(TEXTS[0], 256) > 0))
+    assert server.requests[0].body["dimensions"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"dimensions": 512, "fetch_dimensions": 256}, "fetch_dimensions=256 is less than the 512 dimensions"),
+        ({"dimensions": 256, "fetch_dimensions": 4096}, "does not offer 4096 dimensions; it offers 1 to 1536"),
+        ({"fetch_dimensions": 0}, "fetch_dimensions=0 must be a whole number"),
+        ({"model": "text-embedding-ada-002", "fetch_dimensions": 1536}, "nobody documents that vectors of"),
+        ({"model": "an-unknown-model", "dimensions": 8, "fetch_dimensions": 16}, "nobody documents that vectors of"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_fetched_is_refused_before_anything_is_sent(server, settings_, message):
+    with pytest.raises(ConfigurationError, match=message):
+        embedder(server, **settings_)
+    assert not server.requests
+
+
+# A server that pays no heed to the dimensions asked for
+
+
+def test_a_gateway_that_ignores_the_dimensions_is_cut_here(tmp_path):
+    with OpenAIServer(ignores_dimensions=True) as server:
+        first = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+        again = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    assert server.requests[0].body["dimensions"] == 256
+    assert again.usage.requests == 0
+    np.testing.assert_allclose(first.vectors, expected(TEXTS, 256), atol=1e-6)
+    assert np.array_equal(again.vectors, first.vectors)
+
+
+def test_a_model_that_nobody_says_can_be_cut_is_refused_where_its_server_ignores_the_dimensions():
+    with OpenAIServer(ignores_dimensions=True) as server, pytest.raises(BadReplyError, match="1536 .* instead of 256"):
+        embedder(server, "an-unknown-model", dimensions=256).embed(TEXTS)
+
+
+# The law
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([None, 256, 512, 1024]), st.sets(st.integers(0, 5), min_size=1)), max_size=6))
+def test_every_row_is_its_text_s_in_the_dimensions_asked_for(tmp_path_factory, calls):
+    folder = tmp_path_factory.mktemp("cache")
+    seen: dict[int, list[int]] = {}
+    with OpenAIServer() as server:
+        for dimensions, chosen in calls:
+            texts = [TEXTS[n] for n in sorted(chosen)]
+            result = embedder(server, dimensions=dimensions, cache=folder).embed(texts)
+            width = dimensions or 1536
+            np.testing.assert_allclose(result.vectors, expected(texts, width), atol=1e-6)
+            fresh = [n for n in chosen if not any(w >= width for w in seen.get(n, []))]
+            assert result.usage.sent == len(fresh)
+            for n in chosen:
+                seen.setdefault(n, []).append(width if n in fresh else 0)
