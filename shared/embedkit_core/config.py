@@ -51,6 +51,7 @@ class Choice:
             dimensions=dimensions,
             dtype=dtype,
             offered=info.dtypes if info else chosen.dtypes,
+            unit=chosen.promises_unit_length,
             cuts=info is None or (chosen.takes_dimensions and info.provider == chosen.key_name),
         )
 

@@ -140,7 +140,7 @@ class TextTooLongError(BadRequestError):
         *,
         tokens: int | None = None,
         limit: int | None = None,
-        positions: Mapping[int, int] | None = None,
+        positions: Mapping[int, int | None] | None = None,
         provider: str = "",
         model: str = "",
         status: int | None = None,
@@ -159,7 +159,7 @@ class TextTooLongError(BadRequestError):
         self.limit = limit
         self.positions = dict(positions or {})
 
-    def of(self, tokens: int) -> TextTooLongError:
+    def of(self, tokens: int | None) -> TextTooLongError:
         """Give the same refusal for one of the texts it is about."""
         return TextTooLongError(
             tokens=tokens,

@@ -40,10 +40,12 @@ def order(
     dtype: DType,
     offered: tuple[DType, ...],
     cuts: bool,
+    unit: bool = True,
 ) -> Order:
     """Share out the work on a model's vectors.
 
-    `offered` are the types its provider has, `cuts` tells whether it can be asked for dimensions.
+    `offered` are the types its provider has, `cuts` tells whether it can be asked for dimensions, `unit` whether the
+    rows of a model that is not known have length 1, as far as can be told.
 
     Raises:
         ConfigurationError: the model has not these dimensions or this type, with those it has.
@@ -62,7 +64,7 @@ def order(
     finish = Finish(
         cut=dimensions if here or (known and dimensions != own) else None,
         centred=known and info is not None and info.cut == "centred",
-        unit=info is not None and info.unit_length is False and source in ("float32", "float16"),
+        unit=(info.unit_length is False if info else not unit) and source in ("float32", "float16"),
         source=source,
         dtype=dtype,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 
-from embedkit_core.errors import AuthenticationError, ConfigurationError
+from embedkit_core.errors import AuthenticationError, ConfigurationError, EmbedKitError
 
-_SALT = os.urandom(16)
+SALT = os.urandom(16)
 
 
 def clean(value: str, source: str) -> str:
@@ -27,13 +28,35 @@ def clean(value: str, source: str) -> str:
 class Secret:
     """Holds a credential; its text, its repr and its pickle do not.
 
-    `mark` tells two credentials apart within this process and nothing more.
+    `mark` tells two credentials apart within this process and nothing more. One that has a `source` is asked for anew
+    before each request: `refresh` does that, which is the user's code and may take its time.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("_value", "source")
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: str, source: Callable[[], str] | None = None) -> None:
         self._value = value
+        self.source = source
+
+    def refresh(self) -> None:
+        """Ask the source for what is to be sent from now on; called on a thread of its own.
+
+        Raises:
+            AuthenticationError: it fails, or gives what is no key.
+        """
+        if self.source is None:
+            return
+        try:
+            given = self.source()
+            flaw = None if isinstance(given, str) else f"gave {type(given).__name__} in place of a string"
+            if flaw is None:
+                self._value = clean(given, "what api_key() gave")
+        except EmbedKitError as error:
+            flaw = str(error)
+        except Exception as error:  # its message may hold anything
+            flaw = f"failed with {type(error).__name__}"
+        if flaw is not None:
+            raise AuthenticationError(f"the function that gives the key {flaw}")
 
     def reveal(self) -> str:
         """Give the credential itself, to the client that sends it.
@@ -55,12 +78,16 @@ class Secret:
     @property
     def is_lost(self) -> bool:
         """Tell whether the credential stayed behind in another process."""
-        return not self._value
+        return not self._value and self.source is None
 
     @property
     def mark(self) -> str:
-        """Give a salted digest."""
-        return hashlib.sha256(_SALT + self._value.encode()).hexdigest()
+        """Give a salted digest; of a source, whatever it gives."""
+        of = self._value
+        if self.source is not None:  # a bound method is another object each time
+            owner = getattr(self.source, "__self__", self.source)
+            of = f"{id(owner)} {getattr(self.source, '__qualname__', '')}"
+        return hashlib.sha256(SALT + of.encode()).hexdigest()
 
     def __repr__(self) -> str:
         return "Secret('**********')"

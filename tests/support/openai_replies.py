@@ -138,6 +138,11 @@ async def encoded(reply: Json, *, as_base64: bool) -> bytes:
     def plain(value: Vector) -> str | list[float]:
         return base64.b64encode(value.astype("<f4").tobytes()).decode() if as_base64 else value.tolist()
 
+    return await as_json(reply, plain)
+
+
+async def as_json(reply: Json, plain: Callable[[Any], Any]) -> bytes:
+    """The reply as JSON, what is not JSON's own by `plain`, with a breath between the rows of its "data"."""
     encode = json.JSONEncoder(default=plain).encode
     if not isinstance(reply.get("data"), list):
         return encode(reply).encode()

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 from embedkit_core import plugins
 from embedkit_core.errors import ConfigurationError, MissingExtraError
 from embedkit_core.form import DType
+from embedkit_core.providers.connection import Connection
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, LongText, ModelInfo, Reply
 
@@ -51,12 +52,13 @@ class ProviderSettings:
     on_long_text: LongText = "truncate"
     options: Mapping[str, Any] = field(default_factory=dict)
     info: ModelInfo | None = None
+    connection: Connection = field(default_factory=Connection)
 
     def only(self, *used: str) -> None:
         """Refuse the settings that were given and that the provider does not use, named as the user names them.
 
-        They are api_key, base_url, dimensions, query_prompt, document_prompt, provider_options; on_long_text is not
-        among them, since the engine sees to it where the provider does not cut texts.
+        They are api_key, base_url, dimensions, query_prompt, document_prompt, provider_options, headers, proxy and
+        ca_bundle; on_long_text is not among them, since the engine sees to it where the provider does not cut texts.
 
         Raises:
             ConfigurationError: naming the first of them.
@@ -68,6 +70,9 @@ class ProviderSettings:
             "query_prompt": self.query_prompt or None,  # an empty prompt is none
             "document_prompt": self.document_prompt or None,
             "provider_options": self.options or None,
+            "headers": self.connection.headers or None,
+            "proxy": self.connection.proxy,
+            "ca_bundle": self.connection.ca_bundle,
         }
         if strangers := set(used) - given.keys():
             raise TypeError(f"there are no settings {sorted(strangers)}; there are {', '.join(given)}")
@@ -115,7 +120,9 @@ class Provider(ABC):
     `own_fields` are those of the wire that the user's options may not name, because arguments of ours or the provider
     set them. `dtypes` are those that a model which is not in the catalogue can be asked for, `takes_dimensions` says
     whether a model that is in it can be. `rows_of` names the providers whose models it may serve, its own first;
-    `key_name` stands for it in keys, where two names lead to one.
+    `key_name` stands for it in keys, where two names lead to one. Where it `promises_unit_length` or says nothing of
+    it, rows of a model that is not in the catalogue stay as they come; else they are brought to length 1. A `secret`
+    that changes is asked for anew before each request.
     """
 
     name: ClassVar[str]
@@ -128,12 +135,14 @@ class Provider(ABC):
     dtypes: ClassVar[tuple[DType, ...]] = ("float32",)
     takes_dimensions: ClassVar[bool] = True
     rows_of: ClassVar[tuple[str, ...]] = ()
+    promises_unit_length: ClassVar[bool] = True
     key_name: ClassVar[str]
 
     model: str
     endpoint: str = ""
     account: Hashable
     limits: Limits
+    secret: Secret | None = None
     dimensions: int | None = None
     usd_per_million: Decimal | None = None
 

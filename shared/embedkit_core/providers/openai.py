@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,15 +34,17 @@ from embedkit_core.errors import (
     UnavailableError,
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings
+from embedkit_core.providers.decoding import decoded, decoder, in_order, read_tokens
 from embedkit_core.providers.headers import headroom, retry_after
 from embedkit_core.providers.messages import canonical_url, quotable
 from embedkit_core.providers.tokenizers import tiktoken_counter
 from embedkit_core.secrets import Secret
-from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
+from embedkit_core.types import Batch, InputType, Limits, Reply
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
+FLOAT32 = np.dtype(np.float32)
 OWN_HOST = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "no-key-needed"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -158,7 +160,6 @@ class OpenAIClient:
     def __init__(self, sdk: AsyncOpenAI, *, secret: Secret) -> None:
         import openai
         import orjson
-        import pybase64
 
         # SDK 3 speaks through httpx2, SDK 2 through httpx.
         transport = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
@@ -168,7 +169,7 @@ class OpenAIClient:
         self._sdk = sdk
         self._openai = openai
         self._json = orjson
-        self._b64decode = pybase64.b64decode
+        self._decode64 = decoder()
         self._secret = secret
         self._encoding = "base64"
 
@@ -206,29 +207,14 @@ class OpenAIClient:
             indices = [row.get("index") for row in data]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadReplyError("the server answered something that is not a list of embeddings") from None
-        tokens = usage.get("total_tokens", usage.get("prompt_tokens")) if isinstance(usage, dict) else None
-        tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None
+        tokens = read_tokens(usage, "total_tokens", "prompt_tokens")
         try:
             if len(encoded) != n_texts:
                 raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
-            return Reply(_in_order(self._vectors(encoded), indices), tokens)
+            return Reply(in_order(decoded(encoded, FLOAT32, self._decode64), indices), tokens)
         except BadReplyError as error:
             error.tokens = tokens
             raise
-
-    def _vectors(self, encoded: Sequence[Any]) -> Vectors:
-        """Decode rows of base64 (little-endian float32) or of numbers into float32 (n, dimensions)."""
-        try:
-            if not isinstance(encoded[0], str):
-                return np.array(encoded, dtype=np.float32)
-            rows = [self._b64decode(text, validate=True) for text in encoded]
-            if any(len(row) != len(rows[0]) for row in rows):
-                raise ValueError("rows of different widths")
-            stored = np.frombuffer(b"".join(rows), dtype="<f4").reshape(len(rows), -1)
-            vectors = stored.astype(np.float32, copy=False)  # the same, where the machine's byte order is this one
-        except (ValueError, TypeError, OverflowError):
-            raise BadReplyError("the server answered vectors of different widths or in an unknown encoding") from None
-        return vectors
 
     def _translate(self, refusal: APIStatusError, texts: list[str], model: str, encoding: str) -> ProviderError:
         """Turn the SDK's exception into ours, by status, code and message."""
@@ -303,14 +289,3 @@ def _detail(body: object) -> dict[str, str]:
     if not isinstance(inner, dict):
         inner = {"message": inner if isinstance(inner, str) else ""}
     return {name: str(inner.get(name) or "") for name in ("message", "type", "param", "code")}
-
-
-def _in_order(vectors: Vectors, indices: list[Any]) -> Vectors:
-    """Put rows in the order asked by their `index`; where no row has one, position counts."""
-    if all(index is None for index in indices) or indices == list(range(len(indices))):
-        return vectors
-    if any(type(index) is not int for index in indices) or sorted(indices) != list(range(len(indices))):
-        raise BadReplyError("the server answered a missing or a repeated index: which vector is whose is unknown")
-    ordered = np.empty_like(vectors)
-    ordered[indices] = vectors
-    return ordered

@@ -1,0 +1,276 @@
+"""Cohere, through the `cohere` SDK's async client.
+
+Wire format: POST {base_url}/v2/embed; source: the OpenAPI description at
+github.com/cohere-ai/cohere-developer-experience, docs.cohere.com/reference/embed, and SDK 5.21 and 7.3, read
+2026-11-20. The SDK sends the request and we read the reply: its models would walk every number. Tried against a local
+server that answers as documented, not against the live service.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+from embedkit_core.errors import (
+    BadReplyError,
+    BadTextError,
+    ConfigurationError,
+    ProviderError,
+    TextTooLongError,
+    TimedOutError,
+    UnavailableError,
+)
+from embedkit_core.form import ELEMENTS, DType
+from embedkit_core.providers import Client, Provider, ProviderSettings
+from embedkit_core.providers.decoding import decoded, decoder, read_tokens
+from embedkit_core.providers.messages import canonical_url
+from embedkit_core.providers.refusals import Refusal
+from embedkit_core.secrets import Secret, clean
+from embedkit_core.types import Batch, InputType, Limits, Reply
+
+if TYPE_CHECKING:
+    from cohere import AsyncClientV2
+
+HOST = "https://api.cohere.com"
+OTHER_HOST = "https://api.cohere.ai"  # its former name
+KEY_VARIABLE = "CO_API_KEY"
+OTHER_KEY_VARIABLE = "COHERE_API_KEY"  # LangChain's
+ADDRESS_VARIABLE = "CO_API_URL"
+UNKNOWN = Limits(texts=96, tokens=128_000)  # of a model that is not in the catalogue
+INPUT_TYPES: Mapping[InputType, str] = {"document": "search_document", "query": "search_query"}
+KINDS: Mapping[DType, str] = {  # what `embedding_types` calls each; its base64 is of little-endian float32
+    "float32": "base64",
+    "int8": "int8",
+    "uint8": "uint8",
+    "binary": "binary",
+    "ubinary": "ubinary",
+}
+FOREVER = 86_400  # seconds; the SDK reads None as 300
+
+TOO_MANY_TEXTS = re.compile(r"total number of (texts|inputs) must be|at most \d+ (texts|inputs)", re.I)
+TOO_LONG = re.compile(r"too many tokens|too long|exceeds? the (maximum|max) (context|input|token)", re.I)
+COUNTS = re.compile(r"(cannot exceed|at most|maximum of) (?P<limit>\d+).{0,30}(received|got|has) (?P<tokens>\d+)", re.I)
+ALL_TOGETHER = re.compile(r"(total|sum).{0,60}(request|batch)|per request", re.I)
+EMPTY = re.compile(r"empty string", re.I)
+ABOUT_TEXT = re.compile(r"\btexts?\b|element|at index|\bstring\b|\binputs?\b(?!_type)", re.I)
+ABOUT_REQUEST = re.compile(r"input_type|embedding_types|output_dimension|truncate\b|\bmodel\b|parameter|field", re.I)
+A_MONTH = re.compile(r"month", re.I)
+
+
+class Cohere(Provider):
+    """A model of Cohere's, or of a server at `base_url` that speaks its API."""
+
+    name: ClassVar[str] = "cohere"
+    extra: ClassVar[str | None] = "cohere"
+    needs: ClassVar[tuple[str, ...]] = ("cohere", "orjson", "pybase64")
+    key_variable: ClassVar[str | None] = KEY_VARIABLE
+    dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
+    promises_unit_length: ClassVar[bool] = False
+    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
+        *("texts", "images", "inputs", "embedding_types", "output_dimension", "truncate", "stream")
+    }
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self.model = settings.name
+        self._base_url = _address(settings.base_url)
+        canonical = canonical_url(self._base_url)
+        self.endpoint = "" if canonical in (HOST, OTHER_HOST) else canonical
+        self.secret = _key(settings)
+        if self.secret is None and not self.endpoint:
+            raise ConfigurationError(
+                f"no API key for cohere:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
+            )
+        info = settings.info
+        default = info.dimensions if info else None
+        self.dimensions = settings.dimensions or default
+        self._sent_dimensions = self.dimensions if self.dimensions != default else None
+        self._dtype = settings.dtype
+        self.limits = info.limits if info else UNKNOWN
+        self.usd_per_million = info.usd_per_million if info else None
+        self._prompts = settings.prompts
+        self._options = dict(settings.options)
+        self._connection = settings.connection
+        mark = self.secret.mark if self.secret else ""
+        self.account = (self.name, canonical, mark, settings.connection.mark)
+
+    @classmethod
+    def is_own_host(cls, base_url: str | None) -> bool:
+        """Tell whether an address, given or from the environment, is Cohere's own."""
+        return canonical_url(_address(base_url)) in (HOST, OTHER_HOST)
+
+    def wire(self, input_type: InputType) -> dict[str, Any]:
+        """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
+        wire: dict[str, Any] = {
+            "model": self.model,
+            "input_type": INPUT_TYPES[input_type],
+            "embedding_types": [KINDS[self._dtype]],
+            "truncate": "NONE",
+        }
+        if self._sent_dimensions is not None:
+            wire["output_dimension"] = self._sent_dimensions
+        wire |= self._options
+        if self._prompts[input_type]:
+            wire["prompt"] = self._prompts[input_type]
+        return wire
+
+    def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
+        """Give the same with Cohere's own truncation at the end."""
+        return self.wire(input_type) | {"truncate": "END"}
+
+    def connect(self) -> Client:
+        """Open the SDK's async client."""
+        self._connection.check_not_lost()
+        if self.secret is not None and self.secret.source is None:
+            self.secret.reveal()
+        return CohereClient(self)
+
+    def open_sdk(self, secret: Secret) -> AsyncClientV2:
+        """Give the SDK's client, which asks for the key at each request."""
+        import cohere
+        import httpx
+
+        given = self._connection
+        transport = httpx.AsyncClient(
+            headers=dict(given.headers),
+            proxy=given.proxy,
+            follow_redirects=True,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            verify=given.ssl_context() or True,
+        )
+        return cohere.AsyncClientV2(api_key=secret.reveal, base_url=self._base_url, httpx_client=transport)
+
+    @property
+    def base_url(self) -> str:
+        """The address requests go to."""
+        return self._base_url
+
+
+def _address(base_url: str | None) -> str:
+    given = base_url if base_url is not None else os.environ.get(ADDRESS_VARIABLE) or HOST
+    return re.sub(r"/v[12]$", "", given.strip().rstrip("/")) if isinstance(given, str) else given
+
+
+def _key(settings: ProviderSettings) -> Secret | None:
+    found = settings.find_key(KEY_VARIABLE)
+    if found is None or found.is_lost:
+        other = os.environ.get(OTHER_KEY_VARIABLE)
+        return Secret(clean(other, f"the environment variable {OTHER_KEY_VARIABLE}")) if other else found
+    return found
+
+
+class CohereClient:
+    """The SDK's transport, with its reply as bytes."""
+
+    def __init__(self, provider: Cohere) -> None:
+        import httpx
+        import orjson
+
+        self._json = orjson
+        self._decode64 = decoder()
+        self._provider = provider
+        self._secret = provider.secret or Secret("no-key-needed")
+        self._timed_out, self._lost = httpx.TimeoutException, httpx.TransportError
+        self._sdk = provider.open_sdk(self._secret)
+        self._http: Any = self._sdk._client_wrapper.httpx_client
+
+    async def embed(self, batch: Batch) -> Reply:
+        """Send one request and decode its reply."""
+        fields = dict(batch.wire)
+        fields.pop("prompt", None)
+        texts = batch.prompted()
+        timeout = FOREVER if batch.timeout is None else batch.timeout
+        try:
+            response = await self._http.request(
+                "v2/embed",
+                method="POST",
+                json={**fields, "texts": texts},
+                headers={"content-type": "application/json"},
+                request_options={"max_retries": 0, "timeout_in_seconds": timeout},
+            )
+        except self._timed_out:
+            raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
+        except self._lost as lost:
+            where = urlsplit(self._provider.base_url).netloc
+            raise UnavailableError(f"the server at {where} could not be reached ({type(lost).__name__})") from None
+        if response.status_code != 200:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            said = self._said(response.content)
+            refusal = Refusal(
+                *("cohere", str(fields.get("model")), response.status_code, said["message"], headers, texts),
+                secret=self._secret.reveal(),
+                request_id=said["id"] or headers.get("x-request-id"),
+            )
+            raise _translated(refusal)
+        [kind] = fields["embedding_types"]
+        return self._decode(response.content, len(texts), kind)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.httpx_client.aclose()
+
+    def _decode(self, body: bytes, n_texts: int, kind: str) -> Reply:
+        try:
+            reply = self._json.loads(body)
+            encoded = reply["embeddings"][kind]
+            billed = (reply.get("meta") or {}).get("billed_units")
+            n_rows = len(encoded)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadReplyError(f"the server answered something that is not embeddings of type {kind}") from None
+        tokens = read_tokens(billed, "input_tokens")
+        dtype: DType = next(name for name, called in KINDS.items() if called == kind)
+        try:
+            if n_rows != n_texts:
+                raise BadReplyError(f"the server answered {n_rows} vectors for {n_texts} texts")
+            return Reply(decoded(encoded, ELEMENTS[dtype], self._decode64), tokens)
+        except BadReplyError as error:
+            error.tokens = tokens
+            raise
+
+    def _said(self, body: bytes) -> dict[str, str]:
+        """Read a refusal: {"message": ..., "id": ...}."""
+        try:
+            found = self._json.loads(body)
+        except ValueError:
+            found = None
+        found = found if isinstance(found, dict) else {}
+        return {name: str(found.get(name) or "") for name in ("message", "id")}
+
+
+def _translated(refusal: Refusal) -> ProviderError:
+    """Turn a refusal into one of our errors, by status and message."""
+    message = refusal.message
+    if refusal.status == 429 and A_MONTH.search(message):
+        return refusal.quota()  # a trial key's calls for this month are used up
+    if refusal.status == 429:
+        return refusal.rate_limit(wait=_reset(refusal.headers))
+    if refusal.status == 498:  # blocked
+        return refusal.bad_request()
+    if refusal.status == 499:  # it saw the connection closed
+        return refusal.unavailable()
+    if (error := refusal.general(KEY_VARIABLE)) is not None:
+        return error
+    if TOO_MANY_TEXTS.search(message):
+        return refusal.too_large(counts_texts=True)
+    if refusal.status == 413 or (TOO_LONG.search(message) and ALL_TOGETHER.search(message)):
+        return refusal.too_large()
+    if TOO_LONG.search(message):
+        counts = COUNTS.search(message)
+        known = {name: int(n) for name, n in counts.groupdict().items()} if counts else {}
+        return TextTooLongError(tokens=known.get("tokens"), limit=known.get("limit"), **refusal.where)
+    about_text = ABOUT_TEXT.search(message) and not ABOUT_REQUEST.search(message)
+    if refusal.status in (400, 422) and (about_text or EMPTY.search(message) or not message):
+        return BadTextError(f"the server refuses a text (HTTP {refusal.status}){refusal.said}", **refusal.where)
+    return refusal.bad_request()
+
+
+def _reset(headers: Mapping[str, str]) -> float | None:
+    """Read `x-ratelimit-reset`, a Unix time, as seconds from now. Source: the SDK's own retries."""
+    try:
+        seconds = float(headers.get("x-ratelimit-reset", "")) - time.time()
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= FOREVER else None

@@ -1,0 +1,91 @@
+"""How a provider is reached: headers of the user's own, a proxy, certificates. None of it is part of a key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from embedkit_core.errors import AuthenticationError, ConfigurationError
+from embedkit_core.secrets import SALT
+
+if TYPE_CHECKING:
+    import ssl
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What the user says of the way to a provider; headers and the proxy's address may hold secrets.
+
+    It is `lost` where it had secrets and came out of a pickle without them.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = field(default=None, repr=False)
+    ca_bundle: str | None = None
+    lost: bool = False
+
+    @property
+    def mark(self) -> str:
+        """Tell two connections apart within this process, without showing either."""
+        parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle))
+        return hashlib.sha256(SALT + parts.encode()).hexdigest()
+
+    def __bool__(self) -> bool:
+        return bool(self.headers or self.proxy or self.ca_bundle or self.lost)
+
+    def check_not_lost(self) -> None:
+        """Raise AuthenticationError where the headers or the proxy stayed behind in another process."""
+        if self.lost:
+            raise AuthenticationError(
+                "headers and proxy given in another process are not pickled, as they may hold secrets; give "
+                "pickle_api_key=True there, or make the embedder here"
+            )
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Give what trusts the user's certificates, None for the client's own choice."""
+        if self.ca_bundle is None:
+            return None
+        import ssl
+
+        try:
+            return ssl.create_default_context(cafile=self.ca_bundle)
+        except (OSError, ssl.SSLError) as error:
+            flaw = type(error).__name__
+        raise ConfigurationError(f"ca_bundle={self.ca_bundle!r} holds no certificates that can be read ({flaw})")
+
+
+def connection(
+    headers: Mapping[str, str] | None, proxy: str | None, ca_bundle: str | PathLike[str] | None
+) -> Connection:
+    """Check what the user gave and make a connection of it.
+
+    Raises:
+        ConfigurationError: naming the argument, without its value.
+    """
+    if headers is not None and not isinstance(headers, Mapping):
+        raise ConfigurationError("headers must be a mapping from names to values")
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigurationError(f"headers holds a name that HTTP does not have: {name!r:.40}")
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise ConfigurationError(f"headers[{name!r}] must be a string that HTTP can carry")
+    if proxy is not None and (not isinstance(proxy, str) or not _is_proxy(proxy)):
+        raise ConfigurationError("proxy must be an address such as http://proxy.example:3128")
+    if ca_bundle is not None:
+        if not isinstance(ca_bundle, (str, PathLike)) or not Path(ca_bundle).expanduser().is_file():
+            raise ConfigurationError(f"ca_bundle={str(ca_bundle)!r:.200} is no file; give the path of a PEM file")
+        ca_bundle = str(Path(ca_bundle).expanduser().absolute())
+    return Connection(dict(headers or {}), proxy, ca_bundle)
+
+
+def _is_proxy(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False

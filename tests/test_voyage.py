@@ -1,0 +1,322 @@
+"""Voyage AI through its real SDK, against a server that answers as documented."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from support.embedders import long_text, numbered, spoken, statuses
+from support.openai_replies import Fault
+from support.voyage_server import VoyageServer, of_type, voyage_vector
+
+from embedkit_core import (
+    AuthenticationError,
+    BadReplyError,
+    BadRequestError,
+    ConfigurationError,
+    Embedder,
+    PartialFailureError,
+    RateLimitError,
+    TextTooLongError,
+    TimedOutError,
+    UnavailableError,
+)
+from embedkit_core.form import ELEMENTS
+from embedkit_core.testing import ProviderSuite
+
+MODEL = "voyage:voyage-4"
+TEXTS = numbered(5)
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    for name in ("VOYAGE_API_KEY", "VOYAGE_API_KEY_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server():
+    with VoyageServer() as started:
+        yield started
+
+
+def voyage(server, model=MODEL, **settings):
+    return Embedder(model, **{"base_url": server.base_url, "api_key": server.api_key, "cache": False, **settings})
+
+
+def expected(texts, input_type="document", dimensions=1024):
+    return np.stack([voyage_vector(text, input_type, dimensions) for text in texts])
+
+
+class TestVoyage(ProviderSuite):
+    """Through the real SDK, to a server that repeats text and key in every refusal."""
+
+    model = MODEL
+    api_key = "pa-test-key-of-mine"
+    other_model = "voyage:voyage-3.5-lite"
+    other_dimensions = 256
+    wrong_dimensions = 300
+    asymmetric = True
+    dtype = "float32"
+
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        with VoyageServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
+            yield
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.base_url}
+
+    @property
+    def options(self):
+        return {"input_type": None}
+
+    def requests_seen(self):
+        return len(self.server.requests)
+
+    def fail(self, kind):
+        def fault(texts, number):
+            return None if kind is None or (kind == "bad_text" and self.bad_text not in texts) else faults[kind]
+
+        faults = {
+            "auth": Fault(status=401),
+            "quota": Fault(status=402),
+            "bad_request": Fault(status=404),
+            "bad_text": Fault(status=400, body={"detail": "Input cannot contain empty strings or empty lists"}),
+            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
+            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
+            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
+        }
+        self.server.fault_for(fault)
+
+
+class TestVoyageThatAnswersOutOfTurn(TestVoyage):
+    """A model that is not in the catalogue, whose width a reply tells."""
+
+    model = "voyage:voyage-9"
+    other_model = "voyage:voyage-9-lite"
+    wrong_dimensions = None
+
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        with VoyageServer(api_key=self.api_key, shuffle_index=True) as self.server:
+            yield
+
+
+def test_the_request_is_as_documented(server):
+    result = voyage(server).embed(TEXTS)
+    [request] = server.requests
+    assert request.body == {
+        "model": "voyage-4",
+        "input": TEXTS,
+        "input_type": "document",
+        "truncation": False,
+        "encoding_format": "base64",
+    }
+    assert np.array_equal(result.vectors, expected(TEXTS))
+    assert result.usage.tokens == server.billed_tokens + 5 * 5  # the prompt's five words, which the server bills
+    assert result.usage.cost_usd == result.usage.tokens * Decimal("0.06") / 1_000_000
+    assert not server.unknown_paths
+
+
+def test_a_query_and_a_document_are_told_apart(server):
+    made = voyage(server)
+    assert np.array_equal(made.embed_query(TEXTS[0]), voyage_vector(TEXTS[0], "query"))
+    assert np.array_equal(made.embed_documents(TEXTS[:1])[0], voyage_vector(TEXTS[0]))
+    assert [request.body["input_type"] for request in server.requests] == ["query", "document"]
+
+
+def test_an_option_replaces_the_input_type_and_is_another_key(server):
+    plain = voyage(server, provider_options={"input_type": None})
+    assert np.array_equal(plain.embed_query(TEXTS[0]), voyage_vector(TEXTS[0], None))
+    assert plain.explain(TEXTS[0]).key == plain.explain(TEXTS[0], input_type="query").key
+    assert plain.explain(TEXTS[0]).key != voyage(server).explain(TEXTS[0]).key
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
+def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
+    made = voyage(server, dtype=dtype, cache=tmp_path)
+    vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
+    assert server.requests[0].body["output_dtype"] == dtype
+    assert vectors.dtype == ELEMENTS[dtype]
+    assert np.array_equal(vectors, np.stack([of_type(row, dtype) for row in expected(TEXTS)]))
+    assert np.array_equal(again.vectors, vectors)
+    assert again.usage.requests == 0
+    assert made.dimensions == 1024
+
+
+@pytest.mark.parametrize("dtype", ["float32", "binary", "ubinary"])
+def test_fewer_dimensions_come_from_a_longer_cached_vector(server, dtype, tmp_path):
+    voyage(server, dimensions=2048, dtype=dtype, cache=tmp_path).embed(TEXTS)
+    result = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path).embed(TEXTS)
+    assert result.usage.requests == 0
+    whole = np.stack([of_type(row, dtype.replace("float32", "float")) for row in expected(TEXTS, dimensions=256)])
+    np.testing.assert_allclose(result.vectors, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_calibrated_types_are_asked_for_in_each_width(server, dtype, tmp_path):
+    voyage(server, dimensions=2048, dtype=dtype, cache=tmp_path).embed(TEXTS)
+    result = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path).embed(TEXTS)
+    assert result.usage.sent == 5
+    assert server.requests[-1].body["output_dimension"] == 256
+
+
+def test_requests_stay_within_texts_and_tokens_of_the_model(server):
+    server.max_inputs, server.max_tokens_per_request = 1000, 120_000
+    voyage(server, "voyage:voyage-3-large").embed(numbered(1200, tokens=150))
+    assert all(len(request.texts) <= 1000 and request.tokens <= 120_000 for request in server.requests)
+    assert set(statuses(server)) == {200}
+
+
+def test_a_batch_over_the_limits_is_halved_and_everything_comes(server):
+    server.max_inputs = 10
+    result = voyage(server).embed(numbered(40))
+    assert np.array_equal(result.vectors, expected(numbered(40)))
+    server.max_inputs, server.max_tokens_per_request = 1000, 300
+    result = voyage(server).embed(numbered(40, tokens=20))
+    assert np.array_equal(result.vectors, expected(numbered(40, tokens=20)))
+
+
+def test_a_long_text_is_cut_by_the_provider_and_named(server):
+    server.max_tokens_per_text = 40
+    texts = [*TEXTS, long_text(60), "and a short one"]
+    made = voyage(server, model_info={"text_tokens": 40})
+    result = made.embed(texts)
+    assert result.truncated == (5,)
+    kept = " ".join(("Represent the document for retrieval: " + texts[5]).split()[:40])
+    assert np.array_equal(result.vectors[5], voyage_vector(kept, None))
+    assert np.array_equal(result.vectors[[0, 6]], expected([texts[0], texts[6]]))
+    assert {request.body["truncation"] for request in server.requests if texts[5] in request.texts} == {False, True}
+    assert server.billed_texts[texts[5]] == 1
+
+
+def test_a_long_text_is_an_error_where_that_is_asked_for(server):
+    server.max_tokens_per_text = 40
+    with pytest.raises(PartialFailureError) as caught:
+        voyage(server, on_long_text="error").embed([*TEXTS, long_text(60)])
+    assert isinstance(caught.value.failed[5], TextTooLongError)
+    assert not any(request.body["truncation"] for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (Fault(status=401), AuthenticationError, "VOYAGE_API_KEY"),
+        (Fault(status=403, body={"detail": "not allowed"}), AuthenticationError, "begins with al-"),
+        (Fault(status=404, body={"message": "no Route"}), BadRequestError, "HTTP 404"),
+        (Fault(status=410, body={"detail": "gone"}), BadRequestError, "has been retired"),
+        (Fault(status=422, body={"detail": [{"loc": ["body"], "msg": "field required"}]}), BadRequestError, "required"),
+        (Fault(status=400, body={"detail": "Model voyage-0 is not supported."}), BadRequestError, "not supported"),
+        (Fault(status=500), UnavailableError, "HTTP 500"),
+        (Fault(status=501), UnavailableError, "HTTP 501"),
+        (Fault(status=529), UnavailableError, "HTTP 529"),
+        (Fault(status=502, body="<html>bad gateway</html>"), UnavailableError, "HTTP 502"),
+        (Fault(status=429, body={"detail": "You have not yet added your payment method"}), RateLimitError, "payment"),
+        (Fault(raw=b"<html>"), BadReplyError, "not a list of embeddings"),
+        (Fault(cut=True), UnavailableError, "could not be reached"),
+    ],
+    ids=str,
+)
+def test_a_refusal_is_the_error_that_it_means(server, fault, error, message):
+    server.fault_for(lambda texts, number: fault)
+    with pytest.raises(error, match=message) as caught:
+        voyage(server, max_retries=0).embed(TEXTS)
+    assert len(server.requests) == 1
+    assert caught.value.model == MODEL
+    assert "test-key" not in spoken(caught.value)
+
+
+def test_a_wait_that_the_server_asks_for_is_told(server):
+    server.fault_for(lambda texts, number: Fault(status=429, headers={"retry-after": "7"}))
+    with pytest.raises(RateLimitError) as caught:
+        voyage(server, max_retries=0).embed(TEXTS)
+    assert caught.value.retry_after == 7
+
+
+def test_a_server_that_does_not_answer_is_given_up(server):
+    server.fault_for(lambda texts, number: Fault(hang=True))
+    with pytest.raises(TimedOutError):
+        voyage(server, timeout=0.05, max_retries=0).embed(TEXTS)
+
+
+def test_a_server_that_is_not_there_is_unavailable():
+    with pytest.raises(UnavailableError, match="127.0.0.1:9 could not be reached"):
+        voyage_at = Embedder(MODEL, base_url="http://127.0.0.1:9/v1", cache=False, max_retries=0)
+        voyage_at.embed(TEXTS)
+
+
+def test_one_session_serves_all_requests_and_is_closed(server):
+    made = voyage(server, max_batch_texts=1, max_concurrency=1)
+    made.embed(TEXTS)
+    assert (len(server.requests), server.connections) == (5, 1)
+    made.close()
+
+
+async def test_many_loops_share_one_session(server):
+    made = voyage(server, max_concurrency=1)
+    await made.aembed(TEXTS[:1])
+    await asyncio.to_thread(lambda: asyncio.run(made.aembed(TEXTS[1:2])))
+    assert server.connections == 1
+
+
+def test_text_and_key_are_in_no_log_line(server, caplog):
+    caplog.set_level(logging.INFO)
+    server.echo_input_in_errors = True
+    server.fault_for(lambda texts, number: Fault(status=400))
+    with pytest.raises(BadRequestError):
+        voyage(server).embed(["quillwort"])
+    assert "quillwort" not in caplog.text
+    assert "test-key" not in caplog.text
+
+
+# Keys, hosts and prices
+
+
+def test_a_key_is_needed_at_voyage_s_own_hosts_only(server):
+    for address in (None, "https://ai.mongodb.com/v1", "https://eu.ai.mongodb.com/v1/"):
+        with pytest.raises(ConfigurationError, match="VOYAGE_API_KEY"):
+            Embedder(MODEL, base_url=address, cache=False)
+    server.api_key = None
+    assert len(voyage(server).embed(TEXTS).vectors) == 5
+
+
+def test_the_file_of_a_key_wins_over_the_variable(server, monkeypatch, tmp_path):
+    (tmp_path / "key").write_text("  from-the-file \n")
+    monkeypatch.setenv("VOYAGE_API_KEY", "from-the-variable")
+    monkeypatch.setenv("VOYAGE_API_KEY_PATH", str(tmp_path / "key"))
+    server.api_key = "from-the-file"
+    assert len(voyage(server, api_key=None).embed(TEXTS).vectors) == 5
+    monkeypatch.setenv("VOYAGE_API_KEY_PATH", str(tmp_path / "nothing"))
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        voyage(server, api_key=None)
+
+
+def test_all_of_voyage_s_hosts_share_entries_and_a_region_costs_more():
+    addresses = [None, "https://api.voyageai.com/v1/", "https://ai.mongodb.com/v1", "https://EU.ai.mongodb.com/v1"]
+    made = [Embedder(MODEL, api_key="k", base_url=address, cache=False) for address in addresses]
+    assert len({one.explain("x").key for one in made}) == 1
+    prices = [one.explain("x").usd_per_million for one in made]
+    assert prices == [Decimal("0.06")] * 3 + [Decimal("0.066")]
+
+
+def test_a_key_says_which_host_it_is_for():
+    assert Embedder(MODEL, api_key="al-1", cache=False).provider.base_url == "https://ai.mongodb.com/v1"
+    assert Embedder(MODEL, api_key="pa-1", cache=False).provider.base_url == "https://api.voyageai.com/v1"
+
+
+def test_models_of_one_family_share_a_space():
+    spaces = {Embedder(f"voyage:{name}", api_key="k", cache=False).space for name in ("voyage-4", "voyage-4-lite")}
+    assert spaces == {"voyage:voyage-4/1024/float32"}
+
+
+def test_the_sdk_is_imported_at_the_first_request():
+    code = (
+        "import sys; from embedkit_core import Embedder; Embedder('voyage:voyage-4', api_key='k', cache=False); "
+        "sys.exit('voyageai' in sys.modules or 'aiohttp' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
