@@ -1,0 +1,340 @@
+"""Cohere through its real SDK, against a server that answers as documented."""
+
+import logging
+import subprocess
+import sys
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from support.cohere_server import CohereServer, cohere_vector
+from support.embedders import long_text, numbered, spoken, statuses
+from support.openai_replies import Fault
+from support.voyage_server import of_type
+
+from embedkit_core import (
+    AuthenticationError,
+    BadReplyError,
+    BadRequestError,
+    ConfigurationError,
+    Embedder,
+    PartialFailureError,
+    QuotaError,
+    RateLimitError,
+    TextTooLongError,
+    TimedOutError,
+    UnavailableError,
+)
+from embedkit_core.form import ELEMENTS
+from embedkit_core.testing import ProviderSuite
+
+MODEL = "cohere:embed-v4.0"
+TEXTS = numbered(5)
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    for name in ("CO_API_KEY", "COHERE_API_KEY", "CO_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server():
+    with CohereServer() as started:
+        yield started
+
+
+def cohere(server, model=MODEL, **settings):
+    return Embedder(model, **{"base_url": server.base_url, "api_key": server.api_key, "cache": False, **settings})
+
+
+def as_it_comes(texts, input_type="search_document", dimensions=1536):
+    return np.stack([cohere_vector(text, input_type, dimensions) for text in texts])
+
+
+def expected(texts, input_type="search_document", dimensions=1536):
+    rows = as_it_comes(texts, input_type, dimensions)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class TestCohere(ProviderSuite):
+    """Through the real SDK, to a server that repeats text and key in every refusal."""
+
+    model = MODEL
+    api_key = "co-test-key-of-mine"
+    other_model = "cohere:embed-multilingual-v9.0"
+    other_dimensions = 256
+    wrong_dimensions = 300
+    asymmetric = True
+
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        with CohereServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
+            yield
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.base_url}
+
+    @property
+    def options(self):
+        return {"input_type": "clustering"}
+
+    def requests_seen(self):
+        return len(self.server.requests)
+
+    def fail(self, kind):
+        def fault(texts, number):
+            return None if kind is None or (kind == "bad_text" and self.bad_text not in texts) else faults[kind]
+
+        faults = {
+            "auth": Fault(status=401),
+            "quota": Fault(status=402),
+            "bad_request": Fault(status=404, body=self.server.error("model 'x' not found")),
+            "bad_text": Fault(status=400, body=self.server.error("texts contains an element that is not valid")),
+            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
+            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
+            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
+        }
+        self.server.fault_for(fault)
+
+
+class TestCohereModelThatIsNotKnown(TestCohere):
+    """Its width is known from its reply, and nobody promises that its vectors have length 1."""
+
+    model = "cohere:embed-v9.0"
+    wrong_dimensions = None
+
+
+def test_the_request_is_as_documented(server):
+    result = cohere(server).embed(TEXTS)
+    [request] = server.requests
+    assert request.body == {
+        "model": "embed-v4.0",
+        "texts": TEXTS,
+        "input_type": "search_document",
+        "embedding_types": ["base64"],
+        "truncate": "NONE",
+    }
+    np.testing.assert_allclose(result.vectors, expected(TEXTS), atol=1e-6)
+    assert result.usage.tokens == server.billed_tokens
+    assert result.usage.cost_usd == server.billed_tokens * Decimal("0.12") / 1_000_000
+    assert not server.unknown_paths
+
+
+def test_vectors_are_brought_to_length_1_and_the_key_says_so(server, tmp_path):
+    made = cohere(server, cache=tmp_path)
+    rows = made.embed(TEXTS).vectors
+    assert np.linalg.norm(as_it_comes(TEXTS), axis=1) == pytest.approx(1.25)
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1.0, abs=1e-6)
+    assert made.explain("x").key_parts["unit"] is True
+    assert np.array_equal(made.embed(TEXTS).vectors, rows)
+
+
+def test_a_query_and_a_document_are_told_apart(server):
+    made = cohere(server)
+    made.embed_query(TEXTS[0])
+    made.embed_documents(TEXTS[:1])
+    assert [request.body["input_type"] for request in server.requests] == ["search_query", "search_document"]
+
+
+def test_an_option_replaces_the_input_type_and_is_another_key(server):
+    clustering = cohere(server, provider_options={"input_type": "clustering"})
+    np.testing.assert_allclose(clustering.embed_query("x"), expected(["x"], "clustering")[0], atol=1e-6)
+    assert clustering.explain("x").key == clustering.explain("x", input_type="query").key
+    assert clustering.explain("x").key != cohere(server).explain("x").key
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
+def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
+    made = cohere(server, dtype=dtype, cache=tmp_path)
+    vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
+    assert server.requests[0].body["embedding_types"] == [dtype]
+    assert vectors.dtype == ELEMENTS[dtype]
+    assert np.array_equal(vectors, np.stack([of_type(row, dtype) for row in as_it_comes(TEXTS)]))
+    assert np.array_equal(again.vectors, vectors)
+    assert again.usage.requests == 0
+
+
+def test_other_dimensions_are_asked_for_and_never_cut_here(server, tmp_path):
+    """Nobody documents that the beginning of a longer vector of Cohere's is the shorter one."""
+    cohere(server, cache=tmp_path).embed(TEXTS)
+    result = cohere(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    assert server.requests[-1].body["output_dimension"] == 256
+    assert result.usage.sent == 5
+    np.testing.assert_allclose(result.vectors, expected(TEXTS, dimensions=256), atol=1e-6)
+    with pytest.raises(ConfigurationError, match="nobody documents"):
+        cohere(server, dimensions=256, fetch_dimensions=1536)
+
+
+def test_no_request_holds_more_than_96_texts(server):
+    result = cohere(server).embed(numbered(300))
+    assert max(len(request.texts) for request in server.requests) <= 96
+    assert set(statuses(server)) == {200}
+    np.testing.assert_allclose(result.vectors, expected(numbered(300)), atol=1e-6)
+
+
+def test_a_batch_over_the_limits_is_halved_and_everything_comes(server):
+    server.max_inputs = 10
+    np.testing.assert_allclose(cohere(server).embed(numbered(40)).vectors, expected(numbered(40)), atol=1e-6)
+    server.max_inputs, server.max_tokens_per_request = 96, 300
+    texts = numbered(40, tokens=20)
+    np.testing.assert_allclose(cohere(server).embed(texts).vectors, expected(texts), atol=1e-6)
+
+
+def test_a_long_text_among_short_ones_is_found_cut_by_cohere_and_named(server):
+    server.max_tokens_per_text = 40
+    texts = [*numbered(30), long_text(45), *numbered(40)[30:]]
+    result = cohere(server, model_info={"text_tokens": 40}).embed(texts)
+    assert result.truncated == (30,)
+    kept = " ".join(texts[30].split()[:40])
+    np.testing.assert_allclose(result.vectors, expected([*texts[:30], kept, *texts[31:]]), atol=1e-6)
+    assert [r.body["truncate"] for r in server.requests if r.status == 200 and texts[30] in r.texts] == ["END"]
+    assert set(server.billed_texts.values()) == {1}
+
+
+def test_texts_far_over_the_limit_are_not_refused_first(server):
+    """A corpus of long texts would cost a refusal for each."""
+    server.max_tokens_per_text = 40
+    texts = [long_text(200, mark) for mark in "abcdefgh"]
+    result = cohere(server, model_info={"text_tokens": 40}).embed([*texts, "short"])
+    assert result.truncated == tuple(range(8))
+    assert set(statuses(server)) == {200}
+
+
+def test_a_long_text_is_an_error_where_that_is_asked_for(server):
+    server.max_tokens_per_text = 40
+    with pytest.raises(PartialFailureError) as caught:
+        cohere(server, on_long_text="error").embed([*TEXTS, long_text(60)])
+    error = caught.value.failed[5]
+    assert isinstance(error, TextTooLongError)
+    assert (error.tokens, error.limit) == (60, 40)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "error", "shown"),
+    [
+        (401, "invalid api token", AuthenticationError, "CO_API_KEY"),
+        (402, "please add or update your payment method", QuotaError, "no credit"),
+        (403, "blocked", AuthenticationError, "HTTP 403"),
+        (404, "model 'xyz' not found, make sure the correct model ID was used", BadRequestError, "not found"),
+        (422, "invalid output_dimension", BadRequestError, "output_dimension"),
+        (400, "valid input_type must be provided", BadRequestError, "input_type"),
+        (429, "You are using a Trial key, which is limited to 1000 API calls / month", QuotaError, "no credit"),
+        (429, "trial key rate limit exceeded: 100 calls a minute", RateLimitError, "HTTP 429"),
+        (498, "blocked input", BadRequestError, "HTTP 498"),
+        (499, "request cancelled", UnavailableError, "HTTP 499"),
+        (500, "internal server error", UnavailableError, "HTTP 500"),
+        (503, "", UnavailableError, "HTTP 503"),
+        (529, "overloaded", UnavailableError, "HTTP 529"),
+    ],
+)
+def test_a_refusal_is_the_error_that_it_means(server, status, message, error, shown):
+    server.fault_for(lambda texts, number: Fault(status=status, body=server.error(message)))
+    with pytest.raises(error, match=shown) as caught:
+        cohere(server, max_retries=0).embed(TEXTS)
+    assert len(server.requests) == 1
+    assert caught.value.model == MODEL
+    assert "test-key" not in spoken(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html>", "not embeddings of type base64"),
+        (b'{"embeddings": [[0.5, 1.0]], "response_type": "embeddings_floats"}', "not embeddings of type base64"),
+        (b'{"embeddings": {"float": [[0.5]]}}', "not embeddings of type base64"),
+    ],
+)
+def test_a_reply_of_another_shape_is_refused(server, body, message):
+    server.fault_for(lambda texts, number: Fault(raw=body))
+    with pytest.raises(BadReplyError, match=message):
+        cohere(server).embed(["x"])
+
+
+@pytest.mark.parametrize("headers", [{"retry-after": "7"}, {"retry-after-ms": "7000"}])
+def test_a_wait_that_the_server_asks_for_is_told(server, headers):
+    server.fault_for(lambda texts, number: Fault(status=429, headers=headers))
+    with pytest.raises(RateLimitError) as caught:
+        cohere(server, max_retries=0).embed(TEXTS)
+    assert caught.value.retry_after == 7
+
+
+def test_a_reset_as_a_time_of_day_is_a_wait(server, monkeypatch):
+    monkeypatch.setattr("embedkit_core.providers.cohere.time.time", lambda: 1_000_000_000.0)
+    server.fault_for(lambda texts, number: Fault(status=429, headers={"x-ratelimit-reset": "1000000009"}))
+    with pytest.raises(RateLimitError) as caught:
+        cohere(server, max_retries=0).embed(TEXTS)
+    assert caught.value.retry_after == 9
+
+
+def test_the_sdk_does_not_retry_by_itself(server):
+    server.fault_for(lambda texts, number: Fault(status=503, headers={"retry-after-ms": "1"}))
+    with pytest.raises(UnavailableError):
+        cohere(server, max_retries=2).embed(TEXTS)
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_does_not_answer_is_given_up(server):
+    server.fault_for(lambda texts, number: Fault(hang=True))
+    with pytest.raises(TimedOutError):
+        cohere(server, timeout=0.05, max_retries=0).embed(TEXTS)
+
+
+def test_a_server_that_is_not_there_is_unavailable():
+    nobody = Embedder(MODEL, base_url="http://127.0.0.1:9", cache=False, max_retries=0)
+    with pytest.raises(UnavailableError, match="127.0.0.1:9 could not be reached"):
+        nobody.embed(TEXTS)
+
+
+def test_connections_are_kept(server):
+    cohere(server, max_batch_texts=1, max_concurrency=1).embed(TEXTS)
+    assert (len(server.requests), server.connections) == (5, 1)
+
+
+def test_text_and_key_are_in_no_log_line(server, caplog):
+    caplog.set_level(logging.INFO)
+    server.echo_input_in_errors = True
+    server.fault_for(lambda texts, number: Fault(status=400))
+    with pytest.raises(BadRequestError):
+        cohere(server).embed(["quillwort"])
+    assert "quillwort" not in caplog.text
+    assert "test-key" not in caplog.text
+
+
+# Keys and hosts
+
+
+def test_a_key_is_needed_at_cohere_s_own_host_only(server):
+    for address in (None, "https://api.cohere.com/v2", "https://api.cohere.com/v1/", "https://API.cohere.com"):
+        with pytest.raises(ConfigurationError, match="CO_API_KEY"):
+            Embedder(MODEL, base_url=address, cache=False)
+    server.api_key = None
+    assert len(cohere(server).embed(TEXTS).vectors) == 5
+
+
+@pytest.mark.parametrize("name", ["CO_API_KEY", "COHERE_API_KEY"])
+def test_the_key_is_found_in_the_environment(server, monkeypatch, name):
+    monkeypatch.setenv(name, server.api_key)
+    assert len(cohere(server, api_key=None).embed(TEXTS).vectors) == 5
+
+
+def test_the_address_of_the_environment_is_used_and_is_part_of_the_key(server, monkeypatch):
+    own = Embedder(MODEL, api_key="k", cache=False).explain("x").key
+    monkeypatch.setenv("CO_API_URL", f"{server.origin}/v2")
+    made = Embedder(MODEL, api_key=server.api_key, cache=False)
+    assert len(made.embed(TEXTS).vectors) == 5
+    assert made.explain("x").key != own
+
+
+def test_models_of_one_family_share_a_space():
+    spaces = {Embedder(f"cohere:embed-v5.0-{kind}", api_key="k", cache=False).space for kind in ("pro", "fast")}
+    assert spaces == {"cohere:embed-v5/2048/float32"}
+
+
+def test_the_sdk_is_imported_at_the_first_request():
+    code = (
+        "import sys; from embedkit_core import Embedder; Embedder('cohere:embed-v4.0', api_key='k', cache=False); "
+        "sys.exit('cohere' in sys.modules or 'httpx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
