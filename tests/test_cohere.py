@@ -283,7 +283,7 @@ def test_a_server_that_does_not_answer_is_given_up(server):
 
 def test_a_server_that_is_not_there_is_unavailable():
     nobody = Embedder(MODEL, base_url="http://127.0.0.1:9", cache=False, max_retries=0)
-    with pytest.raises(UnavailableError, match="127.0.0.1:9 could not be reached"):
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9 could not be reached"):
         nobody.embed(TEXTS)
 
 

@@ -180,7 +180,7 @@ def test_a_gateway_that_ignores_the_dimensions_is_cut_here(tmp_path):
 
 
 def test_a_model_that_nobody_says_can_be_cut_is_refused_where_its_server_ignores_the_dimensions():
-    with OpenAIServer(ignores_dimensions=True) as server, pytest.raises(BadReplyError, match="1536 .* instead of 256"):
+    with OpenAIServer(ignores_dimensions=True) as server, pytest.raises(BadReplyError, match=r"1536 .* instead of 256"):
         embedder(server, "an-unknown-model", dimensions=256).embed(TEXTS)
 
 

@@ -245,9 +245,9 @@ def test_a_server_that_does_not_answer_is_given_up(server):
 
 
 def test_a_server_that_is_not_there_is_unavailable():
-    with pytest.raises(UnavailableError, match="127.0.0.1:9 could not be reached"):
-        voyage_at = Embedder(MODEL, base_url="http://127.0.0.1:9/v1", cache=False, max_retries=0)
-        voyage_at.embed(TEXTS)
+    nobody = Embedder(MODEL, base_url="http://127.0.0.1:9/v1", cache=False, max_retries=0)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9 could not be reached"):
+        nobody.embed(TEXTS)
 
 
 def test_one_session_serves_all_requests_and_is_closed(server):

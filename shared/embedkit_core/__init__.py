@@ -22,6 +22,7 @@ from embedkit_core.errors import (
 )
 from embedkit_core.importing import Imported
 from embedkit_core.types import EmbeddingResult, Explanation, InputType, RateLimiter, Usage
+from embedkit_core.verifying import Verified
 
 __version__ = "0.1.0"
 
@@ -50,5 +51,6 @@ __all__ = [
     "TimedOutError",
     "UnavailableError",
     "Usage",
+    "Verified",
     "__version__",
 ]

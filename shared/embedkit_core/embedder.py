@@ -29,6 +29,7 @@ from embedkit_core.store import Store, open_store
 from embedkit_core.stream import Stream
 from embedkit_core.travel import described, kept, packed, packed_key, traveller, unpacked
 from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, RateLimiter, Usage, Vectors
+from embedkit_core.verifying import Verified, verify_cache
 
 if TYPE_CHECKING:
     from embedkit_core.engine.account import Account
@@ -220,6 +221,26 @@ class Embedder:
         config.check_input_type(input_type)
         config.whole_number("verify", verify, 0)
         return import_vectors(self, self._roles[input_type], texts, vectors, verify=verify)
+
+    def verify_cache(self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20) -> Verified:
+        """Embed some of these texts that are cached once more, and compare: a model may change under its name.
+
+        The cache holds no texts, so that they have to be given again. At most `sample` of them are paid for once more.
+
+        Raises:
+            ConfigurationError: there is no cache.
+            ProviderError: they could not be embedded.
+        """
+        refuse_engine_thread("verify_cache")
+        config.check_input_type(input_type)
+        config.whole_number("sample", sample, 1)
+        return verify_cache(self, self._roles[input_type], texts, sample=sample)
+
+    def without_cache(self) -> Self:
+        """Give a copy that neither asks the cache nor keeps anything."""
+        other = self.__copy__()
+        other.store = Store(None)
+        return other
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""

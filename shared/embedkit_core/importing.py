@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from embedkit_core.types import Cache, Entry, InputType, Vectors
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
 
+T = TypeVar("T")
 SAME = 0.999  # the cosine of one text's vector asked twice is above this, and so its length; another model's far below
 ROWS = 512  # written in one transaction
 SHORTEST_LIMIT = 256  # tokens: no model that is used for retrieval takes fewer
@@ -133,11 +134,16 @@ def _check_width(offers: Sequence[_Offer], width: int | None, model: str) -> Non
             )
 
 
+def spread(things: Sequence[T], n: int) -> list[T]:
+    """Give at most n of some things, from the first to the last."""
+    return [things[i] for i in sorted(set(np.linspace(0, len(things) - 1, num=n, dtype=int).tolist()))]
+
+
 def _check_sample(embedder: Embedder, input_type: InputType, plan: Plan, offers: Sequence[_Offer], verify: int) -> None:
     """Embed a few of the texts and compare: two models can have the same width, and a cache would keep the error."""
     if not offers or not verify:
         return
-    sample = [offers[i] for i in sorted(set(np.linspace(0, len(offers) - 1, num=verify, dtype=int).tolist()))]
+    sample = spread(offers, verify)
     found = embedder.embed([plan.texts[offer.place] for offer in sample], input_type=input_type)
     for error in found.failed.values():
         raise error

@@ -66,7 +66,9 @@ class CohereServer(EmbeddingsServer):
             return 400, self.error("invalid request: texts must be provided")
         for place, text in enumerate(texts):
             if not text or text in self.poison:
-                return 400, self.error(f"invalid request: texts contains an element that is the empty string at {place}")
+                return 400, self.error(
+                    f"invalid request: texts contains an element that is the empty string at {place}"
+                )
         lengths = [tokens_of(text) for text in texts]
         if body.get("truncate", "END") == "NONE" and max(lengths) > self.max_tokens_per_text:
             return 400, self.error(
