@@ -1,5 +1,6 @@
 """Embeddings for retrieval: every text paid for once, no vector ever wrong."""
 
+from embedkit_core.catalogue import models
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import (
     AuthenticationError,
@@ -21,7 +22,7 @@ from embedkit_core.errors import (
     UnavailableError,
 )
 from embedkit_core.importing import Imported
-from embedkit_core.types import EmbeddingResult, Explanation, InputType, RateLimiter, Usage
+from embedkit_core.types import EmbeddingResult, Explanation, InputType, ModelInfo, RateLimiter, Usage
 from embedkit_core.verifying import Verified
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "InputError",
     "InputType",
     "MissingExtraError",
+    "ModelInfo",
     "PartialFailureError",
     "ProviderError",
     "QuotaError",
@@ -53,4 +55,5 @@ __all__ = [
     "Usage",
     "Verified",
     "__version__",
+    "models",
 ]

@@ -79,11 +79,14 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
-    info = catalogue.find_for(name, chosen.rows_of or (provider,), arguments["model_info"])
+    given = arguments["model_info"]
+    info = catalogue.find_for(name, chosen.rows_of or (provider,), given, chosen.unknown(name))
     # A new model must not wait for a release, but a slip of the pen is not a new model.
     is_listed = chosen.is_own_host(base_url) and not chosen.on_this_machine
     if info is None and is_listed and (meant := catalogue.near(name, provider)):
-        raise ConfigurationError(f"no model {name!r} is known at {provider}; did you mean {meant!r}?")
+        raise ConfigurationError(
+            f"no model {name!r} is known at {provider}; did you mean {meant!r}? If not, model_info={{}} says so"
+        )
     chosen.check_installed()
     return Choice(
         chosen,

@@ -40,7 +40,6 @@ OTHER_HOST = "https://api.cohere.ai"  # its former name
 KEY_VARIABLE = "CO_API_KEY"
 OTHER_KEY_VARIABLE = "COHERE_API_KEY"  # LangChain's
 ADDRESS_VARIABLE = "CO_API_URL"
-UNKNOWN = Limits(texts=96, tokens=128_000)  # of a model that is not in the catalogue
 INPUT_TYPES: Mapping[InputType, str] = {"document": "search_document", "query": "search_query"}
 KINDS: Mapping[DType, str] = {  # what `embedding_types` calls each; its base64 is of little-endian float32
     "float32": "base64",
@@ -68,6 +67,7 @@ class Cohere(Provider):
     extra: ClassVar[str | None] = "cohere"
     needs: ClassVar[tuple[str, ...]] = ("cohere", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
+    unknown_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of all that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
     promises_unit_length: ClassVar[bool] = False
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
@@ -89,7 +89,7 @@ class Cohere(Provider):
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self._dtype = settings.dtype
-        self.limits = info.limits if info else UNKNOWN
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
         self._prompts = settings.prompts
         self._options = dict(settings.options)

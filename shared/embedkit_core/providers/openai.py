@@ -48,7 +48,6 @@ FLOAT32 = np.dtype(np.float32)
 OWN_HOST = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "no-key-needed"
 KEY_VARIABLE = "OPENAI_API_KEY"
-COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = re.compile(
     r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length"
@@ -74,6 +73,7 @@ class OpenAI(Provider):
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+    unknown_limits: ClassVar[Limits] = Limits(texts=256)  # what an unknown model's server is trusted with
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
         *("encoding_format", "api_key", "extra_body", "extra_headers", "extra_query", "timeout")
@@ -89,7 +89,7 @@ class OpenAI(Provider):
         default = info.dimensions if info else None
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
-        self.limits = info.limits if info else COMPATIBLE
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
         self._has_openais_tokens = info is not None and info.provider == self.name
         self._prompts = settings.prompts

@@ -44,7 +44,6 @@ MONGODB = "https://ai.mongodb.com/v1"  # for keys that begin with "al-", as the 
 # Hosts in one region cost a tenth more. Source: content/voyageai/source/includes/billing in github.com/mongodb/docs.
 REGIONS = ("https://eu.ai.mongodb.com/v1", "https://us.ai.mongodb.com/v1")
 SURCHARGE = Decimal("1.1")
-UNKNOWN = Limits(texts=1000, tokens=120_000)  # of a model that is not in the catalogue; the least of those that are
 FOREVER = 86_400.0  # the SDK reads None as 600 seconds
 
 TOO_MANY_TOKENS = re.compile(r"max allowed tokens per (submitted )?batch|TOO_MANY_TOKENS_IN_BATCH", re.I)
@@ -61,6 +60,7 @@ class Voyage(Provider):
     extra: ClassVar[str | None] = "voyage"
     needs: ClassVar[tuple[str, ...]] = ("voyageai", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
+    unknown_limits: ClassVar[Limits] = Limits(texts=1000, tokens=120_000)  # the least of those that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
         *("output_dimension", "output_dtype", "truncation", "encoding_format", "api_key", "base_url", "headers")
@@ -81,7 +81,7 @@ class Voyage(Provider):
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self._dtype = settings.dtype
-        self.limits = info.limits if info else UNKNOWN
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
         if canonical in REGIONS and self.usd_per_million is not None:
             self.usd_per_million *= SURCHARGE
