@@ -21,6 +21,7 @@ from embedkit_core.errors import (
     TimedOutError,
     UnavailableError,
 )
+from embedkit_core.form import DType
 from embedkit_core.importing import Imported
 from embedkit_core.types import EmbeddingResult, Explanation, InputType, ModelInfo, RateLimiter, Usage
 from embedkit_core.verifying import Verified
@@ -34,6 +35,7 @@ __all__ = [
     "BadTextError",
     "CacheError",
     "ConfigurationError",
+    "DType",
     "EmbedKitError",
     "Embedder",
     "EmbeddingResult",

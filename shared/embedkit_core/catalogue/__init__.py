@@ -92,7 +92,7 @@ def _like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInfo:
     provider, _, name = like.partition(":") if isinstance(like, str) else ("", "", "")
     found = next((row for row in _ours() if (row.provider, row.name) == (provider, name)), None)
     if found is None:
-        meant = near(like) if isinstance(like, str) else None
+        meant = near(name or like, among=_ours()) if isinstance(like, str) else None
         hint = f"did you mean {meant!r}?" if meant else "write provider:model, of embedkit_core.models()"
         raise ConfigurationError(f"{where}: like={like!r:.80} is no model of the catalogue; {hint}")
     return replace(found, name=base.name)
@@ -125,20 +125,19 @@ def find_for(
     return merged(_like(found or otherwise, fields, "model_info"), fields, "model_info")
 
 
-def near(name: str, provider: str | None = None) -> str | None:
+def near(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str | None:
     """Give the catalogue's name that a mistyped one may have meant, as provider:model.
 
     Names that differ in a number are two models, of which one may be newer than this catalogue.
     """
-    spelled = _spelled(name)
-    for row in rows():
-        listed = _spelled(row.name)
-        if provider not in (None, row.provider) or re.findall(r"\d+", listed) != re.findall(r"\d+", spelled):
-            continue
-        alike = difflib.SequenceMatcher(None, spelled, listed)
-        if alike.quick_ratio() >= ALIKE and alike.ratio() >= ALIKE:
-            return f"{row.provider}:{row.name}"
-    return None
+    spelled, numbers = _spelled(name), re.findall(r"\d+", name)
+    names = {
+        _spelled(row.name): f"{row.provider}:{row.name}"
+        for row in reversed(rows() if among is None else among)
+        if provider in (None, row.provider) and re.findall(r"\d+", row.name) == numbers
+    }
+    close = difflib.get_close_matches(spelled, names, n=1, cutoff=ALIKE)
+    return names[close[0]] if close else None
 
 
 def _spelled(name: str) -> str:

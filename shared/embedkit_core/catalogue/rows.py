@@ -131,6 +131,11 @@ def _maybe(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
+# Fields that change no vector.
+VECTORLESS = frozenset(
+    {"text_tokens", "request_texts", "request_tokens", "usd_per_million", "usd_per_million_batch", "price_source"}
+    | {"status", "released", "tokenizer", "read", "source"}
+)
 _LIMITS = {"text_tokens": "text_tokens", "request_texts": "texts", "request_tokens": "tokens"}
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "status": _words,

@@ -113,7 +113,8 @@ class Client(Protocol):
 class Provider(ABC):
     """One model at one provider, as the user's settings name it; made before any I/O.
 
-    `endpoint` is "" at the provider's own host, else its canonical address. `account` names what shares a bound and a
+    `endpoint` is "" at the provider's own host, else its canonical address; `address` is where requests go, where the
+    provider has several hosts. `account` names what shares a bound and a
     client: provider, endpoint and credential. `dimensions` is the width of the vectors, None where only a reply can
     tell. A model `on_this_machine` has as long as it takes: no timeout applies. `cuts_long_texts` says that the
     provider itself cuts a text over its limit, `key_variable` which environment variable its key comes from.
@@ -141,6 +142,7 @@ class Provider(ABC):
 
     model: str
     endpoint: str = ""
+    address: str | None = None
     account: Hashable
     limits: Limits
     secret: Secret | None = None

@@ -76,8 +76,8 @@ class Cohere(Provider):
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
-        self._base_url = _address(settings.base_url)
-        canonical = canonical_url(self._base_url)
+        self.address: str = _address(settings.base_url)
+        canonical = canonical_url(self.address)
         self.endpoint = "" if canonical in (HOST, OTHER_HOST) else canonical
         self.secret = _key(settings)
         if self.secret is None and not self.endpoint:
@@ -141,12 +141,7 @@ class Cohere(Provider):
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             verify=given.ssl_context() or True,
         )
-        return cohere.AsyncClientV2(api_key=secret.reveal, base_url=self._base_url, httpx_client=transport)
-
-    @property
-    def base_url(self) -> str:
-        """The address requests go to."""
-        return self._base_url
+        return cohere.AsyncClientV2(api_key=secret.reveal, base_url=self.address, httpx_client=transport)
 
 
 def _address(base_url: str | None) -> str:
@@ -194,7 +189,7 @@ class CohereClient:
         except self._timed_out:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except self._lost as lost:
-            where = urlsplit(self._provider.base_url).netloc
+            where = urlsplit(self._provider.address).netloc
             raise UnavailableError(f"the server at {where} could not be reached ({type(lost).__name__})") from None
         if response.status_code != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}

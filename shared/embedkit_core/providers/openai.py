@@ -96,8 +96,16 @@ class OpenAI(Provider):
         self._options = dict(settings.options)
         self._organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
         self._project = os.environ.get("OPENAI_PROJECT_ID")
-        self._key = self._key_from(settings)
-        self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
+        self._connection = settings.connection
+        self.secret: Secret = self._key_from(settings)
+        self.account = (
+            self.name,
+            canonical,
+            self.secret.mark,
+            self._organization,
+            self._project,
+            self._connection.mark,
+        )
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -131,20 +139,27 @@ class OpenAI(Provider):
 
     def connect(self) -> Client:
         """Open the SDK's async client, with its own retries off."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        if self._key.is_lost:
+        self._connection.check_not_lost()
+        if self.secret.is_lost:
             raise AuthenticationError(
                 "the api_key given in another process is not pickled; set the environment variable OPENAI_API_KEY here"
             )
+        given = self._connection
+        transport: Any = None
+        if given.proxy is not None or given.ca_bundle is not None:
+            transport = DefaultAsyncHttpxClient(proxy=given.proxy, verify=given.ssl_context() or True)
         client = AsyncOpenAI(
-            api_key=self._key.reveal(),
+            api_key=self.secret.reveal(),
             base_url=self._base_url,
             organization=self._organization,
             project=self._project,
+            default_headers=dict(given.headers),
+            http_client=transport,
             max_retries=0,
         )
-        return OpenAIClient(client, secret=self._key)
+        return OpenAIClient(client, secret=self.secret)
 
 
 def _address(base_url: str | None) -> str:
@@ -179,6 +194,7 @@ class OpenAIClient:
         fields.pop("prompt", None)
         texts = batch.prompted()
         encoding = self._encoding
+        self._sdk.api_key = self._secret.reveal()  # another one, where it changes
         body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
             response = await self._sdk.post(

@@ -69,8 +69,8 @@ class Voyage(Provider):
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
         self.secret = _key(settings)
-        self._base_url = (settings.base_url or _host_of(self.secret)).strip().rstrip("/")
-        canonical = canonical_url(self._base_url)
+        self.address: str = (settings.base_url or _host_of(self.secret)).strip().rstrip("/")
+        canonical = canonical_url(self.address)
         self.endpoint = "" if canonical in (HOST, MONGODB, *REGIONS) else canonical
         if self.secret is None and not self.endpoint:
             raise ConfigurationError(
@@ -129,11 +129,6 @@ class Voyage(Provider):
             connector=connector, headers=dict(given.headers), proxy=given.proxy, trust_env=given.proxy is None
         )
 
-    @property
-    def base_url(self) -> str:
-        """The address requests go to."""
-        return self._base_url
-
 
 def _key(settings: ProviderSettings) -> Secret | None:
     path = os.environ.get(KEY_FILE_VARIABLE)
@@ -176,7 +171,7 @@ class VoyageClient:
         fields.pop("prompt", None)
         texts = batch.prompted()
         key = self._secret.reveal()
-        requestor = self._requestor(key, self._provider.base_url)
+        requestor = self._requestor(key, self._provider.address)
         params = {**fields, "input": texts, "encoding_format": "base64"}
         timeout = FOREVER if batch.timeout is None else batch.timeout
         try:
@@ -190,7 +185,7 @@ class VoyageClient:
         except (self._errors.Timeout, TimeoutError):
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except (self._errors.APIConnectionError, *self._lost) as lost:
-            where = urlsplit(self._provider.base_url).netloc
+            where = urlsplit(self._provider.address).netloc
             raise UnavailableError(f"the server at {where} could not be reached ({_cause(lost)})") from None
         headers = {name.lower(): value for name, value in response.headers.items()}
         if response.status != 200:
