@@ -30,6 +30,8 @@ __all__ = [
     "default_model",
     "embed_lists",
     "make_embedder",
+    "one_type",
+    "or_none",
     "seconds",
     "take_arguments",
     "to_lists",
@@ -148,6 +150,19 @@ def cut_or_refuse(name: str, value: Any) -> str:
         raise ConfigurationError(
             f"{name}={value!r}: use on_long_text='truncate' (cut at the end), 'error' or 'mean'"
         ) from None
+
+
+def one_type(name: str, value: Any) -> str:
+    """Give our dtype for Cohere's embedding_types (a list) and Voyage's output_dtype; both call float32 "float"."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or len(names) != 1 or not isinstance(names[0], str):
+        raise ConfigurationError(f"{name}={value!r:.80}: an embedder has one type; give dtype='float32', 'int8', ...")
+    return "float32" if names[0] == "float" else names[0]
+
+
+def or_none(name: str, value: Any) -> Any:  # noqa: ARG001 - the signature of a conversion
+    """Give what is there, None for what is empty."""
+    return value or None
 
 
 def wire_options(name: str, value: Any) -> dict[str, Any] | None:

@@ -93,7 +93,7 @@ class Cohere(Provider):
         self.usd_per_million = info.usd_per_million if info else None
         self._prompts = settings.prompts
         self._options = dict(settings.options)
-        self._connection = settings.connection
+        self.connection = settings.connection
         mark = self.secret.mark if self.secret else ""
         self.account = (self.name, canonical, mark, settings.connection.mark)
 
@@ -123,7 +123,7 @@ class Cohere(Provider):
 
     def connect(self) -> Client:
         """Open the SDK's async client."""
-        self._connection.check_not_lost()
+        self.connection.check_not_lost()
         if self.secret is not None and self.secret.source is None:
             self.secret.reveal()
         return CohereClient(self)
@@ -133,7 +133,7 @@ class Cohere(Provider):
         import cohere
         import httpx
 
-        given = self._connection
+        given = self.connection
         transport = httpx.AsyncClient(
             headers=dict(given.headers),
             proxy=given.proxy,
@@ -196,7 +196,7 @@ class CohereClient:
             said = self._said(response.content)
             refusal = Refusal(
                 *("cohere", str(fields.get("model")), response.status_code, said["message"], headers, texts),
-                secret=self._secret.reveal(),
+                secrets=self._provider.connection.secrets_with(self._secret.reveal()),
                 request_id=said["id"] or headers.get("x-request-id"),
             )
             raise _translated(refusal)

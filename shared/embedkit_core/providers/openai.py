@@ -34,6 +34,7 @@ from embedkit_core.errors import (
     UnavailableError,
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings
+from embedkit_core.providers.connection import Connection
 from embedkit_core.providers.decoding import decoded, decoder, in_order, read_tokens
 from embedkit_core.providers.headers import headroom, retry_after
 from embedkit_core.providers.messages import canonical_url, quotable
@@ -159,7 +160,7 @@ class OpenAI(Provider):
             http_client=transport,
             max_retries=0,
         )
-        return OpenAIClient(client, secret=self.secret)
+        return OpenAIClient(client, self.secret, given)
 
 
 def _address(base_url: str | None) -> str:
@@ -172,7 +173,7 @@ def _address(base_url: str | None) -> str:
 class OpenAIClient:
     """The SDK's transport, with request and reply as bytes: its models would walk every number of a reply."""
 
-    def __init__(self, sdk: AsyncOpenAI, *, secret: Secret) -> None:
+    def __init__(self, sdk: AsyncOpenAI, secret: Secret, connection: Connection) -> None:
         import openai
         import orjson
 
@@ -186,6 +187,7 @@ class OpenAIClient:
         self._json = orjson
         self._decode64 = decoder()
         self._secret = secret
+        self._connection = connection
         self._encoding = "base64"
 
     async def embed(self, batch: Batch) -> Reply:
@@ -237,7 +239,8 @@ class OpenAIClient:
         status = refusal.status_code
         detail = _detail(refusal.body)
         retried = status in (408, 409, 429) or status >= 500
-        said = "" if retried else quotable(detail["message"], texts, self._secret.reveal())
+        secrets = self._connection.secrets_with(self._secret.reveal())
+        said = "" if retried else quotable(detail["message"], texts, secrets)
         where: dict[str, Any] = {
             "provider": "openai",
             "model": f"openai:{model}",
@@ -264,7 +267,7 @@ class OpenAIClient:
         if encoding == "base64" and ("encoding_format" in str(refusal.body) or "base64" in detail["message"]):
             self._encoding = "float"
             return EncodingRefusedError(f"the server refuses base64 (HTTP {status})", **where)
-        about = quotable(detail["param"], texts, self._secret.reveal()).replace(": ", " for its ", 1)
+        about = quotable(detail["param"], texts, secrets).replace(": ", " for its ", 1)
         if status == 404 and not self._sdk.base_url.path.rstrip("/").endswith("/v1"):
             said += "; should base_url end in /v1?"
         return _about_input(status, detail, said, about, where)

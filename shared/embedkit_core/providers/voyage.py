@@ -87,7 +87,7 @@ class Voyage(Provider):
             self.usd_per_million *= SURCHARGE
         self._prompts = settings.prompts
         self._options = dict(settings.options)
-        self._connection = settings.connection
+        self.connection = settings.connection
         mark = self.secret.mark if self.secret else ""
         self.account = (self.name, canonical, mark, settings.connection.mark)
 
@@ -114,7 +114,7 @@ class Voyage(Provider):
 
     def connect(self) -> Client:
         """Open a session, which the SDK would otherwise do for each request."""
-        self._connection.check_not_lost()
+        self.connection.check_not_lost()
         if self.secret is not None and self.secret.source is None:
             self.secret.reveal()
         return VoyageClient(self)
@@ -123,7 +123,7 @@ class Voyage(Provider):
         """Give the session of a client; it is opened on the engine's loop."""
         import aiohttp
 
-        given = self._connection
+        given = self.connection
         connector = aiohttp.TCPConnector(limit=0, ssl=given.ssl_context() or True)
         return aiohttp.ClientSession(
             connector=connector, headers=dict(given.headers), proxy=given.proxy, trust_env=given.proxy is None
@@ -190,7 +190,8 @@ class VoyageClient:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if response.status != 200:
             refusal = Refusal(
-                *("voyage", str(fields.get("model")), response.status, self._detail(body), headers, texts, key),
+                *("voyage", str(fields.get("model")), response.status, self._detail(body), headers, texts),
+                secrets=self._provider.connection.secrets_with(key),
                 request_id=headers.get("request-id") or headers.get("x-request-id"),
             )
             raise _translated(refusal)
