@@ -90,6 +90,16 @@ def test_a_key_says_which_of_voyage_s_hosts_it_is_for():
     assert provider("al-1", "https://us.ai.mongodb.com/v1/").address("al-1") == "https://us.ai.mongodb.com/v1"
 
 
+def test_a_host_that_is_named_and_one_that_the_key_leads_to_share_a_bound():
+    def account(key, base_url=None):
+        return Voyage(ProviderSettings("voyage-4", api_key=Secret(key), base_url=base_url)).account
+
+    assert account("pa-1") == account("pa-1", "https://API.voyageai.com/v1/")
+    assert account("al-1") == account("al-1", "https://ai.mongodb.com/v1")
+    assert account("al-1") != account("al-1", "https://eu.ai.mongodb.com/v1")
+    assert account("pa-1") != account("pa-2")
+
+
 def test_an_address_that_lacks_its_path_is_told_so(server):
     with pytest.raises(BadRequestError, match="should base_url end in /v1"):
         voyage(server, base_url=server.origin).embed(TEXTS)

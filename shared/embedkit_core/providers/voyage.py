@@ -91,8 +91,7 @@ class Voyage(Provider):
         self._prompts = settings.prompts
         self._options = dict(settings.options)
         self._connection = settings.connection
-        mark = self.secret.mark if self.secret else ""
-        self.account = (self.name, canonical, mark, settings.connection.mark)
+        self.account = (self.name, self._bound(), self.secret and self.secret.mark, settings.connection.mark)
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -138,6 +137,12 @@ class Voyage(Provider):
             headers=dict(given.headers),
             proxy=given.proxy_for(self._base_url or HOST),
         )
+
+    def _bound(self) -> str:
+        """Give what of the address shares a bound: a host that is named is the same as one the key leads to."""
+        is_known = self.secret is not None and self.secret.source is None and not self.secret.is_lost
+        where = self.address(self.secret.reveal()) if self.secret is not None and is_known else self._base_url
+        return "" if where is None else canonical_url(where)
 
     def address(self, key: str) -> str:
         """Give the address requests go to; Voyage's own depends on the key, as in the SDK."""
