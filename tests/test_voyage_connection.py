@@ -81,23 +81,31 @@ def test_a_host_that_only_looks_like_voyage_s_is_another():
         assert made.explain("x").usd_per_million == Decimal("0.06")
 
 
-def test_a_key_says_which_of_voyage_s_hosts_it_is_for():
-    def provider(key, base_url=None):
-        return Voyage(ProviderSettings("voyage-4", api_key=Secret("first", source=lambda: key), base_url=base_url))
+def provider(key, base_url=None):
+    return Voyage(ProviderSettings("voyage-4", api_key=key, base_url=base_url))
 
-    assert provider("al-1").address("al-1") == "https://ai.mongodb.com/v1"
-    assert provider("pa-1").address("pa-1") == "https://api.voyageai.com/v1"
-    assert provider("al-1", "https://us.ai.mongodb.com/v1/").address("al-1") == "https://us.ai.mongodb.com/v1"
+
+def test_a_key_says_which_of_voyage_s_hosts_it_is_for():
+    assert provider(Secret("al-1")).address == "https://ai.mongodb.com/v1"
+    assert provider(Secret("pa-1")).address == "https://api.voyageai.com/v1"
+    assert provider(Secret("al-1"), "https://us.ai.mongodb.com/v1/").address == "https://us.ai.mongodb.com/v1"
+
+
+def test_a_key_that_changes_says_it_each_time():
+    made = provider(Secret("", source=lambda: "pa-1"))
+    assert made.address is None
+    assert [made.address_for(key) for key in ("al-1", "pa-1")] == [
+        "https://ai.mongodb.com/v1",
+        "https://api.voyageai.com/v1",
+    ]
 
 
 def test_a_host_that_is_named_and_one_that_the_key_leads_to_share_a_bound():
-    def account(key, base_url=None):
-        return Voyage(ProviderSettings("voyage-4", api_key=Secret(key), base_url=base_url)).account
-
-    assert account("pa-1") == account("pa-1", "https://API.voyageai.com/v1/")
-    assert account("al-1") == account("al-1", "https://ai.mongodb.com/v1")
-    assert account("al-1") != account("al-1", "https://eu.ai.mongodb.com/v1")
-    assert account("pa-1") != account("pa-2")
+    mongodb, voyage_ai = "https://ai.mongodb.com/v1", "https://API.voyageai.com/v1/"
+    assert provider(Secret("pa-1")).account == provider(Secret("pa-1"), voyage_ai).account
+    assert provider(Secret("al-1")).account == provider(Secret("al-1"), mongodb).account
+    assert provider(Secret("al-1")).account != provider(Secret("al-1"), "https://eu.ai.mongodb.com/v1").account
+    assert provider(Secret("pa-1")).account != provider(Secret("pa-2")).account
 
 
 def test_an_address_that_lacks_its_path_is_told_so(server):

@@ -15,6 +15,7 @@ from embedkit_core.errors import ConfigurationError
 from embedkit_core.form import DType
 from embedkit_core.order import Order, order
 from embedkit_core.providers import Provider, ProviderSettings, is_provider, provider_class, provider_names
+from embedkit_core.providers.connection import Connection, connection
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import InputType, LongText, ModelInfo
 
@@ -79,11 +80,14 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
-    info = catalogue.find_for(name, chosen.rows_of or (provider,), arguments["model_info"])
+    given = arguments["model_info"]
+    info = catalogue.find_for(name, chosen.rows_of or (provider,), given, chosen.unknown(name))
     # A new model must not wait for a release, but a slip of the pen is not a new model.
     is_listed = chosen.is_own_host(base_url) and not chosen.on_this_machine
     if info is None and is_listed and (meant := catalogue.near(name, provider)):
-        raise ConfigurationError(f"no model {name!r} is known at {provider}; did you mean {meant!r}?")
+        raise ConfigurationError(
+            f"no model {name!r} is known at {provider}; did you mean {meant!r}? If not, model_info={{}} says so"
+        )
     chosen.check_installed()
     return Choice(
         chosen,
@@ -96,6 +100,7 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
             on_long_text=arguments["on_long_text"],
             options=_options(chosen, arguments["provider_options"]),
             info=info,
+            connection=_connection(arguments),
         ),
     )
 
@@ -144,11 +149,22 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
     )
 
 
-def _secret(api_key: str | Secret | None) -> Secret | None:
+def _connection(arguments: Mapping[str, Any]) -> Connection:
+    given = arguments["headers"]
+    if isinstance(given, Connection):
+        return given
+    return connection(given, arguments["proxy"], arguments["ca_bundle"])
+
+
+def _secret(api_key: object) -> Secret | None:
     if api_key is None or isinstance(api_key, Secret):
         return api_key
+    if inspect.iscoroutinefunction(api_key):
+        raise ConfigurationError("api_key is an async function; give one that can simply be called: it has a thread")
+    if callable(api_key):
+        return Secret("", source=api_key)
     if not isinstance(api_key, str):
-        raise ConfigurationError(f"api_key must be a string, not {type(api_key).__name__}")
+        raise ConfigurationError(f"api_key must be a string or a function, not {type(api_key).__name__}")
     return Secret(clean(api_key, "api_key"))
 
 

@@ -43,7 +43,8 @@ class ModelInfo:
     mean of all was taken away ("centred"), or None where nobody documents that it does. `dtypes` are those the provider
     offers. `unit_length` is True where the model promises vectors of length 1, False where they are made so here, None
     where they are left as they come. `prompts` are put before texts by us. Models of one `space` may be compared.
-    `read` is the date on which limits and prices were read at `source`; `status` is "current", "legacy" or "retired".
+    `read` is the date on which limits were read at `source` and prices at `price_source`; `status` is "current",
+    "legacy" or "retired".
     """
 
     provider: str
@@ -64,6 +65,7 @@ class ModelInfo:
     tokenizer: str | None = None
     released: str | None = None
     read: str | None = None
+    price_source: str | None = None
 
 
 class Entry(NamedTuple):

@@ -20,9 +20,10 @@ from embedkit_core.forks import importing
 
 if TYPE_CHECKING:
     from embedkit_core.providers import Client
+    from embedkit_core.secrets import Secret
 
 
-LIMITER_THREAD = "embedkit-limiter"
+USERS_THREAD = "embedkit-limiter"  # what of the user's waits: rate limiters, functions that give keys
 
 
 class Account:
@@ -39,8 +40,10 @@ class Account:
         in_flight: int | None,
         loop: asyncio.AbstractEventLoop,
         writer: Writer,
+        secret: Secret | None = None,
     ) -> None:
         self.name = name
+        self._secret = secret if secret is not None and secret.source is not None else None
         self.users = 0
         self.idle_since = loop.time()
         self._in_flight = in_flight
@@ -91,7 +94,7 @@ class Account:
         step = self.scheduler.poll(self.loop.time())
         for flight in step.asks:
             threading.Thread(
-                target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=LIMITER_THREAD, daemon=True
+                target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=USERS_THREAD, daemon=True
             ).start()
         for flight in step.sends:
             task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
@@ -134,6 +137,9 @@ class Account:
         model, timeout = flight.lane.lane.model, flight.batch.timeout
         error: ProviderError
         try:
+            if self._secret is not None:
+                async with asyncio.timeout(timeout):
+                    await self._refreshed(self._secret)
             if self._client is None:
                 with importing.lock:  # an SDK, most likely
                     self._client = self._connect()
@@ -160,6 +166,27 @@ class Account:
         if self.scheduler.owns(flight):
             self.tell(lambda: self.scheduler.failed(flight, error, self.loop.time()))
         self.pump()
+
+    async def _refreshed(self, secret: Secret) -> None:
+        """Have a key that changes asked for, on a thread of its own: it is the user's code, and may take its time."""
+        done: asyncio.Future[ProviderError | None] = self.loop.create_future()
+
+        def tell(flaw: ProviderError | None) -> None:
+            if not done.done():
+                done.set_result(flaw)
+
+        def ask() -> None:
+            flaw: ProviderError | None = None
+            try:
+                secret.refresh()
+            except ProviderError as error:
+                flaw = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                self.loop.call_soon_threadsafe(tell, flaw)
+
+        contextvars.Context().run(threading.Thread(target=ask, name=USERS_THREAD, daemon=True).start)
+        if (flaw := await done) is not None:
+            raise flaw
 
     def _give_up_all(self, error: Exception) -> None:
         """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""

@@ -35,6 +35,10 @@ class Connection:
         parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle))
         return hashlib.sha256(SALT + parts.encode()).hexdigest()
 
+    def secrets_with(self, key: str) -> list[str]:
+        """Give the key and all that headers and proxy hold, which no message may repeat."""
+        return [key, *self.headers.values(), *([self.proxy] if self.proxy else [])]
+
     def __bool__(self) -> bool:
         return bool(self.headers or self.proxy or self.ca_bundle or self.lost)
 

@@ -34,6 +34,7 @@ from embedkit_core.errors import (
     UnavailableError,
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings
+from embedkit_core.providers.connection import Connection
 from embedkit_core.providers.decoding import decoded, decoder, in_order, read_tokens
 from embedkit_core.providers.headers import headroom, retry_after
 from embedkit_core.providers.messages import canonical_url, quotable
@@ -48,7 +49,6 @@ FLOAT32 = np.dtype(np.float32)
 OWN_HOST = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "no-key-needed"
 KEY_VARIABLE = "OPENAI_API_KEY"
-COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = re.compile(
     r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length"
@@ -74,6 +74,7 @@ class OpenAI(Provider):
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+    unknown_limits: ClassVar[Limits] = Limits(texts=256)  # what an unknown model's server is trusted with
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
         *("encoding_format", "api_key", "extra_body", "extra_headers", "extra_query", "timeout")
@@ -89,15 +90,23 @@ class OpenAI(Provider):
         default = info.dimensions if info else None
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
-        self.limits = info.limits if info else COMPATIBLE
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
         self._has_openais_tokens = info is not None and info.provider == self.name
         self._prompts = settings.prompts
         self._options = dict(settings.options)
         self._organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
         self._project = os.environ.get("OPENAI_PROJECT_ID")
-        self._key = self._key_from(settings)
-        self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
+        self._connection = settings.connection
+        self.secret: Secret = self._key_from(settings)
+        self.account = (
+            self.name,
+            canonical,
+            self.secret.mark,
+            self._organization,
+            self._project,
+            self._connection.mark,
+        )
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -131,20 +140,27 @@ class OpenAI(Provider):
 
     def connect(self) -> Client:
         """Open the SDK's async client, with its own retries off."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        if self._key.is_lost:
+        self._connection.check_not_lost()
+        if self.secret.is_lost:
             raise AuthenticationError(
                 "the api_key given in another process is not pickled; set the environment variable OPENAI_API_KEY here"
             )
+        given = self._connection
+        transport: Any = None
+        if given.proxy is not None or given.ca_bundle is not None:
+            transport = DefaultAsyncHttpxClient(proxy=given.proxy, verify=given.ssl_context() or True)
         client = AsyncOpenAI(
-            api_key=self._key.reveal(),
+            api_key=self.secret.reveal(),
             base_url=self._base_url,
             organization=self._organization,
             project=self._project,
+            default_headers=dict(given.headers),
+            http_client=transport,
             max_retries=0,
         )
-        return OpenAIClient(client, secret=self._key)
+        return OpenAIClient(client, self.secret, given)
 
 
 def _address(base_url: str | None) -> str:
@@ -157,7 +173,7 @@ def _address(base_url: str | None) -> str:
 class OpenAIClient:
     """The SDK's transport, with request and reply as bytes: its models would walk every number of a reply."""
 
-    def __init__(self, sdk: AsyncOpenAI, *, secret: Secret) -> None:
+    def __init__(self, sdk: AsyncOpenAI, secret: Secret, connection: Connection) -> None:
         import openai
         import orjson
 
@@ -171,6 +187,7 @@ class OpenAIClient:
         self._json = orjson
         self._decode64 = decoder()
         self._secret = secret
+        self._connection = connection
         self._encoding = "base64"
 
     async def embed(self, batch: Batch) -> Reply:
@@ -179,6 +196,7 @@ class OpenAIClient:
         fields.pop("prompt", None)
         texts = batch.prompted()
         encoding = self._encoding
+        self._sdk.api_key = self._secret.reveal()  # another one, where it changes
         body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
             response = await self._sdk.post(
@@ -221,7 +239,8 @@ class OpenAIClient:
         status = refusal.status_code
         detail = _detail(refusal.body)
         retried = status in (408, 409, 429) or status >= 500
-        said = "" if retried else quotable(detail["message"], texts, self._secret.reveal())
+        secrets = self._connection.secrets_with(self._secret.reveal())
+        said = "" if retried else quotable(detail["message"], texts, secrets)
         where: dict[str, Any] = {
             "provider": "openai",
             "model": f"openai:{model}",
@@ -248,7 +267,7 @@ class OpenAIClient:
         if encoding == "base64" and ("encoding_format" in str(refusal.body) or "base64" in detail["message"]):
             self._encoding = "float"
             return EncodingRefusedError(f"the server refuses base64 (HTTP {status})", **where)
-        about = quotable(detail["param"], texts, self._secret.reveal()).replace(": ", " for its ", 1)
+        about = quotable(detail["param"], texts, secrets).replace(": ", " for its ", 1)
         if status == 404 and not self._sdk.base_url.path.rstrip("/").endswith("/v1"):
             said += "; should base_url end in /v1?"
         return _about_input(status, detail, said, about, where)

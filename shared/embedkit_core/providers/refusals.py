@@ -30,7 +30,7 @@ class Refusal:
     message: str
     headers: Mapping[str, str]
     texts: Sequence[str] = field(repr=False)
-    secret: str = field(repr=False)
+    secrets: Sequence[str] = field(repr=False)
     request_id: str | None = None
 
     @property
@@ -46,7 +46,7 @@ class Refusal:
     @property
     def said(self) -> str:
         """What of the server's text may be shown, as ': ...'."""
-        return quotable(self.message, self.texts, self.secret)
+        return quotable(self.message, self.texts, self.secrets)
 
     def quota(self) -> QuotaError:
         """Give the error for an account that has no credit left."""

@@ -45,7 +45,6 @@ MONGODB = "https://ai.mongodb.com/v1"  # for keys that begin with "al-", as the 
 # https://www.mongodb.com/docs/voyageai/geographies and .../api-reference/overview, read 2026-11-25.
 SCOPED = re.compile(r"https://[a-z]+\.ai\.mongodb\.com/v1")
 SURCHARGE = Decimal("1.1")
-UNKNOWN = Limits(texts=1000, tokens=120_000)  # of a model that is not in the catalogue; the least of those that are
 FOREVER = 86_400.0  # the SDK reads None as 600 seconds
 
 # What refusals say; tests/golden/voyage has them as they were seen.
@@ -64,6 +63,7 @@ class Voyage(Provider):
     extra: ClassVar[str | None] = "voyage"
     needs: ClassVar[tuple[str, ...]] = ("voyageai", "aiohttp", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
+    unknown_limits: ClassVar[Limits] = Limits(texts=1000, tokens=120_000)  # the least of those that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
         *("output_dimension", "output_dtype", "truncation", "encoding_format", "api_key", "base_url", "headers")
@@ -72,9 +72,12 @@ class Voyage(Provider):
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
         self.secret = _key(settings)
-        self._base_url = settings.base_url.strip().rstrip("/") if settings.base_url is not None else None
-        canonical = canonical_url(self._base_url) if self._base_url is not None else ""
-        self.endpoint = "" if self.is_own_host(self._base_url) else canonical
+        given = settings.base_url.strip().rstrip("/") if settings.base_url is not None else None
+        self.endpoint = "" if self.is_own_host(given) else canonical_url(given or HOST)
+        is_known = self.secret is not None and self.secret.source is None and not self.secret.is_lost
+        by_key = _own_host(self.secret.reveal()) if self.secret is not None and is_known else None
+        self.address = given or by_key
+        canonical = "" if self.address is None else canonical_url(self.address)
         if self.secret is None and not self.endpoint:
             raise ConfigurationError(
                 f"no API key for voyage:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
@@ -84,14 +87,14 @@ class Voyage(Provider):
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self._dtype = settings.dtype
-        self.limits = info.limits if info else UNKNOWN
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
         if self.usd_per_million is not None and SCOPED.fullmatch(canonical):
             self.usd_per_million *= SURCHARGE
         self._prompts = settings.prompts
         self._options = dict(settings.options)
-        self._connection = settings.connection
-        self.account = (self.name, self._bound(), self.secret and self.secret.mark, settings.connection.mark)
+        self.connection = settings.connection
+        self.account = (self.name, canonical, self.secret and self.secret.mark, settings.connection.mark)
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -117,7 +120,7 @@ class Voyage(Provider):
 
     def connect(self) -> Client:
         """Open a session, which the SDK would otherwise do for each request."""
-        self._connection.check_not_lost()
+        self.connection.check_not_lost()
         if self.secret is not None and self.secret.source is None:
             self.secret.reveal()
         return VoyageClient(self)
@@ -130,23 +133,21 @@ class Voyage(Provider):
         """
         import aiohttp
 
-        given = self._connection
+        given = self.connection
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=given.ssl_context() or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=dict(given.headers),
-            proxy=given.proxy_for(self._base_url or HOST),
+            proxy=given.proxy_for(self.address or HOST),
         )
 
-    def _bound(self) -> str:
-        """Give what of the address shares a bound: a host that is named is the same as one the key leads to."""
-        is_known = self.secret is not None and self.secret.source is None and not self.secret.is_lost
-        where = self.address(self.secret.reveal()) if self.secret is not None and is_known else self._base_url
-        return "" if where is None else canonical_url(where)
+    def address_for(self, key: str) -> str:
+        """Give the address requests go to with a key; one that changes says each time which of Voyage's it is for."""
+        return self.address or _own_host(key)
 
-    def address(self, key: str) -> str:
-        """Give the address requests go to; Voyage's own depends on the key, as in the SDK."""
-        return self._base_url or (MONGODB if key.startswith("al-") else HOST)
+
+def _own_host(key: str) -> str:
+    return MONGODB if key.startswith("al-") else HOST
 
 
 def _key(settings: ProviderSettings) -> Secret | None:
@@ -185,7 +186,7 @@ class VoyageClient:
         fields.pop("prompt", None)
         texts = batch.prompted()
         key = self._secret.reveal()
-        address = self._provider.address(key)
+        address = self._provider.address_for(key)
         requestor = self._requestor(key, address)
         params = {**fields, "input": texts, "encoding_format": "base64"}
         timeout = FOREVER if batch.timeout is None else batch.timeout
@@ -205,7 +206,8 @@ class VoyageClient:
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
             refusal = Refusal(
-                *("voyage", str(fields.get("model")), response.status, self._said(body), headers, texts, key),
+                *("voyage", str(fields.get("model")), response.status, self._said(body), headers, texts),
+                secrets=self._provider.connection.secrets_with(key),
                 request_id=headers.get("x-request-id") or headers.get("request-id"),
             )
             raise _translated(refusal, address)
