@@ -142,7 +142,7 @@ def types(live: Live) -> Findings:
 
 
 def refusals(live: Live) -> Findings:
-    """What errors come to: none of these requests is billed."""
+    """What errors come to."""
     limits = live.embedder().provider.limits
     too_long = WORD * (limits.text_tokens or 8192) * 2
     asked: dict[str, Callable[[], Any]] = {
@@ -205,9 +205,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="", help="a model of it; by default the cheapest that has most to settle")
     parser.add_argument("--base-url", help="another address than the provider's own")
     given = parser.parse_args(arguments)
-    model = f"{given.provider}:{given.model or MODELS[given.provider]}"
+    live = Live(f"{given.provider}:{given.model or MODELS[given.provider]}", {"base_url": given.base_url})
     try:
-        for line in report(Live(model, {"base_url": given.base_url})):
+        live.embedder()  # without a key there is nothing to report
+        for line in report(live):
             print(line, flush=True)
     except EmbedKitError as error:
         print(error, file=sys.stderr)
