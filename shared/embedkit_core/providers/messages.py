@@ -40,7 +40,7 @@ def _without_login(url: str) -> str:
 
 
 def quotable(message: str, texts: Iterable[str], secrets: Iterable[str]) -> str:
-    """Give what may be shown of a server's text, as ': ...', or nothing where it repeats a text, the key or a header."""
+    """Give what may be shown of a server's text, as ': ...', or nothing where it repeats a text or a secret."""
     shown = " ".join(message[:SHOWN].split())
     texts = list(texts)
     if not shown or any(_shares_piece(shown, secret) for secret in secrets) or sum(map(len, texts)) > SEARCHED:
