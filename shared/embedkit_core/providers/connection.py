@@ -50,6 +50,24 @@ class Connection:
                 "pickle_api_key=True there, or make the embedder here"
             )
 
+    def proxy_for(self, url: str) -> str | None:
+        """Give the proxy to an address: the user's, else the environment's (HTTPS_PROXY, NO_PROXY); None for none."""
+        if self.proxy is not None:
+            return self.proxy
+        from urllib.request import getproxies, proxy_bypass
+
+        parts = urlsplit(url)
+        found = getproxies().get(parts.scheme)
+        if not found or proxy_bypass(parts.netloc):
+            return None
+        address = found if "://" in found else f"http://{found}"
+        if not _is_proxy(address):  # to go past it in silence would be worse
+            raise ConfigurationError(
+                f"the environment variable {parts.scheme.upper()}_PROXY names no proxy such as "
+                "http://proxy.example:3128; proxy= takes another, and NO_PROXY the hosts that need none"
+            )
+        return address
+
     def ssl_context(self) -> ssl.SSLContext | None:
         """Give what trusts the user's certificates, None for the client's own choice."""
         if self.ca_bundle is None:
