@@ -15,7 +15,8 @@ PURE = [
     *("scheduler", "turns", "queues", "packing", "pace", "own", "flow", "recent"),
     *("failures", "retry", "longtext", "replies", "items"),
 ]
-PROVIDERS = {"openai", "local", "fake", "voyage", "cohere"}
+PRESETS = {"azure", "ollama", "vllm", "tei", "infinity", "lmstudio"}
+PROVIDERS = {"openai", "local", "fake", "voyage", "cohere", *PRESETS}
 FILES = sorted([*CORE.rglob("*.py"), *(path for name in ADAPTERS for path in (ROOT / name).rglob("*.py"))])
 LONGEST = 330
 
@@ -122,7 +123,7 @@ def test_the_scheduler_and_its_parts_hold_no_thread_no_clock_and_no_socket(name)
 
 @each_file
 def test_nobody_but_a_provider_asks_which_provider_it_is(path):
-    if path.stem in PROVIDERS and path.parent.name in ("providers", "testing"):
+    if path.stem in {*PROVIDERS, "presets"} and path.parent.name in ("providers", "testing"):
         return
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Compare, ast.MatchValue)):

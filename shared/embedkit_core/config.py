@@ -51,7 +51,7 @@ class Choice:
             info,
             dimensions=dimensions,
             dtype=dtype,
-            offered=info.dtypes if info else chosen.dtypes,
+            offered=info.dtypes if info and info.provider == chosen.key_name else chosen.dtypes,
             unit=chosen.promises_unit_length,
             cuts=info is None or (chosen.takes_dimensions and info.provider == chosen.key_name),
         )
@@ -80,8 +80,7 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
-    given = arguments["model_info"]
-    info = catalogue.find_for(name, chosen.rows_of or (provider,), given, chosen.unknown(name))
+    info = _row(chosen, name, base_url, arguments["model_info"])
     # A new model must not wait for a release, but a slip of the pen is not a new model.
     is_listed = chosen.is_own_host(base_url) and not chosen.on_this_machine
     if info is None and is_listed and (meant := catalogue.near(name, provider)):
@@ -103,6 +102,17 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
             connection=_connection(arguments),
         ),
     )
+
+
+def _row(chosen: type[Provider], name: str, base_url: str | None, given: Mapping[str, Any] | None) -> ModelInfo | None:
+    """Give what is known of a model: at a provider's own host only of its own, elsewhere of any that it may serve.
+
+    What nobody but the user knows is one of the last of these: an open model's vectors are cut here, if at all.
+    """
+    homes, unknown = chosen.rows_of or (chosen.name,), chosen.unknown(name)
+    if chosen.is_own_host(base_url):
+        return catalogue.find_for(name, homes[:1], given, unknown)
+    return catalogue.find_for(name, homes, given, replace(unknown, provider=homes[-1]))
 
 
 def split_model(model: str, base_url: str | None) -> tuple[str, str]:

@@ -114,12 +114,14 @@ class RateLimiter(Protocol):
 class Batch:
     """What a provider is asked: texts that share one request.
 
-    `wire` is the request without the texts, as the provider's own `wire()` gave it; `timeout` is in seconds.
+    `wire` is the request without the texts, as the provider's own `wire()` gave it; `timeout` is in seconds. `widths`
+    are the numbers a row of the reply may have, none where only a reply can tell.
     """
 
     texts: Sequence[str]
     wire: Mapping[str, Any]
     timeout: float | None = None
+    widths: tuple[int, ...] = ()
 
     def prompted(self) -> list[str]:
         """Give the texts with the wire's `prompt` before each, for a provider that has no field for it."""

@@ -111,18 +111,23 @@ def find_for(
 ) -> ModelInfo | None:
     """Give the row of a model at the first of these providers that has one, with what the user knows better.
 
-    `otherwise` is what is to be thought of a model that has no row, where the user says something of it.
+    `otherwise` is what is to be thought of a model that has no row, where the user says something of it. Its limits are
+    those of requests to the first provider, also for a model of another, whose price is not known there.
 
     Raises:
         ConfigurationError: naming what is wrong in what was `given`.
     """
-    found = next((row for provider in providers if (row := find(name, provider))), None)
-    if given is None:
-        return found
-    if not isinstance(given, Mapping):
+    if given is not None and not isinstance(given, Mapping):
         raise ConfigurationError("model_info must be a mapping from fields of the catalogue to their values")
-    fields = dict(given)
-    return merged(_like(found or otherwise, fields, "model_info"), fields, "model_info")
+    found = next((row for provider in providers if (row := find(name, provider))), None)
+    if given is None and found is None:
+        return None
+    fields = dict(given or {})
+    base = _like(found or otherwise, fields, "model_info")
+    if base.provider != providers[0]:
+        limits = replace(otherwise.limits, text_tokens=base.limits.text_tokens)
+        base = replace(base, limits=limits, usd_per_million=None, usd_per_million_batch=None)
+    return merged(base, fields, "model_info")
 
 
 def near(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str | None:
