@@ -1,5 +1,6 @@
 """The catalogue: every row can be believed, a user knows better, and a slip of the pen finds the row it meant."""
 
+import datetime
 import json
 from decimal import Decimal
 from importlib.resources import files
@@ -10,16 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit_core import ConfigurationError, Embedder, ModelInfo, catalogue, models
-from embedkit_core.catalogue.rows import VECTORLESS, as_json
+from embedkit_core.catalogue.rows import VECTORLESS, as_json, merged, unknown
 from embedkit_core.providers import provider_class, provider_names
 from embedkit_core.types import Limits
 
 FOLDER = files("embedkit_core.catalogue")
 RAW = json.loads(FOLDER.joinpath("models.json").read_text(encoding="utf-8"))
 SCHEMA = json.loads(FOLDER.joinpath("schema.json").read_text(encoding="utf-8"))
+VALIDATORS = {
+    part: jsonschema.Draft202012Validator({"$defs": SCHEMA["$defs"], "$ref": f"#/$defs/{part}"})
+    for part in ("ours", "model")
+}
+PROPERTIES = SCHEMA["$defs"]["model"]["properties"]
 SMALL = "openai:text-embedding-3-small"
 ROWS = models()
 APIS = [row for row in ROWS if row.provider != "local"]
+each_raw_row = pytest.mark.parametrize("raw", RAW["models"], ids=lambda raw: raw["name"])
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 each_api_row = pytest.mark.parametrize("row", APIS, ids=lambda row: row.name)
 
@@ -31,9 +38,20 @@ def made(model=SMALL, **settings):
 # Our own file
 
 
+def valid(raw, part="ours"):
+    """Whether the schema takes a row: as one of our own, or as a user's."""
+    return VALIDATORS[part].is_valid(raw)
+
+
 def test_the_file_is_as_its_schema_says():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(RAW, SCHEMA)
+
+
+@each_raw_row
+def test_a_row_of_ours_is_complete_and_says_where_it_was_read(raw):
+    assert valid(raw)
+    assert valid(raw, "model")
 
 
 @pytest.mark.parametrize(
@@ -44,22 +62,53 @@ def test_the_file_is_as_its_schema_says():
         {"usd_per_million": "a little"},
         {"status": "new"},
         {"source": "somewhere"},
+        {"read": "yesterday"},
+        {"tokenizer": "cl100k_base"},
+        {"space": None},
         {"allowed_dimensions": []},
+        {"allowed_dimensions": [1536, 1536]},
         {"dtypes": ["float8"]},
-        {"usd_per_million_batch": "0.1", "usd_per_million": None},
+        {"like": "openai:text-embedding-3-large"},
+        {"retired": "2026-04-04"},
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_is_wrong(flaw):
-    row = {name: value for name, value in (RAW["models"][0] | flaw).items() if value is not None}
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(RAW | {"models": [row]}, SCHEMA)
+def test_the_schema_refuses_a_row_of_ours_that_is_wrong(flaw):
+    assert not valid(RAW["models"][0] | flaw)
+
+
+@pytest.mark.parametrize("gone", ["status", "dimensions", "allowed_dimensions", "source", "read", "price_source"])
+def test_the_schema_refuses_a_row_of_ours_that_is_not_whole(gone):
+    assert not valid({name: value for name, value in RAW["models"][0].items() if name != gone})
 
 
 def test_every_field_is_in_the_schema_and_can_be_given():
-    fields = set(SCHEMA["$defs"]["model"]["properties"]) - {"provider", "name"}
+    fields = set(PROPERTIES) - {"provider", "name", "like"}
     assert as_json(ROWS[0]).keys() == fields
     assert fields >= VECTORLESS
+
+
+@each_row
+def test_a_row_as_it_is_listed_can_be_put_into_a_file(row):
+    assert valid(json.loads(json.dumps({"provider": row.provider, "name": row.name, **as_json(row)})), "model")
+
+
+SAMPLES = [
+    *(None, True, False, 0, 1, -1, 0.02, 2**20, 2**20 + 1, 10**13, "", "x", "0.02", "free", "-1", "prefix"),
+    *([], [1], [1, "x"], [True], ["float32"], ["float8"], [[1]], {}, {"min": 1}, {"min": 1, "max": 3}),
+    *({"min": 0, "max": 3}, {"query": "q"}, {"query": 5}, {"passage": "p"}),
+]
+
+
+@pytest.mark.parametrize("field", sorted(set(PROPERTIES) - {"provider", "name", "like"}))
+def test_the_schema_takes_what_is_read_and_nothing_else(field):
+    for sample in SAMPLES:
+        try:
+            merged(unknown("openai", "m"), {field: sample}, "here")
+            is_read = True
+        except ConfigurationError:
+            is_read = False
+        assert valid({"provider": "openai", "name": "m", field: sample}, "model") == is_read, sample
 
 
 @each_row
@@ -75,19 +124,44 @@ def test_a_row_says_what_fits_together(row):
         assert len(row.allowed_dimensions) > 1
     if "binary" in row.dtypes:
         assert all(n % 8 == 0 for n in row.allowed_dimensions)
-    if row.prompts.get("query") != row.prompts.get("document"):
-        assert row.asymmetric
+    if row.cut is None:
+        assert len(row.allowed_dimensions) == 1 or row.provider == "cohere"  # nobody documents what Cohere's cut is
+    if row.provider == "local":
+        assert row.asymmetric == (row.prompts.get("query") != row.prompts.get("document"))
+        assert row.source == f"https://huggingface.co/{row.name}"
     for price in (row.usd_per_million, row.usd_per_million_batch):
         assert price is None or (type(price) is Decimal and 0 < price < 10)
+    if row.usd_per_million_batch is not None:
+        assert row.usd_per_million_batch < row.usd_per_million
+    for date in (row.released, row.retired, row.read):
+        assert date is None or datetime.date.fromisoformat(date) <= datetime.date.fromisoformat(row.read)
+
+
+@each_row
+def test_a_successor_is_listed_and_current_and_what_is_retired_has_one(row):
+    assert (row.status == "retired") == (row.retired is not None)
+    if row.status == "current":
+        assert row.successor is None
+    if row.successor is not None:
+        [successor] = models(row.provider, name=row.successor)
+        assert successor.status == "current"
+
+
+def test_models_of_one_space_have_dimensions_in_common():
+    for space in {row.space for row in ROWS} - {None}:
+        members = [row for row in ROWS if row.space == space]
+        assert len(members) > 1
+        assert len({row.allowed_dimensions for row in members}) == 1
 
 
 @each_api_row
 def test_a_model_of_an_api_has_its_limits_and_its_price(row):
     assert row.limits.texts <= provider_class(row.provider).unknown_limits.texts or row.provider == "openai"
     assert row.unit_length is not None
+    assert row.limits.text_tokens is not None
     if row.status != "retired":
         assert row.usd_per_million is not None
-        assert row.limits.text_tokens is not None
+        assert row.limits.tokens is not None
 
 
 def test_no_model_is_listed_twice():
@@ -116,11 +190,20 @@ def test_a_name_finds_its_row_with_and_without_its_provider(row):
 @each_api_row
 def test_facts_follow_the_name_to_any_address(row):
     model = f"{row.provider}:{row.name}"
-    for address in (None, "http://localhost:1/v1"):
+    for address in (None, "http://localhost:1/v1") if row.status != "retired" else ("http://localhost:1/v1",):
         here = made(model, base_url=address)
         assert here.dimensions == row.dimensions
         assert here.provider.limits == row.limits
         assert here.provider.usd_per_million == row.usd_per_million
+
+
+def test_a_model_that_is_retired_is_refused_with_the_one_to_use_instead():
+    said = r"retired 'embed-english-v2.0' since 2026-04-04; it names 'cohere:embed-v4.0' instead"
+    with pytest.raises(ConfigurationError, match=said):
+        made("cohere:embed-english-v2.0")
+    assert made("cohere:embed-english-v2.0", model_info={"status": "legacy"}).dimensions == 4096
+    assert made("cohere:embed-english-v2.0", base_url="http://localhost:1").dimensions == 4096
+    assert made("openai:text-embedding-ada-002").dimensions == 1536  # legacy, and served
 
 
 def test_models_lists_what_is_asked_for():

@@ -81,12 +81,8 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
     info = _row(chosen, name, base_url, arguments["model_info"])
-    # A new model must not wait for a release, but a slip of the pen is not a new model.
-    is_listed = chosen.is_own_host(base_url) and not chosen.on_this_machine
-    if info is None and is_listed and (meant := catalogue.near(name, provider)):
-        raise ConfigurationError(
-            f"no model {name!r} is known at {provider}; did you mean {meant!r}? If not, model_info={{}} says so"
-        )
+    if chosen.is_own_host(base_url) and not chosen.on_this_machine:
+        _refuse_what_is_not_served(provider, name, info)
     chosen.check_installed()
     return Choice(
         chosen,
@@ -113,6 +109,23 @@ def _row(chosen: type[Provider], name: str, base_url: str | None, given: Mapping
     if chosen.is_own_host(base_url):
         return catalogue.find_for(name, homes[:1], given, unknown)
     return catalogue.find_for(name, homes, given, replace(unknown, provider=homes[-1]))
+
+
+def _refuse_what_is_not_served(provider: str, name: str, info: ModelInfo | None) -> None:
+    """Refuse slips of the pen, and what the provider has retired. A new model must not wait for a release."""
+    if info is None and (meant := catalogue.near(name, provider)):
+        raise ConfigurationError(
+            f"no model {name!r} is known at {provider}; did you mean {meant!r}? If not, model_info={{}} says so"
+        )
+    if info is not None and info.status == "retired":
+        since = f" since {info.retired}" if info.retired else ""
+        instead = (
+            f"; it names '{provider}:{info.successor}' instead, whose vectors are others" if info.successor else ""
+        )
+        raise ConfigurationError(
+            f"{provider} has retired {name!r}{since}{instead}. If it is still served, "
+            "model_info={'status': 'legacy'} says so"
+        )
 
 
 def split_model(model: str, base_url: str | None) -> tuple[str, str]:

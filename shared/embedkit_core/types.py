@@ -44,7 +44,7 @@ class ModelInfo:
     offers. `unit_length` is True where the model promises vectors of length 1, False where they are made so here, None
     where they are left as they come. `prompts` are put before texts by us. Models of one `space` may be compared.
     `read` is the date on which limits were read at `source` and prices at `price_source`; `status` is "current",
-    "legacy" or "retired".
+    "legacy" or "retired"; `successor` is the model its provider names in its stead, whose vectors are others.
     """
 
     provider: str
@@ -66,6 +66,9 @@ class ModelInfo:
     released: str | None = None
     read: str | None = None
     price_source: str | None = None
+    retired: str | None = None
+    successor: str | None = None
+    note: str | None = None
 
 
 class Entry(NamedTuple):

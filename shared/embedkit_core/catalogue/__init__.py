@@ -68,7 +68,7 @@ def _listed(file: str) -> list[Any]:
             flaw = 'it is no object such as {"models": [{"provider": "openai", "name": "...", ...}]}'
     except OSError as error:
         flaw = type(error).__name__
-    except ValueError:
+    except (ValueError, RecursionError):
         flaw = "it is no JSON"
     raise ConfigurationError(f"the file that {FILE_VARIABLE} names ({file}) cannot be used: {flaw}")
 

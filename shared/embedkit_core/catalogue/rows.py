@@ -107,7 +107,7 @@ def _prompts(value: Any) -> dict[InputType, str]:
 
 def _types(value: Any) -> tuple[DType, ...]:
     known = get_args(DType)
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value or not set(value) <= set(known):
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value or not all(v in known for v in value):
         raise _WrongError(f"a list of {', '.join(known)}")
     return tuple(value)
 
@@ -134,12 +134,14 @@ def _maybe(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 # Fields that change no vector.
 VECTORLESS = frozenset(
     {"text_tokens", "request_texts", "request_tokens", "usd_per_million", "usd_per_million_batch", "price_source"}
-    | {"status", "released", "tokenizer", "read", "source"}
+    | {"status", "released", "retired", "successor", "tokenizer", "read", "source", "note"}
 )
 _LIMITS = {"text_tokens": "text_tokens", "request_texts": "texts", "request_tokens": "tokens"}
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "status": _words,
     "released": _maybe(_words),
+    "retired": _maybe(_words),
+    "successor": _maybe(_words),
     "dimensions": _maybe(lambda value: _whole(value, MOST)),
     "allowed_dimensions": _maybe(_choices),
     "cut": _maybe(_one_of(*get_args(Cut))),
@@ -157,4 +159,5 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "read": _maybe(_words),
     "source": _words,
     "price_source": _maybe(_words),
+    "note": _maybe(_words),
 }
