@@ -79,7 +79,8 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
-    info = catalogue.find_for(name, chosen.rows_of or (provider,), arguments["model_info"])
+    listed_as = chosen.catalogue_name(name)
+    info = catalogue.find_for(listed_as, chosen.rows_of or (provider,), arguments["model_info"])
     # A new model must not wait for a release, but a slip of the pen is not a new model.
     is_listed = chosen.is_own_host(base_url) and not chosen.on_this_machine
     if info is None and is_listed and (meant := catalogue.near(name, provider)):
