@@ -80,7 +80,7 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
-    info = _row(chosen, name, base_url, arguments["model_info"])
+    info = _row(chosen, chosen.catalogue_name(name), base_url, arguments["model_info"])
     if chosen.is_own_host(base_url) and not chosen.on_this_machine:
         _refuse_what_is_not_served(provider, name, info)
     chosen.check_installed()

@@ -193,6 +193,11 @@ class Provider(ABC):
         return None
 
     @classmethod
+    def catalogue_name(cls, name: str) -> str:
+        """Give the name by which the catalogue lists the model that a user names so."""
+        return name
+
+    @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
         """Tell whether an address is the provider's own, whose models the catalogue knows."""
         return base_url is None

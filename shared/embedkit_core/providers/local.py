@@ -1,19 +1,12 @@
-"""Hugging Face models on this machine, through sentence-transformers.
-
-A model is a folder: nothing is fetched. Its identity in a key is the digest of its configuration and weights, so that
-a moved copy shares its vectors and a changed one does not.
-"""
+"""Hugging Face models on this machine, through sentence-transformers."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,12 +15,12 @@ import numpy as np
 from embedkit_core.errors import ConfigurationError, EmbedKitError, ProviderError, TextTooLongError
 from embedkit_core.forks import importing
 from embedkit_core.providers import Client, Provider, ProviderSettings
+from embedkit_core.providers.local_folder import Facts, find_folder, folder_digest, hub_name
 from embedkit_core.types import Batch, InputType, Limits, Reply
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "*.py")
 REQUEST_TEXTS = 64  # a query waits for one request at most
 ENCODE_TEXTS = 32
 
@@ -53,17 +46,16 @@ class Local(Provider):
         self.limits = Limits(texts=REQUEST_TEXTS, in_flight=1)
         self.usd_per_million = Decimal(0)
         self._truncation = settings.on_long_text == "truncate"
-        facts = _Facts(self._folder)
+        facts = Facts(self._folder)
         self._max_tokens = facts.max_tokens
         self._asymmetric = facts.asymmetric
-        self._prompts = {
-            "query": facts.query_prompt if settings.query_prompt is None else settings.query_prompt,
-            "document": facts.document_prompt if settings.document_prompt is None else settings.document_prompt,
-        }
-        if settings.dimensions not in (None, facts.dimensions):
-            offered = f"; it offers {facts.dimensions}" if facts.dimensions else ""
-            raise ConfigurationError(f"{self.model} does not offer {settings.dimensions} dimensions{offered}")
-        self.dimensions = facts.dimensions
+        self._prompts = settings.prompts | (facts.prompts or {}) | _given(settings)
+        self.dimensions = _width(settings, facts)
+
+    @classmethod
+    def catalogue_name(cls, name: str) -> str:
+        """Give the name on the hub, by which the catalogue lists a model, of a folder in the Hugging Face cache too."""
+        return hub_name(name)
 
     @property
     def longest_text(self) -> int | None:
@@ -91,34 +83,28 @@ class Local(Provider):
         return LocalClient(self._folder, self._digest)
 
 
-class _Facts:
-    """What the files of a model say of it, read without loading it."""
+def _given(settings: ProviderSettings) -> dict[InputType, str]:
+    """Give the prompts that are the user's own, which beat those of the model's folder and of the catalogue."""
+    given: dict[InputType, str | None] = {"query": settings.query_prompt, "document": settings.document_prompt}
+    return {role: prompt for role, prompt in given.items() if prompt is not None}
 
-    def __init__(self, folder: Path) -> None:
-        prompts = _read(folder / "config_sentence_transformers.json").get("prompts") or {}
-        self.query_prompt: str = prompts.get("query", "")
-        self.document_prompt: str = next((prompts[n] for n in ("document", "passage", "corpus") if n in prompts), "")
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        self.asymmetric = any("Router" in m["type"] or "Asym" in m["type"] for m in modules)
-        transformer = folder / next((m["path"] for m in modules if m["type"].endswith("Transformer")), "")
-        self.max_tokens: int | None = _read(transformer / "sentence_bert_config.json").get("max_seq_length")
-        self.dimensions = self._width(folder, modules)
 
-    @staticmethod
-    def _width(folder: Path, modules: list[dict[str, Any]]) -> int | None:
-        """Give the width of the last module that states one; None where only a vector can tell."""
-        width: int | None = None
-        for module in modules:
-            config = _read(folder / module["path"] / "config.json")
-            if module["type"].endswith("Pooling"):
-                modes = sum(1 for name, on in config.items() if name.startswith("pooling_mode_") and on is True)
-                size = config.get("word_embedding_dimension", config.get("embedding_dimension"))
-                width = size * modes if size and modes else None
-            elif module["type"].endswith("Dense"):
-                width = config.get("out_features")
-            elif not module["type"].endswith(("Transformer", "Normalize")):
-                return None
-        return width
+def _width(settings: ProviderSettings, facts: Facts) -> int | None:
+    """Give the width of the model's vectors; others than these are cut from them, not here."""
+    known = settings.info.dimensions if settings.info else None
+    if facts.dimensions and known and facts.dimensions != known:
+        raise ConfigurationError(
+            f"the folder of {settings.name} holds a model of {facts.dimensions} dimensions, and the catalogue, or "
+            f"model_info, says that it has {known}: it is another model, or model_info= names the wrong one"
+        )
+    width = facts.dimensions or known
+    if settings.dimensions not in (None, width):
+        offered = f"; it offers {width}" if width else ""
+        raise ConfigurationError(
+            f"{settings.name} does not offer {settings.dimensions} dimensions{offered}. If it is trained for fewer, "
+            "say so: model_info={'allowed_dimensions': [...], 'cut': 'prefix'}"
+        )
+    return width
 
 
 class LocalClient:
@@ -196,49 +182,3 @@ def _lengths(model: SentenceTransformer, texts: list[str]) -> list[int]:
     """Count the tokens of each text as the model sees it, its special ones included."""
     encoded = model.tokenizer(texts, truncation=False, padding=False, verbose=False, return_attention_mask=False)
     return [len(ids) for ids in encoded["input_ids"]]
-
-
-def find_folder(name: str) -> Path:
-    """Give the folder of a model: a path, or a name in the local Hugging Face cache. Nothing is fetched."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "modules.json").is_file():
-            raise ConfigurationError(f"{name} holds no modules.json, so it is no sentence-transformers model")
-        return folder.resolve()
-    if name.count("/") <= 1 and not name.startswith((".", "~", "/")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        candidate = name if "/" in name else f"sentence-transformers/{name}"
-        try:
-            return Path(snapshot_download(candidate, local_files_only=True)).resolve()
-        except (LocalEntryNotFoundError, HFValidationError, OSError):
-            pass
-    raise ConfigurationError(
-        f"no model {name!r} on this machine: give an existing folder (local:/path/to/model), or download it once "
-        "(hf download OWNER/NAME); nothing is fetched at run time"
-    )
-
-
-def folder_digest(folder: Path) -> str:
-    """Give the SHA-256 of a model's configuration and weights, remembered by path, size and time of change."""
-    paths = sorted({path for pattern in FILES for path in folder.rglob(pattern)})
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
-    return _digest(str(folder), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
-
-
-@cache
-def _digest(folder: str, files: tuple[tuple[str, int, int], ...]) -> str:
-    whole = hashlib.sha256()
-    for name, _, _ in files:
-        with (Path(folder) / name).open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{name}\0{part}\n".encode())
-    return whole.hexdigest()
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

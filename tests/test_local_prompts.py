@@ -1,0 +1,120 @@
+"""Which prompt goes before a text: the user's, the model's own, the catalogue's; and how a model's row is found."""
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+from support.embedders import MINILM, copied_model, needs_local_model, truth
+from support.local_models import configure, in_hub_cache
+
+from embedkit_core import Embedder
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.providers.local import Local
+
+pytestmark = needs_local_model
+
+E5 = "intfloat/e5-small-v2"
+QUERY, PASSAGE = "query: ", "passage: "
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hugging Face cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def prompts(model, **options):
+    embedder = Embedder(f"local:{model}", cache=False, **options)
+    return tuple(embedder.explain("x", input_type=role).wire.get("prompt", "") for role in ("query", "document"))
+
+
+def test_a_model_whose_folder_has_no_prompts_gets_the_catalogue_s(hub):
+    """E5's own configuration holds none, and without them it ranks worse: mteb#957."""
+    in_hub_cache(hub, E5)
+    with Embedder(f"local:{E5}", cache=False) as local:
+        np.testing.assert_allclose(local.embed_query("cats"), truth([f"{QUERY}cats"])[0], atol=1e-6)
+        np.testing.assert_allclose(local.embed_documents(["cats"]), truth([f"{PASSAGE}cats"]), atol=1e-6)
+
+
+def test_a_folder_in_the_hub_s_cache_has_the_row_of_its_model(hub):
+    folder = in_hub_cache(hub, E5)
+    assert prompts(folder) == prompts(E5) == (QUERY, PASSAGE)
+    keys = {Embedder(f"local:{model}", cache=False).explain("x").key for model in (folder, E5)}
+    assert len(keys) == 1
+
+
+def test_a_folder_elsewhere_has_no_row_and_no_prompts():
+    with copied_model() as folder:
+        assert prompts(folder) == ("", "")
+
+
+def test_the_model_s_own_prompts_beat_the_catalogue_s(hub):
+    in_hub_cache(hub, E5, prompts={"query": "find: ", "document": ""})
+    assert prompts(E5) == ("find: ", "")
+
+
+@pytest.mark.parametrize("named", [{}, {"query": "", "document": ""}, {"clustering": "cluster: "}])
+def test_a_folder_that_names_neither_prompt_leaves_it_to_the_catalogue(hub, named):
+    """sentence-transformers writes empty ones for a model that nobody gave any."""
+    in_hub_cache(hub, E5, prompts=named)
+    assert prompts(E5) == (QUERY, PASSAGE)
+
+
+def test_the_user_s_prompts_beat_them_all_and_an_empty_one_is_none(hub):
+    in_hub_cache(hub, E5, prompts={"query": "find: ", "document": "found: "})
+    assert prompts(E5, query_prompt="mine: ", document_prompt="") == ("mine: ", "")
+    assert prompts(E5, document_prompt="") == ("find: ", "")
+
+
+def test_a_name_without_an_owner_is_one_of_sentence_transformers(hub):
+    in_hub_cache(hub, "sentence-transformers/all-MiniLM-L6-v2")
+    short, full = (
+        Embedder(f"local:{name}", cache=False)
+        for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
+    )
+    assert short.explain("x").key == full.explain("x").key
+    assert Local.catalogue_name("all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    with pytest.raises(ConfigurationError, match="does not offer 100 dimensions; it offers 384"):  # as its row has it
+        Embedder("local:all-MiniLM-L6-v2", cache=False, dimensions=100)
+
+
+def test_a_path_that_is_no_folder_of_a_cache_is_its_own_name(tmp_path):
+    (tmp_path / "snapshots" / "main").mkdir(parents=True)
+    for name in (str(tmp_path / "snapshots" / "main"), "./model", "~/model", "/no/such/folder", "an/owner/too/many"):
+        assert Local.catalogue_name(name) == name
+
+
+def test_a_model_that_was_not_downloaded_whole_is_refused(hub):
+    (in_hub_cache(hub, E5) / "modules.json").unlink()
+    with pytest.raises(ConfigurationError, match=r"in the local Hugging Face cache holds no modules\.json"):
+        Embedder(f"local:{E5}", cache=False)
+
+
+def test_a_folder_that_holds_another_model_than_its_row_says_is_refused(hub):
+    """Vectors of another width under the catalogue's facts: someone has put a model into the wrong place."""
+    in_hub_cache(hub, "intfloat/e5-base-v2")  # whose row says 768
+    with pytest.raises(ConfigurationError, match=r"a model of 384 dimensions, and the catalogue, .* has 768"):
+        Embedder("local:intfloat/e5-base-v2", cache=False)
+
+
+@pytest.mark.parametrize("mode", ["mean", ["cls", "mean"]])
+def test_the_width_is_read_from_folders_that_newer_versions_wrote(mode):
+    """sentence-transformers 6 names a pooling's modes where earlier versions set a flag for each."""
+    with copied_model() as folder:
+        (folder / "1_Pooling" / "config.json").write_text("{}")
+        configure(folder, "1_Pooling/config.json", embedding_dimension=384, pooling_mode=mode)
+        with Embedder(f"local:{folder}", cache=False) as local:
+            assert local.dimensions == (384 if mode == "mean" else 768)
+            assert len(local.embed_query("x")) == local.dimensions
+
+
+def test_the_packaged_model_keeps_the_key_it_always_had():
+    """No prompt, and no row, since its folder is in no cache of the hub's."""
+    wire = Embedder(MINILM, cache=False).explain("x").wire
+    assert {name: value for name, value in wire.items() if name != "model"} == {
+        "backend": "torch",
+        "precision": "float32",
+        "max_seq_length": 256,
+        "normalize": True,
+        "truncation": True,
+    }
