@@ -31,6 +31,7 @@ TOO_LONG = re.compile(
 )
 TOO_LARGE = re.compile(r"max\w* .{0,20}tokens per request|body too large|length limit exceeded", re.I)
 TOO_MANY = re.compile(r"batch size|array (is )?too long|too many inputs|should have at most \d+ items", re.I)
+TOO_LONG_A_LIST = re.compile(r"array (is )?too long|should have at most \d+ items", re.I)
 COUNTS = re.compile(
     r"context length is (?P<limit1>\d+) tokens[.,] however,? you requested (?P<tokens1>\d+)"
     r"|less than (?P<limit2>\d+) tokens. Given: (?P<tokens2>\d+)"
@@ -79,7 +80,7 @@ def read_detail(body: object) -> Detail:
 def _findings(findings: Sequence[object]) -> Detail:
     """Read FastAPI's findings; what they are about is the field of the request, not one of ours in a union."""
     found = [one for one in findings if isinstance(one, Mapping)]
-    places = [str(part) for one in found for part in one.get("loc") or () if isinstance(one.get("loc"), Sequence)]
+    places = [str(part) for one in found if isinstance(place := one.get("loc"), Sequence) for part in place]
     param = next((place for place in places if place in ("dimensions", "encoding_format", "model", "input")), "")
     return Detail("; ".join(str(one.get("msg") or "") for one in found), "validation", param)
 
@@ -110,16 +111,15 @@ def translated(
 
 def _about_input(refusal: Refusal, detail: Detail, hint: str) -> ProviderError:
     message, status = detail.message, refusal.status
-    too_many = TOO_MANY.search(message) is not None
-    if detail.is_about_texts and not too_many and TOO_LONG.search(message):
+    if detail.is_about_texts and TOO_LONG.search(message) and not TOO_LONG_A_LIST.search(message):
         counts = COUNTS.search(message)
         found = {name.rstrip("12345"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
         return TextTooLongError(tokens=found.get("tokens"), limit=found.get("limit"), **refusal.where)
     about_request = ABOUT_REQUEST.search(message) or detail.code in NO_SUCH_MODEL or detail.kind in NO_SUCH_MODEL
-    failed = status == 424 and not about_request
+    failed, too_many = status == 424 and not about_request, TOO_MANY.search(message)
     if failed or too_many or status == 413 or detail.code == "max_tokens_per_request" or TOO_LARGE.search(message):
         why = "the server could not process the request, which may be too large for it" if failed else None
-        return refusal.too_large(why, counts_texts=too_many)
+        return refusal.too_large(why, counts_texts=too_many is not None)
     if detail.is_about_texts and status in (400, 422) and not about_request:
         return BadTextError(f"the server refuses a text (HTTP {status}){refusal.said}", **refusal.where)
     about = refusal.quoted(detail.param).replace(": ", " for its ", 1)
