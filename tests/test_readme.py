@@ -8,7 +8,10 @@ from support.limiters import needs_limiters
 from support.reader import at_every_provider, at_home
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/providers.md", "docs/langchain.md", pytest.param("docs/llamaindex.md", marks=needs_limiters)]
+DOCUMENTS = [
+    *("README.md", "docs/providers.md", "docs/models.md", "docs/langchain.md"),
+    pytest.param("docs/llamaindex.md", marks=needs_limiters),
+]
 EVERY_DOCUMENT = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
