@@ -76,7 +76,7 @@ def _is_odd(rows: Vectors) -> bool:
     with np.errstate(invalid="ignore"):
         sizes = np.abs(rows.astype(np.float64))
         strange = ~((sizes > 1e-9) & (sizes < 1e6)) & (sizes != 0)
-    return int(np.count_nonzero(strange)) > 0.15 * strange.size
+    return bool(np.count_nonzero(strange) > 0.15 * strange.size)
 
 
 def _numbers(rows: Sequence[Any], element: np.dtype[Any]) -> Vectors:
