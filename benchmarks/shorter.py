@@ -1,6 +1,6 @@
 """What it costs to answer fewer dimensions from a longer cached vector, against a plain hit.
 
-A plain hit is the cached vector as it is. Nothing is sent: the address leads nowhere. Rounds take turns, and medians are
+A plain hit is the cached vector as it is. Nothing is sent: the address leads nowhere. Rounds take turns, medians are
 compared.
 """
 
