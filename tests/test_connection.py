@@ -103,10 +103,12 @@ def test_the_function_of_a_key_runs_on_a_thread_of_its_own_and_for_no_hit(tmp_pa
     assert threads[0] not in ("embedkit-engine", "MainThread")
 
 
-@pytest.mark.parametrize("result", [ValueError(SECRET), f"{SECRET} with spaces", 5, "", None], ids=repr)
+@pytest.mark.parametrize(
+    "result", [ValueError(SECRET), SystemExit(SECRET), f"{SECRET} with spaces", 5, "", None], ids=repr
+)
 def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it_said(result):
     def key():
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
 

@@ -168,6 +168,15 @@ def test_a_preset_works_through_both_hosts(host, monkeypatch):
         assert rows == expected(["a"], server, "nomic-embed-text").tolist()
 
 
+@pytest.mark.parametrize("name", ["OpenAI-Organization", "openai-organization", "OPENAI-PROJECT"])
+def test_a_header_of_the_users_is_sent_in_place_of_the_environments(name, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-the-environment")
+    with OpenAIServer(api_key=None) as server:
+        for model in ("openai:m", "vllm:m"):
+            at(server, model, api_key="k", headers={name: "mine"}).embed(["a"])
+            assert server.requests[-1].headers[name.lower()] == "mine"
+
+
 def test_what_is_openais_reaches_no_other_server(monkeypatch):
     for name, value in {"OPENAI_API_KEY": "sk-mine", "OPENAI_ORG_ID": "org-mine", "OPENAI_PROJECT_ID": "p"}.items():
         monkeypatch.setenv(name, value)
@@ -343,6 +352,14 @@ def test_half_precision_is_read_as_such(model):
     with CompatibleServer(encoding="float16") as server:
         rows = at(server, model, document_prompt="").embed(["a", "b"]).vectors
         np.testing.assert_allclose(rows, expected(["a", "b"], server, model), atol=1e-3)
+
+
+def test_half_precision_is_told_from_a_shorter_vector_of_as_many_bytes():
+    """A gateway that pays no heed to dimensions: 1536 numbers of two bytes, where 768 of four were asked for."""
+    with CompatibleServer(encoding="float16", dimensions=1536, ignores_dimensions=True) as server:
+        small = at(server, "text-embedding-3-small", api_key="k", dimensions=768)
+        np.testing.assert_allclose(small.embed(["a"]).vectors[0], vector_of("a", 768), atol=1e-3)
+        assert len(server.requests) == 1
 
 
 def test_whole_numbers_are_numbers():

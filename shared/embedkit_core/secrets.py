@@ -53,7 +53,7 @@ class Secret:
                 self._value = clean(given, "what api_key() gave")
         except EmbedKitError as error:
             flaw = str(error)
-        except Exception as error:  # its message may hold anything
+        except BaseException as error:  # its message may hold anything; who exits this thread would be waited for
             flaw = f"failed with {type(error).__name__}"
         if flaw is not None:
             raise AuthenticationError(f"the function that gives the key {flaw}")

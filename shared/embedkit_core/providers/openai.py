@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 FLOAT32 = np.dtype(np.float32)
 PLACEHOLDER_KEY = "no-key-needed"
 KEY_VARIABLE = "OPENAI_API_KEY"
+# As the SDK spells them; in other letters it would take them for headers that it is to leave out.
+SPELLED = {name.lower(): name for name in ("OpenAI-Organization", "OpenAI-Project")}
 SAYS_IT_ALL = (401, 402, 403, 408, 409, 429)  # statuses of refusals that are not about the encoding
 
 
@@ -160,7 +162,7 @@ class OpenAI(Provider):
         sdk = AsyncOpenAI(
             api_key=self.secret.reveal(),
             base_url=self._base_url,
-            default_headers=dict(given.headers),
+            default_headers={SPELLED.get(name.lower(), name): value for name, value in given.headers.items()},
             http_client=transport,
             max_retries=0,
         )
