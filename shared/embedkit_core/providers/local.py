@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
-import numpy as np
-
-from embedkit_core.errors import ConfigurationError, EmbedKitError, ProviderError, TextTooLongError
-from embedkit_core.forks import importing
+from embedkit_core.errors import ConfigurationError, EmbedKitError, ProviderError
 from embedkit_core.providers import Client, Provider, ProviderSettings
 from embedkit_core.providers.local_folder import Facts, find_folder, folder_digest, hub_name
+from embedkit_core.providers.local_model import LocalModel
+from embedkit_core.providers.local_options import LocalOptions, read_options
+from embedkit_core.providers.local_pool import PooledModel
 from embedkit_core.types import Batch, InputType, Limits, Reply
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-REQUEST_TEXTS = 64  # a query waits for one request at most
-ENCODE_TEXTS = 32
+# A query waits for one request at most, so a request is bounded by its tokens, which tell how long it takes: half a
+# second of MiniLM's on two cores, where its texts are of one length each batch (local_batches.py).
+REQUEST_TEXTS = 256
+REQUEST_TOKENS = 8_192
+T = TypeVar("T")
 
 
 class Local(Provider):
@@ -37,17 +37,18 @@ class Local(Provider):
 
     def __init__(self, settings: ProviderSettings) -> None:
         settings.only(
-            "api_key", "dimensions", "query_prompt", "document_prompt"
+            "api_key", "dimensions", "query_prompt", "document_prompt", "provider_options"
         )  # no use for a key, and no harm in one
         self._folder = find_folder(settings.name)
         self.model = settings.name
+        facts = Facts(self._folder)
+        self._options = read_options(settings.options, longest=facts.positions)
         self._digest = folder_digest(self._folder)
-        self.account = (self.name, str(self._folder), self._digest)
-        self.limits = Limits(texts=REQUEST_TEXTS, in_flight=1)
+        self.account = (self.name, str(self._folder), self._digest, self._options)
+        self.limits = _limits(self._options)
         self.usd_per_million = Decimal(0)
         self._truncation = settings.on_long_text == "truncate"
-        facts = Facts(self._folder)
-        self._max_tokens = facts.max_tokens
+        self._max_tokens = self._options.max_seq_length or facts.max_tokens
         self._asymmetric = facts.asymmetric
         self._prompts = settings.prompts | (facts.prompts or {}) | _given(settings)
         self.dimensions = _width(settings, facts)
@@ -67,7 +68,7 @@ class Local(Provider):
         wire: dict[str, Any] = {
             "model": self._digest,
             "backend": "torch",
-            "precision": "float32",
+            "precision": self._options.precision,
             "max_seq_length": self._max_tokens,
             "normalize": True,
             "truncation": self._truncation,
@@ -80,7 +81,15 @@ class Local(Provider):
 
     def connect(self) -> Client:
         """Give the thread that will hold the model; it is loaded there, at the first request."""
-        return LocalClient(self._folder, self._digest)
+        kind = PooledModel if self._options.is_pool else LocalModel
+        return LocalClient(kind(self._folder, self._digest, self._options))
+
+
+def _limits(options: LocalOptions) -> Limits:
+    """Give what a request holds: half as much on a CPU, which has to do with it for longer."""
+    return Limits(
+        texts=REQUEST_TEXTS, tokens=REQUEST_TOKENS if options.is_cpu and not options.is_pool else None, in_flight=1
+    )
 
 
 def _given(settings: ProviderSettings) -> dict[InputType, str]:
@@ -108,77 +117,51 @@ def _width(settings: ProviderSettings, facts: Facts) -> int | None:
 
 
 class LocalClient:
-    """One model object, used by the one thread that loaded it."""
+    """A model and the one thread that uses it."""
 
-    def __init__(self, folder: Path, digest: str) -> None:
-        self._folder = folder
-        self._digest = digest
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._model: SentenceTransformer | None = None
         self._thread = threading.Thread(target=self._run, name="embedkit-model", daemon=True)
         self._thread.start()
 
     async def embed(self, batch: Batch) -> Reply:
         """Encode the texts on the model's thread."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
+        return await self._on_thread(lambda: self._model.embed(batch))
 
-        def answer(outcome: Reply | EmbedKitError) -> None:
+    async def aclose(self) -> None:
+        """End the model's thread, and its processes where it has some, after what they have to do."""
+        try:
+            await self._on_thread(self._model.close)
+        finally:
+            self._jobs.put(None)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def answer(outcome: T | None, error: EmbedKitError | None) -> None:
             if not future.done():
-                if isinstance(outcome, EmbedKitError):
-                    future.set_exception(outcome)
+                if error is not None:
+                    future.set_exception(error)
                 else:
-                    future.set_result(outcome)
+                    future.set_result(cast(T, outcome))
 
         def job() -> None:
+            outcome: T | None = None
+            failure: EmbedKitError | None = None
             try:
-                outcome: Reply | EmbedKitError = self._encode(batch)
+                outcome = work()
             except EmbedKitError as error:
-                outcome = error
+                failure = error
             except Exception as error:  # its message may hold a text
-                outcome = ProviderError(f"the model in {self._folder.name} failed with {type(error).__name__}")
-            loop.call_soon_threadsafe(answer, outcome)
+                failure = ProviderError(f"the model in {self._model.name} failed with {type(error).__name__}")
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                loop.call_soon_threadsafe(answer, outcome, failure)
 
         self._jobs.put(job)
         return await future
 
-    async def aclose(self) -> None:
-        """End the model's thread after what it has to do."""
-        self._jobs.put(None)
-
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-
-    def _load(self) -> SentenceTransformer:
-        if self._model is None:
-            with importing.lock:
-                from sentence_transformers import SentenceTransformer
-
-            model = SentenceTransformer(str(self._folder), local_files_only=True)
-            if folder_digest(self._folder) != self._digest:
-                raise ProviderError(f"the model in {self._folder.name} has changed since; make the embedder anew")
-            self._model = model
-        return self._model
-
-    def _encode(self, batch: Batch) -> Reply:
-        model = self._load()
-        prompt = batch.wire.get("prompt", "")
-        texts = list(batch.texts)
-        lengths = _lengths(model, [prompt + text for text in texts])
-        limit = model.max_seq_length
-        long = {place: n for place, n in enumerate(lengths) if limit is not None and n > limit}
-        if long and not batch.wire["truncation"]:
-            raise TextTooLongError(limit=limit, positions=long)
-        encode = model.encode_query if batch.wire.get("role") == "query" else model.encode_document
-        vectors = encode(
-            texts, prompt=prompt, batch_size=ENCODE_TEXTS, show_progress_bar=False, normalize_embeddings=True
-        )
-        tokens = sum(min(n, limit) if limit is not None else n for n in lengths)
-        return Reply(np.ascontiguousarray(vectors, dtype=np.float32), tokens, tuple(long))
-
-
-def _lengths(model: SentenceTransformer, texts: list[str]) -> list[int]:
-    """Count the tokens of each text as the model sees it, its special ones included."""
-    encoded = model.tokenizer(texts, truncation=False, padding=False, verbose=False, return_attention_mask=False)
-    return [len(ids) for ids in encoded["input_ids"]]

@@ -72,6 +72,7 @@ def _may_be_hub_name(name: str) -> bool:
 class Facts:
     """What the files of a model say of it; None where they say nothing.
 
+    `max_tokens` is where its configuration has texts cut, `positions` how many tokens it has room for at all.
     `prompts` are those of its own, None where it has none: sentence-transformers writes empty ones for a model that
     nobody gave any, so that only a prompt that is not empty says that the model was asked.
     """
@@ -82,6 +83,7 @@ class Facts:
         self.asymmetric = any("Router" in m["type"] or "Asym" in m["type"] for m in modules)
         transformer = folder / next((m["path"] for m in modules if m["type"].endswith("Transformer")), "")
         self.max_tokens: int | None = _read(transformer / "sentence_bert_config.json").get("max_seq_length")
+        self.positions = _positions(transformer)
         self.dimensions = _width(folder, modules)
 
 
@@ -89,6 +91,13 @@ def _prompts(named: Mapping[str, str]) -> dict[InputType, str] | None:
     query = named.get("query") or ""
     document = next((named[name] for name in DOCUMENT_PROMPTS if name in named), "") or ""
     return {"query": query, "document": document} if query or document else None
+
+
+def _positions(transformer: Path) -> int | None:
+    """Give the tokens that a model has room for: as sentence-transformers reckons where nobody has set a limit."""
+    model = _read(transformer / "config.json").get("max_position_embeddings")
+    tokenizer = _read(transformer / "tokenizer_config.json").get("model_max_length")
+    return min((int(n) for n in (model, tokenizer) if isinstance(n, (int, float))), default=None)
 
 
 def _width(folder: Path, modules: list[dict[str, Any]]) -> int | None:
