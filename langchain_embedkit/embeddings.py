@@ -18,6 +18,7 @@ from embedkit_core.hosts import (
     complaint,
     default_model,
     embed_lists,
+    fields_given,
     make_embedder,
     take_arguments,
 )
@@ -136,8 +137,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
         """Copy; with another setting, a new object is made and checked."""
         if not update:
             return super().model_copy(deep=deep)
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**given | self._take(update))
+        return type(self)(**fields_given(self, self._embedder) | self._take(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""

@@ -167,7 +167,9 @@ def test_the_way_is_no_part_of_a_key():
     ("settings", "message"),
     [
         ({"headers": "a"}, "headers must be a mapping"),
-        ({"headers": {"a b": "c"}}, "a name that HTTP does not have"),
+        ({"headers": {f"{SECRET} b": "c"}}, "a name that HTTP does not have"),
+        ({"headers": {"Content-Length": "5"}}, "set by the client itself"),
+        ({"headers": {"X-A": "5", "x-a": "6"}}, "given twice"),
         ({"headers": {"a": f"{SECRET}\r\nb: c"}}, r"headers\['a'\] must be a string that HTTP can carry"),
         ({"headers": {"a": 5}}, r"headers\['a'\] must be a string"),
         ({"proxy": "localhost"}, "proxy must be an address such as"),
@@ -248,6 +250,14 @@ def test_a_host_shows_no_header_and_no_proxy(host):
         shown.append(repr(dumpd(model)))
     assert not [one for one in shown if SECRET in one]
     assert SECRET.encode() not in pickle.dumps(model)
+
+
+@hosts
+def test_a_host_that_lost_its_headers_makes_no_other_without_them(host):
+    model = host(model="openai:text-embedding-3-small", api_key="k", headers={"x-key": SECRET}, cache=False)
+    assert model.model_copy(update={"dimensions": 256}).headers == {"x-key": SECRET}
+    with pytest.raises(AuthenticationError, match="headers and proxy given in another process"):
+        pickle.loads(pickle.dumps(model)).model_copy(update={"dimensions": 256})
 
 
 @hosts

@@ -29,6 +29,7 @@ __all__ = [
     "cut_or_refuse",
     "default_model",
     "embed_lists",
+    "fields_given",
     "make_embedder",
     "one_type",
     "or_none",
@@ -222,6 +223,21 @@ def make_embedder(arguments: Mapping[str, Any], *, api_key: _SecretStr | Callabl
     held: Any = api_key
     plain = held.get_secret_value() if hasattr(held, "get_secret_value") else held
     return Embedder(**known, api_key=plain)
+
+
+class _Model(Protocol):
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+
+def fields_given(model: _Model, embedder: Embedder) -> dict[str, Any]:
+    """Give the fields that an adapter's object was made with, to make another one with other settings.
+
+    Raises:
+        AuthenticationError: it came out of a pickle, and its headers or proxy stayed in the other process.
+    """
+    embedder.provider.connection.check_not_lost()
+    return {name: getattr(model, name) for name in model.model_fields_set}
 
 
 def complaint(owner: str, errors: Iterable[Mapping[str, Any]]) -> ConfigurationError:

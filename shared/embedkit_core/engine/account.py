@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import random
 import threading
 import traceback
@@ -52,6 +53,7 @@ class Account:
         self._client: Client | None = None
         self.loop = loop
         self._writer = writer
+        self._refreshing: asyncio.Future[ProviderError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[Ticket] = set()
@@ -169,6 +171,14 @@ class Account:
 
     async def _refreshed(self, secret: Secret) -> None:
         """Have a key that changes asked for, on a thread of its own: it is the user's code, and may take its time."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._ask_for_key(secret)
+        # Shielded: one request's timeout must not end the others' wait.
+        if (flaw := await asyncio.shield(self._refreshing)) is not None:
+            raise copy.copy(flaw)
+
+    def _ask_for_key(self, secret: Secret) -> asyncio.Future[ProviderError | None]:
+        """Start a thread that asks; requests that come meanwhile share the answer."""
         done: asyncio.Future[ProviderError | None] = self.loop.create_future()
 
         def tell(flaw: ProviderError | None) -> None:
@@ -185,8 +195,7 @@ class Account:
                 self.loop.call_soon_threadsafe(tell, flaw)
 
         contextvars.Context().run(threading.Thread(target=ask, name=USERS_THREAD, daemon=True).start)
-        if (flaw := await done) is not None:
-            raise flaw
+        return done
 
     def _give_up_all(self, error: Exception) -> None:
         """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""

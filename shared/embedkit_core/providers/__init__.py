@@ -146,6 +146,7 @@ class Provider(ABC):
     account: Hashable
     limits: Limits
     secret: Secret | None = None
+    connection: Connection = Connection()
     dimensions: int | None = None
     usd_per_million: Decimal | None = None
 

@@ -16,6 +16,8 @@ from embedkit_core.secrets import SALT
 if TYPE_CHECKING:
     import ssl
 
+OF_THE_MESSAGE = frozenset({"content-length", "content-type", "transfer-encoding", "connection", "host"})
+
 
 @dataclass(frozen=True, slots=True)
 class Connection:
@@ -91,9 +93,12 @@ def connection(
     """
     if headers is not None and not isinstance(headers, Mapping):
         raise ConfigurationError("headers must be a mapping from names to values")
+    spelled = [name.lower() for name in headers or {} if isinstance(name, str)]
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigurationError(f"headers holds a name that HTTP does not have: {name!r:.40}")
+            raise ConfigurationError("headers holds a name that HTTP does not have; give {name: value}")
+        if name.lower() in OF_THE_MESSAGE or spelled.count(name.lower()) > 1:
+            raise ConfigurationError(f"headers[{name!r}] is set by the client itself, or given twice")
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
             raise ConfigurationError(f"headers[{name!r}] must be a string that HTTP can carry")
     if proxy is not None and (not isinstance(proxy, str) or not _is_proxy(proxy)):
