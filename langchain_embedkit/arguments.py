@@ -25,8 +25,9 @@ from embedkit_core.hosts import (
 TOKENIZER = "no tokenizer is used and strings are sent, so a compatible server understands them too"
 ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
 AZURE = (
-    "use Azure's v1 endpoint, which needs no version: base_url='https://NAME.openai.azure.com/openai/v1', model= the "
-    "deployment's name, model_info={'like': 'openai:text-embedding-3-small'} what it serves, api_key= Azure's key"
+    "use Azure's v1 endpoint, which needs no version: model='azure:DEPLOYMENT', base_url="
+    "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for what it serves, "
+    "api_key= Azure's key"
 )
 BACKOFF = "waits follow the server's Retry-After, else grow with full jitter, for all callers together"
 
@@ -56,6 +57,15 @@ RULES: Final[Mapping[str, Rule]] = {
     "retry_max_seconds": NoEffect(BACKOFF),
     "user_agent": NoEffect("it changes no vector"),
     "validate_base_url": NoEffect("an address is always checked"),
+    "on_error": Refused("the host has no place for texts that failed; use .embedder, made with on_error='return'"),
+    "normalize": Refused(
+        "vectors have length 1 where their model promises it, and where they are made or cut here", (True,)
+    ),
+    "encode_kwargs": Refused(
+        "provider_options= has batch_size, precision and device; dtype= makes smaller types", ({},)
+    ),
+    "query_instruction": Mapped("query_prompt"),
+    "embed_instruction": Mapped("document_prompt"),
     "skip_empty": Refused("leave empty texts out of the list: each position gets a vector here", (False,)),
     "organization": Refused("set the environment variable OPENAI_ORG_ID"),
     "openai_organization": Refused("set the environment variable OPENAI_ORG_ID"),

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import DType, Embedder, Imported, InputType, RateLimiter, Usage
+from embedkit_core import DType, Embedder, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
+    CacheTools,
     aembed_lists,
     complaint,
     default_model,
     embed_lists,
     fields_given,
+    key_or_function,
     make_embedder,
     take_arguments,
 )
 from langchain_embedkit.arguments import RULES
 
 
-class EmbedKitEmbeddings(BaseModel, Embeddings):
+class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
     """LangChain embeddings with a shared cache, batching, bounded concurrency and known cost.
 
     ```python
@@ -47,7 +49,9 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     )
 
     model: str
-    api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True)
+    api_key: Annotated[SecretStr | SkipJsonSchema[Callable[[], str]] | None, BeforeValidator(key_or_function)] = Field(
+        default=None, exclude=True
+    )
     base_url: str | None = None
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
     proxy: str | None = Field(default=None, exclude=True, repr=False)
@@ -168,17 +172,6 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without holding the caller's loop."""
         return (await aembed_lists(self._embedder, [text], "query")).rows[0]
-
-    def import_vectors(
-        self,
-        texts: Iterable[str],
-        vectors: Iterable[Sequence[float] | None],
-        *,
-        input_type: InputType = "document",
-        verify: int = 3,
-    ) -> Imported:
-        """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
-        return self._embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
 
     def __getstate__(self) -> dict[Any, Any]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""

@@ -13,8 +13,9 @@ from embedkit_core.hosts import Mapped, NoEffect, Refused, Rule, cut_or_refuse, 
 
 ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
 AZURE = (
-    "use Azure's v1 endpoint, which needs no version: api_base='https://NAME.openai.azure.com/openai/v1', model= the "
-    "deployment's name, model_info={'like': 'openai:text-embedding-3-small'} what it serves, api_key= Azure's key"
+    "use Azure's v1 endpoint, which needs no version: model='azure:DEPLOYMENT', base_url="
+    "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for what it serves, "
+    "api_key= Azure's key"
 )
 
 RULES: Final[Mapping[str, Rule]] = {
@@ -31,6 +32,10 @@ RULES: Final[Mapping[str, Rule]] = {
     "truncate": Mapped("on_long_text", cut_or_refuse),
     "query_instruction": Mapped("query_prompt"),
     "text_instruction": Mapped("document_prompt"),
+    "on_error": Refused("the host has no place for texts that failed; use .embedder, made with on_error='return'"),
+    "normalize": Refused(
+        "vectors have length 1 where their model promises it, and where they are made or cut here", (True,)
+    ),
     "mode": NoEffect("the models it chose among are gone; those of today have one name for queries and documents"),
     "reuse_client": NoEffect("one client is kept for all callers, and works from any event loop"),
     "api_version": Refused(AZURE, ("",)),

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import DType, Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
+from embedkit_core import DType, Embedder, EmbedKitError, InputType, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
+    CacheTools,
     aembed_lists,
     complaint,
     default_model,
     embed_lists,
     fields_given,
+    key_or_function,
     make_embedder,
     take_arguments,
 )
@@ -42,7 +44,7 @@ class _Report:
     usage: Usage | None = None
 
 
-class EmbedKitEmbedding(BaseEmbedding):
+class EmbedKitEmbedding(BaseEmbedding, CacheTools):
     """A LlamaIndex embedding model with a shared cache, batching, bounded concurrency and known cost.
 
     ```python
@@ -67,7 +69,9 @@ class EmbedKitEmbedding(BaseEmbedding):
     embeddings_cache: Any = Field(default=None, exclude=True)
     # What the embedder is made from does not change after it: make another one, or `model_copy`.
     model_name: str = Field(frozen=True)
-    api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True, frozen=True)
+    api_key: Annotated[SecretStr | SkipJsonSchema[Callable[[], str]] | None, BeforeValidator(key_or_function)] = Field(
+        default=None, exclude=True, frozen=True
+    )
     base_url: str | None = Field(default=None, frozen=True)
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False, frozen=True)
     proxy: str | None = Field(default=None, exclude=True, repr=False, frozen=True)
@@ -298,17 +302,6 @@ class EmbedKitEmbedding(BaseEmbedding):
                 dispatcher.event(end)
                 model = self._embedder.model
                 dispatcher.event(EmbeddingUsageEvent(model=model, input_type=input_type, usage=report.usage))
-
-    def import_vectors(
-        self,
-        texts: Iterable[str],
-        vectors: Iterable[Sequence[float] | None],
-        *,
-        input_type: InputType = "document",
-        verify: int = 3,
-    ) -> Imported:
-        """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
-        return self._embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""

@@ -31,6 +31,7 @@ SAMPLES = {
     "chunk_size": 7, "batch_size": 7, "output_dimension": 256, "request_timeout": 5, "truncation": False,
     "truncate": "NONE", "model_kwargs": {"user": "u"}, "additional_kwargs": {"user": "u"},
     "query_instruction": "q: ", "text_instruction": "d: ", "openai_api_base": "http://localhost:1/v1",
+    "embed_instruction": "d: ",
     "openai_proxy": "http://localhost:1", "default_headers": {"a": "b"}, "azure_ad_token": "k",
     "azure_ad_token_provider": "k", "embedding_types": ["binary"], "output_dtype": "binary",
     "api_base": "http://localhost:1/v1", "openai_api_key": "k", "voyage_api_key": "k", "cohere_api_key": "k",

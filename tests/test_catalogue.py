@@ -210,7 +210,10 @@ def test_models_lists_what_is_asked_for():
     assert {row.provider for row in models("voyage")} == {"voyage"}
     assert [row.name for row in models("openai", status="legacy")] == ["text-embedding-ada-002"]
     assert [row.provider for row in models(name="embed-v4.0")] == ["cohere"]
-    assert models("nobody") == ()
+    with pytest.raises(ConfigurationError, match=r"provider 'voyge'; did you mean 'voyage'\?"):
+        models("voyge")
+    with pytest.raises(ConfigurationError, match=r"status 'curent'; did you mean 'current'\?"):
+        models(status="curent")
 
 
 # Slips of the pen, and new models
@@ -227,6 +230,8 @@ def test_models_lists_what_is_asked_for():
         ("voyage 4 lite", "voyage:voyage-4-lite"),
         ("voyge-3.5", "voyage:voyage-3.5"),
         ("embed-v4-0", "cohere:embed-v4.0"),
+        ("embed-v4", "cohere:embed-v4.0"),
+        ("embed-v5-pro", "cohere:embed-v5.0-pro"),
         ("embed-englsh-v3.0", "cohere:embed-english-v3.0"),
         ("embed-v5.0-por", "cohere:embed-v5.0-pro"),
     ],
@@ -249,6 +254,23 @@ def test_a_slip_of_the_pen_is_refused_with_the_name_it_meant(slip, meant):
 )
 def test_a_new_model_need_not_wait_for_a_release(model):
     assert made(model).dimensions is None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("voyage:text-embedding-3-small", "did you mean 'openai:text-embedding-3-small'"),
+        ("openai:voyage-4", "did you mean 'voyage:voyage-4'"),
+        ("voyage:voyage-context-3", "takes its texts in another way"),
+        ("voyage:voyage-multimodal-3.5", "takes its texts in another way"),
+        ("pa-secret-key-of-mine", "looks like an API key"),
+        ("al-secret-key-of-mine", "looks like an API key"),
+    ],
+)
+def test_a_name_that_is_another_s_is_refused_with_the_reason(model, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        made(model)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_name_that_is_far_from_all_is_not_guessed_at():
@@ -289,6 +311,7 @@ def test_a_model_can_be_like_another():
     ("info", "message"),
     [
         ({"dimension": 5}, "no field 'dimension'; did you mean 'dimensions'"),
+        ({"dimensions": 512}, "ask for others by dimensions="),
         ({"dimensions": "5"}, "dimensions must be a whole number of at least 1"),
         ({"dimensions": True}, "dimensions must be a whole number"),
         ({"allowed_dimensions": []}, "allowed_dimensions must be a list of whole numbers"),

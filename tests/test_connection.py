@@ -14,7 +14,14 @@ from support.openai_server import Fault, OpenAIServer
 from support.proxy import Relay, certificate
 from support.voyage_server import VoyageServer
 
-from embedkit_core import AuthenticationError, ConfigurationError, Embedder, TimedOutError, UnavailableError
+from embedkit_core import (
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    Embedder,
+    TimedOutError,
+    UnavailableError,
+)
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
@@ -40,6 +47,26 @@ def test_headers_go_out_with_each_request(model, kind):
         made(model, server, headers={"X-Gateway-Key": SECRET, "x-team": "search"}).embed(TEXTS)
         [request] = server.requests
     assert (request.headers["x-gateway-key"], request.headers["x-team"]) == (SECRET, "search")
+
+
+@families
+def test_an_authorization_of_the_user_s_own_stands_in_place_of_the_key_s(model, kind):
+    with kind(api_key=None) as server:
+        made(model, server, headers={"authorization": f"Basic {SECRET}", "User-Agent": "mine"}).embed(TEXTS)
+        [request] = server.requests
+    assert request.headers["authorization"] == f"Basic {SECRET}"
+    assert request.headers["user-agent"] == "mine"
+
+
+@families
+def test_a_redirect_is_not_followed(model, kind):
+    """Headers of the user's would go to whoever a server names."""
+    with kind() as server, kind(api_key=None) as other:
+        moved = {"location": f"{other.origin}{server.path}"}
+        server.fault_for(lambda texts, number: Fault(status=307, headers=moved))
+        with pytest.raises(BadRequestError, match=r"redirect \(HTTP 307\), which is not followed; .* base_url="):
+            made(model, server, headers={"x-key": SECRET}).embed(TEXTS)
+        assert not other.requests
 
 
 @families
@@ -103,13 +130,28 @@ def test_the_function_of_a_key_runs_on_a_thread_of_its_own_and_for_no_hit(tmp_pa
     assert threads[0] not in ("embedkit-engine", "MainThread")
 
 
-@pytest.mark.parametrize(
-    "result", [ValueError(SECRET), SystemExit(SECRET), f"{SECRET} with spaces", 5, "", None], ids=repr
-)
+@pytest.mark.parametrize("failure", [ValueError(SECRET), SystemExit(SECRET)], ids=repr)
+def test_a_function_that_fails_is_asked_again_like_a_server_that_does(failure):
+    asked = []
+
+    def key():
+        asked.append(1)
+        raise failure
+
+    with OpenAIServer() as server:
+        broken = Embedder(
+            "openai:text-embedding-3-small", base_url=server.base_url, api_key=key, cache=False, max_retries=1
+        )
+        with pytest.raises(UnavailableError, match="the function that gives the key failed") as caught:
+            broken.embed(TEXTS)
+        assert not server.requests
+    assert len(asked) == 2
+    assert SECRET not in spoken(caught.value)
+
+
+@pytest.mark.parametrize("result", [f"{SECRET} with spaces", 5, "", None], ids=repr)
 def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it_said(result):
     def key():
-        if isinstance(result, BaseException):
-            raise result
         return result
 
     with OpenAIServer() as server:
@@ -128,7 +170,7 @@ def test_a_function_that_does_not_come_back_holds_nobody_else_up():
 
     with OpenAIServer() as server:
         slow = made("openai:text-embedding-3-small", server, api_key=key, timeout=0.05)
-        with pytest.raises(TimedOutError):
+        with pytest.raises(TimedOutError, match="the function that gives the key did not return"):
             slow.embed(TEXTS)
         assert len(made("openai:text-embedding-3-small", server).embed(TEXTS).vectors) == 3
         gate.set()
@@ -139,7 +181,7 @@ def test_a_function_that_asks_the_library_for_vectors_is_told_so():
     with OpenAIServer() as server:
         other = made("openai:text-embedding-3-small", server)
         reentrant = made("openai:text-embedding-3-small", server, api_key=lambda: str(other.embed_query("x")))
-        with pytest.raises(AuthenticationError, match="the function that gives the key"):
+        with pytest.raises(UnavailableError, match="the function that gives the key failed with EmbedKitError"):
             reentrant.embed(TEXTS)
 
 

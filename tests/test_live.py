@@ -31,6 +31,7 @@ def test_the_report_settles_what_is_open_and_costs_next_to_nothing(provider, mon
         run = live(provider, server, monkeypatch)
         assert run.returncode == 0, run.stderr
         assert server.billed_tokens < 50_000
+        counted = len(server.requests), server.billed_tokens
     report = run.stdout
     assert KEY not in report + run.stderr
     length = "1.2500000" if provider == "cohere" else "1.0000000"
@@ -41,7 +42,22 @@ def test_the_report_settles_what_is_open_and_costs_next_to_nothing(provider, mon
     assert "a key that is none: AuthenticationError, HTTP 401" in report
     assert re.search(r"too many texts: (RequestTooLarge|BadText)Error", report)
     assert "ended with" not in report
-    assert re.search(r"Spent: .* \$0\.00", report)
+    assert "dimensions that it has not: BadRequestError" in report
+    spent = re.search(r"Spent: .* ([\d,]+) requests, ([\d,]+) tokens, \$0\.00", report)
+    requests, tokens = (int(number.replace(",", "")) for number in spent.groups())
+    assert requests == counted[0] - 1  # but for the one with a key that is none
+    if provider != "voyage":  # whose server counts the words of a text that it cuts
+        assert tokens == counted[1]
+
+
+def test_a_wrong_key_is_one_line_after_one_request(monkeypatch):
+    with VoyageServer(api_key="another") as server:
+        run = live("voyage", server, monkeypatch)
+        assert len(server.requests) == 1
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert "the key was refused" in run.stderr
+    assert KEY not in run.stdout + run.stderr
 
 
 def test_without_a_key_it_says_so_in_one_line(monkeypatch):

@@ -19,6 +19,7 @@ from embedkit_core.providers.connection import Connection, connection
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import InputType, LongText, ModelInfo
 
+KEYS = ("sk-", "pa-", "al-")  # as OpenAI's and Voyage's begin
 LEAST = {
     "max_concurrency": 1,
     "requests_per_minute": 1,
@@ -46,14 +47,15 @@ class Choice:
     def order(self, dimensions: int | None, dtype: DType) -> Order:
         """Share out the work on vectors of these dimensions and this type between the provider and us."""
         info, chosen = self.info, self.provider
+        own = info is not None and info.provider == chosen.key_name
         return order(
             self.settings.name,
             info,
             dimensions=dimensions,
             dtype=dtype,
-            offered=info.dtypes if info and info.provider == chosen.key_name else chosen.dtypes,
+            offered=tuple(kind for kind in chosen.dtypes if kind in (info.dtypes if own and info else chosen.dtypes)),
             unit=chosen.promises_unit_length,
-            cuts=info is None or (chosen.takes_dimensions and info.provider == chosen.key_name),
+            cuts=info is None or (chosen.takes_dimensions and own),
         )
 
     def make(self, asked: Order) -> Provider:
@@ -73,8 +75,8 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
         if arguments[name] is not None:
             whole_number(name, arguments[name], 1)
     for name in ("query_prompt", "document_prompt"):
-        if arguments[name] is not None and not isinstance(arguments[name], str):
-            raise ConfigurationError(f"{name} must be a string, not {type(arguments[name]).__name__}")
+        if arguments[name] is not None and not is_text(arguments[name]):
+            raise ConfigurationError(f"{name} must be a string of valid Unicode, not {type(arguments[name]).__name__}")
     model, base_url = arguments["model"], arguments["base_url"]
     if isinstance(model, str):
         model = str.__str__(model)  # an enumeration may show itself otherwise
@@ -90,8 +92,8 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
             name=name,
             api_key=_secret(arguments["api_key"]),
             base_url=base_url,
-            query_prompt=arguments["query_prompt"],
-            document_prompt=arguments["document_prompt"],
+            query_prompt=_prompt(arguments, "query"),
+            document_prompt=_prompt(arguments, "document"),
             on_long_text=arguments["on_long_text"],
             options=_options(chosen, arguments["provider_options"]),
             info=info,
@@ -113,6 +115,9 @@ def _row(chosen: type[Provider], name: str, base_url: str | None, given: Mapping
 
 def _refuse_what_is_not_served(provider: str, name: str, info: ModelInfo | None) -> None:
     """Refuse slips of the pen, and what the provider has retired. A new model must not wait for a release."""
+    other = catalogue.find(name) if info is None else None
+    if other is not None and not provider_class(other.provider).on_this_machine:
+        raise ConfigurationError(f"{name!r} is not {provider}'s; did you mean '{other.provider}:{name}'?")
     if info is None and (meant := catalogue.near(name, provider)):
         raise ConfigurationError(
             f"no model {name!r} is known at {provider}; did you mean {meant!r}? If not, model_info={{}} says so"
@@ -134,7 +139,7 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
     The part before the first colon is the provider only if one is registered by that name; otherwise the provider
     comes from the catalogue, or is "openai" where a base_url is given.
     """
-    if isinstance(model, str) and model.strip().startswith("sk-"):
+    if isinstance(model, str) and model.strip().startswith(KEYS):
         raise ConfigurationError(
             "model= holds what looks like an API key: give the key as api_key=, and a model's name"
         )
@@ -146,6 +151,8 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
             raise ConfigurationError(f"model={model!r} names a provider and no model")
         return provider, name
     info = catalogue.find(model)
+    if info is not None and not is_provider(info.provider):
+        raise ConfigurationError(f"the provider {info.provider!r}, which a row of {model!r} names, is not installed")
     if info is not None and (base_url is None or not provider_class(info.provider).on_this_machine):
         return info.provider, model
     if base_url is not None:
@@ -170,6 +177,16 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
         f"which provider serves {model!r}? Write 'provider:model' with one of {', '.join(known)}, "
         "or give the base_url of an OpenAI-compatible server"
     )
+
+
+def _prompt(arguments: Mapping[str, Any], role: str) -> str | None:
+    """Give the user's prompt for a role: the argument, else what they say of the model."""
+    given: str | None = arguments[f"{role}_prompt"]
+    if given is not None:
+        return given
+    said = (arguments["model_info"] or {}).get("prompts") or {}
+    known: str | None = said.get(role)
+    return known
 
 
 def _connection(arguments: Mapping[str, Any]) -> Connection:
@@ -201,16 +218,37 @@ def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[
     if taken:
         raise ConfigurationError(f"provider_options may not hold {', '.join(taken)}: the library sets that itself")
     try:
-        copied: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
-    except (TypeError, ValueError):
+        listed = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)
+        listed.encode()
+        copied: dict[str, Any] = json.loads(listed, parse_int=_bounded)
+    except (TypeError, ValueError, RecursionError):
         raise ConfigurationError("provider_options must hold values that JSON can carry") from None
     return copied
+
+
+def _bounded(digits: str) -> int:
+    """Read a number that every JSON parser can."""
+    number = int(digits)
+    if abs(number) >= 1 << 63:
+        raise ValueError("too large for JSON")
+    return number
+
+
+def is_text(value: object) -> bool:
+    """Tell whether something is a string that UTF-8 can carry."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise ConfigurationError unless a setting has one of the values allowed."""
     names = list(allowed)
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         listed = ", ".join(map(repr, names))
         close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""

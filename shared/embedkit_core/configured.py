@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from embedkit_core.outcome import warn_of_cuts
 from embedkit_core.providers.connection import Connection
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
-from embedkit_core.sources import plan
+from embedkit_core.sources import Plan, plan
 from embedkit_core.store import Store, open_store
 from embedkit_core.travel import Luggage, described, kept, packed, unpacked
 from embedkit_core.types import Cache, InputType, LongText, RateLimiter, Usage
@@ -97,6 +98,7 @@ class Configured:
             )
             for kind in get_args(InputType)
         }
+        self._space_mark = self._mark(wanted, provider_options)
 
     # Facts
 
@@ -117,16 +119,30 @@ class Configured:
         shared = self._info.space if self._info else None
         identity = shared or str(wire.get("model", self.provider.model))[:64]
         where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
-        return f"{self.provider.key_name}:{identity}{where}/{self.dimensions or 'unknown'}/{self._form.dtype}"
+        name = f"{self.provider.key_name}:{identity}{where}/{self.dimensions or 'unknown'}/{self._form.dtype}"
+        return name + self._space_mark
+
+    def _mark(self, wanted: Plan, options: Mapping[str, Any] | None) -> str:
+        """Give what tells spaces of one model apart that its name, width and type do not."""
+        wire = self._roles["document"].lane.wire
+        told = {name: wire[name] for name in options or {} if name in wire}
+        made = {name: value for name, value in wanted.asked.parts().items() if name == "centred"}
+        if not (told or made):
+            return ""
+        return "/" + hashlib.sha256(json.dumps([told, made], sort_keys=True).encode()).hexdigest()[:8]
 
     def identity(self) -> dict[str, Any]:
         """Give the arguments that change vectors, each in one spelling, and the fingerprint of all that does."""
-        return {**described(self._arguments, self.provider), "fingerprint": self.fingerprint}
+        return {
+            **described(self._arguments, self.provider, self._roles["document"].form),
+            "fingerprint": self.fingerprint,
+        }
 
     @property
     def fingerprint(self) -> str:
         """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
-        return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
+        used = [repr(role.form).encode() for role in self._roles.values() if role.view is not None]
+        return hashlib.sha256(b"".join([*(role.prefix for role in self._roles.values()), *used])).hexdigest()[:32]
 
     def learn_dimensions(self, dimensions: int) -> None:
         """Learn how many the vectors of a model have that is not in the catalogue."""

@@ -83,7 +83,8 @@ class Finish:
         if self.dtype in PACKED:
             packed = np.packbits(rows > 0, axis=1)
             return packed if self.dtype == "ubinary" else (packed ^ 0x80).view(np.int8)
-        return rows.astype(ELEMENTS[self.dtype], copy=False)
+        with np.errstate(over="ignore"):  # what does not fit is looked for by others
+            return rows.astype(ELEMENTS[self.dtype], copy=False)
 
     def parts(self) -> dict[str, Any]:
         """Give what of it a key covers; what is left at its neutral value is not there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,12 +12,15 @@ from embedkit_core import config
 from embedkit_core.configured import parameter_names
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.importing import Imported
 from embedkit_core.lists import ato_lists, to_lists
 from embedkit_core.plan import check_list
 from embedkit_core.types import InputType, Usage
+from embedkit_core.verifying import Verified
 
 __all__ = [
     "NOT_GIVEN",
+    "CacheTools",
     "Lists",
     "Mapped",
     "NoEffect",
@@ -30,6 +33,7 @@ __all__ = [
     "default_model",
     "embed_lists",
     "fields_given",
+    "key_or_function",
     "make_embedder",
     "one_type",
     "or_none",
@@ -153,6 +157,13 @@ def cut_or_refuse(name: str, value: Any) -> str:
         ) from None
 
 
+def key_or_function(value: Any) -> Any:
+    """Refuse what can be no key, in place of the host's own words about its types."""
+    if value is None or isinstance(value, str) or callable(value) or hasattr(value, "get_secret_value"):
+        return value
+    raise ValueError(f"must be a string, a SecretStr or a function, not {type(value).__name__}")
+
+
 def one_type(name: str, value: Any) -> str:
     """Give our dtype for Cohere's embedding_types (a list) and Voyage's output_dtype; both call float32 "float"."""
     names = [value] if isinstance(value, str) else value
@@ -223,6 +234,30 @@ def make_embedder(arguments: Mapping[str, Any], *, api_key: _SecretStr | Callabl
     held: Any = api_key
     plain = held.get_secret_value() if hasattr(held, "get_secret_value") else held
     return Embedder(**known, api_key=plain)
+
+
+class CacheTools:
+    """What an adapter's object does with the cache beside serving from it, by the core's object behind it."""
+
+    @property
+    def embedder(self) -> Embedder:
+        """The core's object behind this one."""
+        raise NotImplementedError
+
+    def import_vectors(
+        self,
+        texts: Iterable[str],
+        vectors: Iterable[Sequence[float] | None],
+        *,
+        input_type: InputType = "document",
+        verify: int = 3,
+    ) -> Imported:
+        """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
+        return self.embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
+
+    def verify_cache(self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20) -> Verified:
+        """Compare cached vectors with what the model gives today: see `embedkit_core.Embedder.verify_cache`."""
+        return self.embedder.verify_cache(texts, input_type=input_type, sample=sample)
 
 
 class _Model(Protocol):

@@ -100,10 +100,14 @@ class LookUp:
         """Look for vectors that those asked for can be made from; queries' are remembered as if they were these."""
         texts, hot = self._plan.texts, self._role.input_type == "query" and self._role.view is None
         places = {key_of(source.prefix, texts[place]): place for place in self.misses}
+        widths: set[int] = set()
         for found in self._owner.store.read(list(places), hot=False):
             entries = {places[key]: e for key, e in found.items() if key in places and _has_form(e, source.form)}
             if not entries:
                 continue
+            widths.update(len(entry.vector) for entry in entries.values())
+            if len(widths) > 1:
+                raise self._two_widths()
             rows = source.finish(np.stack([entry.vector for entry in entries.values()]))
             self._rows.put(list(entries), rows)
             self.hits.update(entries)
@@ -128,12 +132,15 @@ class LookUp:
                 self._rows.put(places, vectors if view is None else view(np.stack(vectors)))
                 self.hits.update(places)
         if len(self._found_widths) > 1 and self._role.kept.width is None:
-            raise ConfigurationError(
-                f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
-                "changed; name dimensions=, or another cache"
-            )
+            raise self._two_widths()
         if self.hits:
             self.misses = [place for place in self.misses if place not in self.hits]
+
+    def _two_widths(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
+            "changed; name dimensions=, or another cache"
+        )
 
     def _fits(self, entry: Entry) -> bool:
         width = len(entry.vector)

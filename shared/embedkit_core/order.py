@@ -30,8 +30,10 @@ class Order:
 
     def parts(self) -> dict[str, Any]:
         """Give what of it a key covers beside the request."""
-        finish = self.finish if self.is_cut_here else replace(self.finish, cut=None, centred=False)
-        return finish.parts()
+        if self.is_cut_here:
+            return self.finish.parts()
+        # Cut by its provider, or here where that pays no heed: the same, but for what only we do.
+        return replace(self.finish, cut=None, centred=self.finish.centred and self.finish.cut is not None).parts()
 
 
 def order(

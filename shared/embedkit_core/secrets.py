@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 
-from embedkit_core.errors import AuthenticationError, ConfigurationError
+from embedkit_core.errors import AuthenticationError, ConfigurationError, UnavailableError
 
 SALT = os.urandom(16)
 
@@ -42,18 +42,22 @@ class Secret:
         """Ask the source for what is to be sent from now on; called on a thread of its own.
 
         Raises:
-            AuthenticationError: it fails, or gives what is no key.
+            UnavailableError: it fails, which may pass.
+            AuthenticationError: it gives what is no key.
         """
         if self.source is None:
             return
+        failure = flaw = ""
         given: object = None
         try:
-            given, flaw = self.source(), ""
+            given = self.source()
         except BaseException as error:  # its message may hold anything; who exits this thread would be waited for
-            flaw = f"failed with {type(error).__name__}"
-        if not flaw and not isinstance(given, str):
+            failure = type(error).__name__
+        if failure:
+            raise UnavailableError(f"the function that gives the key failed with {failure}")
+        if not isinstance(given, str):
             flaw = f"gave {type(given).__name__} in place of a string"
-        elif isinstance(given, str):
+        else:
             try:
                 self._value = clean(given, "")
             except ConfigurationError:

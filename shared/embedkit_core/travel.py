@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit_core.catalogue.rows import VECTORLESS
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.form import Form
 from embedkit_core.providers.connection import Connection
 from embedkit_core.secrets import Secret
 
@@ -52,14 +53,14 @@ def kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def described(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
-    """Give the arguments that change vectors and that have several spellings, each in one."""
+def described(arguments: Mapping[str, Any], provider: Provider, form: Form) -> dict[str, Any]:
+    """Give the arguments that change vectors and that have several spellings, each in one; `form` is that of a row."""
     options = arguments["provider_options"]
     info = {n: v for n, v in (arguments["model_info"] or {}).items() if n not in VECTORLESS}
     return {
         "model_name": f"{provider.name}:{provider.model}",
         "base_url": provider.endpoint or None,
-        "dimensions": provider.dimensions,
+        "dimensions": form.dimensions,
         "provider_options": json.loads(json.dumps(options, sort_keys=True)) if options else None,
         "model_info": {n: _plain(v) for n, v in sorted(info.items())} or None,
     }

@@ -9,15 +9,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from embedkit_core.engine.items import Rows
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.form import PACKED, DType
 from embedkit_core.importing import SAME, spread
+from embedkit_core.lookup import LookUp
 from embedkit_core.plan import make_plan
 from embedkit_core.roles import Role
-from embedkit_core.types import Entry, Usage, Vectors
+from embedkit_core.types import Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
+
+# Two answers of one model differ in the last digits, which makes a number of 8 bits another one now and then, and of a
+# thousand signs some: where the floats have 0.99995, 3 signs of 1024 differ.
+ALIKE: Mapping[DType, float] = {
+    "float32": SAME,
+    "float16": SAME,
+    "int8": 0.995,
+    "uint8": 0.995,
+    "binary": 0.95,
+    "ubinary": 0.95,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +38,15 @@ class Verified:
     """How like the model's own of today some cached vectors are.
 
     `cached` counts the distinct texts that the cache has; `cosines` gives for the positions of those that were embedded
-    anew the cosine of both vectors, of the signs where the type is binary. Two answers of one model are above 0.999;
-    what is below is another model's.
+    anew the cosine of both vectors, of the signs where the type is binary. Two answers of one model are `alike` or
+    more: 0.999 for floats, less for types that round; what is below is another model's.
     """
 
     texts: int
     cached: int
     cosines: Mapping[int, float] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
+    alike: float = SAME
 
     @property
     def lowest(self) -> float | None:
@@ -42,12 +56,16 @@ class Verified:
     @property
     def changed(self) -> tuple[int, ...]:
         """The positions of texts whose cached vectors are not the model's any more."""
-        return tuple(position for position, cosine in self.cosines.items() if not cosine >= SAME)
+        return tuple(position for position, cosine in self.cosines.items() if not cosine >= self.alike)
 
     def __str__(self) -> str:
         if self.lowest is None:
             return f"none of {self.texts:,} texts is in the cache: nothing was compared"
-        same = "the model is the same" if not self.changed else f"{len(self.changed):,} are not the model's any more"
+        same = (
+            "the model is the same"
+            if not self.changed
+            else f"{len(self.changed):,} are not the model's any more: use another cache= folder"
+        )
         mean = sum(self.cosines.values()) / len(self.cosines)
         return (
             f"{len(self.cosines):,} of {self.cached:,} cached vectors embedded anew: cosine {self.lowest:.6f} at "
@@ -60,24 +78,23 @@ def verify_cache(embedder: Embedder, role: Role, texts: Iterable[str], *, sample
     if embedder.store.keeper is None:
         raise ConfigurationError("verify_cache compares with the cache, and this embedder has cache=False")
     plan = make_plan(texts, role.prefix)
-    found: dict[int, Entry] = {}
-    for block in embedder.store.read(plan.keys, hot=False):
-        found.update((plan.places[key], entry) for key, entry in block.items() if key in plan.places)
-    if not found:
+    rows = Rows(plan.n, plan.first, role.form, role.view)
+    look_up = LookUp(embedder, role, plan, rows)
+    try:
+        look_up.run()
+    finally:
+        look_up.close()
+    if not look_up.hits or rows.matrix is None:
         return Verified(plan.n, 0)
-    chosen = spread(sorted(found), sample)
+    chosen = spread(sorted(look_up.hits), sample)
+    kept = rows.matrix[plan.first[chosen]]
     fresh = embedder.without_cache().embed([plan.texts[place] for place in chosen], input_type=role.input_type)
     for error in fresh.failed.values():
         raise error
-    kept = np.stack([_viewed(role, found[place].vector) for place in chosen])
     cosines = _cosines(kept, fresh.vectors, role.form.dtype).tolist()
     positions = plan.first[chosen].tolist()
-    return Verified(plan.n, len(found), dict(zip(positions, cosines, strict=True)), fresh.usage)
-
-
-def _viewed(role: Role, vector: Vectors) -> Vectors:
-    viewed: Vectors = vector if role.view is None else role.view(vector[None, :])[0]
-    return viewed
+    known = dict(zip(positions, cosines, strict=True))
+    return Verified(plan.n, len(look_up.hits), known, fresh.usage, ALIKE[role.form.dtype])
 
 
 def _cosines(one: Vectors, other: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
@@ -91,6 +108,7 @@ def _cosines(one: Vectors, other: Vectors, dtype: DType) -> npt.NDArray[np.float
 
 def _numbers(rows: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
     if dtype not in PACKED:
-        return rows.astype(np.float64)
+        numbers: npt.NDArray[np.float64] = rows.astype(np.float64) - (128.0 if dtype == "uint8" else 0.0)
+        return numbers
     packed: npt.NDArray[np.uint8] = rows if dtype == "ubinary" else rows.view(np.uint8) ^ np.uint8(0x80)
     return np.where(np.unpackbits(packed, axis=1), 1.0, -1.0)

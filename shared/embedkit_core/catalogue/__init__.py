@@ -28,9 +28,16 @@ def models(provider: str | None = None, *, status: str | None = None, name: str 
     Any other name works as well: these are the ones whose dimensions, limits and prices need not be given.
 
     Raises:
-        ConfigurationError: the file that RAG_EMBEDKIT_MODELS names is no list of models.
+        ConfigurationError: no model has such a provider or status, or the file that RAG_EMBEDKIT_MODELS names is no
+            list of models.
     """
     asked = {"provider": provider, "status": status, "name": name}
+    for field, value in (("provider", provider), ("status", status)):
+        known = {getattr(row, field) for row in rows()}
+        if value is not None and value not in known:
+            close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+            raise ConfigurationError(f"no model of the catalogue has the {field} {value!r:.60}; {hint}")
     wanted = {field: value for field, value in asked.items() if value is not None}
     return tuple(row for row in rows() if all(getattr(row, field) == value for field, value in wanted.items()))
 
@@ -127,7 +134,19 @@ def find_for(
     if base.provider != providers[0]:
         limits = replace(otherwise.limits, text_tokens=base.limits.text_tokens)
         base = replace(base, limits=limits, usd_per_million=None, usd_per_million_batch=None)
-    return merged(base, fields, "model_info")
+    row = merged(base, fields, "model_info")
+    if found is not None and found.dimensions and "like" not in (given or {}):
+        _refuse_other_default(found, row)
+    return row
+
+
+def _refuse_other_default(known: ModelInfo, row: ModelInfo) -> None:
+    """Refuse another default of a model whose own is known: nothing would tell the provider."""
+    if row.dimensions != known.dimensions:
+        raise ConfigurationError(
+            f"model_info: {known.name} has {known.dimensions} dimensions where none are asked for; ask for others by "
+            "dimensions="
+        )
 
 
 def near(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str | None:
@@ -135,14 +154,19 @@ def near(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...]
 
     Names that differ in a number are two models, of which one may be newer than this catalogue.
     """
-    spelled, numbers = _spelled(name), re.findall(r"\d+", name)
+    spelled, numbers = _spelled(name), _numbers(name)
     names = {
         _spelled(row.name): f"{row.provider}:{row.name}"
         for row in reversed(rows() if among is None else among)
-        if provider in (None, row.provider) and re.findall(r"\d+", row.name) == numbers
+        if provider in (None, row.provider) and _numbers(row.name) == numbers
     }
     close = difflib.get_close_matches(spelled, names, n=1, cutoff=ALIKE)
     return names[close[0]] if close else None
+
+
+def _numbers(name: str) -> list[str]:
+    """Give the numbers in a name; 4 and 4.0 are the same."""
+    return re.findall(r"\d+", re.sub(r"(?<=\d)[.-]0(?!\d)", "", name))
 
 
 def _spelled(name: str) -> str:

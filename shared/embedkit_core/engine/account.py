@@ -140,8 +140,7 @@ class Account:
         error: ProviderError
         try:
             if self._secret is not None:
-                async with asyncio.timeout(timeout):
-                    await self._refreshed(self._secret)
+                await self._refreshed(self._secret, within=timeout)
             if self._client is None:
                 with importing.lock:  # an SDK, most likely
                     self._client = self._connect()
@@ -169,12 +168,17 @@ class Account:
             self.tell(lambda: self.scheduler.failed(flight, error, self.loop.time()))
         self.pump()
 
-    async def _refreshed(self, secret: Secret) -> None:
+    async def _refreshed(self, secret: Secret, *, within: float | None) -> None:
         """Have a key that changes asked for, on a thread of its own: it is the user's code, and may take its time."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._ask_for_key(secret)
         # Shielded: one request's timeout must not end the others' wait.
-        if (flaw := await asyncio.shield(self._refreshing)) is not None:
+        try:
+            async with asyncio.timeout(within):
+                flaw = await asyncio.shield(self._refreshing)
+        except TimeoutError:
+            raise TimedOutError(f"the function that gives the key did not return in {within} s") from None
+        if flaw is not None:
             raise copy.copy(flaw)
 
     def _ask_for_key(self, secret: Secret) -> asyncio.Future[ProviderError | None]:

@@ -47,8 +47,8 @@ def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: floa
         for item in items:
             item.asks += 1
         flight.lane.enter(items, front=True)
-    elif isinstance(error, TextTooLongError) and error.positions:
-        _treat_known_long(scheduler, flight, error)
+    elif isinstance(error, TextTooLongError) and any(place in error.positions for place in range(len(flight.items))):
+        _treat_known_long(scheduler, flight, error)  # a position beyond the request is a slip of the server's
     elif isinstance(error, (TextTooLongError, RequestTooLargeError)):
         _halve(scheduler, flight, items, error)
     elif isinstance(error, BadTextError):
@@ -170,7 +170,12 @@ def _treat_long(scheduler: Scheduler, item: Item, error: ProviderError) -> None:
     if policy == "truncate" and item.lane.lane.cutting is not None:
         scheduler.have_cut(item)
         item.lane.enter([item], front=True)
-    elif policy == "truncate" and item.cuts <= CUTS and (shorter := longtext.shorten(item.text, tokens, limit)):
+    elif (
+        policy == "truncate"
+        and not item.lane.lane.cuts
+        and item.cuts <= CUTS
+        and (shorter := longtext.shorten(item.text, tokens, limit))
+    ):
         item.text, item.cut = shorter, True
         item.size = estimate_tokens(shorter, shorter.encode())
         item.lane.enter_group(Group([item], item.urgent))

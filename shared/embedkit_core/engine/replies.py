@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from embedkit_core.engine import longtext
 from embedkit_core.engine.items import MILLION, Flight, Lane, Ticket
 from embedkit_core.engine.packing import share_out
 from embedkit_core.errors import BadReplyError
-from embedkit_core.form import ELEMENTS, Form, way_to_cut
+from embedkit_core.form import ELEMENTS, PACKED, Form, way_to_cut
 from embedkit_core.types import Reply, Usage
 
 
@@ -45,6 +46,25 @@ def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
         total = float(vectors.sum(dtype=np.float32))
     if not math.isfinite(total) and not np.isfinite(vectors).all():
         raise bad("answered a number that is not finite")
+    if not np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64 if element.itemsize > 2 else np.float32).all():
+        raise bad("answered a vector of zeros")
+    packs = lane.finish is not None and lane.finish.dtype in PACKED and lane.finish.source not in PACKED
+    if packs and lane.finish is not None and (min(found, lane.finish.cut or found) % 8):
+        raise bad(f"answered vectors of {found} dimensions, which dtype={lane.finish.dtype!r} cannot pack by eight")
+
+
+def finished(reply: Reply, lane: Lane) -> Reply:
+    """Give a reply with its rows as they are kept.
+
+    Raises:
+        BadReplyError: a number does not fit into half the precision.
+    """
+    if lane.finish is None:
+        return reply
+    rows = lane.finish(reply.vectors)
+    if rows.dtype == np.float16 and not np.isfinite(rows).all():
+        raise BadReplyError(f"{lane.model} answered a number that does not fit into float16; nothing is kept")
+    return replace(reply, vectors=rows)
 
 
 def bill(flight: Flight, tokens: int | None) -> None:

@@ -17,7 +17,7 @@ from embedkit_core.engine import failures
 from embedkit_core.engine.items import Flight, Item, Lane, Step, Ticket, Waiter
 from embedkit_core.engine.queues import LaneQueue, Parked
 from embedkit_core.engine.recent import Recent, RecentRows
-from embedkit_core.engine.replies import bill, check, collect
+from embedkit_core.engine.replies import bill, check, collect, finished
 from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.engine.turns import Turns
 from embedkit_core.errors import BadReplyError, EncodingRefusedError, ProviderError, TimedOutError
@@ -84,8 +84,10 @@ class Scheduler:
         lane = item.lane.lane
         assert lane.cutting is not None
         limits = replace(lane.limits, text_tokens=None)
-        twin = replace(lane, wire_id=lane.wire_id + b"cut", wire=lane.cutting, cutting=None, limits=limits)
+        twin = replace(lane, wire_id=lane.wire_id + b"cut", wire=lane.cutting, cutting=None, cuts=True, limits=limits)
         item.cut, item.lane = True, self.turns.lane(twin)
+        if lane.limits.text_tokens is not None:  # no more is looked at, or billed
+            item.size = min(item.size, lane.limits.text_tokens)
 
     def _free_from_limiter(self, item: Item, queue: LaneQueue, now: float) -> None:
         """Take an unsent text to a caller who has no rate limiter, and must not wait for somebody else's."""
@@ -132,18 +134,18 @@ class Scheduler:
         queue = flight.lane
         try:
             check(reply, len(flight.items), queue.width, queue.lane)
+            width, reply = reply.vectors.shape[1], finished(reply, queue.lane)
         except BadReplyError as error:
             error.tokens = getattr(reply, "tokens", None)
             self.failed(flight, error, now)
             return
-        queue.pace.answered(flight.sent, reply.tokens, reply.headroom, now)
+        # What is billed for cut texts says nothing of how many tokens the estimate stands for.
+        queue.pace.answered(flight.sent, None if queue.lane.cuts else reply.tokens, reply.headroom, now)
         queue.refused = queue.doubts = 0
         if not queue.proven:
             queue.proven = True
             queue.plan_job(self.turns.free_slots() + 1, now)
-        queue.width = queue.width or reply.vectors.shape[1]
-        if queue.lane.finish is not None:
-            reply = replace(reply, vectors=queue.lane.finish(reply.vectors))
+        queue.width = queue.width or width
         bill(flight, reply.tokens)
         collect(flight, reply)
         self._step.commits.append(flight)

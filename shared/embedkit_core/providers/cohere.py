@@ -129,7 +129,7 @@ class Cohere(Provider):
         return CohereClient(self)
 
     def open_sdk(self, secret: Secret) -> AsyncClientV2:
-        """Give the SDK's client, which asks for the key at each request."""
+        """Give the SDK's client; each request has the key that is valid then."""
         import cohere
         import httpx
 
@@ -137,11 +137,11 @@ class Cohere(Provider):
         transport = httpx.AsyncClient(
             headers=dict(given.headers),
             proxy=given.proxy,
-            follow_redirects=True,
+            follow_redirects=False,  # headers of the user's would go to whoever a server names
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             verify=given.ssl_context() or True,
         )
-        return cohere.AsyncClientV2(api_key=secret.reveal, base_url=self.address, httpx_client=transport)
+        return cohere.AsyncClientV2(api_key=secret.reveal(), base_url=self.address, httpx_client=transport)
 
 
 def _address(base_url: str | None) -> str:
@@ -168,6 +168,7 @@ class CohereClient:
         self._decode64 = decoder()
         self._provider = provider
         self._secret = provider.secret or Secret("no-key-needed")
+        self._headers = {_titled(name): value for name, value in provider.connection.headers.items()}
         self._timed_out, self._lost = httpx.TimeoutException, httpx.TransportError
         self._sdk = provider.open_sdk(self._secret)
         self._http: Any = self._sdk._client_wrapper.httpx_client
@@ -177,13 +178,14 @@ class CohereClient:
         fields = dict(batch.wire)
         fields.pop("prompt", None)
         texts = batch.prompted()
+        key = self._secret.reveal()
         timeout = FOREVER if batch.timeout is None else batch.timeout
         try:
             response = await self._http.request(
                 "v2/embed",
                 method="POST",
                 json={**fields, "texts": texts},
-                headers={"content-type": "application/json"},
+                headers={"content-type": "application/json", "Authorization": f"Bearer {key}"} | self._headers,
                 request_options={"max_retries": 0, "timeout_in_seconds": timeout},
             )
         except self._timed_out:
@@ -196,7 +198,7 @@ class CohereClient:
             said = self._said(response.content)
             refusal = Refusal(
                 *("cohere", str(fields.get("model")), response.status_code, said["message"], headers, texts),
-                secrets=self._provider.connection.secrets_with(self._secret.reveal()),
+                secrets=self._provider.connection.secrets_with(key),
                 request_id=said["id"] or headers.get("x-request-id"),
             )
             raise _translated(refusal)
@@ -213,6 +215,8 @@ class CohereClient:
             encoded = reply["embeddings"][kind]
             billed = (reply.get("meta") or {}).get("billed_units")
             n_rows = len(encoded)
+            if not isinstance(encoded, list):
+                raise TypeError("no list of rows")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadReplyError(f"the server answered something that is not embeddings of type {kind}") from None
         tokens = read_tokens(billed, "input_tokens")
@@ -233,6 +237,12 @@ class CohereClient:
             found = None
         found = found if isinstance(found, dict) else {}
         return {name: str(found.get(name) or "") for name in ("message", "id")}
+
+
+def _titled(name: str) -> str:
+    """Give a header's name as the SDK and we spell it: what differs in case only would go out twice."""
+    known = {"authorization": "Authorization", "user-agent": "User-Agent"}
+    return known.get(name.lower(), name)
 
 
 def _translated(refusal: Refusal) -> ProviderError:

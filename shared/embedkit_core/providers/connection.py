@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -16,6 +17,7 @@ from embedkit_core.secrets import SALT
 if TYPE_CHECKING:
     import ssl
 
+SHORTEST = 4  # characters of a part of a header that may be a secret
 OF_THE_MESSAGE = frozenset({"content-length", "content-type", "transfer-encoding", "connection", "host"})
 
 
@@ -37,9 +39,16 @@ class Connection:
         parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle))
         return hashlib.sha256(SALT + parts.encode()).hexdigest()
 
+    @property
+    def authorization(self) -> str | None:
+        """The Authorization header of the user's own, which stands in place of the key's."""
+        return next((value for name, value in self.headers.items() if name.lower() == "authorization"), None)
+
     def secrets_with(self, key: str) -> list[str]:
-        """Give the key and all that headers and proxy hold, which no message may repeat."""
-        return [key, *self.headers.values(), *([self.proxy] if self.proxy else [])]
+        """Give the key and all that headers and proxy hold, as a whole and in parts, which no message may repeat."""
+        held = [*self.headers.values(), *([self.proxy] if self.proxy else [])]
+        parts = [part for one in held for part in re.split(r"[\s:/@,;=]+", one) if len(part) >= SHORTEST]
+        return [key, *held, *parts]
 
     def __bool__(self) -> bool:
         return bool(self.headers or self.proxy or self.ca_bundle or self.lost)
@@ -59,7 +68,8 @@ class Connection:
         from urllib.request import getproxies, proxy_bypass
 
         parts = urlsplit(url)
-        found = getproxies().get(parts.scheme)
+        known = getproxies()
+        found = known.get(parts.scheme) or known.get("all")
         if not found or proxy_bypass(parts.netloc):
             return None
         address = found if "://" in found else f"http://{found}"

@@ -80,12 +80,12 @@ def _is_odd(rows: Vectors) -> bool:
 
 
 def _numbers(rows: Sequence[Any], element: np.dtype[Any]) -> Vectors:
-    if element.kind == "f":
-        return np.array(rows, dtype=element)
     whole = np.array(rows)
+    if element.kind == "f" and whole.dtype.kind in "iuf":
+        return whole.astype(element)
     limits = np.iinfo(element)
     if whole.dtype.kind not in "iu" or whole.min() < limits.min or whole.max() > limits.max:
-        raise ValueError("not whole numbers of this type")
+        raise ValueError("not numbers of this type")
     return whole.astype(element)
 
 

@@ -156,9 +156,10 @@ class OpenAI(Provider):
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         given = self.connection
-        transport: Any = None
-        if given.proxy is not None or given.ca_bundle is not None:
-            transport = DefaultAsyncHttpxClient(proxy=given.proxy, verify=given.ssl_context() or True)
+        # Redirects are not followed: headers of the user's would go to whoever a server names.
+        transport = DefaultAsyncHttpxClient(
+            proxy=given.proxy, verify=given.ssl_context() or True, follow_redirects=False
+        )
         sdk = AsyncOpenAI(
             api_key=self.secret.reveal(),
             base_url=self._base_url,

@@ -19,6 +19,8 @@ from embedkit_core.errors import (
 from embedkit_core.providers.headers import headroom, retry_after
 from embedkit_core.providers.messages import quotable
 
+ELSEWHERE = ", which is not followed; give the address it leads to as base_url="
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -83,6 +85,8 @@ class Refusal:
 
     def general(self, variable: str | None) -> ProviderError | None:
         """Give the error for a status that says it all, None for one whose message counts; `variable` has the key."""
+        if 300 <= self.status < 400:
+            return BadRequestError(f"the server answered with a redirect (HTTP {self.status}){ELSEWHERE}", **self.where)
         if self.status == 402:
             return self.quota()
         if self.status in (401, 403):

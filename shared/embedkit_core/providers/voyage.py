@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from embedkit_core.errors import (
     AuthenticationError,
     BadReplyError,
+    BadRequestError,
     BadTextError,
     ConfigurationError,
     ProviderError,
@@ -30,7 +31,7 @@ from embedkit_core.form import ELEMENTS, DType
 from embedkit_core.providers import Client, Provider, ProviderSettings
 from embedkit_core.providers.decoding import decoded, decoder, in_order, read_tokens
 from embedkit_core.providers.messages import canonical_url
-from embedkit_core.providers.refusals import Refusal
+from embedkit_core.providers.refusals import ELSEWHERE, Refusal
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, Reply
 
@@ -53,6 +54,7 @@ TOO_MANY_TEXTS = re.compile(r"batch size|(more than|at most|maximum (length|size
 TOO_LONG = re.compile(r"example at index (\d+).{0,80}too many tokens(.{0,80}window of (\d+) tokens)?", re.I | re.S)
 ABOUT_TEXTS = re.compile(r"argument 'input'|\bbody\.input\b", re.I)
 ABOUT_REQUEST = re.compile(r"\bmodel\b|input_type|output_d|truncation|encoding_format|argument|parameter|body\.", re.I)
+OTHER_ENDPOINT = re.compile(r"voyage-(context|multimodal)\b")
 NO_PAYMENT = re.compile(r"payment method", re.I)
 
 
@@ -71,6 +73,10 @@ class Voyage(Provider):
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
+        if other := OTHER_ENDPOINT.match(self.model):
+            raise ConfigurationError(
+                f"{self.model} takes its texts in another way ({other[1]}), which is not spoken here; its SDK does"
+            )
         self.secret = _key(settings)
         given = settings.base_url.strip().rstrip("/") if settings.base_url is not None else None
         self.endpoint = "" if self.is_own_host(given) else canonical_url(given or HOST)
@@ -134,7 +140,10 @@ class Voyage(Provider):
         import aiohttp
 
         given = self.connection
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_redirect.append(_refuse_redirect)
         return aiohttp.ClientSession(
+            trace_configs=[tracing],
             connector=aiohttp.TCPConnector(limit=0, ssl=given.ssl_context() or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=dict(given.headers),
@@ -144,6 +153,11 @@ class Voyage(Provider):
     def address_for(self, key: str) -> str:
         """Give the address requests go to with a key; one that changes says each time which of Voyage's it is for."""
         return self.address or _own_host(key)
+
+
+async def _refuse_redirect(session: object, context: object, redirect: Any) -> None:  # noqa: ARG001 - aiohttp's hook
+    """Follow no redirect: headers of the user's would go to whoever a server names."""
+    raise BadRequestError(f"the server answered with a redirect (HTTP {redirect.response.status}){ELSEWHERE}")
 
 
 def _own_host(key: str) -> str:
@@ -190,9 +204,13 @@ class VoyageClient:
         requestor = self._requestor(key, address)
         params = {**fields, "input": texts, "encoding_format": "base64"}
         timeout = FOREVER if batch.timeout is None else batch.timeout
+        own = self._provider.connection.authorization
         try:
             response = await requestor.arequest_raw(
-                "post", "/embeddings", self._session, params=params, request_timeout=timeout
+                *("post", "/embeddings", self._session),
+                params=params,
+                supplied_headers={"Authorization": own} if own else None,
+                request_timeout=timeout,
             )
             try:
                 body: bytes = await response.read()
