@@ -8,6 +8,7 @@
 #   make dist                              the wheel and the sdist, in dist/
 #   make laws                              take each law's code away and see the test that fails; ARGS="2 9" picks some
 #   make soak                              everything at once for three minutes, against a server that fails; ARGS="--minutes 10"
+#   make live PROVIDER=voyage              settle with your own key, for a cent at most, what was not tried; ARGS="--model voyage-4"
 #   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
 #   make bench-speed                       speed against peers and code by hand, as ratios; ARGS="--only cold,warm --rounds 5"
 #   make clean | make distclean            forget the demo's cache and build files | .venv too
@@ -29,6 +30,7 @@ export HF_HUB_OFFLINE
 # Set on the command line only; a variable of the same name in the environment is somebody else's.
 MODEL =
 DATA =
+PROVIDER =
 ARGS =
 
 # Environments that are made and tried side by side.
@@ -44,7 +46,7 @@ BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo test test-extras test-versions lint types laws soak bench-retrieval bench-speed install torch dist clean distclean
+.PHONY: demo live test test-extras test-versions lint types laws soak bench-retrieval bench-speed install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -71,6 +73,10 @@ dist: $(BUILT)
 
 laws: $(INSTALLED)
 	@$(BIN)/python tests/remove_laws.py $(ARGS)
+
+live: $(INSTALLED)
+	@test -n "$(PROVIDER)" || { echo "name the provider whose key you have: make live PROVIDER=openai, voyage or cohere" >&2; exit 2; }
+	@$(BIN)/python examples/live.py $(PROVIDER) $(ARGS)
 
 soak: $(INSTALLED)
 	@$(BIN)/python benchmarks/soak.py $(ARGS)

@@ -3,8 +3,10 @@
 `check_extra.py <extra or bare> <model folder>`, by an environment with that extra alone, outside the checkout.
 """
 
+import base64
 import importlib
 import json
+import struct
 import sys
 import threading
 from functools import partial
@@ -18,16 +20,20 @@ ADAPTERS = {
     "langchain": ("langchain_embedkit", "EmbedKitEmbeddings", "langchain-core"),
     "llamaindex": ("llamaindex_embedkit", "EmbedKitEmbedding", "llama-index-core"),
 }
-PROVIDERS = {"openai": "openai", "local": "sentence-transformers"}
+PROVIDERS = {"openai": "openai", "voyage": "voyageai", "cohere": "cohere", "local": "sentence-transformers"}
+BRINGS = {"voyage": {"langchain"}}  # its SDK depends on langchain-core
 VECTOR = [0.6, 0.8]
+ENCODED = base64.b64encode(struct.pack("<2f", *VECTOR)).decode()
+OPENAIS = {"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens": 1}}  # and Voyage's
+COHERES = {"embeddings": {"base64": [ENCODED]}, "meta": {"billed_units": {"input_tokens": 1}}}
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers every request as OpenAI answers one text."""
+    """Answers every request as the API that is asked answers one text."""
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
-        body = json.dumps({"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens": 1}}).encode()
+        body = json.dumps(COHERES if self.path == "/v2/embed" else OPENAIS).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -55,13 +61,13 @@ def refused(attempt, extra, what):
         sys.exit(f"{what} works without the extra {extra}")
 
 
-def use_openai():
+def use_api(provider):
     server = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with Embedder("openai:any", base_url=f"http://127.0.0.1:{server.server_port}/v1", cache=False) as embedder:
+    with Embedder(f"{provider}:any", base_url=f"http://127.0.0.1:{server.server_port}/v1", cache=False) as embedder:
         vector = embedder.embed_query("x").tolist()
     server.shutdown()
-    expect([round(number, 6) for number in vector] == VECTOR, "a server that speaks OpenAI's API is asked")
+    expect([round(number, 6) for number in vector] == VECTOR, f"a server that speaks the API of {provider} is asked")
 
 
 def use_local(folder):
@@ -91,7 +97,7 @@ def main():
         expect(embedder.embed_documents(["x", "y"]).shape[0] == 2, "the core embeds")
     for name, (package, door, _) in ADAPTERS.items():
         importlib.import_module(package)  # it is lazy: what costs, and what may be missing, comes with its class
-        if name != extra:
+        if name != extra and name not in BRINGS.get(extra, ()):
             statement = f"from {package} import {door}"
             refused(partial(exec, statement), name, statement)
     for provider in PROVIDERS:
@@ -100,10 +106,10 @@ def main():
             refused(make, provider, f"Embedder with the provider {provider}")
     if extra in ADAPTERS:
         use_adapter(extra)
-    elif extra == "openai":
-        use_openai()
     elif extra == "local":
         use_local(folder)
+    elif extra in PROVIDERS:
+        use_api(extra)
     packages = PROVIDERS | {name: host for name, (_, _, host) in ADAPTERS.items()}
     print("  with", ", ".join(f"{name} {version(name)}" for name in (packages.get(extra), "numpy") if name))
 

@@ -10,16 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from embedkit_core.hosts import Mapped, NoEffect, Refused, Rule, cut_or_refuse, seconds, wire_options
+from embedkit_core.hosts import (
+    Mapped,
+    NoEffect,
+    Refused,
+    Rule,
+    cut_or_refuse,
+    one_type,
+    or_none,
+    seconds,
+    wire_options,
+)
 
 TOKENIZER = "no tokenizer is used and strings are sent, so a compatible server understands them too"
-ONE_CLIENT = (
-    "one client is kept for all callers; a proxy comes from HTTPS_PROXY, certificates from SSL_CERT_FILE in the "
-    "environment"
-)
+ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
 AZURE = (
     "use Azure's v1 endpoint, which needs no version: base_url='https://NAME.openai.azure.com/openai/v1', model= the "
-    "deployment's name, api_key= Azure's key"
+    "deployment's name, model_info={'like': 'openai:text-embedding-3-small'} what it serves, api_key= Azure's key"
 )
 BACKOFF = "waits follow the server's Retry-After, else grow with full jitter, for all callers together"
 
@@ -47,14 +54,13 @@ RULES: Final[Mapping[str, Rule]] = {
     "disallowed_special": NoEffect(TOKENIZER),
     "retry_min_seconds": NoEffect(BACKOFF),
     "retry_max_seconds": NoEffect(BACKOFF),
-    "headers": NoEffect("OpenAIEmbeddings makes no use of it either"),
     "user_agent": NoEffect("it changes no vector"),
     "validate_base_url": NoEffect("an address is always checked"),
     "skip_empty": Refused("leave empty texts out of the list: each position gets a vector here", (False,)),
     "organization": Refused("set the environment variable OPENAI_ORG_ID"),
     "openai_organization": Refused("set the environment variable OPENAI_ORG_ID"),
-    "openai_proxy": Refused("set the environment variable HTTPS_PROXY", ("",)),
-    "default_headers": Refused("headers of your own are not sent yet; give a gateway its key as api_key", ({},)),
+    "openai_proxy": Mapped("proxy", or_none),
+    "default_headers": Mapped("headers", or_none),
     "default_query": Refused("a query of your own is not sent; give an endpoint that needs none", ({},)),
     "http_client": Refused(ONE_CLIENT),
     "http_async_client": Refused(ONE_CLIENT),
@@ -65,8 +71,9 @@ RULES: Final[Mapping[str, Rule]] = {
     "openai_api_version": Refused(AZURE, ("",)),
     "azure_endpoint": Refused(AZURE),
     "azure_deployment": Refused(AZURE),
-    "azure_ad_token": Refused(f"{AZURE}, or an Entra token"),
-    "azure_ad_token_provider": Refused(f"{AZURE}; tokens that change are not supported yet"),
-    "azure_ad_async_token_provider": Refused(f"{AZURE}; tokens that change are not supported yet"),
-    "embedding_types": Refused("vectors are floats; other types are not supported yet", (["float"], ("float",))),
+    "azure_ad_token": Mapped("api_key"),
+    "azure_ad_token_provider": Mapped("api_key"),
+    "azure_ad_async_token_provider": Refused("give a function that can simply be called: it has a thread of its own"),
+    "embedding_types": Mapped("dtype", one_type),
+    "output_dtype": Mapped("dtype", one_type),
 }

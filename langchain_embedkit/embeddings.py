@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import Embedder, Imported, InputType, RateLimiter, Usage
+from embedkit_core import DType, Embedder, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
     aembed_lists,
     complaint,
     default_model,
     embed_lists,
+    fields_given,
     make_embedder,
-    plain_key,
     take_arguments,
 )
 from langchain_embedkit.arguments import RULES
@@ -46,9 +47,15 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     )
 
     model: str
-    api_key: Annotated[SecretStr | None, BeforeValidator(plain_key)] = Field(default=None, exclude=True)
+    api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True)
     base_url: str | None = None
+    headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
+    proxy: str | None = Field(default=None, exclude=True, repr=False)
+    ca_bundle: str | PathLike[str] | None = None
     dimensions: int | None = None
+    dtype: DType = "float32"
+    fetch_dimensions: int | None = None
+    model_info: Mapping[str, Any] | None = None
     cache: Any = None
     query_prompt: str | None = None
     document_prompt: str | None = None
@@ -72,9 +79,15 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
             self,
             model: str = "",
             *,
-            api_key: str | SecretStr | None = None,
+            api_key: str | SecretStr | Callable[[], str] | None = None,
             base_url: str | None = None,
+            headers: Mapping[str, str] | None = None,
+            proxy: str | None = None,
+            ca_bundle: str | PathLike[str] | None = None,
             dimensions: int | None = None,
+            dtype: DType = "float32",
+            fetch_dimensions: int | None = None,
+            model_info: Mapping[str, Any] | None = None,
             cache: Any = None,
             query_prompt: str | None = None,
             document_prompt: str | None = None,
@@ -124,8 +137,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
         """Copy; with another setting, a new object is made and checked."""
         if not update:
             return super().model_copy(deep=deep)
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**given | self._take(update))
+        return type(self)(**fields_given(self, self._embedder) | self._take(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""
@@ -171,8 +183,9 @@ class EmbedKitEmbeddings(BaseModel, Embeddings):
     def __getstate__(self) -> dict[Any, Any]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
         state = super().__getstate__()
-        travels = self.pickle_api_key and "api_key" in self.model_fields_set
+        travels = self.pickle_api_key and "api_key" in self.model_fields_set and not callable(self.api_key)
         left = {"rate_limiter": None} | ({} if travels else {"api_key": None})
+        left |= {} if self.pickle_api_key else {"headers": None, "proxy": None}
         return {**state, "__dict__": {**state["__dict__"], **left}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:

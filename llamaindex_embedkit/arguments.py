@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from embedkit_core.hosts import Mapped, NoEffect, Refused, Rule, cut_or_refuse, wire_options
+from embedkit_core.hosts import Mapped, NoEffect, Refused, Rule, cut_or_refuse, one_type, or_none, wire_options
 
-ONE_CLIENT = (
-    "one client is kept for all callers; a proxy comes from HTTPS_PROXY, certificates from SSL_CERT_FILE in the "
-    "environment"
-)
+ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
 AZURE = (
     "use Azure's v1 endpoint, which needs no version: api_base='https://NAME.openai.azure.com/openai/v1', model= the "
-    "deployment's name, api_key= Azure's key"
+    "deployment's name, model_info={'like': 'openai:text-embedding-3-small'} what it serves, api_key= Azure's key"
 )
 
 RULES: Final[Mapping[str, Rule]] = {
@@ -41,9 +38,11 @@ RULES: Final[Mapping[str, Rule]] = {
     "azure_deployment": Refused(AZURE),
     "deployment_name": Refused(AZURE),
     "use_azure_ad": Refused(AZURE, (False,)),
-    "azure_ad_token_provider": Refused(f"{AZURE}; tokens that change are not supported yet"),
+    "azure_ad_token_provider": Mapped("api_key"),
+    "embedding_types": Mapped("dtype", one_type),
+    "output_dtype": Mapped("dtype", one_type),
     "max_length": Refused("the model's own limit counts; on_long_text says what becomes of a longer text"),
-    "default_headers": Refused("headers of your own are not sent yet; give a gateway its key as api_key", ({},)),
+    "default_headers": Mapped("headers", or_none),
     "http_client": Refused(ONE_CLIENT),
     "async_http_client": Refused(ONE_CLIENT),
 }

@@ -6,25 +6,26 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
+from embedkit_core import DType, Embedder, EmbedKitError, Imported, InputType, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
     aembed_lists,
     complaint,
     default_model,
     embed_lists,
+    fields_given,
     make_embedder,
-    plain_key,
     take_arguments,
 )
 from llamaindex_embedkit.arguments import RULES
@@ -66,9 +67,15 @@ class EmbedKitEmbedding(BaseEmbedding):
     embeddings_cache: Any = Field(default=None, exclude=True)
     # What the embedder is made from does not change after it: make another one, or `model_copy`.
     model_name: str = Field(frozen=True)
-    api_key: Annotated[SecretStr | None, BeforeValidator(plain_key)] = Field(default=None, exclude=True, frozen=True)
+    api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True, frozen=True)
     base_url: str | None = Field(default=None, frozen=True)
+    headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False, frozen=True)
+    proxy: str | None = Field(default=None, exclude=True, repr=False, frozen=True)
+    ca_bundle: str | PathLike[str] | None = Field(default=None, exclude=True, frozen=True)
     dimensions: int | None = Field(default=None, frozen=True)
+    dtype: DType = Field(default="float32", frozen=True)
+    fetch_dimensions: int | None = Field(default=None, exclude=True, frozen=True)
+    model_info: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)
     cache: Any = Field(default=None, exclude=True, frozen=True)
     query_prompt: str | None = Field(default=None, frozen=True)
     document_prompt: str | None = Field(default=None, frozen=True)
@@ -92,9 +99,15 @@ class EmbedKitEmbedding(BaseEmbedding):
             self,
             model: str = "",
             *,
-            api_key: str | SecretStr | None = None,
+            api_key: str | SecretStr | Callable[[], str] | None = None,
             base_url: str | None = None,
+            headers: Mapping[str, str] | None = None,
+            proxy: str | None = None,
+            ca_bundle: str | PathLike[str] | None = None,
             dimensions: int | None = None,
+            dtype: DType = "float32",
+            fetch_dimensions: int | None = None,
+            model_info: Mapping[str, Any] | None = None,
             cache: Any = None,
             query_prompt: str | None = None,
             document_prompt: str | None = None,
@@ -146,8 +159,7 @@ class EmbedKitEmbedding(BaseEmbedding):
         """Copy; with another setting, a new object is made and checked."""
         if not update:
             return super().model_copy(deep=deep)
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**given | self._take(update))
+        return type(self)(**fields_given(self, self._embedder) | self._take(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""
@@ -302,8 +314,9 @@ class EmbedKitEmbedding(BaseEmbedding):
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
         self._embedder.__reduce__()  # the host would drop what cannot be pickled, a cache of the user's say, in silence
         state: dict[str, Any] = super().__getstate__()
-        travels = self.pickle_api_key and "api_key" in self.model_fields_set
+        travels = self.pickle_api_key and "api_key" in self.model_fields_set and not callable(self.api_key)
         left = {"rate_limiter": None} | ({} if travels else {"api_key": None})
+        left |= {} if self.pickle_api_key else {"headers": None, "proxy": None}
         return {**state, "__dict__": {**state["__dict__"], **left}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -34,8 +34,8 @@ LAWS = [
     Law(1, "engine/replies.py", "if not math.isfinite(total) and", "if False and", "test_laws.py"),
     Law(
         1,
-        "providers/openai.py",
-        "    ordered[indices] = vectors\n    return ordered",
+        "providers/decoding.py",
+        "    ordered[list(indices)] = vectors\n    return ordered",
         "    return vectors",
         "test_requests.py",
     ),

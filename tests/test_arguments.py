@@ -31,11 +31,14 @@ SAMPLES = {
     "chunk_size": 7, "batch_size": 7, "output_dimension": 256, "request_timeout": 5, "truncation": False,
     "truncate": "NONE", "model_kwargs": {"user": "u"}, "additional_kwargs": {"user": "u"},
     "query_instruction": "q: ", "text_instruction": "d: ", "openai_api_base": "http://localhost:1/v1",
+    "openai_proxy": "http://localhost:1", "default_headers": {"a": "b"}, "azure_ad_token": "k",
+    "azure_ad_token_provider": "k", "embedding_types": ["binary"], "output_dtype": "binary",
     "api_base": "http://localhost:1/v1", "openai_api_key": "k", "voyage_api_key": "k", "cohere_api_key": "k",
 }  # fmt: skip
 MEANT = {
     "max_batch_texts": 7, "dimensions": 256, "timeout": 5.0, "on_long_text": "error", "provider_options": {"user": "u"},
     "query_prompt": "q: ", "document_prompt": "d: ", "base_url": "http://localhost:1/v1", "api_key": SecretStr("k"),
+    "proxy": "http://localhost:1", "headers": {"a": "b"}, "dtype": "binary",
 }  # fmt: skip
 
 
@@ -177,9 +180,13 @@ def test_a_timeout_object_is_refused_with_the_number_to_give():
 
 
 @hosts
-def test_a_function_as_key_is_refused_with_what_to_give(host):
-    with pytest.raises(ConfigurationError, match=r"api_key: .*a function that gives the key is not supported yet"):
-        made(host, api_key=lambda: "k")
+@pytest.mark.parametrize("given", [["int8"], "int8", ("int8",)], ids=repr)
+def test_a_type_in_another_class_s_spelling_is_ours(host, given):
+    voyage = made(host, model="voyage:voyage-4", api_key="k", embedding_types=given)
+    assert (voyage.dtype, voyage.embedder.space) == ("int8", "voyage:voyage-4/1024/int8")
+    assert made(host, embedding_types=["float"]).dtype == "float32"
+    with pytest.raises(ConfigurationError, match="an embedder has one type"):
+        made(host, embedding_types=["float", "int8"])
 
 
 def test_the_encoding_that_compatible_servers_are_asked_for_is_ours_to_choose():

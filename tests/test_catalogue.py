@@ -1,99 +1,254 @@
-"""The catalogue: every row can be believed, and a slip of the pen finds the row it meant."""
+"""The catalogue: every row can be believed, a user knows better, and a slip of the pen finds the row it meant."""
 
+import datetime
 import json
 from decimal import Decimal
 from importlib.resources import files
 
+import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embedkit_core import Embedder, catalogue
-from embedkit_core.providers import provider_names
-from embedkit_core.types import Limits, ModelInfo
+from embedkit_core import ConfigurationError, Embedder, ModelInfo, catalogue, models
+from embedkit_core.catalogue.rows import VECTORLESS, as_json, merged, unknown
+from embedkit_core.providers import provider_class, provider_names
+from embedkit_core.types import Limits
 
-RAW = json.loads(files("embedkit_core.catalogue").joinpath("models.json").read_text(encoding="utf-8"))
-FIELDS = {
-    "provider": str,
-    "name": str,
-    "dimensions": int,
-    "allowed_dimensions": (dict, list),
-    "request_texts": int,
-    "request_tokens": int,
-    "text_tokens": int,
-    "usd_per_million": str,
-    "status": str,
-    "source": str,
+FOLDER = files("embedkit_core.catalogue")
+RAW = json.loads(FOLDER.joinpath("models.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads(FOLDER.joinpath("schema.json").read_text(encoding="utf-8"))
+VALIDATORS = {
+    part: jsonschema.Draft202012Validator({"$defs": SCHEMA["$defs"], "$ref": f"#/$defs/{part}"})
+    for part in ("ours", "model")
 }
-UNKNOWN_ALLOWED = {"dimensions", "request_tokens", "text_tokens", "usd_per_million"}
+PROPERTIES = SCHEMA["$defs"]["model"]["properties"]
+SMALL = "openai:text-embedding-3-small"
+ROWS = models()
+APIS = [row for row in ROWS if row.provider != "local"]
 each_raw_row = pytest.mark.parametrize("raw", RAW["models"], ids=lambda raw: raw["name"])
-each_row = pytest.mark.parametrize("row", catalogue.rows(), ids=lambda row: row.name)
+each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+each_api_row = pytest.mark.parametrize("row", APIS, ids=lambda row: row.name)
+
+
+def made(model=SMALL, **settings):
+    return Embedder(model, **{"api_key": "k", "cache": False, **settings})
+
+
+# Our own file
+
+
+def valid(raw, part="ours"):
+    """Whether the schema takes a row: as one of our own, or as a user's."""
+    return VALIDATORS[part].is_valid(raw)
+
+
+def test_the_file_is_as_its_schema_says():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(RAW, SCHEMA)
 
 
 @each_raw_row
-def test_a_row_has_these_fields_of_these_kinds_and_no_others(raw):
-    assert raw.keys() == FIELDS.keys()
-    for name, kind in FIELDS.items():
-        value = raw[name]
-        if value is None:
-            assert name in UNKNOWN_ALLOWED, name
-        else:
-            assert isinstance(value, kind), name
-            assert not isinstance(value, bool), name
-    assert isinstance(raw["allowed_dimensions"], list) or raw["allowed_dimensions"].keys() == {"min", "max"}
+def test_a_row_of_ours_is_complete_and_says_where_it_was_read(raw):
+    assert valid(raw)
+    assert valid(raw, "model")
 
 
-@each_raw_row
-def test_a_row_says_where_it_was_read(raw):
-    assert RAW["sources"][raw["source"]].strip()
-    assert "20" in RAW["prices"]  # the year in which they were read
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        {"dimension": 5},
+        {"usd_per_million": 0.02},
+        {"usd_per_million": "a little"},
+        {"status": "new"},
+        {"source": "somewhere"},
+        {"read": "yesterday"},
+        {"tokenizer": "cl100k_base"},
+        {"space": None},
+        {"allowed_dimensions": []},
+        {"allowed_dimensions": [1536, 1536]},
+        {"dtypes": ["float8"]},
+        {"like": "openai:text-embedding-3-large"},
+        {"retired": "2026-04-04"},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_a_row_of_ours_that_is_wrong(flaw):
+    assert not valid(RAW["models"][0] | flaw)
+
+
+@pytest.mark.parametrize("gone", ["status", "dimensions", "allowed_dimensions", "source", "read", "price_source"])
+def test_the_schema_refuses_a_row_of_ours_that_is_not_whole(gone):
+    assert not valid({name: value for name, value in RAW["models"][0].items() if name != gone})
+
+
+def test_every_field_is_in_the_schema_and_can_be_given():
+    fields = set(PROPERTIES) - {"provider", "name", "like"}
+    assert as_json(ROWS[0]).keys() == fields
+    assert fields >= VECTORLESS
 
 
 @each_row
-def test_a_rows_dimensions_are_among_those_it_allows(row):
-    assert isinstance(row, ModelInfo)
-    assert row.allowed_dimensions
+def test_a_row_as_it_is_listed_can_be_put_into_a_file(row):
+    assert valid(json.loads(json.dumps({"provider": row.provider, "name": row.name, **as_json(row)})), "model")
+
+
+SAMPLES = [
+    *(None, True, False, 0, 1, -1, 0.02, 2**20, 2**20 + 1, 10**13, "", "x", "0.02", "free", "-1", "prefix"),
+    *([], [1], [1, "x"], [True], ["float32"], ["float8"], [[1]], {}, {"min": 1}, {"min": 1, "max": 3}),
+    *({"min": 0, "max": 3}, {"query": "q"}, {"query": 5}, {"passage": "p"}),
+]
+
+
+@pytest.mark.parametrize("field", sorted(set(PROPERTIES) - {"provider", "name", "like"}))
+def test_the_schema_takes_what_is_read_and_nothing_else(field):
+    for sample in SAMPLES:
+        try:
+            merged(unknown("openai", "m"), {field: sample}, "here")
+            is_read = True
+        except ConfigurationError:
+            is_read = False
+        assert valid({"provider": "openai", "name": "m", field: sample}, "model") == is_read, sample
+
+
+@each_row
+def test_a_row_says_what_fits_together(row):
     assert row.dimensions in row.allowed_dimensions
     assert min(row.allowed_dimensions) >= 1
-
-
-@each_row
-def test_a_rows_limits_fit_into_each_other(row):
+    assert row.status in {"current", "legacy", "retired"}
+    assert row.provider in provider_names()
     assert isinstance(row.limits, Limits)
-    assert row.limits.texts >= 1
-    assert row.limits.text_tokens is None or row.limits.text_tokens >= 1
     if row.limits.tokens is not None and row.limits.text_tokens is not None:
         assert row.limits.text_tokens <= row.limits.tokens
+    if row.cut is not None:
+        assert len(row.allowed_dimensions) > 1
+    if "binary" in row.dtypes:
+        assert all(n % 8 == 0 for n in row.allowed_dimensions)
+    if row.cut is None:
+        assert len(row.allowed_dimensions) == 1 or row.provider == "cohere"  # nobody documents what Cohere's cut is
+    if row.provider == "local":
+        assert row.asymmetric == (row.prompts.get("query") != row.prompts.get("document"))
+        assert row.source == f"https://huggingface.co/{row.name}"
+    for price in (row.usd_per_million, row.usd_per_million_batch):
+        assert price is None or (type(price) is Decimal and 0 < price < 10)
+    if row.usd_per_million_batch is not None:
+        assert row.usd_per_million_batch < row.usd_per_million
+    for date in (row.released, row.retired, row.read):
+        assert date is None or datetime.date.fromisoformat(date) <= datetime.date.fromisoformat(row.read)
 
 
 @each_row
-def test_a_rows_price_is_exact_and_plausible(row):
-    if row.usd_per_million is not None:
-        assert type(row.usd_per_million) is Decimal
-        assert 0 <= row.usd_per_million < 10
+def test_a_successor_is_listed_and_current_and_what_is_retired_has_one(row):
+    assert (row.status == "retired") == (row.retired is not None)
+    if row.status == "current":
+        assert row.successor is None
+    if row.successor is not None:
+        [successor] = models(row.provider, name=row.successor)
+        assert successor.status == "current"
 
 
-@each_row
-def test_a_rows_provider_is_installed_and_its_status_known(row):
-    assert row.provider in provider_names()
-    assert row.status in {"current", "legacy", "preview", "deprecated"}
+def test_models_of_one_space_have_dimensions_in_common():
+    for space in {row.space for row in ROWS} - {None}:
+        members = [row for row in ROWS if row.space == space]
+        assert len(members) > 1
+        assert len({row.allowed_dimensions for row in members}) == 1
+
+
+@each_api_row
+def test_a_model_of_an_api_has_its_limits_and_its_price(row):
+    assert row.limits.texts <= provider_class(row.provider).unknown_limits.texts or row.provider == "openai"
+    assert row.unit_length is not None
+    assert row.limits.text_tokens is not None
+    if row.status != "retired":
+        assert row.usd_per_million is not None
+        assert row.limits.tokens is not None
 
 
 def test_no_model_is_listed_twice():
-    names = [(row.provider, row.name) for row in catalogue.rows()]
+    names = [(row.provider, row.name) for row in ROWS]
     assert len(set(names)) == len(names)
+
+
+def test_facts_that_other_catalogues_have_wrong():
+    """Source: the provider's pages; see the rows."""
+    found = {row.name: row for row in ROWS}
+    assert found["voyage-3-lite"].dimensions == 512
+    assert found["voyage-3"].allowed_dimensions == (1024,)
+    assert 256 in found["embed-v4.0"].allowed_dimensions
+    assert found["embed-english-v3.0"].limits.text_tokens == 512
+    assert found["BAAI/bge-small-en-v1.5"].dimensions == 384
+    assert found["embed-multilingual-light-v3.0"].usd_per_million == Decimal("0.10")
 
 
 @each_row
 def test_a_name_finds_its_row_with_and_without_its_provider(row):
     assert catalogue.find(row.name, row.provider) is row
-    assert catalogue.find(row.name) == row
-    assert catalogue.find(row.name, "local") is None
-    assert catalogue.find(row.name.upper()) is None
+    assert catalogue.find(row.name) is row
+    assert catalogue.find(row.name, "fake") is None
 
 
-@each_row
-def test_a_slip_of_the_pen_finds_the_name_it_meant(row):
-    for slip in (row.name[1:], row.name[:-1], row.name.replace("embedding", "embeding"), row.name.replace("-", "_", 1)):
-        assert catalogue.near(slip) == f"{row.provider}:{row.name}"
+@each_api_row
+def test_facts_follow_the_name_to_any_address(row):
+    model = f"{row.provider}:{row.name}"
+    for address in (None, "http://localhost:1/v1") if row.status != "retired" else ("http://localhost:1/v1",):
+        here = made(model, base_url=address)
+        assert here.dimensions == row.dimensions
+        assert here.provider.limits == row.limits
+        assert here.provider.usd_per_million == row.usd_per_million
+
+
+def test_a_model_that_is_retired_is_refused_with_the_one_to_use_instead():
+    said = r"retired 'embed-english-v2.0' since 2026-04-04; it names 'cohere:embed-v4.0' instead"
+    with pytest.raises(ConfigurationError, match=said):
+        made("cohere:embed-english-v2.0")
+    assert made("cohere:embed-english-v2.0", model_info={"status": "legacy"}).dimensions == 4096
+    assert made("cohere:embed-english-v2.0", base_url="http://localhost:1").dimensions == 4096
+    assert made("openai:text-embedding-ada-002").dimensions == 1536  # legacy, and served
+
+
+def test_models_lists_what_is_asked_for():
+    assert {row.provider for row in models("voyage")} == {"voyage"}
+    assert [row.name for row in models("openai", status="legacy")] == ["text-embedding-ada-002"]
+    assert [row.provider for row in models(name="embed-v4.0")] == ["cohere"]
+    assert models("nobody") == ()
+
+
+# Slips of the pen, and new models
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("text-embeding-3-small", "openai:text-embedding-3-small"),
+        ("text_embedding_3_large", "openai:text-embedding-3-large"),
+        ("Text-Embedding-3-Small", "openai:text-embedding-3-small"),
+        ("text-embedding-3-smal", "openai:text-embedding-3-small"),
+        ("voyage-4-larg", "voyage:voyage-4-large"),
+        ("voyage 4 lite", "voyage:voyage-4-lite"),
+        ("voyge-3.5", "voyage:voyage-3.5"),
+        ("embed-v4-0", "cohere:embed-v4.0"),
+        ("embed-englsh-v3.0", "cohere:embed-english-v3.0"),
+        ("embed-v5.0-por", "cohere:embed-v5.0-pro"),
+    ],
+)
+def test_a_slip_of_the_pen_is_refused_with_the_name_it_meant(slip, meant):
+    assert catalogue.near(slip) == meant
+    provider = meant.partition(":")[0]
+    with pytest.raises(ConfigurationError, match=f"did you mean '{meant}'.*model_info"):
+        made(f"{provider}:{slip}")
+    assert made(f"{provider}:{slip}", model_info={}).model == f"{provider}:{slip}"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("openai:text-embedding-4-small", "openai:text-embedding-5", "voyage:voyage-5", "voyage:voyage-5-lite"),
+        *("voyage:voyage-4-mini", "voyage:voyage-finance-4", "cohere:embed-v6.0-pro", "cohere:embed-english-v4.0"),
+        *("cohere:embed-v5.0-nano", "openai:text-embedding-3-medium"),
+    ],
+)
+def test_a_new_model_need_not_wait_for_a_release(model):
+    assert made(model).dimensions is None
 
 
 def test_a_name_that_is_far_from_all_is_not_guessed_at():
@@ -102,11 +257,147 @@ def test_a_name_that_is_far_from_all_is_not_guessed_at():
     assert catalogue.near("text-embedding-3-smal", "local") is None
 
 
-@each_row
-def test_facts_follow_the_name_to_any_address(row):
-    model = f"{row.provider}:{row.name}"
-    here = Embedder(model, api_key="x", cache=False)
-    there = Embedder(model, base_url="http://localhost:1/v1", cache=False)
-    for made in (here, there):
-        assert (made.dimensions, made.provider.limits) == (row.dimensions, row.limits)
-        assert made.explain("x").usd_per_million == row.usd_per_million
+# What a user knows better
+
+
+def test_what_is_given_stands_in_place_of_what_is_known():
+    changed = made(model_info={"usd_per_million": 0.5, "request_texts": 7, "text_tokens": 99})
+    assert changed.provider.usd_per_million == Decimal("0.5")
+    assert changed.provider.limits == Limits(texts=7, tokens=300_000, text_tokens=99)
+    assert changed.explain("x").key == made().explain("x").key
+
+
+def test_an_unknown_model_has_what_is_given():
+    info = {"dimensions": 768, "allowed_dimensions": [256, 768], "cut": "prefix", "usd_per_million": "0.01"}
+    known = made("my-model", base_url="http://localhost:1/v1", model_info=info)
+    assert (known.dimensions, known.provider.usd_per_million) == (768, Decimal("0.01"))
+    assert made("my-model", base_url="http://localhost:1/v1", model_info=info, dimensions=256).dimensions == 256
+    with pytest.raises(ConfigurationError, match="it offers 256, 768"):
+        made("my-model", base_url="http://localhost:1/v1", model_info=info, dimensions=512)
+
+
+def test_a_model_can_be_like_another():
+    azure = made("openai:my-deployment", base_url="http://localhost:1/v1", model_info={"like": SMALL})
+    assert (azure.model, azure.dimensions) == ("openai:my-deployment", 1536)
+    assert azure.provider.limits == made().provider.limits
+    assert azure.provider.usd_per_million == Decimal("0.02")
+    dearer = made("openai:my-deployment", model_info={"like": SMALL, "usd_per_million": "0.022"})
+    assert dearer.provider.usd_per_million == Decimal("0.022")
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"dimension": 5}, "no field 'dimension'; did you mean 'dimensions'"),
+        ({"dimensions": "5"}, "dimensions must be a whole number of at least 1"),
+        ({"dimensions": True}, "dimensions must be a whole number"),
+        ({"allowed_dimensions": []}, "allowed_dimensions must be a list of whole numbers"),
+        ({"allowed_dimensions": {"min": 9, "max": 3}}, "allowed_dimensions must be"),
+        ({"allowed_dimensions": [3, 4], "dimensions": 5}, "5 are not among allowed_dimensions"),
+        ({"usd_per_million": -1}, "usd_per_million must be a price"),
+        ({"usd_per_million": "free"}, "usd_per_million must be a price"),
+        ({"usd_per_million": float("nan")}, "usd_per_million must be a price"),
+        ({"cut": "middle"}, "cut must be one of 'prefix', 'centred'"),
+        ({"dtypes": "int8"}, "dtypes must be a list of float32"),
+        ({"prompts": {"passage": "x"}}, "prompts must be a mapping"),
+        ({"unit_length": 1}, "unit_length must be one of"),
+        ({"like": "text-embedding-3-smal"}, "did you mean 'openai:text-embedding-3-small'"),
+        ({"like": 5}, "write provider:model"),
+        ([1], "model_info must be a mapping"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_by_name(info, message):
+    with pytest.raises(ConfigurationError, match=message):
+        made(model_info=info)
+
+
+def test_a_row_can_be_given_as_it_is_listed():
+    row = models(name="voyage-4")[0]
+    assert made("voyage:voyage-4", model_info=as_json(row)).explain("x").key == made("voyage:voyage-4").explain("x").key
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "usd_per_million": st.decimals(0, 10, places=4),
+            "text_tokens": st.integers(1, 10**6),
+            "request_texts": st.integers(1, 4096),
+            "request_tokens": st.integers(1, 10**6),
+            "status": st.just("legacy"),
+            "source": st.just("https://example.com"),
+        },
+    )
+)
+def test_limits_and_prices_change_no_key(info):
+    assert made(model_info=info).explain("x").key == made().explain("x").key
+    assert info.keys() <= VECTORLESS
+
+
+@pytest.mark.parametrize("info", [{"prompts": {"document": "passage: "}}, {"unit_length": False}], ids=str)
+def test_what_changes_a_vector_changes_the_key(info):
+    assert made(model_info=info).explain("x").key != made().explain("x").key
+
+
+# The user's file
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "models.json"
+    monkeypatch.setenv("RAG_EMBEDKIT_MODELS", str(path))
+    return path
+
+
+def test_rows_of_a_file_come_before_ours(file):
+    file.write_text(
+        json.dumps(
+            {
+                "models": [
+                    {"provider": "openai", "name": "text-embedding-3-small", "usd_per_million": "0.01"},
+                    {
+                        "provider": "openai",
+                        "name": "text-embedding-9",
+                        "like": "openai:text-embedding-3-large",
+                        "dimensions": 512,
+                    },
+                    {"provider": "voyage", "name": "voyage-9", "dimensions": 64},
+                ]
+            }
+        )
+    )
+    assert [row.name for row in models()[:3]] == ["text-embedding-3-small", "text-embedding-9", "voyage-9"]
+    assert len(models()) == len(ROWS) + 2
+    assert made().provider.usd_per_million == Decimal("0.01")
+    assert made().dimensions == 1536
+    assert made("text-embedding-9").dimensions == 512
+    assert made("voyage-9").dimensions == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "FileNotFoundError"),
+        ("{", "it is no JSON"),
+        ("[]", "no object such as"),
+        ('{"models": [5]}', "model 1: give it a provider and a name"),
+        ('{"models": [{"provider": "openai", "name": "a", "dims": 5}]}', "model openai:a has no field 'dims'"),
+        ('{"models": [{"provider": "openai", "name": "a", "like": "b"}]}', "like='b' is no model"),
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_used_is_one_clear_error(file, content, message):
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        made()
+    assert "RAG_EMBEDKIT_MODELS" in str(caught.value)
+
+
+def test_a_row_is_frozen_and_says_what_it_is():
+    row = ROWS[0]
+    assert isinstance(row, ModelInfo)
+    with pytest.raises(AttributeError):
+        row.dimensions = 5
+    assert {row: 1}[row] == 1

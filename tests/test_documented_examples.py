@@ -190,10 +190,12 @@ def test_the_page_on_openai_azures_v1_endpoint_with_a_key(server):
     assert embeddings.embed_query("Hello") == large("Hello")
 
 
-def test_the_page_on_openai_a_provider_of_tokens_is_refused():
-    """The one example of the page that does not run."""
-    with pytest.raises(ConfigurationError, match="api_key"):
-        OpenAIEmbeddings(model="text-embedding-3-large", base_url="http://localhost:1/v1", api_key=lambda: "token")
+def test_the_page_on_openai_a_provider_of_tokens_is_asked_for_each_request(server):
+    server.dimensions = 3072
+    embeddings = OpenAIEmbeddings(
+        model="text-embedding-3-large", base_url=server.base_url, api_key=lambda: "test-key", cache=False
+    )
+    assert len(embeddings.embed_query("a")) == 3072
 
 
 def test_the_class_for_azure_needs_its_address_in_another_form():

@@ -227,7 +227,7 @@ def test_one_folder_serves_each_configuration_its_own_vectors(host, server, tmp_
     name = models[1].embedder.provider.model
     assert rows[0] == rows[2] == vector_of("x").tolist()
     assert rows[1] == rows[3] == vector_of(prompt + "x", width, model=name).tolist()
-    assert len(server.requests) == 2
+    assert len(server.requests) == (1 if "dimensions" in change else 2)  # a shorter vector is a longer one's beginning
 
 
 @hosts

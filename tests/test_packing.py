@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from embedkit_core.engine.items import Lane
 from embedkit_core.engine.packing import CAP_TEXTS, CAP_TOKENS, FLOOR_TEXTS, Room, estimate_tokens, share_out, spread
 from embedkit_core.engine.replies import check
 from embedkit_core.engine.retry import RetryPolicy
@@ -159,9 +160,13 @@ widths = st.integers(1, 16)
 rows = st.integers(1, 12)
 
 
+def lane(model: str) -> Lane:
+    return Lane(b"wire", None, Limits(), "truncate", model, None, None, {})
+
+
 @given(rows, widths, st.booleans(), st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_a_reply_that_fits_is_believed(n, width, told, number):
-    check(Reply(np.full((n, width), number, np.float32), None), n, width if told else None, "a:b")
+    check(Reply(np.full((n, width), number, np.float32), None), n, width if told else None, lane("a:b"))
 
 
 @given(rows, widths, st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
@@ -169,21 +174,21 @@ def test_one_number_that_is_not_finite_is_found(n, width, odd, data):
     vectors = np.ones((n, width), np.float32)
     vectors[data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, width - 1))] = odd
     with pytest.raises(BadReplyError, match="not finite"):
-        check(Reply(vectors, None), n, width, "a:b")
+        check(Reply(vectors, None), n, width, lane("a:b"))
 
 
 @given(rows, widths, rows, widths)
 def test_another_count_or_width_is_refused(n, width, rows, columns):
     assume((n, width) != (rows, columns))
     with pytest.raises(BadReplyError) as caught:
-        check(Reply(np.ones((rows, columns), np.float32), None), n, width, "some:model")
+        check(Reply(np.ones((rows, columns), np.float32), None), n, width, lane("some:model"))
     assert (caught.value.provider, caught.value.model) == ("some", "some:model")
 
 
 @pytest.mark.parametrize("vectors", [np.ones((2, 3)), np.ones(2, np.float32), np.ones((2, 0), np.float32)])
 def test_another_kind_of_array_is_refused(vectors):
     with pytest.raises(BadReplyError):
-        check(Reply(vectors, None), 2, None, "a:b")
+        check(Reply(vectors, None), 2, None, lane("a:b"))
 
 
 # Addresses
@@ -241,22 +246,22 @@ def test_a_message_that_repeats_a_piece_of_a_text_is_dropped(before, text, after
     assume(len(piece) >= PIECE)
     message = " ".join((before + text[start:] + after).split())
     assume(piece[:PIECE] in message[:SHOWN])
-    assert quotable(message, ["another text", text], KEY) == ""
+    assert quotable(message, ["another text", text], [KEY]) == ""
 
 
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_a_message_that_repeats_the_key_is_dropped(before, after):
-    assert quotable(before + KEY + after, [], KEY) == ""
+    assert quotable(before + KEY + after, [], [KEY]) == ""
 
 
 @given(st.text(max_size=500), st.lists(st.text(max_size=50), max_size=3))
 def test_what_is_quoted_is_a_short_line_of_the_message(message, texts):
-    quoted = quotable(message, texts, KEY)
+    quoted = quotable(message, texts, [KEY])
     assert quoted == "" or (quoted.startswith(": ") and len(quoted) <= SHOWN + 2 and "\n" not in quoted)
     assert quoted[2:] in " ".join(message.split())
 
 
 def test_an_innocent_message_is_quoted_and_one_with_a_short_text_is_not():
     message = "The model `nomic` does not exist"
-    assert quotable(message, ["some text", "hi"], KEY) == f": {message}"
-    assert quotable(message, ["some text", "NOMIC"], KEY) == ""
+    assert quotable(message, ["some text", "hi"], [KEY]) == f": {message}"
+    assert quotable(message, ["some text", "NOMIC"], [KEY]) == ""

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 from support.limiters import needs_limiters
-from support.reader import at_home
+from support.reader import at_every_provider, at_home
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/langchain.md", pytest.param("docs/llamaindex.md", marks=needs_limiters)]
+DOCUMENTS = [
+    *("README.md", "docs/providers.md", "docs/models.md", "docs/langchain.md"),
+    pytest.param("docs/llamaindex.md", marks=needs_limiters),
+]
 EVERY_DOCUMENT = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -27,7 +30,7 @@ def promised(block):
 @pytest.fixture
 def as_a_reader(tmp_path, monkeypatch):
     """A key, an address that answers, and a cache folder of one's own."""
-    with at_home(tmp_path, monkeypatch) as server:
+    with at_home(tmp_path, monkeypatch) as server, at_every_provider(monkeypatch):
         yield server
 
 

@@ -1,5 +1,6 @@
 """Embeddings for retrieval: every text paid for once, no vector ever wrong."""
 
+from embedkit_core.catalogue import models
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import (
     AuthenticationError,
@@ -20,8 +21,9 @@ from embedkit_core.errors import (
     TimedOutError,
     UnavailableError,
 )
+from embedkit_core.form import DType
 from embedkit_core.importing import Imported
-from embedkit_core.types import EmbeddingResult, Explanation, InputType, RateLimiter, Usage
+from embedkit_core.types import EmbeddingResult, Explanation, InputType, ModelInfo, RateLimiter, Usage
 from embedkit_core.verifying import Verified
 
 __version__ = "0.1.0"
@@ -33,6 +35,7 @@ __all__ = [
     "BadTextError",
     "CacheError",
     "ConfigurationError",
+    "DType",
     "EmbedKitError",
     "Embedder",
     "EmbeddingResult",
@@ -41,6 +44,7 @@ __all__ = [
     "InputError",
     "InputType",
     "MissingExtraError",
+    "ModelInfo",
     "PartialFailureError",
     "ProviderError",
     "QuotaError",
@@ -53,4 +57,5 @@ __all__ = [
     "Usage",
     "Verified",
     "__version__",
+    "models",
 ]

@@ -15,6 +15,7 @@ from embedkit_core.errors import ConfigurationError
 from embedkit_core.form import DType
 from embedkit_core.order import Order, order
 from embedkit_core.providers import Provider, ProviderSettings, is_provider, provider_class, provider_names
+from embedkit_core.providers.connection import Connection, connection
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import InputType, LongText, ModelInfo
 
@@ -50,7 +51,7 @@ class Choice:
             info,
             dimensions=dimensions,
             dtype=dtype,
-            offered=info.dtypes if info else chosen.dtypes,
+            offered=info.dtypes if info and info.provider == chosen.key_name else chosen.dtypes,
             unit=chosen.promises_unit_length,
             cuts=info is None or (chosen.takes_dimensions and info.provider == chosen.key_name),
         )
@@ -79,12 +80,9 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
-    listed_as = chosen.catalogue_name(name)
-    info = catalogue.find_for(listed_as, chosen.rows_of or (provider,), arguments["model_info"])
-    # A new model must not wait for a release, but a slip of the pen is not a new model.
-    is_listed = chosen.is_own_host(base_url) and not chosen.on_this_machine
-    if info is None and is_listed and (meant := catalogue.near(name, provider)):
-        raise ConfigurationError(f"no model {name!r} is known at {provider}; did you mean {meant!r}?")
+    info = _row(chosen, chosen.catalogue_name(name), base_url, arguments["model_info"])
+    if chosen.is_own_host(base_url) and not chosen.on_this_machine:
+        _refuse_what_is_not_served(provider, name, info)
     chosen.check_installed()
     return Choice(
         chosen,
@@ -97,8 +95,37 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
             on_long_text=arguments["on_long_text"],
             options=_options(chosen, arguments["provider_options"]),
             info=info,
+            connection=_connection(arguments),
         ),
     )
+
+
+def _row(chosen: type[Provider], name: str, base_url: str | None, given: Mapping[str, Any] | None) -> ModelInfo | None:
+    """Give what is known of a model: at a provider's own host only of its own, elsewhere of any that it may serve.
+
+    What nobody but the user knows is one of the last of these: an open model's vectors are cut here, if at all.
+    """
+    homes, unknown = chosen.rows_of or (chosen.name,), chosen.unknown(name)
+    if chosen.is_own_host(base_url):
+        return catalogue.find_for(name, homes[:1], given, unknown)
+    return catalogue.find_for(name, homes, given, replace(unknown, provider=homes[-1]))
+
+
+def _refuse_what_is_not_served(provider: str, name: str, info: ModelInfo | None) -> None:
+    """Refuse slips of the pen, and what the provider has retired. A new model must not wait for a release."""
+    if info is None and (meant := catalogue.near(name, provider)):
+        raise ConfigurationError(
+            f"no model {name!r} is known at {provider}; did you mean {meant!r}? If not, model_info={{}} says so"
+        )
+    if info is not None and info.status == "retired":
+        since = f" since {info.retired}" if info.retired else ""
+        instead = (
+            f"; it names '{provider}:{info.successor}' instead, whose vectors are others" if info.successor else ""
+        )
+        raise ConfigurationError(
+            f"{provider} has retired {name!r}{since}{instead}. If it is still served, "
+            "model_info={'status': 'legacy'} says so"
+        )
 
 
 def split_model(model: str, base_url: str | None) -> tuple[str, str]:
@@ -145,11 +172,22 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
     )
 
 
-def _secret(api_key: str | Secret | None) -> Secret | None:
+def _connection(arguments: Mapping[str, Any]) -> Connection:
+    given = arguments["headers"]
+    if isinstance(given, Connection):
+        return given
+    return connection(given, arguments["proxy"], arguments["ca_bundle"])
+
+
+def _secret(api_key: object) -> Secret | None:
     if api_key is None or isinstance(api_key, Secret):
         return api_key
+    if inspect.iscoroutinefunction(api_key):
+        raise ConfigurationError("api_key is an async function; give one that can simply be called: it has a thread")
+    if callable(api_key):
+        return Secret("", source=api_key)
     if not isinstance(api_key, str):
-        raise ConfigurationError(f"api_key must be a string, not {type(api_key).__name__}")
+        raise ConfigurationError(f"api_key must be a string or a function, not {type(api_key).__name__}")
     return Secret(clean(api_key, "api_key"))
 
 

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
-import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
-from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
+from typing import Self
 
 from embedkit_core import config
-from embedkit_core.call import Call, off_loop
-from embedkit_core.engine.current import engine, refuse_engine_thread
-from embedkit_core.engine.gate import Gate
-from embedkit_core.engine.own import Rates
+from embedkit_core.call import Call
+from embedkit_core.configured import Configured
+from embedkit_core.engine.current import refuse_engine_thread
 from embedkit_core.forks import importing
-from embedkit_core.form import DType
 from embedkit_core.importing import Imported, import_vectors
-from embedkit_core.meter import Meter
-from embedkit_core.outcome import explained, warn_of_cuts
+from embedkit_core.outcome import explained
 from embedkit_core.plan import check_list
-from embedkit_core.roles import CallSettings, OnError, Role, make_role
-from embedkit_core.secrets import Secret
-from embedkit_core.sources import plan
-from embedkit_core.store import Store, open_store
+from embedkit_core.store import Store
 from embedkit_core.stream import Stream
-from embedkit_core.travel import described, kept, packed, packed_key, traveller, unpacked
-from embedkit_core.types import Cache, EmbeddingResult, Explanation, InputType, LongText, RateLimiter, Usage, Vectors
+from embedkit_core.types import EmbeddingResult, Explanation, InputType, Vectors
 from embedkit_core.verifying import Verified, verify_cache
 
-if TYPE_CHECKING:
-    from embedkit_core.engine.account import Account
 
-
-class Embedder:
+class Embedder(Configured):
     """Embeds texts with one model, through one cache and one engine that everything in the process shares.
 
     Args:
         model: "provider:model", such as "openai:text-embedding-3-small" or "local:/path/to/model"; the provider may be
             left out for a model in the catalogue, and with `base_url`.
-        api_key: the provider's key; by default from the provider's own environment variable.
-        base_url: the address of an OpenAI-compatible server; by default the provider's own.
+        api_key: the provider's key, or a function that gives it before each request; by default from the provider's own
+            environment variable.
+        base_url: the address of a server that speaks the provider's API; by default the provider's own.
+        headers: sent with each request beside the provider's own; not part of the key of the cache.
+        proxy: the address of a proxy; by default that of the environment.
+        ca_bundle: a file of certificates to trust, in place of the usual ones.
         dimensions: how many the vectors have; by default the model's number.
         dtype: of the vectors: "float32", "float16", "int8", "uint8", "binary" or "ubinary" (eight dimensions in a
             number, as np.packbits has them).
@@ -67,69 +55,6 @@ class Embedder:
     Raises:
         ConfigurationError: before any I/O, naming the value and the way out.
     """
-
-    def __init__(
-        self,
-        model: str = "",
-        *,
-        api_key: str | Secret | None = None,
-        base_url: str | None = None,
-        dimensions: int | None = None,
-        dtype: DType = "float32",
-        fetch_dimensions: int | None = None,
-        model_info: Mapping[str, Any] | None = None,
-        cache: Literal[False] | str | PathLike[str] | Cache | None = None,
-        query_prompt: str | None = None,
-        document_prompt: str | None = None,
-        on_long_text: LongText = "truncate",
-        max_concurrency: int = 16,
-        requests_per_minute: int | None = None,
-        tokens_per_minute: int | None = None,
-        max_batch_texts: int | None = None,
-        max_retries: int = 6,
-        timeout: float | None = 60.0,
-        deadline: float | None = None,
-        on_error: OnError = "raise",
-        provider_options: Mapping[str, Any] | None = None,
-        rate_limiter: RateLimiter | None = None,
-        pickle_api_key: bool = False,
-        **unknown: Never,
-    ) -> None:
-        config.refuse_unknown("Embedder", unknown, parameter_names())
-        arguments = {name: value for name, value in locals().items() if name in parameter_names()}
-        config.check_numbers(arguments)
-        self._arguments = kept(arguments)
-        self._key = traveller(api_key, pickle_api_key)
-        self.rate_limiter = rate_limiter
-        config.one_of("on_error", on_error, get_args(OnError))
-        config.check_limiter(rate_limiter)
-        rates = Rates(requests_per_minute, tokens_per_minute)
-        self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error)
-        choice = config.choose(arguments)
-        wanted = plan(choice, dimensions=dimensions, fetch=fetch_dimensions, dtype=dtype, long_text=on_long_text)
-        self.provider = wanted.provider
-        self._info = choice.info
-        self.model = f"{self.provider.name}:{self.provider.model}"
-        self.meter = Meter()
-        self.store: Store = open_store(cache)
-        self._form = wanted.form
-        self._joined: dict[Account, weakref.finalize[Any, Any]] = {}
-        self._warned = False
-        gate = Gate(rate_limiter) if rate_limiter is not None else None
-        self._roles: dict[str, Role] = {
-            kind: make_role(
-                *(wanted.provider, wanted.asked, kind),
-                form=wanted.form,
-                sources=wanted.sources(kind, on_long_text),
-                long_text=on_long_text,
-                max_texts=max_batch_texts,
-                timeout=timeout,
-                gate=gate,
-            )
-            for kind in get_args(InputType)
-        }
-
-    # Doors
 
     def embed(
         self, texts: Iterable[str], *, input_type: InputType = "document", max_batch_texts: int | None = None
@@ -247,97 +172,6 @@ class Embedder:
         config.check_input_type(input_type)
         return explained(self.provider, self.store, self._roles[input_type], text)
 
-    # Facts
-
-    @property
-    def usage(self) -> Usage:
-        """What this object has asked and paid for so far."""
-        return self.meter.read()
-
-    @property
-    def dimensions(self) -> int | None:
-        """How many the vectors have; None until the first reply of a model that is not in the catalogue."""
-        return self._form.dimensions
-
-    @property
-    def space(self) -> str:
-        """The name of the vector space: vectors of different spaces must not be compared or share an index."""
-        wire = self._roles["document"].lane.wire
-        shared = self._info.space if self._info else None
-        identity = shared or str(wire.get("model", self.provider.model))[:64]
-        where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
-        return f"{self.provider.key_name}:{identity}{where}/{self.dimensions or 'unknown'}/{self._form.dtype}"
-
-    def identity(self) -> dict[str, Any]:
-        """Give the arguments that change vectors, each in one spelling, and the fingerprint of all that does."""
-        return {**described(self._arguments, self.provider), "fingerprint": self.fingerprint}
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
-        return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
-
-    def learn_dimensions(self, dimensions: int) -> None:
-        """Learn how many the vectors of a model have that is not in the catalogue."""
-        self._form = replace(self._form, dimensions=dimensions)
-
-    def warn_of_cuts(self, truncated: Sequence[int], n_texts: int) -> None:
-        """Say once that texts were cut. On the caller's side."""
-        if not self._warned:
-            self._warned = True
-            warn_of_cuts(self.model, truncated, n_texts)
-
-    # Life
-
-    def join(self, account: Account) -> None:
-        """Note that this object uses an account, so that its client is kept open."""
-        if account not in self._joined:
-            self._joined[account] = leaving = weakref.finalize(self, engine().leave, account)
-            leaving.atexit = False
-            engine().join(account)
-
-    def close(self) -> None:
-        """Let go of the client and the cache; another call opens them again."""
-        while self._joined:
-            account, leaving = self._joined.popitem()
-            if leaving.detach() is not None:
-                engine().close_account(account)
-        self.store.close()
-
-    async def aclose(self) -> None:
-        """Close without holding the caller's loop."""
-        await off_loop(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
-    def __repr__(self) -> str:
-        return f"Embedder({self.model!r}, dimensions={self.dimensions})"
-
-    def __copy__(self) -> Self:
-        """Copy within the process: the same settings, key and cache, and a count of its own."""
-        other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"meter": Meter(), "_joined": {}}
-        return other
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the settings; a key only if it was given with `pickle_api_key`, and never one of the environment."""
-        return unpacked, (type(self), packed(self._arguments, self.provider), packed_key(self._key))
-
-    # Inside
-
     def _call(
         self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None = None, *, lists: bool = False
     ) -> Call:
@@ -345,10 +179,3 @@ class Embedder:
         if max_batch_texts is not None:
             config.whole_number("max_batch_texts", max_batch_texts, 1)
         return Call(self, self._roles[input_type].at_most(max_batch_texts), texts, lists=lists)
-
-
-@functools.cache
-def parameter_names() -> tuple[str, ...]:
-    """Give the names of the arguments an embedder takes."""
-    kinds = inspect.signature(Embedder.__init__).parameters
-    return tuple(name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD)

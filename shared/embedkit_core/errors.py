@@ -12,7 +12,7 @@ EmbedKitError
    |  +- BadTextError                  a 400 that may be about one text: the engine looks for it
    |  +- TextTooLongError              one text is over the model's limit; .tokens .limit .positions
    |  +- RequestTooLargeError          too many texts or tokens in one request: halved and sent again
-   |  +- EncodingRefusedError          the server refuses base64: asked again for floats
+   |  +- EncodingRefusedError          the server refuses base64, or means another by it: asked again for floats
    +- QuotaError                       402, insufficient_quota
    +- RateLimitError*                  429
    +- UnavailableError*                5xx, connection lost
@@ -178,7 +178,12 @@ class RequestTooLargeError(BadRequestError):
 
 
 class EncodingRefusedError(BadRequestError):
-    """The server does not know the encoding asked for; the client asks for another from now on."""
+    """The server does not know the encoding asked for, or means another by it; the client asks for floats from now on.
+
+    `tokens` is what a reply that could not be read was billed at, where it said so.
+    """
+
+    tokens: int | None = None
 
 
 class QuotaError(ProviderError):

@@ -93,6 +93,14 @@ class Finish:
         )
 
 
+def way_to_cut(dimensions: int) -> str:
+    """Say how to have shorter vectors from a server that does not cut them itself."""
+    return (
+        f"if the model is trained to be cut, have that done here: model_info={{'allowed_dimensions': [{dimensions}], "
+        "'cut': 'prefix'}"
+    )
+
+
 def _unit(rows: Matrix, cut: int | None, *, centred: bool) -> npt.NDArray[np.float32]:
     wide = rows[:, :cut].astype(np.float64)
     if centred and cut is not None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from embedkit_core import config
-from embedkit_core.embedder import Embedder, parameter_names
+from embedkit_core.configured import parameter_names
+from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.lists import ato_lists, to_lists
 from embedkit_core.plan import check_list
@@ -28,8 +29,10 @@ __all__ = [
     "cut_or_refuse",
     "default_model",
     "embed_lists",
+    "fields_given",
     "make_embedder",
-    "plain_key",
+    "one_type",
+    "or_none",
     "seconds",
     "take_arguments",
     "to_lists",
@@ -150,11 +153,17 @@ def cut_or_refuse(name: str, value: Any) -> str:
         ) from None
 
 
-def plain_key(value: Any) -> Any:
-    """Give a key as it was given, unless it is a function that gives one."""
-    if callable(value):
-        raise ValueError("a function that gives the key is not supported yet; give the key itself")
-    return value
+def one_type(name: str, value: Any) -> str:
+    """Give our dtype for Cohere's embedding_types (a list) and Voyage's output_dtype; both call float32 "float"."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or len(names) != 1 or not isinstance(names[0], str):
+        raise ConfigurationError(f"{name}={value!r:.80}: an embedder has one type; give dtype='float32', 'int8', ...")
+    return "float32" if names[0] == "float" else names[0]
+
+
+def or_none(name: str, value: Any) -> Any:  # noqa: ARG001 - the signature of a conversion
+    """Give what is there, None for what is empty."""
+    return value or None
 
 
 def wire_options(name: str, value: Any) -> dict[str, Any] | None:
@@ -208,10 +217,27 @@ class _SecretStr(Protocol):
     def get_secret_value(self) -> str: ...
 
 
-def make_embedder(arguments: Mapping[str, Any], *, api_key: _SecretStr | None) -> Embedder:
+def make_embedder(arguments: Mapping[str, Any], *, api_key: _SecretStr | Callable[[], str] | None) -> Embedder:
     """Make an embedder from those of an adapter's fields that are arguments of it; the rest are the host's own."""
     known = {name: value for name, value in arguments.items() if name in parameter_names() and name != "api_key"}
-    return Embedder(**known, api_key=api_key.get_secret_value() if api_key is not None else None)
+    held: Any = api_key
+    plain = held.get_secret_value() if hasattr(held, "get_secret_value") else held
+    return Embedder(**known, api_key=plain)
+
+
+class _Model(Protocol):
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+
+def fields_given(model: _Model, embedder: Embedder) -> dict[str, Any]:
+    """Give the fields that an adapter's object was made with, to make another one with other settings.
+
+    Raises:
+        AuthenticationError: it came out of a pickle, and its headers or proxy stayed in the other process.
+    """
+    embedder.provider.connection.check_not_lost()
+    return {name: getattr(model, name) for name in model.model_fields_set}
 
 
 def complaint(owner: str, errors: Iterable[Mapping[str, Any]]) -> ConfigurationError:

@@ -16,7 +16,8 @@ class Order:
 
     `dimensions` go into the request, None for the model's own; `dtype` is that of its replies. `finish` makes these
     the rows of the user's, which have `form`; `is_cut_here` says that the provider is not asked to cut. `wider` is
-    how many dimensions a reply may have instead, from a server that pays no heed to what it is asked.
+    how many dimensions a reply may have instead, from a server that pays no heed to what it is asked. `is_known` says
+    that the catalogue, or the user, knows the model.
     """
 
     dimensions: int | None
@@ -25,6 +26,7 @@ class Order:
     form: Form
     is_cut_here: bool
     wider: int | None = None
+    is_known: bool = True
 
     def parts(self) -> dict[str, Any]:
         """Give what of it a key covers beside the request."""
@@ -75,6 +77,7 @@ def order(
         form=Form(dtype, whole),
         is_cut_here=here,
         wider=own if finish.cut is not None and not here and own is not None and own > finish.cut else None,
+        is_known=info is not None,
     )
 
 

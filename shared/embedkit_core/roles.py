@@ -108,6 +108,7 @@ def make_role(
         wider=asked.wider and reply.width_of(asked.wider),
         finish=asked.finish or None,
         cutting=provider.cutting_wire(input_type) if long_text == "truncate" else None,
+        asks_width=asked.dimensions is not None and not asked.is_known,
     )
     view = Finish(form.dimensions, asked.finish.centred, source=kept.dtype, dtype=form.dtype)
     is_viewed = form.dtype != kept.dtype or (form.dimensions or 0) < (kept.dimensions or 0)

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 
-from embedkit_core.errors import AuthenticationError, ConfigurationError, EmbedKitError
+from embedkit_core.errors import AuthenticationError, ConfigurationError
 
 SALT = os.urandom(16)
 
@@ -46,16 +46,19 @@ class Secret:
         """
         if self.source is None:
             return
+        given: object = None
         try:
-            given = self.source()
-            flaw = None if isinstance(given, str) else f"gave {type(given).__name__} in place of a string"
-            if flaw is None:
-                self._value = clean(given, "what api_key() gave")
-        except EmbedKitError as error:
-            flaw = str(error)
-        except Exception as error:  # its message may hold anything
+            given, flaw = self.source(), ""
+        except BaseException as error:  # its message may hold anything; who exits this thread would be waited for
             flaw = f"failed with {type(error).__name__}"
-        if flaw is not None:
+        if not flaw and not isinstance(given, str):
+            flaw = f"gave {type(given).__name__} in place of a string"
+        elif isinstance(given, str):
+            try:
+                self._value = clean(given, "")
+            except ConfigurationError:
+                flaw = "gave what is empty, masked, or holds what no API key has"
+        if flaw:
             raise AuthenticationError(f"the function that gives the key {flaw}")
 
     def reveal(self) -> str:

@@ -11,7 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedkit_core.catalogue.rows import VECTORLESS
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.providers.connection import Connection
 from embedkit_core.secrets import Secret
 
 if TYPE_CHECKING:
@@ -21,34 +23,50 @@ if TYPE_CHECKING:
 logger = logging.getLogger("embedkit_core")
 
 
-def traveller(api_key: str | Secret | None, may_travel: bool) -> Secret | bool:
-    """Give what of a key may travel: all of it, or only whether one was given."""
-    if may_travel and api_key is not None:
-        return api_key if isinstance(api_key, Secret) else Secret(api_key)
-    return api_key is not None
+SECRETS = ("api_key", "headers", "proxy")  # arguments that hold secrets, or may
 
 
-def packed_key(key: Secret | bool) -> str | bool:
-    """Give the same as a pickle holds it."""
-    return key.reveal() if isinstance(key, Secret) else key
+class Luggage:
+    """The secrets among an embedder's arguments, which travel only where the user says so."""
+
+    __slots__ = ("_given", "_may_travel")
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._given = {name: arguments[name] for name in SECRETS if arguments[name] is not None}
+        self._may_travel = bool(arguments["pickle_api_key"])
+
+    def packed(self) -> dict[str, Any]:
+        """Give them as a pickle holds them: True stands for one that stays here."""
+        if not self._may_travel:
+            return dict.fromkeys(self._given, True)
+        packed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in self._given.items()}
+        return {n: v if isinstance(v, (str, dict)) or _can_travel(v) else True for n, v in packed.items()}
 
 
 def kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments to remember, without the key; options as copies, which nobody else can change."""
-    options = arguments["provider_options"]
-    copied = copy.deepcopy(dict(options)) if isinstance(options, Mapping) else options
-    return {name: value for name, value in arguments.items() if name != "api_key"} | {"provider_options": copied}
+    """Give the arguments to remember, without the secrets; mappings as copies, which nobody else can change."""
+    kept = {name: value for name, value in arguments.items() if name not in SECRETS}
+    for name in ("provider_options", "model_info"):
+        if isinstance(arguments[name], Mapping):
+            kept[name] = copy.deepcopy(dict(arguments[name]))
+    return kept
 
 
 def described(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
     """Give the arguments that change vectors and that have several spellings, each in one."""
     options = arguments["provider_options"]
+    info = {n: v for n, v in (arguments["model_info"] or {}).items() if n not in VECTORLESS}
     return {
         "model_name": f"{provider.name}:{provider.model}",
         "base_url": provider.endpoint or None,
         "dimensions": provider.dimensions,
         "provider_options": json.loads(json.dumps(options, sort_keys=True)) if options else None,
+        "model_info": {n: _plain(v) for n, v in sorted(info.items())} or None,
     }
+
+
+def _plain(value: Any) -> Any:
+    return {"min": value.start, "max": value.stop - 1} if isinstance(value, range) else value
 
 
 def packed(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
@@ -68,15 +86,25 @@ def packed(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
     if limiter is not None and not _can_travel(limiter):
         logger.warning("the rate_limiter of %s:%s cannot be pickled: the copy has none", provider.name, provider.model)
         limiter = None
-    return {**arguments, "cache": cache, "rate_limiter": limiter, "base_url": provider.endpoint or None}
+    return {
+        **arguments,
+        "cache": cache,
+        "rate_limiter": limiter,
+        "base_url": provider.address or provider.endpoint or None,
+    }
 
 
-def unpacked(cls: type[Embedder], arguments: Mapping[str, Any], key: str | bool) -> Embedder:
+def unpacked(cls: type[Embedder], arguments: Mapping[str, Any], luggage: Mapping[str, Any]) -> Embedder:
     """Make the embedder again.
 
     Unpickling must not fail for a key: a worker that cannot read its task is lost without a word.
     """
-    return cls(**arguments, api_key=key if isinstance(key, str) else Secret.lost() if key else None)
+    given = dict(luggage)
+    if given.get("api_key") is True:
+        given["api_key"] = Secret.lost()
+    if True in (given.get("headers"), given.get("proxy")):
+        given |= {"headers": Connection(lost=True), "proxy": None}
+    return cls(**arguments, **given)
 
 
 def _can_travel(thing: object) -> bool:

@@ -43,7 +43,8 @@ class ModelInfo:
     mean of all was taken away ("centred"), or None where nobody documents that it does. `dtypes` are those the provider
     offers. `unit_length` is True where the model promises vectors of length 1, False where they are made so here, None
     where they are left as they come. `prompts` are put before texts by us. Models of one `space` may be compared.
-    `read` is the date on which limits and prices were read at `source`; `status` is "current", "legacy" or "retired".
+    `read` is the date on which limits were read at `source` and prices at `price_source`; `status` is "current",
+    "legacy" or "retired"; `successor` is the model its provider names in its stead, whose vectors are others.
     """
 
     provider: str
@@ -64,6 +65,10 @@ class ModelInfo:
     tokenizer: str | None = None
     released: str | None = None
     read: str | None = None
+    price_source: str | None = None
+    retired: str | None = None
+    successor: str | None = None
+    note: str | None = None
 
 
 class Entry(NamedTuple):
@@ -112,12 +117,14 @@ class RateLimiter(Protocol):
 class Batch:
     """What a provider is asked: texts that share one request.
 
-    `wire` is the request without the texts, as the provider's own `wire()` gave it; `timeout` is in seconds.
+    `wire` is the request without the texts, as the provider's own `wire()` gave it; `timeout` is in seconds. `widths`
+    are the numbers a row of the reply may have, none where only a reply can tell.
     """
 
     texts: Sequence[str]
     wire: Mapping[str, Any]
     timeout: float | None = None
+    widths: tuple[int, ...] = ()
 
     def prompted(self) -> list[str]:
         """Give the texts with the wire's `prompt` before each, for a provider that has no field for it."""

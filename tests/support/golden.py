@@ -32,6 +32,33 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
     "a composed accent": ({"model": SMALL}, "document", "caf\u00e9"),
     "a decomposed accent": ({"model": SMALL}, "document", "cafe\u0301"),
     "a new line and an emoji": ({"model": SMALL}, "document", "line one\nline two \U0001f600"),
+    "half the precision": ({"model": SMALL, "dtype": "float16"}, "document", "hello"),
+    "the signs of fewer dimensions": ({"model": SMALL, "dtype": "ubinary", "dimensions": 256}, "document", "hello"),
+    "more dimensions kept than used": (
+        {"model": SMALL, "dimensions": 256, "fetch_dimensions": 512},
+        "document",
+        "hello",
+    ),
+    "Voyage, a document": ({"model": "voyage:voyage-4"}, "document", "hello"),
+    "Voyage, a query": ({"model": "voyage:voyage-4"}, "query", "hello"),
+    "Voyage, another type and width": (
+        {"model": "voyage:voyage-4", "dtype": "int8", "dimensions": 256},
+        "document",
+        "hello",
+    ),
+    "Voyage, without an input type": (
+        {"model": "voyage:voyage-4", "provider_options": {"input_type": None}},
+        "document",
+        "hello",
+    ),
+    "Cohere, a document": ({"model": "cohere:embed-v4.0"}, "document", "hello"),
+    "Cohere, a query": ({"model": "cohere:embed-v4.0"}, "query", "hello"),
+    "Cohere, another type": ({"model": "cohere:embed-v4.0", "dtype": "binary"}, "document", "hello"),
+    "an open model at a compatible server": (
+        {"model": "vllm:nomic-ai/nomic-embed-text-v1.5", "dimensions": 256},
+        "query",
+        "hello",
+    ),
 }
 
 

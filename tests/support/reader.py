@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from support.cohere_server import CohereServer
 from support.openai_server import OpenAIServer
+from support.voyage_server import VoyageServer
+
+
+@contextmanager
+def at_every_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have Voyage's and Cohere's own hosts answer on this machine, and set their keys."""
+    with VoyageServer() as voyage, CohereServer() as cohere:
+        monkeypatch.setattr("embedkit_core.providers.voyage.HOST", voyage.base_url)
+        monkeypatch.setenv("CO_API_URL", cohere.base_url)
+        for name in ("VOYAGE_API_KEY", "CO_API_KEY"):
+            monkeypatch.setenv(name, "test-key")
+        yield
 
 
 @contextmanager

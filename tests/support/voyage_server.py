@@ -1,10 +1,12 @@
 """A local server that answers `POST /v1/embeddings` as Voyage AI documents it, and misbehaves on request.
 
 Its prompts are those that Voyage documents it puts before texts of an input type, so that a query has another vector
-than a document; tokens are words, and those of the prompt are billed. Its vectors are those of `vector_of`.
+than a document. Tokens are words; those of the prompt are not counted, as they are not in the replies and refusals of
+the real one, whose words these refusals have (tests/golden/voyage). Its vectors are those of `vector_of`.
 """
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,9 @@ PROMPTS = {
     None: "",
 }
 ALLOWED = (256, 512, 1024, 2048)
+DTYPES = ("float", "int8", "uint8", "binary", "ubinary")
+FIELDS = {"input", "model", "input_type", "truncation", "output_dimension", "output_dtype", "encoding_format"}
+MALFORMED = "The request body is not valid JSON, or some arguments were not specified properly. In particular, "
 NATIVE = 2048
 
 
@@ -57,56 +62,73 @@ class VoyageServer(EmbeddingsServer):
         return tuple(given) if isinstance(given, list) and all(isinstance(text, str) for text in given) else ()
 
     def refusal(self, exchange: Exchange) -> tuple[int, Json] | None:
-        body, texts = exchange.body, exchange.texts
+        if found := self._malformed(exchange.body):
+            return 400, self.error(MALFORMED + found)
         if self.api_key is not None and exchange.headers.get("authorization") != f"Bearer {self.api_key}":
             return 401, self.error("Provided API key is invalid.")
-        if not isinstance(body.get("model"), str):
-            return 400, self.error("The request body is not valid JSON, or the argument 'model' is missing.")
-        if body.get("output_dimension") not in (None, *ALLOWED):
-            return 400, self.error(f"Value '{body['output_dimension']}' is not supported for output_dimension.")
-        if body.get("input_type") not in PROMPTS:
-            return 400, self.error(f"Value '{body['input_type']}' provided for input_type is not valid.")
-        if len(texts) > self.max_inputs:
-            return 400, self.error(f"The batch size limit is {self.max_inputs}. Your batch size is {len(texts)}.")
+        texts = exchange.texts
         if not texts or "" in texts or not self.poison.isdisjoint(texts):
-            return 400, self.error("Input cannot contain empty strings or empty lists")
-        lengths = self._lengths(exchange)
-        if not body.get("truncation", True):
-            for place, n in enumerate(lengths):
-                if n > self.max_tokens_per_text:
-                    return 400, self.error(
-                        f"The example at index {place} in your batch has too many tokens and does not fit into the "
-                        f"model's context window of {self.max_tokens_per_text} tokens. Please lower the number of "
-                        "tokens in the listed example(s) or use truncation."
-                    )
-        total = sum(min(n, self.max_tokens_per_text) for n in lengths)
-        if total > self.max_tokens_per_request:
+            empty = "Error for argument 'input': Value error, Input cannot contain empty strings or empty lists"
+            return 400, self.error(MALFORMED + empty)
+        return self._beyond(exchange)
+
+    def _malformed(self, body: Json) -> str | None:
+        if stranger := next(iter(body.keys() - FIELDS), None):
+            return f"Argument '{stranger}' is not supported by our API"
+        if not isinstance(body.get("model"), str):
+            return "Your request body was missing one or more required arguments."
+        allowed = {
+            "input_type": tuple(PROMPTS),
+            "truncation": (None, True, False),
+            "output_dimension": (None, *ALLOWED),
+            "output_dtype": (None, *DTYPES),
+            "encoding_format": (None, "base64"),
+        }
+        wrong = next((name for name, values in allowed.items() if body.get(name) not in values), None)
+        return f"Value '{body[wrong]}' supplied for {wrong} is not allowed" if wrong else None
+
+    def _beyond(self, exchange: Exchange) -> tuple[int, Json] | None:
+        failed = f"Request to model '{exchange.body['model']}' failed. "
+        if len(exchange.texts) > self.max_inputs:
+            said = f"The batch size limit is {self.max_inputs}. Your batch size is {len(exchange.texts)}."
+            return 400, self.error(failed + said)
+        lengths, limit = [tokens_of(text) for text in exchange.texts], self.max_tokens_per_text
+        over = next((place for place, n in enumerate(lengths) if n > limit), None)
+        if over is not None and not exchange.body.get("truncation", True):
             return 400, self.error(
-                f"Request to model '{body['model']}' failed. The max allowed tokens per submitted batch is "
-                f"{self.max_tokens_per_request}. Your batch has {total} tokens after truncation. Please lower the "
-                "number of tokens in the batch."
+                f"{failed}The example at index {over} in your batch has too many tokens and does not fit into the "
+                f"model's context window of {limit} tokens. Please lower the number of tokens in the listed example(s) "
+                "or use truncation."
             )
+        total = sum(min(n, limit) for n in lengths)
+        if total > self.max_tokens_per_request:
+            said = (
+                f"{failed}The max allowed tokens per submitted batch is {self.max_tokens_per_request}. Your batch has "
+                f"{total} tokens after truncation. Please lower the number of tokens in the batch."
+            )
+            return 400, self.error(said) | {"error_code": "TOO_MANY_TOKENS_IN_BATCH"}
         return None
 
-    def _lengths(self, exchange: Exchange) -> list[int]:
-        prompt = PROMPTS[exchange.body.get("input_type")]
-        return [tokens_of(prompt + text) for text in exchange.texts]
+    def kept(self, text: str) -> str:
+        """The text, or its beginning where it is over the limit."""
+        whole = tokens_of(text) <= self.max_tokens_per_text
+        return text if whole else " ".join(text.split()[: self.max_tokens_per_text])
 
     async def reply(self, exchange: Exchange) -> Json:
         body = exchange.body
+        dimensions, dtype = body.get("output_dimension") or 1024, body.get("output_dtype") or "float"
         data: list[Json] = []
         for index, text in enumerate(exchange.texts):
             await breathe(index)
-            prompt = PROMPTS[body.get("input_type")]
-            kept = " ".join((prompt + text).split()[: self.max_tokens_per_text])
-            seen = prompt + text if tokens_of(prompt + text) <= self.max_tokens_per_text else kept
-            vector = vector_of(seen, body.get("output_dimension") or 1024, NATIVE, body["model"])
-            row = of_type(vector, body.get("output_dtype") or "float")
-            data.append({"object": "embedding", "embedding": row, "index": index})
+            vector = voyage_vector(self.kept(text), body.get("input_type"), dimensions, body["model"])
+            data.append({"object": "embedding", "embedding": of_type(vector, dtype), "index": index})
         if self.shuffle_index:
             data = data[1::2] + data[::2]
-        total = sum(min(n, self.max_tokens_per_text) for n in self._lengths(exchange))
+        total = sum(tokens_of(self.kept(text)) for text in exchange.texts)
         return {"object": "list", "data": data, "model": body["model"], "usage": {"total_tokens": total}}
+
+    def told(self, exchange: Exchange) -> Mapping[str, str]:
+        return {"x-request-id": f"{exchange.number:032x}", **self.headers}
 
     async def encoded(self, reply: Json, exchange: Exchange) -> bytes:
         def plain(value: Any) -> Any:

@@ -4,50 +4,98 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from embedkit_core.types import Limits, ModelInfo
+from embedkit_core.catalogue.rows import merged, unknown
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.types import ModelInfo
+
+FILE_VARIABLE = "RAG_EMBEDKIT_MODELS"
+LARGEST = 10_000_000  # bytes of a file of the user's
+ALIKE = 0.87  # difflib's ratio, above which a name is a slip of another
+SEPARATORS = re.compile(r"[-_./: ]+")
 
 
-def _row(raw: Mapping[str, Any]) -> ModelInfo:
-    allowed = raw["allowed_dimensions"]
-    limits = Limits(texts=raw["request_texts"] or 2048, tokens=raw["request_tokens"], text_tokens=raw["text_tokens"])
-    return ModelInfo(
-        provider=raw["provider"],
-        name=raw["name"],
-        dimensions=raw["dimensions"],
-        allowed_dimensions=range(allowed["min"], allowed["max"] + 1) if isinstance(allowed, dict) else tuple(allowed),
-        limits=limits,
-        usd_per_million=_price(raw["usd_per_million"]),
-        status=raw["status"],
-        source=raw["source"],
-        usd_per_million_batch=_price(raw["usd_per_million_batch"]),
-        dtypes=tuple(raw["dtypes"]),
-        cut=raw["cut"],
-        unit_length=raw["unit_length"],
-        asymmetric=raw["asymmetric"],
-        prompts=raw["prompts"],
-        space=raw["space"],
-        tokenizer=raw["tokenizer"],
-        released=raw["released"],
-        read=raw["read"],
-    )
+def models(provider: str | None = None, *, status: str | None = None, name: str | None = None) -> tuple[ModelInfo, ...]:
+    """Give the models that the library knows, those of the user's file first; each argument leaves out others.
+
+    Any other name works as well: these are the ones whose dimensions, limits and prices need not be given.
+
+    Raises:
+        ConfigurationError: the file that RAG_EMBEDKIT_MODELS names is no list of models.
+    """
+    asked = {"provider": provider, "status": status, "name": name}
+    wanted = {field: value for field, value in asked.items() if value is not None}
+    return tuple(row for row in rows() if all(getattr(row, field) == value for field, value in wanted.items()))
 
 
-def _price(raw: str | None) -> Decimal | None:
-    return None if raw is None else Decimal(raw)
+def rows() -> tuple[ModelInfo, ...]:
+    """Give every row: the user's own, which stand in place of ours of the same name, then ours."""
+    file = os.environ.get(FILE_VARIABLE)
+    return _with_file(file) if file else _ours()
 
 
 @cache
-def rows() -> tuple[ModelInfo, ...]:
-    """Give every row of the catalogue."""
+def _ours() -> tuple[ModelInfo, ...]:
     text = Path(__file__).with_name("models.json").read_text(encoding="utf-8")
-    return tuple(_row(raw) for raw in json.loads(text)["models"])
+    return tuple(_read(json.loads(text)["models"], "the catalogue", {}))
+
+
+@cache
+def _with_file(file: str) -> tuple[ModelInfo, ...]:
+    """Read the user's file, once a process."""
+    ours = {(row.provider, row.name): row for row in _ours()}
+    theirs = {(row.provider, row.name): row for row in _read(_listed(file), f"{FILE_VARIABLE}={file}", ours)}
+    return tuple({**theirs, **{key: row for key, row in ours.items() if key not in theirs}}.values())
+
+
+def _listed(file: str) -> list[Any]:
+    flaw = ""
+    try:
+        path = Path(file).expanduser()
+        if path.stat().st_size > LARGEST:
+            flaw = f"it is larger than {LARGEST:,} bytes"
+        else:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and isinstance(found.get("models"), list):
+                return list(found["models"])
+            flaw = 'it is no object such as {"models": [{"provider": "openai", "name": "...", ...}]}'
+    except OSError as error:
+        flaw = type(error).__name__
+    except (ValueError, RecursionError):
+        flaw = "it is no JSON"
+    raise ConfigurationError(f"the file that {FILE_VARIABLE} names ({file}) cannot be used: {flaw}")
+
+
+def _read(raw: Sequence[Any], where: str, known: Mapping[tuple[str, str], ModelInfo]) -> Iterator[ModelInfo]:
+    for place, one in enumerate(raw):
+        fields = dict(one) if isinstance(one, dict) else {}
+        provider, name = fields.pop("provider", None), fields.pop("name", None)
+        if not isinstance(provider, str) or not isinstance(name, str):
+            raise ConfigurationError(f"{where}, model {place + 1}: give it a provider and a name")
+        at = f"{where}, model {provider}:{name}"
+        base = known.get((provider, name)) or unknown(provider, name)
+        yield merged(_like(base, fields, at), fields, at)
+
+
+def _like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInfo:
+    """Take out `like` and give the row with the facts of the model it names, under the name of its own."""
+    like = fields.pop("like", None)
+    if like is None:
+        return base
+    provider, _, name = like.partition(":") if isinstance(like, str) else ("", "", "")
+    found = next((row for row in _ours() if (row.provider, row.name) == (provider, name)), None)
+    if found is None:
+        meant = near(name or like, among=_ours()) if isinstance(like, str) else None
+        hint = f"did you mean {meant!r}?" if meant else "write provider:model, of embedkit_core.models()"
+        raise ConfigurationError(f"{where}: like={like!r:.80} is no model of the catalogue; {hint}")
+    return replace(found, name=base.name)
 
 
 def find(name: str, provider: str | None = None) -> ModelInfo | None:
@@ -58,14 +106,44 @@ def find(name: str, provider: str | None = None) -> ModelInfo | None:
     return None
 
 
-def find_for(name: str, providers: Sequence[str], given: Mapping[str, Any] | None = None) -> ModelInfo | None:
-    """Give the row of a model at the first of these providers that has one, with what the user knows better."""
+def find_for(
+    name: str, providers: Sequence[str], given: Mapping[str, Any] | None, otherwise: ModelInfo
+) -> ModelInfo | None:
+    """Give the row of a model at the first of these providers that has one, with what the user knows better.
+
+    `otherwise` is what is to be thought of a model that has no row, where the user says something of it. Its limits are
+    those of requests to the first provider, also for a model of another, whose price is not known there.
+
+    Raises:
+        ConfigurationError: naming what is wrong in what was `given`.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError("model_info must be a mapping from fields of the catalogue to their values")
     found = next((row for provider in providers if (row := find(name, provider))), None)
-    return replace(found, **given) if given and found else found
+    if given is None and found is None:
+        return None
+    fields = dict(given or {})
+    base = _like(found or otherwise, fields, "model_info")
+    if base.provider != providers[0]:
+        limits = replace(otherwise.limits, text_tokens=base.limits.text_tokens)
+        base = replace(base, limits=limits, usd_per_million=None, usd_per_million_batch=None)
+    return merged(base, fields, "model_info")
 
 
-def near(name: str, provider: str | None = None) -> str | None:
-    """Give the catalogue's name that a mistyped one may have meant, as provider:model."""
-    names = {row.name: row for row in rows() if provider in (None, row.provider)}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-    return f"{names[close[0]].provider}:{close[0]}" if close else None
+def near(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str | None:
+    """Give the catalogue's name that a mistyped one may have meant, as provider:model.
+
+    Names that differ in a number are two models, of which one may be newer than this catalogue.
+    """
+    spelled, numbers = _spelled(name), re.findall(r"\d+", name)
+    names = {
+        _spelled(row.name): f"{row.provider}:{row.name}"
+        for row in reversed(rows() if among is None else among)
+        if provider in (None, row.provider) and re.findall(r"\d+", row.name) == numbers
+    }
+    close = difflib.get_close_matches(spelled, names, n=1, cutoff=ALIKE)
+    return names[close[0]] if close else None
+
+
+def _spelled(name: str) -> str:
+    return SEPARATORS.sub("-", name.strip().lower())

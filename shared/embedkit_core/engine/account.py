@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import random
 import threading
 import traceback
@@ -20,9 +21,10 @@ from embedkit_core.forks import importing
 
 if TYPE_CHECKING:
     from embedkit_core.providers import Client
+    from embedkit_core.secrets import Secret
 
 
-LIMITER_THREAD = "embedkit-limiter"
+USERS_THREAD = "embedkit-limiter"  # what of the user's waits: rate limiters, functions that give keys
 
 
 class Account:
@@ -39,8 +41,10 @@ class Account:
         in_flight: int | None,
         loop: asyncio.AbstractEventLoop,
         writer: Writer,
+        secret: Secret | None = None,
     ) -> None:
         self.name = name
+        self._secret = secret if secret is not None and secret.source is not None else None
         self.users = 0
         self.idle_since = loop.time()
         self._in_flight = in_flight
@@ -49,6 +53,7 @@ class Account:
         self._client: Client | None = None
         self.loop = loop
         self._writer = writer
+        self._refreshing: asyncio.Future[ProviderError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[Ticket] = set()
@@ -91,7 +96,7 @@ class Account:
         step = self.scheduler.poll(self.loop.time())
         for flight in step.asks:
             threading.Thread(
-                target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=LIMITER_THREAD, daemon=True
+                target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=USERS_THREAD, daemon=True
             ).start()
         for flight in step.sends:
             task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
@@ -134,6 +139,9 @@ class Account:
         model, timeout = flight.lane.lane.model, flight.batch.timeout
         error: ProviderError
         try:
+            if self._secret is not None:
+                async with asyncio.timeout(timeout):
+                    await self._refreshed(self._secret)
             if self._client is None:
                 with importing.lock:  # an SDK, most likely
                     self._client = self._connect()
@@ -160,6 +168,34 @@ class Account:
         if self.scheduler.owns(flight):
             self.tell(lambda: self.scheduler.failed(flight, error, self.loop.time()))
         self.pump()
+
+    async def _refreshed(self, secret: Secret) -> None:
+        """Have a key that changes asked for, on a thread of its own: it is the user's code, and may take its time."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._ask_for_key(secret)
+        # Shielded: one request's timeout must not end the others' wait.
+        if (flaw := await asyncio.shield(self._refreshing)) is not None:
+            raise copy.copy(flaw)
+
+    def _ask_for_key(self, secret: Secret) -> asyncio.Future[ProviderError | None]:
+        """Start a thread that asks; requests that come meanwhile share the answer."""
+        done: asyncio.Future[ProviderError | None] = self.loop.create_future()
+
+        def tell(flaw: ProviderError | None) -> None:
+            if not done.done():
+                done.set_result(flaw)
+
+        def ask() -> None:
+            flaw: ProviderError | None = None
+            try:
+                secret.refresh()
+            except ProviderError as error:
+                flaw = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                self.loop.call_soon_threadsafe(tell, flaw)
+
+        contextvars.Context().run(threading.Thread(target=ask, name=USERS_THREAD, daemon=True).start)
+        return done
 
     def _give_up_all(self, error: Exception) -> None:
         """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""

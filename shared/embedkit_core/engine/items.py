@@ -32,7 +32,8 @@ class Lane:
     `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. A row of a reply has
     `width` numbers of `dtype`, or is `wider`; it becomes the one that is kept by `finish`. `usd_per_million` is None
     where the price is unknown. Each request passes the `gate` of a rate limiter, if there is one. Texts known to be
-    too long are sent by `cutting`, where the provider cuts them if it is asked to.
+    too long are sent by `cutting`, where the provider cuts them if it is asked to. `asks_width` says that the provider
+    was asked for that width, of a model of which nobody here knows whether it has it.
     """
 
     wire_id: bytes
@@ -48,6 +49,12 @@ class Lane:
     wider: int | None = None
     finish: Finish | None = None
     cutting: Mapping[str, Any] | None = field(default=None, compare=False)
+    asks_width: bool = False
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The numbers a row of a reply may have; none where only a reply can tell."""
+        return tuple(width for width in (self.width, self.wider) if width is not None)
 
 
 class Sink(Protocol):

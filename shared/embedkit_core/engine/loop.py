@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from embedkit_core.engine.account import LIMITER_THREAD, Account
+from embedkit_core.engine.account import USERS_THREAD, Account
 from embedkit_core.engine.items import Lane, Ticket
 from embedkit_core.engine.writer import Job, Writer
 from embedkit_core.errors import EmbedKitError
@@ -56,6 +56,7 @@ class Engine:
                     in_flight=provider.limits.in_flight,
                     loop=self._loop,
                     writer=self._writer,
+                    secret=provider.secret,
                 ),
             )
         return account
@@ -107,7 +108,7 @@ class Engine:
 
     def owns(self, thread: threading.Thread) -> bool:
         """Tell whether a thread is one of the engine's own."""
-        return thread.name == LIMITER_THREAD or thread in (self.thread, self._writer.thread)
+        return thread.name == USERS_THREAD or thread in (self.thread, self._writer.thread)
 
     @property
     def pool(self) -> ThreadPoolExecutor:

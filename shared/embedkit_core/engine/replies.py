@@ -11,7 +11,7 @@ from embedkit_core.engine import longtext
 from embedkit_core.engine.items import MILLION, Flight, Lane, Ticket
 from embedkit_core.engine.packing import share_out
 from embedkit_core.errors import BadReplyError
-from embedkit_core.form import ELEMENTS, Form
+from embedkit_core.form import ELEMENTS, Form, way_to_cut
 from embedkit_core.types import Reply, Usage
 
 
@@ -34,8 +34,10 @@ def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
     found = vectors.shape[1]
     if found == 0 or (width is not None and found not in (width, lane.wider)):
         form = Form(lane.dtype)
-        asked = form.dimensions_of(width) if width else "some"
-        raise bad(f"answered vectors of {form.dimensions_of(found)} dimensions instead of {asked}")
+        asked = form.dimensions_of(width) if width else 0
+        heedless = lane.asks_width and width is not None and found > width
+        way_out = f"; {way_to_cut(asked)}" if heedless else ""
+        raise bad(f"answered vectors of {form.dimensions_of(found)} dimensions instead of {asked or 'some'}{way_out}")
     if element.kind != "f":
         return
     # One sum is cheaper than a test of each number; it is not finite if any of them is not.

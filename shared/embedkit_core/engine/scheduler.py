@@ -20,7 +20,7 @@ from embedkit_core.engine.recent import Recent, RecentRows
 from embedkit_core.engine.replies import bill, check, collect
 from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.engine.turns import Turns
-from embedkit_core.errors import BadReplyError, ProviderError, TimedOutError
+from embedkit_core.errors import BadReplyError, EncodingRefusedError, ProviderError, TimedOutError
 from embedkit_core.types import Batch, Reply, Usage, Vectors
 
 
@@ -150,7 +150,7 @@ class Scheduler:
 
     def failed(self, flight: Flight, error: ProviderError, now: float) -> None:
         """Take a request's failure: each text is tried again, looked into, or given up, by its waiters' policies."""
-        if isinstance(error, BadReplyError):
+        if isinstance(error, (BadReplyError, EncodingRefusedError)):
             bill(flight, error.tokens)
         failures.settle(self, flight, error, now)
 
@@ -257,7 +257,7 @@ class Scheduler:
             item.payer = item.root.payer = item.waiters[0].ticket
         again = any(item.failures for item in flight.items)
         flight.items[0].waiters[0].ticket.charge(Usage(requests=1, retries=int(again)))
-        flight.batch = Batch([item.text for item in flight.items], lane.wire, lane.timeout)
+        flight.batch = Batch([item.text for item in flight.items], lane.wire, lane.timeout, lane.widths)
         self._step.sends.append(flight)
 
     # Rows

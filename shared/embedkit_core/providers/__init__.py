@@ -113,16 +113,17 @@ class Client(Protocol):
 class Provider(ABC):
     """One model at one provider, as the user's settings name it; made before any I/O.
 
-    `endpoint` is "" at the provider's own host, else its canonical address. `account` names what shares a bound and a
-    client: provider, endpoint and credential. `dimensions` is the width of the vectors, None where only a reply can
-    tell. A model `on_this_machine` has as long as it takes: no timeout applies. `cuts_long_texts` says that the
-    provider itself cuts a text over its limit, `key_variable` which environment variable its key comes from.
-    `own_fields` are those of the wire that the user's options may not name, because arguments of ours or the provider
-    set them. `dtypes` are those that a model which is not in the catalogue can be asked for, `takes_dimensions` says
-    whether a model that is in it can be. `rows_of` names the providers whose models it may serve, its own first;
-    `key_name` stands for it in keys, where two names lead to one. Where it `promises_unit_length` or says nothing of
-    it, rows of a model that is not in the catalogue stay as they come; else they are brought to length 1. A `secret`
-    that changes is asked for anew before each request.
+    `endpoint` is "" at the provider's own host, else its canonical address; `address` is where requests go, where the
+    provider has several hosts. `account` names what shares a bound and a client: provider, endpoint and credential.
+    `dimensions` is the width of the vectors, None where only a reply can tell. A model `on_this_machine` has as long as
+    it takes: no timeout applies. `cuts_long_texts` says that the provider itself cuts a text over its limit,
+    `key_variable` which environment variable its key comes from. `own_fields` are those of the wire that the user's
+    options may not name, because arguments of ours or the provider set them. `dtypes` are those that a model which is
+    not in the catalogue can be asked for, `takes_dimensions` says whether a model that is in it can be. `rows_of` names
+    the providers whose models it may serve, its own first, which are all at its own host; `key_name` stands for it in
+    keys, where two names lead to one. Where it `promises_unit_length` or says nothing of it, rows of a model that is
+    not in the catalogue stay as they come; else they are brought to length 1. A request to such a model has the
+    `unknown_limits`. A `secret` that changes is asked for anew before each request.
     """
 
     name: ClassVar[str]
@@ -136,18 +137,31 @@ class Provider(ABC):
     takes_dimensions: ClassVar[bool] = True
     rows_of: ClassVar[tuple[str, ...]] = ()
     promises_unit_length: ClassVar[bool] = True
+    unknown_limits: ClassVar[Limits] = Limits()
     key_name: ClassVar[str]
 
     model: str
     endpoint: str = ""
+    address: str | None = None
     account: Hashable
     limits: Limits
     secret: Secret | None = None
+    connection: Connection = Connection()
     dimensions: int | None = None
     usd_per_million: Decimal | None = None
 
     @abstractmethod
     def __init__(self, settings: ProviderSettings) -> None: ...
+
+    @classmethod
+    def unknown(cls, name: str) -> ModelInfo:
+        """Give what is thought of a model that is not in the catalogue, where the user says the rest."""
+        unit = None if cls.promises_unit_length else False
+        return ModelInfo(
+            *(cls.key_name, name, None, None, cls.unknown_limits, None, "unknown", ""),
+            dtypes=cls.dtypes,
+            unit_length=unit,
+        )
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

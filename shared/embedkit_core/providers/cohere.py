@@ -40,7 +40,6 @@ OTHER_HOST = "https://api.cohere.ai"  # its former name
 KEY_VARIABLE = "CO_API_KEY"
 OTHER_KEY_VARIABLE = "COHERE_API_KEY"  # LangChain's
 ADDRESS_VARIABLE = "CO_API_URL"
-UNKNOWN = Limits(texts=96, tokens=128_000)  # of a model that is not in the catalogue
 INPUT_TYPES: Mapping[InputType, str] = {"document": "search_document", "query": "search_query"}
 KINDS: Mapping[DType, str] = {  # what `embedding_types` calls each; its base64 is of little-endian float32
     "float32": "base64",
@@ -68,6 +67,7 @@ class Cohere(Provider):
     extra: ClassVar[str | None] = "cohere"
     needs: ClassVar[tuple[str, ...]] = ("cohere", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
+    unknown_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of all that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
     promises_unit_length: ClassVar[bool] = False
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
@@ -76,8 +76,8 @@ class Cohere(Provider):
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
-        self._base_url = _address(settings.base_url)
-        canonical = canonical_url(self._base_url)
+        self.address: str = _address(settings.base_url)
+        canonical = canonical_url(self.address)
         self.endpoint = "" if canonical in (HOST, OTHER_HOST) else canonical
         self.secret = _key(settings)
         if self.secret is None and not self.endpoint:
@@ -89,11 +89,11 @@ class Cohere(Provider):
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self._dtype = settings.dtype
-        self.limits = info.limits if info else UNKNOWN
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
         self._prompts = settings.prompts
         self._options = dict(settings.options)
-        self._connection = settings.connection
+        self.connection = settings.connection
         mark = self.secret.mark if self.secret else ""
         self.account = (self.name, canonical, mark, settings.connection.mark)
 
@@ -123,7 +123,7 @@ class Cohere(Provider):
 
     def connect(self) -> Client:
         """Open the SDK's async client."""
-        self._connection.check_not_lost()
+        self.connection.check_not_lost()
         if self.secret is not None and self.secret.source is None:
             self.secret.reveal()
         return CohereClient(self)
@@ -133,7 +133,7 @@ class Cohere(Provider):
         import cohere
         import httpx
 
-        given = self._connection
+        given = self.connection
         transport = httpx.AsyncClient(
             headers=dict(given.headers),
             proxy=given.proxy,
@@ -141,12 +141,7 @@ class Cohere(Provider):
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             verify=given.ssl_context() or True,
         )
-        return cohere.AsyncClientV2(api_key=secret.reveal, base_url=self._base_url, httpx_client=transport)
-
-    @property
-    def base_url(self) -> str:
-        """The address requests go to."""
-        return self._base_url
+        return cohere.AsyncClientV2(api_key=secret.reveal, base_url=self.address, httpx_client=transport)
 
 
 def _address(base_url: str | None) -> str:
@@ -194,14 +189,14 @@ class CohereClient:
         except self._timed_out:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except self._lost as lost:
-            where = urlsplit(self._provider.base_url).netloc
+            where = urlsplit(self._provider.address).netloc
             raise UnavailableError(f"the server at {where} could not be reached ({type(lost).__name__})") from None
         if response.status_code != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}
             said = self._said(response.content)
             refusal = Refusal(
                 *("cohere", str(fields.get("model")), response.status_code, said["message"], headers, texts),
-                secret=self._secret.reveal(),
+                secrets=self._provider.connection.secrets_with(self._secret.reveal()),
                 request_id=said["id"] or headers.get("x-request-id"),
             )
             raise _translated(refusal)

@@ -16,6 +16,8 @@ from embedkit_core.secrets import SALT
 if TYPE_CHECKING:
     import ssl
 
+OF_THE_MESSAGE = frozenset({"content-length", "content-type", "transfer-encoding", "connection", "host"})
+
 
 @dataclass(frozen=True, slots=True)
 class Connection:
@@ -35,6 +37,10 @@ class Connection:
         parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle))
         return hashlib.sha256(SALT + parts.encode()).hexdigest()
 
+    def secrets_with(self, key: str) -> list[str]:
+        """Give the key and all that headers and proxy hold, which no message may repeat."""
+        return [key, *self.headers.values(), *([self.proxy] if self.proxy else [])]
+
     def __bool__(self) -> bool:
         return bool(self.headers or self.proxy or self.ca_bundle or self.lost)
 
@@ -45,6 +51,24 @@ class Connection:
                 "headers and proxy given in another process are not pickled, as they may hold secrets; give "
                 "pickle_api_key=True there, or make the embedder here"
             )
+
+    def proxy_for(self, url: str) -> str | None:
+        """Give the proxy to an address: the user's, else the environment's (HTTPS_PROXY, NO_PROXY); None for none."""
+        if self.proxy is not None:
+            return self.proxy
+        from urllib.request import getproxies, proxy_bypass
+
+        parts = urlsplit(url)
+        found = getproxies().get(parts.scheme)
+        if not found or proxy_bypass(parts.netloc):
+            return None
+        address = found if "://" in found else f"http://{found}"
+        if not _is_proxy(address):  # to go past it in silence would be worse
+            raise ConfigurationError(
+                f"the environment variable {parts.scheme.upper()}_PROXY names no proxy such as "
+                "http://proxy.example:3128; proxy= takes another, and NO_PROXY the hosts that need none"
+            )
+        return address
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Give what trusts the user's certificates, None for the client's own choice."""
@@ -69,9 +93,12 @@ def connection(
     """
     if headers is not None and not isinstance(headers, Mapping):
         raise ConfigurationError("headers must be a mapping from names to values")
+    spelled = [name.lower() for name in headers or {} if isinstance(name, str)]
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigurationError(f"headers holds a name that HTTP does not have: {name!r:.40}")
+            raise ConfigurationError("headers holds a name that HTTP does not have; give {name: value}")
+        if name.lower() in OF_THE_MESSAGE or spelled.count(name.lower()) > 1:
+            raise ConfigurationError(f"headers[{name!r}] is set by the client itself, or given twice")
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
             raise ConfigurationError(f"headers[{name!r}] must be a string that HTTP can carry")
     if proxy is not None and (not isinstance(proxy, str) or not _is_proxy(proxy)):

@@ -11,6 +11,12 @@ from embedkit_core.errors import BadReplyError
 from embedkit_core.types import Vectors
 
 Decode = Callable[[str], bytes]
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
+SAMPLE = 8  # rows that are looked at for what they are
+
+
+class OtherEncodingError(BadReplyError):
+    """A reply in an encoding that cannot be told from its numbers."""
 
 
 def decoder() -> Decode:
@@ -24,10 +30,13 @@ def decoder() -> Decode:
     return decode
 
 
-def decoded(encoded: Sequence[Any], element: np.dtype[Any], decode: Decode) -> Vectors:
+def decoded(encoded: Sequence[Any], element: np.dtype[Any], decode: Decode, widths: Sequence[int] = ()) -> Vectors:
     """Give rows of base64 (little-endian) or of numbers as (n, width) of a type.
 
+    Base64 of float64 or float16 is read in place of float32 where the `widths` that a row may have tell so.
+
     Raises:
+        OtherEncodingError: it is base64 of something that cannot be read.
         BadReplyError: they are of different widths, or neither.
     """
     try:
@@ -36,10 +45,38 @@ def decoded(encoded: Sequence[Any], element: np.dtype[Any], decode: Decode) -> V
         rows = [decode(text) for text in encoded]
         if any(len(row) != len(rows[0]) for row in rows):
             raise ValueError("rows of different widths")
-        stored = np.frombuffer(b"".join(rows), dtype=element.newbyteorder("<")).reshape(len(rows), -1)
-        return stored.astype(element, copy=False)  # the same, where the machine's byte order is this one
+        joined = b"".join(rows)
+        if element != FLOATS[0]:
+            return _read(joined, element, len(rows))
+        for kind in _kinds(len(rows[0]), widths):
+            found = _read(joined, kind, len(rows))
+            if not _is_odd(found[:SAMPLE]):
+                return found.astype(element, copy=False)
     except (ValueError, TypeError, OverflowError):
         raise BadReplyError("the server answered vectors of different widths or in an unknown encoding") from None
+    raise OtherEncodingError("the server answered base64 that is not of float32")
+
+
+def _read(joined: bytes, kind: np.dtype[Any], n: int) -> Vectors:
+    """Read little-endian numbers; the same array, where the machine's byte order is this one."""
+    return np.frombuffer(joined, dtype=kind.newbyteorder("<")).reshape(n, -1).astype(kind, copy=False)
+
+
+def _kinds(n_bytes: int, widths: Sequence[int]) -> list[np.dtype[Any]]:
+    """Name the types that rows of so many bytes may be of, float32 first; that alone where no width is known to fit."""
+    fitting = [kind for kind in FLOATS if n_bytes % kind.itemsize == 0 and n_bytes // kind.itemsize in widths]
+    return fitting or [FLOATS[0]]
+
+
+def _is_odd(rows: Vectors) -> bool:
+    """Tell whether numbers are none of a vector's: those of another type, read as these, are tiny, huge or none.
+
+    Where half of them are meaningless, as in float64 read as float32, at least a fourth of all shows it.
+    """
+    with np.errstate(invalid="ignore"):
+        sizes = np.abs(rows.astype(np.float64))
+        strange = ~((sizes > 1e-9) & (sizes < 1e6)) & (sizes != 0)
+    return bool(np.count_nonzero(strange) > 0.15 * strange.size)
 
 
 def _numbers(rows: Sequence[Any], element: np.dtype[Any]) -> Vectors:

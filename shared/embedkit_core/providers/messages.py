@@ -39,11 +39,11 @@ def _without_login(url: str) -> str:
     return url.rpartition("@")[2]
 
 
-def quotable(message: str, texts: Iterable[str], secret: str) -> str:
-    """Give what may be shown of a server's text, as ': ...', or nothing where it repeats a text or the key."""
+def quotable(message: str, texts: Iterable[str], secrets: Iterable[str]) -> str:
+    """Give what may be shown of a server's text, as ': ...', or nothing where it repeats a text or a secret."""
     shown = " ".join(message[:SHOWN].split())
     texts = list(texts)
-    if not shown or _shares_piece(shown, secret) or sum(map(len, texts)) > SEARCHED:
+    if not shown or any(_shares_piece(shown, secret) for secret in secrets) or sum(map(len, texts)) > SEARCHED:
         return ""
     # As it stands, and as JSON or Python would show it.
     spellings = (spelling for text in texts for spelling in (text, json.dumps(text)[1:-1], repr(text)[1:-1]))

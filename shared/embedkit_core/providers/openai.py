@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import re
-import time
-from collections.abc import Mapping
+import ssl
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,96 +20,111 @@ import numpy as np
 from embedkit_core.errors import (
     AuthenticationError,
     BadReplyError,
-    BadRequestError,
-    BadTextError,
     ConfigurationError,
     EncodingRefusedError,
     ProviderError,
-    QuotaError,
-    RateLimitError,
-    RequestTooLargeError,
-    TextTooLongError,
     TimedOutError,
     UnavailableError,
 )
 from embedkit_core.providers import Client, Provider, ProviderSettings
-from embedkit_core.providers.decoding import decoded, decoder, in_order, read_tokens
-from embedkit_core.providers.headers import headroom, retry_after
-from embedkit_core.providers.messages import canonical_url, quotable
+from embedkit_core.providers.compatible import read_detail, translated
+from embedkit_core.providers.decoding import OtherEncodingError, decoded, decoder, in_order, read_tokens
+from embedkit_core.providers.headers import headroom
+from embedkit_core.providers.messages import canonical_url
+from embedkit_core.providers.refusals import Refusal
+from embedkit_core.providers.servers import OPENAI, Server
 from embedkit_core.providers.tokenizers import tiktoken_counter
-from embedkit_core.secrets import Secret
+from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, Reply
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 FLOAT32 = np.dtype(np.float32)
-OWN_HOST = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "no-key-needed"
 KEY_VARIABLE = "OPENAI_API_KEY"
-COMPATIBLE = Limits(texts=256, tokens=None, text_tokens=None)  # what an unknown model's server is trusted with
-QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-TOO_LONG = re.compile(
-    r"maximum context length|too long|exceeds? .{0,40}(context|max\w* (input|sequence)) ?length"
-    r"|must have less than \d+ tokens|larger than the max context|too large to process",
-    re.I,
-)
-TOO_LARGE = re.compile(r"max\w* .{0,20}tokens per request|batch size|array (is )?too long|too many inputs", re.I)
-COUNTS = re.compile(
-    r"context length is (?P<limit1>\d+) tokens[.,] however,? you requested (?P<tokens1>\d+)"
-    r"|less than (?P<limit2>\d+) tokens. Given: (?P<tokens2>\d+)"
-    r"|\((?P<tokens3>\d+) tokens\) is too large .*batch size: (?P<limit3>\d+)",
-    re.I,
-)
-ABOUT_REQUEST = re.compile(r"unrecognized request argument|not support specifying|unknown (field|parameter)", re.I)
-ABOUT_REQUESTS = re.compile(r"(requests|calls) ?(per|/|a) ?(second|sec|s\b|minute|min|m\b|hour|day)|\bRP[SMD]\b", re.I)
-ABOUT_TOKENS = re.compile(r"tokens ?(per|/|a) ?(minute|min|m\b|day)|\bTP[MD]\b", re.I)
-TOO_MANY = re.compile(r"batch size|array (is )?too long|too many inputs", re.I)
+# As the SDK spells them; in other letters it would take them for headers that it is to leave out.
+SPELLED = {name.lower(): name for name in ("OpenAI-Organization", "OpenAI-Project")}
+SAYS_IT_ALL = (401, 402, 403, 408, 409, 429)  # statuses of refusals that are not about the encoding
 
 
 class OpenAI(Provider):
-    """A model of OpenAI's, or of a compatible server at `base_url`."""
+    """A model of OpenAI's, or of a compatible server at `base_url`; `server` holds what is known of that."""
 
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
+    rows_of: ClassVar[tuple[str, ...]] = ("openai", "local")
+    # Of vLLM's, `embed_dtype` and `endianness` would change what base64 means.
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
-        *("encoding_format", "api_key", "extra_body", "extra_headers", "extra_query", "timeout")
+        *("encoding_format", "embed_dtype", "endianness"),
+        *("api_key", "extra_body", "extra_headers", "extra_query", "timeout"),
     }
+    server: ClassVar[Server] = OPENAI
+    unknown_limits: ClassVar[Limits] = OPENAI.limits
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
-        base_url = _address(settings.base_url)
-        canonical = canonical_url(base_url)
-        self.endpoint = "" if canonical == OWN_HOST else canonical
-        self._base_url = base_url.strip()
+        address = self.locate(settings.base_url)
+        canonical = canonical_url(address)
+        self.endpoint = "" if canonical == OPENAI.address else canonical
+        self._base_url = address.strip()
         info = settings.info
         default = info.dimensions if info else None
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
-        self.limits = info.limits if info else COMPATIBLE
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
-        self._has_openais_tokens = info is not None and info.provider == self.name
+        self._has_openais_tokens = info is not None and info.provider == self.key_name
         self._prompts = settings.prompts
         self._options = dict(settings.options)
-        self._organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
-        self._project = os.environ.get("OPENAI_PROJECT_ID")
-        self._key = self._key_from(settings)
-        self.account = (self.name, canonical, self._key.mark, self._organization, self._project)
+        self._organization, self._project = self._names(settings.connection.headers)
+        self.connection = settings.connection
+        self.secret: Secret = self._key_from(settings)
+        self.account = (
+            *(self.name, canonical, self.secret.mark, self._organization, self._project),
+            self.connection.mark,
+        )
+
+    @classmethod
+    def locate(cls, base_url: str | None) -> str:
+        """Give the address requests go to: the user's, the environment's, or where such a server is unless told."""
+        return cls.server.find(base_url)
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
         """Tell whether an address, given or from the environment, is OpenAI's own."""
-        return canonical_url(_address(base_url)) == OWN_HOST
+        return canonical_url(cls.locate(base_url)) == OPENAI.address
+
+    def _names(self, headers: Iterable[str]) -> tuple[str | None, str | None]:
+        """Give the organization and the project of the environment, where they mean something and no header has them.
+
+        What is OpenAI's is no other server's to know.
+        """
+        if not self.server.takes_openai_names:
+            return None, None
+        given = {name.lower() for name in headers}
+        organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
+        project = os.environ.get("OPENAI_PROJECT_ID")
+        return (
+            None if "openai-organization" in given else organization,
+            None if "openai-project" in given else project,
+        )
 
     def _key_from(self, settings: ProviderSettings) -> Secret:
-        found = settings.find_key(KEY_VARIABLE)
-        if found is not None:
-            return found
-        if not self.endpoint:
+        given = settings.api_key
+        if given is not None and not given.is_lost:
+            return given
+        for variable in self.server.key_variables:
+            if found := os.environ.get(variable):
+                return Secret(clean(found, f"the environment variable {variable}"))
+        if given is not None:
+            return given
+        if self.server.needs_key or not self.endpoint:
             raise ConfigurationError(
-                f"no API key for openai:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
+                f"no API key for {self.name}:{self.model}: pass api_key=, or set the environment variable "
+                f"{self.key_variable}"
             )
         return Secret(PLACEHOLDER_KEY)
 
@@ -130,34 +144,37 @@ class OpenAI(Provider):
         return counter(text) if counter is not None else None
 
     def connect(self) -> Client:
-        """Open the SDK's async client, with its own retries off."""
-        from openai import AsyncOpenAI
+        """Open the SDK's async client."""
+        self.connection.check_not_lost()
+        if self.secret.is_lost:
+            where = f"set the environment variable {self.key_variable} here" if self.key_variable else "give one here"
+            raise AuthenticationError(f"the api_key given in another process is not pickled; {where}")
+        return OpenAIClient(self)
 
-        if self._key.is_lost:
-            raise AuthenticationError(
-                "the api_key given in another process is not pickled; set the environment variable OPENAI_API_KEY here"
-            )
-        client = AsyncOpenAI(
-            api_key=self._key.reveal(),
+    def open_sdk(self) -> AsyncOpenAI:
+        """Give the SDK's client with its own retries off, and its own defaults for connections."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        given = self.connection
+        transport: Any = None
+        if given.proxy is not None or given.ca_bundle is not None:
+            transport = DefaultAsyncHttpxClient(proxy=given.proxy, verify=given.ssl_context() or True)
+        sdk = AsyncOpenAI(
+            api_key=self.secret.reveal(),
             base_url=self._base_url,
-            organization=self._organization,
-            project=self._project,
+            default_headers={SPELLED.get(name.lower(), name): value for name, value in given.headers.items()},
+            http_client=transport,
             max_retries=0,
         )
-        return OpenAIClient(client, secret=self._key)
-
-
-def _address(base_url: str | None) -> str:
-    if base_url is not None:
-        return base_url
-    # LangChain's and LlamaIndex's variable first, as they have it: who moves from them must not reach another host.
-    return os.environ.get("OPENAI_API_BASE") or os.environ.get("OPENAI_BASE_URL") or OWN_HOST
+        # It looks for them in the environment, whoever's server this is.
+        sdk.organization, sdk.project = self._organization, self._project
+        return sdk
 
 
 class OpenAIClient:
     """The SDK's transport, with request and reply as bytes: its models would walk every number of a reply."""
 
-    def __init__(self, sdk: AsyncOpenAI, *, secret: Secret) -> None:
+    def __init__(self, provider: OpenAI) -> None:
         import openai
         import orjson
 
@@ -166,11 +183,11 @@ class OpenAIClient:
         with contextlib.suppress(ImportError):  # its first request would, where a fork does not wait for it
             importlib.import_module("anyio._backends._asyncio")
         self._response: Any = transport.Response
-        self._sdk = sdk
         self._openai = openai
         self._json = orjson
         self._decode64 = decoder()
-        self._secret = secret
+        self._provider = provider
+        self._sdk = provider.open_sdk()
         self._encoding = "base64"
 
     async def embed(self, batch: Batch) -> Reply:
@@ -178,27 +195,34 @@ class OpenAIClient:
         fields = dict(batch.wire)
         fields.pop("prompt", None)
         texts = batch.prompted()
-        encoding = self._encoding
+        encoding, key = self._encoding, self._provider.secret.reveal()
+        self._sdk.api_key = key  # another one, where it changes
         body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
             response = await self._sdk.post(
                 "/embeddings", content=body, cast_to=self._response, options={"timeout": batch.timeout}
             )
         except self._openai.APIStatusError as refusal:
-            raise self._translate(refusal, texts, str(fields.get("model")), encoding) from None
+            raise self._translate(refusal, fields, texts, encoding, key) from None
         except self._openai.APITimeoutError:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except self._openai.APIConnectionError as lost:
-            url = self._sdk.base_url
-            where = f"{url.host}:{url.port}" if url.port else url.host
-            raise UnavailableError(f"the server at {where} could not be reached ({_deepest(lost)})") from None
-        return replace(self._decode(response.content, len(texts)), headroom=headroom(response.headers))
+            raise self._unreachable(lost) from None
+        reply = self._decode(response.content, len(texts), batch.widths, encoding)
+        return replace(reply, headroom=headroom(response.headers))
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._sdk.close()
 
-    def _decode(self, content: bytes, n_texts: int) -> Reply:
+    def _unreachable(self, lost: BaseException) -> UnavailableError:
+        url, server = self._sdk.base_url, self._provider.server
+        where = f"{url.host}:{url.port}" if url.port else url.host
+        through = " through proxy=" if self._provider.connection.proxy else ""
+        running = "" if server is OPENAI else f"; is {server.title} running there?"
+        return UnavailableError(f"the server at {where} could not be reached{through} ({_deepest(lost)}){running}")
+
+    def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
         try:
             reply = self._json.loads(content)
             data = reply["data"]
@@ -211,81 +235,52 @@ class OpenAIClient:
         try:
             if len(encoded) != n_texts:
                 raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
-            return Reply(in_order(decoded(encoded, FLOAT32, self._decode64), indices), tokens)
+            return Reply(in_order(decoded(encoded, FLOAT32, self._decode64, widths), indices), tokens)
         except BadReplyError as error:
             error.tokens = tokens
-            raise
+            if not isinstance(error, OtherEncodingError) or encoding == "float":
+                raise
+            again = EncodingRefusedError(str(error))
+        self._encoding = "float"
+        again.tokens = tokens
+        raise again
 
-    def _translate(self, refusal: APIStatusError, texts: list[str], model: str, encoding: str) -> ProviderError:
-        """Turn the SDK's exception into ours, by status, code and message."""
-        status = refusal.status_code
-        detail = _detail(refusal.body)
-        retried = status in (408, 409, 429) or status >= 500
-        said = "" if retried else quotable(detail["message"], texts, self._secret.reveal())
-        where: dict[str, Any] = {
-            "provider": "openai",
-            "model": f"openai:{model}",
-            "status": status,
-            "request_id": refusal.request_id,
-        }
-        headers = {k.lower(): v for k, v in refusal.response.headers.items()}
-        waits = retry_after(headers, time.time())
-        if status == 402 or detail["code"] in QUOTA_CODES or detail["type"] in QUOTA_CODES:
-            return QuotaError(f"the account has no credit left (HTTP {status}); waiting does not help{said}", **where)
-        if status in (401, 403):
-            return AuthenticationError(
-                f"the key was refused for {model} (HTTP {status}); check api_key= or OPENAI_API_KEY", **where
-            )
-        if status == 429:
-            limited = RateLimitError("too many requests or tokens a minute (HTTP 429)", retry_after=waits, **where)
-            limited.headroom = headroom(headers)
-            limited.counts_requests = bool(
-                ABOUT_REQUESTS.search(detail["message"]) and not ABOUT_TOKENS.search(detail["message"])
-            )
-            return limited
-        if retried and "too large to process" not in detail["message"]:  # llama.cpp says 500 to a long text
-            return UnavailableError(f"the server failed (HTTP {status})", retry_after=waits, **where)
-        if encoding == "base64" and ("encoding_format" in str(refusal.body) or "base64" in detail["message"]):
+    def _translate(
+        self, refused: APIStatusError, fields: Mapping[str, Any], texts: list[str], encoding: str, key: str
+    ) -> ProviderError:
+        """Turn the SDK's exception into one of our errors."""
+        provider, detail = self._provider, read_detail(refused.body)
+        refusal = Refusal(
+            *(provider.name, str(fields.get("model")), refused.status_code, detail.message),
+            {name.lower(): value for name, value in refused.response.headers.items()},
+            texts,
+            provider.connection.secrets_with(key),
+            refused.request_id,
+        )
+        about_encoding = "encoding_format" in str(refused.body) or "base64" in detail.message
+        is_bad_request = 400 <= refusal.status < 500 and refusal.status not in SAYS_IT_ALL
+        if encoding == "base64" and about_encoding and is_bad_request:
             self._encoding = "float"
-            return EncodingRefusedError(f"the server refuses base64 (HTTP {status})", **where)
-        about = quotable(detail["param"], texts, self._secret.reveal()).replace(": ", " for its ", 1)
-        if status == 404 and not self._sdk.base_url.path.rstrip("/").endswith("/v1"):
-            said += "; should base_url end in /v1?"
-        return _about_input(status, detail, said, about, where)
+            return EncodingRefusedError(f"the server refuses base64 (HTTP {refusal.status})", **refusal.where)
+        path = provider.server.path
+        lacks_path = refusal.status == 404 and not self._sdk.base_url.path.rstrip("/").endswith(path)
+        return translated(
+            refusal,
+            detail,
+            provider.key_variable,
+            asked=fields.get("dimensions") if provider.endpoint else None,
+            hint=f"; should base_url end in {path}?" if lacks_path else "",
+        )
 
 
 def _deepest(error: BaseException) -> str:
     """Name the first cause of a lost connection, in the words of the operating system where it has some."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted here; ca_bundle= names a file of those that are"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason}"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return type(error).__name__
-
-
-def _about_input(
-    status: int, detail: Mapping[str, str], said: str, about: str, where: Mapping[str, Any]
-) -> ProviderError:
-    message = detail["message"]
-    about_texts = detail["param"] in ("", "input", "$.input")
-    too_long = about_texts and TOO_LONG.search(message) and not re.search("array (is )?too long", message, re.I)
-    if not too_long and (status == 413 or detail["code"] == "max_tokens_per_request" or TOO_LARGE.search(message)):
-        large = RequestTooLargeError(f"the request holds too many texts or tokens (HTTP {status}){said}", **where)
-        large.counts_texts = TOO_MANY.search(message) is not None
-        return large
-    if too_long:
-        counts = COUNTS.search(message)
-        found = {name.rstrip("123"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
-        return TextTooLongError(tokens=found.get("tokens"), limit=found.get("limit"), **where)
-    about_request = ABOUT_REQUEST.search(message) or detail["code"] in ("model_not_found", "invalid_model")
-    if about_texts and status in (400, 422) and not about_request:
-        return BadTextError(f"the server refuses a text (HTTP {status}){said}", **where)
-    return BadRequestError(f"the server refuses the request{about} (HTTP {status}){said}", **where)
-
-
-def _detail(body: object) -> dict[str, str]:
-    """Read message, type, param and code from an error body, as OpenAI and compatible servers shape it."""
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(inner, dict):
-        inner = {"message": inner if isinstance(inner, str) else ""}
-    return {name: str(inner.get(name) or "") for name in ("message", "type", "param", "code")}

@@ -30,7 +30,7 @@ class Refusal:
     message: str
     headers: Mapping[str, str]
     texts: Sequence[str] = field(repr=False)
-    secret: str = field(repr=False)
+    secrets: Sequence[str] = field(repr=False)
     request_id: str | None = None
 
     @property
@@ -46,7 +46,11 @@ class Refusal:
     @property
     def said(self) -> str:
         """What of the server's text may be shown, as ': ...'."""
-        return quotable(self.message, self.texts, self.secret)
+        return self.quoted(self.message)
+
+    def quoted(self, text: str) -> str:
+        """Give what may be shown of a part of it, as ': ...'."""
+        return quotable(text, self.texts, self.secrets)
 
     def quota(self) -> QuotaError:
         """Give the error for an account that has no credit left."""
@@ -70,21 +74,22 @@ class Refusal:
         waits = retry_after(self.headers, time.time())
         return UnavailableError(f"the server failed (HTTP {self.status})", retry_after=waits, **self.where)
 
-    def too_large(self, *, counts_texts: bool = False) -> RequestTooLargeError:
+    def too_large(self, why: str | None = None, *, counts_texts: bool = False) -> RequestTooLargeError:
         """Give the error for a request that holds too much."""
-        large = RequestTooLargeError(
-            f"the request holds too many texts or tokens (HTTP {self.status}){self.said}", **self.where
-        )
+        why = why or "the request holds too many texts or tokens"
+        large = RequestTooLargeError(f"{why} (HTTP {self.status}){self.said}", **self.where)
         large.counts_texts = counts_texts
         return large
 
-    def general(self, variable: str) -> ProviderError | None:
+    def general(self, variable: str | None) -> ProviderError | None:
         """Give the error for a status that says it all, None for one whose message counts; `variable` has the key."""
         if self.status == 402:
             return self.quota()
         if self.status in (401, 403):
             return AuthenticationError(
-                f"the key was refused for {self.model} (HTTP {self.status}); check api_key= or {variable}", **self.where
+                f"the key was refused for {self.model} (HTTP {self.status}); check api_key="
+                + (f" or {variable}" if variable else ""),
+                **self.where,
             )
         if self.status == 429:
             return self.rate_limit()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,16 +41,18 @@ KEY_VARIABLE = "VOYAGE_API_KEY"
 KEY_FILE_VARIABLE = "VOYAGE_API_KEY_PATH"  # the SDK has it win over the key itself
 HOST = "https://api.voyageai.com/v1"
 MONGODB = "https://ai.mongodb.com/v1"  # for keys that begin with "al-", as the SDK has it
-# Hosts in one region cost a tenth more. Source: content/voyageai/source/includes/billing in github.com/mongodb/docs.
-REGIONS = ("https://eu.ai.mongodb.com/v1", "https://us.ai.mongodb.com/v1")
+# One for each geography, as in eu.ai.mongodb.com, where tokens cost a tenth more. Source:
+# https://www.mongodb.com/docs/voyageai/geographies and .../api-reference/overview, read 2026-11-25.
+SCOPED = re.compile(r"https://[a-z]+\.ai\.mongodb\.com/v1")
 SURCHARGE = Decimal("1.1")
-UNKNOWN = Limits(texts=1000, tokens=120_000)  # of a model that is not in the catalogue; the least of those that are
 FOREVER = 86_400.0  # the SDK reads None as 600 seconds
 
+# What refusals say; tests/golden/voyage has them as they were seen.
 TOO_MANY_TOKENS = re.compile(r"max allowed tokens per (submitted )?batch|TOO_MANY_TOKENS_IN_BATCH", re.I)
 TOO_MANY_TEXTS = re.compile(r"batch size|(more than|at most|maximum (length|size|number)).{0,40}\b1,?000\b", re.I)
-TOO_LONG = re.compile(r"example at index (\d+).{0,80}too many tokens", re.I | re.S)
-ABOUT_REQUEST = re.compile(r"\bmodel\b|input_type|output_d|truncation|encoding_format|argument|parameter", re.I)
+TOO_LONG = re.compile(r"example at index (\d+).{0,80}too many tokens(.{0,80}window of (\d+) tokens)?", re.I | re.S)
+ABOUT_TEXTS = re.compile(r"argument 'input'|\bbody\.input\b", re.I)
+ABOUT_REQUEST = re.compile(r"\bmodel\b|input_type|output_d|truncation|encoding_format|argument|parameter|body\.", re.I)
 NO_PAYMENT = re.compile(r"payment method", re.I)
 
 
@@ -59,8 +61,9 @@ class Voyage(Provider):
 
     name: ClassVar[str] = "voyage"
     extra: ClassVar[str | None] = "voyage"
-    needs: ClassVar[tuple[str, ...]] = ("voyageai", "orjson", "pybase64")
+    needs: ClassVar[tuple[str, ...]] = ("voyageai", "aiohttp", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
+    unknown_limits: ClassVar[Limits] = Limits(texts=1000, tokens=120_000)  # the least of those that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
         *("output_dimension", "output_dtype", "truncation", "encoding_format", "api_key", "base_url", "headers")
@@ -69,9 +72,12 @@ class Voyage(Provider):
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
         self.secret = _key(settings)
-        self._base_url = (settings.base_url or _host_of(self.secret)).strip().rstrip("/")
-        canonical = canonical_url(self._base_url)
-        self.endpoint = "" if canonical in (HOST, MONGODB, *REGIONS) else canonical
+        given = settings.base_url.strip().rstrip("/") if settings.base_url is not None else None
+        self.endpoint = "" if self.is_own_host(given) else canonical_url(given or HOST)
+        is_known = self.secret is not None and self.secret.source is None and not self.secret.is_lost
+        by_key = _own_host(self.secret.reveal()) if self.secret is not None and is_known else None
+        self.address = given or by_key
+        canonical = "" if self.address is None else canonical_url(self.address)
         if self.secret is None and not self.endpoint:
             raise ConfigurationError(
                 f"no API key for voyage:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
@@ -81,20 +87,20 @@ class Voyage(Provider):
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self._dtype = settings.dtype
-        self.limits = info.limits if info else UNKNOWN
+        self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
-        if canonical in REGIONS and self.usd_per_million is not None:
+        if self.usd_per_million is not None and SCOPED.fullmatch(canonical):
             self.usd_per_million *= SURCHARGE
         self._prompts = settings.prompts
         self._options = dict(settings.options)
-        self._connection = settings.connection
-        mark = self.secret.mark if self.secret else ""
-        self.account = (self.name, canonical, mark, settings.connection.mark)
+        self.connection = settings.connection
+        self.account = (self.name, canonical, self.secret and self.secret.mark, settings.connection.mark)
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
         """Tell whether an address is one of Voyage's own."""
-        return base_url is None or canonical_url(base_url) in (HOST, MONGODB, *REGIONS)
+        canonical = HOST if base_url is None else canonical_url(base_url)
+        return canonical in (HOST, MONGODB) or SCOPED.fullmatch(canonical) is not None
 
     def wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
@@ -114,25 +120,34 @@ class Voyage(Provider):
 
     def connect(self) -> Client:
         """Open a session, which the SDK would otherwise do for each request."""
-        self._connection.check_not_lost()
+        self.connection.check_not_lost()
         if self.secret is not None and self.secret.source is None:
             self.secret.reveal()
         return VoyageClient(self)
 
     def open_session(self) -> ClientSession:
-        """Give the session of a client; it is opened on the engine's loop."""
+        """Give the session of a client; it is opened on the engine's loop.
+
+        aiohttp does not look at the environment itself (`trust_env`): it would for each request, on the default
+        executor, and refuse the key's header where ~/.netrc has something for the host.
+        """
         import aiohttp
 
-        given = self._connection
-        connector = aiohttp.TCPConnector(limit=0, ssl=given.ssl_context() or True)
+        given = self.connection
         return aiohttp.ClientSession(
-            connector=connector, headers=dict(given.headers), proxy=given.proxy, trust_env=given.proxy is None
+            connector=aiohttp.TCPConnector(limit=0, ssl=given.ssl_context() or True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=dict(given.headers),
+            proxy=given.proxy_for(self.address or HOST),
         )
 
-    @property
-    def base_url(self) -> str:
-        """The address requests go to."""
-        return self._base_url
+    def address_for(self, key: str) -> str:
+        """Give the address requests go to with a key; one that changes says each time which of Voyage's it is for."""
+        return self.address or _own_host(key)
+
+
+def _own_host(key: str) -> str:
+    return MONGODB if key.startswith("al-") else HOST
 
 
 def _key(settings: ProviderSettings) -> Secret | None:
@@ -145,11 +160,6 @@ def _key(settings: ProviderSettings) -> Secret | None:
     except (OSError, UnicodeDecodeError) as error:
         flaw = type(error).__name__
     raise ConfigurationError(f"the environment variable {KEY_FILE_VARIABLE} names a file that cannot be read ({flaw})")
-
-
-def _host_of(secret: Secret | None) -> str:
-    known = secret is not None and not secret.is_lost and secret.source is None
-    return MONGODB if known and secret is not None and secret.reveal().startswith("al-") else HOST
 
 
 class VoyageClient:
@@ -176,7 +186,8 @@ class VoyageClient:
         fields.pop("prompt", None)
         texts = batch.prompted()
         key = self._secret.reveal()
-        requestor = self._requestor(key, self._provider.base_url)
+        address = self._provider.address_for(key)
+        requestor = self._requestor(key, address)
         params = {**fields, "input": texts, "encoding_format": "base64"}
         timeout = FOREVER if batch.timeout is None else batch.timeout
         try:
@@ -190,15 +201,16 @@ class VoyageClient:
         except (self._errors.Timeout, TimeoutError):
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except (self._errors.APIConnectionError, *self._lost) as lost:
-            where = urlsplit(self._provider.base_url).netloc
+            where = urlsplit(address).netloc
             raise UnavailableError(f"the server at {where} could not be reached ({_cause(lost)})") from None
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        if response.status != 200:
+        if response.status >= 300:
+            headers = {name.lower(): value for name, value in response.headers.items()}
             refusal = Refusal(
-                *("voyage", str(fields.get("model")), response.status, self._detail(body), headers, texts, key),
-                request_id=headers.get("request-id") or headers.get("x-request-id"),
+                *("voyage", str(fields.get("model")), response.status, self._said(body), headers, texts),
+                secrets=self._provider.connection.secrets_with(key),
+                request_id=headers.get("x-request-id") or headers.get("request-id"),
             )
-            raise _translated(refusal)
+            raise _translated(refusal, address)
         return self._decode(body, len(texts), fields.get("output_dtype", "float32"))
 
     async def aclose(self) -> None:
@@ -221,15 +233,26 @@ class VoyageClient:
             error.tokens = tokens
             raise
 
-    def _detail(self, body: bytes) -> str:
-        """Read what a refusal says: {"detail": ...}, whose value may be a list of findings."""
+    def _said(self, body: bytes) -> str:
+        """Read what a refusal says: {"detail": ..., "error_code": ...}, or a gateway's {"error": {"message": ...}}.
+
+        A detail may be a list of findings, each with the place (`loc`) it is about.
+        """
         try:
-            detail = self._json.loads(body)["detail"]
-        except (ValueError, KeyError, TypeError):
+            fields = self._json.loads(body)
+            detail = next(fields[name] for name in ("detail", "error", "message") if name in fields)
+        except (ValueError, TypeError, StopIteration):
             return ""
-        if isinstance(detail, Sequence) and not isinstance(detail, str):
-            return "; ".join(str(one.get("msg", "")) for one in detail if isinstance(one, Mapping))
-        return str(detail)
+        findings = detail if isinstance(detail, list) else [detail]
+        code = fields.get("error_code")
+        return "; ".join(map(_finding, findings)) + (f" ({code})" if isinstance(code, str) else "")
+
+
+def _finding(one: object) -> str:
+    if not isinstance(one, Mapping):
+        return str(one)
+    place, message = one.get("loc"), str(one.get("msg") or one.get("message") or "")
+    return f"{'.'.join(map(str, place))}: {message}" if isinstance(place, list) else message
 
 
 def _cause(error: BaseException) -> str:
@@ -238,24 +261,33 @@ def _cause(error: BaseException) -> str:
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(cause).__name__
 
 
-def _translated(refusal: Refusal) -> ProviderError:
+def _translated(refusal: Refusal, address: str) -> ProviderError:
     """Turn a refusal into one of our errors, by status and message."""
-    if refusal.status == 429 and NO_PAYMENT.search(refusal.message):
+    status, message = refusal.status, refusal.message
+    if status == 429 and NO_PAYMENT.search(message):
         return refusal.rate_limit("the account has no payment method, and with it only a few requests a minute")
-    if refusal.status == 403:
+    if status == 403 and Voyage.is_own_host(address):
         return AuthenticationError(
             f"{refusal.model} is not to be had with this key at this host (HTTP 403); a key that begins with al- is "
-            f"for {MONGODB}, another for {HOST}",
+            f"for {MONGODB} or the geography it was made for, another for {HOST}",
             **refusal.where,
         )
     if (error := refusal.general(KEY_VARIABLE)) is not None:
         return error
-    if found := TOO_LONG.search(refusal.message):
-        return TextTooLongError(positions={int(found[1]): None}, **refusal.where)
-    if refusal.status == 413 or TOO_MANY_TOKENS.search(refusal.message):
+    if found := TOO_LONG.search(message):
+        limit = int(found[3]) if found[3] else None
+        return TextTooLongError(limit=limit, positions={int(found[1]): None}, **refusal.where)
+    if status == 413 or TOO_MANY_TOKENS.search(message):
         return refusal.too_large()
-    if TOO_MANY_TEXTS.search(refusal.message):
+    if TOO_MANY_TEXTS.search(message):
         return refusal.too_large(counts_texts=True)
-    if refusal.status == 400 and not ABOUT_REQUEST.search(refusal.message):
-        return BadTextError(f"the server refuses a text (HTTP 400){refusal.said}", **refusal.where)
-    return refusal.bad_request("; the model has been retired" if refusal.status == 410 else "")
+    about_texts = ABOUT_TEXTS.search(message) or (status == 400 and not ABOUT_REQUEST.search(message))
+    if status in (400, 422) and about_texts:
+        return BadTextError(f"the server refuses a text (HTTP {status}){refusal.said}", **refusal.where)
+    return refusal.bad_request(_way_out(status, address))
+
+
+def _way_out(status: int, address: str) -> str:
+    if status == 410:
+        return "; the model has been retired"
+    return "; should base_url end in /v1?" if status == 404 and not address.endswith("/v1") else ""

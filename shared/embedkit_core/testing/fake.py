@@ -48,6 +48,7 @@ class FakeServer:
         limits: what one request may hold; texts over them are refused as a real server would.
         usd_per_million: the price of a million tokens, None for unknown.
         max_words: words in one text over which it is refused as too long.
+        cuts: whether a text is cut to `max_words` where the request asks for that.
 
     A token is a word. `faults` are raised one a request, first come first served; None lets one pass.
     `fault_for(texts)` may name a fault for each request; texts in `poison` have their request refused.
@@ -62,6 +63,7 @@ class FakeServer:
         limits: Limits | None = None,
         usd_per_million: Decimal | None = None,
         max_words: int | None = None,
+        cuts: bool = False,
     ) -> None:
         self.url = f"fake://{next(_numbers)}"
         self.dimensions = dimensions
@@ -70,6 +72,7 @@ class FakeServer:
         self.limits = limits or Limits()
         self.usd_per_million = usd_per_million
         self.max_words = max_words
+        self.cuts = cuts
         self.faults: deque[ProviderError | None] = deque()
         self.fault_for: Callable[[Sequence[str]], ProviderError | None] | None = None
         self.poison: set[str] = set()
@@ -110,7 +113,7 @@ class FakeServer:
                 await asyncio.sleep(self.latency)
             while self._held:  # noqa: ASYNC110 - other threads open the gate
                 await asyncio.sleep(0.001)
-            self._refuse(texts)
+            self._refuse(texts, cut=bool(batch.wire.get("cut")))
             vectors = np.stack([self.vector(text, batch.wire) for text in texts])
             self.billed.update(texts)
             return Reply(vectors, sum(len(text.split()) for text in texts))
@@ -121,11 +124,13 @@ class FakeServer:
     def vector(self, text: str, wire: dict[str, Any] | Any) -> Vectors:
         """Give the vector this server has for a text, as asked by `wire`."""
         prompt = wire.get("prompt", "")
+        if wire.get("cut") and self.max_words is not None and len(text.split()) > self.max_words:
+            text = " ".join(text.split()[: self.max_words])
         return fake_vector(
             prompt + text, role=wire.get("role", ""), dimensions=wire["dimensions"], model=str(wire["model"])
         )
 
-    def _refuse(self, texts: Sequence[str]) -> None:
+    def _refuse(self, texts: Sequence[str], *, cut: bool) -> None:
         fault = self.faults.popleft() if self.faults else None
         if fault is None and self.fault_for is not None:
             fault = self.fault_for(texts)
@@ -134,6 +139,8 @@ class FakeServer:
         if not self.poison.isdisjoint(texts):
             raise BadTextError("the fake server refuses a text", status=400)
         words = [len(text.split()) for text in texts]
+        if self.max_words is not None and cut:
+            words = [min(n, self.max_words) for n in words]
         if self.max_words is not None and max(words) > self.max_words:
             over = {place: n for place, n in enumerate(words) if n > self.max_words}
             raise TextTooLongError(positions=over, limit=self.max_words, status=400)
@@ -172,7 +179,13 @@ class Fake(Provider):
             wire["role"] = input_type
         if self._prompts[input_type]:
             wire["prompt"] = self._prompts[input_type]
+        if self._server.cuts:
+            wire["cut"] = False
         return wire
+
+    def cutting_wire(self, input_type: InputType) -> dict[str, Any] | None:
+        """Give the request that has long texts cut, of a server that does."""
+        return self.wire(input_type) | {"cut": True} if self._server.cuts else None
 
     def connect(self) -> Client:
         """Reach the server, which is in this process."""

@@ -1,0 +1,105 @@
+"""The tables of models in docs/models.md; run as a program, it writes them there."""
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from embedkit_core import ModelInfo, models
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+ALL_TYPES = ("float32", "int8", "uint8", "binary", "ubinary")
+
+
+def tables() -> dict[str, str]:
+    """Give what stands between `<!-- name -->` and `<!-- end -->`, by name."""
+    rows = models()
+    found = {name: _api(rows, name) for name in ("openai", "voyage", "cohere")}
+    return found | {"local": _local(rows), "fields": _fields()}
+
+
+def written(text: str) -> str:
+    """Give a document with its tables as they should be."""
+    made = tables()
+    return re.sub(r"(<!-- (\w+) -->\n)(?:.*?\n)??(<!-- end -->)", lambda m: m[1] + made[m[2]] + m[3], text, flags=re.S)
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *lines])
+
+
+def _api(rows: tuple[ModelInfo, ...], provider: str) -> str:
+    head = ["model", "status", "dimensions", "types", "a text", "a request", "USD", "in batches", "read", "to know"]
+    return _table(
+        head,
+        [
+            [
+                f"[`{row.name}`]({row.source})",
+                _status(row),
+                _dimensions(row),
+                "all" if row.dtypes == ALL_TYPES else ", ".join(row.dtypes),
+                _count(row.limits.text_tokens),
+                f"{_count(row.limits.texts)} texts, {_count(row.limits.tokens)} tokens",
+                f"[{row.usd_per_million}]({row.price_source})" if row.price_source else "?",
+                str(row.usd_per_million_batch or "?"),
+                row.read or "?",
+                row.note or "",
+            ]
+            for row in rows
+            if row.provider == provider
+        ],
+    )
+
+
+def _local(rows: tuple[ModelInfo, ...]) -> str:
+    head = ["model", "dimensions", "tokens", "before a query", "before a document", "to know"]
+    return _table(
+        head,
+        [
+            [
+                f"[`{row.name}`]({row.source})",
+                _dimensions(row),
+                _count(row.limits.text_tokens),
+                _prompt(row.prompts.get("query")),
+                _prompt(row.prompts.get("document")),
+                row.note or "",
+            ]
+            for row in rows
+            if row.provider == "local"
+        ],
+    )
+
+
+def _fields() -> str:
+    schema = json.loads(files("embedkit_core.catalogue").joinpath("schema.json").read_text("utf-8"))
+    kinds = {name: part.get("description", "") for name, part in schema["$defs"].items()}
+    lines = []
+    for name, part in schema["$defs"]["model"]["properties"].items():
+        of = kinds.get(part.get("$ref", "").rpartition("/")[2], "")
+        lines.append([f"`{name}`", "; ".join(filter(None, [part.get("description", ""), of]))])
+    return _table(["field", "is"], lines)
+
+
+def _status(row: ModelInfo) -> str:
+    said = f"{row.status} {row.retired}" if row.retired else row.status
+    return f"{said}: `{row.successor}`" if row.successor else said
+
+
+def _dimensions(row: ModelInfo) -> str:
+    allowed = row.allowed_dimensions
+    assert allowed is not None
+    if isinstance(allowed, range):
+        return f"{row.dimensions}, any from {allowed.start}"
+    return ", ".join([str(row.dimensions), *(str(n) for n in allowed if n != row.dimensions)])
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def _prompt(prompt: str | None) -> str:
+    return f"`{json.dumps(prompt, ensure_ascii=False)}`" if prompt else ""
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(written(DOCUMENT.read_text("utf-8")), "utf-8")

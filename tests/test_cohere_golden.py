@@ -1,0 +1,80 @@
+"""Requests and replies of Cohere as others recorded or documented them, each through the real SDK.
+
+A file of tests/golden/cohere says where it is from, and whether its reply was `recorded` from the service: "yes",
+"quoted" where somebody shows the refusal he got, "no" where it was made after the documentation.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.cohere_server import CohereServer
+from support.openai_replies import Fault
+
+from embedkit_core import Embedder, errors
+from embedkit_core.form import ELEMENTS
+from embedkit_core.providers import ProviderSettings, Secret
+from embedkit_core.providers.cohere import Cohere
+from embedkit_core.types import Batch
+
+GOLDEN = sorted((Path(__file__).parent / "golden" / "cohere").glob("*.json"))
+PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}
+ANSWERED = [name for name, pair in PAIRS.items() if "vectors" in pair]
+REFUSED = [name for name, pair in PAIRS.items() if "error" in pair]
+
+
+@pytest.fixture
+def server():
+    with CohereServer() as started:
+        yield started
+
+
+def answer(server, pair):
+    status, body = pair["reply"]["status"], pair["reply"]["body"]
+    if status == 200:
+        server.fault_for(lambda texts, number: Fault(raw=json.dumps(body).encode()))
+    else:
+        server.fault_for(lambda texts, number: Fault(status=status, body=body))
+
+
+def test_there_are_pairs_of_both_kinds_and_each_says_where_it_is_from():
+    assert (len(ANSWERED), len(REFUSED)) == (5, 6)
+    assert {*ANSWERED, *REFUSED} == {*PAIRS}
+    assert all(pair["source"].startswith("https://") and pair["read"] and pair["what"] for pair in PAIRS.values())
+    assert {pair["recorded"] for pair in PAIRS.values()} == {"yes", "quoted", "no"}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_reply_becomes_the_vectors_it_holds(server, name):
+    pair = PAIRS[name]
+    asked = pair["asked"]
+    answer(server, pair)
+    made = Embedder(
+        f"cohere:{asked['model']}", base_url=server.base_url, api_key="test-key", dtype=asked["dtype"], cache=False
+    )
+    result = made.embed(asked["texts"], input_type=asked["input_type"])
+    assert [request.body for request in server.requests] == [pair["request"]]
+    assert result.usage.tokens == pair["tokens"]
+    rows = np.array(pair["vectors"], dtype=ELEMENTS[asked["dtype"]])
+    if pair["unit"]:
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert result.vectors.dtype == ELEMENTS[asked["dtype"]]
+    np.testing.assert_allclose(result.vectors, rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_a_refusal_becomes_the_error_it_means(server, name):
+    pair = PAIRS[name]
+    asked, known = pair["asked"], pair["error"]
+    answer(server, pair)
+    provider = Cohere(ProviderSettings(asked["model"], api_key=Secret("test-key"), base_url=server.base_url))
+    client = provider.connect()
+    with pytest.raises(getattr(errors, known["type"]), match=known["says"]) as caught:
+        await client.embed(Batch(asked["texts"], provider.wire(asked["input_type"]), 60.0))
+    await client.aclose()
+    assert [request.body for request in server.requests] == [pair["request"]]
+    assert type(caught.value).__name__ == known["type"]
+    assert caught.value.status == pair["reply"]["status"]
+    for attribute in ("limit", "tokens", "counts_texts"):
+        assert getattr(caught.value, attribute, None) == known.get(attribute)

@@ -1,0 +1,285 @@
+"""The way to a provider: headers, proxies, certificates, keys that change; the same for all of them."""
+
+import itertools
+import json
+import pickle
+import shutil
+import threading
+
+import pytest
+from langchain_core.load import dumpd
+from support.cohere_server import CohereServer
+from support.embedders import MINILM, needs_local_model, numbered, spoken
+from support.openai_server import Fault, OpenAIServer
+from support.proxy import Relay, certificate
+from support.voyage_server import VoyageServer
+
+from embedkit_core import AuthenticationError, ConfigurationError, Embedder, TimedOutError, UnavailableError
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+TEXTS = numbered(3)
+SECRET = "swordfish-of-a-gateway"
+FAMILIES = {
+    "openai:text-embedding-3-small": OpenAIServer,
+    "voyage:voyage-4": VoyageServer,
+    "cohere:embed-v4.0": CohereServer,
+}
+families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere"])
+hosts = pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding], ids=["langchain", "llamaindex"])
+
+
+def made(model, server, **settings):
+    settings = {"base_url": server.base_url, "api_key": "test-key", "cache": False, **settings}
+    return Embedder(model, max_retries=0, **settings)
+
+
+@families
+def test_headers_go_out_with_each_request(model, kind):
+    with kind() as server:
+        made(model, server, headers={"X-Gateway-Key": SECRET, "x-team": "search"}).embed(TEXTS)
+        [request] = server.requests
+    assert (request.headers["x-gateway-key"], request.headers["x-team"]) == (SECRET, "search")
+
+
+@families
+def test_requests_go_through_a_proxy(model, kind):
+    with kind(api_key=None) as server, Relay() as proxy:
+        result = made(model, server, proxy=proxy.address).embed(TEXTS)
+        assert proxy.seen[0].startswith(f"POST {server.base_url}/")
+    assert len(result.vectors) == 3
+
+
+@families
+def test_a_proxy_of_the_environment_is_used(model, kind, monkeypatch):
+    with kind() as server, Relay() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.address)
+        monkeypatch.setenv("http_proxy", proxy.address)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        made(model, server, api_key="test-key").embed(TEXTS)
+        assert len(proxy.seen) == 1
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@families
+def test_certificates_of_one_s_own_are_trusted_where_they_are_named(model, kind, tls):
+    pem, context = tls
+    with kind() as server, Relay(server.origin, context) as front:
+        address = server.base_url.replace(server.origin, front.address)
+        with pytest.raises(UnavailableError):
+            made(model, server, base_url=address).embed(TEXTS)
+        assert len(made(model, server, base_url=address, ca_bundle=pem).embed(TEXTS).vectors) == 3
+
+
+@families
+def test_a_key_that_changes_is_asked_for_before_each_request(model, kind):
+    keys = (f"key-{n}" for n in itertools.count(1))
+    with kind(api_key=None) as server:
+        changing = made(model, server, api_key=lambda: next(keys), max_batch_texts=1, max_concurrency=1)
+        changing.embed(TEXTS)
+        sent = [request.headers["authorization"] for request in server.requests]
+    assert sent == ["Bearer key-1", "Bearer key-2", "Bearer key-3"]
+
+
+def test_the_function_of_a_key_runs_on_a_thread_of_its_own_and_for_no_hit(tmp_path):
+    threads = []
+
+    def key():
+        threads.append(threading.current_thread().name)
+        return "test-key"
+
+    with OpenAIServer() as server:
+        changing = made("openai:text-embedding-3-small", server, api_key=key, cache=tmp_path)
+        changing.embed(TEXTS)
+        changing.embed(TEXTS)
+    assert len(threads) == 1
+    assert threads[0] not in ("embedkit-engine", "MainThread")
+
+
+@pytest.mark.parametrize(
+    "result", [ValueError(SECRET), SystemExit(SECRET), f"{SECRET} with spaces", 5, "", None], ids=repr
+)
+def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it_said(result):
+    def key():
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    with OpenAIServer() as server:
+        with pytest.raises(AuthenticationError, match="the function that gives the key") as caught:
+            made("openai:text-embedding-3-small", server, api_key=key).embed(TEXTS)
+        assert not server.requests
+    assert SECRET not in spoken(caught.value)
+
+
+def test_a_function_that_does_not_come_back_holds_nobody_else_up():
+    gate = threading.Event()
+
+    def key():
+        gate.wait(10)
+        return "test-key"
+
+    with OpenAIServer() as server:
+        slow = made("openai:text-embedding-3-small", server, api_key=key, timeout=0.05)
+        with pytest.raises(TimedOutError):
+            slow.embed(TEXTS)
+        assert len(made("openai:text-embedding-3-small", server).embed(TEXTS).vectors) == 3
+        gate.set()
+
+
+def test_a_function_that_asks_the_library_for_vectors_is_told_so():
+    """It would wait for itself."""
+    with OpenAIServer() as server:
+        other = made("openai:text-embedding-3-small", server)
+        reentrant = made("openai:text-embedding-3-small", server, api_key=lambda: str(other.embed_query("x")))
+        with pytest.raises(AuthenticationError, match="the function that gives the key"):
+            reentrant.embed(TEXTS)
+
+
+def test_one_function_is_one_account_and_another_way_is_another():
+    def key():
+        return "k"
+
+    def account(**settings):
+        return Embedder("openai:text-embedding-3-small", api_key=key, cache=False, **settings).provider.account
+
+    assert account() == account()
+    others = [account(headers={"a": "b"}), account(proxy="http://localhost:1"), account(headers={"a": "c"})]
+    assert len({account(), *others}) == 4
+    assert SECRET not in repr(account(headers={"a": SECRET}))
+
+
+def test_the_way_is_no_part_of_a_key():
+    def key(**settings):
+        return Embedder("voyage:voyage-4", api_key="k", cache=False, **settings).explain("x").key
+
+    assert key() == key(headers={"a": "b"}) == key(proxy="http://localhost:1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"headers": "a"}, "headers must be a mapping"),
+        ({"headers": {f"{SECRET} b": "c"}}, "a name that HTTP does not have"),
+        ({"headers": {"Content-Length": "5"}}, "set by the client itself"),
+        ({"headers": {"X-A": "5", "x-a": "6"}}, "given twice"),
+        ({"headers": {"a": f"{SECRET}\r\nb: c"}}, r"headers\['a'\] must be a string that HTTP can carry"),
+        ({"headers": {"a": 5}}, r"headers\['a'\] must be a string"),
+        ({"proxy": "localhost"}, "proxy must be an address such as"),
+        ({"proxy": "ftp://x"}, "proxy must be an address such as"),
+        ({"ca_bundle": "/no/such.pem"}, "is no file"),
+        ({"api_key": 5}, "api_key must be a string or a function"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_without_its_value(settings, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Embedder("openai:text-embedding-3-small", **{"api_key": "k", "cache": False, **settings})
+    assert SECRET not in spoken(caught.value)
+
+
+def test_an_async_function_is_refused():
+    async def key():
+        return "k"
+
+    with pytest.raises(ConfigurationError, match="async function"):
+        Embedder("openai:text-embedding-3-small", api_key=key, cache=False)
+
+
+def test_a_file_without_certificates_is_one_clear_error(tmp_path):
+    (tmp_path / "empty.pem").write_text("nothing")
+    with OpenAIServer() as server:
+        broken = made("openai:text-embedding-3-small", server, ca_bundle=tmp_path / "empty.pem")
+        with pytest.raises(Exception, match="holds no certificates that can be read"):
+            broken.embed(TEXTS)
+
+
+@needs_local_model
+@pytest.mark.parametrize("settings", [{"headers": {"a": "b"}}, {"proxy": "http://localhost:1"}], ids=str)
+def test_a_model_on_this_machine_has_no_way(settings):
+    with pytest.raises(ConfigurationError, match=f"takes no {next(iter(settings))}"):
+        Embedder(MINILM, cache=False, **settings)
+
+
+# Pickles and what is shown
+
+
+def test_headers_stay_here_unless_the_user_says_so():
+    with OpenAIServer() as server:
+        settings = {"headers": {"x-key": SECRET}, "api_key": "test-key"}
+        stays = pickle.dumps(made("openai:text-embedding-3-small", server, **settings))
+        assert SECRET.encode() not in stays
+        with pytest.raises(AuthenticationError, match="headers and proxy given in another process"):
+            pickle.loads(stays).embed(TEXTS)
+        travels = pickle.dumps(made("openai:text-embedding-3-small", server, pickle_api_key=True, **settings))
+        pickle.loads(travels).embed(TEXTS)
+        assert server.requests[-1].headers["x-key"] == SECRET
+
+
+def constant_key():
+    return "test-key"
+
+
+def test_a_function_travels_where_the_user_says_so_and_where_it_can():
+    with OpenAIServer() as server:
+        model = "openai:text-embedding-3-small"
+        travels = pickle.loads(pickle.dumps(made(model, server, api_key=constant_key, pickle_api_key=True)))
+        assert len(travels.embed(TEXTS).vectors) == 3
+        for settings in ({"api_key": lambda: "test-key", "pickle_api_key": True}, {"api_key": constant_key}):
+            with pytest.raises(AuthenticationError, match="not pickled"):
+                pickle.loads(pickle.dumps(made(model, server, **settings))).embed(TEXTS)
+
+
+@hosts
+def test_a_host_shows_no_header_and_no_proxy(host):
+    proxy = f"http://user:{SECRET}@localhost:1"
+    model = host(
+        model="openai:text-embedding-3-small", api_key="k", headers={"x-key": SECRET}, proxy=proxy, cache=False
+    )
+    shown = [repr(model), str(model), repr(model.embedder), repr(model.model_dump())]
+    if host is EmbedKitEmbedding:
+        shown += [json.dumps(model.to_dict(), default=str), repr(model.to_payload())]
+    else:
+        shown.append(repr(dumpd(model)))
+    assert not [one for one in shown if SECRET in one]
+    assert SECRET.encode() not in pickle.dumps(model)
+
+
+@hosts
+def test_a_host_that_lost_its_headers_makes_no_other_without_them(host):
+    model = host(model="openai:text-embedding-3-small", api_key="k", headers={"x-key": SECRET}, cache=False)
+    assert model.model_copy(update={"dimensions": 256}).headers == {"x-key": SECRET}
+    with pytest.raises(AuthenticationError, match="headers and proxy given in another process"):
+        pickle.loads(pickle.dumps(model)).model_copy(update={"dimensions": 256})
+
+
+@hosts
+def test_a_host_takes_a_function_for_a_key_and_headers(host):
+    with OpenAIServer() as server:
+        model = host(
+            model="text-embedding-3-small",
+            base_url=server.base_url,
+            api_key=constant_key,
+            default_headers={"x-team": "search"},
+            cache=False,
+        )
+        model.embedder.embed(TEXTS)
+        assert server.requests[0].headers["x-team"] == "search"
+        again = pickle.loads(pickle.dumps(model))
+        with pytest.raises(AuthenticationError):
+            again.embedder.embed(TEXTS)
+
+
+def test_an_error_of_a_server_that_repeats_a_header_does_not():
+    with OpenAIServer() as server:
+        server.fault_for(lambda texts, number: Fault(status=404, body={"error": {"message": f"no route for {SECRET}"}}))
+        with pytest.raises(Exception, match="404") as caught:
+            made("openai:text-embedding-3-small", server, headers={"x-key": SECRET}).embed(TEXTS)
+    assert SECRET not in spoken(caught.value)

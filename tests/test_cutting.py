@@ -1,0 +1,144 @@
+"""Long texts at a provider that cuts them if it is asked to: refused first, so that it is known which were cut."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedkit_core import Embedder, PartialFailureError, TextTooLongError, UnavailableError
+from embedkit_core.testing import FakeServer, ProviderSuite, fake_vector
+from embedkit_core.types import Limits
+
+WORDS = 5  # that the server takes
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=40)
+
+
+class TestFakeThatCuts(ProviderSuite):
+    model = "fake:model"
+    asymmetric = True
+    other_dimensions = 5
+
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        self.server = FakeServer(cuts=True, max_words=4000)
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.url}
+
+
+def made(server, **settings):
+    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
+
+
+def texts_of(counts):
+    return [" ".join(f"w{n}x{i}" for i in range(count)) for n, count in enumerate(counts)]
+
+
+def cut(text):
+    return " ".join(text.split()[:WORDS])
+
+
+def truth(texts, role="document"):
+    return np.stack([fake_vector(cut(text), role=role, model="model") for text in texts])
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths, st.integers(1, 16), st.sampled_from(["document", "query"]))
+def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(counts, texts_a_request, role):
+    server = FakeServer(cuts=True, max_words=WORDS)
+    texts = texts_of(counts)
+    result = made(server, max_batch_texts=texts_a_request).embed(texts, input_type=role)
+    assert np.array_equal(result.vectors, truth(texts, role))
+    assert result.truncated == tuple(n for n, count in enumerate(counts) if count > WORDS)
+    assert set(server.billed.values()) == {1}
+    assert all(len(seen.texts) <= texts_a_request for seen in server.seen)
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths)
+def test_a_text_far_over_a_limit_that_is_known_is_not_refused_first(counts):
+    server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
+    texts = texts_of(counts)
+    result = made(server).embed(texts)
+    assert np.array_equal(result.vectors, truth(texts))
+    assert set(result.truncated) >= {n for n, count in enumerate(counts) if count > WORDS}
+    assert set(server.billed.values()) == {1}
+
+
+def test_texts_that_are_cut_share_requests():
+    server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
+    texts = texts_of([30] * 40)
+    assert made(server).embed(texts).truncated == tuple(range(40))
+    assert len(server.seen) <= 3
+    assert all(seen.wire["cut"] for seen in server.seen)
+
+
+@pytest.mark.parametrize("policy", ["error", "mean"])
+def test_another_policy_never_asks_for_the_cut(policy):
+    server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
+    result = made(server, on_long_text=policy, on_error="return").embed(texts_of([2, 30]))
+    assert not any(seen.wire["cut"] for seen in server.seen)
+    assert result.truncated == ()
+    assert isinstance(result.failed.get(1), TextTooLongError if policy == "error" else type(None))
+
+
+def test_callers_of_two_policies_get_each_their_own():
+    server = FakeServer(cuts=True, max_words=WORDS)
+    text = texts_of([9])
+    assert np.array_equal(made(server).embed(text).vectors, truth(text))
+    with pytest.raises(TextTooLongError):
+        made(server, on_long_text="error").embed(text)
+    assert made(server).explain(text[0]).key != made(server, on_long_text="error").explain(text[0]).key
+
+
+def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
+    server = FakeServer(cuts=True, max_words=WORDS)
+
+    def fault(texts):
+        alone = len(texts) == 1 and len(texts[0].split()) > WORDS
+        return UnavailableError("down", retry_after=0.0) if alone else None
+
+    server.fault_for = fault
+    with pytest.raises(PartialFailureError) as caught:
+        made(server, max_retries=2).embed(texts_of([2, 9]))
+    assert list(caught.value.failed) == [1]
+    assert sum(seen.wire["cut"] for seen in server.seen) == 3
+
+
+def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
+    server = FakeServer(cuts=True, max_words=WORDS)
+    texts = texts_of([2, 9])
+    first, again = (made(server, cache=tmp_path).embed(texts) for _ in range(2))
+    assert (first.truncated, again.truncated) == ((1,), (1,))
+    assert again.usage.requests == 0
+
+
+async def test_many_callers_of_one_long_text_share_it():
+    server = FakeServer(cuts=True, max_words=WORDS, latency=0.005)
+    embedder = made(server)
+    rows = await asyncio.gather(*(embedder.aembed_query(texts_of([9])[0]) for _ in range(20)))
+    assert len(server.seen) == 2
+    assert all(np.array_equal(row, rows[0]) for row in rows)
+
+
+def test_a_stream_goes_on_after_a_text_that_is_cut():
+    server = FakeServer(cuts=True, max_words=WORDS)
+    texts = texts_of([2, 9, 3] * 20)
+    assert np.array_equal(np.stack(list(made(server).embed_iter(texts))), truth(texts))
+
+
+def test_a_caller_who_leaves_leaves_nothing_behind():
+    server = FakeServer(cuts=True, max_words=WORDS, latency=0.01)
+    embedder = made(server)
+
+    async def leave():
+        task = asyncio.create_task(embedder.aembed(texts_of([9] * 30)))
+        await asyncio.to_thread(server.wait_for_requests, 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert np.array_equal(embedder.embed(texts_of([3])).vectors, truth(texts_of([3])))

@@ -1,0 +1,55 @@
+"""The script that asks a live service, tried against the servers of the tests."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.cohere_server import CohereServer
+from support.openai_server import OpenAIServer
+from support.voyage_server import VoyageServer
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "live.py"
+KINDS = {
+    "openai": (OpenAIServer, "OPENAI_API_KEY"),
+    "voyage": (VoyageServer, "VOYAGE_API_KEY"),
+    "cohere": (CohereServer, "CO_API_KEY"),
+}
+KEY = "a-key-that-nobody-may-see"
+
+
+def live(provider, server, monkeypatch, *arguments):
+    monkeypatch.setenv(KINDS[provider][1], KEY)
+    command = [sys.executable, str(SCRIPT), provider, "--base-url", server.base_url, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize("provider", KINDS)
+def test_the_report_settles_what_is_open_and_costs_next_to_nothing(provider, monkeypatch):
+    with KINDS[provider][0](api_key=KEY) as server:
+        run = live(provider, server, monkeypatch)
+        assert run.returncode == 0, run.stderr
+        assert server.billed_tokens < 50_000
+    report = run.stdout
+    assert KEY not in report + run.stderr
+    length = "1.2500000" if provider == "cohere" else "1.0000000"
+    assert re.search(rf"lengths from {re.escape(length[:5])}", report)
+    assert "asked twice: cosine 1.00000000" in report
+    assert "256 of " in report
+    assert re.search(r"a model that there is not: \w+Error|a model that there is not: answered", report)
+    assert "a key that is none: AuthenticationError, HTTP 401" in report
+    assert re.search(r"too many texts: (RequestTooLarge|BadText)Error", report)
+    assert "ended with" not in report
+    assert re.search(r"Spent: .* \$0\.00", report)
+
+
+def test_without_a_key_it_says_so_in_one_line(monkeypatch):
+    for _, variable in KINDS.values():
+        monkeypatch.delenv(variable, raising=False)
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), "voyage"], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert "VOYAGE_API_KEY" in run.stderr

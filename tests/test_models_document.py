@@ -1,0 +1,43 @@
+"""docs/models.md: its tables are the catalogue's, and the file it shows works. Its examples run in test_readme.py."""
+
+import json
+import re
+from importlib.resources import files
+
+import jsonschema
+import pytest
+from support.model_tables import DOCUMENT, tables, written
+
+from embedkit_core import Embedder, models
+
+TEXT = DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_its_tables_are_those_of_the_catalogue():
+    """Written by `python tests/support/model_tables.py`."""
+    assert re.findall(r"<!-- (\w+) -->\n\|", TEXT) == [*tables()]
+    assert written(TEXT) == TEXT
+
+
+@pytest.mark.parametrize("row", models(), ids=lambda row: row.name)
+def test_it_names_every_model_with_its_sources(row):
+    [line] = [line for line in TEXT.splitlines() if line.startswith(f"| [`{row.name}`]")]
+    assert f"({row.source})" in line
+    assert str(row.dimensions) in line
+    if row.usd_per_million is not None:
+        assert f"[{row.usd_per_million}]({row.price_source})" in line
+        assert row.read in line
+
+
+def test_the_file_it_shows_is_valid_and_does_what_it_says(tmp_path, monkeypatch):
+    [shown] = re.findall(r"^```json\n(.*?)^```", TEXT, re.M | re.S)
+    schema = json.loads(files("embedkit_core.catalogue").joinpath("schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(json.loads(shown), schema)
+    (tmp_path / "models.json").write_text(shown, encoding="utf-8")
+    small, large = models(name="text-embedding-3-small")[0], models(name="text-embedding-3-large")[0]
+    monkeypatch.setenv("RAG_EMBEDKIT_MODELS", str(tmp_path / "models.json"))
+    cheaper, like, newer = models()[:3]
+    assert (str(cheaper.usd_per_million), cheaper.limits) == ("0.015", small.limits)
+    assert (like.name, like.dimensions, like.usd_per_million) == ("team-embedder", 3072, large.usd_per_million)
+    assert Embedder("voyage-9", api_key="k", cache=False, dimensions=256).dimensions == 256
+    assert newer.name == "voyage-9"

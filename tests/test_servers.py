@@ -1,0 +1,628 @@
+"""Servers that speak OpenAI's API: by name or by address, what they serve, refuse and answer in."""
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from support.compatible_servers import (
+    CompatibleServer,
+    InfinityServer,
+    LMStudioServer,
+    OllamaServer,
+    TEIServer,
+    VLLMServer,
+)
+from support.embedders import long_text, numbered, spoken, statuses, texts_sent
+from support.openai_server import Fault, OpenAIServer, vector_of
+
+from embedkit_core import (
+    AuthenticationError,
+    BadReplyError,
+    BadRequestError,
+    ConfigurationError,
+    Embedder,
+    PartialFailureError,
+    RateLimitError,
+    RequestTooLargeError,
+    TextTooLongError,
+    UnavailableError,
+)
+from embedkit_core.providers import provider_class
+from embedkit_core.providers.compatible import read_detail, translated
+from embedkit_core.providers.refusals import Refusal
+from embedkit_core.providers.servers import PRESETS
+from embedkit_core.testing import ProviderSuite
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
+
+E5 = "intfloat/e5-small-v2"
+NOMIC = "nomic-ai/nomic-embed-text-v1.5"
+QWEN = "Qwen/Qwen3-Embedding-0.6B"
+AZURE = "https://my-resource.openai.azure.com"
+VARIABLES = {variable for server in PRESETS.values() for variable in (*server.address_variables, *server.key_variables)}
+presets = pytest.mark.parametrize("preset", PRESETS)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_developer(monkeypatch):
+    for name in (*VARIABLES, "OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL", "OPENAI_ORG_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def at(server, model, **settings):
+    return Embedder(model, **{"base_url": server.base_url, "cache": False, "max_retries": 1, **settings})
+
+
+def expected(texts, server, model, prompt=""):
+    return np.stack([vector_of(prompt + text, server.dimensions, server.dimensions, model) for text in texts])
+
+
+# By name
+
+
+@pytest.mark.parametrize(
+    ("preset", "address", "texts"),
+    [
+        ("ollama", "http://localhost:11434/v1", 256),
+        ("vllm", "http://localhost:8000/v1", 256),
+        ("tei", "http://localhost:8080/v1", 32),
+        ("infinity", "http://localhost:7997", 2048),
+        ("lmstudio", "http://localhost:1234/v1", 256),
+    ],
+)
+def test_a_server_is_found_by_its_name_alone_where_it_is_unless_told(preset, address, texts):
+    embedder = Embedder(f"{preset}:some-model:latest", cache=False)
+    assert embedder.model == f"{preset}:some-model:latest"
+    assert (embedder.provider.model, embedder.provider.endpoint) == ("some-model:latest", address)
+    assert embedder.provider.limits.texts == texts
+
+
+def test_the_preset_without_an_address_of_its_own_says_what_is_missing(monkeypatch):
+    with pytest.raises(ConfigurationError, match=r"where is the Azure .* AZURE_OPENAI_ENDPOINT"):
+        Embedder("azure:my-deployment", cache=False)
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", f"{AZURE}/")
+    with pytest.raises(ConfigurationError, match=r"no API key for azure:my-deployment: .* AZURE_OPENAI_API_KEY"):
+        Embedder("azure:my-deployment", cache=False)
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
+    assert Embedder("azure:my-deployment", cache=False).provider.endpoint == f"{AZURE}/openai/v1"
+
+
+@pytest.mark.parametrize("given", [AZURE, f"{AZURE}/", f"{AZURE}/openai/v1", f" {AZURE}/openai/v1/ "])
+@pytest.mark.parametrize("where", ["argument", "environment"])
+def test_azures_endpoint_is_that_of_version_1(given, where, monkeypatch):
+    settings = {"base_url": given} if where == "argument" else {}
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", given if where == "environment" else "https://another.example")
+    embedder = Embedder("azure:my-deployment", api_key="k", cache=False, **settings)
+    assert embedder.provider.endpoint == f"{AZURE}/openai/v1"
+
+
+def test_an_endpoint_of_azures_with_a_deployment_in_it_is_refused_with_how_to_name_it():
+    with pytest.raises(ConfigurationError, match="the deployment as the model, as in 'azure:my-deployment'"):
+        Embedder("azure:x", api_key="k", base_url=f"{AZURE}/openai/deployments/my-deployment", cache=False)
+
+
+def test_an_entra_token_of_the_environment_is_a_key(monkeypatch):
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "ey.token")
+    assert Embedder("azure:x", base_url=AZURE, cache=False).provider.secret.reveal() == "ey.token"
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "key")
+    assert Embedder("azure:x", base_url=AZURE, cache=False).provider.secret.reveal() == "key"
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("10.0.0.5", "http://10.0.0.5:11434/v1"),
+        ("10.0.0.5:80", "http://10.0.0.5/v1"),
+        ("0.0.0.0", "http://127.0.0.1:11434/v1"),
+        ("0.0.0.0:9999", "http://127.0.0.1:9999/v1"),
+        (":9999", "http://127.0.0.1:9999/v1"),
+        ("[::1]", "http://[::1]:11434/v1"),
+        ("[::1]:9999", "http://[::1]:9999/v1"),
+        ("https://ollama.example/", "https://ollama.example/v1"),
+        ("https://gateway.example/ollama", "https://gateway.example/ollama/v1"),
+        ("http://localhost:11434/v1", "http://localhost:11434/v1"),
+    ],
+)
+def test_the_address_of_the_environment_may_be_spelled_as_ollama_itself_reads_it(host, address, monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    assert Embedder("ollama:m", cache=False).provider.endpoint == address
+    assert Embedder("ollama:m", base_url="http://other:1/v1", cache=False).provider.endpoint == "http://other:1/v1"
+
+
+@presets
+def test_a_path_is_added_to_an_address_that_has_none_and_to_no_other(preset):
+    def endpoint(address):
+        return Embedder(f"{preset}:m", api_key="k", base_url=address, cache=False).provider.endpoint
+
+    assert endpoint("http://host:9") == f"http://host:9{PRESETS[preset].path}"
+    assert endpoint("http://host:9/api/v3") == "http://host:9/api/v3"
+    with pytest.raises(ConfigurationError, match="is not an address"):
+        endpoint("host:9/v1")
+
+
+@presets
+def test_in_keys_a_preset_is_openai_at_an_address(preset):
+    address = f"http://host:9{PRESETS[preset].path}"
+    for model in ("some-model", E5, "text-embedding-3-small"):
+        named = Embedder(f"{preset}:{model}", api_key="k", base_url=address, cache=False)
+        plain = Embedder(model, api_key="k", base_url=address, cache=False)
+        assert named.explain("x").key == plain.explain("x").key
+        assert named.space == plain.space
+        assert (named.model, plain.model) == (f"{preset}:{model}", f"openai:{model}")
+
+
+def test_a_vector_that_was_asked_for_by_address_is_there_by_name(tmp_path):
+    with OllamaServer() as server:
+        at(server, "nomic-embed-text:latest", cache=tmp_path).embed(["a"])
+        by_name = at(server, "ollama:nomic-embed-text:latest", cache=tmp_path)
+        assert by_name.embed(["a", "b"]).usage.cache_hits == 1
+    assert texts_sent(server) == ["a", "b"]
+
+
+@pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding])
+def test_a_preset_works_through_both_hosts(host, monkeypatch):
+    with OllamaServer(models={"nomic-embed-text"}) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.origin)
+        model = host(model="ollama:nomic-embed-text", cache=False)
+        rows = model.embed_documents(["a"]) if host is EmbedKitEmbeddings else model.get_text_embedding_batch(["a"])
+        assert rows == expected(["a"], server, "nomic-embed-text").tolist()
+
+
+@pytest.mark.parametrize("name", ["OpenAI-Organization", "openai-organization", "OPENAI-PROJECT"])
+def test_a_header_of_the_users_is_sent_in_place_of_the_environments(name, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-the-environment")
+    with OpenAIServer(api_key=None) as server:
+        for model in ("openai:m", "vllm:m"):
+            at(server, model, api_key="k", headers={name: "mine"}).embed(["a"])
+            assert server.requests[-1].headers[name.lower()] == "mine"
+
+
+def test_what_is_openais_reaches_no_other_server(monkeypatch):
+    for name, value in {"OPENAI_API_KEY": "sk-mine", "OPENAI_ORG_ID": "org-mine", "OPENAI_PROJECT_ID": "p"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    with OllamaServer() as server, OpenAIServer(api_key="sk-mine") as gateway:
+        at(server, "ollama:m").embed(["a"])
+        at(gateway, "m").embed(["a"])
+    sent = server.requests[0].headers
+    assert sent["authorization"] == "Bearer no-key-needed"
+    assert not [name for name in sent if name.startswith("openai-")]
+    assert gateway.requests[0].headers["openai-organization"] == "org-mine"
+
+
+@pytest.mark.parametrize(
+    ("preset", "variable"), [(n, s.key_variables[0]) for n, s in PRESETS.items() if s.key_variables]
+)
+def test_a_preset_has_a_key_variable_of_its_own(preset, variable, monkeypatch):
+    assert provider_class(preset).key_variable == variable
+    with OpenAIServer(api_key="mine") as server:
+        refused = at(server, f"{preset}:m", api_key="wrong")
+        with pytest.raises(AuthenticationError, match=f"refused for m .*check api_key= or {variable}") as caught:
+            refused.embed(["a"])
+        assert (caught.value.provider, caught.value.model) == (preset, f"{preset}:m")
+        monkeypatch.setenv(variable, "mine")
+        at(server, f"{preset}:m").embed(["a"])
+
+
+def test_a_server_that_is_not_there_is_named():
+    embedder = Embedder("ollama:m", base_url="http://127.0.0.1:1", cache=False, max_retries=0)
+    with pytest.raises(
+        UnavailableError, match=r"127\.0\.0\.1:1 could not be reached \(.*\); is Ollama running there\?"
+    ):
+        embedder.embed(["a"])
+
+
+def test_a_model_that_is_not_there_is_named():
+    with OllamaServer(models={"other"}) as server:
+        missing = at(server, "ollama:m")
+        with pytest.raises(BadRequestError, match=r"the request .*model \"m\" not found, try pulling it first$"):
+            missing.embed(["a"])
+    assert len(server.requests) == 1
+
+
+# What is known of a model
+
+
+def test_a_deployment_has_the_facts_of_the_model_it_is_like():
+    with OpenAIServer(api_key="k") as server:
+        like = {"like": "openai:text-embedding-3-small"}
+        embedder = at(server, "azure:my-deployment", api_key="k", model_info=like, dimensions=256)
+        result = embedder.embed(["a b"])
+    assert result.usage.cost_usd == Decimal("0.02") * 2 / 1_000_000
+    assert embedder.provider.limits.texts == 2048
+    assert server.requests[0].body["dimensions"] == 256
+    assert result.vectors.tolist() == [vector_of("a b", 256, model="my-deployment").tolist()]
+    with pytest.raises(ConfigurationError, match="offers 1 to 1536"):
+        at(server, "azure:my-deployment", api_key="k", model_info=like, dimensions=3072)
+
+
+def test_an_open_model_has_its_prompts_at_a_server(tmp_path):
+    with TEIServer() as server:
+        embedder = at(server, f"tei:{E5}", cache=tmp_path)
+        assert embedder.dimensions == 384
+        documents, query = embedder.embed(["a"]), embedder.embed_query("a")
+        assert texts_sent(server) == ["passage: a", "query: a"]
+        assert "prompt" not in server.requests[0].body
+        assert query.tolist() == expected(["a"], server, E5, "query: ")[0].tolist()
+        without = at(server, f"tei:{E5}", cache=tmp_path, query_prompt="", document_prompt="d: ")
+        without.embed_query("a")
+        without.embed(["a"])
+    assert texts_sent(server)[2:] == ["a", "d: a"]
+    assert documents.usage.cost_usd is None
+
+
+def test_an_open_models_name_is_known_by_address_too_and_has_the_servers_limits():
+    with CompatibleServer() as server:
+        embedder = at(server, E5)
+    assert embedder.model == f"openai:{E5}"
+    assert (embedder.provider.limits.texts, embedder.provider.limits.text_tokens) == (256, 512)
+    given = at(server, f"tei:{E5}", model_info={"request_texts": 128, "usd_per_million": "0.01"})
+    assert (given.provider.limits.texts, given.provider.usd_per_million) == (128, Decimal("0.01"))
+
+
+def test_an_open_model_is_not_openais_at_its_own_host():
+    embedder = Embedder(f"openai:{E5}", api_key="k", cache=False)
+    assert (embedder.dimensions, embedder.explain("a").wire) == (None, {"model": E5})
+
+
+@pytest.mark.parametrize(("model", "width", "centred"), [(QWEN, 1024, False), (NOMIC, 768, True)])
+def test_an_open_models_vectors_are_cut_here_and_no_server_is_asked_to(model, width, centred):
+    with VLLMServer(dimensions=width) as server:
+        rows = at(server, f"vllm:{model}", dimensions=256).embed(["a"]).vectors
+        whole = expected(["a"], server, model, "search_document: " if centred else "").astype(np.float64)
+        if centred:
+            whole -= whole.mean()
+        cut = whole[:, :256]
+        np.testing.assert_allclose(rows, cut / np.linalg.norm(cut), atol=1e-7)
+        assert "dimensions" not in server.requests[0].body
+        with pytest.raises(ConfigurationError, match="does not offer 5000 dimensions"):
+            at(server, f"vllm:{model}", dimensions=5000)
+
+
+def test_a_server_that_cuts_is_asked_to_for_a_model_that_nobody_knows():
+    with OpenAIServer(api_key=None) as server:
+        assert at(server, "vllm:new-model", dimensions=64).embed(["a"]).vectors.shape == (1, 64)
+    assert server.requests[0].body["dimensions"] == 64
+
+
+UNKNOWN = {"allowed_dimensions": [64, 384], "cut": "prefix"}
+
+
+def test_a_server_that_pays_no_heed_to_dimensions_is_named_with_the_way_out():
+    with LMStudioServer() as server:
+        with pytest.raises(BadReplyError, match="384 dimensions instead of 64; if the model is trained") as refused:
+            at(server, "lmstudio:new-model", dimensions=64).embed(["a"])
+        assert "model_info={'allowed_dimensions': [64], 'cut': 'prefix'}" in str(refused.value)
+        rows = at(server, "lmstudio:new-model", dimensions=64, model_info=UNKNOWN).embed(["a"]).vectors
+    np.testing.assert_allclose(rows[0], vector_of("a", 64, 384, "new-model"), atol=1e-7)
+    assert "dimensions" not in server.requests[-1].body
+
+
+def test_a_server_that_refuses_dimensions_is_named_with_the_way_out():
+    with VLLMServer() as server:
+        with pytest.raises(BadRequestError, match=r"does not support matryoshka .*; if the model is trained .*\[64\]"):
+            at(server, "vllm:new-model", dimensions=64).embed(numbered(9))
+        assert len(server.requests) == 1
+        rows = at(server, "vllm:new-model", dimensions=64, model_info=UNKNOWN).embed(["a"]).vectors
+    np.testing.assert_allclose(rows[0], vector_of("a", 64, 384, "new-model"), atol=1e-7)
+
+
+def test_a_gateway_that_refuses_the_dimensions_of_openais_models_has_a_way_out_too():
+    with VLLMServer(dimensions=1536) as server:
+        small = {"model": "text-embedding-3-small", "api_key": "k", "dimensions": 256}
+        with pytest.raises(BadRequestError, match=r"for a model of the catalogue fetch_dimensions="):
+            at(server, **small).embed(["a"])
+        rows = at(server, fetch_dimensions=1536, **small).embed(["a"]).vectors
+    np.testing.assert_allclose(rows[0], vector_of("a", 256), atol=1e-7)
+    assert "dimensions" not in server.requests[-1].body
+
+
+def test_a_width_that_is_wrong_for_another_reason_gets_no_advice():
+    with OpenAIServer(dimensions=1024, ignores_dimensions=True, api_key=None) as server:
+        for model, settings in ((E5, {}), ("text-embedding-ada-002", {"api_key": "k"})):
+            with pytest.raises(BadReplyError, match="1024 dimensions instead of") as refused:
+                at(server, model, **settings).embed(["a"])
+            assert "model_info" not in str(refused.value)
+
+
+def test_a_gateway_that_pays_no_heed_to_the_dimensions_of_openais_models_is_cut_for():
+    with OpenAIServer(ignores_dimensions=True) as server:
+        rows = at(server, "text-embedding-3-small", api_key="test-key", dimensions=256).embed(["a"]).vectors
+    assert server.requests[0].body["dimensions"] == 256
+    np.testing.assert_allclose(rows[0], vector_of("a", 256), atol=1e-7)
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("encoding", ["asked", "floats", "float32", "float64"])
+@pytest.mark.parametrize("model", [E5, "new-model"])
+def test_a_reply_is_read_in_whatever_encoding_it_comes(encoding, model):
+    """Base64 of float64 is told by its width, or where none is known asked for again as floats."""
+    with CompatibleServer(encoding=encoding) as server:
+        result = at(server, model, document_prompt="").embed(["a b", "c"])
+        again = encoding == "float64" and model == "new-model"
+        assert [r.body["encoding_format"] for r in server.requests] == ["base64", "float"][: 1 + again]
+        np.testing.assert_allclose(result.vectors, expected(["a b", "c"], server, model), atol=1e-7)
+    assert result.usage.tokens == server.billed_tokens == (6 if again else 3)
+
+
+@pytest.mark.parametrize("model", [E5, "new-model"])
+def test_half_precision_is_read_as_such(model):
+    with CompatibleServer(encoding="float16") as server:
+        rows = at(server, model, document_prompt="").embed(["a", "b"]).vectors
+        np.testing.assert_allclose(rows, expected(["a", "b"], server, model), atol=1e-3)
+
+
+def test_half_precision_is_told_from_a_shorter_vector_of_as_many_bytes():
+    """A gateway that pays no heed to dimensions: 1536 numbers of two bytes, where 768 of four were asked for."""
+    with CompatibleServer(encoding="float16", dimensions=1536, ignores_dimensions=True) as server:
+        small = at(server, "text-embedding-3-small", api_key="k", dimensions=768)
+        np.testing.assert_allclose(small.embed(["a"]).vectors[0], vector_of("a", 768), atol=1e-3)
+        assert len(server.requests) == 1
+
+
+def test_whole_numbers_are_numbers():
+    with CompatibleServer(encoding="ints") as server:
+        rows = at(server, "new-model").embed(["a"]).vectors
+        assert rows.dtype == np.float32
+        assert rows.tolist() == np.round(expected(["a"], server, "new-model") * 127).tolist()
+
+
+def test_base64_of_a_type_that_nobody_can_tell_is_asked_for_again_as_floats():
+    with CompatibleServer(encoding="int8") as server:
+        rows = at(server, "new-model").embed(["a"]).vectors
+        assert [r.body["encoding_format"] for r in server.requests] == ["base64", "float"]
+        np.testing.assert_allclose(rows, expected(["a"], server, "new-model"), atol=1e-7)
+
+
+def test_base64_is_read_although_floats_were_asked_for():
+    with OpenAIServer(api_key=None, base64=False) as server:
+        embedder = at(server, "new-model")
+        embedder.embed(["a"])
+
+        def as_base64(reply):
+            import base64
+
+            for row in reply["data"]:
+                row["embedding"] = base64.b64encode(row["embedding"].astype("<f4").tobytes()).decode()
+
+        server.faults.append(Fault(transform=as_base64))
+        rows = embedder.embed(["b"]).vectors
+        assert [r.body["encoding_format"] for r in server.requests] == ["base64", "float", "float"]
+        assert rows.tolist() == expected(["b"], server, "new-model").tolist()
+
+
+def test_an_option_that_changes_what_base64_means_is_refused():
+    for option in ("embed_dtype", "endianness"):
+        with pytest.raises(ConfigurationError, match=f"may not hold {option}"):
+            Embedder("vllm:m", provider_options={option: "float16"}, cache=False)
+
+
+# What is refused
+
+
+def test_a_server_that_takes_fewer_texts_is_obeyed_from_then_on():
+    with TEIServer(max_inputs=8) as server:
+        embedder = at(server, "new-model")
+        first, second = numbered(40), [f"more {text}" for text in numbered(40)]
+        assert embedder.embed(first).vectors.tolist() == expected(first, server, "new-model").tolist()
+        refusals = statuses(server).count(413)
+        embedder.embed(second)
+        assert statuses(server).count(413) == refusals > 0
+    assert sorted(texts_sent(server)[-40:]) == sorted(second)
+
+
+def test_a_preset_knows_how_many_texts_its_server_takes():
+    with TEIServer() as server:
+        at(server, "tei:new-model").embed(numbered(100))
+    assert set(statuses(server)) == {200}
+    assert max(len(request.texts) for request in server.requests) <= 32
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [(TEIServer, "tei:m"), (VLLMServer, "vllm:m"), (OllamaServer, "ollama:m")],
+    ids=["tei", "vllm", "ollama"],
+)
+def test_a_long_text_is_cut_or_refused_as_the_user_says(kind, model):
+    with kind(max_tokens_per_text=64) as server:
+        texts = ["short", long_text(100), "short too"]
+        result = at(server, model).embed(texts)
+        assert result.truncated == (1,)
+        assert max(len(text.split()) for text in server.billed_texts) <= 64
+        with pytest.raises(PartialFailureError) as failed:
+            at(server, model, on_long_text="error").embed(["fine", long_text(90)])
+        [error] = failed.value.failed.values()
+        assert isinstance(error, TextTooLongError)
+        assert (error.tokens, error.limit) == ((None, None) if kind is OllamaServer else (90, 64))
+
+
+def test_a_text_of_too_many_characters_is_too_long():
+    with InfinityServer(max_characters=1000) as server:
+        texts = ["short", "x" * 1500]
+        assert at(server, "infinity:m").embed(texts).truncated == (1,)
+
+
+def test_a_list_of_too_many_texts_is_halved():
+    with InfinityServer(max_inputs=5) as server:
+        assert at(server, "infinity:m").embed(numbered(23)).vectors.shape == (23, 384)
+    assert 422 in statuses(server)
+
+
+def test_a_body_that_is_too_large_is_halved_by_its_size():
+    with TEIServer(payload_limit=3000, max_tokens_per_text=10_000) as server:
+        texts = numbered(30, tokens=60)
+        assert at(server, "tei:m").embed(texts).vectors.tolist() == expected(texts, server, "m").tolist()
+    assert set(statuses(server)) == {200, 413}
+
+
+def test_what_is_too_large_for_the_servers_memory_is_halved_and_a_single_text_is_named():
+    with TEIServer(out_of_memory=50) as server:
+        texts = numbered(32, tokens=10)
+        assert at(server, "tei:m").embed(texts).vectors.tolist() == expected(texts, server, "m").tolist()
+        assert set(statuses(server)) == {200, 424}
+        with pytest.raises(PartialFailureError) as failed:
+            at(server, "tei:m").embed(["fine", numbered(1, tokens=51)[0]])
+    [error] = failed.value.failed.values()
+    assert isinstance(error, RequestTooLargeError)
+    assert "could not process the request, which may be too large for it (HTTP 424)" in str(error)
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in str(error)
+
+
+def test_a_text_that_cannot_be_tokenized_is_found():
+    with TEIServer() as server:
+        texts = [*numbered(20), "odd \ufffe one"]
+        with pytest.raises(PartialFailureError) as failed:
+            at(server, "tei:m").embed(texts)
+    assert list(failed.value.failed) == [20]
+
+
+def test_a_server_that_is_overloaded_is_asked_again():
+    overloaded = {"message": "Model is overloaded", "code": 429, "type": "Overloaded"}
+    with TEIServer(faults=[Fault(status=429, body=overloaded, headers={"retry-after-ms": "1"})]) as server:
+        assert at(server, "tei:m").embed(["a"]).usage.retries == 1
+        server.faults += [Fault(status=429, body=overloaded, headers={"retry-after-ms": "1"})] * 2
+        with pytest.raises(RateLimitError):
+            at(server, "tei:m").embed(["b"])
+
+
+def refused(status, body):
+    """What becomes of a refusal with this body."""
+    detail = read_detail(body)
+    refusal = Refusal("vllm", "m", status, detail.message, {}, ["some text"], ["key"])
+    return translated(refusal, detail, "VLLM_API_KEY", asked=None, hint="")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "counts"),
+    [
+        (413, {"message": "batch size 64 > maximum allowed batch size 32", "code": 413, "type": "Validation"},
+         RequestTooLargeError, True),
+        (413, "Failed to buffer the request body: length limit exceeded", RequestTooLargeError, False),
+        (413, {"error": {"code": "tokens_limit_reached", "message": "Request body too large for text-embedding-3-small "
+         "model. Max size: 64000 tokens."}}, RequestTooLargeError, False),
+        (422, {"message": "Input validation error: `inputs` must have less than 512 tokens. Given: 600",
+         "error_type": "Validation"}, TextTooLongError, (600, 512)),
+        (413, {"error": "Input validation error: `inputs` must have less than 32000 characters. Given: 67337",
+         "error_type": "Validation"}, TextTooLongError, (None, None)),
+        (400, {"object": "error", "message": "This model's maximum context length is 512 tokens. However, you "
+         "requested 1451 tokens in the input for embedding generation. Please reduce the length of the input.",
+         "type": "BadRequestError", "param": None, "code": 400}, TextTooLongError, (1451, 512)),
+        (400, {"object": "error", "message": "The decoder prompt (length 8193) is longer than the maximum model length "
+         "of 8192. Make sure that `max_model_len` is no smaller than the number of text tokens."},
+         TextTooLongError, (8193, 8192)),
+        (400, {"error": {"message": "max context 8192 tokens, the prompt had at least 8193"}}, TextTooLongError,
+         (None, None)),
+        (400, {"error": {"code": 400, "type": "exceed_context_size_error", "message": "request (2622 tokens) exceeds "
+         "the available context size (512 tokens), try increasing it"}}, TextTooLongError, (2622, 512)),
+        (500, {"error": {"code": 500, "message": "input (600 tokens) is too large to process. increase the physical "
+         "batch size (current batch size: 512)", "type": "server_error"}}, TextTooLongError, (600, 512)),
+        (400, {"error": "input length exceeds maximum context length"}, TextTooLongError, (None, None)),
+        (400, {"error": {"code": 400, "message": "Illegal param: prefill 744 tokens exceed n_ctx_per_seq, try "
+         "increasing total context size", "type": "invalid_request_error"}}, TextTooLongError, (None, None)),
+        (424, {"message": "Backend error: model is not an embedding model", "type": "Backend"}, BadRequestError, None),
+        (404, {"error": {"code": "DeploymentNotFound", "message": "The API deployment for this resource does not "
+         "exist."}}, BadRequestError, None),
+        (422, {"detail": [{"loc": ["body", "model"], "msg": "Field required", "type": "missing"}]}, BadRequestError,
+         None),
+        (401, {"detail": "Unauthorized"}, AuthenticationError, None),
+        (401, {"error": {"code": "401", "message": "Access denied due to invalid subscription key"}},
+         AuthenticationError, None),
+        (502, "<html>Bad Gateway</html>", UnavailableError, None),
+    ],
+)  # fmt: skip
+def test_what_servers_say_is_understood(status, body, kind, counts):
+    error = refused(status, body)
+    assert type(error) is kind
+    if kind is RequestTooLargeError:
+        assert error.counts_texts is counts
+    if kind is TextTooLongError:
+        assert (error.tokens, error.limit) == counts
+
+
+ODD = [
+    *(None, 5, [], "", {}, {"error": None}, {"error": [1]}, {"detail": [1]}, {"detail": {}}),
+    {"error": {"message": ["a"], "code": {}}},
+    {"detail": [{"loc": 5, "msg": None}]},
+]
+
+
+@pytest.mark.parametrize("body", ODD, ids=repr)
+def test_a_refusal_of_any_shape_is_an_error_of_ours(body):
+    assert isinstance(refused(400, body), BadRequestError)
+    assert isinstance(refused(404, body), BadRequestError)
+
+
+# Conformance
+
+
+class ServerSuite(ProviderSuite):
+    """Through the real SDK, to a server that repeats text and key in every refusal it can."""
+
+    api_key = "key-of-a-gateway"
+    dtype = "float32"
+
+    @pytest.fixture(autouse=True)
+    def far_end(self):
+        with self.kind(api_key=self.api_key, echo_input_in_errors=True) as self.server:
+            yield
+
+    @property
+    def settings(self):
+        return {"base_url": self.server.base_url}
+
+    @property
+    def options(self):
+        return {"user": "somebody"}
+
+    def requests_seen(self):
+        return len(self.server.requests)
+
+    def fail(self, kind):
+        def fault(texts, number):
+            is_fine = kind == "bad_text" and not any(self.bad_text in text for text in texts)
+            return None if kind is None or is_fine else faults[kind]
+
+        faults = {
+            "auth": Fault(status=401),
+            "quota": Fault(status=402),
+            "bad_request": Fault(status=404),
+            "bad_text": Fault(status=422, body={"message": "Tokenization error", "code": 422, "type": "Tokenizer"}),
+            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
+            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
+            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
+        }
+        self.server.fault_for(fault)
+
+
+class TestTEI(ServerSuite):
+    """An open model: prompts of the catalogue, vectors cut here."""
+
+    kind = TEIServer
+    model = f"tei:{NOMIC}"
+    other_model = "tei:nomic-ai/nomic-embed-text-v1"
+    asymmetric = True
+    other_dimensions = 256
+    wrong_dimensions = 300
+
+    @pytest.fixture(autouse=True)
+    def width(self, far_end):
+        self.server.dimensions = 768
+
+
+class TestOllama(ServerSuite):
+    """A model that nobody knows."""
+
+    kind = OllamaServer
+    model = "ollama:nomic-embed-text:latest"
+    other_model = "ollama:mxbai-embed-large"
+    other_dimensions = 64
+
+
+def test_no_refusal_shows_a_text_or_a_key():
+    with TEIServer(api_key="key-of-a-gateway", echo_input_in_errors=True, max_tokens_per_text=5) as server:
+        for key, texts in (("wrong-key-of-mine", ["a private text"]), ("key-of-a-gateway", [long_text(9, "private")])):
+            with pytest.raises((AuthenticationError, TextTooLongError)) as failed:
+                at(server, "tei:m", api_key=key, on_long_text="error").embed(texts)
+            assert not [piece for piece in ("private", key) if piece in spoken(failed.value)]

@@ -1,0 +1,105 @@
+"""Requests and replies of Voyage AI as others recorded or documented them, each through the real SDK.
+
+A file of tests/golden/voyage says where it is from, and whether its reply was `recorded` from the service: "yes",
+"quoted" where somebody shows the refusal he got and the request beside it is ours, "no" where it was made after the
+documentation.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.openai_replies import Fault
+from support.voyage_server import VoyageServer
+
+from embedkit_core import Embedder, errors
+from embedkit_core.form import ELEMENTS
+from embedkit_core.providers import ProviderSettings, Secret
+from embedkit_core.providers.voyage import Voyage
+from embedkit_core.types import Batch
+
+GOLDEN = sorted((Path(__file__).parent / "golden" / "voyage").glob("*.json"))
+PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}
+ANSWERED = [name for name, pair in PAIRS.items() if "vectors" in pair]
+REFUSED = [name for name, pair in PAIRS.items() if "error" in pair]
+
+
+@pytest.fixture
+def server():
+    with VoyageServer() as started:
+        yield started
+
+
+def answer(server, pair):
+    reply = pair["reply"]
+    server.fault_for(lambda texts, number: Fault(status=reply["status"], body=reply["body"], headers=reply["headers"]))
+
+
+def test_there_are_pairs_of_both_kinds_and_each_says_where_it_is_from():
+    assert len(ANSWERED) >= 4
+    assert len(REFUSED) >= 7
+    assert {*ANSWERED, *REFUSED} == {*PAIRS}
+    assert all(pair["source"].startswith("https://") and pair["read"] and pair["what"] for pair in PAIRS.values())
+    assert {pair["recorded"] for pair in PAIRS.values()} == {"yes", "quoted", "no"}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_reply_becomes_the_vectors_it_holds(server, name):
+    pair = PAIRS[name]
+    asked, dtype = pair["asked"], pair["asked"].get("dtype", "float32")
+    answer(server, pair)
+    made = Embedder(f"voyage:{asked['model']}", base_url=server.base_url, api_key="test-key", dtype=dtype, cache=False)
+    result = made.embed(asked["texts"], input_type=asked["input_type"])
+    assert [request.body for request in server.requests] == [pair["request"]]
+    assert result.usage.tokens == pair["tokens"]
+    assert result.vectors.dtype == ELEMENTS[dtype]
+    for row, known in zip(result.vectors, pair["vectors"], strict=True):
+        assert_is(row, known)
+
+
+def assert_is(row, known):
+    """A row that is short is there as a whole, of a longer one both ends and a digest."""
+    assert len(row) == known["numbers"]
+    if "all" in known:
+        assert row.tolist() == np.array(known["all"], row.dtype).tolist()
+        return
+    assert row[: len(known["starts"])].tolist() == np.array(known["starts"], row.dtype).tolist()
+    assert row[-len(known["ends"]) :].tolist() == np.array(known["ends"], row.dtype).tolist()
+    assert hashlib.sha256(row.astype("<f4").tobytes()).hexdigest() == known["sha256_of_float32"]
+
+
+@pytest.mark.parametrize("name", [name for name in ANSWERED if "recorded_request" in PAIRS[name]])
+def test_our_request_is_the_recorded_one_but_for_defaults_and_truncation(name):
+    given = {field: value for field, value in PAIRS[name]["recorded_request"].items() if value is not None}
+    assert PAIRS[name]["request"] == given | {"truncation": False}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_a_refusal_becomes_the_error_it_means(server, name):
+    pair = PAIRS[name]
+    asked, known = pair["asked"], pair["error"]
+    answer(server, pair)
+    provider = Voyage(ProviderSettings(asked["model"], api_key=Secret("test-key"), base_url=server.base_url))
+    client = provider.connect()
+    with pytest.raises(getattr(errors, known["type"]), match=known["says"]) as caught:
+        await client.embed(Batch(asked["texts"], provider.wire(asked["input_type"]), 60.0))
+    await client.aclose()
+    assert [request.body for request in server.requests] == [pair["request"]]
+    assert type(caught.value).__name__ == known["type"]
+    assert (caught.value.status, caught.value.request_id) == (pair["reply"]["status"], f"{1:032x}")
+    for attribute in ("limit", "counts_texts"):
+        assert getattr(caught.value, attribute, None) == known.get(attribute)
+    assert {str(place): length for place, length in getattr(caught.value, "positions", {}).items()} == known.get(
+        "positions", {}
+    )
+
+
+async def test_a_recorded_reply_out_of_turn_is_put_into_the_order_asked(server):
+    pair = PAIRS["documents"]
+    reply = {**pair["reply"], "body": {**pair["reply"]["body"], "data": pair["reply"]["body"]["data"][::-1]}}
+    answer(server, {"reply": reply})
+    made = Embedder("voyage:voyage-3-lite", base_url=server.base_url, api_key="test-key", cache=False)
+    for row, known in zip(await made.aembed_documents(pair["asked"]["texts"]), pair["vectors"], strict=True):
+        assert_is(row, known)
