@@ -26,3 +26,19 @@ def configure(folder: Path, file: str = "config_sentence_transformers.json", **s
     """Change what a file of a model says."""
     config = json.loads((folder / file).read_text(encoding="utf-8"))
     (folder / file).write_text(json.dumps(config | settings), encoding="utf-8")
+
+
+def static_model(folder: Path) -> Path:
+    """Make a model of one table, as model2vec has them: MiniLM's words, and vectors that a seed draws."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(FOLDER) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    weights = np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), 32)).astype(np.float32)
+    module = StaticEmbedding(tokenizer, embedding_weights=weights)
+    SentenceTransformer(modules=[module], device="cpu").save(str(folder), create_model_card=False)
+    return folder

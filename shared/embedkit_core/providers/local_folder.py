@@ -16,6 +16,10 @@ from typing import Any
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.types import InputType
 
+OWN_CODE = (
+    "it brings code of its own, which is never run here. Serve it with a server (text-embeddings-inference, vLLM) and "
+    "name its base_url=, or take a model whose architecture transformers knows"
+)
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "*.py")
 OURS = "sentence-transformers"  # the owner whose models are named without one
 KEEP_WIDTH = ("Transformer", "Normalize", "LayerNorm", "Dropout")  # modules whose vectors are as wide as they were
@@ -80,6 +84,8 @@ class Facts:
     def __init__(self, folder: Path) -> None:
         self.prompts = _prompts(_read(folder / "config_sentence_transformers.json").get("prompts") or {})
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        if foreign := [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]:
+            raise ConfigurationError(f"{folder.name} needs {foreign[0]}: {OWN_CODE}")
         self.asymmetric = any("Router" in m["type"] or "Asym" in m["type"] for m in modules)
         transformer = folder / next((m["path"] for m in modules if m["type"].endswith("Transformer")), "")
         self.max_tokens: int | None = _read(transformer / "sentence_bert_config.json").get("max_seq_length")

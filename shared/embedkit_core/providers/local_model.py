@@ -12,7 +12,7 @@ import numpy.typing as npt
 from embedkit_core.errors import BadRequestError, ProviderError, RequestTooLargeError, TextTooLongError
 from embedkit_core.forks import importing
 from embedkit_core.providers.local_batches import batches
-from embedkit_core.providers.local_folder import folder_digest
+from embedkit_core.providers.local_folder import OWN_CODE, folder_digest
 from embedkit_core.providers.local_options import LocalOptions
 from embedkit_core.providers.local_tally import Tally
 from embedkit_core.types import Batch, Reply
@@ -217,8 +217,5 @@ def said(error: Exception) -> str:
     """Give what an error says that no text has been near."""
     message = str(error)
     if "trust_remote_code" in message:
-        return (
-            "it brings code of its own, which is never run here. Serve it with a server (text-embeddings-inference, "
-            "vLLM) and name its base_url=, or take a model whose architecture transformers knows"
-        )
+        return OWN_CODE
     return f"{type(error).__name__}: {' '.join(message.split())[:SHOWN]}"

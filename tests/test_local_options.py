@@ -1,0 +1,287 @@
+"""How a local model runs: what may be said of it, what of that is in the key, and what comes of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.embedders import MINILM, copied_model, needs_local_model, sentence_transformer, truth
+from support.local_models import configure, in_hub_cache, static_model
+
+from embedkit_core import Embedder
+from embedkit_core.errors import BadRequestError, ConfigurationError
+from embedkit_core.providers.local_batches import BATCH_COSTS, MOST_CHARACTERS, batches
+
+pytestmark = needs_local_model
+
+TEXTS = ["the cat sits on the mat", "a query about cats", "Ünïcode \U0001f408 und 猫", "x", "word " * 30]
+
+
+def local(**options):
+    return Embedder(MINILM, cache=False, provider_options=options)
+
+
+def key(**options):
+    return local(**options).explain("x").key
+
+
+# What is in the key
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "float32"},
+        {"max_seq_length": 256},
+        {"device": "cuda:1"},
+        {"device": ["cpu", "cpu"]},
+        {"batch_size": 4},
+        {"device": None, "batch_size": None, "max_seq_length": None},
+    ],
+)
+def test_what_changes_no_vector_is_not_in_the_key(options):
+    assert key(**options) == key()
+
+
+def test_what_changes_vectors_is_in_the_key():
+    others = [{"precision": "float16"}, {"precision": "bfloat16"}, {"max_seq_length": 128}]
+    assert len({key(), *(key(**options) for options in others)}) == 4
+
+
+def test_a_model_that_runs_otherwise_is_another_client():
+    """Two that differ in their device or precision must not get one model object."""
+    ways = [{}, {"device": "cpu"}, {"device": ["cpu", "cpu"]}, {"precision": "bfloat16"}, {"batch_size": 4}]
+    accounts = [local(**options).provider.account for options in ways]
+    assert len(set(accounts)) == len(ways)
+    assert local(device="cpu").provider.account == accounts[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devise": "cpu"}, "has no 'devise': did you mean 'device'"),
+        ({"user": "me"}, "has no 'user': there are device, precision, batch_size, max_seq_length"),
+        ({"trust_remote_code": True}, "code that comes with a model is never run here.*base_url="),
+        ({"processes": 2}, r"device=\['cpu', 'cpu'\] is two"),
+        ({"truncate_dim": 64}, "use dimensions="),
+        ({"device": "gpu"}, "device='gpu' is no device"),
+        ({"device": []}, "must be a device, or a list of some"),
+        ({"device": ["cpu", 1]}, "device=1 is no device"),
+        ({"device": 0}, "must be a device"),
+        ({"precision": "int8"}, "precision='int8' is not one of 'float32', 'float16', 'bfloat16'"),
+        ({"precision": ["float16"]}, "is not one of"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+        ({"batch_size": True}, "batch_size=True must be a whole number"),
+        ({"max_seq_length": 513}, "max_seq_length=513 is more than the 512 tokens that the model has room for"),
+    ],
+)
+def test_an_option_that_cannot_be_is_said_before_anything_is_loaded(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        local(**options)
+
+
+# What comes of it
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("bfloat16", 2e-2), ("float16", 4e-3)])
+def test_weights_of_less_precision_give_nearly_the_vector_in_float32_and_unit_length(precision, apart):
+    """numpy has no bfloat16: what the model answers in it is brought to unit length in a type that has the digits."""
+    with local(precision=precision, device="cpu") as half:
+        vectors = half.embed(TEXTS).vectors
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    exact = truth(TEXTS)
+    np.testing.assert_allclose(vectors, exact, atol=apart)
+    assert not np.allclose(vectors, exact, atol=1e-6)
+
+
+def test_a_file_of_weights_in_bfloat16_is_computed_in_float32_as_the_key_says(tmp_path):
+    """transformers takes the type of the file since version 5, and float32 before; the key is the same for both."""
+    import torch
+
+    itself = sentence_transformer()
+    with copied_model() as folder:
+        whole = folder.with_name("bfloat16")
+        shutil.copytree(folder, whole)
+        model = type(itself)(str(folder), local_files_only=True).to(torch.bfloat16)
+        model[0].auto_model.save_pretrained(whole)
+        expected = type(itself)(str(whole), local_files_only=True).float().encode(TEXTS, normalize_embeddings=True)
+        with Embedder(f"local:{whole}", cache=False) as embedder:
+            np.testing.assert_allclose(embedder.embed(TEXTS).vectors, expected, atol=1e-6)
+
+
+def test_a_shorter_max_seq_length_cuts_texts_and_says_so():
+    long = "word " * 30
+    with local(max_seq_length=16) as short, local() as own:
+        result = short.embed([long, "x"])
+        assert result.truncated == (0,)
+        assert result.usage.tokens == 16 + 3
+        np.testing.assert_allclose(result.vectors[0], own.embed_query("word " * 14), atol=1e-6)
+        assert own.embed([long]).truncated == ()
+
+
+def test_a_text_that_fits_exactly_is_not_cut_and_one_token_more_is():
+    fits, longer = "word " * 254, "word " * 255  # with the first and last token of a model that takes 256
+    with local() as model:
+        result = model.embed([fits, longer, "x"])
+    assert result.truncated == (1,)
+    assert result.usage.tokens == 256 + 256 + 3
+
+
+@pytest.mark.parametrize("policy", ["error", "mean"])
+def test_a_text_that_is_too_long_is_refused_with_its_length_where_none_may_be_cut(policy):
+    with Embedder(MINILM, cache=False, on_long_text=policy, on_error="return") as model:
+        result = model.embed(["x", "word " * 300])
+    assert result.truncated == ()
+    if policy == "error":
+        assert (list(result.failed), str(result.failed[1])[:45]) == (
+            [1],
+            "a text has 302 tokens, over the limit of 256;",
+        )
+    else:
+        assert not result.failed
+
+
+def test_batches_of_a_few_texts_give_the_same_vectors():
+    texts = [f"{'word ' * (n % 40)}{n}" for n in range(50)]
+    with local(batch_size=3) as few, local() as own:
+        np.testing.assert_allclose(few.embed(texts).vectors, own.embed(texts).vectors, atol=1e-6)
+
+
+def test_static_embeddings_work_too_and_have_no_limit(tmp_path):
+    """Models of one table (model2vec): their tokenizer is another, and cuts nothing."""
+    folder = static_model(tmp_path / "static")
+    texts = ["the cat", "word " * 3000, "the cat sits"]
+    with Embedder(f"local:{folder}", cache=False) as static:
+        result = static.embed(texts)
+    np.testing.assert_allclose(result.vectors, truth(texts, str(folder)), atol=1e-6)
+    assert result.truncated == ()
+    assert result.usage.tokens == 2 + 3000 + 3
+
+
+# Which texts go together
+
+
+@given(st.lists(st.integers(0, 3 * MOST_CHARACTERS // 2)), st.integers(1, 40))
+def test_each_text_is_in_one_batch_and_no_batch_is_too_large_or_too_uneven(lengths, most):
+    found = list(batches(lengths, most))
+    assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
+    for batch in found:
+        sizes = [lengths[place] for place in batch]
+        assert 0 < len(sizes) <= most
+        assert sizes == sorted(sizes, reverse=True)
+        assert sum(sizes[0] - size for size in sizes) <= BATCH_COSTS
+        assert len(sizes) == 1 or sizes[0] * len(sizes) <= MOST_CHARACTERS
+    firsts = [lengths[batch[0]] for batch in found]
+    assert firsts == sorted(firsts, reverse=True)
+
+
+# Dimensions: the core cuts, where it is said that the model is trained for it
+
+ROW = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """MiniLM as if it were trained for shorter vectors, in a folder that has a row in the catalogue."""
+    folder = in_hub_cache(tmp_path / "hub", ROW)
+
+    def make(cut, **arguments):
+        known = {"allowed_dimensions": [128, 256, 384], "cut": cut}
+        return Embedder(f"local:{folder}", model_info=known, **{"cache": tmp_path / "cache", **arguments})
+
+    return make
+
+
+def test_shorter_vectors_are_those_of_truncate_dim(listed):
+    expected = sentence_transformer().encode(TEXTS, truncate_dim=128, normalize_embeddings=True)
+    with listed("prefix", dimensions=128) as short:
+        result = short.embed(TEXTS)
+    assert result.vectors.shape == (len(TEXTS), 128)
+    np.testing.assert_allclose(result.vectors, expected, atol=1e-6)
+
+
+def test_centred_ones_are_normalised_as_a_layer_before_they_are_cut(listed):
+    """As nomic-embed-text-v1.5 wants it: huggingface.co/nomic-ai/nomic-embed-text-v1.5, read 2026-11-20."""
+    from torch.nn import functional
+
+    whole = sentence_transformer().encode(TEXTS, convert_to_tensor=True)
+    cut = functional.layer_norm(whole, normalized_shape=(whole.shape[1],))[:, :128]
+    with listed("centred", dimensions=128) as short:
+        np.testing.assert_allclose(short.embed(TEXTS).vectors, functional.normalize(cut).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", ["prefix", "centred"])
+def test_a_cached_vector_answers_shorter_ones_without_the_model(listed, cut):
+    with listed(cut) as whole, listed(cut, dimensions=128) as short, listed(cut, dimensions=128, cache=False) as anew:
+        whole.embed(TEXTS)
+        result = short.embed(TEXTS)
+        assert (result.usage.cache_hits, result.usage.requests) == (len(TEXTS), 0)
+        np.testing.assert_allclose(result.vectors, anew.embed(TEXTS).vectors, atol=1e-6)
+
+
+def test_dimensions_that_the_row_does_not_name_are_refused_with_those_it_does(listed):
+    with pytest.raises(ConfigurationError, match="does not offer 100 dimensions; it offers 128, 256, 384"):
+        listed("prefix", dimensions=100)
+
+
+def test_nothing_is_cut_that_nobody_says_may_be(listed):
+    with pytest.raises(ConfigurationError, match="cut"):
+        listed(None, dimensions=128)
+
+
+# What cannot be loaded
+
+
+def failure(folder, **options):
+    with Embedder(f"local:{folder}", cache=False, provider_options=options) as embedder:
+        with pytest.raises(BadRequestError) as caught:
+            embedder.embed(["a secret text", *(f"text {n}" for n in range(40))])
+        assert embedder.usage.requests == 1  # what waits is not tried in vain
+    assert "secret" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_that_has_gone_is_named():
+    with copied_model() as folder:
+        embedder = Embedder(f"local:{folder}", cache=False)
+    with embedder, pytest.raises(BadRequestError, match=f"the folder of the model model is gone: {folder}"):
+        embedder.embed(["x"])
+
+
+def test_a_device_that_is_not_there_is_named():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("the suite names no device that is not here")
+    with copied_model() as folder:
+        assert "model in model cannot be loaded: " in failure(folder, device="cuda")
+
+
+def test_weights_that_are_damaged_are_an_error_that_says_so():
+    with copied_model() as folder:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").write_bytes(b"damaged")
+        assert "cannot be loaded: " in failure(folder)
+
+
+def test_a_model_whose_modules_are_code_of_its_own_is_refused_at_once():
+    """A version of sentence-transformers before 6 would run it, since the folder is on this machine."""
+    with copied_model() as folder:
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["type"] = "custom_st.Transformer"
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "custom_st.py").write_text("raise SystemExit('this code was run')")
+        with pytest.raises(ConfigurationError, match=r"custom_st\.Transformer.*never run here.*base_url="):
+            Embedder(f"local:{folder}", cache=False)
+
+
+def test_a_model_whose_architecture_is_code_of_its_own_is_refused_and_not_run():
+    with copied_model() as folder:
+        own = {"AutoConfig": "configuration_mine.MineConfig", "AutoModel": "modeling_mine.MineModel"}
+        configure(folder, "config.json", model_type="mine", architectures=["MineModel"], auto_map=own)
+        for name in ("configuration_mine.py", "modeling_mine.py"):
+            (folder / name).write_text("raise SystemExit('this code was run')")
+        assert "brings code of its own, which is never run here" in failure(folder)
