@@ -166,6 +166,7 @@ def lane(model: str) -> Lane:
 
 @given(rows, widths, st.booleans(), st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_a_reply_that_fits_is_believed(n, width, told, number):
+    assume(number != 0)  # a vector of zeros is none
     check(Reply(np.full((n, width), number, np.float32), None), n, width if told else None, lane("a:b"))
 
 
