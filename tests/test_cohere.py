@@ -26,6 +26,8 @@ from embedkit_core import (
     UnavailableError,
 )
 from embedkit_core.form import ELEMENTS
+from embedkit_core.providers import ProviderSettings, Secret
+from embedkit_core.providers.cohere import Cohere
 from embedkit_core.testing import ProviderSuite
 
 MODEL = "cohere:embed-v4.0"
@@ -287,6 +289,12 @@ def test_a_server_that_is_not_there_is_unavailable():
         nobody.embed(TEXTS)
 
 
+def test_a_body_that_cannot_be_unpacked_is_no_answer(server):
+    server.fault_for(lambda texts, number: Fault(raw=b"not gzip", headers={"content-encoding": "gzip"}))
+    with pytest.raises(UnavailableError, match="DecodingError"):
+        cohere(server, max_retries=0).embed(TEXTS)
+
+
 def test_connections_are_kept(server):
     cohere(server, max_batch_texts=1, max_concurrency=1).embed(TEXTS)
     assert (len(server.requests), server.connections) == (5, 1)
@@ -325,6 +333,26 @@ def test_the_address_of_the_environment_is_used_and_is_part_of_the_key(server, m
     made = Embedder(MODEL, api_key=server.api_key, cache=False)
     assert len(made.embed(TEXTS).vectors) == 5
     assert made.explain("x").key != own
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v2", "/v2/embed", "/v1/embed"])
+def test_an_address_is_taken_with_or_without_its_version(server, end):
+    assert len(cohere(server, base_url=f"{server.origin}{end}").embed(TEXTS).vectors) == 5
+
+
+def test_a_gateway_whose_address_names_cohere_is_asked_at_that_address(server):
+    """The SDK takes such an address for Cohere's own, and takes /v1 out of it."""
+    server.path = "/v1/cohere.com/v2/embed"
+    assert len(cohere(server, base_url=f"{server.origin}/v1/cohere.com").embed(TEXTS).vectors) == 5
+    assert not server.unknown_paths
+
+
+async def test_a_client_that_is_closed_has_closed_what_it_opened(server):
+    client = Cohere(ProviderSettings("embed-v4.0", api_key=Secret("k"), base_url=server.base_url)).connect()
+    transport = client._http.httpx_client
+    assert not transport.is_closed
+    await client.aclose()
+    assert transport.is_closed
 
 
 def test_models_of_one_family_share_a_space():

@@ -65,7 +65,7 @@ class Cohere(Provider):
 
     name: ClassVar[str] = "cohere"
     extra: ClassVar[str | None] = "cohere"
-    needs: ClassVar[tuple[str, ...]] = ("cohere", "orjson", "pybase64")
+    needs: ClassVar[tuple[str, ...]] = ("cohere", "httpx", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     unknown_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of all that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
@@ -146,7 +146,7 @@ class Cohere(Provider):
 
 def _address(base_url: str | None) -> str:
     given = base_url if base_url is not None else os.environ.get(ADDRESS_VARIABLE) or HOST
-    return re.sub(r"/v[12]$", "", given.strip().rstrip("/")) if isinstance(given, str) else given
+    return re.sub(r"/v[12](/embed)?$", "", given.strip().rstrip("/")) if isinstance(given, str) else given
 
 
 def _key(settings: ProviderSettings) -> Secret | None:
@@ -169,7 +169,7 @@ class CohereClient:
         self._provider = provider
         self._secret = provider.secret or Secret("no-key-needed")
         self._headers = {_titled(name): value for name, value in provider.connection.headers.items()}
-        self._timed_out, self._lost = httpx.TimeoutException, httpx.TransportError
+        self._timed_out, self._lost = httpx.TimeoutException, httpx.RequestError
         self._sdk = provider.open_sdk(self._secret)
         self._http: Any = self._sdk._client_wrapper.httpx_client
 
@@ -184,6 +184,7 @@ class CohereClient:
             response = await self._http.request(
                 "v2/embed",
                 method="POST",
+                base_url=self._provider.address,  # the SDK edits one that names Cohere anywhere
                 json={**fields, "texts": texts},
                 headers={"content-type": "application/json", "Authorization": f"Bearer {key}"} | self._headers,
                 request_options={"max_retries": 0, "timeout_in_seconds": timeout},
