@@ -65,6 +65,10 @@ def order(
     source: DType = dtype if dtype in offered else "float32"
     here = dimensions is not None and info is not None and not cuts and dimensions != own
     known = info is not None and info.cut is not None
+    if here and not known:
+        raise ConfigurationError(
+            f"vectors of {model} are not cut to {dimensions}: nobody says how; model_info= may, by cut"
+        )
     finish = Finish(
         cut=dimensions if here or (known and dimensions != own) else None,
         centred=known and info is not None and info.cut == "centred",
