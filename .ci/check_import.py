@@ -4,7 +4,8 @@ import importlib
 import sys
 import time
 
-HEAVY = {"openai", "torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken", "huggingface_hub"}
+SDKS = {"openai", "voyageai", "cohere", "aiohttp", "httpx", "httpx2", "requests"}
+HEAVY = SDKS | {"torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken", "huggingface_hub"}
 FRAMEWORKS = {"langchain_core", "llama_index"}
 OWN_FRAMEWORK = {"langchain_embedkit": "langchain_core", "llamaindex_embedkit": "llama_index"}
 

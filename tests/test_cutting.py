@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.waiting import wait_until_joined
 
 from embedkit_core import Embedder, PartialFailureError, TextTooLongError, UnavailableError
 from embedkit_core.testing import FakeServer, ProviderSuite, fake_vector
@@ -117,9 +118,13 @@ def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
 
 
 async def test_many_callers_of_one_long_text_share_it():
-    server = FakeServer(cuts=True, max_words=WORDS, latency=0.005)
+    server = FakeServer(cuts=True, max_words=WORDS)
+    server.hold()
     embedder = made(server)
-    rows = await asyncio.gather(*(embedder.aembed_query(texts_of([9])[0]) for _ in range(20)))
+    asked = asyncio.gather(*(embedder.aembed_query(texts_of([9])[0]) for _ in range(20)))
+    await asyncio.to_thread(wait_until_joined, embedder, 20)
+    server.release()
+    rows = await asked
     assert len(server.seen) == 2
     assert all(np.array_equal(row, rows[0]) for row in rows)
 

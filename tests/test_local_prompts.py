@@ -1,5 +1,7 @@
 """Which prompt goes before a text: the user's, the model's own, the catalogue's; and how a model's row is found."""
 
+from importlib.metadata import version
+
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -105,7 +107,8 @@ def test_the_width_is_read_from_folders_that_newer_versions_wrote(mode):
         configure(folder, "1_Pooling/config.json", embedding_dimension=384, pooling_mode=mode)
         with Embedder(f"local:{folder}", cache=False) as local:
             assert local.dimensions == (384 if mode == "mean" else 768)
-            assert len(local.embed_query("x")) == local.dimensions
+            if int(version("sentence-transformers").partition(".")[0]) >= 6:  # an earlier one cannot load them
+                assert len(local.embed_query("x")) == local.dimensions
 
 
 def test_the_packaged_model_keeps_the_key_it_always_had():

@@ -146,6 +146,14 @@ def test_limits_that_cannot_be_are_not_believed():
     assert flow.bucket.rate is None
 
 
+@given(less=st.floats(0, 1), later=st.floats(0.1, 1e6), limit=st.floats(1, 1e9))
+def test_what_is_left_may_differ_by_next_to_nothing_and_nobody_waits_for_ever(less, later, limit):
+    flow = Flow(1.0)
+    flow.hear(Allowance(limit, limit / 2, 1.0), 0.0, 0.0, 0.0)
+    flow.hear(Allowance(limit, limit / 2 - min(less, limit / 2), 1.0 + later), 0.0, 1.0, 1.0)
+    assert flow.wait(limit, 1.0) <= 2 * 86_400
+
+
 def per_minute(times: list[tuple[float, int]]) -> tuple[int, int]:
     """Give the most requests and tokens that began within any 60 seconds."""
     windows = [[tokens for at, tokens in times if start <= at < start + 60] for start, _ in times]

