@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedkit_core import Embedder
 
-WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an".split()
+WORDS = ["the", "of", "and", "a", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he"]
 
 
 def corpus(n: int) -> list[str]:

@@ -154,6 +154,13 @@ def test_what_is_left_may_differ_by_next_to_nothing_and_nobody_waits_for_ever(le
     assert flow.wait(limit, 1.0) <= 2 * 86_400
 
 
+def test_an_answer_in_the_instant_of_a_refusal_is_an_answer():
+    flow = Flow(1.0)
+    flow.refused(1.0, flow.take(1.0, 5.0), 5.0, 5.0)
+    flow.passed(1.0, 5.0)
+    assert flow.wait(1.0, 6.0) == 0.0
+
+
 def per_minute(times: list[tuple[float, int]]) -> tuple[int, int]:
     """Give the most requests and tokens that began within any 60 seconds."""
     windows = [[tokens for at, tokens in times if start <= at < start + 60] for start, _ in times]

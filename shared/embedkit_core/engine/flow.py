@@ -12,6 +12,7 @@ import math
 from embedkit_core.types import Allowance
 
 MINUTE, DAY = 60.0, 86_400.0
+INSTANT = 1e-6  # seconds that a clock need not tell apart
 SHORTEST_RESET = 0.1  # seconds under which a reset is too coarse to tell a rate by
 SURE, UNSURE = 0.05, 0.4  # how far under a learned rate to begin again: by how well it is known
 SEARCH = 0.3  # seconds in which a rate that is not known yet doubles, until it is refused
@@ -189,7 +190,7 @@ class Flow:
     def passed(self, amount: float, now: float) -> None:
         """Take in that the first request after a refusal was let through: from here on the rate is looked for."""
         if self.bucket.rate is None and self._last is not None:
-            self._plateau = max(self._slowest, amount / (now - self._last[0]))
+            self._plateau = max(self._slowest, amount / max(now - self._last[0], INSTANT))
             self._since, self._searching = now, True
             self.grow(now)
 

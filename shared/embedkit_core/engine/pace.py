@@ -11,7 +11,7 @@ import math
 import random
 from typing import NamedTuple
 
-from embedkit_core.engine.flow import Bucket, Flow
+from embedkit_core.engine.flow import INSTANT, Bucket, Flow
 from embedkit_core.engine.own import FEWEST_TOKENS, OwnLimits
 from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError
@@ -22,7 +22,6 @@ from embedkit_core.types import Headroom
 FIRST_IN_FLIGHT, DOUBLING = 4, 0.025
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds after a refusal that says nothing, doubled with each in a row
 SLICE = 0.15  # seconds of the rate that one request takes at most, where tokens are short
-INSTANT = 1e-6  # seconds that a clock need not tell apart
 OVERLOADED = (503, 529)
 SHRINK = 0.7  # of the requests in flight, when the server is overloaded
 RECOVERY = 0.25  # requests in flight more, for each round of answers and second since then
