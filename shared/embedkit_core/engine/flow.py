@@ -171,7 +171,7 @@ class Flow:
             longest = max(GROWTH[1], ROUNDS * amount / rate)
             self._begin(rate, min(UNSURE, max(SURE, margin)), min(longest, max(GROWTH[0], period)), now)
         elif bucket.rate is not None:  # nothing got through since the last one
-            self._begin(max(self._plateau / 2, self._slowest / 10), UNSURE, GROWTH[0], now)
+            self._begin(self._plateau / 2, UNSURE, GROWTH[0], now)
         return bucket.rate is not None
 
     def _disbelieves(self, now: float) -> bool:
@@ -212,7 +212,11 @@ class Flow:
             self._plateau, self._margin, self._since = rate, UNSURE, now - self._period
 
     def _begin(self, plateau: float, margin: float, period: float, now: float) -> None:
-        """Begin a learned rate with an empty bucket, somewhat under what was let through."""
+        """Begin a learned rate with an empty bucket, somewhat under what was let through.
+
+        A limit that is slower yet does not exist: between the refusals little was sent.
+        """
+        plateau = max(plateau, self._slowest / 10)
         self._plateau, self._margin, self._period, self._since = plateau, margin, period, now
         self._searching = False
         rate = plateau * (1 - margin)
