@@ -6,6 +6,7 @@ laws are numbered as in CONTRIBUTING.md; each check names the one it holds.
 
 import os
 import random
+from collections.abc import Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -13,14 +14,17 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from embedkit_core.engine.budget import Budget
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.own import Rates
+from embedkit_core.engine.purse import Purse
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.engine.turns import QUERIES_IN_A_ROW
 from embedkit_core.errors import (
     AuthenticationError,
     BadTextError,
+    BudgetError,
     EncodingRefusedError,
     ProviderError,
     RateLimitError,
@@ -77,7 +81,7 @@ class Engine(RuleBasedStateMachine):
     def start(self, texts: int, tokens: int | None, policy: str, seed: int, gated: bool) -> None:
         self.now = 100.0
         self.scheduler = Scheduler(rng=random.Random(seed))
-        self.meter = Meter()
+        self.meter = Meter(PRICE)
         self.cache = FakeCache()
         self.limits = Limits(texts=texts, tokens=tokens, text_tokens=LONG_TOKENS)
         self.policy = policy
@@ -96,9 +100,11 @@ class Engine(RuleBasedStateMachine):
         self.queries_in_a_row = 0
         self.wake_at: float | None = None
         self.headroom: Headroom | None = None
+        self.budgets = [None, None, Budget(PRICE * 200 / 10**6), Budget(None, 60), Budget(PRICE * 40 / 10**6, 1000)]
+        self.unheard = 0  # billed by the server for requests whose answer was lost
 
     def lane(self, wire_id: bytes, gate: Gate | None = None) -> Lane:
-        return Lane(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, PRICE, {"id": wire_id.decode()}, gate)
+        return Lane(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, {"id": wire_id.decode()}, gate)
 
     def key(self, lane: Lane, text: str) -> bytes:
         return lane.wire_id + text.encode()
@@ -129,10 +135,18 @@ class Engine(RuleBasedStateMachine):
         bound=st.integers(1, 4),
         rates=st.sampled_from([Rates(), Rates(), Rates(60, None), Rates(None, 300), Rates(30, 3000)]),
         patience=st.sampled_from([float("inf"), float("inf"), 5.0, 30.0]),
+        budgets=st.sets(st.integers(0, 4), max_size=2),
         data=st.data(),
     )
     def submit(
-        self, urgent: bool, retries: int, bound: int, rates: Rates, patience: float, data: st.DataObject
+        self,
+        urgent: bool,
+        retries: int,
+        bound: int,
+        rates: Rates,
+        patience: float,
+        budgets: set[int],
+        data: st.DataObject,
     ) -> None:
         token, texts, lane = self.opened.pop(data.draw(st.integers(0, len(self.opened) - 1)))
         caller: list[Caller] = []
@@ -144,7 +158,7 @@ class Engine(RuleBasedStateMachine):
             rates=rates,
             deadline=self.now + patience,
             cache=self.cache,
-            meter=self.meter,
+            purse=Purse([self.meter], PRICE, [b for n in budgets if (b := self.budgets[n]) is not None]),
             wake=lambda: self.finish(caller[0]),
         )
         caller.append(Caller(ticket, [(lane, text) for text in texts], token))
@@ -186,6 +200,10 @@ class Engine(RuleBasedStateMachine):
         """From now on say what is left, true or not."""
         self.headroom = Headroom(Allowance(limit, limit * left, reset), Allowance(10 * limit, 10 * limit * left, reset))
 
+    def bill_of(self, texts: Sequence[str]) -> int:
+        """Count tokens as the server does: some for each text, and never more than it has bytes."""
+        return sum(min(3, len(text.encode())) for text in texts)
+
     @precondition(lambda self: self.air)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
@@ -205,20 +223,28 @@ class Engine(RuleBasedStateMachine):
         else:
             lane = flight.lane.lane
             vectors = np.stack([self.truth(lane, text) for text in texts])
-            self.billed += 3 * len(texts)
+            self.billed += self.bill_of(texts)
             for item in flight.items:
                 if item.parent is None:
                     # Law 2: once answered, a text is never sent again.
                     assert item.key not in self.answered
                     self.answered.add(item.key)
-            self.scheduler.replied(flight, Reply(vectors, 3 * len(texts), (), self.headroom), self.now)
+            self.scheduler.replied(flight, Reply(vectors, self.bill_of(texts), (), self.headroom), self.now)
 
     @precondition(lambda self: self.air)
-    @rule(data=st.data(), kind=st.sampled_from(["503", "429", "429 later", "large", "timeout", "key", "encoding"]))
-    def refuse(self, data: st.DataObject, kind: str) -> None:
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from(["500", "503", "429", "429 later", "large", "timeout", "lost", "key", "encoding"]),
+        done=st.booleans(),
+    )
+    def refuse(self, data: st.DataObject, kind: str, done: bool) -> None:
         flight = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
+        if kind in ("500", "timeout", "lost") and done:  # the work was done, and nobody here hears of it
+            self.unheard += self.bill_of(flight.batch.texts)
         error = {
-            "503": UnavailableError("overloaded"),
+            "500": UnavailableError("failed", status=500),
+            "lost": UnavailableError("connection lost"),
+            "503": UnavailableError("overloaded", status=503),
             "429": RateLimitError("slow down"),
             "429 later": RateLimitError("slow down", retry_after=7.0),
             "large": RequestTooLargeError("too many tokens"),
@@ -241,8 +267,8 @@ class Engine(RuleBasedStateMachine):
             "wide": np.zeros((n, 9), np.float32),
             "double": np.zeros((n, 8), np.float64),
         }[damage]
-        self.billed += 3 * n
-        self.scheduler.replied(flight, Reply(vectors, 3 * n), self.now)
+        self.billed += self.bill_of(flight.batch.texts)
+        self.scheduler.replied(flight, Reply(vectors, self.bill_of(flight.batch.texts)), self.now)
         self.pump()
 
     @precondition(lambda self: self.to_commit)
@@ -324,6 +350,8 @@ class Engine(RuleBasedStateMachine):
         caller.finished = True
         for index, (lane, text) in enumerate(caller.texts):
             if index in caller.ticket.failed:
+                error = caller.ticket.failed[index]
+                assert not isinstance(error, BudgetError) or caller.ticket.purse.budgets
                 continue
             row = caller.ticket.rows.matrix[index]
             assert self.key(lane, text) in self.cache.rows
@@ -350,6 +378,26 @@ class Engine(RuleBasedStateMachine):
         assert total.tokens == self.billed
         assert total.priced_usd == self.billed * PRICE / 1_000_000
         assert self.meter.read().tokens == self.billed
+
+    @invariant()
+    def no_budget_is_exceeded(self) -> None:
+        """Law 18: what was billed, what was possibly billed and what is reserved never exceed a budget."""
+        if not hasattr(self, "callers"):
+            return
+        for budget in self.budgets:
+            if budget is not None:
+                assert budget.left_usd is None or budget.left_usd >= 0
+                assert budget.left_tokens is None or budget.left_tokens >= 0
+        total = sum((c.ticket.usage for c in self.callers), Usage())
+        assert total.possibly_billed_usd == total.possibly_billed_tokens * PRICE / 1_000_000
+        # Law 18: the server's bill is what is known, and at most what was possibly billed beside.
+        assert total.tokens == self.billed
+        assert self.unheard <= total.possibly_billed_tokens
+        for budget in self.budgets:
+            if budget is not None:
+                payers = [c.ticket for c in self.callers if budget in c.ticket.purse.budgets]
+                assert budget.spent_tokens == sum(ticket.usage.tokens for ticket in payers)
+                assert budget.lost_tokens == sum(ticket.usage.possibly_billed_tokens for ticket in payers)
 
     @invariant()
     def somebody_will_act(self) -> None:
@@ -380,6 +428,7 @@ class Engine(RuleBasedStateMachine):
         assert all(c.finished or c.left for c in self.callers)
         assert self.scheduler.in_flight == 0
         assert not self.scheduler.table
+        assert not any(budget.reserved_tokens for budget in self.budgets if budget is not None)
         assert not list(self.scheduler.recent) or self.scheduler.recent.lookups
 
 

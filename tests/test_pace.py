@@ -320,7 +320,7 @@ def test_a_deadline_that_was_kept_holds_nothing_of_the_call_for_longer():
     for i in range(100):
         world.submit([f"text {i}"], deadline=world.now + 600)
         world.run(until=1)
-    assert not world.scheduler._with_deadline
+    assert not world.scheduler.deadlines._tickets
     assert world.scheduler.poll(world.now).wake_at is None or world.scheduler.poll(world.now + 601).wake_at is None
 
 
@@ -459,7 +459,7 @@ def test_a_pause_is_kept_however_many_lanes_there_are_meanwhile():
     world.submit(["refused"])
     world.run(until=1)
     for i in range(600):
-        other = Lane(b"other", 60.0, Limits(texts=i + 1), "truncate", "fake:other", 2, None, {})
+        other = Lane(b"other", 60.0, Limits(texts=i + 1), "truncate", "fake:other", 2, {})
         world.submit([f"other {i}"], lane=other)
         world.run(until=0.001)
     refused_at = world.now

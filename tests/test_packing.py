@@ -161,7 +161,7 @@ rows = st.integers(1, 12)
 
 
 def lane(model: str) -> Lane:
-    return Lane(b"wire", None, Limits(), "truncate", model, None, None, {})
+    return Lane(b"wire", None, Limits(), "truncate", model, None, {})
 
 
 @given(rows, widths, st.booleans(), st.floats(width=32, allow_nan=False, allow_infinity=False))

@@ -8,12 +8,13 @@ import numpy as np
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.own import Rates
+from embedkit_core.engine.purse import Purse
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.meter import Meter
 from embedkit_core.types import Limits, Reply
 
-LANE = Lane(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, None, {})
+LANE = Lane(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, {})
 
 
 class Desk:
@@ -39,7 +40,7 @@ class Desk:
             rates=Rates(),
             deadline=float("inf"),
             cache=None,
-            meter=Meter(),
+            purse=Purse([Meter()]),
             wake=lambda: self.woken.append(ticket),
         )
         self.scheduler.submit(ticket, lane, [(text.encode(), text, 1) for text in texts], self.now)
@@ -151,7 +152,7 @@ def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
 
 def test_lanes_take_turns():
     desk = Desk()
-    other = Lane(b"other", 60.0, Limits(), "truncate", "fake:model", 2, None, {})
+    other = Lane(b"other", 60.0, Limits(), "truncate", "fake:model", 2, {})
     desk.submit([f"one {i}" for i in range(600)], bound=1)
     desk.submit(["two"], lane=other, bound=1)
     lanes = []

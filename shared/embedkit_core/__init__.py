@@ -7,6 +7,7 @@ from embedkit_core.errors import (
     BadReplyError,
     BadRequestError,
     BadTextError,
+    BudgetError,
     CacheError,
     ConfigurationError,
     EmbedKitError,
@@ -23,6 +24,7 @@ from embedkit_core.errors import (
 )
 from embedkit_core.form import DType
 from embedkit_core.importing import Imported
+from embedkit_core.tracking import UsageTracker, track_usage
 from embedkit_core.types import EmbeddingResult, Explanation, InputType, ModelInfo, RateLimiter, Usage
 from embedkit_core.verifying import Verified
 
@@ -33,6 +35,7 @@ __all__ = [
     "BadReplyError",
     "BadRequestError",
     "BadTextError",
+    "BudgetError",
     "CacheError",
     "ConfigurationError",
     "DType",
@@ -55,7 +58,9 @@ __all__ = [
     "TimedOutError",
     "UnavailableError",
     "Usage",
+    "UsageTracker",
     "Verified",
     "__version__",
     "models",
+    "track_usage",
 ]

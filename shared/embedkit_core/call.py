@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from embedkit_core.engine.budget import most_tokens
 from embedkit_core.engine.current import engine, refuse_engine_thread
 from embedkit_core.engine.items import Rows, Ticket
-from embedkit_core.errors import ProviderError
+from embedkit_core.errors import EmbedKitError, ProviderError
 from embedkit_core.lists import ListRows, collector_at_ease
 from embedkit_core.lookup import LookUp
-from embedkit_core.outcome import failure_of
+from embedkit_core.meter import Counts
+from embedkit_core.outcome import failure_of, price_unknown
+from embedkit_core.paying import Payment
 from embedkit_core.plan import make_plan
 from embedkit_core.roles import Role
+from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ class Call:
 
     Whoever makes a call must `leave` it, whatever happens, before it is finished; `serve` and `aserve` do. A call for
     `lists` makes them while it waits, and is finished with `finish_lists`. `start` is where its first text stands in a
-    stream that it is a piece of.
+    stream that it is a piece of; it is `tracked` by those of the caller, unless others are named.
     """
 
     __slots__ = (
@@ -45,6 +49,7 @@ class Call:
         "_lists",
         "_look_up",
         "_owner",
+        "_payment",
         "_plan",
         "_role",
         "_rows",
@@ -55,7 +60,14 @@ class Call:
     )
 
     def __init__(
-        self, owner: Embedder, role: Role, texts: Iterable[str], *, lists: bool = False, start: int = 0
+        self,
+        owner: Embedder,
+        role: Role,
+        texts: Iterable[str],
+        *,
+        lists: bool = False,
+        start: int = 0,
+        tracked: tuple[UsageTracker, ...] | None = None,
     ) -> None:
         self._owner = owner
         self._role = role
@@ -66,7 +78,8 @@ class Call:
         self._ticket: Ticket | None = None
         self._left = False
         self._truncated: list[int] = []
-        self._failed: dict[int, ProviderError] = {}
+        self._failed: dict[int, EmbedKitError] = {}
+        self._payment = Payment(owner, role.input_type, trackers() if tracked is None else tracked)
         patience = owner.settings.deadline
         self._deadline = math.inf if patience is None else time.monotonic() + patience
 
@@ -127,6 +140,9 @@ class Call:
         # A cancelled caller has left already, while this ran on a thread of ours.
         if not look_up.misses or self._left:
             look_up.close()
+        elif self._payment.is_blind:
+            look_up.close()
+            self._failed = dict.fromkeys(look_up.misses, price_unknown(self._owner.model))
         elif limit := role.lane.limits.text_tokens:
             self._count_long(look_up.misses, limit // 2)
 
@@ -140,7 +156,7 @@ class Call:
     @property
     def needs_engine(self) -> bool:
         """Tell whether anything has to be sent."""
-        return self._look_up is not None and bool(self._look_up.misses)
+        return self._look_up is not None and bool(self._look_up.misses) and not self._failed
 
     def submit(self, wake: Callable[[], None]) -> None:
         """Hand the misses over; `wake` is called on the engine's side when all are served or given up."""
@@ -156,7 +172,7 @@ class Call:
             rates=owner.settings.rates,
             deadline=self._deadline,
             cache=owner.store.keeper,
-            meter=owner.meter,
+            purse=self._payment.purse,
             wake=wake,
         )
         wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]
@@ -244,17 +260,18 @@ class Call:
     @property
     def usage(self) -> Usage:
         """What a finished call took."""
-        usage = Usage(*self._counts())
+        usage = self._payment.usage(self._counts())
         return usage if self._ticket is None else usage + self._ticket.usage
 
     # What it comes to
 
-    def _counts(self) -> tuple[int, int, int, int, int, int]:
-        """Give what became of the texts, in the order of `Usage`."""
+    def _counts(self) -> Counts:
         plan, ticket = self._plan, self._ticket
         joined, sent = (0, 0) if ticket is None else (ticket.joined, ticket.sent)
         assert self._look_up is not None
-        return plan.n, len(self._look_up.hits), plan.n - len(plan.keys), joined, sent, len(self._failed)
+        hits, sizes = self._look_up.hits, plan.sizes
+        saved = sum(sizes) if len(hits) == len(sizes) else sum(sizes[place] for place in hits)
+        return Counts(plan.n, len(hits), plan.n - len(plan.keys), joined, sent, len(self._failed), saved)
 
     def _finished(self) -> Vectors | list[list[float]]:
         """Count the call, and give its rows in the order asked."""
@@ -266,7 +283,7 @@ class Call:
                 raise ticket.broken
             self._failed = {look_up.misses[index]: error for index, error in ticket.failed.items()}
             self._truncated += [look_up.misses[index] for index in ticket.truncated]
-        owner.meter.count(*self._counts())
+        self._payment.count(self._counts())
         if self._rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
         origin = plan.first[plan.source] if len(plan.keys) < plan.n else None
@@ -298,7 +315,12 @@ class Call:
 
     def _raise_failures(self, result: EmbeddingResult) -> None:
         if result.failed and self._owner.settings.on_error == "raise":
-            raise failure_of(result, kept=self._owner.store.keeper is not None)
+            raise failure_of(result, self._most_needed(), kept=self._owner.store.keeper is not None)
+
+    def _most_needed(self) -> int:
+        """Give how many tokens the texts that failed may still need, at most."""
+        texts, added = self._plan.texts, self._role.lane.added_tokens
+        return sum(most_tokens(texts[place]) + added for place in self._failed)
 
 
 async def off_loop(work: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, get_args
 
 from embedkit_core import catalogue
@@ -290,6 +291,21 @@ def positive_seconds(name: str, value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:
         raise ConfigurationError(f"{name}={value!r:.80} must be a number of seconds above 0, or None for no limit")
+
+
+def amount_of_money(name: str, value: object) -> Decimal:
+    """Give an amount of USD, 0 or more, of a number or the text of one; raise ConfigurationError for anything else."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+            raise ValueError
+        usd = Decimal(str(value).strip().removeprefix("$"))
+        if not usd.is_finite() or not 0 <= usd <= MOST:
+            raise ValueError
+    except (ValueError, ArithmeticError):
+        raise ConfigurationError(
+            f"{name}={value!r:.40} must be an amount of USD, 0 or more, as in {name}=0.5"
+        ) from None
+    return usd
 
 
 def refuse_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:

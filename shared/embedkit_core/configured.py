@@ -9,6 +9,7 @@ import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
@@ -17,14 +18,17 @@ from embedkit_core.call import off_loop
 from embedkit_core.engine.current import engine
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.own import Rates
+from embedkit_core.errors import ConfigurationError
 from embedkit_core.form import DType
 from embedkit_core.meter import Meter
 from embedkit_core.outcome import warn_of_cuts
+from embedkit_core.prices import price_of
 from embedkit_core.providers.connection import Connection
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
 from embedkit_core.sources import Plan, plan
 from embedkit_core.store import Store, open_store
+from embedkit_core.tracking import make_budget
 from embedkit_core.travel import Luggage, described, kept, packed, unpacked
 from embedkit_core.types import Cache, InputType, LongText, RateLimiter, Usage
 
@@ -62,6 +66,9 @@ class Configured:
         on_error: OnError = "raise",
         provider_options: Mapping[str, Any] | None = None,
         rate_limiter: RateLimiter | None = None,
+        budget_usd: float | str | Decimal | None = None,
+        budget_tokens: int | None = None,
+        prices: Mapping[str, float | str | Decimal] | None = None,
         pickle_api_key: bool = False,
         **unknown: Never,
     ) -> None:
@@ -80,7 +87,9 @@ class Configured:
         self.provider = wanted.provider
         self._info = choice.info
         self.model = f"{self.provider.name}:{self.provider.model}"
-        self.meter = Meter()
+        self.price = price_of(self.provider, prices)
+        self.budget = make_budget(budget_usd, budget_tokens)
+        self.meter = Meter(self.price.usd_per_million)
         self.store: Store = open_store(cache)
         self._form = wanted.form
         self._joined: dict[Account, weakref.finalize[Any, Any]] = {}
@@ -191,16 +200,24 @@ class Configured:
         return f"Embedder({self.model!r}, dimensions={self.dimensions})"
 
     def __copy__(self) -> Self:
-        """Copy within the process: the same settings, key and cache, and a count of its own."""
+        """Copy within the process: the same settings, key, cache and budget, and a count of its own."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"meter": Meter(), "_joined": {}}
+        other.__dict__ |= self.__dict__ | {"meter": Meter(self.price.usd_per_million), "_joined": {}}
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the settings; a key only if it was given with `pickle_api_key`, and never one of the environment."""
+        """Pickle the settings; a key only if it was given with `pickle_api_key`, and never one of the environment.
+
+        Raises:
+            ConfigurationError: it has a budget, which bounds one process, or a cache object of the user's.
+        """
+        if self.budget is not None:
+            raise ConfigurationError(
+                "an embedder with a budget cannot be pickled: each process would spend it anew; give each its own"
+            )
         return unpacked, (type(self), packed(self._arguments, self.provider), self._luggage.packed())
 
 

@@ -50,6 +50,9 @@ class Embedder(Configured):
         on_error: "raise", or "return" a result whose `failed` names the texts whose rows are NaN.
         provider_options: further fields of the request, as the provider names them; part of the key.
         rate_limiter: an object with `acquire`, such as LangChain's and LlamaIndex's; asked once for each request.
+        budget_usd, budget_tokens: what this object may spend: a text that may cost more than is left is not sent.
+        prices: USD per million tokens of models, as in {"openai:my-model": 0.02}; what they name goes before the
+            catalogue.
         pickle_api_key: whether an `api_key` given here goes into a pickle; one from the environment never does.
 
     Raises:
@@ -170,7 +173,7 @@ class Embedder(Configured):
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""
         config.check_input_type(input_type)
-        return explained(self.provider, self.store, self._roles[input_type], text)
+        return explained(self.provider, self.price, self.store, self._roles[input_type], text)
 
     def _call(
         self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None = None, *, lists: bool = False

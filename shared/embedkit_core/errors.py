@@ -4,6 +4,7 @@ EmbedKitError
 +- ConfigurationError (ValueError)     before any I/O: no such provider, dimension not offered, no API key
 |  +- MissingExtraError (ImportError)  .extra, and the pip line
 +- InputError (ValueError)             .indices of the offending texts, decided before anything is sent
++- BudgetError                         .limit_usd .spent_usd .needed_usd .result (what is done) .failed
 +- CacheError                          logged once, counted, never fatal: the text counts as a miss
 +- PartialFailureError                 .failed {position: error} .succeeded .result; only where some succeeded
 +- ProviderError                       .provider .model .status .request_id .retryable .retry_after
@@ -25,6 +26,7 @@ EmbedKitError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,6 +71,41 @@ class InputError(EmbedKitError, ValueError):
         self.indices = tuple(indices)
 
 
+class BudgetError(EmbedKitError):
+    """What is asked may cost more than a budget has left; nothing that could exceed it was sent.
+
+    `spent_usd` is what was billed and what was possibly billed, `needed_usd` the most that is still needed, None where
+    the price is unknown; the same in tokens. What is done is in `result` and in the cache, `failed` names the rest.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit_usd: Decimal | None = None,
+        spent_usd: Decimal | None = None,
+        needed_usd: Decimal | None = None,
+        limit_tokens: int | None = None,
+        spent_tokens: int | None = None,
+        needed_tokens: int | None = None,
+        usd_per_million: Decimal | None = None,
+        failed: Mapping[int, EmbedKitError] | None = None,
+        succeeded: Sequence[int] = (),
+        result: EmbeddingResult | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.limit_usd = limit_usd
+        self.spent_usd = spent_usd
+        self.needed_usd = needed_usd
+        self.limit_tokens = limit_tokens
+        self.spent_tokens = spent_tokens
+        self.needed_tokens = needed_tokens
+        self.usd_per_million = usd_per_million
+        self.failed = dict(failed or {})
+        self.succeeded: Sequence[int] = succeeded if isinstance(succeeded, range) else tuple(succeeded)
+        self.result = result
+
+
 class CacheError(EmbedKitError):
     """The cache could not be read or written; the work goes on without it."""
 
@@ -92,10 +129,12 @@ class PartialFailureError(EmbedKitError):
 class ProviderError(EmbedKitError):
     """The provider refused or failed a request; raised as itself when everything failed for one cause.
 
-    `retry_after` is the seconds the provider asks to wait, `headroom` what it says is left of its limits.
+    `retry_after` is the seconds the provider asks to wait, `headroom` what it says is left of its limits. `unsent` says
+    that the request never reached the provider, and was not billed for sure.
     """
 
     retryable = False
+    unsent = False
     headroom: Headroom | None = None
 
     def __init__(

@@ -8,8 +8,22 @@ import concurrent.futures.thread  # noqa: F401
 import os
 import threading
 import weakref
+from typing import Protocol
 
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+_others: weakref.WeakSet[InChild] = weakref.WeakSet()
+
+
+class InChild(Protocol):
+    """What has to begin anew in a forked child."""
+
+    def in_child(self) -> None:
+        """Let go of what is the parent's."""
+
+
+def tell_child(thing: InChild) -> None:
+    """Have something told in a forked child, as long as it lives."""
+    _others.add(thing)
 
 
 class ForkLock:
@@ -49,6 +63,8 @@ def _renew() -> None:
     _waited.clear()
     for holder in list(_locks):
         holder.lock = threading.RLock()
+    for thing in list(_others):
+        thing.in_child()
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from typing import NamedTuple
+
 from embedkit_core.forks import ForkLock
-from embedkit_core.types import Usage
+from embedkit_core.types import MILLION, Usage
+
+
+class Counts(NamedTuple):
+    """What became of the texts of a call, as `Usage` has it; `saved_tokens` are those of the hits, estimated."""
+
+    texts: int
+    cache_hits: int
+    duplicates: int
+    joined: int
+    sent: int
+    failed: int
+    saved_tokens: int
 
 
 class Meter:
-    """A running total of `Usage`, safe to add to from any thread.
+    """A running total of `Usage` at one price, USD per million tokens or None; safe to add to from any thread.
 
     What every call counts is kept in plain numbers: adding two `Usage` takes longer than looking up a query.
     """
 
-    __slots__ = ("_billed", "_cache_hits", "_duplicates", "_failed", "_joined", "_lock", "_sent", "_texts")
+    __slots__ = (
+        "_billed",
+        "_cache_hits",
+        "_duplicates",
+        "_failed",
+        "_joined",
+        "_lock",
+        "_price",
+        "_saved",
+        "_sent",
+        "_texts",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, price: Decimal | None = None) -> None:
         self._lock = ForkLock()
-        self._texts = self._cache_hits = self._duplicates = self._joined = self._sent = self._failed = 0
+        self._price = price
+        self._texts = self._cache_hits = self._duplicates = self._joined = self._sent = self._failed = self._saved = 0
         self._billed = Usage()
 
     def add(self, usage: Usage) -> None:
@@ -24,8 +51,9 @@ class Meter:
         with self._lock.lock:
             self._billed += usage
 
-    def count(self, texts: int, cache_hits: int, duplicates: int, joined: int, sent: int, failed: int) -> None:
+    def count(self, counts: Counts) -> None:
         """Add what became of the texts of one call."""
+        texts, cache_hits, duplicates, joined, sent, failed, saved = counts
         with self._lock.lock:
             self._texts += texts
             self._cache_hits += cache_hits
@@ -33,9 +61,25 @@ class Meter:
             self._joined += joined
             self._sent += sent
             self._failed += failed
+            self._saved += saved
 
     def read(self) -> Usage:
         """Give the total so far."""
         with self._lock.lock:
-            texts = Usage(self._texts, self._cache_hits, self._duplicates, self._joined, self._sent, self._failed)
-            return texts + self._billed
+            told = Counts(
+                self._texts,
+                self._cache_hits,
+                self._duplicates,
+                self._joined,
+                self._sent,
+                self._failed,
+                self._saved,
+            )
+            return counted(told, self._price) + self._billed
+
+
+def counted(counts: Counts, price: Decimal | None) -> Usage:
+    """Give the usage of texts by what became of them, and what the hits among them saved at a price."""
+    saved = counts.saved_tokens
+    saved_usd = saved * price / MILLION if price is not None else None if saved else Decimal(0)
+    return Usage(*counts[:-1], saved_tokens=saved, saved_usd=saved_usd)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable
 
-from embedkit_core.errors import EmbedKitError, PartialFailureError
+from embedkit_core.engine.budget import usd_of
+from embedkit_core.errors import BudgetError, EmbedKitError, PartialFailureError
 from embedkit_core.plan import key_of, make_plan
+from embedkit_core.prices import Price
 from embedkit_core.providers import Provider
 from embedkit_core.roles import Role
 from embedkit_core.store import Store
-from embedkit_core.types import EmbeddingResult, Explanation
+from embedkit_core.types import EmbeddingResult, Explanation, dollars
 
 logger = logging.getLogger("embedkit_core")
 
 
-def explained(provider: Provider, store: Store, role: Role, text: str) -> Explanation:
+def explained(provider: Provider, price: Price, store: Store, role: Role, text: str) -> Explanation:
     """Say what a call for one text would send, and where its vector would come from."""
     plan = make_plan([text], role.prefix)
     places = (store.where(key) for key in (plan.keys[0], *(key_of(s.prefix, plan.texts[0]) for s in role.sources)))
@@ -27,16 +29,23 @@ def explained(provider: Provider, store: Store, role: Role, text: str) -> Explan
         key_parts=dict(role.parts),
         served_from=next((place for place in places if place != "provider"), "provider"),
         estimated_tokens=plan.sizes[0],
-        usd_per_million=provider.usd_per_million,
+        usd_per_million=price.usd_per_million,
+        price_source=price.source,
     )
 
 
-def failure_of(result: EmbeddingResult, *, kept: bool) -> EmbedKitError:
-    """Give the error for a result in which texts failed; `kept` says whether the others are in a cache."""
+def failure_of(result: EmbeddingResult, needed: int, *, kept: bool) -> EmbedKitError:
+    """Give the error for a result in which texts failed, which may still need so many tokens.
+
+    `kept` says whether the others are in a cache.
+    """
     failed = {p: e for p, e in result.failed.items() if isinstance(e, EmbedKitError)}
     n = len(result.vectors)
     first = next(iter(failed.values()))
     succeeded = [p for p in range(n) if p not in failed]
+    for error in failed.values():
+        if isinstance(error, BudgetError):
+            return _over_budget(result, error, needed, succeeded, kept=kept)
     if not succeeded:
         first.usage = result.usage
         return first
@@ -45,6 +54,40 @@ def failure_of(result: EmbeddingResult, *, kept: bool) -> EmbedKitError:
         f"{len(failed)} of {n} texts failed (positions {first_positions(failed)}): {str(first).rstrip('.')}. "
         f"{len(succeeded)} succeeded and are in .result{rerun}",
         failed=failed,
+        succeeded=succeeded,
+        result=result,
+    )
+    failure.usage = result.usage
+    return failure
+
+
+def price_unknown(model: str) -> BudgetError:
+    """Give the error for a budget in dollars and a price that nobody knows."""
+    return BudgetError(
+        f"the price of {model} is not known, so budget_usd= cannot be kept: give it in USD per million tokens, as in "
+        f"prices={{{model!r}: 0.02}}, or use budget_tokens=; nothing was sent"
+    )
+
+
+def _over_budget(
+    result: EmbeddingResult, first: BudgetError, needed: int, succeeded: list[int], *, kept: bool
+) -> BudgetError:
+    """Give the error for a call that a budget has stopped: what is done, what is left, and what that needs at most."""
+    usd = None if first.usd_per_million is None else usd_of(needed, first.usd_per_million)
+    rest = f"{len(result.failed):,} of {len(result.vectors):,} texts were not sent or failed"
+    most = "" if usd is None else f" (${dollars(usd)})"
+    rerun = " What is done is in the cache: a rerun sends only the rest." if kept and succeeded else ""
+    failure = BudgetError(
+        f"{str(first).rstrip('.')}. {rest}, and need up to {needed:,} tokens{most}; {len(succeeded):,} are done and in "
+        f".result.{rerun}",
+        limit_usd=first.limit_usd,
+        spent_usd=first.spent_usd,
+        needed_usd=usd,
+        limit_tokens=first.limit_tokens,
+        spent_tokens=first.spent_tokens,
+        needed_tokens=needed,
+        usd_per_million=first.usd_per_million,
+        failed={p: e for p, e in result.failed.items() if isinstance(e, EmbedKitError)},
         succeeded=succeeded,
         result=result,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from embedkit_core.call import Call
 from embedkit_core.engine.packing import CAP_TEXTS, FLOOR_TEXTS
-from embedkit_core.errors import EmbedKitError, InputError, PartialFailureError, ProviderError
+from embedkit_core.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.plan import flaw_of
 from embedkit_core.roles import Role
+from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ class Piece:
     it is that of a text that `failed`, at this place of the piece, it is the provider's.
     """
 
-    def __init__(self, owner: Embedder, role: Role, texts: list[str], start: int) -> None:
+    def __init__(
+        self, owner: Embedder, role: Role, texts: list[str], start: int, tracked: tuple[UsageTracker, ...]
+    ) -> None:
         self.start = start
         self.done = threading.Event()
         self.rows: Vectors = np.empty((0, 0), dtype=np.float32)
@@ -39,7 +43,8 @@ class Piece:
         self._texts = texts
         self._left = False
         self._broken = False
-        self._call = Call(owner, role, texts, start=start)
+        self._tracked = tracked
+        self._call = Call(owner, role, texts, start=start, tracked=tracked)
 
     def begin(self) -> None:
         """Look up what the cache has and hand over the rest; `done` is set when all is served."""
@@ -76,17 +81,16 @@ class Piece:
         self._call.leave()
         try:
             result = self._call.finish()
-            self.rows = result.vectors
-        except PartialFailureError as failure:
-            result = failure.result
-            place = min(result.failed)
-            self._fail(result.failed[place])
-            self.rows = result.vectors[:place]
+            self.rows, self.usage = result.vectors, result.usage
+        except (PartialFailureError, BudgetError) as failure:
+            place = min(failure.failed)
+            self._fail(failure.failed[place])
+            if failure.result is not None:
+                self.rows = failure.result.vectors[:place]
+            self.usage = failure.usage or Usage()
         except ProviderError as error:
             self._fail(error)
             self.usage = error.usage or Usage()
-            return
-        self.usage = result.usage
 
     def _prepare(self) -> None:
         try:
@@ -100,7 +104,7 @@ class Piece:
         flaw = flaw_of(self._texts[place])
         self.error = InputError(f"the text at position {position} cannot be embedded: {flaw}", [position])
         self._texts = self._texts[:place]
-        self._call = call = Call(self._owner, self._role, self._texts, start=self.start)
+        self._call = call = Call(self._owner, self._role, self._texts, start=self.start, tracked=self._tracked)
         if not self._left:  # by a cancelled caller, while this runs on a thread of ours; the old call was left then
             call.prepare()
 
@@ -127,6 +131,7 @@ class Progress:
         self._pulled = 0
         self._given = 0
         self._usage = Usage()
+        self._tracked = trackers()  # of whoever begins the stream
 
     def fits(self, texts: int) -> bool:
         """Tell whether there is room for so many more texts."""
@@ -136,7 +141,7 @@ class Progress:
         """Make the next piece."""
         start = self._pulled
         self._pulled += len(texts)
-        return Piece(self._owner, self._role, texts, start)
+        return Piece(self._owner, self._role, texts, start, self._tracked)
 
     def gave(self, piece: Piece) -> None:
         """Note that all rows of a piece were taken."""
@@ -146,7 +151,10 @@ class Progress:
     def error_after(self, piece: Piece) -> Exception | None:
         """Give what is to be raised after the rows of a piece, in terms of the stream."""
         error = piece.error
-        if piece.failed and isinstance(error, ProviderError) and self._given:
+        if piece.failed and isinstance(error, BudgetError):
+            error.succeeded = range(self._given)
+            error.failed = {self._given: copy.copy(error)}
+        elif piece.failed and isinstance(error, ProviderError) and self._given:
             error = self._failure(error)
         if isinstance(error, EmbedKitError):
             error.usage = self._usage

@@ -101,7 +101,6 @@ def make_role(
         long_text=long_text,
         model=f"{provider.name}:{provider.model}",
         width=reply.width,
-        usd_per_million=provider.usd_per_million,
         wire=provider.wire(input_type),
         gate=gate,
         dtype=asked.dtype,
@@ -109,6 +108,8 @@ def make_role(
         finish=asked.finish or None,
         cutting=provider.cutting_wire(input_type) if long_text == "truncate" else None,
         asks_width=asked.dimensions is not None and not asked.is_known,
+        added_tokens=provider.added_tokens(input_type),
+        sorts=provider.on_this_machine,
     )
     view = Finish(form.dimensions, asked.finish.centred, source=kept.dtype, dtype=form.dtype)
     is_viewed = form.dtype != kept.dtype or (form.dimensions or 0) < (kept.dimensions or 0)

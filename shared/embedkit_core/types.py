@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedkit_core.form import Cut, DType
 
+MILLION = Decimal(1_000_000)  # tokens, for which prices are given
 Vectors: TypeAlias = npt.NDArray[Any]  # float32 unless another dtype is asked for
 InputType: TypeAlias = Literal["document", "query"]
 LongText: TypeAlias = Literal["truncate", "error", "mean"]
@@ -162,6 +163,15 @@ class Reply:
     headroom: Headroom | None = None
 
 
+def dollars(usd: Decimal) -> str:
+    """Give an amount as people write it: no exponent, no zeros at the end."""
+    return f"{usd.normalize():f}"
+
+
+def _sum(one: Any, other: Any) -> Any:
+    return None if one is None or other is None else one + other
+
+
 def _counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
@@ -173,7 +183,9 @@ class Usage:
     `texts = cache_hits + duplicates + joined + sent + failed`. A text is `sent` for the caller who pays for it and
     `joined` for those who wanted it while it was on its way. `requests` counts what went out, `retries` those among
     them that repeated an earlier one. `tokens` are the provider's; `priced_usd` is the cost of those with a known
-    price, `unpriced_tokens` counts the others.
+    price, `unpriced_tokens` counts the others. `saved_tokens` are those of cache hits, estimated. Of requests that were
+    cut off or not answered in time nobody knows whether they were billed: `possibly_billed_tokens` is the most it can
+    be. What these come to in USD is None where a price is unknown.
     """
 
     texts: int = 0
@@ -187,6 +199,10 @@ class Usage:
     tokens: int = 0
     unpriced_tokens: int = 0
     priced_usd: Decimal = Decimal(0)
+    saved_tokens: int = 0
+    saved_usd: Decimal | None = Decimal(0)
+    possibly_billed_tokens: int = 0
+    possibly_billed_usd: Decimal | None = Decimal(0)
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -205,12 +221,25 @@ class Usage:
         said = [_counted(self.texts, "text"), *(f"{n:,} {what}" for what, n in counts.items() if n)]
         said.append(_counted(self.requests, "request") + (f" ({self.retries:,} of them again)" if self.retries else ""))
         if self.tokens:
-            cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd.normalize():f}"
+            cost = "price unknown" if self.cost_usd is None else f"${dollars(self.cost_usd)}"
             said += [_counted(self.tokens, "token"), cost]
+        if self.saved_usd:
+            said.append(f"about ${dollars(self.saved_usd)} saved")
+        if self.possibly_billed_tokens:
+            most = "" if self.possibly_billed_usd is None else f" (${dollars(self.possibly_billed_usd)})"
+            said.append(f"up to {_counted(self.possibly_billed_tokens, 'token')}{most} possibly billed beside")
         return ", ".join(said)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Usage(*(_sum(getattr(self, name), getattr(other, name)) for name in USAGE))
+
+    def to_dict(self) -> dict[str, int | str | None]:
+        """Give the numbers as JSON has them: dollars as strings, which lose nothing, None where unknown."""
+        told: dict[str, Any] = {name: getattr(self, name) for name in USAGE} | {"cost_usd": self.cost_usd}
+        return {name: dollars(value) if isinstance(value, Decimal) else value for name, value in told.items()}
+
+
+USAGE = tuple(f.name for f in fields(Usage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +283,8 @@ class EmbeddingResult:
 class Explanation:
     """What would happen for one text: the request without it, its key, and where its vector would come from.
 
-    `served_from` is "memory", "cache" or "provider"; `estimated_tokens` a guess, `usd_per_million` None where unknown.
+    `served_from` is "memory", "cache" or "provider"; `estimated_tokens` a guess, `usd_per_million` None where unknown,
+    and `price_source` says who knows: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
     """
 
     model: str
@@ -265,3 +295,4 @@ class Explanation:
     served_from: str
     estimated_tokens: int
     usd_per_million: Decimal | None
+    price_source: str

@@ -11,6 +11,7 @@ import numpy as np
 
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.own import Rates
+from embedkit_core.engine.purse import Purse
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import ProviderError, RateLimitError
 from embedkit_core.meter import Meter
@@ -112,7 +113,7 @@ class World:
         self._wake_at: float | None = None
 
     def lane(self, wire_id: bytes = b"wire", limits: Limits = LIMITS) -> Lane:
-        return Lane(wire_id, 60.0, limits, "truncate", "fake:model", 2, None, {})
+        return Lane(wire_id, 60.0, limits, "truncate", "fake:model", 2, {})
 
     def at(self, time: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), action))
@@ -137,7 +138,7 @@ class World:
             rates=rates,
             deadline=deadline,
             cache=None,
-            meter=Meter(),
+            purse=Purse([Meter()]),
             wake=lambda: self.finished.append(ticket),
         )
         wants = [(text.encode(), text, size) for text in texts]

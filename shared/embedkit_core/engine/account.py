@@ -177,7 +177,9 @@ class Account:
             async with asyncio.timeout(within):
                 flaw = await asyncio.shield(self._refreshing)
         except TimeoutError:
-            raise TimedOutError(f"the function that gives the key did not return in {within} s") from None
+            late = TimedOutError(f"the function that gives the key did not return in {within} s")
+            late.unsent = True
+            raise late from None
         if flaw is not None:
             raise copy.copy(flaw)
 
@@ -204,6 +206,7 @@ class Account:
     def _give_up_all(self, error: Exception) -> None:
         """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""
         self.scheduler.stop()
+        self.scheduler.treasury.lose_all()
         self.scheduler = self._new_scheduler()
         waiting, self._waiting = self._waiting, set()
         for ticket in waiting:
@@ -212,7 +215,8 @@ class Account:
             ticket.wake()
 
     def _new_scheduler(self) -> Scheduler:
-        return Scheduler(in_flight=self._in_flight, rng=random.Random())  # noqa: S311 - jitter
+        rng = random.Random()  # noqa: S311 - jitter
+        return Scheduler(in_flight=self._in_flight, rng=rng, nudge=lambda: self.loop.call_soon(self.pump))
 
     @property
     def flying(self) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from embedkit_core.errors import ProviderError
+from embedkit_core.engine.purse import Purse
+from embedkit_core.errors import EmbedKitError, ProviderError
 from embedkit_core.form import DType, Finish, Form
-from embedkit_core.meter import Meter
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from embedkit_core.engine.pace import Pace, Sent
     from embedkit_core.engine.queues import LaneQueue
 
-MILLION = Decimal(1_000_000)
+NOTHING = Usage()
 FLOATS = Form()
 
 
@@ -30,10 +29,11 @@ class Lane:
     """Everything of a request but its texts; texts share a request only in the same lane.
 
     `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. A row of a reply has
-    `width` numbers of `dtype`, or is `wider`; it becomes the one that is kept by `finish`. `usd_per_million` is None
-    where the price is unknown. Each request passes the `gate` of a rate limiter, if there is one. Texts known to be
-    too long are sent by `cutting`, where the provider cuts them if it is asked to, in a lane that `cuts`. `asks_width`
-    says that the provider was asked for that width, of a model of which nobody here knows whether it has it.
+    `width` numbers of `dtype`, or is `wider`; it becomes the one that is kept by `finish`. Each request passes the
+    `gate` of a rate limiter, if there is one. Texts known to be too long are sent by `cutting`, where the provider cuts
+    them if it is asked to, in a lane that `cuts`. `asks_width` says that the provider was asked for that width, of a
+    model of which nobody here knows whether it has it. A text is billed at `added_tokens` beside its own at most.
+    A lane that `sorts` has texts of like length share requests, as models on this machine like it.
     """
 
     wire_id: bytes
@@ -42,7 +42,6 @@ class Lane:
     long_text: LongText
     model: str
     width: int | None
-    usd_per_million: Decimal | None
     wire: Mapping[str, Any] = field(compare=False)
     gate: Gate | None = None
     dtype: DType = "float32"
@@ -51,6 +50,8 @@ class Lane:
     cutting: Mapping[str, Any] | None = field(default=None, compare=False)
     cuts: bool = False
     asks_width: bool = False
+    added_tokens: int = 0
+    sorts: bool = False
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -146,9 +147,9 @@ class Ticket:
         "items",
         "joined",
         "max_retries",
-        "meter",
         "pace",
         "pending",
+        "purse",
         "rates",
         "rows",
         "sent",
@@ -168,7 +169,7 @@ class Ticket:
         rates: Rates,
         deadline: float,
         cache: Cache | None,
-        meter: Meter,
+        purse: Purse,
         wake: Callable[[], None],
     ) -> None:
         self.rows = rows
@@ -178,7 +179,7 @@ class Ticket:
         self.rates = rates
         self.deadline = deadline
         self.cache = cache
-        self.meter = meter
+        self.purse = purse
         self.wake = wake
         self.items: list[Item] = []
         self.pending = 0
@@ -187,14 +188,17 @@ class Ticket:
         self.pace: Pace | None = None
         self.sent = 0
         self.joined = 0
-        self.failed: dict[int, ProviderError] = {}
+        self.failed: dict[int, EmbedKitError] = {}
         self.truncated: list[int] = []
         self.usage = Usage()
 
     def charge(self, usage: Usage) -> None:
         """Book requests and tokens that this ticket pays for, also after its caller has left."""
+        if usage == NOTHING:
+            return
         self.usage += usage
-        self.meter.add(usage)
+        for meter in self.purse.meters:
+            meter.add(usage)
 
 
 @dataclass(slots=True)
@@ -210,7 +214,8 @@ class Item:
     """One text under way.
 
     `home` is the queue or group it waits in, None while it flies or is parked; a queue may hold stale entries, whose
-    home is elsewhere. A piece of a text that is split for "mean" has a `parent` and shares its list of waiters.
+    home is elsewhere. `reserved` are the tokens that its `payer`'s budgets hold for it. A piece of a text that is split
+    for "mean" has a `parent` and shares its list of waiters.
     """
 
     __slots__ = (
@@ -226,6 +231,7 @@ class Item:
         "parent",
         "parts",
         "payer",
+        "reserved",
         "size",
         "text",
         "urgent",
@@ -243,6 +249,7 @@ class Item:
         self.caches: list[Cache] = []
         self.home: object | None = None
         self.payer: Ticket | None = None
+        self.reserved = 0
         self.failures = 0
         self.asks = 0
         self.cuts = 0
@@ -279,6 +286,13 @@ class Flight:
     rows: Vectors | None = None
     flags: list[bool] = field(default_factory=list)
     kept: list[Cache] = field(default_factory=list)
+
+    @property
+    def payer(self) -> Ticket:
+        """Who is charged for the request itself."""
+        payer = self.items[0].payer
+        assert payer is not None
+        return payer
 
     @property
     def size(self) -> int:

@@ -1,19 +1,17 @@
-"""What an answered request comes to: the gate every reply passes, the bill, and the rows."""
+"""What an answered request comes to: the gate every reply passes, and the rows."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 
 from embedkit_core.engine import longtext
-from embedkit_core.engine.items import MILLION, Flight, Lane, Ticket
-from embedkit_core.engine.packing import share_out
+from embedkit_core.engine.items import Flight, Lane
 from embedkit_core.errors import BadReplyError
 from embedkit_core.form import ELEMENTS, PACKED, Form, way_to_cut
-from embedkit_core.types import Reply, Usage
+from embedkit_core.types import Reply
 
 
 def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
@@ -65,22 +63,6 @@ def finished(reply: Reply, lane: Lane) -> Reply:
     if rows.dtype == np.float16 and not np.isfinite(rows).all():
         raise BadReplyError(f"{lane.model} answered a number that does not fit into float16; nothing is kept")
     return replace(reply, vectors=rows)
-
-
-def bill(flight: Flight, tokens: int | None) -> None:
-    """Book the tokens of a reply on those who pay, each text by its size."""
-    lane = flight.lane.lane
-    if not tokens:
-        return
-    bills: Counter[Ticket] = Counter()
-    for item, share in zip(flight.items, share_out(tokens, [i.size for i in flight.items]), strict=True):
-        if item.payer is not None:
-            bills[item.payer] += share
-    for ticket, n in bills.items():
-        if lane.usd_per_million is None:
-            ticket.charge(Usage(tokens=n, unpriced_tokens=n))
-        else:
-            ticket.charge(Usage(tokens=n, priced_usd=n * lane.usd_per_million / MILLION))
 
 
 def collect(flight: Flight, reply: Reply) -> None:

@@ -7,36 +7,47 @@ keeps are numbered in CONTRIBUTING.md and held by a Hypothesis state machine in 
 from __future__ import annotations
 
 import copy
-import heapq
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from embedkit_core.engine import failures
+from embedkit_core.engine.deadlines import Deadlines, too_late
 from embedkit_core.engine.items import Flight, Item, Lane, Step, Ticket, Waiter
+from embedkit_core.engine.money import Treasury
 from embedkit_core.engine.queues import LaneQueue, Parked
 from embedkit_core.engine.recent import Recent, RecentRows
-from embedkit_core.engine.replies import bill, check, collect, finished
+from embedkit_core.engine.replies import check, collect, finished
 from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.engine.turns import Turns
-from embedkit_core.errors import BadReplyError, EncodingRefusedError, ProviderError, TimedOutError
+from embedkit_core.errors import BadReplyError, EmbedKitError, ProviderError
 from embedkit_core.types import Batch, Reply, Usage, Vectors
 
 
 class Scheduler:
-    """Everything under way for one account; `table` holds each text once, `recent` the rows finished a moment ago."""
+    """Everything under way for one account; `table` holds each text once, `recent` the rows finished a moment ago.
 
-    def __init__(self, *, in_flight: int | None = None, rng: random.Random, retry: RetryPolicy | None = None) -> None:
+    `nudge` is called where something may be sent again after another account's bill: `poll` then.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_flight: int | None = None,
+        rng: random.Random,
+        retry: RetryPolicy | None = None,
+        nudge: Callable[[], object] = lambda: None,
+    ) -> None:
         self.recent = RecentRows()
         self.retry = retry or RetryPolicy()
         self.rng = rng
         self.table: dict[bytes, Item] = {}
         self.turns = Turns(most=in_flight, rng=rng)
         self.parked = Parked()
-        self._deadlines: list[tuple[float, int]] = []
-        self._with_deadline: dict[int, Ticket] = {}
+        self.deadlines = Deadlines()
         self._permitted: list[Flight] = []
+        self.treasury = Treasury(self, nudge)
         self._step = Step()
         self._stopped = False
 
@@ -47,9 +58,7 @@ class Scheduler:
         queue = self.turns.lane(lane)
         ticket.pending = len(wants)
         self.turns.enter(ticket, queue, now)
-        if ticket.deadline < math.inf:
-            heapq.heappush(self._deadlines, (ticket.deadline, id(ticket)))
-            self._with_deadline[id(ticket)] = ticket
+        self.deadlines.add(ticket)
         fresh: list[Item] = []
         finished: list[tuple[Item, Recent]] = []
         for index, (key, text, size) in enumerate(wants):
@@ -64,6 +73,7 @@ class Scheduler:
                 else:
                     finished.append((item, recent))
             else:
+                self.treasury.ask_again(item)
                 if ticket.urgent and not item.urgent:
                     item.lane.promote(item)
                 if lane.gate is None and item.lane.lane.gate is not None:
@@ -72,6 +82,8 @@ class Scheduler:
             if ticket.cache is not None and not any(cache is ticket.cache for cache in item.caches):
                 item.caches.append(ticket.cache)
             ticket.items.append(item)
+        if lane.sorts:
+            fresh.sort(key=lambda item: -item.size)
         self._take_recent(queue, finished)
         for own in dict.fromkeys([queue, *(item.lane for item in fresh)]) if lane.cutting else (queue,):
             own.enter([item for item in fresh if item.lane is own] if lane.cutting else fresh)
@@ -146,14 +158,13 @@ class Scheduler:
             queue.proven = True
             queue.plan_job(self.turns.free_slots() + 1, now)
         queue.width = queue.width or width
-        bill(flight, reply.tokens)
+        self.treasury.settle(flight, reply.tokens)
         collect(flight, reply)
         self._step.commits.append(flight)
 
     def failed(self, flight: Flight, error: ProviderError, now: float) -> None:
         """Take a request's failure: each text is tried again, looked into, or given up, by its waiters' policies."""
-        if isinstance(error, (BadReplyError, EncodingRefusedError)):
-            bill(flight, error.tokens)
+        self.treasury.settle_failure(flight, error)
         failures.settle(self, flight, error, now)
 
     def committed(self, flight: Flight) -> None:
@@ -204,18 +215,14 @@ class Scheduler:
             self._fill_slots(now)
         self.recent.forget()
         step, self._step = self._step, Step()
-        times = [*self.parked.next_due(), *(at for at, _ in self._deadlines[:1]), self.turns.wake_at]
+        times = [*self.parked.next_due(), *self.deadlines.next_due(), self.turns.wake_at]
         step.wake_at = min((at for at in times if at < math.inf), default=None)
         return step
 
     def _expire(self, now: float) -> None:
         """Tell those whose deadline has passed, and let go of what only they wanted, as when they leave."""
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._with_deadline):
-            _, name = heapq.heappop(self._deadlines)
-            ticket = self._with_deadline.get(name)
-            if ticket is None or ticket.deadline > now:  # done; the name may be another's by now
-                continue
-            error = _too_late(ticket)
+        for ticket in self.deadlines.passed(now):
+            error = too_late(ticket)
             waiting = [w.index for item in ticket.items for w in item.waiters if w.ticket is ticket]
             self._forsake(ticket)
             for index in waiting:
@@ -253,12 +260,12 @@ class Scheduler:
         return [item for item in flight.items if item.waiters]
 
     def _send(self, flight: Flight, now: float) -> None:
+        if not self.treasury.fund(flight):
+            return
         self.turns.depart(flight, now)
         lane = flight.lane.lane
-        for item in flight.items:
-            item.payer = item.root.payer = item.waiters[0].ticket
         again = any(item.failures for item in flight.items)
-        flight.items[0].waiters[0].ticket.charge(Usage(requests=1, retries=int(again)))
+        flight.payer.charge(Usage(requests=1, retries=int(again)))
         flight.batch = Batch([item.text for item in flight.items], lane.wire, lane.timeout, lane.widths)
         self._step.sends.append(flight)
 
@@ -290,7 +297,7 @@ class Scheduler:
 
     # Endings
 
-    def give_up(self, ticket: Ticket, index: int, error: ProviderError) -> None:
+    def give_up(self, ticket: Ticket, index: int, error: EmbedKitError) -> None:
         """Record that a want of a ticket failed for good."""
         ticket.failed[index] = error
         ticket.pending -= 1
@@ -299,6 +306,7 @@ class Scheduler:
     def drop(self, item: Item) -> None:
         """Take an item that nobody wants any more out of the queues and the table."""
         item.lane.leave(item)
+        self.treasury.forget(item)
         self.forget(item)
 
     def forget(self, item: Item) -> None:
@@ -314,13 +322,5 @@ class Scheduler:
 
     def _close(self, ticket: Ticket) -> None:
         ticket.closed = True
-        self._with_deadline.pop(id(ticket), None)
+        self.deadlines.drop(ticket)
         self.turns.leave(ticket)
-
-
-def _too_late(ticket: Ticket) -> TimedOutError:
-    under_way = "what was under way is billed all the same: a cache would keep it, deadline= gives it longer"
-    if ticket.cache is not None:
-        under_way = "what was under way goes to the cache: a rerun sends only the rest, or deadline= gives it longer"
-    texts = "1 text" if ticket.pending == 1 else f"{ticket.pending:,} texts"
-    return TimedOutError(f"the call's deadline passed with {texts} waiting or under way; {under_way}")

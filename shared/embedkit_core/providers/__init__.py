@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+MARKS = 4  # tokens that begin, end or separate a text
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """What a provider is made from: the user's settings for it, and the catalogue's row where there is one.
@@ -184,6 +187,13 @@ class Provider(ABC):
         known which texts were cut.
         """
         return None
+
+    def added_tokens(self, input_type: InputType) -> int:
+        """Give how many tokens a text may be billed at beside its own, at most: a prompt's bytes, and marks around it.
+
+        A budget holds that much back for each text.
+        """
+        return len(str(self.wire(input_type).get("prompt", "")).encode()) + MARKS
 
     @abstractmethod
     def connect(self) -> Client:

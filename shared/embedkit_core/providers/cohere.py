@@ -22,13 +22,12 @@ from embedkit_core.errors import (
     ProviderError,
     TextTooLongError,
     TimedOutError,
-    UnavailableError,
 )
 from embedkit_core.form import ELEMENTS, DType
 from embedkit_core.providers import Client, Provider, ProviderSettings
 from embedkit_core.providers.decoding import decoded, decoder, read_tokens
 from embedkit_core.providers.messages import canonical_url
-from embedkit_core.providers.refusals import Refusal
+from embedkit_core.providers.refusals import Refusal, out_of_reach
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, Reply
 
@@ -193,7 +192,7 @@ class CohereClient:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except self._lost as lost:
             where = urlsplit(self._provider.address).netloc
-            raise UnavailableError(f"the server at {where} could not be reached ({type(lost).__name__})") from None
+            raise out_of_reach(f"the server at {where} could not be reached ({type(lost).__name__})", lost) from None
         if response.status_code != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}
             said = self._said(response.content)

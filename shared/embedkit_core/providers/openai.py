@@ -32,7 +32,7 @@ from embedkit_core.providers.compatible import read_detail, translated
 from embedkit_core.providers.decoding import OtherEncodingError, decoded, decoder, in_order, read_tokens
 from embedkit_core.providers.headers import headroom
 from embedkit_core.providers.messages import canonical_url
-from embedkit_core.providers.refusals import Refusal
+from embedkit_core.providers.refusals import Refusal, out_of_reach
 from embedkit_core.providers.servers import OPENAI, Server
 from embedkit_core.providers.tokenizers import tiktoken_counter
 from embedkit_core.secrets import Secret, clean
@@ -224,7 +224,8 @@ class OpenAIClient:
         where = f"{url.host}:{url.port}" if url.port else url.host
         through = " through proxy=" if self._provider.connection.proxy else ""
         running = "" if server is OPENAI else f"; is {server.title} running there?"
-        return UnavailableError(f"the server at {where} could not be reached{through} ({_deepest(lost)}){running}")
+        message = f"the server at {where} could not be reached{through} ({_deepest(lost)}){running}"
+        return out_of_reach(message, lost)
 
     def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
         try:

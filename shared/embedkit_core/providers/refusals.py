@@ -104,3 +104,21 @@ class Refusal:
     def bad_request(self, why: str = "") -> BadRequestError:
         """Give the error for a request that cannot be answered as it stands."""
         return BadRequestError(f"the server refuses the request (HTTP {self.status}){self.said}{why}", **self.where)
+
+
+# Of what has one of these among its causes no byte was sent: httpx's and aiohttp's own, and the system's.
+NEVER_CONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "gaierror"})
+NEVER_CONNECTED |= {"ClientConnectorError", "ClientConnectorDNSError", "ClientProxyConnectionError"}
+NEVER_CONNECTED |= {"ConnectionRefusedError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
+
+
+def out_of_reach(message: str, lost: BaseException) -> UnavailableError:
+    """Give the error for a connection that failed, and whether that was before anything was sent."""
+    error = UnavailableError(message)
+    cause: BaseException | None = lost
+    for _ in range(20):
+        if cause is None:
+            break
+        error.unsent |= type(cause).__name__ in NEVER_CONNECTED
+        cause = cause.__cause__ or cause.__context__
+    return error

@@ -25,13 +25,12 @@ from embedkit_core.errors import (
     ProviderError,
     TextTooLongError,
     TimedOutError,
-    UnavailableError,
 )
 from embedkit_core.form import ELEMENTS, DType
 from embedkit_core.providers import Client, Provider, ProviderSettings
 from embedkit_core.providers.decoding import decoded, decoder, in_order, read_tokens
 from embedkit_core.providers.messages import canonical_url
-from embedkit_core.providers.refusals import ELSEWHERE, Refusal
+from embedkit_core.providers.refusals import ELSEWHERE, Refusal, out_of_reach
 from embedkit_core.secrets import Secret, clean
 from embedkit_core.types import Batch, InputType, Limits, Reply
 
@@ -123,6 +122,10 @@ class Voyage(Provider):
     def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Voyage's own truncation."""
         return self.wire(input_type) | {"truncation": True}
+
+    def added_tokens(self, input_type: InputType) -> int:
+        """Count Voyage's own prompt too: "Represent the query for retrieving supporting documents: "."""
+        return super().added_tokens(input_type) + 64
 
     def connect(self) -> Client:
         """Open a session, which the SDK would otherwise do for each request."""
@@ -220,7 +223,7 @@ class VoyageClient:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except (self._errors.APIConnectionError, *self._lost) as lost:
             where = urlsplit(address).netloc
-            raise UnavailableError(f"the server at {where} could not be reached ({_cause(lost)})") from None
+            raise out_of_reach(f"the server at {where} could not be reached ({_cause(lost)})", lost) from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
             refusal = Refusal(

@@ -1,0 +1,74 @@
+"""Who pays for a call: the price, the meters that count it, and the budgets that bound it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from embedkit_core.engine.budget import Budget, usd_of
+from embedkit_core.errors import BudgetError
+from embedkit_core.meter import Meter
+from embedkit_core.types import Usage, dollars
+
+
+@dataclass(frozen=True, slots=True)
+class Purse:
+    """What a caller pays with; `price` is USD per million tokens, None where it is unknown."""
+
+    meters: Sequence[Meter] = ()
+    price: Decimal | None = None
+    budgets: Sequence[Budget] = ()
+
+    def admits(self, tokens: int) -> bool:
+        """Tell whether all budgets allow so many tokens."""
+        return all(budget.admits(tokens, self.price) for budget in self.budgets)
+
+    def refusal(self, tokens: int) -> BudgetError | None:
+        """Give the error for so many tokens, unless they may yet be paid for with what is reserved and comes back."""
+        for budget in self.budgets:
+            if not budget.waits and not budget.admits(tokens, self.price):
+                return budget_error(budget, tokens, self.price)
+        return None
+
+    def reserve(self, tokens: int) -> None:
+        """Set so many tokens aside."""
+        for budget in self.budgets:
+            budget.reserve(tokens, self.price)
+
+    def settle(self, reserved: int, billed: int) -> Usage:
+        """Take a bill in place of what was reserved for it, and give the usage it comes to."""
+        for budget in self.budgets:
+            budget.settle(reserved, billed, self.price)
+        if not billed:
+            return Usage()
+        if self.price is None:
+            return Usage(tokens=billed, unpriced_tokens=billed)
+        return Usage(tokens=billed, priced_usd=usd_of(billed, self.price))
+
+    def lose(self, reserved: int, most: int) -> Usage:
+        """Count what may have been billed, at `most` so many tokens, and give the usage it comes to."""
+        for budget in self.budgets:
+            budget.lose(reserved, self.price)
+        usd = None if self.price is None else usd_of(most, self.price)
+        return Usage(possibly_billed_tokens=most, possibly_billed_usd=usd)
+
+
+def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetError:
+    """Give the error for a text of at most so many tokens that a budget does not allow."""
+    usd, left = budget.left_usd, budget.left_tokens
+    if usd is not None and budget.limit_usd is not None and (price is None or usd_of(tokens, price) > usd):
+        message = f"of the budget of ${dollars(budget.limit_usd)}, ${dollars(usd)} is left, and a text may cost up to "
+        message += "an amount nobody knows" if price is None else f"${dollars(usd_of(tokens, price))}"
+    else:
+        message = f"of the budget of {budget.limit_tokens:,} tokens, {left:,} are left, and a text may have {tokens:,}"
+    return BudgetError(
+        message,
+        limit_usd=budget.limit_usd,
+        spent_usd=budget.spent_usd + budget.lost_usd,
+        needed_usd=None if price is None else usd_of(tokens, price),
+        limit_tokens=budget.limit_tokens,
+        spent_tokens=budget.spent_tokens + budget.lost_tokens,
+        needed_tokens=tokens,
+        usd_per_million=price,
+    )

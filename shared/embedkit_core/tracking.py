@@ -1,0 +1,196 @@
+"""What a block of code asks and pays for: `with track_usage() as usage:`.
+
+A tracker is found through the context of whoever calls, so that it counts what the block does in tasks and in threads
+that take their context along (asyncio.to_thread, both frameworks' executors). A bare thread has none: `bind`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
+
+from embedkit_core import config
+from embedkit_core.engine.budget import Budget
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.meter import Meter
+from embedkit_core.types import USAGE, InputType, Usage, dollars
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_active: ContextVar[tuple[UsageTracker, ...]] = ContextVar("embedkit_trackers", default=())
+
+
+def trackers() -> tuple[UsageTracker, ...]:
+    """Give those of the blocks that the caller is in."""
+    return _active.get()
+
+
+class UsageRow(NamedTuple):
+    """The usage of one model in one role."""
+
+    model: str
+    input_type: InputType
+    usage: Usage
+
+
+class UsageTracker:
+    """The usage of a block, live while it runs; it has the names of `Usage`, of all its models together.
+
+    Requests that were begun in the block and are answered after it are still counted: they are paid for.
+    """
+
+    if TYPE_CHECKING:
+        texts: int
+        cache_hits: int
+        duplicates: int
+        joined: int
+        sent: int
+        failed: int
+        requests: int
+        retries: int
+        tokens: int
+        unpriced_tokens: int
+        priced_usd: Decimal
+        cost_usd: Decimal | None
+        saved_tokens: int
+        saved_usd: Decimal | None
+        possibly_billed_tokens: int
+        possibly_billed_usd: Decimal | None
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget
+        self._meters: dict[tuple[str, InputType, Decimal | None], Meter] = {}
+        self._token: Token[tuple[UsageTracker, ...]] | None = None
+
+    def __enter__(self) -> Self:
+        if self._token is not None:
+            raise ConfigurationError("this tracker is in use; begin another with track_usage()")
+        self._token = _active.set((*_active.get(), self))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        token, self._token = self._token, None
+        assert token is not None
+        try:
+            _active.reset(token)
+        except ValueError:  # ended in another context than it began in, as frameworks' generators may be
+            _active.set(tuple(tracker for tracker in _active.get() if tracker is not self))
+
+    def bind(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Give a function that counts here wherever it runs: a bare thread's target, an executor's task."""
+
+        @functools.wraps(function)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> T:
+            outer = _active.get()
+            token = _active.set(outer if self in outer else (*outer, self))
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _active.reset(token)
+
+        return bound
+
+    def meter(self, model: str, input_type: InputType, price: Decimal | None) -> Meter:
+        """Give what counts one model in one role, for the engine."""
+        meter = self._meters.get((model, input_type, price))
+        return meter or self._meters.setdefault((model, input_type, price), Meter(price))  # atomic, for other threads
+
+    @property
+    def usage(self) -> Usage:
+        """All of it so far."""
+        return sum((row.usage for row in self.rows), Usage())
+
+    @property
+    def rows(self) -> list[UsageRow]:
+        """By model and role, in the order in which they were first used."""
+        found: dict[tuple[str, InputType], Usage] = {}
+        for (model, input_type, _), meter in list(self._meters.items()):
+            found[model, input_type] = found.get((model, input_type), Usage()) + meter.read()
+        return [UsageRow(*name, usage) for name, usage in found.items()]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in USAGE or name == "cost_usd":
+            return getattr(self.usage, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; Usage has {', '.join(USAGE)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it and its rows, as JSON has them; dollars are strings, None where unknown."""
+        return {"total": self.usage.to_dict(), "models": [_listed(row) for row in self.rows]}
+
+    def to_json_lines(self) -> str:
+        """Give a line of JSON for each model and role."""
+        return "".join(json.dumps(_listed(row)) + "\n" for row in self.rows)
+
+    def table(self) -> str:
+        """Give a table of all of it for people, in Markdown."""
+        return usage_table([*self.rows, *([UsageRow("total", "", self.usage)] if len(self.rows) != 1 else [])])  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return str(self.usage)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.usage}>"
+
+
+def _listed(row: UsageRow) -> dict[str, Any]:
+    return {"model": row.model, "input_type": row.input_type, **row.usage.to_dict()}
+
+
+COLUMNS: Mapping[str, Callable[[Usage], str]] = {
+    "texts": lambda usage: f"{usage.texts:,}",
+    "from cache": lambda usage: f"{usage.cache_hits:,}",
+    "sent": lambda usage: f"{usage.sent:,}",
+    "failed": lambda usage: f"{usage.failed:,}",
+    "requests": lambda usage: f"{usage.requests:,}",
+    "tokens": lambda usage: f"{usage.tokens:,}",
+    "cost": lambda usage: amount(usage.cost_usd),
+    "saved, about": lambda usage: amount(usage.saved_usd),
+    "possibly billed": lambda usage: amount(usage.possibly_billed_usd),
+}
+
+
+def usage_table(rows: list[UsageRow]) -> str:
+    """Give rows of usage as a table in Markdown whose columns are as wide as what is in them."""
+    head = ["model", "role", *COLUMNS]
+    cells = [[row.model, row.input_type, *(show(row.usage) for show in COLUMNS.values())] for row in rows]
+    widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
+
+    def line(parts: list[str]) -> str:
+        aligned = [p.ljust(w) if n < 2 else p.rjust(w) for n, (p, w) in enumerate(zip(parts, widths, strict=True))]
+        return f"| {' | '.join(aligned)} |"
+
+    rule = [("-" * w) if n < 2 else "-" * (w - 1) + ":" for n, w in enumerate(widths)]
+    return "\n".join([line(head), f"| {' | '.join(rule)} |", *map(line, cells)])
+
+
+def amount(usd: Decimal | None) -> str:
+    """Give dollars for people: "unknown" where nobody knows."""
+    return "unknown" if usd is None else f"${dollars(usd)}"
+
+
+def track_usage(*, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None) -> UsageTracker:
+    """Count what a block asks and pays for, and bound it; `with` it, in plain and in async code.
+
+    Raises:
+        ConfigurationError: a budget is no number that can be one.
+    """
+    return UsageTracker(make_budget(budget_usd, budget_tokens))
+
+
+def make_budget(budget_usd: object, budget_tokens: object) -> Budget | None:
+    """Give the budget that two arguments name, None where there is none.
+
+    Raises:
+        ConfigurationError: one of them is no number that can be one.
+    """
+    usd = None if budget_usd is None else config.amount_of_money("budget_usd", budget_usd)
+    if budget_tokens is not None:
+        config.whole_number("budget_tokens", budget_tokens, 0)
+    if usd is None and budget_tokens is None:
+        return None
+    return Budget(usd, budget_tokens)  # type: ignore[arg-type]
