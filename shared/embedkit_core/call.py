@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -24,6 +23,7 @@ from embedkit_core.plan import make_plan
 from embedkit_core.roles import Role
 from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
+from embedkit_core.waits import Waits
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
@@ -34,7 +34,7 @@ NOTHING = contextlib.nullcontext()
 T = TypeVar("T")
 
 
-class Call:
+class Call(Waits):
     """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them.
 
     Whoever makes a call must `leave` it, whatever happens, before it is finished; `serve` and `aserve` do. A call for
@@ -52,10 +52,8 @@ class Call:
         "_payment",
         "_plan",
         "_role",
-        "_rows",
         "_start",
         "_texts",
-        "_ticket",
         "_truncated",
     )
 
@@ -75,7 +73,7 @@ class Call:
         self._lists = lists
         self._start = start
         self._look_up: LookUp | None = None
-        self._ticket: Ticket | None = None
+        self._ticket = None
         self._left = False
         self._truncated: list[int] = []
         self._failed: dict[int, EmbedKitError] = {}
@@ -130,7 +128,7 @@ class Call:
         """Check the texts, key them, and fill in the rows that the cache has."""
         plan = self._plan = make_plan(self._texts, self._role.prefix)
         role = self._role
-        self._rows: Rows | ListRows = (ListRows if self._lists else Rows)(plan.n, plan.first, role.form, role.view)
+        self._rows = (ListRows if self._lists else Rows)(plan.n, plan.first, role.form, role.view)
         look_up = self._look_up = LookUp(self._owner, self._role, plan, self._rows)
         try:
             look_up.run()
@@ -178,48 +176,6 @@ class Call:
         wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]
         owner.join(look_up.account)
         engine().submit(look_up.account, self._ticket, self._role.lane, wants, look_up)
-
-    def wait(self) -> None:
-        """Wait for the engine, from a thread that may block."""
-        awake = threading.Event()
-        for made in self._while_waiting(awake.set):
-            if not made:
-                awake.wait()
-                awake.clear()
-
-    async def await_(self) -> None:
-        """Wait for the engine, from a coroutine on any loop."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        awake = asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-                loop.call_soon_threadsafe(awake.set)
-
-        for made in self._while_waiting(wake):
-            if made:
-                await asyncio.sleep(0)
-            else:
-                await awake.wait()
-                awake.clear()
-
-    def _while_waiting(self, wake: Callable[[], None]) -> Iterator[bool]:
-        """Submit, and give True after each slice of lists that was made, False when there is nothing to do but wait."""
-        rows = self._rows if isinstance(self._rows, ListRows) else None
-        if rows is not None:
-            rows.landed = wake
-        self.submit(wake)
-        assert self._ticket is not None
-        while True:
-            closed = self._ticket.closed  # before the look at what has landed: nothing lands after it
-            if rows is not None:
-                for _ in rows.slices():
-                    yield True
-            if closed:
-                return
-            yield False
 
     def leave(self) -> None:
         """Withdraw what is still pending; nothing is where all is served."""

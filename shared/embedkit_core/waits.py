@@ -1,0 +1,65 @@
+"""How a caller waits for the engine, in both colours; what is done meanwhile is done on the caller's side."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from embedkit_core.engine.items import Rows, Ticket
+from embedkit_core.lists import ListRows
+
+
+class Waits:
+    """The waiting of a call that is to be submitted: its ticket, and the rows that land meanwhile."""
+
+    __slots__ = ("_rows", "_ticket")
+
+    _rows: Rows | ListRows
+    _ticket: Ticket | None
+
+    def submit(self, wake: Callable[[], None]) -> None:
+        """Hand over what the engine is to do; `wake` is called on its side when all is done, and when rows land."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Wait for the engine, from a thread that may block."""
+        awake = threading.Event()
+        for made in self._while_waiting(awake.set):
+            if not made:
+                awake.wait()
+                awake.clear()
+
+    async def await_(self) -> None:
+        """Wait for the engine, from a coroutine on any loop."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        awake = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+                loop.call_soon_threadsafe(awake.set)
+
+        for made in self._while_waiting(wake):
+            if made:
+                await asyncio.sleep(0)
+            else:
+                await awake.wait()
+                awake.clear()
+
+    def _while_waiting(self, wake: Callable[[], None]) -> Iterator[bool]:
+        """Submit, and give True after each slice of lists that was made, False when there is nothing to do but wait."""
+        rows = self._rows if isinstance(self._rows, ListRows) else None
+        if rows is not None:
+            rows.landed = wake
+        self.submit(wake)
+        assert self._ticket is not None
+        while True:
+            closed = self._ticket.closed  # before the look at what has landed: nothing lands after it
+            if rows is not None:
+                for _ in rows.slices():
+                    yield True
+            if closed:
+                return
+            yield False
