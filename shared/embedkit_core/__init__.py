@@ -25,7 +25,7 @@ from embedkit_core.errors import (
 from embedkit_core.form import DType
 from embedkit_core.importing import Imported
 from embedkit_core.tracking import UsageTracker, track_usage
-from embedkit_core.types import EmbeddingResult, Explanation, InputType, ModelInfo, RateLimiter, Usage
+from embedkit_core.types import EmbeddingResult, Estimate, Explanation, InputType, ModelInfo, RateLimiter, Usage
 from embedkit_core.verifying import Verified
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "EmbedKitError",
     "Embedder",
     "EmbeddingResult",
+    "Estimate",
     "Explanation",
     "Imported",
     "InputError",

@@ -6,16 +6,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, 
 from typing import Self
 
 from embedkit_core import config
-from embedkit_core.call import Call
+from embedkit_core.call import Call, off_loop
 from embedkit_core.configured import Configured
 from embedkit_core.engine.current import refuse_engine_thread
+from embedkit_core.estimating import estimate
 from embedkit_core.forks import importing
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.outcome import explained
 from embedkit_core.plan import check_list
 from embedkit_core.store import Store
 from embedkit_core.stream import Stream
-from embedkit_core.types import EmbeddingResult, Explanation, InputType, Vectors
+from embedkit_core.types import EmbeddingResult, Estimate, Explanation, InputType, Vectors
 from embedkit_core.verifying import Verified, verify_cache
 
 
@@ -169,6 +170,21 @@ class Embedder(Configured):
         other = self.__copy__()
         other.store = Store(None)
         return other
+
+    def estimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
+        """Say what embedding these texts would take: hits, tokens, dollars, requests, seconds; send nothing.
+
+        Raises:
+            InputError: some texts cannot be embedded.
+        """
+        config.check_input_type(input_type)
+        return estimate(self, self._roles[input_type], texts)
+
+    async def aestimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
+        """Say what embedding these texts would take, as `estimate` does, without holding the caller's loop."""
+        config.check_input_type(input_type)
+        given = check_list(texts)
+        return await off_loop(lambda: estimate(self, self._roles[input_type], given))
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""

@@ -15,7 +15,7 @@ from embedkit_core.errors import ConfigurationError
 from embedkit_core.importing import Imported
 from embedkit_core.lists import ato_lists, to_lists
 from embedkit_core.plan import check_list
-from embedkit_core.types import InputType, Usage
+from embedkit_core.types import Estimate, InputType, Usage
 from embedkit_core.verifying import Verified
 
 __all__ = [
@@ -237,12 +237,20 @@ def make_embedder(arguments: Mapping[str, Any], *, api_key: _SecretStr | Callabl
 
 
 class CacheTools:
-    """What an adapter's object does with the cache beside serving from it, by the core's object behind it."""
+    """What an adapter's object tells beforehand and does with the cache, by the core's object behind it."""
 
     @property
     def embedder(self) -> Embedder:
         """The core's object behind this one."""
         raise NotImplementedError
+
+    def estimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
+        """Say what embedding these texts would take; send nothing: see `embedkit_core.Embedder.estimate`."""
+        return self.embedder.estimate(texts, input_type=input_type)
+
+    async def aestimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
+        """Say what embedding these texts would take, without holding the caller's loop."""
+        return await self.embedder.aestimate(texts, input_type=input_type)
 
     def import_vectors(
         self,

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from embedkit_core.store import Found
 
 
+class Nowhere:
+    """Takes rows that nobody wants: it is enough to know that they are there."""
+
+    def put(self, places: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
+        """Let go of them."""
+
+
 class LookUp:
     """Fills in the rows that there are; `hits`, `misses` and `truncated` are places in the plan.
 
@@ -44,7 +51,7 @@ class LookUp:
         "truncated",
     )
 
-    def __init__(self, owner: Embedder, role: Role, plan: Plan, rows: Rows | ListRows) -> None:
+    def __init__(self, owner: Embedder, role: Role, plan: Plan, rows: Rows | ListRows | Nowhere) -> None:
         self._owner = owner
         self._role = role
         self._plan = plan
@@ -75,6 +82,16 @@ class LookUp:
             started = is_running()
             if self._open() or started:
                 self._take(self._read(), self._role.view)
+        for source in self._role.sources:
+            if self.misses:
+                self._take_from(source)
+
+    def peek(self) -> None:
+        """Look as `run` does, for who only wants to know: nothing is remembered for it."""
+        if self._role.input_type == "query":
+            self._take([self._owner.store.remembered(self._plan.keys)], self._role.view)
+        if self.misses:
+            self._take(self._read(), self._role.view)
         for source in self._role.sources:
             if self.misses:
                 self._take_from(source)

@@ -199,8 +199,8 @@ class Usage:
     tokens: int = 0
     unpriced_tokens: int = 0
     priced_usd: Decimal = Decimal(0)
-    saved_tokens: int = 0
-    saved_usd: Decimal | None = Decimal(0)
+    saved_tokens: int = field(default=0, compare=False)  # an estimate
+    saved_usd: Decimal | None = field(default=Decimal(0), compare=False)
     possibly_billed_tokens: int = 0
     possibly_billed_usd: Decimal | None = Decimal(0)
 
@@ -277,6 +277,57 @@ class EmbeddingResult:
         for position in self.failed:
             rows[position] = None
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What embedding some texts would take; nothing was sent.
+
+    `tokens` are what is likely to be billed, `max_tokens` a bound that no bill exceeds; `cost_usd` and `max_cost_usd`
+    what they cost, None where the price is unknown. `saved_usd` is what the hits would have cost, and
+    `cost_per_text_usd` the cost over all `texts`, hits and duplicates too. `seconds` is the time it takes at the limits
+    that are known, None for a model on this machine that has not run yet. `token_source` and `price_source` say how
+    tokens and price are known.
+    """
+
+    model: str
+    texts: int
+    unique_texts: int
+    cache_hits: int
+    texts_to_send: int
+    tokens: int
+    max_tokens: int
+    cost_usd: Decimal | None
+    max_cost_usd: Decimal | None
+    saved_usd: Decimal | None
+    cost_per_text_usd: Decimal | None
+    requests: int
+    seconds: float | None
+    token_source: str
+    price_source: str
+
+    def __str__(self) -> str:
+        """Give it in one line: "1,000 texts, 200 from cache, 800 to send in 4 requests, about 96,000 tokens, ..."."""
+        said = [_counted(self.texts, "text")]
+        if self.texts != self.unique_texts:
+            said.append(f"{self.unique_texts:,} different ones")
+        said.append(f"{self.cache_hits:,} from cache")
+        said.append(f"{self.texts_to_send:,} to send in {_counted(self.requests, 'request')}")
+        if self.texts_to_send:
+            said.append(f"about {_counted(self.tokens, 'token')}")
+            if self.cost_usd is None or self.max_cost_usd is None:
+                said.append("price unknown")
+            else:
+                said.append(f"about ${dollars(self.cost_usd)}, ${dollars(self.max_cost_usd)} at most")
+            said.append("time unknown" if self.seconds is None else f"about {self.seconds:,.1f} s")
+        if self.saved_usd:
+            said.append(f"the cache saves ${dollars(self.saved_usd)}")
+        return ", ".join(said)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the numbers as JSON has them: dollars as strings, which lose nothing, None where unknown."""
+        told = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: dollars(value) if isinstance(value, Decimal) else value for name, value in told.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,10 @@ class Engine:
             )
         return account
 
+    def known_account(self, provider: Provider) -> Account | None:
+        """Give the account a provider's settings belong to, if it was used lately."""
+        return self._accounts.get(provider.account)
+
     def submit(
         self, account: Account, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object
     ) -> None:

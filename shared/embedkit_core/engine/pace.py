@@ -64,7 +64,7 @@ class Pace:
         self._met = False
         self._window = math.inf
         self._shrunk_at = float("-inf")
-        self._billed = self._estimated = 0.0
+        self._billed = self._estimated = self._took = 0.0
         self._seconds_each = USUAL_SECONDS
 
     # What may go out
@@ -130,6 +130,24 @@ class Pace:
         rates = [requests.rate for requests, _ in self._limits() if requests.rate is not None]
         return max(1.0, math.sqrt(self._seconds_each * size * self.tokens_each * min(rates, default=1.0)))
 
+    # What is known, for who wants to know what a job would take
+
+    @property
+    def has_bills(self) -> bool:
+        """Tell whether anything was billed yet, so that what is known is of this model."""
+        return self._billed > 0
+
+    @property
+    def seconds_each(self) -> float:
+        """The seconds that a request took for each token of it, of late."""
+        return self._took / self._billed if self._billed else USUAL_SECONDS
+
+    def seconds_for(self, requests: int, tokens: int) -> float:
+        """Give the seconds that the provider's limits, as far as they are known, need for so much."""
+        asked = ((self._requests.bucket, requests), (self._tokens.bucket, tokens))
+        waits = [max(0.0, n - bucket.capacity) / bucket.rate for bucket, n in asked if bucket.rate]
+        return max(waits, default=0.0)
+
     # What comes in
 
     def sent(self, size: int, now: float, *, more_waits: bool) -> Sent:
@@ -154,6 +172,7 @@ class Pace:
             self.own.take(0, billed - sent.tokens, now)
             self._tokens.bucket.take(billed - sent.tokens, now)
             self._calibrate(sent.size, billed)
+            self._took = MEMORY * self._took + now - sent.at
             self._seconds_each += (1 - MEMORY) * ((now - sent.at) / billed - self._seconds_each)
         self._hear(sent, headroom, now)
         if sent.at >= self._refused_at:

@@ -52,6 +52,10 @@ class Turns:
         self._remember(self._kept_paces, pace)
         return pace
 
+    def known_pace(self, model: str) -> Pace | None:
+        """Give the pace of a model that was used lately."""
+        return self._paces.get(model)
+
     @staticmethod
     def _remember(kept: dict[T, None], thing: T) -> None:
         """Keep what was used last; what is older is kept by those who still use it: texts, requests and callers."""

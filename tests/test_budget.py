@@ -1,0 +1,226 @@
+"""What may be spent is never passed: not by many callers, retries, lost answers or several models."""
+
+import asyncio
+import copy
+import pickle
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.embedders import embedder as openai_embedder
+from support.openai_server import Fault, OpenAIServer
+
+from embedkit_core import (
+    BudgetError,
+    ConfigurationError,
+    Embedder,
+    TimedOutError,
+    UnavailableError,
+    track_usage,
+)
+from embedkit_core.testing import FakeServer, fake_vector
+
+PRICE = Decimal(1_000_000)  # a dollar a token, which makes sums easy
+
+
+def made(server, **settings):
+    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
+
+
+def texts_of(n):
+    return [f"text number {i}" for i in range(n)]
+
+
+def test_a_budget_stops_before_it_is_passed_and_a_rerun_goes_on(tmp_path):
+    """Scenario 31."""
+    server = FakeServer(usd_per_million=PRICE)
+    texts = texts_of(400)
+    embedder = made(server, budget_usd=500, cache=tmp_path)
+    with pytest.raises(BudgetError) as caught:
+        embedder.embed(texts)
+    error = caught.value
+    billed = sum(len(text.split()) * times for text, times in server.billed.items())
+    assert billed == error.spent_usd <= error.limit_usd == 500
+    assert set(error.failed) | set(error.succeeded) == set(range(400))
+    assert len(error.failed) * 3 <= error.needed_usd
+    for place in error.succeeded:
+        vector = fake_vector(texts[place], role="document", model="model")
+        assert np.array_equal(error.result.vectors[place], vector)
+    assert "a rerun sends only the rest" in str(error)
+    usage = made(server, budget_usd=error.needed_usd, cache=tmp_path).embed(texts).usage
+    assert usage.cache_hits == len(error.succeeded)
+    assert set(server.billed.values()) == {1}
+
+
+def test_tokens_may_be_bounded_as_well_and_their_price_need_not_be_known():
+    server = FakeServer()
+    with pytest.raises(BudgetError, match=r"of the budget of 100 tokens, \d+ are left") as caught:
+        made(server, budget_tokens=100).embed(texts_of(100))
+    assert sum(server.billed.values()) * 3 == caught.value.spent_tokens <= 100
+    assert caught.value.needed_usd is None
+
+
+def test_a_price_nobody_knows_is_refused_before_the_first_request_and_hits_are_not(tmp_path):
+    server = FakeServer()
+    made(server, cache=tmp_path).embed(["kept"])
+    embedder = made(server, budget_usd=1, cache=tmp_path)
+    assert embedder.embed(["kept"]).usage.cache_hits == 1
+    with pytest.raises(
+        BudgetError, match=r"the price of fake:model is not known.*prices=\{'fake:model': 0\.02\}"
+    ) as caught:
+        embedder.embed(["kept", "new"])
+    assert list(caught.value.failed) == [1]
+    assert caught.value.result.usage.cache_hits == 1
+    assert len(server.seen) == 1
+    assert made(server, budget_usd=1, prices={"model": "0.02"}).embed(["new"]).usage.sent == 1
+
+
+def test_a_free_model_needs_no_budget():
+    assert made(FakeServer(usd_per_million=Decimal(0)), budget_usd=0).embed(texts_of(100)).usage.sent == 100
+
+
+def test_what_was_possibly_billed_stays_spent():
+    server = FakeServer(usd_per_million=PRICE)
+    most = len("one text") + 4
+    server.faults.append(TimedOutError("no answer", retry_after=0.001))
+    embedder = made(server, budget_usd=most + 3)
+    with pytest.raises(BudgetError) as caught:
+        embedder.embed(["one text"])
+    assert caught.value.spent_usd == most
+    assert caught.value.usage.possibly_billed_usd == most
+    assert len(server.seen) == 1
+
+
+def test_a_refusal_costs_nothing():
+    with OpenAIServer() as server:
+        server.faults.extend([Fault.rate_limited(retry_after_ms=1)] * 3)
+        usage = openai_embedder(server, budget_usd="0.00000066").embed(["a text of some length"]).usage
+        assert (usage.requests, usage.possibly_billed_tokens) == (4, 0)
+
+
+def test_a_budget_is_that_of_all_calls_of_an_object_and_of_its_copies():
+    server = FakeServer(usd_per_million=PRICE)
+    embedder = made(server, budget_usd=40)
+    embedder.embed(["one two"])
+    copy.copy(embedder).embed(["three four"])
+    copy.deepcopy(embedder).without_cache().embed(["five six"])
+    assert embedder.budget.spent_usd == 6
+    with pytest.raises(ConfigurationError, match="budget cannot be pickled"):
+        pickle.dumps(embedder)
+
+
+def test_a_block_bounds_all_models_together():
+    server, other = FakeServer(usd_per_million=PRICE), FakeServer(usd_per_million=PRICE)
+
+    def spend():
+        for i in range(100):
+            made(server).embed([f"text {i}"])
+            made(other).embed([f"text {i}"])
+
+    with track_usage(budget_usd=100) as usage, pytest.raises(BudgetError):
+        spend()
+    assert 80 < usage.cost_usd <= 100
+    assert abs(sum(server.billed.values()) - sum(other.billed.values())) <= 1
+
+
+async def test_money_that_another_account_gives_back_is_used():
+    server, other = FakeServer(usd_per_million=PRICE), FakeServer(usd_per_million=PRICE)
+    one, two = made(server), made(other)
+    most = len("text") + 4
+    server.hold()
+    with track_usage(budget_usd=most + 3) as usage:
+        first = asyncio.create_task(one.aembed(["text"]))
+        await asyncio.to_thread(server.wait_for_requests, 1)
+        second = asyncio.create_task(two.aembed(["text"]))  # nothing is left for it until the first one's bill
+        await asyncio.to_thread(lambda: None)
+        server.release()
+        await asyncio.gather(first, second)
+    assert usage.cost_usd == 2
+
+
+async def test_a_caller_without_money_is_served_by_one_who_has_it():
+    server = FakeServer(usd_per_million=PRICE)
+    poor, rich = made(server, budget_usd=5), made(server)
+    server.hold()
+    first = asyncio.create_task(rich.aembed(["another"]))
+    await asyncio.to_thread(server.wait_for_requests, 1)
+    asked = asyncio.gather(poor.aembed(["a long text"]), rich.aembed(["a long text"]), return_exceptions=True)
+    server.release()
+    results = await asked
+    await first
+    assert results[1].usage.failed == 0
+    assert not isinstance(results[0], BudgetError) or results[1].usage.sent == 1
+
+
+def test_a_stream_ends_where_the_money_does(tmp_path):
+    server = FakeServer(usd_per_million=PRICE)
+    rows = made(server, budget_usd=100, cache=tmp_path).embed_iter(iter(texts_of(1000)))
+    given_rows = []
+    with pytest.raises(BudgetError) as caught:
+        given_rows.extend(rows)
+    assert len(given_rows) == len(caught.value.succeeded) > 20
+    truth = [fake_vector(text, role="document", model="model") for text in texts_of(len(given_rows))]
+    assert np.array_equal(given_rows, truth)
+
+
+def test_failures_are_returned_where_that_is_asked_for():
+    server = FakeServer(usd_per_million=PRICE)
+    result = made(server, budget_usd=50, on_error="return").embed(texts_of(20))
+    assert all(isinstance(error, BudgetError) for error in result.failed.values())
+    assert 0 < len(result.failed) < 20
+    assert np.isnan(result.vectors[list(result.failed)]).all()
+
+
+@pytest.mark.parametrize("value", [-1, "much", float("nan"), float("inf"), True, [1]])
+def test_a_budget_that_can_be_none_is_refused(value):
+    with pytest.raises(ConfigurationError, match="budget_usd="):
+        made(FakeServer(), budget_usd=value)
+    with pytest.raises(ConfigurationError, match="budget_usd="):
+        track_usage(budget_usd=value)
+
+
+@pytest.mark.parametrize("prices", [{"m": -1}, {"m": "cheap"}, {"m": None}, {"m": True}, ["m"]])
+def test_a_price_that_is_none_is_refused(prices):
+    with pytest.raises(ConfigurationError, match="prices"):
+        made(FakeServer(), prices=prices)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=20), min_size=1, max_size=6),
+    st.integers(0, 400),
+    st.lists(st.sampled_from(["timeout", "lost", "503", "done", ""]), max_size=20),
+)
+def test_no_interleaving_of_callers_and_failures_passes_a_budget(calls, dollars, faults):
+    """The law of rule 10, through the real engine: the server's bill is at most what is known and possible."""
+    server = FakeServer(usd_per_million=PRICE)
+    unheard = 0
+
+    def fault_for(texts):
+        nonlocal unheard
+        kind = faults.pop() if faults else ""
+        if kind == "done":  # the work is done and the answer lost
+            unheard += sum(len(text.split()) for text in texts)
+        return {
+            "timeout": TimedOutError("no answer", retry_after=0.001),
+            "lost": UnavailableError("connection lost", retry_after=0.001),
+            "done": TimedOutError("no answer", retry_after=0.001),
+            "503": UnavailableError("overloaded", status=503, retry_after=0.001),
+        }.get(kind)
+
+    server.fault_for = fault_for
+    embedder = made(server, budget_usd=dollars, max_retries=2, on_error="return")
+
+    async def run():
+        return await asyncio.gather(*(embedder.aembed([f"text {i}" for i in call]) for call in calls))
+
+    results = asyncio.run(run())
+    known = sum(result.usage.cost_usd for result in results)
+    possible = sum(result.usage.possibly_billed_usd for result in results)
+    billed = sum(len(text.split()) * times for text, times in server.billed.items())
+    assert known == billed
+    assert billed + unheard <= known + possible <= dollars
+    assert (embedder.budget.spent_usd, embedder.budget.lost_usd) == (known, possible)
+    assert embedder.budget.reserved_usd == 0

@@ -1,0 +1,134 @@
+"""What a job would take, told before it, against what it took."""
+
+import json
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from support.embedders import MINILM, needs_local_model
+from support.embedders import embedder as openai_embedder
+from support.openai_server import OpenAIServer
+
+from embedkit_core import Embedder, InputError
+from embedkit_core.testing import FakeServer
+from embedkit_core.types import Limits
+
+PRICE = Decimal("0.02")
+
+
+def made(server, **settings):
+    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
+
+
+def test_an_estimate_asks_the_cache_and_sends_nothing(tmp_path):
+    """Scenario 30."""
+    server = FakeServer(usd_per_million=PRICE)
+    embedder = made(server, cache=tmp_path)
+    embedder.embed([f"kept {i}" for i in range(30)])
+    sent = len(server.seen)
+    told = embedder.estimate([f"kept {i}" for i in range(50)] + ["kept 0"])
+    assert len(server.seen) == sent
+    assert (told.texts, told.unique_texts, told.cache_hits, told.texts_to_send) == (51, 50, 30, 20)
+    assert told.cost_usd == told.tokens * PRICE / 1_000_000
+    assert told.max_cost_usd == told.max_tokens * PRICE / 1_000_000
+    assert told.saved_usd > 0
+    assert told.requests == 1
+
+
+def test_an_estimate_is_near_and_its_most_is_never_passed():
+    with OpenAIServer() as server:
+        embedder = openai_embedder(server)
+        texts = [f"a text about the number {i}, and what may be said of it" for i in range(500)]
+        before = embedder.estimate(texts)
+        usage = embedder.embed(texts).usage
+        assert before.tokens == pytest.approx(usage.tokens, rel=0.5)
+        assert usage.tokens <= before.max_tokens
+        assert before.cost_usd == before.tokens * Decimal("0.02") / 1_000_000
+        after = embedder.estimate(texts)
+        assert after.tokens == pytest.approx(usage.tokens, rel=0.05)
+        assert (before.token_source, after.token_source) == (
+            "estimated from the texts' bytes",
+            "estimated from the texts' bytes, corrected by bills",
+        )
+        assert before.requests == pytest.approx(usage.requests, abs=2)
+
+
+def test_all_hits_take_nothing(tmp_path):
+    embedder = made(FakeServer(usd_per_million=PRICE), cache=tmp_path)
+    embedder.embed(["one", "two"])
+    told = embedder.estimate(["one", "two", "one"])
+    assert (told.texts_to_send, told.tokens, told.max_tokens, told.requests, told.seconds) == (0, 0, 0, 0, 0.0)
+    assert told.cost_usd == told.max_cost_usd == told.cost_per_text_usd == 0
+
+
+def test_an_unknown_price_is_none_and_never_0(tmp_path):
+    embedder = made(FakeServer(), cache=tmp_path)
+    told = embedder.estimate(["one"])
+    assert (told.cost_usd, told.max_cost_usd, told.cost_per_text_usd) == (None, None, None)
+    embedder.embed(["one"])
+    told = embedder.estimate(["one"])
+    assert (told.cost_usd, told.saved_usd) == (Decimal(0), None)
+
+
+def test_a_query_has_its_own_estimate(tmp_path):
+    embedder = made(FakeServer(), cache=tmp_path)
+    embedder.embed(["text"])
+    assert embedder.estimate(["text"]).cache_hits == 1
+    assert embedder.estimate(["text"], input_type="query").cache_hits == 0
+    embedder.embed_query("text")
+    assert embedder.estimate(["text"], input_type="query").cache_hits == 1
+
+
+def test_fewer_dimensions_of_a_cached_vector_are_hits(tmp_path):
+    with OpenAIServer() as server:
+        openai_embedder(server, cache=tmp_path).embed(["text"])
+        assert openai_embedder(server, dimensions=256, cache=tmp_path).estimate(["text"]).cache_hits == 1
+
+
+def test_texts_over_the_limit_cost_no_more_than_the_limit():
+    server = FakeServer(limits=Limits(text_tokens=100), usd_per_million=PRICE)
+    assert made(server).estimate(["word " * 10_000]).tokens == 100
+    assert made(server, on_long_text="mean").estimate(["word " * 10_000]).tokens > 1000
+
+
+def test_the_time_is_that_of_the_strictest_limit():
+    texts = [f"text {i}" for i in range(3000)]
+    server = FakeServer()
+    free, slow = made(server).estimate(texts), made(server, requests_per_minute=2).estimate(texts)
+    few = made(server, tokens_per_minute=1000).estimate(texts)
+    assert slow.seconds == 30.0 * (slow.requests - 1)
+    assert few.seconds == 60.0 * few.tokens / 1000
+    assert free.seconds < slow.seconds
+
+
+async def test_a_caller_on_a_loop_is_told_the_same(tmp_path):
+    embedder = made(FakeServer(usd_per_million=PRICE), cache=tmp_path)
+    texts = [f"text {i}" for i in range(300)]
+    assert await embedder.aestimate(iter(texts)) == embedder.estimate(texts)
+
+
+def test_a_text_that_cannot_be_embedded_is_refused():
+    with pytest.raises(InputError):
+        made(FakeServer()).estimate(["fine", " "])
+
+
+def test_an_estimate_reads_well_and_goes_into_json():
+    told = made(FakeServer(usd_per_million=PRICE)).estimate([f"text {i}" for i in range(1000)])
+    assert str(told).startswith("1,000 texts, 0 from cache, 1,000 to send in 16 requests, about ")
+    assert json.loads(json.dumps(told.to_dict()))["cost_usd"] == f"{told.cost_usd.normalize():f}"
+
+
+@needs_local_model
+def test_a_local_model_costs_nothing_and_takes_nobody_knows_how_long_until_it_ran():
+    embedder = Embedder(MINILM, cache=False)
+    told = embedder.estimate(["hello world", "hello"])
+    assert (told.cost_usd, told.max_cost_usd, told.seconds) == (Decimal(0), Decimal(0), None)
+    embedder.embed(["hello world", "hello"])
+    assert embedder.estimate(["another"]).seconds > 0
+
+
+def test_an_estimate_holds_no_vectors(tmp_path):
+    embedder = made(FakeServer(), cache=tmp_path)
+    rows = embedder.embed(["a", "b"]).vectors
+    embedder.estimate(["a", "b", "c"])
+    assert np.array_equal(embedder.embed(["a", "b"]).vectors, rows)
