@@ -140,6 +140,23 @@ LAWS = [
         "            pass",
         "test_stream_life.py",
     ),
+    Law(
+        18,
+        "engine/purse.py",
+        "return all(budget.admits(tokens, self.price) for budget in self.budgets)",
+        "return True",
+        "test_laws.py",
+    ),
+    Law(
+        18,
+        "engine/money.py",
+        "sizes = [item.reserved or most_of(item) for item in flight.items]",
+        "pass",
+        "test_laws.py",
+    ),
+    Law(18, "engine/money.py", "item.payer.charge(item.payer.purse.lose(item.reserved, most))", "pass", "test_laws.py"),
+    Law(18, "engine/money.py", "status != 408 and", "True or", "test_laws.py"),
+    Law(18, "engine/money.py", "        self._nudge()", "        pass", "test_budget.py"),
 ]
 
 

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 
+from embedkit_core.engine.budget import Budget
 from embedkit_core.engine.gate import Gate
 from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
 from embedkit_core.engine.own import Rates
@@ -29,7 +30,14 @@ class Desk:
         self.now = 10.0  # a server that tells no limits is not met with a burst, and is known by now
 
     def submit(
-        self, texts: list[str], *, urgent: bool = False, retries: int = 3, bound: int = 4, lane: Lane = LANE
+        self,
+        texts: list[str],
+        *,
+        urgent: bool = False,
+        retries: int = 3,
+        bound: int = 4,
+        lane: Lane = LANE,
+        budget: Budget | None = None,
     ) -> Ticket:
         rows = Rows(len(texts), np.arange(len(texts)))
         ticket = Ticket(
@@ -40,7 +48,7 @@ class Desk:
             rates=Rates(),
             deadline=float("inf"),
             cache=None,
-            purse=Purse([Meter()]),
+            purse=Purse([Meter()], None, [budget] if budget else []),
             wake=lambda: self.woken.append(ticket),
         )
         self.scheduler.submit(ticket, lane, [(text.encode(), text, 1) for text in texts], self.now)
@@ -205,3 +213,14 @@ def test_a_permit_of_a_model_that_must_wait_holds_up_no_other_models():
     desk.scheduler.permitted(asked["fake:model"])
     desk.scheduler.permitted(asked["fake:other"])
     assert desk.poll() == [asked["fake:other"]]
+
+
+def test_a_shared_bill_charges_nobody_more_than_was_reserved_for_them():
+    """All texts are one token by their estimate; the bill is the most that it can be."""
+    desk = Desk()
+    budgets = [Budget(None, 10), Budget(None, 100)]
+    desk.submit(["x" * 10], budget=budgets[0])
+    desk.submit(["y" * 100], budget=budgets[1])
+    [flight] = desk.poll()
+    desk.scheduler.replied(flight, Reply(np.ones((2, 2), np.float32), 110), desk.now)
+    assert [budget.spent_tokens for budget in budgets] == [10, 100]
