@@ -152,7 +152,7 @@ LAWS = [
         "engine/money.py",
         "sizes = [item.reserved or most_of(item) for item in flight.items]",
         "pass",
-        "test_laws.py",
+        "test_scheduler.py",
     ),
     Law(18, "engine/money.py", "item.payer.charge(item.payer.purse.lose(item.reserved, most))", "pass", "test_laws.py"),
     Law(18, "engine/money.py", "status != 408 and", "True or", "test_laws.py"),
