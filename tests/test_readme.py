@@ -9,14 +9,16 @@ from support.reader import at_every_provider, at_home
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
-    *("README.md", "docs/providers.md", "docs/models.md", "docs/langchain.md"),
+    *("README.md", "docs/providers.md", "docs/models.md", "docs/langchain.md", "docs/money.md"),
     pytest.param("docs/llamaindex.md", marks=needs_limiters),
 ]
 EVERY_DOCUMENT = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def blocks(document):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+    """The code, and what is shown below it as its output."""
+    shown = r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?"
+    return re.findall(shown, (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
 
 
 def promised(block):
@@ -41,10 +43,10 @@ def test_the_examples_run_and_print_what_they_say(document, as_a_reader, capsys)
     scope: dict[str, object] = {}
     assert len(blocks(document)) >= 3
     try:
-        for block in blocks(document):
+        for block, shown in blocks(document):
             exec(compile(block, document, "exec"), scope)
             printed = capsys.readouterr().out.splitlines()
-            said = list(promised(block))
+            said = [*promised(block), *shown.splitlines()]
             # An example inside an except clause that is not reached prints nothing.
             assert [line for line in said if line in printed] == printed
             assert len(printed) >= len(said) - 1

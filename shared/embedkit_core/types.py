@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy.typing as npt
 
 from embedkit_core.form import Cut, DType
 
+ROUGHLY = Context(prec=2)  # for people, of what is an estimate anyway
 MILLION = Decimal(1_000_000)  # tokens, for which prices are given
 Vectors: TypeAlias = npt.NDArray[Any]  # float32 unless another dtype is asked for
 InputType: TypeAlias = Literal["document", "query"]
@@ -224,7 +225,7 @@ class Usage:
             cost = "price unknown" if self.cost_usd is None else f"${dollars(self.cost_usd)}"
             said += [_counted(self.tokens, "token"), cost]
         if self.saved_usd:
-            said.append(f"about ${dollars(self.saved_usd)} saved")
+            said.append(f"about ${dollars(ROUGHLY.plus(self.saved_usd))} saved")
         if self.possibly_billed_tokens:
             most = "" if self.possibly_billed_usd is None else f" (${dollars(self.possibly_billed_usd)})"
             said.append(f"up to {_counted(self.possibly_billed_tokens, 'token')}{most} possibly billed beside")
