@@ -22,10 +22,12 @@ from embedkit_core.errors import (
     TimedOutError,
     UnavailableError,
 )
+from embedkit_core.forecast import Estimate, Explanation
 from embedkit_core.form import DType
 from embedkit_core.importing import Imported
+from embedkit_core.progress import Progress
 from embedkit_core.tracking import UsageTracker, track_usage
-from embedkit_core.types import EmbeddingResult, Estimate, Explanation, InputType, ModelInfo, RateLimiter, Usage
+from embedkit_core.types import EmbeddingResult, InputType, ModelInfo, RateLimiter, Usage
 from embedkit_core.verifying import Verified
 
 __version__ = "0.1.0"
@@ -50,6 +52,7 @@ __all__ = [
     "MissingExtraError",
     "ModelInfo",
     "PartialFailureError",
+    "Progress",
     "ProviderError",
     "QuotaError",
     "RateLimitError",

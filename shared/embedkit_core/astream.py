@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from embedkit_core.pieces import Piece, Progress
+from embedkit_core.pieces import Piece, Reach
+from embedkit_core.progress import ProgressTo
 from embedkit_core.roles import Role
 from embedkit_core.stream import PATIENCE, iterator_over
 from embedkit_core.types import Vectors
@@ -23,9 +24,11 @@ BREATH = 0.005  # seconds for which a plain iterator may hold an async caller's 
 class AsyncStream:
     """A stream for a caller on a loop; a task of its own pulls the texts, so that nothing waits for a slow source."""
 
-    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str] | AsyncIterable[str]) -> None:
+    def __init__(
+        self, owner: Embedder, role: Role, texts: Iterable[str] | AsyncIterable[str], progress: ProgressTo = None
+    ) -> None:
         self._source = aiter(texts) if isinstance(texts, AsyncIterable) else _InTurns(iterator_over(texts))
-        self._progress = Progress(owner, role)
+        self._reach = Reach(owner, role, texts, progress)
         self._pieces: deque[tuple[Piece, asyncio.Task[None]]] = deque()
         self._filling: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -35,7 +38,7 @@ class AsyncStream:
 
     async def rows(self) -> AsyncGenerator[Vectors, None]:
         """Give float32 (dimensions,) for each text, and withdraw what is pending when it is closed."""
-        progress = self._progress
+        reach = self._reach
         error: Exception | None = None
         pulling = asyncio.create_task(self._pull())
         pulling.add_done_callback(lambda _: self._end())
@@ -47,13 +50,15 @@ class AsyncStream:
                     yield piece.rows[place].copy()
                     if place % TURN == TURN - 1:
                         await asyncio.sleep(0)
-                progress.gave(piece)
+                reach.gave(piece)
+                reach.report(piece for piece, _ in self._pieces)
                 self._room.set()
-                error = progress.error_after(piece)
+                error = reach.error_after(piece)
                 del piece  # its rows, before the next piece is waited for
             if error is not None:
                 raise error
             await pulling  # for what the source has raised
+            reach.report((), finished=True)
         finally:
             error = None  # an error that is raised holds this frame
             tasks = [pulling, *self._leave()]
@@ -62,37 +67,39 @@ class AsyncStream:
 
     async def _next(self) -> Piece | None:
         while not self._pieces:
-            if not self._progress.open:
+            if not self._reach.open:
                 return None
             self._news.clear()
             await self._news.wait()
         piece, task = self._pieces[0]
+        while self._reach.nap and not (await asyncio.wait((task,), timeout=self._reach.nap))[0]:
+            self._reach.report(piece for piece, _ in self._pieces)
         await task
         self._pieces.popleft()
         return piece
 
     async def _pull(self) -> None:
-        progress = self._progress
+        reach = self._reach
         try:
             async for text in self._source:
                 self._take(text)
-                while progress.open and not self._fits():
+                while reach.open and not self._fits():
                     self._room.clear()
                     await self._room.wait()
-                if not progress.open:
+                if not reach.open:
                     return
         finally:  # also what the source gave before it raised, or was cancelled on its own
             self._begin_piece()
 
     def _end(self) -> None:
         """Take in that the source gives nothing more, be it that it was cancelled on its own."""
-        self._progress.open = False
+        self._reach.open = False
         self._news.set()
 
     def _fits(self) -> bool:
         """Tell whether there is room for the next text, and, where it begins a piece, for the whole of that."""
         filling = len(self._filling)
-        return self._progress.fits(filling + 1 if filling else self._progress.size)
+        return self._reach.fits(filling + 1 if filling else self._reach.size)
 
     def _take(self, text: str) -> None:
         loop = asyncio.get_running_loop()
@@ -101,7 +108,7 @@ class AsyncStream:
             self._due = loop.time() + PATIENCE
             self._timer = loop.call_later(patience, self._begin_piece)
         self._filling.append(text)
-        if len(self._filling) == self._progress.size or loop.time() >= self._due:
+        if len(self._filling) == self._reach.size or loop.time() >= self._due:
             self._begin_piece()
 
     def _begin_piece(self) -> None:
@@ -109,20 +116,21 @@ class AsyncStream:
             self._timer.cancel()
             self._timer = None
         texts, self._filling = self._filling, []
-        if not texts or not self._progress.open:
+        if not texts or not self._reach.open:
             return
-        piece = self._progress.cut(texts)
+        piece = self._reach.cut(texts)
         self._pieces.append((piece, asyncio.get_running_loop().create_task(self._serve(piece))))
         self._news.set()
 
     async def _serve(self, piece: Piece) -> None:
         await piece.serve()
         if piece.error is not None:
-            self._progress.open = False
+            self._reach.open = False
             self._room.set()
 
     def _leave(self) -> list[asyncio.Task[None]]:
-        self._progress.open = False
+        self._reach.open = False
+        self._reach.close()
         self._room.set()
         if self._timer is not None:
             self._timer.cancel()

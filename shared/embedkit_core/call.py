@@ -20,6 +20,7 @@ from embedkit_core.meter import Counts
 from embedkit_core.outcome import failure_of, price_unknown
 from embedkit_core.paying import Payment
 from embedkit_core.plan import make_plan
+from embedkit_core.progress import ProgressTo, reporter
 from embedkit_core.roles import Role
 from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
@@ -66,6 +67,7 @@ class Call(Waits):
         lists: bool = False,
         start: int = 0,
         tracked: tuple[UsageTracker, ...] | None = None,
+        progress: ProgressTo = None,
     ) -> None:
         self._owner = owner
         self._role = role
@@ -78,6 +80,7 @@ class Call(Waits):
         self._truncated: list[int] = []
         self._failed: dict[int, EmbedKitError] = {}
         self._payment = Payment(owner, role.input_type, trackers() if tracked is None else tracked)
+        self._reporter = reporter(progress, owner.model)
         patience = owner.settings.deadline
         self._deadline = math.inf if patience is None else time.monotonic() + patience
 
@@ -93,8 +96,10 @@ class Call(Waits):
         try:
             with self._collector():
                 self.prepare()
+                self.report()
                 if self.needs_engine:
                     self.wait()
+                self.report(finished=True)
         finally:
             self.leave()
 
@@ -103,8 +108,10 @@ class Call(Waits):
         try:
             with self._collector():
                 await self.off_loop(self.prepare)
+                self.report()
                 if self.needs_engine:
                     await self.await_()
+                self.report(finished=True)
         finally:
             self.leave()
 
@@ -177,9 +184,29 @@ class Call(Waits):
         owner.join(look_up.account)
         engine().submit(look_up.account, self._ticket, self._role.lane, wants, look_up)
 
+    def report(self, *, finished: bool = False) -> None:
+        """Tell the user how far it is, where they want to know."""
+        if self._reporter is not None:
+            self._reporter.begin(self._plan.n)
+            self._reporter.report(*self.standing(), finished=finished)
+
+    def standing(self) -> tuple[int, Usage]:
+        """Give how many texts are done, and the usage so far; from any thread, at any time."""
+        look_up, ticket = self._look_up, self._ticket
+        if look_up is None:
+            return 0, Usage()
+        unique = len(self._plan.keys)
+        pending = len(look_up.misses) if ticket is None else ticket.pending
+        pending = 0 if self._failed else pending  # nothing of this call was sent
+        usage = Usage(cache_hits=len(look_up.hits), failed=len(self._failed or (ticket.failed if ticket else ())))
+        done = self._plan.n * (unique - pending) // unique if unique else self._plan.n
+        return done, usage if ticket is None else usage + ticket.usage
+
     def leave(self) -> None:
         """Withdraw what is still pending; nothing is where all is served."""
         self._left = True
+        if self._reporter is not None:
+            self._reporter.close()
         look_up = self._look_up
         if look_up is None:
             return

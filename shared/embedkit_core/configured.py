@@ -23,6 +23,7 @@ from embedkit_core.form import DType
 from embedkit_core.meter import Meter
 from embedkit_core.outcome import warn_of_cuts
 from embedkit_core.prices import price_of
+from embedkit_core.progress import ProgressTo, check_progress
 from embedkit_core.providers.connection import Connection
 from embedkit_core.roles import CallSettings, OnError, Role, make_role
 from embedkit_core.secrets import Secret
@@ -69,6 +70,7 @@ class Configured:
         budget_usd: float | str | Decimal | None = None,
         budget_tokens: int | None = None,
         prices: Mapping[str, float | str | Decimal] | None = None,
+        progress: ProgressTo = None,
         pickle_api_key: bool = False,
         **unknown: Never,
     ) -> None:
@@ -81,7 +83,8 @@ class Configured:
         config.one_of("on_error", on_error, get_args(OnError))
         config.check_limiter(rate_limiter)
         rates = Rates(requests_per_minute, tokens_per_minute)
-        self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error)
+        self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error, progress)
+        check_progress(progress)
         choice = config.choose(arguments)
         wanted = plan(choice, dimensions=dimensions, fetch=fetch_dimensions, dtype=dtype, long_text=on_long_text)
         self.provider = wanted.provider

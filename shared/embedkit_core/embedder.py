@@ -10,13 +10,15 @@ from embedkit_core.call import Call, off_loop
 from embedkit_core.configured import Configured
 from embedkit_core.engine.current import refuse_engine_thread
 from embedkit_core.estimating import estimate
+from embedkit_core.forecast import Estimate, Explanation
 from embedkit_core.forks import importing
 from embedkit_core.importing import Imported, import_vectors
 from embedkit_core.outcome import explained
 from embedkit_core.plan import check_list
+from embedkit_core.progress import ProgressTo, check_progress
 from embedkit_core.store import Store
 from embedkit_core.stream import Stream
-from embedkit_core.types import EmbeddingResult, Estimate, Explanation, InputType, Vectors
+from embedkit_core.types import EmbeddingResult, InputType, Vectors
 from embedkit_core.verifying import Verified, verify_cache
 
 
@@ -54,6 +56,7 @@ class Embedder(Configured):
         budget_usd, budget_tokens: what this object may spend: a text that may cost more than is left is not sent.
         prices: USD per million tokens of models, as in {"openai:my-model": 0.02}; what they name goes before the
             catalogue.
+        progress: True for a bar, or a function that is given a `Progress` now and then, on the caller's side.
         pickle_api_key: whether an `api_key` given here goes into a pickle; one from the environment never does.
 
     Raises:
@@ -61,30 +64,42 @@ class Embedder(Configured):
     """
 
     def embed(
-        self, texts: Iterable[str], *, input_type: InputType = "document", max_batch_texts: int | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: InputType = "document",
+        max_batch_texts: int | None = None,
+        progress: ProgressTo = None,
     ) -> EmbeddingResult:
         """Embed texts, each distinct one once, and say what it took.
 
-        `max_batch_texts` bounds the texts in one request of this call.
+        `max_batch_texts` bounds the texts in one request of this call; `progress` is where this one reports.
 
         Raises:
             InputError: some texts cannot be embedded; nothing was sent.
             PartialFailureError: some failed for good; the others are in its `result` and in the cache.
             ProviderError: all failed.
         """
-        call = self._call(texts, input_type, max_batch_texts)
+        call = self._call(texts, input_type, max_batch_texts, progress=progress)
         call.serve("embed")
         return call.finish()
 
     async def aembed(
-        self, texts: Iterable[str], *, input_type: InputType = "document", max_batch_texts: int | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: InputType = "document",
+        max_batch_texts: int | None = None,
+        progress: ProgressTo = None,
     ) -> EmbeddingResult:
         """Embed texts, as `embed` does, without holding the caller's loop."""
-        call = self._call(check_list(texts), input_type, max_batch_texts)
+        call = self._call(check_list(texts), input_type, max_batch_texts, progress=progress)
         await call.aserve()
         return await call.off_loop(call.finish)
 
-    def embed_iter(self, texts: Iterable[str], *, input_type: InputType = "document") -> Generator[Vectors, None, None]:
+    def embed_iter(
+        self, texts: Iterable[str], *, input_type: InputType = "document", progress: ProgressTo = None
+    ) -> Generator[Vectors, None, None]:
         """Embed a stream, however long: one float32 (dimensions,) for each text, in order.
 
         It reads ahead by 2 x `max_concurrency` full requests, and nothing is sent any more once it is closed. What
@@ -96,16 +111,20 @@ class Embedder(Configured):
         """
         refuse_engine_thread("embed_iter")
         config.check_input_type(input_type)
-        return Stream(self, self._roles[input_type], texts).rows()
+        return Stream(self, self._roles[input_type], texts, self._reporting(progress)).rows()
 
     def aembed_iter(
-        self, texts: Iterable[str] | AsyncIterable[str], *, input_type: InputType = "document"
+        self,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        input_type: InputType = "document",
+        progress: ProgressTo = None,
     ) -> AsyncGenerator[Vectors, None]:
         """Embed a stream, as `embed_iter` does, of a plain or an async iterable, without holding the caller's loop."""
         with importing.lock:
             from embedkit_core.astream import AsyncStream
         config.check_input_type(input_type)
-        return AsyncStream(self, self._roles[input_type], texts).rows()
+        return AsyncStream(self, self._roles[input_type], texts, self._reporting(progress)).rows()
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
@@ -191,10 +210,24 @@ class Embedder(Configured):
         config.check_input_type(input_type)
         return explained(self.provider, self.price, self.store, self._roles[input_type], text)
 
+    def _reporting(self, progress: ProgressTo) -> ProgressTo:
+        """Say where a call reports: to what it was given, else where the object says."""
+        if progress is None:
+            return self.settings.progress
+        check_progress(progress)
+        return progress
+
     def _call(
-        self, texts: Iterable[str], input_type: InputType, max_batch_texts: int | None = None, *, lists: bool = False
+        self,
+        texts: Iterable[str],
+        input_type: InputType,
+        max_batch_texts: int | None = None,
+        *,
+        lists: bool = False,
+        progress: ProgressTo = None,
     ) -> Call:
         config.check_input_type(input_type)
         if max_batch_texts is not None:
             config.whole_number("max_batch_texts", max_batch_texts, 1)
-        return Call(self, self._roles[input_type].at_most(max_batch_texts), texts, lists=lists)
+        role = self._roles[input_type].at_most(max_batch_texts)
+        return Call(self, role, texts, lists=lists, progress=self._reporting(progress))

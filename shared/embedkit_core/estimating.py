@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from embedkit_core.engine.budget import most_tokens, usd_of
 from embedkit_core.engine.current import engine, is_running
 from embedkit_core.engine.packing import CAP_TEXTS, Room, estimate_tokens, spread
+from embedkit_core.forecast import Estimate
 from embedkit_core.lookup import LookUp, Nowhere
 from embedkit_core.plan import Plan, make_plan
 from embedkit_core.roles import Role
-from embedkit_core.types import Estimate
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder

@@ -12,10 +12,12 @@ from embedkit_core import config
 from embedkit_core.configured import parameter_names
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.forecast import Estimate
 from embedkit_core.importing import Imported
 from embedkit_core.lists import ato_lists, to_lists
 from embedkit_core.plan import check_list
-from embedkit_core.types import Estimate, InputType, Usage
+from embedkit_core.progress import ProgressTo
+from embedkit_core.types import InputType, Usage
 from embedkit_core.verifying import Verified
 
 __all__ = [
@@ -207,19 +209,27 @@ class Lists(NamedTuple):
 
 
 def embed_lists(
-    embedder: Embedder, texts: Iterable[str], input_type: InputType = "document", max_batch_texts: int | None = None
+    embedder: Embedder,
+    texts: Iterable[str],
+    input_type: InputType = "document",
+    max_batch_texts: int | None = None,
+    progress: ProgressTo = None,
 ) -> Lists:
     """Embed texts as `embed` does; the lists are made while the server is waited for, and there is no matrix."""
-    call = embedder._call(texts, input_type, max_batch_texts, lists=True)
+    call = embedder._call(texts, input_type, max_batch_texts, lists=True, progress=progress)
     call.serve("embed")
     return Lists(call.finish_lists(), call.usage)
 
 
 async def aembed_lists(
-    embedder: Embedder, texts: Iterable[str], input_type: InputType = "document", max_batch_texts: int | None = None
+    embedder: Embedder,
+    texts: Iterable[str],
+    input_type: InputType = "document",
+    max_batch_texts: int | None = None,
+    progress: ProgressTo = None,
 ) -> Lists:
     """Embed texts as `aembed` does, letting the caller's loop run while lists are made."""
-    call = embedder._call(check_list(texts), input_type, max_batch_texts, lists=True)
+    call = embedder._call(check_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
     await call.aserve()
     return Lists(await call.off_loop(call.finish_lists), call.usage)
 

@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterable
 
 from embedkit_core.engine.budget import usd_of
 from embedkit_core.errors import BudgetError, EmbedKitError, PartialFailureError
+from embedkit_core.forecast import Explanation
 from embedkit_core.plan import key_of, make_plan
 from embedkit_core.prices import Price
 from embedkit_core.providers import Provider
 from embedkit_core.roles import Role
 from embedkit_core.store import Store
-from embedkit_core.types import EmbeddingResult, Explanation, dollars
+from embedkit_core.types import EmbeddingResult, dollars
 
 logger = logging.getLogger("embedkit_core")
 

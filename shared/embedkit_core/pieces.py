@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from embedkit_core.call import Call
 from embedkit_core.engine.packing import CAP_TEXTS, FLOOR_TEXTS
 from embedkit_core.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.plan import flaw_of
+from embedkit_core.progress import OFTEN, ProgressTo, reporter
 from embedkit_core.roles import Role
 from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
@@ -74,6 +76,10 @@ class Piece:
         self._left = True
         self._call.leave()
 
+    def standing(self) -> tuple[int, Usage]:
+        """Give how many texts are done, and the usage so far."""
+        return self._call.standing()
+
     def finish(self) -> None:
         """Take in what came of the call: the rows before the first text that failed, and that text's error."""
         if self._broken:
@@ -117,12 +123,13 @@ class Piece:
         self._broken = True
 
 
-class Progress:
+class Reach:
     """How far a stream has come, and how far it may go: `size` texts in a piece, `most` pulled and not yet given."""
 
-    def __init__(self, owner: Embedder, role: Role) -> None:
+    def __init__(self, owner: Embedder, role: Role, texts: object, progress: ProgressTo) -> None:
         self._owner = owner
         self._role = role
+        self._reporter = reporter(progress, owner.model, len(texts) if isinstance(texts, Sized) else None)
         limits, slots = role.lane.limits, owner.settings.max_concurrency
         slots = min(slots, limits.in_flight or slots)
         self.size = max(min(CAP_TEXTS, limits.texts) * -(-slots // 2), FLOOR_TEXTS)
@@ -147,6 +154,31 @@ class Progress:
         """Note that all rows of a piece were taken."""
         self._given = piece.start + len(piece.rows)
         self._usage += piece.usage
+
+    # What the user is told
+
+    @property
+    def nap(self) -> float | None:
+        """The seconds after which a caller who waits looks up, None for no need to."""
+        return None if self._reporter is None else OFTEN
+
+    def report(self, pieces: Iterable[Piece], *, finished: bool = False) -> None:
+        """Tell the user how far it is, where they want to know and it is time; `pieces` are those under way."""
+        told = self._reporter
+        if told is None or not (finished or told.due()):
+            return
+        done, usage = self._given, self._usage
+        for piece in pieces:
+            more, theirs = piece.standing()
+            done, usage = done + more, usage + theirs
+        if finished:
+            told.begin(done)
+        told.report(done, usage, finished=finished)
+
+    def close(self) -> None:
+        """Tell nothing more."""
+        if self._reporter is not None:
+            self._reporter.close()
 
     def error_after(self, piece: Piece) -> Exception | None:
         """Give what is to be raised after the rows of a piece, in terms of the stream."""

@@ -13,6 +13,7 @@ from embedkit_core.engine.own import Rates
 from embedkit_core.form import Finish, Form
 from embedkit_core.order import Order
 from embedkit_core.plan import key_parts, key_prefix
+from embedkit_core.progress import ProgressTo
 from embedkit_core.providers import Provider
 from embedkit_core.types import InputType, LongText
 
@@ -28,6 +29,7 @@ class CallSettings:
     max_retries: int
     deadline: float | None
     on_error: OnError
+    progress: ProgressTo = None
 
 
 @dataclass(frozen=True, slots=True)

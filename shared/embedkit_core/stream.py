@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from embedkit_core.engine.current import refuse_engine_thread
 from embedkit_core.errors import EmbedKitError, InputError
-from embedkit_core.pieces import Piece, Progress
+from embedkit_core.pieces import Piece, Reach
 from embedkit_core.plan import no_texts, refuse_no_list
+from embedkit_core.progress import ProgressTo
 from embedkit_core.roles import Role
 from embedkit_core.types import Vectors
 
@@ -24,11 +25,11 @@ PATIENCE = 0.1  # seconds after which a piece goes out as it is, so that a slow 
 class Stream:
     """A stream for a caller that may block, and pulls the texts itself."""
 
-    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str]) -> None:
+    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str], progress: ProgressTo = None) -> None:
         if isinstance(texts, AsyncIterable) and not isinstance(texts, Iterable):
             raise InputError("embed_iter() cannot wait for an async source; use aembed_iter()", ())
         self._source = iterator_over(texts)
-        self._progress = Progress(owner, role)
+        self._reach = Reach(owner, role, texts, progress)
         self._pieces: deque[Piece] = deque()
         self._end: Exception | None = None
         self._quick = False
@@ -36,7 +37,7 @@ class Stream:
 
     def rows(self) -> Generator[Vectors, None, None]:
         """Give float32 (dimensions,) for each text, and withdraw what is pending when it is closed."""
-        progress = self._progress
+        reach = self._reach
         error: Exception | None = None
         try:
             while error is None and (piece := self._next()) is not None:
@@ -44,11 +45,13 @@ class Stream:
                     self._leave()
                 for place in range(len(piece.rows)):
                     yield piece.rows[place].copy()
-                progress.gave(piece)
-                error = progress.error_after(piece)
+                reach.gave(piece)
+                reach.report(self._pieces)
+                error = reach.error_after(piece)
                 del piece  # its rows, before the next piece is waited for
             if error := error or self._end:
                 raise error
+            reach.report((), finished=True)
         finally:
             error = self._end = None  # an error that is raised holds this frame
             self._leave()
@@ -58,7 +61,8 @@ class Stream:
         self._pull_ahead()
         if not self._pieces:
             return None
-        self._pieces[0].done.wait()
+        while not self._pieces[0].done.wait(self._reach.nap):
+            self._reach.report(self._pieces)
         piece = self._pieces.popleft()
         piece.finish()
         return piece
@@ -70,9 +74,9 @@ class Stream:
 
     def _pull_ahead(self) -> None:
         """Begin pieces while there is room; finished rows are given first, unless the source takes no time."""
-        progress = self._progress
+        reach = self._reach
         once = self._quick
-        while progress.open and progress.fits(progress.size) and (once or not self._ready()):
+        while reach.open and reach.fits(reach.size) and (once or not self._ready()):
             self._begin_piece()
             once = False
 
@@ -80,14 +84,14 @@ class Stream:
         return bool(self._pieces) and self._pieces[0].done.is_set()
 
     def _begin_piece(self) -> None:
-        progress = self._progress
-        if not (texts := self._pull(progress.size)):
+        reach = self._reach
+        if not (texts := self._pull(reach.size)):
             return
-        piece = progress.cut(texts)
+        piece = reach.cut(texts)
         self._pieces.append(piece)
         piece.begin()
         if piece.error is not None:
-            progress.open = False
+            reach.open = False
 
     def _pull(self, n: int) -> list[str]:
         """Take n texts from the source, or what it gives in a moment."""
@@ -99,15 +103,16 @@ class Stream:
                 if len(texts) == n or time.monotonic() >= due or (not self._quick and self._ready()):
                     break
             else:
-                self._progress.open = False
+                self._reach.open = False
         except Exception as error:
-            self._progress.open = False
+            self._reach.open = False
             self._end = error
         self._quick = len(texts) == n
         return texts
 
     def _leave(self) -> None:
-        self._progress.open = False
+        self._reach.open = False
+        self._reach.close()
         while self._pieces:
             piece = self._pieces.popleft()
             if os.getpid() == self._process:

@@ -87,10 +87,12 @@ def packed(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
     if limiter is not None and not _can_travel(limiter):
         logger.warning("the rate_limiter of %s:%s cannot be pickled: the copy has none", provider.name, provider.model)
         limiter = None
+    progress = arguments["progress"]
     return {
         **arguments,
         "cache": cache,
         "rate_limiter": limiter,
+        "progress": progress if isinstance(progress, bool) or _can_travel(progress) else None,
         "base_url": provider.address or provider.endpoint or None,
     }
 

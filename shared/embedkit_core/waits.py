@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 
 from embedkit_core.engine.items import Rows, Ticket
 from embedkit_core.lists import ListRows
+from embedkit_core.progress import OFTEN, Reporter
 
 
 class Waits:
     """The waiting of a call that is to be submitted: its ticket, and the rows that land meanwhile."""
 
-    __slots__ = ("_rows", "_ticket")
+    __slots__ = ("_reporter", "_rows", "_ticket")
 
+    _reporter: Reporter | None
     _rows: Rows | ListRows
     _ticket: Ticket | None
 
@@ -22,12 +24,16 @@ class Waits:
         """Hand over what the engine is to do; `wake` is called on its side when all is done, and when rows land."""
         raise NotImplementedError
 
+    def report(self, *, finished: bool = False) -> None:
+        """Tell the user how far it is, where they want to know."""
+        raise NotImplementedError
+
     def wait(self) -> None:
         """Wait for the engine, from a thread that may block."""
         awake = threading.Event()
         for made in self._while_waiting(awake.set):
             if not made:
-                awake.wait()
+                awake.wait(None if self._reporter is None else OFTEN)
                 awake.clear()
 
     async def await_(self) -> None:
@@ -44,8 +50,13 @@ class Waits:
         for made in self._while_waiting(wake):
             if made:
                 await asyncio.sleep(0)
-            else:
+            elif self._reporter is None:
                 await awake.wait()
+                awake.clear()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(OFTEN):
+                        await awake.wait()
                 awake.clear()
 
     def _while_waiting(self, wake: Callable[[], None]) -> Iterator[bool]:
@@ -62,4 +73,6 @@ class Waits:
                     yield True
             if closed:
                 return
+            if self._reporter is not None and self._reporter.due():
+                self.report()
             yield False

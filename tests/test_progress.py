@@ -1,0 +1,218 @@
+"""How far a call has come, told on the caller's side, and to the end whatever happens."""
+
+import asyncio
+import io
+import logging
+import pickle
+import threading
+from decimal import Decimal
+
+import pytest
+from support.waiting import wait_until_joined
+
+from embedkit_core import ConfigurationError, Embedder, MissingExtraError, PartialFailureError, Progress
+from embedkit_core.testing import FakeServer
+
+PRICE = Decimal(1)
+
+
+def made(server, **settings):
+    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
+
+
+def texts_of(n):
+    return [f"text {i}" for i in range(n)]
+
+
+class Told(list):
+    """A function that keeps what it is told, and on which thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads = set()
+
+    def __call__(self, progress):
+        self.append(progress)
+        self.threads.add(threading.current_thread())
+
+
+def held_up(server, embedder, run):
+    """Run something whose requests are held until it has told that nothing is done."""
+    told, release = Told(), threading.Event()
+
+    def tell(progress):
+        told(progress)
+        if len(told) >= 3:  # two of them while the server holds everything back
+            server.release()
+            release.set()
+
+    server.hold()
+    run(tell)
+    assert release.is_set()
+    return told
+
+
+def test_a_function_is_told_while_a_call_waits_and_at_its_end(tmp_path):
+    """Scenario 33, as a plain callback."""
+    server = FakeServer(usd_per_million=PRICE)
+    embedder = made(server, cache=tmp_path)
+    embedder.embed(texts_of(100))
+    told = held_up(server, embedder, lambda tell: embedder.embed([*texts_of(500), "text 0"], progress=tell))
+    first, last = told[0], told[-1]
+    assert (first.texts, first.cache_hits, first.finished) == (501, 100, False)
+    assert 100 <= first.done < 501
+    assert (last.done, last.texts, last.finished, last.seconds_left) == (501, 501, True, 0.0)
+    assert (last.tokens, last.cost_usd, last.cache_hits) == (800, 800 * PRICE / 1_000_000, 100)
+    assert [p.done for p in told] == sorted(p.done for p in told)
+    assert sum(p.finished for p in told) == 1
+    assert told.threads == {threading.current_thread()}
+
+
+def test_a_function_of_an_async_caller_runs_on_its_loop():
+    server = FakeServer()
+    embedder = made(server)
+
+    async def run(tell):
+        await embedder.aembed(texts_of(300), progress=tell)
+
+    told = held_up(server, embedder, lambda tell: asyncio.run(run(tell)))
+    assert told[-1].done == told[-1].texts == 300
+    assert told.threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_stream_tells_too_and_its_total_where_it_has_one(known):
+    server = FakeServer()
+    embedder = made(server)
+    texts = texts_of(3000)
+    told = held_up(
+        server, embedder, lambda tell: list(embedder.embed_iter(texts if known else iter(texts), progress=tell))
+    )
+    assert told[0].texts == (3000 if known else None)
+    assert (told[-1].done, told[-1].texts, told[-1].finished, told[-1].tokens) == (3000, 3000, True, 6000)
+    assert [p.done for p in told] == sorted(p.done for p in told)
+
+
+async def test_an_async_stream_tells_on_its_loop():
+    told = Told()
+    server = FakeServer()
+    rows = [row async for row in made(server).aembed_iter(texts_of(700), progress=told)]
+    assert len(rows) == told[-1].done == 700
+    assert told[-1].finished
+    assert told.threads == {threading.current_thread()}
+
+
+def test_the_end_is_told_where_texts_fail():
+    server = FakeServer()
+    server.poison.add("text 3")
+    told = Told()
+    with pytest.raises(PartialFailureError):
+        made(server).embed(texts_of(20), progress=told)
+    assert (told[-1].done, told[-1].failed, told[-1].finished) == (20, 1, True)
+
+
+async def test_a_caller_who_leaves_is_not_told_that_all_is_done():
+    server, told = FakeServer(), Told()
+    embedder = made(server)
+    server.hold()
+    task = asyncio.create_task(embedder.aembed(texts_of(20), progress=told))
+    await asyncio.to_thread(wait_until_joined, embedder, 20)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    server.release()
+    assert told
+    assert not any(progress.finished for progress in told)
+
+
+def test_a_function_that_fails_is_not_called_again_and_the_call_goes_on(caplog):
+    calls = []
+
+    def broken(progress):
+        calls.append(progress)
+        raise RuntimeError("secret text")
+
+    with caplog.at_level(logging.WARNING, logger="embedkit_core"):
+        assert made(FakeServer()).embed(texts_of(50), progress=broken).usage.sent == 50
+    assert len(calls) == 1
+    assert "progress= failed with RuntimeError" in caplog.text
+    assert "secret text" not in caplog.text
+
+
+def test_an_object_tells_of_all_its_calls_unless_one_says_otherwise():
+    told = Told()
+    embedder = made(FakeServer(), progress=told)
+    embedder.embed(["one"])
+    embedder.embed_query("two")
+    assert [p.texts for p in told if p.finished] == [1, 1]
+    embedder.embed(["three"], progress=False)
+    assert len([p for p in told if p.finished]) == 2
+
+
+def test_a_bar_counts_texts_and_ends_at_100_percent(tmp_path, monkeypatch):
+    """Scenario 33."""
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    server = FakeServer(usd_per_million=PRICE)
+    embedder = made(server, cache=tmp_path, progress=True)
+    embedder.embed(texts_of(40))
+    embedder.embed(texts_of(100))
+    last = shown.getvalue().rstrip().splitlines()[-1]
+    assert "fake:model: 100%" in last
+    assert "100/100" in last
+    assert "40 from cache" in last
+    assert "tokens/s" in last
+    assert "$0.00012" in last
+
+
+def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    embedder = made(FakeServer(), progress=True)
+    embedder.embed_query("text")
+    assert shown.getvalue() == ""
+    embedder.embed(texts_of(2))
+    assert "100%" in shown.getvalue()
+    assert not any("monitor" in type(thread).__name__.lower() for thread in threading.enumerate())
+
+
+def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    embedder = made(FakeServer(), progress=True)
+
+    async def run():
+        await asyncio.gather(*(embedder.aembed([f"{i} {n}" for n in range(50)]) for i in range(4)))
+
+    asyncio.run(run())
+    assert shown.getvalue().count("100%") >= 4
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0.5, [print]])
+def test_what_can_be_told_nothing_is_refused(value):
+    with pytest.raises(ConfigurationError, match="progress="):
+        made(FakeServer(), progress=value)
+    with pytest.raises(ConfigurationError, match="progress="):
+        made(FakeServer()).embed(["text"], progress=value)
+
+
+def test_an_async_function_and_a_bar_without_tqdm_are_refused(monkeypatch):
+    async def tell(progress): ...
+
+    with pytest.raises(ConfigurationError, match="async"):
+        made(FakeServer(), progress=tell)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"rag-embedkit\[progress\]"):
+        made(FakeServer(), progress=True)
+
+
+def test_a_pickled_embedder_has_the_bar_and_no_function_of_this_process():
+    server = FakeServer()
+    assert pickle.loads(pickle.dumps(made(server, progress=True))).settings.progress is True
+    assert pickle.loads(pickle.dumps(made(server, progress=lambda p: None))).settings.progress is None
+
+
+def test_numbers_make_sense_before_anything_is_done():
+    nothing = Progress(10, 0, 0, 0, 0, Decimal(0), 0.0)
+    assert (nothing.tokens_per_second, nothing.seconds_left) == (0.0, None)
+    half = Progress(10, 6, 2, 0, 400, None, 2.0)
+    assert (half.tokens_per_second, half.seconds_left) == (200.0, 2.0)
