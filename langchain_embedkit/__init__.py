@@ -1,4 +1,4 @@
-"""Embeddings for LangChain: `EmbedKitEmbeddings`, in place of the framework's own classes."""
+"""Embeddings for LangChain: `EmbedKitEmbeddings`, in place of the framework's own classes, and what they cost."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langchain_embedkit.embeddings import EmbedKitEmbeddings
+    from langchain_embedkit.usage import EmbeddingUsage, EmbeddingUsageHandler, get_embedding_usage
 
-__all__ = ["EmbedKitEmbeddings"]
+__all__ = ["EmbedKitEmbeddings", "EmbeddingUsage", "EmbeddingUsageHandler", "get_embedding_usage"]
 
-_ROOMS = {"EmbedKitEmbeddings": "langchain_embedkit.embeddings"}
+_ROOMS = {
+    "EmbedKitEmbeddings": "langchain_embedkit.embeddings",
+    "EmbeddingUsage": "langchain_embedkit.usage",
+    "EmbeddingUsageHandler": "langchain_embedkit.usage",
+    "get_embedding_usage": "langchain_embedkit.usage",
+}
 
 
 def __getattr__(name: str) -> Any:

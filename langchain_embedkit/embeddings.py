@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -11,7 +12,7 @@ from langchain_core.utils import secret_from_env
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import DType, Embedder, RateLimiter, Usage
+from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
     CacheTools,
@@ -25,6 +26,7 @@ from embedkit_core.hosts import (
     take_arguments,
 )
 from langchain_embedkit.arguments import RULES
+from langchain_embedkit.usage import areported, current_run, reported
 
 
 class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
@@ -73,6 +75,10 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
     deadline: float | None = None
     provider_options: Mapping[str, Any] | None = None
     rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True)
+    budget_usd: float | str | Decimal | None = None
+    budget_tokens: int | None = None
+    prices: Mapping[str, Any] | None = None
+    progress: SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(default=None, exclude=True)
     pickle_api_key: bool = False
 
     _embedder: Embedder = PrivateAttr()
@@ -105,6 +111,10 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
             deadline: float | None = None,
             provider_options: Mapping[str, Any] | None = None,
             rate_limiter: RateLimiter | None = None,
+            budget_usd: float | str | Decimal | None = None,
+            budget_tokens: int | None = None,
+            prices: Mapping[str, float | str | Decimal] | None = None,
+            progress: bool | Callable[[Progress], object] | None = None,
             pickle_api_key: bool = False,
             **spelled: Any,
         ) -> None: ...
@@ -159,34 +169,52 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
 
     def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents; `chunk_size` bounds the texts in one request of this call."""
-        return embed_lists(self._embedder, texts, max_batch_texts=chunk_size or None).rows
+        return self._embed(texts, "document", chunk_size or None)
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query."""
-        return embed_lists(self._embedder, [text], "query").rows[0]
+        return self._embed([text], "query")[0]
 
     async def aembed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents without holding the caller's loop."""
-        return (await aembed_lists(self._embedder, texts, max_batch_texts=chunk_size or None)).rows
+        return await self._aembed(texts, "document", chunk_size or None)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without holding the caller's loop."""
-        return (await aembed_lists(self._embedder, [text], "query")).rows[0]
+        return (await self._aembed([text], "query"))[0]
+
+    def _embed(self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None) -> list[list[float]]:
+        run = current_run()
+        if run is None:
+            return embed_lists(self._embedder, texts, input_type, max_batch_texts).rows
+        with reported(self._embedder.model, input_type, run) as report:
+            rows, report.usage = embed_lists(self._embedder, texts, input_type, max_batch_texts)
+        return rows
+
+    async def _aembed(
+        self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None
+    ) -> list[list[float]]:
+        run = current_run()
+        if run is None:
+            return (await aembed_lists(self._embedder, texts, input_type, max_batch_texts)).rows
+        async with areported(self._embedder.model, input_type, run) as report:
+            rows, report.usage = await aembed_lists(self._embedder, texts, input_type, max_batch_texts)
+        return rows
 
     def __getstate__(self) -> dict[Any, Any]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
         state = super().__getstate__()
         travels = self.pickle_api_key and "api_key" in self.model_fields_set and not callable(self.api_key)
-        left = {"rate_limiter": None} | ({} if travels else {"api_key": None})
+        left: dict[str, Any] = {"rate_limiter": None, "progress": None} | ({} if travels else {"api_key": None})
         left |= {} if self.pickle_api_key else {"headers": None, "proxy": None}
         return {**state, "__dict__": {**state["__dict__"], **left}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__["rate_limiter"] = self._embedder.rate_limiter
+        self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
         self._show_key_of_environment()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; limiter and cache are shared, as what they bound and hold is."""
-        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache)}
+        """Copy the settings; limiter, cache and budget are shared, as what they bound and hold is."""
+        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache, self.progress)}
         return super().__deepcopy__({**(memo or {}), **shared})

@@ -23,6 +23,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "api_base": Mapped("base_url"),
     "openai_api_base": Mapped("base_url"),
     "chunk_size": Mapped("max_batch_texts"),
+    "show_progress": Mapped("progress"),
+    "show_progress_bar": Mapped("progress"),
     "openai_api_key": Mapped("api_key"),
     "voyage_api_key": Mapped("api_key"),
     "cohere_api_key": Mapped("api_key"),

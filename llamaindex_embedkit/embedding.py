@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from decimal import Decimal
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -17,7 +17,7 @@ from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import DType, Embedder, EmbedKitError, InputType, RateLimiter, Usage
+from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter, Usage
 from embedkit_core.hosts import (
     NOT_GIVEN,
     CacheTools,
@@ -31,17 +31,9 @@ from embedkit_core.hosts import (
     take_arguments,
 )
 from llamaindex_embedkit.arguments import RULES
-from llamaindex_embedkit.events import EmbeddingUsageEvent
+from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
 
 dispatcher = get_dispatcher(__name__)
-
-
-@dataclass(slots=True)
-class _Report:
-    """What a call comes to, for the events at its end."""
-
-    vectors: list[Embedding] = field(default_factory=list)
-    usage: Usage | None = None
 
 
 class EmbedKitEmbedding(BaseEmbedding, CacheTools):
@@ -93,6 +85,12 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
     deadline: float | None = Field(default=None, exclude=True, frozen=True)
     provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
     rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True, frozen=True)
+    budget_usd: float | str | Decimal | None = Field(default=None, exclude=True, frozen=True)
+    budget_tokens: int | None = Field(default=None, exclude=True, frozen=True)
+    prices: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)
+    progress: SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(
+        default=None, exclude=True, frozen=True
+    )
     pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
 
     _embedder: Embedder = PrivateAttr()
@@ -125,6 +123,10 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
             deadline: float | None = None,
             provider_options: Mapping[str, Any] | None = None,
             rate_limiter: RateLimiter | None = None,
+            budget_usd: float | str | Decimal | None = None,
+            budget_tokens: int | None = None,
+            prices: Mapping[str, float | str | Decimal] | None = None,
+            progress: bool | Callable[[Progress], object] | None = None,
             pickle_api_key: bool = False,
             callback_manager: CallbackManager | None = None,
             embed_batch_size: int = 10,
@@ -244,21 +246,21 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
     def get_text_embedding_batch(
         self,
         texts: list[str],
-        show_progress: bool = False,  # noqa: ARG002 - the host's signature; progress comes with the core's own bar
+        show_progress: bool = False,
         **kwargs: Any,  # noqa: ARG002 - the host's signature
     ) -> list[Embedding]:
         """Embed texts in one call of the core, which batches them."""
-        return self._embed(texts, "document")
+        return self._embed(texts, "document", show_progress or None)
 
     @dispatcher.span
     async def aget_text_embedding_batch(
         self,
         texts: list[str],
-        show_progress: bool = False,  # noqa: ARG002 - the host's signature
+        show_progress: bool = False,
         **kwargs: Any,  # noqa: ARG002 - the host's signature
     ) -> list[Embedding]:
         """Embed texts in one call of the core, without holding the caller's loop."""
-        return await self._aembed(texts, "document")
+        return await self._aembed(texts, "document", show_progress or None)
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
@@ -272,21 +274,21 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
         """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
         return (agg_fn or mean_agg)(await self._aembed(queries, "query"))
 
-    def _embed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
+    def _embed(self, texts: list[str], input_type: InputType, progress: bool | None = None) -> list[Embedding]:
         with self._reported(texts, input_type) as report:
-            report.vectors, report.usage = embed_lists(self._embedder, texts, input_type)
+            report.vectors, report.usage = embed_lists(self._embedder, texts, input_type, progress=progress)
         return report.vectors
 
-    async def _aembed(self, texts: list[str], input_type: InputType) -> list[Embedding]:
+    async def _aembed(self, texts: list[str], input_type: InputType, progress: bool | None = None) -> list[Embedding]:
         with self._reported(texts, input_type) as report:
-            report.vectors, report.usage = await aembed_lists(self._embedder, texts, input_type)
+            report.vectors, report.usage = await aembed_lists(self._embedder, texts, input_type, progress=progress)
         return report.vectors
 
     @contextmanager
-    def _reported(self, texts: list[str], input_type: InputType) -> Iterator[_Report]:
+    def _reported(self, texts: list[str], input_type: InputType) -> Iterator[Report]:
         """Report a call to the host: its start now, its end with the vectors, on failure with none, and its usage."""
         payload = self.to_payload()
-        report = _Report()
+        report = Report()
         dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}) as event:
             try:
@@ -306,18 +308,20 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
         self._embedder.__reduce__()  # the host would drop what cannot be pickled, a cache of the user's say, in silence
-        state: dict[str, Any] = super().__getstate__()
         travels = self.pickle_api_key and "api_key" in self.model_fields_set and not callable(self.api_key)
-        left = {"rate_limiter": None} | ({} if travels else {"api_key": None})
+        left: dict[str, Any] = {"rate_limiter": None, "progress": None} | ({} if travels else {"api_key": None})
         left |= {} if self.pickle_api_key else {"headers": None, "proxy": None}
-        return {**state, "__dict__": {**state["__dict__"], **left}}
+        twin = BaseModel.__copy__(self)  # of its own fields: the host takes those out that cannot be pickled
+        twin.__dict__ |= left
+        state: dict[str, Any] = super(EmbedKitEmbedding, twin).__getstate__()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         BaseModel.__setstate__(self, state)  # the host would call the constructor, with nothing left to tell it
         self.__dict__.setdefault("callback_manager", CallbackManager([]))
-        self.__dict__["rate_limiter"] = self._embedder.rate_limiter
+        self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; limiter and cache are shared, as what they bound and hold is."""
-        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache)}
+        """Copy the settings; limiter, cache and budget are shared, as what they bound and hold is."""
+        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache, self.progress)}
         return super().__deepcopy__({**(memo or {}), **shared})

@@ -1,6 +1,8 @@
-"""The event of ours beside the host's own."""
+"""The event of ours beside the host's own, and what a call comes to."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 from llama_index_instrumentation.base import BaseEvent
 
@@ -21,3 +23,11 @@ class EmbeddingUsageEvent(BaseEvent):
     def class_name(cls) -> str:
         """Give the name the host serializes under."""
         return "EmbeddingUsageEvent"
+
+
+@dataclass(slots=True)
+class Report:
+    """What a call comes to, for the events at its end."""
+
+    vectors: list[list[float]] = field(default_factory=list)
+    usage: Usage | None = None

@@ -17,6 +17,7 @@ from embedkit_core.importing import Imported
 from embedkit_core.lists import ato_lists, to_lists
 from embedkit_core.plan import check_list
 from embedkit_core.progress import ProgressTo
+from embedkit_core.tracking import UsageHeard, by_model
 from embedkit_core.types import InputType, Usage
 from embedkit_core.verifying import Verified
 
@@ -28,8 +29,10 @@ __all__ = [
     "NoEffect",
     "Refused",
     "Rule",
+    "UsageHeard",
     "aembed_lists",
     "ato_lists",
+    "by_model",
     "complaint",
     "cut_or_refuse",
     "default_model",
@@ -60,10 +63,9 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class NoEffect:
-    """An argument that is accepted and does nothing, and why; `promised` ones are warned about where they are on."""
+    """An argument that is accepted and does nothing, and why."""
 
     why: str
-    promised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,6 @@ def _weigh_up(owner: str, name: str, value: Any, rule: Rule) -> None:
         return
     if isinstance(rule, Refused) and not any(_same(value, harmless) for harmless in rule.harmless):
         raise ConfigurationError(f"{owner} takes no {name}: {rule.way_out}")
-    if isinstance(rule, NoEffect) and rule.promised and value:
-        warnings.warn(f"{owner}: {name} has no effect: {rule.why}", stacklevel=5)
 
 
 def seconds(name: str, value: Any) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
 from embedkit_core import config
 from embedkit_core.engine.budget import Budget
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.forks import ForkLock
 from embedkit_core.meter import Meter
 from embedkit_core.types import USAGE, InputType, Usage, dollars
 
@@ -139,6 +140,42 @@ class UsageTracker:
 
 def _listed(row: UsageRow) -> dict[str, Any]:
     return {"model": row.model, "input_type": row.input_type, **row.usage.to_dict()}
+
+
+def by_model(rows: Iterable[UsageRow]) -> dict[str, Usage]:
+    """Give the usage of each model, in all roles together."""
+    found: dict[str, Usage] = {}
+    for row in rows:
+        found[row.model] = found.get(row.model, Usage()) + row.usage
+    return found
+
+
+class UsageHeard:
+    """The usage of calls as it was told of in dictionaries, each that of a `UsageRow`; safe to add to in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = ForkLock()
+        self._rows: list[UsageRow] = []
+
+    @property
+    def rows(self) -> list[UsageRow]:
+        """By model and role."""
+        return list(self._rows)
+
+    @property
+    def usage(self) -> Usage:
+        """All of it so far."""
+        return sum((row.usage for row in self.rows), Usage())
+
+    def add(self, told: Mapping[str, Any]) -> None:
+        """Take in the usage of a call."""
+        name, usage = (told["model"], told["input_type"]), Usage.from_dict(told)
+        with self._lock.lock:
+            for place, row in enumerate(self._rows):
+                if (row.model, row.input_type) == name:
+                    self._rows[place] = UsageRow(*name, row.usage + usage)
+                    return
+            self._rows.append(UsageRow(*name, usage))
 
 
 COLUMNS: Mapping[str, Callable[[Usage], str]] = {

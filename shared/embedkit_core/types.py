@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Context, Decimal
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy.typing as npt
 
@@ -236,6 +236,12 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(_sum(getattr(self, name), getattr(other, name)) for name in USAGE))
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Self:
+        """Give the usage that `to_dict` told of."""
+        read: dict[str, Any] = {n: Decimal(v) if isinstance(v, str) else v for n, v in told.items() if n in USAGE}
+        return cls(**read)
 
     def to_dict(self) -> dict[str, int | str | None]:
         """Give the numbers as JSON has them: dollars as strings, which lose nothing, None where unknown."""
