@@ -16,9 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from embedkit_core.engine.budget import Budget
 from embedkit_core.engine.gate import Gate
-from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
+from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.own import Rates
 from embedkit_core.engine.purse import Purse
+from embedkit_core.engine.rows import Rows
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.engine.turns import QUERIES_IN_A_ROW
 from embedkit_core.errors import (

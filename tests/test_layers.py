@@ -13,7 +13,7 @@ ADAPTERS = {
 }
 PURE = [
     *("scheduler", "turns", "queues", "packing", "pace", "own", "flow", "recent"),
-    *("failures", "retry", "longtext", "replies", "items", "budget", "purse", "money", "deadlines"),
+    *("failures", "retry", "longtext", "replies", "items", "budget", "purse", "money", "deadlines", "notes"),
 ]
 PRESETS = {"azure", "ollama", "vllm", "tei", "infinity", "lmstudio"}
 PROVIDERS = {"openai", "local", "fake", "voyage", "cohere", *PRESETS}

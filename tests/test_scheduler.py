@@ -7,9 +7,10 @@ import numpy as np
 
 from embedkit_core.engine.budget import Budget
 from embedkit_core.engine.gate import Gate
-from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
+from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.own import Rates
 from embedkit_core.engine.purse import Purse
+from embedkit_core.engine.rows import Rows
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.meter import Meter

@@ -26,6 +26,7 @@ from embedkit_core.forecast import Estimate, Explanation
 from embedkit_core.form import DType
 from embedkit_core.importing import Imported
 from embedkit_core.progress import Progress
+from embedkit_core.sight import Snapshot, snapshot
 from embedkit_core.tracking import UsageTracker, track_usage
 from embedkit_core.types import EmbeddingResult, InputType, ModelInfo, RateLimiter, Usage
 from embedkit_core.verifying import Verified
@@ -58,6 +59,7 @@ __all__ = [
     "RateLimitError",
     "RateLimiter",
     "RequestTooLargeError",
+    "Snapshot",
     "TextTooLongError",
     "TimedOutError",
     "UnavailableError",
@@ -66,5 +68,6 @@ __all__ = [
     "Verified",
     "__version__",
     "models",
+    "snapshot",
     "track_usage",
 ]

@@ -12,7 +12,8 @@ import numpy as np
 
 from embedkit_core.engine.budget import most_tokens
 from embedkit_core.engine.current import engine, refuse_engine_thread
-from embedkit_core.engine.items import Rows, Ticket
+from embedkit_core.engine.items import Ticket
+from embedkit_core.engine.rows import Rows
 from embedkit_core.errors import EmbedKitError, ProviderError
 from embedkit_core.lists import ListRows, collector_at_ease
 from embedkit_core.lookup import LookUp

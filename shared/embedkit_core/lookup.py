@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedkit_core.engine.current import engine, is_running
-from embedkit_core.engine.items import Rows
+from embedkit_core.engine.rows import Rows
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.form import Finish, Form
 from embedkit_core.lists import ListRows

@@ -85,6 +85,7 @@ class Piece:
         if self._broken:
             return
         self._call.leave()
+        self._call.log()
         try:
             result = self._call.finish()
             self.rows, self.usage = result.vectors, result.usage

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from embedkit_core.engine.items import Rows
+from embedkit_core.engine.rows import Rows
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.form import PACKED, DType
 from embedkit_core.importing import SAME, spread

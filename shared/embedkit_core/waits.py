@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 
-from embedkit_core.engine.items import Rows, Ticket
+from embedkit_core.engine.items import Ticket
+from embedkit_core.engine.rows import Rows
 from embedkit_core.lists import ListRows
 from embedkit_core.progress import OFTEN, Reporter
+
+logger = logging.getLogger("embedkit_core")
 
 
 class Waits:
@@ -27,6 +31,13 @@ class Waits:
     def report(self, *, finished: bool = False) -> None:
         """Tell the user how far it is, where they want to know."""
         raise NotImplementedError
+
+    def log(self) -> None:
+        """Log what the engine noted for this call, on the caller's side."""
+        notes = self._ticket.notes if self._ticket is not None else ()
+        while notes:
+            note = notes.popleft()
+            logger.log(note.level, "%s", note.text)
 
     def wait(self) -> None:
         """Wait for the engine, from a thread that may block."""
@@ -66,7 +77,9 @@ class Waits:
             rows.landed = wake
         self.submit(wake)
         assert self._ticket is not None
+        self._ticket.stir = wake
         while True:
+            self.log()
             closed = self._ticket.closed  # before the look at what has landed: nothing lands after it
             if rows is not None:
                 for _ in rows.slices():

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedkit_core.engine.items import Flight, Lane, Rows, Ticket
+from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.engine.own import Rates
 from embedkit_core.engine.purse import Purse
+from embedkit_core.engine.rows import Rows
 from embedkit_core.engine.scheduler import Scheduler
 from embedkit_core.errors import ProviderError, RateLimitError
 from embedkit_core.meter import Meter

@@ -42,8 +42,10 @@ class Account:
         loop: asyncio.AbstractEventLoop,
         writer: Writer,
         secret: Secret | None = None,
+        endpoint: str = "",
     ) -> None:
         self.name = name
+        self.endpoint = endpoint
         self._secret = secret if secret is not None and secret.source is not None else None
         self.users = 0
         self.idle_since = loop.time()

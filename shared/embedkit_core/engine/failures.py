@@ -36,7 +36,10 @@ DOUBTS = 8  # requests refused one after the other; halving 32 texts comes to a 
 
 def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> None:
     """Free the slot of a failed request and decide for each of its texts."""
+    flight.lane.pace.note(error, now)
     delay = _slow_down(scheduler, flight, error, now) if error.retryable else 0.0
+    if error.retryable:
+        scheduler.notes.failed(flight, error, delay, now)
     scheduler.turns.release(flight)
     items = scheduler.drop_unwanted(flight)
     if not items:
@@ -50,7 +53,7 @@ def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: floa
     elif isinstance(error, TextTooLongError) and any(place in error.positions for place in range(len(flight.items))):
         _treat_known_long(scheduler, flight, error)  # a position beyond the request is a slip of the server's
     elif isinstance(error, (TextTooLongError, RequestTooLargeError)):
-        _halve(scheduler, flight, items, error)
+        _halve(scheduler, flight, items, error, now)
     elif isinstance(error, BadTextError):
         _search(scheduler, flight, items, error)
     elif isinstance(error, BadReplyError):
@@ -86,7 +89,11 @@ def give_up_lane(scheduler: Scheduler, flight: Flight, error: ProviderError) -> 
 def _slow_down(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> float:
     """Let the pace of the model learn from a failure that may pass, and give the seconds until the next try."""
     pace = flight.lane.pace
+    known = pace.limits_known()
     delay = pace.failed(flight.sent, error, now)
+    for limit in pace.limits_known():
+        if not any(limit.kind == before.kind for before in known):
+            scheduler.notes.learned(flight, str(limit), now)
     asked = error.retry_after is not None and error.retry_after > 0
     if delay is None or asked:
         delay = scheduler.retry.delay(flight.items[0].failures, error, scheduler.rng)
@@ -126,7 +133,7 @@ def _halves(flight: Flight, items: list[Item]) -> None:
 
 
 def _halve(
-    scheduler: Scheduler, flight: Flight, items: list[Item], error: TextTooLongError | RequestTooLargeError
+    scheduler: Scheduler, flight: Flight, items: list[Item], error: TextTooLongError | RequestTooLargeError, now: float
 ) -> None:
     """Send a request that was too large again in two; a single text that is too large is too long."""
     lane = flight.lane
@@ -139,6 +146,7 @@ def _halve(
     lane.refused += 1
     if len(flight.items) > 1:
         lane.room.halve([item.size for item in flight.items], counts_texts=error.counts_texts)
+        scheduler.notes.learned(flight, f"requests hold {lane.room.texts:,} texts and {lane.room.tokens:,} tokens", now)
         _halves(flight, items)
         return
     # A short text alone is too large: no size is right. What was learned on the way down to it is no limit, and if

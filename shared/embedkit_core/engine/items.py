@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from embedkit_core.engine.purse import Purse
 from embedkit_core.errors import EmbedKitError, ProviderError
-from embedkit_core.form import DType, Finish, Form
+from embedkit_core.form import DType, Finish
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
     from embedkit_core.engine.gate import Gate
+    from embedkit_core.engine.notes import Note
     from embedkit_core.engine.own import Rates
     from embedkit_core.engine.pace import Pace, Sent
     from embedkit_core.engine.queues import LaneQueue
 
 NOTHING = Usage()
-FLOATS = Form()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,70 +69,11 @@ class Sink(Protocol):
         ...
 
 
-class Rows:
-    """The result's matrix, (n, width) of the form asked for, allocated when the first row tells its width.
-
-    `positions` maps the wants of a ticket to rows of the matrix. The engine's rows become the caller's by `view`. A row
-    that is never put holds anything: `finished` is told which those are.
-    """
-
-    def __init__(
-        self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS, view: Finish | None = None
-    ) -> None:
-        self.n = n
-        self.positions = positions
-        self.put_count = 0
-        self.matrix: Vectors | None = None
-        self._form = form
-        self._view = view
-
-    @property
-    def width(self) -> int | None:
-        """The numbers in a row, None before the first."""
-        return None if self.matrix is None else self.matrix.shape[1]
-
-    def fits(self, width: int) -> bool:
-        """Tell whether the engine's rows of this width go with those already there."""
-        return self.width in (None, width) or self._view is not None
-
-    def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
-        """Copy single rows, of the form asked for, to where the result has them."""
-        matrix = self._matrix(len(vectors[0]))
-        for position, vector in zip(self.positions[wants].tolist(), vectors, strict=True):
-            matrix[position] = vector
-        self.put_count += len(wants)
-
-    def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Copy the vectors of these wants to where the result has them."""
-        if self._view is not None:
-            vectors = self._view(vectors)
-        self._matrix(vectors.shape[1])[self.positions[wants]] = vectors
-        self.put_count += len(wants)
-
-    def finished(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> Vectors:
-        """Give the matrix; `origin` says for each row which one it repeats, if any do.
-
-        Rows that `failed` are NaN, and 0 where there is no NaN.
-        """
-        matrix = self._matrix(width)
-        if failed:
-            matrix[list(failed)] = np.nan if matrix.dtype.kind == "f" else 0
-        if origin is not None:
-            copies = np.flatnonzero(origin != np.arange(self.n))
-            matrix[copies] = matrix[origin[copies]]
-        return matrix
-
-    def _matrix(self, width: int) -> Vectors:
-        if self.matrix is None:
-            self.matrix = np.empty((self.n, width), dtype=self._form.element)
-        return self.matrix
-
-
 class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
     `deadline` is the time after which it waits no more. `wake` is called once, on the engine's side, when nothing is
-    pending any more.
+    pending any more; `stir`, where a caller can be told more than that, when there are `notes` for it to log.
     """
 
     __slots__ = (
@@ -147,12 +86,14 @@ class Ticket:
         "items",
         "joined",
         "max_retries",
+        "notes",
         "pace",
         "pending",
         "purse",
         "rates",
         "rows",
         "sent",
+        "stir",
         "truncated",
         "urgent",
         "usage",
@@ -181,6 +122,8 @@ class Ticket:
         self.cache = cache
         self.purse = purse
         self.wake = wake
+        self.stir: Callable[[], None] | None = None
+        self.notes: deque[Note] = deque(maxlen=64)
         self.items: list[Item] = []
         self.pending = 0
         self.closed = False

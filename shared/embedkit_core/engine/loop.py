@@ -57,6 +57,7 @@ class Engine:
                     loop=self._loop,
                     writer=self._writer,
                     secret=provider.secret,
+                    endpoint=provider.endpoint,
                 ),
             )
         return account
@@ -109,6 +110,11 @@ class Engine:
         # Every time: a flag that says "woken already" could be left standing by an interrupt.
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(self._drain)
+
+    def ask_all(self, action: Callable[[list[Account]], None]) -> None:
+        """Have something look at all accounts on the loop thread, soon."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(lambda: action(list(self._accounts.values())))
 
     def owns(self, thread: threading.Thread) -> bool:
         """Tell whether a thread is one of the engine's own."""

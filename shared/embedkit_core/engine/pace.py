@@ -11,7 +11,7 @@ import math
 import random
 from typing import NamedTuple
 
-from embedkit_core.engine.flow import INSTANT, Bucket, Flow
+from embedkit_core.engine.flow import INSTANT, MINUTE, Bucket, Flow
 from embedkit_core.engine.own import FEWEST_TOKENS, OwnLimits
 from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError
@@ -42,6 +42,30 @@ class Sent(NamedTuple):
     token_mark: float
 
 
+class Failure(NamedTuple):
+    """The last failure of a request: the error's type, the status and when it was."""
+
+    error: str
+    status: int | None
+    at: float
+
+    def __str__(self) -> str:
+        return self.error if self.status is None else f"{self.error} (HTTP {self.status})"
+
+
+class KnownLimit(NamedTuple):
+    """What a provider bears, by its headers (`told`) or by its refusals."""
+
+    kind: str
+    most: float
+    told: bool
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.most:,.0f} {self.kind}, {'as the provider says' if self.told else 'as its refusals taught'}"
+        )
+
+
 class Pace:
     """The limits of one model at one account, as far as they are known.
 
@@ -52,6 +76,7 @@ class Pace:
     def __init__(self, rng: random.Random) -> None:
         self.tokens_each = 1.0
         self.in_flight = 0
+        self.last_failure: Failure | None = None
         self.probing = False
         self.own = OwnLimits()
         self._rng = rng
@@ -136,6 +161,22 @@ class Pace:
     def has_bills(self) -> bool:
         """Tell whether anything was billed yet, so that what is known is of this model."""
         return self._billed > 0
+
+    def note(self, error: ProviderError, now: float) -> None:
+        """Remember a failure, for who asks how things stand."""
+        self.last_failure = Failure(type(error).__name__, error.status, now)
+
+    def limits_known(self) -> list[KnownLimit]:
+        """Give the limits a minute that the provider told or let be learned, and how many requests it bears at once."""
+        flows = (("requests a minute", self._requests), ("tokens a minute", self._tokens))
+        known = [KnownLimit(kind, flow.bucket.rate * MINUTE, flow.told) for kind, flow in flows if flow.bucket.rate]
+        if self._window < math.inf:
+            known.append(KnownLimit("requests in flight", self._window, told=False))
+        return known
+
+    def paused_for(self, now: float) -> float:
+        """Give the seconds until anything may go out, because the provider asked to wait."""
+        return max(0.0, self._paused_until - now)
 
     @property
     def seconds_each(self) -> float:

@@ -115,6 +115,12 @@ class LaneQueue:
         """Tell whether anything waits here."""
         return bool(self.groups) or any(self._counts.values())
 
+    @property
+    def waiting(self) -> int:
+        """The texts that wait here."""
+        grouped = sum(len(self._wanted(group)) for group in self.groups)
+        return grouped + sum(self._counts.values())
+
     def tidy(self) -> None:
         """Let go of stale entries where they are more than what waits."""
         for queue in (self._urgent, self._bulk):

@@ -16,6 +16,7 @@ from embedkit_core.engine import failures
 from embedkit_core.engine.deadlines import Deadlines, too_late
 from embedkit_core.engine.items import Flight, Item, Lane, Step, Ticket, Waiter
 from embedkit_core.engine.money import Treasury
+from embedkit_core.engine.notes import Notes
 from embedkit_core.engine.queues import LaneQueue, Parked
 from embedkit_core.engine.recent import Recent, RecentRows
 from embedkit_core.engine.replies import check, collect, finished
@@ -48,6 +49,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self._permitted: list[Flight] = []
         self.treasury = Treasury(self, nudge)
+        self.notes = Notes()
         self._step = Step()
         self._stopped = False
 

@@ -56,6 +56,13 @@ class Turns:
         """Give the pace of a model that was used lately."""
         return self._paces.get(model)
 
+    def by_pace(self) -> dict[Pace, list[LaneQueue]]:
+        """Give the lanes of each model that was used lately."""
+        found: dict[Pace, list[LaneQueue]] = {}
+        for queue in list(self._lanes.values()):
+            found.setdefault(queue.pace, []).append(queue)
+        return found
+
     @staticmethod
     def _remember(kept: dict[T, None], thing: T) -> None:
         """Keep what was used last; what is older is kept by those who still use it: texts, requests and callers."""

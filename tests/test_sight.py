@@ -1,0 +1,195 @@
+"""What a person sees of the work: the log, and how things stand."""
+
+import asyncio
+import logging
+import threading
+
+import pytest
+from support.embedders import embedder as openai_embedder
+from support.openai_server import Fault, OpenAIServer
+from support.waiting import wait_until_idle, wait_until_joined
+
+import embedkit_core
+from embedkit_core import Embedder, RateLimitError, RequestTooLargeError, Snapshot, UnavailableError, snapshot
+from embedkit_core.testing import FakeServer
+from embedkit_core.types import Limits
+
+KEY = "sk-not-to-be-seen"
+
+
+def made(server, **settings):
+    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
+
+
+def texts_of(n):
+    return [f"secret text {i}" for i in range(n)]
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.DEBUG, logger="embedkit_core")
+    return caplog
+
+
+def test_a_retry_is_a_line_on_the_caller_s_side(log):
+    threads = set()
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            threads.add(threading.current_thread())
+
+    handler = Handler()
+    logging.getLogger("embedkit_core").addHandler(handler)
+    server = FakeServer()
+    server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
+    made(server).embed(texts_of(3))
+    logging.getLogger("embedkit_core").removeHandler(handler)
+    assert [(record.levelname, record.name) for record in log.records] == [("INFO", "embedkit_core")]
+    assert log.messages == ["fake:model: UnavailableError (HTTP 500): 3 texts will be sent again in 0.0 s"]
+    assert threads == {threading.current_thread()}
+
+
+async def test_an_async_caller_s_lines_are_written_on_its_loop(log):
+    server = FakeServer()
+    server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
+    await made(server).aembed(texts_of(3))
+    assert [record.thread for record in log.records] == [threading.get_ident()]
+
+
+def test_a_line_is_written_while_the_caller_still_waits(log):
+    server = FakeServer()
+    server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
+    seen = threading.Event()
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            server.release()
+            seen.set()
+
+    handler = Handler()
+    logging.getLogger("embedkit_core").addHandler(handler)
+    server.fault_for = lambda texts: server.hold() if not seen.is_set() else None
+    try:
+        assert made(server).embed(texts_of(3)).usage.sent == 3
+    finally:
+        logging.getLogger("embedkit_core").removeHandler(handler)
+    assert seen.is_set()
+
+
+def test_a_storm_of_refusals_is_a_line_a_second_and_not_one_for_each(log):
+    server = FakeServer()
+    server.faults.extend([UnavailableError("failed", status=500, retry_after=0.001)] * 6)
+    made(server, max_retries=20).embed(texts_of(40))
+    retries = [line for line in log.messages if "will be sent again" in line]
+    assert 1 <= len(retries) <= 3
+    assert len(server.seen) > 6
+
+
+def test_limits_that_are_learned_are_said(log):
+    server = FakeServer(limits=Limits(texts=2048))
+    server.fault_for = lambda texts: too_many() if len(texts) > 8 else None
+    made(server).embed(texts_of(64))
+    assert any("from now on requests hold" in line for line in log.messages)
+
+
+def too_many():
+    error = RequestTooLargeError("too many", status=400)
+    error.counts_texts = True
+    return error
+
+
+def test_nothing_is_said_where_nothing_is_worth_it_and_never_a_text_or_a_key(log):
+    with OpenAIServer() as server:
+        openai_embedder(server).embed(texts_of(300))
+        assert log.messages == []
+        server.faults.extend([Fault(status=500), Fault.rate_limited(retry_after_ms=1)])
+        openai_embedder(server).embed([f"another {i}" for i in range(300)])
+    assert log.messages
+    assert "secret" not in log.text
+    assert "another" not in log.text
+    assert KEY not in log.text
+
+
+def test_it_is_quiet_unless_somebody_listens(capsys):
+    server = FakeServer()
+    server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
+    made(server).embed(texts_of(3))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_stream_s_lines_are_written_by_who_takes_its_rows(log):
+    server = FakeServer()
+    server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
+    assert len(list(made(server).embed_iter(texts_of(300)))) == 300
+    assert [record.thread for record in log.records] == [threading.get_ident()]
+
+
+# How things stand
+
+
+def one(server, model="fake:model"):
+    """The snapshot of a server's model; others may stand there from other tests."""
+    [found] = [shot for shot in snapshot() if (shot.model, shot.endpoint) == (model, server.url)]
+    return found
+
+
+async def test_a_snapshot_counts_what_waits_and_what_is_in_flight():
+    server = FakeServer(limits=Limits(texts=10))
+    embedder = made(server, max_concurrency=2)
+    embedder.embed(["warm up"])
+    server.hold()
+    task = asyncio.create_task(embedder.aembed(texts_of(100)))
+    await asyncio.to_thread(wait_until_joined, embedder, 100)
+    await asyncio.to_thread(server.wait_for_requests, 3)
+    shot = await asyncio.to_thread(one, server)
+    assert (shot.waiting, shot.retrying, shot.in_flight) == (80, 0, 2)
+    assert (shot.texts_per_request, shot.last_failure, shot.paused_seconds) == (10, None, 0.0)
+    server.release()
+    await task
+    await asyncio.to_thread(wait_until_idle, embedder)
+    shot = await asyncio.to_thread(one, server)
+    assert (shot.waiting, shot.retrying, shot.in_flight) == (0, 0, 0)
+
+
+async def test_a_snapshot_tells_the_last_failure_and_what_it_taught():
+    server = FakeServer()
+    embedder = made(server)
+    server.faults.append(RateLimitError("slow down", status=429, retry_after=60))
+    task = asyncio.create_task(embedder.aembed(texts_of(3)))
+    while not (shot := await asyncio.to_thread(snapshot_of, server)) or not shot.last_failure:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    assert shot.last_failure == "RateLimitError (HTTP 429)"
+    assert (shot.retrying, shot.in_flight) == (3, 0)
+    assert 50 < shot.paused_seconds <= 60
+    assert shot.failed_seconds_ago >= 0
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def snapshot_of(server):
+    return next((shot for shot in snapshot() if shot.endpoint == server.url), None)
+
+
+def test_limits_that_a_provider_tells_are_in_a_snapshot():
+    with OpenAIServer() as server:
+        server.headers = {
+            "x-ratelimit-limit-requests": "600",
+            "x-ratelimit-remaining-requests": "599",
+            "x-ratelimit-reset-requests": "0.1s",
+            "x-ratelimit-limit-tokens": "60000",
+            "x-ratelimit-remaining-tokens": "59000",
+            "x-ratelimit-reset-tokens": "1s",
+        }
+        openai_embedder(server).embed(texts_of(3))
+        shot = next(s for s in snapshot() if s.endpoint and s.endpoint in server.base_url)
+        assert shot.requests_per_minute == pytest.approx(600)
+        assert shot.tokens_per_minute == pytest.approx(60_000)
+        assert KEY not in repr(shot)
+
+
+def test_a_snapshot_is_data():
+    server = FakeServer()
+    embedder = made(server)
+    embedder.embed(["text"])
+    assert isinstance(one(server), Snapshot)
+    assert embedkit_core.snapshot is snapshot
