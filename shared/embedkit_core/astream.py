@@ -61,6 +61,7 @@ class AsyncStream:
             reach.report((), finished=True)
         finally:
             error = None  # an error that is raised holds this frame
+            reach.end()
             tasks = [pulling, *self._leave()]
             pulling.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

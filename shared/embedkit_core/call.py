@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +19,7 @@ from embedkit_core.errors import EmbedKitError, ProviderError
 from embedkit_core.lists import ListRows, collector_at_ease
 from embedkit_core.lookup import LookUp
 from embedkit_core.meter import Counts
-from embedkit_core.outcome import failure_of, price_unknown
+from embedkit_core.outcome import error_name, failure_of, price_unknown
 from embedkit_core.paying import Payment
 from embedkit_core.plan import make_plan
 from embedkit_core.progress import ProgressTo, reporter
@@ -26,6 +27,7 @@ from embedkit_core.roles import Role
 from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
 from embedkit_core.waits import Waits
+from embedkit_core.watching import watched
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
@@ -57,6 +59,7 @@ class Call(Waits):
         "_start",
         "_texts",
         "_truncated",
+        "_watched",
     )
 
     def __init__(
@@ -82,6 +85,8 @@ class Call(Waits):
         self._failed: dict[int, EmbedKitError] = {}
         self._payment = Payment(owner, role.input_type, trackers() if tracked is None else tracked)
         self._reporter = reporter(progress, owner.model)
+        # A piece is part of a stream, which is watched as one.
+        self._watched = watched(owner, role, texts) if tracked is None else None
         patience = owner.settings.deadline
         self._deadline = math.inf if patience is None else time.monotonic() + patience
 
@@ -208,6 +213,8 @@ class Call(Waits):
         self._left = True
         if self._reporter is not None:
             self._reporter.close()
+        if self._watched is not None and sys.exc_info()[1] is not None:
+            self._watched.end(Usage() if self._ticket is None else self._ticket.usage)
         look_up = self._look_up
         if look_up is None:
             return
@@ -268,6 +275,8 @@ class Call(Waits):
             self._failed = {look_up.misses[index]: error for index, error in ticket.failed.items()}
             self._truncated += [look_up.misses[index] for index in ticket.truncated]
         self._payment.count(self._counts())
+        if self._watched is not None:
+            self._watched.end(self.usage, error_name(self._failed, len(plan.keys)))
         if self._rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
         origin = plan.first[plan.source] if len(plan.keys) < plan.n else None

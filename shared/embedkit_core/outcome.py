@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from embedkit_core.engine.budget import usd_of
 from embedkit_core.errors import BudgetError, EmbedKitError, PartialFailureError
@@ -60,6 +60,16 @@ def failure_of(result: EmbeddingResult, needed: int, *, kept: bool) -> EmbedKitE
     )
     failure.usage = result.usage
     return failure
+
+
+def error_name(failed: Mapping[int, EmbedKitError], n: int) -> str | None:
+    """Name the error that a call of n distinct texts ends with where some failed, None where none did."""
+    errors = list(failed.values())
+    if not errors:
+        return None
+    if any(isinstance(error, BudgetError) for error in errors):
+        return BudgetError.__name__
+    return type(errors[0]).__name__ if len(errors) == n else PartialFailureError.__name__
 
 
 def price_unknown(model: str) -> BudgetError:

@@ -17,6 +17,7 @@ from embedkit_core.progress import OFTEN, ProgressTo, reporter
 from embedkit_core.roles import Role
 from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
+from embedkit_core.watching import watched
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
@@ -140,6 +141,7 @@ class Reach:
         self._given = 0
         self._usage = Usage()
         self._tracked = trackers()  # of whoever begins the stream
+        self._watched = watched(owner, role, None)
 
     def fits(self, texts: int) -> bool:
         """Tell whether there is room for so many more texts."""
@@ -180,6 +182,11 @@ class Reach:
         """Tell nothing more."""
         if self._reporter is not None:
             self._reporter.close()
+
+    def end(self) -> None:
+        """Take in that the stream has ended, from where its error is raised."""
+        if self._watched is not None:
+            self._watched.end(self._usage)
 
     def error_after(self, piece: Piece) -> Exception | None:
         """Give what is to be raised after the rows of a piece, in terms of the stream."""

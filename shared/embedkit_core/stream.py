@@ -55,6 +55,7 @@ class Stream:
         finally:
             error = self._end = None  # an error that is raised holds this frame
             self._leave()
+            reach.end()
 
     def _next(self) -> Piece | None:
         self._check_place()

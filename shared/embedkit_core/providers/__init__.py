@@ -126,7 +126,7 @@ class Provider(ABC):
     the providers whose models it may serve, its own first, which are all at its own host; `key_name` stands for it in
     keys, where two names lead to one. Where it `promises_unit_length` or says nothing of it, rows of a model that is
     not in the catalogue stay as they come; else they are brought to length 1. A request to such a model has the
-    `unknown_limits`. A `secret` that changes is asked for anew before each request.
+    `unknown_limits`. A `secret` that changes is asked for anew before each request. Telemetry has its `telemetry_name`.
     """
 
     name: ClassVar[str]
@@ -142,6 +142,7 @@ class Provider(ABC):
     promises_unit_length: ClassVar[bool] = True
     unknown_limits: ClassVar[Limits] = Limits()
     key_name: ClassVar[str]
+    telemetry_name: ClassVar[str]
 
     model: str
     endpoint: str = ""
@@ -170,6 +171,8 @@ class Provider(ABC):
         super().__init_subclass__(**arguments)
         if "key_name" not in vars(cls) and "name" in vars(cls):
             cls.key_name = cls.name
+        if "telemetry_name" not in vars(cls) and "name" in vars(cls):
+            cls.telemetry_name = cls.name
 
     @property
     def longest_text(self) -> int | None:

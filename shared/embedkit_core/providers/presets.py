@@ -7,7 +7,7 @@ an address, so that the same server under a plain `base_url` shares their vector
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.providers.messages import canonical_url
@@ -31,6 +31,8 @@ class Preset(OpenAI):
 
 class Azure(Preset, preset="azure"):
     """A deployment at an Azure OpenAI resource, by its v1 endpoint; the model is the deployment's name."""
+
+    telemetry_name: ClassVar[str] = "azure.ai.openai"
 
     @classmethod
     def locate(cls, base_url: str | None) -> str:
