@@ -15,6 +15,7 @@ import inspect
 import os
 import platform
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +29,7 @@ try:
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
+    from embedkit_core import track_usage
     from embedkit_core.errors import CacheError, ConfigurationError, EmbedKitError
     from langchain_embedkit import EmbedKitEmbeddings
     from llamaindex_embedkit import EmbedKitEmbedding
@@ -94,13 +96,23 @@ def main() -> int:
 def demonstrate(model: str | None, cache: Path, limit: int | None) -> None:
     """Index and search the docstrings with one framework, then with the other, through one cache."""
     began = time.perf_counter()
+    with track_usage() as usage:
+        compare_frameworks(model, cache, limit)
+    print(f"\n{usage.table()}")
+    print(f"\nReceipt: {_summary(usage.usage, time.perf_counter() - began)}")
+
+
+def compare_frameworks(model: str | None, cache: Path, limit: int | None) -> None:
+    """Index and search with LangChain, then with LlamaIndex, which finds every vector in the cache."""
     docstrings = [*standard_library()][:limit]
     name = model or "all-MiniLM-L6-v2"
     model = model or f"local:{get_model_path()}"
 
-    langchain = EmbedKitEmbeddings(model=model, cache=cache)
+    langchain = EmbedKitEmbeddings(model=model, cache=cache, progress=sys.stderr.isatty())
     print("LangChain: EmbedKitEmbeddings in an InMemoryVectorStore")
     print(f"  cache: {_short(cache)}")
+    told = f"before: {langchain.estimate([text for _, text in docstrings])}"
+    print(textwrap.fill(told, 92, initial_indent="  ", subsequent_indent="    "))
     where = "on this machine" if model.startswith("local:") else "through its API"
     print(f"  embedding {len(docstrings)} docstrings of Python {_python()} with {name} {where}...", flush=True)
     found, seconds = search_with_langchain(docstrings, langchain)
@@ -118,8 +130,6 @@ def demonstrate(model: str | None, cache: Path, limit: int | None) -> None:
         raise CacheError(f"LlamaIndex had to embed again what LangChain had embedded: {cache} kept nothing")
     assert [[hit.name for hit in hits] for hits in found_again] == [[hit.name for hit in hits] for hits in found]
     print("  the same answers to the same questions")
-
-    print(f"\nReceipt: {_summary(langchain.usage + llamaindex.usage, time.perf_counter() - began)}")
 
 
 def search_with_langchain(

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from embedkit_core.errors import ConfigurationError, MissingExtraError
 from embedkit_core.forks import importing
-from embedkit_core.types import ROUGHLY, Usage, dollars
+from embedkit_core.types import ROUGHLY, Usage, dollars, shortened
 
 logger = logging.getLogger("embedkit_core")
 
@@ -149,7 +149,9 @@ class _Bar:
         if progress.texts == 1:
             return
         if self._bar is None:
-            self._bar = _bar_class()(desc=self._name, total=progress.texts, unit=" texts", leave=True)
+            self._bar = _bar_class()(
+                desc=shortened(self._name, 30), total=progress.texts, unit=" texts", dynamic_ncols=True
+            )
         bar = self._bar
         bar.total = progress.texts
         bar.n = progress.done

@@ -18,7 +18,7 @@ from embedkit_core.engine.budget import Budget
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.forks import ForkLock
 from embedkit_core.meter import Meter
-from embedkit_core.types import USAGE, InputType, Usage, dollars
+from embedkit_core.types import USAGE, InputType, Usage, dollars, shortened
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -191,10 +191,17 @@ COLUMNS: Mapping[str, Callable[[Usage], str]] = {
 }
 
 
+MAIN = ("texts", "sent", "tokens", "cost")
+
+
 def usage_table(rows: list[UsageRow]) -> str:
-    """Give rows of usage as a table in Markdown whose columns are as wide as what is in them."""
-    head = ["model", "role", *COLUMNS]
-    cells = [[row.model, row.input_type, *(show(row.usage) for show in COLUMNS.values())] for row in rows]
+    """Give rows of usage as a table in Markdown; columns of nothing but zeros are left out, but for the main ones."""
+    total = sum((row.usage for row in rows), Usage())
+    columns = {name: show for name, show in COLUMNS.items() if name in MAIN or show(total) not in ("0", "$0")}
+    head = ["model", "role", *columns]
+    cells = [
+        [shortened(row.model, 40), row.input_type, *(show(row.usage) for show in columns.values())] for row in rows
+    ]
     widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
 
     def line(parts: list[str]) -> str:

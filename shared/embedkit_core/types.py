@@ -169,6 +169,12 @@ def dollars(usd: Decimal) -> str:
     return f"{usd.normalize():f}"
 
 
+def shortened(model: str, most: int) -> str:
+    """Give a model's name in so many characters at most: of one that is a long path its end."""
+    provider, colon, name = model.partition(":")
+    return model if len(model) <= most else f"{provider}{colon}…{name[len(provider) + 2 - most :]}"
+
+
 def _sum(one: Any, other: Any) -> Any:
     return None if one is None or other is None else one + other
 
