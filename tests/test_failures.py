@@ -67,8 +67,13 @@ def test_a_passing_failure_heals(server, fault):
     result = embedder(server, timeout=1.0).embed(["a", "b"])
     assert np.array_equal(result.vectors, expected(["a", "b"]))
     assert statuses(server) == [fault.status or (502 if fault.raw else None), 200]
+    # Nobody knows whether a request was billed that was cut off, or failed within the server.
+    most = 0 if fault.status in (429, 503, 529) else 2 * (len("a") + 4)
+    price = Decimal("0.02") / 1_000_000
     assert result.usage == Usage(
-        texts=2, sent=2, requests=2, retries=1, tokens=2, priced_usd=Decimal(2) * Decimal("0.02") / 1_000_000
+        *(2, 0, 0, 0, 2, 0, 2, 1, 2, 0, 2 * price),
+        possibly_billed_tokens=most,
+        possibly_billed_usd=most * price,
     )
 
 

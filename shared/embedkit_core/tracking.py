@@ -200,7 +200,7 @@ def usage_table(rows: list[UsageRow]) -> str:
     columns = {name: show for name, show in COLUMNS.items() if name in MAIN or show(total) not in ("0", "$0")}
     head = ["model", "role", *columns]
     cells = [
-        [shortened(row.model, 40), row.input_type, *(show(row.usage) for show in columns.values())] for row in rows
+        [shortened(row.model, 30), row.input_type, *(show(row.usage) for show in columns.values())] for row in rows
     ]
     widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
 

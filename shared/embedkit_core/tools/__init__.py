@@ -1,0 +1,22 @@
+"""Which model, at what price, how fast: answered on one's own texts."""
+
+from embedkit_core.tools.bench import BenchResult, bench
+from embedkit_core.tools.choose import Choice, choose
+from embedkit_core.tools.compare import Comparison, Contender, compare
+from embedkit_core.tools.spaces import SpaceGuard
+from embedkit_core.tools.tasks import Task, load_beir, load_questions, self_retrieval
+
+__all__ = [
+    "BenchResult",
+    "Choice",
+    "Comparison",
+    "Contender",
+    "SpaceGuard",
+    "Task",
+    "bench",
+    "choose",
+    "compare",
+    "load_beir",
+    "load_questions",
+    "self_retrieval",
+]

@@ -1,0 +1,214 @@
+"""How fast a model answers here: one request at a time against several, and how many are worth having in flight."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from embedkit_core.config import whole_number
+from embedkit_core.embedder import Embedder
+from embedkit_core.tools.text import markdown, quiet
+from embedkit_core.tracking import amount, track_usage
+from embedkit_core.types import Usage
+
+SIZES = (100, 500, 1000)
+MOST = 64  # requests in flight that are tried
+WORTH = 1.1  # of the speed before, for twice the requests in flight
+QUERIES = 20
+WORDS = ("time", "people", "water", "house", "world", "school", "state", "family", "night", "story", "money", "point")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One job: so many texts, at so many requests in flight."""
+
+    texts: int
+    concurrency: int
+    seconds: float
+    usage: Usage
+
+    @property
+    def texts_per_second(self) -> float:
+        """The speed."""
+        return self.texts / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What was measured: jobs one request at a time and at `concurrency`, the search for that, and lone queries."""
+
+    model: str
+    concurrency: int
+    runs: tuple[Run, ...]
+    search: tuple[Run, ...]
+    query_seconds: tuple[float, ...]
+    usage: Usage = field(default_factory=Usage)
+
+    def speed_up(self, texts: int) -> float:
+        """Give how many times faster a job of this size is than one request at a time."""
+        seconds = {run.concurrency: run.seconds for run in self.runs if run.texts == texts}
+        return seconds[1] / seconds[self.concurrency]
+
+    def latency(self, percentile: float) -> float:
+        """Give the seconds that a lone query takes at most in so many of a hundred cases."""
+        return float(np.percentile(self.query_seconds, percentile))
+
+    def table(self) -> str:
+        """Give tables in Markdown, and the setting to use."""
+        head = ["texts", "in flight", "seconds", "texts a second", "speed-up", "requests", "tokens", "cost"]
+        rows = [
+            [
+                f"{run.texts:,}",
+                str(run.concurrency),
+                f"{run.seconds:.2f}",
+                f"{run.texts_per_second:,.0f}",
+                "" if run.concurrency == 1 else f"{self.speed_up(run.texts):.1f}x",
+                f"{run.usage.requests:,}",
+                f"{run.usage.tokens:,}",
+                amount(run.usage.cost_usd),
+            ]
+            for run in self.runs
+        ]
+        tried = ", ".join(f"{run.concurrency}: {run.texts_per_second:,.0f}" for run in self.search)
+        lone = ", ".join(f"p{p} {self.latency(p) * 1000:,.0f} ms" for p in (50, 90, 99))
+        return (
+            f"{self.model}\n\n{markdown(head, rows)}\n\na lone query: {lone}\n"
+            f"texts a second by requests in flight: {tried}\nuse max_concurrency={self.concurrency}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all numbers, as JSON has them."""
+
+        def listed(run: Run) -> dict[str, Any]:
+            return {
+                "texts": run.texts,
+                "concurrency": run.concurrency,
+                "seconds": run.seconds,
+                "texts_per_second": run.texts_per_second,
+                "usage": run.usage.to_dict(),
+            }
+
+        return {
+            "model": self.model,
+            "max_concurrency": self.concurrency,
+            "runs": [listed(run) for run in self.runs],
+            "search": [listed(run) for run in self.search],
+            "query_seconds": {f"p{p}": self.latency(p) for p in (50, 90, 99)},
+            "usage": self.usage.to_dict(),
+        }
+
+    def chart(self, path: str | PathLike[str]) -> None:
+        """Draw the speeds, into a PNG, SVG or PDF file."""
+        from embedkit_core.tools.charts import draw_bench, save
+
+        save(draw_bench(self), path)
+
+    def report(self, path: str | PathLike[str]) -> None:
+        """Write one HTML file with tables, chart and numbers, which needs nothing beside it."""
+        from embedkit_core.tools.charts import draw_bench
+        from embedkit_core.tools.report import write_report
+
+        write_report(path, f"Speed of {self.model}", self.table(), [draw_bench(self)], self.to_dict())
+
+
+def bench(
+    model: str,
+    *,
+    sizes: Sequence[int] = SIZES,
+    texts: Sequence[str] | None = None,
+    most: int = MOST,
+    max_batch_texts: int | None = 32,
+    say: Callable[[str], object] = quiet,
+    **settings: Any,
+) -> BenchResult:
+    """Measure a model at this account: jobs of these sizes, one request at a time and at a good concurrency.
+
+    Nothing comes from a cache, and every text is new, so that all is paid for: `say` is told beforehand what that will
+    be. Texts are of ordinary words, or made of `texts`. `max_batch_texts` bounds a request, so that there are several.
+    `settings` are an embedder's further arguments.
+    """
+    for size in sizes:
+        whole_number("sizes", size, 1)
+    make = _maker(texts)
+    settings = {**settings, "cache": False, "max_batch_texts": max_batch_texts}
+    largest = max(sizes)
+    sample = Embedder(model, **settings)
+    told = sample.estimate(make(largest))
+    bounds = _bounds(most, sample.provider.limits.in_flight)
+    jobs = (sum(sizes) * 2 + largest * len(bounds)) / largest
+    cost = None if told.cost_usd is None else told.cost_usd * round(jobs)
+    say(f"{sample.model}: up to {round(jobs * told.tokens):,} tokens in all, about {amount(cost)}")
+    with track_usage() as usage:
+        sample.embed(make(4))  # the connection, the model's start
+        waits = [_timed(lambda: sample.embed_query(make(1)[0])) for _ in range(QUERIES)]
+        search = _search(model, make(largest), bounds, settings, say, make)
+        chosen = _chosen(search)
+        runs = []
+        for size in sizes:
+            for bound in dict.fromkeys((1, chosen)):
+                runs.append(_job(model, make(size), bound, settings))
+                say(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts a second")
+    sample.close()
+    return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(waits), usage.usage)
+
+
+def _bounds(most: int, in_flight: int | None) -> list[int]:
+    bounds = [1]
+    while bounds[-1] * 2 <= min(most, in_flight or most):
+        bounds.append(bounds[-1] * 2)
+    return bounds
+
+
+def _search(
+    model: str,
+    job: list[str],
+    bounds: Sequence[int],
+    settings: dict[str, Any],
+    say: Callable[[str], object],
+    make: Callable[[int], list[str]],
+) -> list[Run]:
+    """Double what is in flight until it is not worth it any more."""
+    found: list[Run] = []
+    for bound in bounds:
+        found.append(_job(model, make(len(job)), bound, settings))
+        say(f"{bound} in flight: {found[-1].texts_per_second:,.0f} texts a second")
+        if len(found) > 1 and found[-1].texts_per_second < WORTH * found[-2].texts_per_second:
+            break
+    return found
+
+
+def _chosen(search: Sequence[Run]) -> int:
+    """Give the least in flight that comes within a tenth of the best speed."""
+    best = max(run.texts_per_second for run in search)
+    return next(run.concurrency for run in search if run.texts_per_second * WORTH >= best)
+
+
+def _job(model: str, texts: list[str], bound: int, settings: dict[str, Any]) -> Run:
+    with Embedder(model, **{**settings, "max_concurrency": bound}) as embedder, track_usage() as usage:
+        seconds = _timed(lambda: embedder.embed(texts))
+    return Run(len(texts), bound, seconds, usage.usage)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _maker(texts: Sequence[str] | None) -> Callable[[int], list[str]]:
+    rng = random.Random(0)  # noqa: S311 - words
+
+    def make(n: int) -> list[str]:
+        mark = uuid.uuid4().hex[:8]
+        if texts:
+            return [f"{texts[i % len(texts)]} {mark} {i}" for i in range(n)]
+        return [f"{mark} {i} {' '.join(rng.choices(WORDS, k=50))}" for i in range(n)]
+
+    return make

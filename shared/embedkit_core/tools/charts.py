@@ -1,0 +1,126 @@
+"""Pictures with matplotlib, on figures of their own: no window, no global state; colours of Okabe and Ito."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedkit_core.errors import ConfigurationError, MissingExtraError
+from embedkit_core.types import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from embedkit_core.tools.bench import BenchResult
+    from embedkit_core.tools.compare import Comparison, Contender
+
+# Told apart with any colour vision; source: Okabe and Ito, "Color Universal Design", 2008.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+KINDS = (".png", ".svg", ".pdf")
+
+
+def new_figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    """Give a figure with axes side by side.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("a chart", "tools") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes: Any = figure.subplots(1, columns, squeeze=False)
+    for one in axes[0]:
+        one.grid(visible=True, alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes[0])
+
+
+def save(figure: Figure, path: str | PathLike[str]) -> None:
+    """Write a figure as what its name ends with.
+
+    Raises:
+        ConfigurationError: that is none of .png, .svg and .pdf.
+    """
+    if Path(path).suffix.lower() not in KINDS:
+        raise ConfigurationError(f"a chart's file ends with one of {', '.join(KINDS)}, not {str(path)!r}")
+    figure.savefig(str(path), dpi=150)
+
+
+def draw_comparison(comparison: Comparison) -> Figure:
+    """Draw quality against what the documents cost, and against dimensions."""
+    contenders = [contender for contender in comparison.contenders if contender.error is None]
+    figure, (by_cost, by_size) = new_figure(11, 4.8, 2)
+    models = list(dict.fromkeys(contender.model for contender in contenders))
+    style = {model: (COLOURS[n % 7], MARKERS[n % 7]) for n, model in enumerate(models)}
+    for model in models:
+        own = sorted((c for c in contenders if c.model == model), key=lambda c: (c.dtype, c.dimensions or 0))
+        colour, marker = style[model]
+        _points(by_cost, [(float(c.corpus_usd), c) for c in own if c.corpus_usd is not None], colour, marker, model)
+        for dtype in dict.fromkeys(c.dtype for c in own):
+            line = "-" if dtype == "float32" else "--"
+            typed = [(float(c.dimensions or 0), c) for c in own if c.dtype == dtype]
+            label = model if dtype == "float32" else f"{model} {dtype}"
+            _points(by_size, typed, colour, marker, label, line)
+    by_cost.set_xlabel(f"cost of these {len(comparison.task.documents):,} documents, USD")
+    by_size.set_xlabel("dimensions")
+    by_size.set_xscale("log", base=2)
+    sizes = sorted({c.dimensions for c in contenders if c.dimensions})
+    by_size.set_xticks(sizes, [str(size) for size in sizes])
+    by_size.minorticks_off()
+    for axes in (by_cost, by_size):
+        axes.set_ylabel("nDCG@10, with 95 % interval")
+        axes.legend(fontsize=8, loc="best")
+    figure.suptitle(f"{comparison.task.name}: quality of retrieval")
+    return figure
+
+
+def _points(
+    axes: Axes, points: list[tuple[float, Contender]], colour: str, marker: str, label: str, line: str = ""
+) -> None:
+    if not points:
+        return
+    scores = [contender.scores["nDCG@10"] for _, contender in points]
+    below = [score.mean - score.low for score in scores]
+    above = [score.high - score.mean for score in scores]
+    axes.errorbar(
+        [x for x, _ in points],
+        [score.mean for score in scores],
+        yerr=[below, above],
+        fmt=f"{marker}{line}",
+        color=colour,
+        capsize=3,
+        label=shortened(label, 36),
+    )
+
+
+def draw_bench(result: BenchResult) -> Figure:
+    """Draw texts a second, sequential against concurrent, and by how many requests are in flight."""
+    figure, (by_size, by_bound) = new_figure(11, 4.8, 2)
+    sizes = sorted({run.texts for run in result.runs})
+    for n, (name, bound) in enumerate({"one request at a time": 1, "concurrent": result.concurrency}.items()):
+        runs = [run for run in result.runs if run.concurrency == bound]
+        heights = [run.texts_per_second for run in runs]
+        places = [sizes.index(run.texts) + (n - 0.5) * 0.38 for run in runs]
+        bars = by_size.bar(places, heights, 0.36, color=COLOURS[n], label=name if bound == 1 else f"{bound} in flight")
+        by_size.bar_label(bars, [f"{height:,.0f}" for height in heights], fontsize=8)
+    by_size.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    by_size.set_xlabel("texts")
+    by_size.set_ylabel("texts a second")
+    by_size.legend()
+    bounds = [run.concurrency for run in result.search]
+    by_bound.plot(bounds, [run.texts_per_second for run in result.search], "o-", color=COLOURS[0])
+    by_bound.axvline(result.concurrency, color=COLOURS[1], linestyle="--", label=f"chosen: {result.concurrency}")
+    by_bound.set_xscale("log", base=2)
+    by_bound.set_xticks(bounds, [str(bound) for bound in bounds])
+    by_bound.minorticks_off()
+    by_bound.set_xlabel("requests in flight at most")
+    by_bound.set_ylabel("texts a second")
+    by_bound.set_ylim(bottom=0)
+    by_bound.legend()
+    figure.suptitle(f"{shortened(result.model, 60)}: speed")
+    return figure

@@ -1,0 +1,172 @@
+"""The cheapest model that is good enough, or the best that can be afforded; for a whole index, never text by text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from embedkit_core.config import amount_of_money, whole_number
+from embedkit_core.embedder import Embedder
+from embedkit_core.errors import ConfigurationError, EmbedKitError
+from embedkit_core.tools.compare import MAIN, Comparison, Contender
+from embedkit_core.tools.text import markdown
+from embedkit_core.tracking import amount
+from embedkit_core.types import MILLION, shortened
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One model for the job: what it costs at first and in a month, and why it is not taken, if it is not."""
+
+    contender: Contender
+    corpus_usd: Decimal | None
+    month_usd: Decimal | None
+    total_usd: Decimal | None
+    gigabytes: float
+    rejected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The model that was chosen and all that were weighed, the cheapest first; `chosen` is None where none will do."""
+
+    chosen: Option | None
+    options: tuple[Option, ...]
+    asked: str
+
+    def table(self) -> str:
+        """Give a table in Markdown of all that was weighed, and why."""
+        head = ["model", "dimensions", "type", MAIN, "corpus", "a month", "in all", "index", "because"]
+        rows = [_cells(option, option is self.chosen) for option in self.options]
+        return f"{self.asked}\n\n{markdown(head, rows)}"
+
+    def embedder(self, **settings: Any) -> Embedder:
+        """Make the embedder that was chosen, with further settings.
+
+        Raises:
+            ConfigurationError: none was.
+        """
+        if self.chosen is None:
+            raise ConfigurationError(f"no model will do: {self.asked}; the table says why")
+        one = self.chosen.contender
+        return Embedder(one.model, **{"dimensions": one.dimensions, "dtype": one.dtype, **settings})
+
+
+def choose(
+    comparison: Comparison,
+    *,
+    floor: float | None = None,
+    budget_usd: float | str | Decimal | None = None,
+    corpus_texts: int | None = None,
+    texts: Iterable[str] | None = None,
+    queries_per_month: int = 0,
+    months: int = 12,
+    significant: bool = False,
+    **settings: Any,
+) -> Choice:
+    """Choose from what was compared: the cheapest with an nDCG@10 of `floor` or more, or the best within a budget.
+
+    The corpus has `corpus_texts` texts as long as those compared, or is `texts`: then what the cache has of them is
+    free. A query is as long as those compared. Costs are those of the corpus and of `months` of queries, as estimated.
+    With `significant`, a model that is not shown to be worse than the best one (p over 0.05) counts as as good as it.
+    `settings` are an embedder's arguments, `cache` say, for counting what is there.
+
+    Raises:
+        ConfigurationError: neither a floor nor a budget is given, or there is nothing to choose from.
+    """
+    if floor is None and budget_usd is None:
+        raise ConfigurationError("choose needs floor=, the nDCG@10 that is good enough, or budget_usd=, or both")
+    budget = None if budget_usd is None else amount_of_money("budget_usd", budget_usd)
+    whole_number("queries_per_month", queries_per_month, 0)
+    whole_number("months", months, 1)
+    own = None if texts is None else list(texts)
+    size = len(own) if own is not None else corpus_texts or len(comparison.task.documents)
+    whole_number("corpus_texts", size, 1)
+    weighed = [_weighed(c, comparison, size, own, queries_per_month, months, settings) for c in comparison.contenders]
+    best = comparison.best
+    options = [_judged(option, best, floor, budget, significant=significant) for option in weighed]
+    good = [option for option in options if not option.rejected]
+    if floor is not None:  # the cheapest of those that are good enough, the better of equals
+        good.sort(key=lambda o: (o.total_usd is None, o.total_usd or 0, -o.contender.quality, o.gigabytes))
+    else:
+        good.sort(key=lambda o: (-o.contender.quality, o.total_usd or 0, o.gigabytes))
+    asked = _asked(floor, budget, size, queries_per_month, months)
+    ordered = sorted(options, key=lambda o: (o.total_usd is None, o.total_usd or 0, -_quality(o)))
+    return Choice(good[0] if good else None, tuple(ordered), asked)
+
+
+def _weighed(
+    one: Contender,
+    comparison: Comparison,
+    size: int,
+    own: list[str] | None,
+    queries: int,
+    months: int,
+    settings: Mapping[str, Any],
+) -> Option:
+    if one.error is not None:
+        return Option(one, None, None, None, 0.0, one.error)
+    price, task = one.usd_per_million, comparison.task
+    gigabytes = size * one.bytes_a_vector / 1e9
+    if price is None:
+        return Option(one, None, None, None, gigabytes, "its price is not known: prices= says it")
+    tokens = Decimal(one.corpus_tokens) / len(task.documents) * size
+    if own is not None:
+        try:
+            with Embedder(one.model, **{"dimensions": one.dimensions, "dtype": one.dtype, **settings}) as embedder:
+                tokens = Decimal(embedder.estimate(own).tokens)
+        except EmbedKitError as error:
+            return Option(one, None, None, None, gigabytes, str(error))
+    letters = sum(map(len, task.documents.values())) or 1
+    each = Decimal(one.corpus_tokens) * sum(map(len, task.queries.values())) / letters / len(task.queries)
+    corpus, month = tokens * price / MILLION, each * queries * price / MILLION
+    return Option(one, _cents(corpus), _cents(month), _cents(corpus + month * months), gigabytes)
+
+
+def _judged(
+    option: Option, best: Contender, floor: float | None, budget: Decimal | None, *, significant: bool
+) -> Option:
+    if option.rejected:
+        return option
+    quality, p = option.contender.quality, option.contender.p_value
+    as_good = significant and p is not None and p > 0.05 and floor is not None and best.quality >= floor
+    if floor is not None and quality < floor and not as_good:
+        return replace(option, rejected=f"{MAIN} {quality:.4f} is under {floor}")
+    if budget is not None and option.total_usd is not None and option.total_usd > budget:
+        return replace(option, rejected=f"{amount(option.total_usd)} is over {amount(budget)}")
+    return option
+
+
+def _quality(option: Option) -> float:
+    return option.contender.quality if option.contender.error is None else -1.0
+
+
+def _cents(usd: Decimal) -> Decimal:
+    """Give an estimate in six digits after the point: more would be noise."""
+    return usd.quantize(Decimal("0.000001"))
+
+
+def _asked(floor: float | None, budget: Decimal | None, size: int, queries: int, months: int) -> str:
+    wanted = []
+    if floor is not None:
+        wanted.append(f"the cheapest with {MAIN} of {floor} or more")
+    if budget is not None:
+        wanted.append(f"within {amount(budget)}" if wanted else f"the best within {amount(budget)}")
+    return f"{', '.join(wanted)}, for {size:,} texts and {queries:,} queries a month over {months} months"
+
+
+def _cells(option: Option, chosen: bool) -> list[str]:
+    one = option.contender
+    return [
+        shortened(one.model, 40),
+        str(one.dimensions or "?"),
+        one.dtype,
+        "" if one.error is not None else f"{one.quality:.4f}",
+        amount(option.corpus_usd),
+        amount(option.month_usd),
+        amount(option.total_usd),
+        f"{option.gigabytes:,.3f} GB",
+        "chosen" if chosen else option.rejected or "dearer, or not as good",
+    ]

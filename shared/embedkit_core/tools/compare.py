@@ -1,0 +1,269 @@
+"""Models side by side on one's own texts: quality, cost, time and size of each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from embedkit_core.embedder import Embedder
+from embedkit_core.errors import ConfigurationError, EmbedKitError
+from embedkit_core.form import DType
+from embedkit_core.progress import ProgressTo
+from embedkit_core.tools import ranking
+from embedkit_core.tools.tasks import Task
+from embedkit_core.tools.text import markdown, quiet
+from embedkit_core.tracking import amount, track_usage
+from embedkit_core.types import MILLION, Usage, dollars, shortened
+
+MAIN = "nDCG@10"
+KS = (10, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One model at some dimensions and a type, and what came of it; where it failed, `error` says why.
+
+    `usage` is what this comparison took, `corpus_usd` what the documents cost where none are cached, None where the
+    price is unknown; `p_value` how likely so large a difference to the best one's nDCG@10 is by chance.
+    `bytes_a_vector` are those of the numbers alone.
+    """
+
+    model: str
+    dimensions: int | None = None
+    dtype: DType = "float32"
+    space: str = ""
+    scores: Mapping[str, ranking.Score] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    seconds: float = 0.0
+    bytes_a_vector: int = 0
+    usd_per_million: Decimal | None = None
+    corpus_tokens: int = 0
+    p_value: float | None = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The model, its dimensions and its type."""
+        return f"{self.model} {self.dimensions or '?'} {self.dtype}"
+
+    @property
+    def quality(self) -> float:
+        """The mean nDCG@10; NaN where it failed."""
+        return self.scores[MAIN].mean if MAIN in self.scores else float("nan")
+
+    @property
+    def corpus_usd(self) -> Decimal | None:
+        """What the documents cost where none are cached, estimated."""
+        return None if self.usd_per_million is None else self.corpus_tokens * self.usd_per_million / MILLION
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What models are worth on a task, the best first; those that failed are last."""
+
+    task: Task
+    contenders: tuple[Contender, ...]
+
+    @property
+    def best(self) -> Contender:
+        """The one with the highest nDCG@10."""
+        return self.contenders[0]
+
+    def table(self) -> str:
+        """Give a table in Markdown, and what its scores are worth."""
+        measures = list(next((c.scores for c in self.contenders if c.scores), {}))
+        head = [
+            "model",
+            "dimensions",
+            "type",
+            *measures,
+            "p",
+            "documents cost",
+            "paid now",
+            "seconds",
+            "bytes a vector",
+        ]
+        rows = [_cells(contender, measures) for contender in self.contenders if contender.error is None]
+        failed = "".join(f"\n{c.name}: {c.error}" for c in self.contenders if c.error is not None)
+        size = f"{len(self.task.documents):,} documents, {len(self.task.queries):,} queries"
+        legend = "scores: mean and 95 % confidence interval; p: of the difference to the best, by chance"
+        return f"{self.task.name}: {size}; {self.task.worth}\n{legend}\n\n{markdown(head, rows)}{failed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all numbers, as JSON has them."""
+        return {
+            "task": self.task.name,
+            "documents": len(self.task.documents),
+            "queries": len(self.task.queries),
+            "worth": self.task.worth,
+            "models": [_listed(contender) for contender in self.contenders],
+        }
+
+    def to_csv(self) -> str:
+        """Give all numbers, a line for each model."""
+        rows = [_flat(_listed(contender)) for contender in self.contenders]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def chart(self, path: str | PathLike[str]) -> None:
+        """Draw quality against cost and against dimensions, into a PNG, SVG or PDF file.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from embedkit_core.tools.charts import draw_comparison, save
+
+        save(draw_comparison(self), path)
+
+    def report(self, path: str | PathLike[str]) -> None:
+        """Write one HTML file with the table, the chart and the numbers, which needs nothing beside it."""
+        from embedkit_core.tools.charts import draw_comparison
+        from embedkit_core.tools.report import write_report
+
+        title = f"Models compared on {self.task.name}"
+        write_report(path, title, self.table(), [draw_comparison(self)], self.to_dict())
+
+
+def compare(
+    models: Iterable[str | Mapping[str, Any]],
+    task: Task,
+    *,
+    dimensions: Sequence[int | None] = (None,),
+    dtypes: Sequence[DType] = ("float32",),
+    ks: Sequence[int] = KS,
+    seed: int = 0,
+    progress: ProgressTo = None,
+    say: Callable[[str], object] = quiet,
+    **settings: Any,
+) -> Comparison:
+    """Embed a task's texts with each model, rank by exact cosine, and judge; each model against itself only.
+
+    A model is a string, or a mapping of an embedder's arguments. Each is tried at all `dimensions` (None for its own)
+    and `dtypes`, the widest first, so that what can be cut from a cached vector is not paid for. `settings` are
+    arguments for all (`cache`, `budget_usd`, ...); `say` is told what will be spent before it is, and how it goes.
+
+    Raises:
+        ConfigurationError: there is no model to compare.
+    """
+    wanted = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
+    if not wanted:
+        raise ConfigurationError("compare needs at least one model, such as 'openai:text-embedding-3-small'")
+    widest_first = sorted(dimensions, key=lambda d: -(d or 1 << 30))
+    found: list[tuple[Contender, Mapping[str, ranking.Numbers]]] = []
+    for arguments, dtype, width in itertools.product(wanted, dtypes, widest_first):
+        asked = {"dimensions": width, "dtype": dtype, **settings, **arguments}
+        try:
+            found.append(_tried(asked, task, ks, seed, progress, say))
+        except EmbedKitError as error:
+            name = str(asked["model"])
+            say(f"{name}: {error}")
+            found.append((Contender(name, asked["dimensions"], asked["dtype"], error=str(error)), {}))
+    return Comparison(task, tuple(_judged(found, seed)))
+
+
+def _tried(
+    asked: Mapping[str, Any],
+    task: Task,
+    ks: Sequence[int],
+    seed: int,
+    progress: ProgressTo,
+    say: Callable[[str], object],
+) -> tuple[Contender, Mapping[str, ranking.Numbers]]:
+    documents, queries = list(task.documents.values()), list(task.queries.values())
+    with Embedder(**asked) as embedder:
+        say(f"{embedder.model}: {embedder.estimate(documents)}")
+        corpus = embedder.without_cache().estimate(documents)
+        began = time.perf_counter()
+        with track_usage() as usage:
+            rows = embedder.embed(documents, progress=progress).vectors
+            asking = embedder.embed(queries, input_type="query").vectors
+        seconds = time.perf_counter() - began
+        dtype = asked["dtype"]
+        places, _ = ranking.rank(ranking.comparable(rows, dtype), ranking.comparable(asking, dtype))
+        values = ranking.judge(task, places, ks)
+        contender = Contender(
+            model=embedder.model,
+            dimensions=embedder.dimensions,
+            dtype=dtype,
+            space=embedder.space,
+            scores=ranking.means(values, seed),
+            usage=usage.usage,
+            seconds=seconds,
+            bytes_a_vector=rows.shape[1] * rows.itemsize,
+            usd_per_million=embedder.price.usd_per_million,
+            corpus_tokens=corpus.tokens,
+        )
+        say(f"{contender.name}: {MAIN} {contender.scores[MAIN]}, {seconds:.1f} s, {usage}")
+        return contender, values
+
+
+def _judged(found: Sequence[tuple[Contender, Mapping[str, ranking.Numbers]]], seed: int) -> list[Contender]:
+    """Order by quality and say how far each is from the best by chance."""
+    ordered = sorted(found, key=lambda pair: (pair[0].error is not None, -np.nan_to_num(pair[0].quality, nan=-1.0)))
+    _, best = ordered[0]
+    judged = []
+    for place, (contender, values) in enumerate(ordered):
+        if place and MAIN in values and MAIN in best:
+            p = ranking.p_value(best[MAIN], values[MAIN], seed)
+            contender = Contender(**{**{f: getattr(contender, f) for f in FIELDS}, "p_value": p})
+        judged.append(contender)
+    return judged
+
+
+FIELDS = tuple(Contender.__dataclass_fields__)
+
+
+def _cells(contender: Contender, measures: Sequence[str]) -> list[str]:
+    p = "" if contender.p_value is None else f"{contender.p_value:.3f}"
+    return [
+        shortened(contender.model, 40),
+        str(contender.dimensions or "?"),
+        contender.dtype,
+        *(str(contender.scores[measure]) if measure in contender.scores else "" for measure in measures),
+        p,
+        amount(contender.corpus_usd),
+        amount(contender.usage.cost_usd),
+        f"{contender.seconds:,.1f}",
+        f"{contender.bytes_a_vector:,}",
+    ]
+
+
+def _listed(contender: Contender) -> dict[str, Any]:
+    usd = contender.corpus_usd
+    return {
+        "model": contender.model,
+        "dimensions": contender.dimensions,
+        "dtype": contender.dtype,
+        "space": contender.space,
+        "scores": {name: {"mean": s.mean, "low": s.low, "high": s.high} for name, s in contender.scores.items()},
+        "p_value": contender.p_value,
+        "corpus_tokens": contender.corpus_tokens,
+        "corpus_usd": None if usd is None else dollars(usd),
+        "seconds": contender.seconds,
+        "bytes_a_vector": contender.bytes_a_vector,
+        "usage": contender.usage.to_dict(),
+        "error": contender.error,
+    }
+
+
+def _flat(listed: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in listed.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{name}.")
+        else:
+            flat[f"{before}{name}"] = "" if value is None else value
+    return flat

@@ -1,0 +1,382 @@
+"""Comparing, choosing and benchmarking, on texts small enough to check by hand."""
+
+import csv
+import io
+import json
+import math
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedkit_core import ConfigurationError, Embedder
+from embedkit_core.testing import FakeServer
+from embedkit_core.tools import (
+    SpaceGuard,
+    Task,
+    bench,
+    choose,
+    compare,
+    load_beir,
+    load_questions,
+    ranking,
+    self_retrieval,
+)
+
+TASK = Task(
+    "small",
+    {f"d{i}": f"document number {i}" for i in range(30)},
+    {f"q{i}": f"document number {i}" for i in range(10)},  # a symmetric fake gives them their document's vector
+    {f"q{i}": {f"d{i}": 1} for i in range(10)},
+)
+
+
+def server_of(price="0.1", **settings):
+    return FakeServer(asymmetric=False, usd_per_million=None if price is None else Decimal(price), **settings)
+
+
+def compared(server, models=("fake:good",), task=TASK, **settings):
+    return compare(models, task, base_url=server.url, cache=False, **settings)
+
+
+# Tasks
+
+HEAD = "query-id\tcorpus-id\tscore\n"
+
+
+def write_beir(folder, corpus, queries, qrels):
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    (folder / "qrels" / "test.tsv").write_text(HEAD + qrels)
+    return folder
+
+
+def test_a_folder_in_beir_s_layout_is_read(tmp_path):
+    folder = write_beir(
+        tmp_path / "mine",
+        [{"_id": "1", "title": "Cats", "text": "They purr."}, {"_id": "2", "text": "Dogs bark."}],
+        [{"_id": "a", "text": "Who purrs?"}, {"_id": "b", "text": "Nobody judged this."}],
+        "a\t1\t2\na\t2\t0\n",
+    )
+    task = load_beir(folder)
+    assert task.name == "mine"
+    assert task.documents == {"1": "Cats They purr.", "2": " Dogs bark."}
+    assert task.queries == {"a": "Who purrs?"}
+    assert task.judgements == {"a": {"1": 2}}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "corpus.jsonl").unlink(), r"corpus\.jsonl cannot be read \(No such file"),
+        (
+            lambda folder: (folder / "corpus.jsonl").write_text('{"_id": "1", "text": "x"}\n{"_id":\n'),
+            "line 2: expected",
+        ),
+        (
+            lambda folder: (folder / "queries.jsonl").write_text('{"id": "a"}\n'),
+            r"queries\.jsonl, line 1: expected _id",
+        ),
+        (lambda folder: (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\t1\tx\n"), "line 2"),
+        (lambda folder: (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n"), "no query"),
+    ],
+)
+def test_a_broken_folder_is_refused_with_the_line(tmp_path, break_it, message):
+    folder = write_beir(tmp_path / "x", [{"_id": "1", "text": "x"}], [{"_id": "a", "text": "y"}], "a\t1\t1\n")
+    break_it(folder)
+    with pytest.raises(ConfigurationError, match=message):
+        load_beir(folder)
+
+
+def test_questions_and_answers_are_read(tmp_path):
+    file = tmp_path / "faq.csv"
+    file.write_text("question,answer\nWho purrs?,A cat.\nWho meows?,A cat.\nWho barks?,A dog.\n")
+    task = load_questions(file)
+    assert set(task.documents.values()) == {"A cat.", "A dog."}
+    assert [list(judged) for judged in task.judgements.values()] == [["answer 1"], ["answer 1"], ["answer 2"]]
+    file.write_text("question,answer\nWho purrs?,A cat.\nWho meows?,\n")
+    with pytest.raises(ConfigurationError, match=r"line 3: expected the columns 'question' and 'answer'"):
+        load_questions(file)
+    with pytest.raises(ConfigurationError, match="columns 'q'"):
+        load_questions(file, question="q")
+
+
+def test_halves_find_each_other_and_the_result_says_what_that_is_worth():
+    texts = [f"Title of page {i}\nBody of page {i}, which is long enough to stand alone." for i in range(12)]
+    task = self_retrieval(texts)
+    assert task.queries["3"] == "Title of page 3"
+    assert task.documents["3"].startswith("Body of page 3")
+    assert "no judgements" in task.worth
+    plain = self_retrieval([f"{i} " + "word " * 40 for i in range(10)])
+    assert len(plain.queries["0"]) == pytest.approx(len(plain.documents["0"]), abs=10)
+    with pytest.raises(ConfigurationError, match="and 0 are such"):
+        self_retrieval(["short"] * 50)
+
+
+# Ranking
+
+
+def by_hand(ranks_of_relevant, n_relevant):
+    gains = sum(1 / math.log2(rank + 1) for rank in ranks_of_relevant if rank <= 10)
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(n_relevant, 10) + 1))
+    return gains / ideal
+
+
+def test_measures_are_those_by_hand():
+    task = Task("t", {str(i): "x" for i in range(20)}, {"a": "x", "b": "x"}, {"a": {"3": 1, "7": 1}, "b": {"0": 1}})
+    places = np.array([[9, 3, 8, 1, 7, *range(10, 20)], [*range(1, 12), 0, 12, 13, 14]])
+    found = ranking.judge(task, places, (2, 5))
+    assert found["nDCG@10"] == pytest.approx([by_hand([2, 5], 2), 0.0])
+    assert found["MRR@10"] == pytest.approx([0.5, 0.0])
+    assert found["recall@2"] == pytest.approx([0.5, 0.0])
+    assert found["recall@5"] == pytest.approx([1.0, 0.0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 40), st.integers(1, 8), st.integers(0, 5))
+def test_the_order_is_that_of_the_cosines_and_ties_go_to_the_first(n, queries, seed):
+    rng = np.random.default_rng(seed)
+    documents = ranking.comparable(rng.integers(-1, 2, (n, 3)).astype(np.float32), "float32")
+    asked = ranking.comparable(rng.standard_normal((queries, 3)).astype(np.float32), "float32")
+    places, cosines = ranking.rank(documents, asked, depth=n)
+    for row, values, query in zip(places, cosines, asked, strict=True):
+        truth = documents @ query
+        assert sorted(row.tolist()) == list(range(n))
+        assert np.allclose(values, truth[row], atol=1e-5)
+        for place in range(n - 1):
+            assert (values[place], -row[place]) > (values[place + 1], -row[place + 1])
+
+
+def test_packed_bits_are_compared_by_hamming_distance():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (20, 32)).astype(np.uint8)
+    packed = np.packbits(bits, axis=1)
+    as_binary = (packed.astype(np.int16) - 128).astype(np.int8)
+    distances = (bits[:5, None, :] != bits[None, :, :]).sum(axis=2)
+    for vectors, dtype in ((packed, "ubinary"), (as_binary, "binary")):
+        rows = ranking.comparable(vectors, dtype)
+        assert np.allclose(rows[:5] @ rows.T, 1 - 2 * distances / 32)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+@settings(deadline=None, max_examples=25)
+def test_an_interval_holds_the_mean(values):
+    score = ranking.with_interval(np.array(values))
+    assert min(values) - 1e-9 <= score.low <= score.mean <= score.high <= max(values) + 1e-9
+
+
+def test_chance_is_told_from_a_difference():
+    rng = np.random.default_rng(1)
+    one = rng.random(200)
+    assert ranking.p_value(one, one) == 1.0
+    assert ranking.p_value(one, one - 0.2) < 0.01
+    assert ranking.p_value(one, one + rng.normal(0, 0.3, 200)) > 0.01
+
+
+# Compare
+
+
+def test_a_model_that_finds_all_is_perfect_and_one_that_guesses_is_not():
+    server = server_of()
+    guessing = FakeServer(usd_per_million=Decimal("0.1"))
+    found = compare(
+        [{"model": "fake:good", "base_url": server.url}, {"model": "fake:guess", "base_url": guessing.url}],
+        TASK,
+        cache=False,
+    )
+    good, guess = found.contenders
+    assert (good.model, good.quality, good.scores["recall@10"].mean) == ("fake:good", 1.0, 1.0)
+    assert guess.quality < 0.9
+    assert guess.p_value < 0.05
+    assert good.p_value is None
+    assert good.usage.tokens == 3 * 40
+    assert found.best is good
+
+
+def test_a_model_that_fails_is_a_row_with_its_error(monkeypatch):
+    monkeypatch.delenv("VOYAGE_API_KEY", raising=False)
+    server = server_of()
+    told = []
+    found = compare(
+        [{"model": "fake:good", "base_url": server.url}, "voyage:voyage-4", "nobody:knows"],
+        TASK,
+        cache=False,
+        say=told.append,
+    )
+    assert [contender.error is None for contender in found.contenders] == [True, False, False]
+    assert "no API key for voyage:voyage-4" in found.table()
+    assert any(line.startswith("fake:good: 30 texts, 0 from cache") for line in told)
+    assert json.loads(json.dumps(found.to_dict()))["models"][1]["error"]
+
+
+def test_dimensions_and_types_are_rows_of_their_own_and_cut_ones_cost_nothing(tmp_path, monkeypatch):
+    from support.openai_server import OpenAIServer
+
+    with OpenAIServer() as server:
+        found = compare(
+            ["text-embedding-3-small"],
+            TASK,
+            dimensions=(None, 256),
+            dtypes=("float32", "ubinary"),
+            base_url=server.base_url,
+            api_key="test-key",
+            cache=tmp_path,
+        )
+    names = {(c.dimensions, c.dtype): c for c in found.contenders}
+    assert set(names) == {(1536, "float32"), (256, "float32"), (1536, "ubinary"), (256, "ubinary")}
+    assert [c.bytes_a_vector for c in names.values() if c.dtype == "ubinary"] in ([192, 32], [32, 192])
+    assert sum(c.usage.tokens > 0 for c in found.contenders) == 1
+    assert {c.error for c in found.contenders} == {None}
+
+
+def test_what_a_model_does_not_offer_is_refused_kindly_for_that_row():
+    server = server_of()
+    found = compared(server, dtypes=("float32", "int8"))
+    assert [contender.error is None for contender in found.contenders] == [True, False]
+
+
+def test_tables_and_numbers_say_the_same():
+    found = compared(server_of(), dimensions=(8, 4))
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [row["model"] for row in rows] == ["fake:good"] * 2
+    assert float(rows[0]["scores.nDCG@10.mean"]) == found.best.quality
+    assert f"{found.best.quality:.4f} [" in found.table()
+    assert found.to_dict()["models"][0]["scores"]["nDCG@10"]["mean"] == found.best.quality
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_chart_is_drawn_and_labelled(tmp_path, kind):
+    found = compared(server_of(), models=("fake:good", "fake:other"), dimensions=(8, 4))
+    found.chart(tmp_path / f"chart.{kind}")
+    data = (tmp_path / f"chart.{kind}").read_bytes()
+    assert len(data) > 5000
+    from embedkit_core.tools.charts import draw_comparison
+
+    figure = draw_comparison(found)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["cost of these 30 documents, USD", "dimensions"]
+    assert all("nDCG@10" in axes.get_ylabel() for axes in figure.axes)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["fake:good", "fake:other"]
+    with pytest.raises(ConfigurationError, match=r"\.png, \.svg, \.pdf"):
+        found.chart(tmp_path / "chart.docx")
+
+
+def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
+    found = compared(server_of())
+    found.report(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "<svg" in text
+    assert "nDCG@10" in text
+    assert "src=" not in text
+    assert "<script" not in text
+    assert "<link" not in text
+
+
+def test_there_must_be_something_to_compare():
+    with pytest.raises(ConfigurationError, match="at least one model"):
+        compare([], TASK)
+    with pytest.raises(ConfigurationError, match="missing"):
+        Task("t", {"a": "x"}, {"q": "y"}, {"q": {"b": 1}})
+
+
+# Choose
+
+
+@pytest.fixture
+def two():
+    """A dear model that is good and a cheap one that guesses."""
+    good, bad = server_of("10"), FakeServer(usd_per_million=Decimal("0.1"))
+    models = [{"model": "fake:good", "base_url": good.url}, {"model": "fake:guess", "base_url": bad.url}]
+    yield compare(models, TASK, cache=False)
+    assert good.seen
+    assert bad.seen
+
+
+def test_the_cheapest_that_is_good_enough_is_chosen(two):
+    assert choose(two, floor=0.0).chosen.contender.model == "fake:guess"
+    choice = choose(two, floor=0.99, corpus_texts=1_000_000, queries_per_month=1000)
+    assert choice.chosen.contender.model == "fake:good"
+    [other] = [option for option in choice.options if option is not choice.chosen]
+    assert "is under 0.99" in other.rejected
+    tokens = two.best.corpus_tokens / 30 * 1_000_000
+    assert choice.chosen.corpus_usd == pytest.approx(Decimal(tokens) * 10 / 1_000_000)
+    assert choice.chosen.total_usd == pytest.approx(choice.chosen.corpus_usd + 12 * choice.chosen.month_usd)
+
+
+def test_the_best_within_a_budget_is_chosen(two):
+    assert choose(two, budget_usd=1000, corpus_texts=1000).chosen.contender.model == "fake:good"
+    choice = choose(two, budget_usd="0.01", corpus_texts=10_000)
+    assert choice.chosen.contender.model == "fake:guess"
+    assert "is over $0.01" in choice.table()
+
+
+def test_where_none_will_do_the_table_says_why(two):
+    choice = choose(two, floor=0.99, budget_usd="0.000001", corpus_texts=10_000)
+    assert choice.chosen is None
+    assert "is over" in choice.table()
+    with pytest.raises(ConfigurationError, match="no model will do"):
+        choice.embedder()
+    with pytest.raises(ConfigurationError, match=r"floor=.*or budget_usd="):
+        choose(two)
+
+
+def test_what_is_cached_already_counts(tmp_path):
+    server = server_of("10")
+    found = compare(["fake:good"], TASK, base_url=server.url, cache=tmp_path)
+    texts = list(TASK.documents.values())
+    settings = {"base_url": server.url, "cache": tmp_path}
+    assert choose(found, floor=0, texts=texts, **settings).chosen.corpus_usd == 0
+    assert choose(found, floor=0, texts=[*texts, "a new one"], **settings).chosen.corpus_usd > 0
+
+
+def test_the_embedder_that_was_chosen_is_made(two):
+    server = server_of()
+    embedder = choose(two, floor=0.0).embedder(base_url=server.url, cache=False)
+    assert (embedder.model, embedder.dimensions) == ("fake:guess", 8)
+
+
+def test_a_price_nobody_knows_is_never_chosen():
+    choice = choose(compared(server_of(None)), floor=0)
+    assert choice.chosen is None
+    assert "its price is not known" in choice.table()
+
+
+def test_an_index_takes_vectors_of_one_space():
+    server, other = server_of(), server_of()
+    one = Embedder("fake:model", base_url=server.url, cache=False)
+    guard = SpaceGuard()
+    guard.check(one.embed(["text"]))
+    guard.check(one)
+    kept = SpaceGuard(guard.space)
+    with pytest.raises(ConfigurationError, match="must not be compared"):
+        kept.check(Embedder("fake:other", base_url=other.url, cache=False).embed(["text"]))
+
+
+# Bench
+
+
+def test_sequential_and_concurrent_are_measured_and_a_setting_is_found(tmp_path):
+    server = FakeServer(latency=0.01, usd_per_million=Decimal("0.02"))
+    told = []
+    found = bench("fake:model", sizes=(64, 128), most=4, max_batch_texts=8, base_url=server.url, say=told.append)
+    assert told[0].startswith("fake:model: up to ")
+    assert "about $" in told[0]
+    assert {(run.texts, run.concurrency) for run in found.runs} >= {(64, 1), (128, 1)}
+    assert found.speed_up(128) > 1.0
+    assert f"use max_concurrency={found.concurrency}" in found.table()
+    assert found.latency(50) <= found.latency(99)
+    assert found.usage.tokens == sum(len(text.split()) * n for text, n in server.billed.items())
+    assert set(server.billed.values()) == {1}
+    found.chart(tmp_path / "bench.png")
+    found.report(tmp_path / "bench.html")
+    assert (tmp_path / "bench.png").stat().st_size > 5000
+    assert json.loads(json.dumps(found.to_dict()))["max_concurrency"] == found.concurrency
+
+
+def test_one_s_own_texts_are_measured_and_each_is_new():
+    server = FakeServer()
+    bench("fake:model", sizes=(20,), most=2, texts=["my own text"], base_url=server.url)
+    assert all(text.startswith("my own text ") for seen in server.seen for text in seen.texts)
+    assert set(server.billed.values()) == {1}
