@@ -43,6 +43,7 @@ _OURS = (
     f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_DIMENSIONS}"
 )
 # The marks are filled in, never a value. Rows are read in the order in which they lie in the file, each page once.
+_KEYS = "SELECT rowid, key FROM Cache WHERE rowid > ? AND raw = 1 ORDER BY rowid LIMIT ?"
 _READ = "SELECT key, value FROM Cache WHERE "
 _ONE = f"{_READ}key = ? AND {_OURS}"
 _MANY = f"{_READ}rowid IN (SELECT rowid FROM Cache WHERE key IN (MARKS) AND raw = 1) AND {_OURS}"  # noqa: S608
@@ -176,6 +177,17 @@ class Pool:
         try:
             query = _ONE if len(keys) == 1 else _MANY.replace("MARKS", ",".join("?" * len(keys)))
             found = connection.execute(query, keys).fetchall()
+        except BaseException:
+            close_all([connection])
+            raise
+        self._give_back(connection)
+        return found
+
+    def keys(self, after: int) -> list[tuple[int, bytes]]:
+        """Give the next keys behind a place in the database, with theirs, `BLOCK` at most. Raises sqlite3.Error."""
+        connection = self._borrow()
+        try:
+            found = connection.execute(_KEYS, (after, BLOCK)).fetchall()
         except BaseException:
             close_all([connection])
             raise

@@ -103,6 +103,26 @@ class DiskCache:
                 self.stats.damaged += len(rows) - len(found)
         return found
 
+    def all_keys(self) -> Iterator[list[bytes]]:
+        """Give all keys there are, block by block, those that are kept meanwhile too.
+
+        Raises:
+            CacheError: the folder cannot be read.
+        """
+        after = -1
+        while True:
+            try:
+                with GATE.entered():
+                    pool = self._pool or self._open(create=False)
+                    found = [] if pool is None else pool.keys(after)
+            except (OSError, sqlite3.Error) as error:
+                raise CacheError(f"the cache cannot be read ({type(error).__name__})") from None
+            self._speak()
+            if not found:
+                return
+            after = found[-1][0]
+            yield [bytes(key) for _, key in found]
+
     def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
         """Commit entries in one transaction; a damaged value under the same key is replaced.
 

@@ -11,7 +11,7 @@ def quiet(line: str) -> None:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Give a table whose columns are as wide as what is in them; what looks like a number stands to the right."""
-    widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
+    widths = [max(3, *(len(line[column]) for line in [head, *rows])) for column in range(len(head))]
     numeric = [
         bool(rows) and all(not row[c] or row[c].lstrip("$-")[:1].isdigit() for row in rows) for c in range(len(head))
     ]

@@ -1,0 +1,6 @@
+"""`python -m embedkit_core` is the command `rag-embedkit`."""
+
+from embedkit_core.cli import main
+
+if __name__ == "__main__":
+    main()

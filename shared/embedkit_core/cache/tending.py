@@ -1,0 +1,79 @@
+"""Looking after a cache folder: how much is in it, whether it is whole, and taking it elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from embedkit_core.cache import open_folder
+from embedkit_core.cache.disk import DiskCache
+from embedkit_core.cache.folder import OWN_FOLDER
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.types import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What a cache folder holds: vectors, bytes on disk, and vectors that are damaged, which count as missing."""
+
+    folder: str
+    vectors: int
+    bytes_on_disk: int
+    damaged: int | None = None
+
+
+class CacheFolder:
+    """A cache folder to be looked after; the one that `cache=` names."""
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        cache = open_folder(folder)
+        assert isinstance(cache, DiskCache)
+        self._cache = cache
+        self.folder = Path(folder).expanduser().resolve()
+
+    @property
+    def _own(self) -> Path:
+        return self.folder / OWN_FOLDER
+
+    def stats(self) -> CacheStats:
+        """Count what is there."""
+        vectors = sum(len(keys) for keys in self._cache.all_keys())
+        size = sum(path.stat().st_size for path in self._own.glob("*") if path.is_file()) if self._own.is_dir() else 0
+        return CacheStats(str(self.folder), vectors, size)
+
+    def verify(self) -> CacheStats:
+        """Read every vector and check it against its checksum."""
+        stats = self.stats()
+        whole = sum(len(block) for block in self.entries())
+        return CacheStats(stats.folder, stats.vectors, stats.bytes_on_disk, stats.vectors - whole)
+
+    def entries(self) -> Iterator[dict[bytes, Entry]]:
+        """Give all that is whole, block by block."""
+        for keys in self._cache.all_keys():
+            yield self._cache.get_many(keys)
+
+    def copy_to(self, other: CacheFolder) -> int:
+        """Copy all that is whole into another folder, and give how many vectors there were.
+
+        Raises:
+            ConfigurationError: it is this folder.
+        """
+        if other.folder == self.folder:
+            raise ConfigurationError(f"{self.folder} cannot be copied into itself")
+        copied = 0
+        for block in self.entries():
+            other._cache.set_many(list(block.items()))
+            copied += len(block)
+        other._cache.close()
+        return copied
+
+    def clear(self) -> int:
+        """Delete every vector, and give how many there were. What else is in the folder stays."""
+        vectors = self.stats().vectors
+        self._cache.close()
+        if self._own.is_dir():
+            shutil.rmtree(self._own)
+        return vectors

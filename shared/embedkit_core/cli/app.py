@@ -1,0 +1,91 @@
+"""The commands, and how every failure becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from embedkit_core.errors import (
+    AuthenticationError,
+    BudgetError,
+    ConfigurationError,
+    EmbedKitError,
+    InputError,
+    PartialFailureError,
+)
+
+# What is wrong with a command line: click's own class, of which some versions of typer bring a copy.
+COMMAND_LINE: Any = typer.BadParameter.__mro__[2]
+FAILED, USAGE, BUDGET, PARTIAL, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
+
+app = typer.Typer(
+    name="rag-embedkit",
+    help="Embeddings that you pay for once: embed files, know what it costs, compare, choose and benchmark models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+cache_app = typer.Typer(help="Look after the cache.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and give its exit code; what goes wrong is one line on standard error."""
+    from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - they add the commands
+
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except typer.Exit as end:
+        code = end.exit_code
+    except typer.Abort:
+        return _fail("stopped", INTERRUPTED)
+    except COMMAND_LINE as error:
+        error.show()
+        return USAGE
+    except KeyboardInterrupt:
+        return _fail("stopped; what is paid for is in the cache, and the same command goes on from there", INTERRUPTED)
+    except BudgetError as error:
+        return _fail(str(error), BUDGET)
+    except PartialFailureError as error:
+        return _fail(str(error), PARTIAL)
+    except (ConfigurationError, InputError, AuthenticationError) as error:
+        return _fail(str(error), USAGE)
+    except EmbedKitError as error:
+        return _fail(str(error), FAILED)
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or type(error).__name__}{where}", FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    err.print(f"rag-embedkit: {message}")
+    return code
+
+
+def show(text: str, data: Any, *, as_json: bool) -> None:
+    """Print a result: for people, or for machines."""
+    out.print(json.dumps(data, ensure_ascii=False) if as_json else text)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before money is spent; where nobody can be asked, --yes has to say so beforehand."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        err.print(f"rag-embedkit: {question}: add --yes to go on without being asked")
+        raise typer.Exit(REFUSED)
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(REFUSED)

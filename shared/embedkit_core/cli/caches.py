@@ -1,0 +1,127 @@
+"""cache stats, verify, clear, export, import, warm."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit_core.cache.tending import CacheFolder
+from embedkit_core.cli import options as o
+from embedkit_core.cli.app import cache_app, confirm, err, show
+from embedkit_core.cli.embedding import _role, embed_into, estimate_all
+from embedkit_core.cli.reading import Source
+from embedkit_core.errors import ConfigurationError
+from embedkit_core.tracking import amount
+
+Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
+
+
+def _folder(name: str | None) -> CacheFolder:
+    if name is not None:
+        return CacheFolder(name)
+    return CacheFolder(default_folder())
+
+
+def default_folder() -> Path:
+    """Give the user's cache folder."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))
+
+
+@cache_app.command()
+def stats(cache: Folder = None, as_json: o.Json = False) -> None:
+    """Say how much is in the cache."""
+    found = _folder(cache).stats()
+    text = f"{found.folder}: {found.vectors:,} vectors, {found.bytes_on_disk / 1e6:,.1f} MB"
+    show(text, asdict(found), as_json=as_json)
+
+
+@cache_app.command()
+def verify(
+    inputs: Annotated[list[str] | None, typer.Argument(help="With --live: texts that are cached.")] = None,
+    live: Annotated[int, typer.Option(help="Embed so many cached texts again, and compare.")] = 0,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="With --live: provider:model.")] = None,
+    column: o.Column = "text",
+    dimensions: o.Dimensions = None,
+    base_url: o.BaseUrl = None,
+    cache: Folder = None,
+    as_json: o.Json = False,
+) -> None:
+    """Check every vector against its checksum; with --live, some against what the model gives today."""
+    if live:
+        if not inputs or model is None:
+            raise ConfigurationError("--live needs --model and the texts, since the cache holds none")
+        source = Source(inputs, column, "id")
+        try:
+            with o.make(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder:
+                found = embedder.verify_cache(source.texts(), sample=live)
+        finally:
+            source.close()
+        show(str(found), asdict(found), as_json=as_json)
+        return
+    whole = _folder(cache).verify()
+    text = f"{whole.folder}: {whole.vectors:,} vectors, {whole.damaged:,} of them damaged (embedded again when wanted)"
+    show(text, asdict(whole), as_json=as_json)
+    if whole.damaged:
+        raise typer.Exit(1)
+
+
+@cache_app.command()
+def clear(cache: Folder = None, yes: o.Yes = False) -> None:
+    """Delete every vector: what they cost will be paid again."""
+    folder = _folder(cache)
+    found = folder.stats()
+    confirm(f"delete {found.vectors:,} vectors in {found.folder}?", yes=yes)
+    err.print(f"{folder.clear():,} vectors deleted")
+
+
+@cache_app.command(name="export")
+def export_command(
+    target: Annotated[str, typer.Argument(help="A folder, which becomes a cache.")], cache: Folder = None
+) -> None:
+    """Copy all vectors into another cache folder, to be taken elsewhere."""
+    err.print(f"{_folder(cache).copy_to(CacheFolder(target)):,} vectors copied to {target}")
+
+
+@cache_app.command(name="import")
+def import_command(source: Annotated[str, typer.Argument(help="A cache folder.")], cache: Folder = None) -> None:
+    """Copy all vectors of another cache folder into this one."""
+    if not Path(source).expanduser().is_dir():
+        raise ConfigurationError(f"there is no folder {source!r}")
+    err.print(f"{CacheFolder(source).copy_to(_folder(cache)):,} vectors copied from {source}")
+
+
+@cache_app.command()
+def warm(
+    inputs: o.Inputs,
+    model: o.Model,
+    column: o.Column = "text",
+    dimensions: o.Dimensions = None,
+    dtype: o.Type = "float32",
+    input_type: o.Role = "document",
+    cache: Folder = None,
+    base_url: o.BaseUrl = None,
+    budget_usd: o.Budget = None,
+    yes: o.Yes = False,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Embed texts into the cache, so that they are there when they are wanted."""
+    settings = o.settings_of(cache=cache, no_cache=False, base_url=base_url, budget_usd=budget_usd)
+    source = Source(inputs, column, "id")
+    try:
+        with o.make(model, dimensions, dtype, **settings) as embedder:
+            told = estimate_all(embedder, source, _role(input_type))
+            if not quiet:
+                err.print(f"{embedder.model}: {told}")
+            if told.cost_usd is None or told.cost_usd > 0:
+                confirm(f"send {told.texts_to_send:,} texts for about {amount(told.cost_usd)}?", yes=yes)
+            embed_into(embedder, source, None, _role(input_type), told.texts, progress=not quiet)
+            usage = embedder.usage
+    finally:
+        source.close()
+    show(str(usage), usage.to_dict(), as_json=as_json)

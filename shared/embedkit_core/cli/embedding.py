@@ -1,0 +1,212 @@
+"""embed, estimate, models, explain."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+
+from embedkit_core.catalogue import models as catalogue_models
+from embedkit_core.cli import options as o
+from embedkit_core.cli.app import app, confirm, err, show
+from embedkit_core.cli.reading import Record, Source
+from embedkit_core.cli.writing import Output
+from embedkit_core.embedder import Embedder
+from embedkit_core.forecast import Estimate
+from embedkit_core.tools.text import markdown
+from embedkit_core.tracking import amount
+from embedkit_core.types import InputType
+
+SUMMED = (
+    *("texts", "unique_texts", "cache_hits", "texts_to_send", "tokens", "max_tokens", "cost_usd", "max_cost_usd"),
+    *("saved_usd", "requests", "seconds"),
+)
+PIECE = 5000  # texts that are estimated at once
+
+
+@app.command()
+def embed(
+    inputs: o.Inputs,
+    output: Annotated[str, typer.Option("--output", "-o", help="A file that ends with .parquet, .jsonl or .npy.")],
+    model: o.Model,
+    column: o.Column = "text",
+    id_column: o.IdColumn = "id",
+    dimensions: o.Dimensions = None,
+    dtype: o.Type = "float32",
+    input_type: o.Role = "document",
+    cache: o.CacheOption = None,
+    no_cache: o.NoCache = False,
+    base_url: o.BaseUrl = None,
+    budget_usd: o.Budget = None,
+    price: o.Price = None,
+    max_concurrency: o.Concurrency = 16,
+    yes: o.Yes = False,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Embed texts into a file. Says what it costs and asks first; run again after a stop, it pays only for the rest.
+
+    Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
+    """
+    settings = o.settings_of(
+        cache=cache,
+        no_cache=no_cache,
+        base_url=base_url,
+        budget_usd=budget_usd,
+        price=price,
+        model=model,
+        max_concurrency=max_concurrency,
+    )
+    source = Source(inputs, column, id_column)
+    try:
+        with o.make(model, dimensions, dtype, **settings) as embedder, Output(output) as file:
+            told = estimate_all(embedder, source, _role(input_type))
+            if not quiet:
+                err.print(f"{embedder.model}: {told}")
+            if told.cost_usd is None or told.cost_usd > 0:
+                confirm(f"send {told.texts_to_send:,} texts for about {amount(told.cost_usd)}?", yes=yes)
+            embed_into(embedder, source, file, _role(input_type), told.texts, progress=not quiet)
+            usage, rows = embedder.usage, file.rows
+    finally:
+        source.close()
+    show(f"{output}: {rows:,} rows; {usage}", {"output": output, "rows": rows, **usage.to_dict()}, as_json=as_json)
+
+
+@app.command()
+def estimate(
+    inputs: o.Inputs,
+    model: o.Model,
+    column: o.Column = "text",
+    dimensions: o.Dimensions = None,
+    dtype: o.Type = "float32",
+    input_type: o.Role = "document",
+    cache: o.CacheOption = None,
+    no_cache: o.NoCache = False,
+    base_url: o.BaseUrl = None,
+    price: o.Price = None,
+    as_json: o.Json = False,
+) -> None:
+    """Say what embedding texts would take: hits, tokens, dollars, requests, seconds. Sends nothing."""
+    settings = o.settings_of(cache=cache, no_cache=no_cache, base_url=base_url, price=price, model=model)
+    source = Source(inputs, column, "id")
+    try:
+        with o.make(model, dimensions, dtype, **settings) as embedder:
+            told = estimate_all(embedder, source, _role(input_type))
+    finally:
+        source.close()
+    text = f"{told.model}: {told}\ntokens: {told.token_source}; price: {told.price_source}"
+    show(text, told.to_dict(), as_json=as_json)
+
+
+@app.command()
+def models(
+    provider: Annotated[str | None, typer.Argument(help="Only those of one provider.")] = None,
+    as_json: o.Json = False,
+) -> None:
+    """List the models that are known: dimensions, limits, types, prices."""
+    rows = [m for m in catalogue_models() if provider in (None, m.provider)]
+    listed: list[dict[str, Any]] = [
+        {
+            "model": f"{m.provider}:{m.name}",
+            "dimensions": m.dimensions,
+            "text_tokens": m.limits.text_tokens,
+            "dtypes": list(m.dtypes),
+            "usd_per_million": None if m.usd_per_million is None else str(m.usd_per_million),
+            "status": m.status,
+        }
+        for m in rows
+    ]
+    columns = ("model", "dimensions", "text_tokens", "usd_per_million", "status")
+    cells = [[str("?" if row[name] is None else row[name]) for name in columns] for row in listed]
+    text = markdown(["model", "dimensions", "tokens a text", "USD a million", "status"], cells)
+    show(text if rows else f"no model of {provider!r} is known", listed, as_json=as_json)
+
+
+@app.command()
+def explain(
+    text: Annotated[str, typer.Argument(help="A text.")],
+    model: o.Model,
+    dimensions: o.Dimensions = None,
+    dtype: o.Type = "float32",
+    input_type: o.Role = "document",
+    cache: o.CacheOption = None,
+    base_url: o.BaseUrl = None,
+    as_json: o.Json = False,
+) -> None:
+    """Say what would be sent for a text, what its key covers and where its vector would come from. Sends nothing."""
+    settings = o.settings_of(cache=cache, no_cache=False, base_url=base_url)
+    with o.make(model, dimensions, dtype, **settings) as embedder:
+        told = embedder.explain(text, input_type=_role(input_type))
+    data: dict[str, Any] = {
+        "model": told.model,
+        "endpoint": told.endpoint,
+        "wire": dict(told.wire),
+        "key": told.key,
+        "key_parts": dict(told.key_parts),
+        "served_from": told.served_from,
+        "estimated_tokens": told.estimated_tokens,
+        "usd_per_million": None if told.usd_per_million is None else str(told.usd_per_million),
+        "price_source": told.price_source,
+    }
+    show("\n".join(f"{name}: {value}" for name, value in data.items()), data, as_json=as_json)
+
+
+def estimate_all(embedder: Embedder, source: Source, input_type: InputType) -> Estimate:
+    """Estimate all that a source holds, some thousand texts at a time."""
+    total: Estimate | None = None
+    texts = source.texts()
+    while piece := list(itertools.islice(texts, PIECE)):
+        told = embedder.estimate(piece, input_type=input_type)
+        total = told if total is None else _sum(total, told)
+    return total or embedder.estimate([], input_type=input_type)
+
+
+def _sum(one: Estimate, other: Estimate) -> Estimate:
+    def add(a: Any, b: Any) -> Any:
+        return None if a is None or b is None else a + b
+
+    fields = {name: add(getattr(one, name), getattr(other, name)) for name in SUMMED}
+    cost: Decimal | None = fields["cost_usd"]
+    each = None if cost is None or not fields["texts"] else cost / fields["texts"]
+    return Estimate(
+        model=one.model,
+        cost_per_text_usd=each,
+        token_source=other.token_source,
+        price_source=one.price_source,
+        **fields,
+    )
+
+
+def embed_into(
+    embedder: Embedder, source: Source, file: Output | None, input_type: InputType, n: int, *, progress: bool
+) -> None:
+    """Embed all that a source holds, as a stream, into a file, or into the cache alone."""
+    ahead, behind = itertools.tee(source.records())
+    texts: Iterator[str] = (record.text for record in ahead)
+    shown = _Known(texts, n) if progress and sys.stderr.isatty() else texts
+    rows = embedder.embed_iter(shown, input_type=input_type, progress=isinstance(shown, _Known))
+    records: Iterator[Record] = behind
+    for record, row in zip(records, rows, strict=True):
+        if file is not None:
+            file.add(record, row)
+
+
+class _Known:
+    """A stream whose length is known, for the bar."""
+
+    def __init__(self, texts: Iterator[str], n: int) -> None:
+        self._texts, self._n = texts, n
+
+    def __iter__(self) -> Iterator[str]:
+        return self._texts
+
+    def __len__(self) -> int:
+        return self._n
+
+
+def _role(value: str) -> InputType:
+    return value  # type: ignore[return-value]  # the embedder refuses what is none

@@ -1,0 +1,142 @@
+"""Texts from wherever they are: lines, JSONL, CSV, Parquet, folders, standard input; a few in memory at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from embedkit_core.errors import ConfigurationError, MissingExtraError
+
+STDIN = "-"
+SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
+
+
+class Record(NamedTuple):
+    """A text, by what it is called and where it came from."""
+
+    id: str
+    text: str
+
+
+class Source:
+    """What a command's inputs hold, to be read as often as it takes; standard input is copied to a file first."""
+
+    def __init__(self, inputs: Sequence[str], column: str, id_column: str) -> None:
+        self._column, self._id_column = column, id_column
+        self._spool: Path | None = None
+        self._places = [self._place(name) for name in inputs]
+
+    def _place(self, name: str) -> Path:
+        if name == STDIN:
+            return self._spooled()
+        place = Path(name).expanduser()
+        if not place.exists():
+            raise ConfigurationError(f"there is no file or folder {name!r}")
+        if place.is_file() and place.suffix.lower() not in SUFFIXES:
+            raise ConfigurationError(f"{name!r} is none of {', '.join(SUFFIXES)}, a folder, or - for standard input")
+        return place
+
+    def _spooled(self) -> Path:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt", delete=False) as file:
+            for line in sys.stdin:
+                file.write(line)
+            self._spool = Path(file.name)
+        return self._spool
+
+    def close(self) -> None:
+        """Delete the copy of standard input."""
+        if self._spool is not None:
+            self._spool.unlink(missing_ok=True)
+
+    def records(self) -> Iterator[Record]:
+        """Give all texts in order; empty lines and files are left out.
+
+        Raises:
+            ConfigurationError: a row is broken, naming the file and the line.
+        """
+        for place in self._places:
+            if place.is_dir():
+                yield from self._folder(place)
+            else:
+                yield from self._file(place)
+
+    def texts(self) -> Iterator[str]:
+        """Give the texts alone."""
+        return (record.text for record in self.records())
+
+    def _folder(self, folder: Path) -> Iterator[Record]:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix.lower() in SUFFIXES:
+                if path.suffix.lower() in (".txt", ".md"):
+                    text = _read(path)
+                    if text.strip():
+                        yield Record(str(path.relative_to(folder)), text)
+                else:
+                    yield from self._file(path)
+
+    def _file(self, path: Path) -> Iterator[Record]:
+        kind = path.suffix.lower()
+        if kind == ".parquet":
+            yield from self._parquet(path)
+            return
+        try:
+            with path.open(encoding="utf-8-sig", newline="" if kind == ".csv" else None) as lines:
+                if kind == ".csv":
+                    reader = csv.DictReader(lines)
+                    yield from (self._row(row, path, reader.line_num) for row in reader)
+                elif kind == ".jsonl":
+                    for number, line in enumerate(lines, 1):
+                        if line.strip():
+                            yield self._row(_json(line, path, number), path, number)
+                else:
+                    for number, line in enumerate(lines, 1):
+                        if line.strip():
+                            yield Record(str(number), line.rstrip("\r\n"))
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"{path} is not UTF-8") from None
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from None
+
+    def _row(self, row: Any, path: Path, number: int) -> Record:
+        text = row.get(self._column) if isinstance(row, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigurationError(
+                f"{path}, line {number}: no text in {self._column!r}; --column names where the texts are"
+            )
+        return Record(str(row.get(self._id_column, number)), text)
+
+    def _parquet(self, path: Path) -> Iterator[Record]:
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise MissingExtraError("Parquet", "cli") from None
+        try:
+            file = parquet.ParquetFile(path)
+        except Exception as error:
+            raise ConfigurationError(f"{path} cannot be read as Parquet ({type(error).__name__})") from None
+        number = 0
+        for batch in file.iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield self._row(row, path, number)
+
+
+def _json(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise ConfigurationError(f"{path}, line {number}: expected one JSON object") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from None

@@ -1,0 +1,140 @@
+"""Vectors into a file, as they come: Parquet, JSONL or .npy; the file is there when it is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from embedkit_core.cli.reading import Record
+from embedkit_core.errors import ConfigurationError, MissingExtraError
+from embedkit_core.types import Vectors
+
+KINDS = (".parquet", ".jsonl", ".npy")
+BLOCK = 1024  # rows that are written at once
+
+
+class Sink(Protocol):
+    """Where rows go."""
+
+    def add(self, record: Record, vector: Vectors) -> None:
+        """Take one row."""
+
+    def finish(self) -> None:
+        """Write what is left."""
+
+
+class Output:
+    """A file that takes rows under another name, and has its own when all are there.
+
+    Raises:
+        ConfigurationError: its name ends with none of those known, or its folder is not there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).expanduser()
+        if self.path.suffix.lower() not in KINDS:
+            raise ConfigurationError(f"--output must end with one of {', '.join(KINDS)}, not {path!r}")
+        if not self.path.parent.is_dir():
+            raise ConfigurationError(f"--output: there is no folder {str(self.path.parent)!r}")
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self.rows = 0
+
+    def __enter__(self) -> Output:
+        kinds: dict[str, type[_Parquet | _Jsonl | _Npy]] = {".parquet": _Parquet, ".jsonl": _Jsonl, ".npy": _Npy}
+        self._sink: Sink = kinds[self.path.suffix.lower()](self._partial)
+        return self
+
+    def add(self, record: Record, vector: Vectors) -> None:
+        """Take one row."""
+        self._sink.add(record, vector)
+        self.rows += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self._sink.finish()
+            if kind is None:
+                self._partial.replace(self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+class _Jsonl:
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] = path.open("w", encoding="utf-8")
+
+    def add(self, record: Record, vector: Vectors) -> None:
+        row = {"id": record.id, "text": record.text, "vector": vector.tolist()}
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def finish(self) -> None:
+        self._file.close()
+
+
+class _Npy:
+    """Rows go to a file of their own, since .npy begins with how many there are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows_path = path.with_name(path.name + ".rows")
+        self._rows: IO[bytes] = self._rows_path.open("wb")
+        self._shape: tuple[int, int] = (0, 0)
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def add(self, record: Record, vector: Vectors) -> None:  # noqa: ARG002 - a matrix has no place for names
+        self._dtype = vector.dtype
+        self._shape = (self._shape[0] + 1, len(vector))
+        self._rows.write(np.ascontiguousarray(vector).tobytes())
+
+    def finish(self) -> None:
+        try:
+            self._rows.close()
+            with self._path.open("wb") as file, self._rows_path.open("rb") as rows:
+                header = {"descr": self._dtype.str, "fortran_order": False, "shape": self._shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                shutil.copyfileobj(rows, file, 1 << 20)
+        finally:
+            self._rows_path.unlink(missing_ok=True)
+
+
+class _Parquet:
+    """Columns id, text and vector, a list of numbers of the vectors' own type."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise MissingExtraError("Parquet", "cli") from None
+        self._arrow = pyarrow
+        self._path = path
+        self._writer: Any = None
+        self._records: list[Record] = []
+        self._vectors: list[Vectors] = []
+
+    def add(self, record: Record, vector: Vectors) -> None:
+        self._records.append(record)
+        self._vectors.append(vector)
+        if len(self._records) == BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        arrow = self._arrow
+        matrix = np.stack(self._vectors) if self._vectors else np.empty((0, 1), np.float32)
+        numbers = arrow.array(matrix.reshape(-1))
+        vectors = arrow.FixedSizeListArray.from_arrays(numbers, matrix.shape[1])
+        columns = [arrow.array([r.id for r in self._records], arrow.string())]
+        columns.append(arrow.array([r.text for r in self._records], arrow.string()))
+        table = arrow.Table.from_arrays([*columns, vectors], names=["id", "text", "vector"])
+        if self._writer is None:
+            self._writer = arrow.parquet.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+        self._records, self._vectors = [], []
+
+    def finish(self) -> None:
+        if self._records or self._writer is None:
+            self._flush()
+        self._writer.close()
