@@ -258,7 +258,7 @@ def test_a_chart_is_drawn_and_labelled(tmp_path, kind):
     figure = draw_comparison(found)
     assert [axes.get_xlabel() for axes in figure.axes] == ["cost of these 30 documents, USD", "dimensions"]
     assert all("nDCG@10" in axes.get_ylabel() for axes in figure.axes)
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["fake:good", "fake:other"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fake:good", "fake:other"]
     with pytest.raises(ConfigurationError, match=r"\.png, \.svg, \.pdf"):
         found.chart(tmp_path / "chart.docx")
 

@@ -43,7 +43,7 @@ def run(arguments: list[str] | None = None) -> int:
     from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - they add the commands
 
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="rag-embedkit", standalone_mode=False)
     except typer.Exit as end:
         code = end.exit_code
     except typer.Abort:
@@ -66,7 +66,7 @@ def run(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or type(error).__name__}{where}", FAILED)
+        return _fail(f"{error.strerror or error or type(error).__name__}{where}", FAILED)
     return code if isinstance(code, int) else 0
 
 

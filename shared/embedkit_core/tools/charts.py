@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # Told apart with any colour vision; source: Okabe and Ito, "Color Universal Design", 2008.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+LINES = ["-", "--", ":", "-."]
 KINDS = (".png", ".svg", ".pdf")
 
 
@@ -54,36 +56,47 @@ def save(figure: Figure, path: str | PathLike[str]) -> None:
 def draw_comparison(comparison: Comparison) -> Figure:
     """Draw quality against what the documents cost, and against dimensions."""
     contenders = [contender for contender in comparison.contenders if contender.error is None]
-    figure, (by_cost, by_size) = new_figure(11, 4.8, 2)
+    figure, (by_cost, by_size) = new_figure(11, 5.2, 2)
+    from matplotlib.ticker import MaxNLocator
+
     models = list(dict.fromkeys(contender.model for contender in contenders))
-    style = {model: (COLOURS[n % 7], MARKERS[n % 7]) for n, model in enumerate(models)}
-    for model in models:
-        own = sorted((c for c in contenders if c.model == model), key=lambda c: (c.dtype, c.dimensions or 0))
-        colour, marker = style[model]
-        _points(by_cost, [(float(c.corpus_usd), c) for c in own if c.corpus_usd is not None], colour, marker, model)
-        for dtype in dict.fromkeys(c.dtype for c in own):
-            line = "-" if dtype == "float32" else "--"
-            typed = [(float(c.dimensions or 0), c) for c in own if c.dtype == dtype]
-            label = model if dtype == "float32" else f"{model} {dtype}"
-            _points(by_size, typed, colour, marker, label, line)
+    dtypes = list(dict.fromkeys(contender.dtype for contender in contenders))
+    for model, dtype in itertools.product(models, dtypes):
+        own = sorted((c for c in contenders if (c.model, c.dtype) == (model, dtype)), key=lambda c: c.dimensions or 0)
+        kind = dtypes.index(dtype)
+        look = (COLOURS[models.index(model) % 7], MARKERS[(models.index(model) + 3 * kind) % 7], LINES[kind % 4])
+        name = shortened(model, 30) + (f" {dtype}" if len(dtypes) > 1 else "")
+        _points(by_cost, [(float(c.corpus_usd), c) for c in own if c.corpus_usd is not None], look, name, "")
+        beside = 2 ** (0.05 * kind)  # so that types of the same dimensions can be told apart
+        _points(by_size, [((c.dimensions or 0) * beside, c) for c in own], look, name, look[2])
     by_cost.set_xlabel(f"cost of these {len(comparison.task.documents):,} documents, USD")
+    by_cost.xaxis.set_major_formatter(lambda usd, _: f"${usd:g}")
     by_size.set_xlabel("dimensions")
     by_size.set_xscale("log", base=2)
     sizes = sorted({c.dimensions for c in contenders if c.dimensions})
     by_size.set_xticks(sizes, [str(size) for size in sizes])
     by_size.minorticks_off()
+    by_size.set_xlim(min(sizes, default=1) / 1.5, max(sizes, default=1) * 1.5)
+    costs = [float(c.corpus_usd) for c in contenders if c.corpus_usd is not None]
+    if max(costs, default=0) > 0:
+        by_cost.set_xlim(-0.05 * max(costs), 1.1 * max(costs))
+        by_cost.xaxis.set_major_locator(MaxNLocator(5, prune="lower" if min(costs) > 0 else None))
+    else:
+        by_cost.set_xticks([0])
     for axes in (by_cost, by_size):
         axes.set_ylabel("nDCG@10, with 95 % interval")
-        axes.legend(fontsize=8, loc="best")
+    if contenders:
+        figure.legend(*by_size.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(f"{comparison.task.name}: quality of retrieval")
     return figure
 
 
 def _points(
-    axes: Axes, points: list[tuple[float, Contender]], colour: str, marker: str, label: str, line: str = ""
+    axes: Axes, points: list[tuple[float, Contender]], look: tuple[str, str, str], label: str, line: str
 ) -> None:
     if not points:
         return
+    colour, marker, _ = look
     scores = [contender.scores["nDCG@10"] for _, contender in points]
     below = [score.mean - score.low for score in scores]
     above = [score.high - score.mean for score in scores]
@@ -94,7 +107,7 @@ def _points(
         fmt=f"{marker}{line}",
         color=colour,
         capsize=3,
-        label=shortened(label, 36),
+        label=label,
     )
 
 

@@ -185,12 +185,12 @@ def _tried(
     documents, queries = list(task.documents.values()), list(task.queries.values())
     with Embedder(**asked) as embedder:
         say(f"{embedder.model}: {embedder.estimate(documents)}")
-        corpus = embedder.without_cache().estimate(documents)
         began = time.perf_counter()
         with track_usage() as usage:
             rows = embedder.embed(documents, progress=progress).vectors
             asking = embedder.embed(queries, input_type="query").vectors
         seconds = time.perf_counter() - began
+        corpus = embedder.without_cache().estimate(documents)  # after the bills, which correct it
         dtype = asked["dtype"]
         places, _ = ranking.rank(ranking.comparable(rows, dtype), ranking.comparable(asking, dtype))
         values = ranking.judge(task, places, ks)

@@ -1,0 +1,340 @@
+"""The command, as a shell runs it: what it prints, what it writes, and what it exits with."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from support.embedders import MINILM, needs_local_model
+from support.openai_server import Fault, OpenAIServer, vector_of
+
+from embedkit_core import Embedder
+from embedkit_core.cli.app import BUDGET, FAILED, PARTIAL, REFUSED, USAGE, run
+
+MODEL = "openai:text-embedding-3-small"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A key, an address that answers, and folders of one's own."""
+    with OpenAIServer() as running:
+        monkeypatch.setenv("OPENAI_API_KEY", running.api_key)
+        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path)
+        yield running
+
+
+@pytest.fixture
+def shell(server, capfd):
+    """Run a command line: its exit code, and what it printed and complained of."""
+
+    def command(*arguments):
+        code = run([str(argument) for argument in arguments])
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+def lines(path, texts):
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+TEXTS = [f"line number {i}" for i in range(40)]
+
+
+# embed
+
+
+def test_lines_become_vectors_in_each_kind_of_file(shell, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    truth = np.stack([vector_of(text) for text in TEXTS])
+    for kind in ("parquet", "jsonl", "npy"):
+        code, out, _ = shell("embed", source, "-o", f"out.{kind}", "-m", MODEL, "--yes")
+        assert code == 0, out
+    assert np.array_equal(np.load(tmp_path / "out.npy"), truth)
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert np.array_equal(np.stack(table["vector"].to_pylist()).astype(np.float32), truth)
+    assert table["text"].to_pylist() == TEXTS
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert np.allclose([row["vector"] for row in rows], truth)
+    assert [row["id"] for row in rows][:2] == ["1", "2"]
+    assert "40 rows; 40 texts, 40 from cache, 0 requests" in out
+    assert sorted(path.name for path in tmp_path.glob("*.partial*")) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "binary"])
+def test_a_type_is_kept_in_the_file(shell, tmp_path, dtype):
+    source = lines(tmp_path / "in.txt", TEXTS[:3])
+    for kind in ("npy", "parquet"):
+        assert shell("embed", source, "-o", f"out.{kind}", "-m", MODEL, "-y", "--dtype", dtype)[0] == 0
+    rows = np.load(tmp_path / "out.npy")
+    assert rows.dtype == (np.float16 if dtype == "float16" else np.int8)
+    assert rows.tolist() == [list(map(float if dtype == "float16" else int, r)) for r in
+                             parquet.read_table(tmp_path / "out.parquet")["vector"].to_pylist()]  # fmt: skip
+
+
+def test_texts_are_read_from_tables_folders_and_standard_input(shell, tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"id": "x", "body": "one"}\n\n{"id": "y", "body": "two"}\n')
+    (tmp_path / "b.csv").write_text("id,body\nz,three\n")
+    folder = tmp_path / "folder" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "page.md").write_text("four\nand its second line\n")
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    code, _, err = shell(
+        "embed", "a.jsonl", "b.csv", "folder", "-o", "out.jsonl", "-m", MODEL, "-y", "--column", "body"
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [
+        ("x", "one"),
+        ("y", "two"),
+        ("z", "three"),
+        ("deep/page.md", "four\nand its second line\n"),
+    ]
+    shell("embed", "a.jsonl", "-o", "again.parquet", "-m", MODEL, "-y", "--column", "body")
+    code, out, _ = shell("estimate", "again.parquet", "-m", MODEL, "--json")
+    assert (code, json.loads(out)["cache_hits"]) == (0, 2)
+    monkeypatch.setattr("sys.stdin", iter(["five\n", "six\n"]))
+    assert shell("embed", "-", "-o", "stdin.npy", "-m", MODEL, "-y")[0] == 0
+    assert np.load(tmp_path / "stdin.npy").shape == (2, 1536)
+
+
+def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, server, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    with Path(os.devnull).open() as nothing:
+        sys.stdin, stdin = nothing, sys.stdin
+        try:
+            code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL)
+        finally:
+            sys.stdin = stdin
+    assert code == REFUSED
+    assert "40 to send in 2 requests, about " in err
+    assert "add --yes" in err
+    assert server.requests == []
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
+    source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
+    code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")
+    assert code == BUDGET
+    assert "of the budget of $0.00005" in err
+    assert not (tmp_path / "out.npy").exists()
+    assert server.billed_tokens * 0.02 / 1e6 <= 0.00005
+    assert shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y")[0] == 0
+    assert set(server.billed_texts.values()) == {1}
+
+
+def test_a_killed_run_goes_on_without_paying_again(server, tmp_path):
+    source = lines(tmp_path / "in.txt", [f"text {i}" for i in range(3000)])
+    arguments = [sys.executable, "-m", "embedkit_core", "embed", str(source), "-o", "out.npy", "-m", MODEL, "-y", "-q"]
+    arguments += ["--max-concurrency", "2"]
+    server.latency = 0.02
+    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    server.wait_for_requests(6, timeout=60)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    paid = sum(server.billed_texts.values())
+    assert 0 < paid < 3000
+    server.latency = 0.0
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    again = sum(n - 1 for n in server.billed_texts.values())
+    assert again <= 3 * 256  # what was in flight, or not yet written, when it was killed
+    rows = np.load(tmp_path / "out.npy")
+    assert rows.shape == (3000, 1536)
+    assert np.array_equal(rows[2999], vector_of("text 2999"))
+
+
+def test_a_full_disk_is_one_line(server, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    command = [sys.executable, "-m", "embedkit_core", "embed", str(source), "-m", MODEL, "-y", "-q", "--no-cache"]
+    for kind in ("npy", "jsonl", "parquet"):
+        done = subprocess.run(
+            [*command, "-o", f"out.{kind}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            preexec_fn=small_files,
+            timeout=60,
+        )
+        assert done.returncode == FAILED
+        assert done.stderr.startswith("rag-embedkit: ")
+        assert "File too large" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / f"out.{kind}").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["embed", "nothere.txt", "-o", "x.npy", "-m", MODEL], USAGE, "there is no file or folder 'nothere.txt'"),
+        (
+            ["embed", "in.txt", "-o", "x.docx", "-m", MODEL],
+            USAGE,
+            "--output must end with one of .parquet, .jsonl, .npy",
+        ),
+        (["embed", "in.txt", "-o", "no/x.npy", "-m", MODEL], USAGE, "there is no folder 'no'"),
+        (["embed", "in.txt", "-o", "x.npy", "-m", "opnai:x"], USAGE, "did you mean 'openai:x'?"),
+        (["embed", "bad.jsonl", "-o", "x.npy", "-m", MODEL], USAGE, "bad.jsonl, line 2: expected one JSON object"),
+        (["embed", "in.csv", "-o", "x.npy", "-m", MODEL], USAGE, "line 2: no text in 'text'; --column names"),
+        (["embed", "latin.txt", "-o", "x.npy", "-m", MODEL], USAGE, "latin.txt is not UTF-8"),
+        (["embed", "not.parquet", "-o", "x.npy", "-m", MODEL], USAGE, "cannot be read as Parquet"),
+        (["estimate", "in.txt", "-m", MODEL, "--input-type", "qury"], USAGE, "did you mean 'query'?"),
+        (["compare", MODEL], USAGE, "give one of --data"),
+        (["compare", MODEL, "--data", "nowhere"], USAGE, "cannot be read (No such file or directory)"),
+        (["choose", MODEL, "--texts", "in.txt"], USAGE, "give --floor"),
+        (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes takes whole numbers"),
+        (["cache", "import", "nowhere"], USAGE, "there is no folder 'nowhere'"),
+        (["cache", "verify", "--live", "3"], USAGE, "--live needs --model and the texts"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_line(shell, server, tmp_path, arguments, code, message):
+    lines(tmp_path / "in.txt", TEXTS)
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text":\n')
+    (tmp_path / "in.csv").write_text("body\nx\n")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "not.parquet").write_bytes(b"nothing of the kind")
+    found, out, err = shell(*arguments, *(["--yes"] if arguments[0] == "embed" else []))
+    told = err.strip().splitlines()
+    assert (found, out) == (code, "")
+    assert told[-1].startswith("rag-embedkit: ")
+    assert message in told[-1]
+    assert server.requests == []
+
+
+def test_a_missing_key_is_one_clear_line(shell, monkeypatch, tmp_path):
+    lines(tmp_path / "in.txt", TEXTS)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    code, _, err = shell("embed", "in.txt", "-o", "x.npy", "-m", MODEL)
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert "no API key for openai:text-embedding-3-small" in err
+
+
+def test_a_text_that_is_refused_and_a_server_that_fails_have_codes_of_their_own(shell, server, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    server.fault_for(lambda texts, number: Fault(status=404))
+    assert shell("embed", source, "-o", "x.npy", "-m", MODEL, "-y")[0] in (FAILED, PARTIAL)
+    assert not list(tmp_path.glob("x.npy*"))
+
+
+def test_a_mistyped_command_or_option_is_told_the_nearest(shell):
+    code, _, err = shell("embedd")
+    assert code == USAGE
+    assert "Did you mean 'embed'" in err
+    code, _, err = shell("embed", "--modle", "x")
+    assert code == USAGE
+    assert "No such option" in err
+
+
+# The rest
+
+
+def test_models_and_explanations_are_for_people_and_machines(shell):
+    code, out, _ = shell("models", "cohere")
+    assert code == 0
+    assert "cohere:embed-v4.0" in out
+    listed = json.loads(shell("models", "--json")[1])
+    assert any(row["model"] == MODEL and row["usd_per_million"] == "0.02" for row in listed)
+    told = json.loads(shell("explain", "a text", "-m", MODEL, "--json")[1])
+    assert (told["served_from"], told["wire"]["model"]) == ("provider", "text-embedding-3-small")
+    assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]
+
+
+def test_a_cache_is_counted_checked_copied_and_cleared(shell, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    assert shell("cache", "warm", source, "-m", MODEL, "-y")[0] == 0
+    assert json.loads(shell("cache", "stats", "--json")[1])["vectors"] == 40
+    assert shell("cache", "verify")[0] == 0
+    assert "40 vectors copied" in shell("cache", "export", "copy")[2]
+    assert json.loads(shell("cache", "stats", "--cache", "copy", "--json")[1])["vectors"] == 40
+    assert "40 vectors copied" in shell("cache", "import", "copy", "--cache", "third")[2]
+    told = json.loads(shell("estimate", source, "-m", MODEL, "--cache", "third", "--json")[1])
+    assert told["cache_hits"] == 40
+    assert shell("cache", "export", "copy", "--cache", "copy")[0] == USAGE
+    assert "40 vectors deleted" in shell("cache", "clear", "--cache", "third", "-y")[2]
+    assert json.loads(shell("cache", "stats", "--cache", "third", "--json")[1])["vectors"] == 0
+    code, out, _ = shell("cache", "verify", source, "--live", "3", "-m", MODEL)
+    assert (code, "3 of 40 cached vectors" in out) == (0, True)
+
+
+def test_a_damaged_vector_is_found(shell, tmp_path):
+    import sqlite3
+
+    shell("cache", "warm", lines(tmp_path / "in.txt", TEXTS), "-m", MODEL, "-y", "--cache", "mine")
+    database = tmp_path / "mine" / "embedkit-v1" / "cache.db"
+    connection = sqlite3.connect(database)
+    connection.execute("UPDATE Cache SET value = zeroblob(100) WHERE rowid = 1")
+    connection.commit()
+    connection.close()
+    code, out, _ = shell("cache", "verify", "--cache", "mine")
+    assert code == 1
+    assert "1 of them damaged" in out
+
+
+def test_models_are_compared_chosen_and_measured(shell, tmp_path):
+    texts = [f"Title of page {i}\nThe body of page {i}, which goes on for a while about it." for i in range(15)]
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    for i, text in enumerate(texts):
+        (folder / f"{i}.txt").write_text(text)
+    pictures = ["--chart", "chart.svg", "--report", "report.html", "--csv", "numbers.csv"]
+    code, out, err = shell(
+        "compare", MODEL, "nobody:knows", "--texts", "pages", "--dimensions", "512,256", "-y", *pictures
+    )
+    assert code == 0, err
+    assert out.count(MODEL) == 2
+    assert "nobody:knows" in out
+    assert all((tmp_path / name).stat().st_size > 300 for name in ("chart.svg", "report.html", "numbers.csv"))
+    code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "--json", "-q")
+    assert json.loads(out)["models"][0]["model"] == MODEL
+    code, out, _ = shell("choose", MODEL, "--texts", "pages", "--floor", "0", "-y", "--corpus-texts", "1000000", "-q")
+    assert code == 0
+    assert f'Embedder("{MODEL}", dimensions=1536, dtype="float32")' in out
+    assert shell("choose", MODEL, "--texts", "pages", "--floor", "2", "-y", "-q")[0] == 1
+    assert shell("compare", "nobody:knows", "--texts", "pages", "-q")[0] == 1
+    code, out, err = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y", "--chart", "bench.png")
+    assert code == 0, err
+    assert "use max_concurrency=" in out
+    assert (tmp_path / "bench.png").stat().st_size > 5000
+
+
+def test_help_teaches(shell):
+    code, out, _ = shell("embed", "--help")
+    assert code == 0
+    assert "Usage: rag-embedkit embed" in out
+    assert "it pays only for the rest" in " ".join(out.split())
+    assert "-o vectors.parquet" in out
+
+
+def test_without_the_extra_the_error_is_the_line_that_installs_it(monkeypatch, capsys):
+    from embedkit_core.cli import main
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == USAGE
+    assert 'pip install "rag-embedkit[cli]"' in capsys.readouterr().err
+
+
+@needs_local_model
+def test_a_local_model_is_never_asked_about_money(shell, tmp_path):
+    code, _, _ = shell("embed", lines(tmp_path / "in.txt", TEXTS[:5]), "-o", "out.npy", "-m", MINILM)
+    assert code == 0
+    assert np.allclose(np.load(tmp_path / "out.npy"), Embedder(MINILM, cache=False).embed(TEXTS[:5]).vectors, atol=1e-6)
