@@ -4,14 +4,18 @@
 """
 
 import base64
-import importlib
+import importlib.util
 import json
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
+from decimal import Decimal
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
+from pathlib import Path
 
 from embedkit_core import Embedder, MissingExtraError
 from embedkit_core.testing import FakeServer
@@ -88,9 +92,65 @@ def use_adapter(extra):
         refused(make, provider, f"{name} with the provider {provider}")
 
 
+def use_prices():
+    from embedkit_core import prices
+
+    expect(prices._second_source("openai", "text-embedding-3-small") == Decimal("0.02"), "genai-prices knows a price")
+    expect(prices._second_source("cohere", "embed-english-v3.0") is None, "what it lacks is unknown, not 0")
+
+
+def use_progress():
+    server = FakeServer()
+    Embedder("fake:any", base_url=server.url, cache=False, progress=True).embed(["x", "y"])
+    expect(True, "a bar is shown")
+
+
+def use_otel():
+    from embedkit_core.otel import instrument, uninstrument
+
+    instrument()
+    server = FakeServer()
+    Embedder("fake:any", base_url=server.url, cache=False).embed(["x"])
+    uninstrument()
+    expect(True, "calls are spans, of an API without an SDK")
+
+
+def use_tools():
+    from embedkit_core.tools import Task, compare
+
+    server = FakeServer(asymmetric=False)
+    task = Task("small", {"a": "x", "b": "y"}, {"q": "x"}, {"q": {"a": 1}})
+    found = compare(["fake:any"], task, base_url=server.url, cache=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        found.chart(Path(scratch) / "chart.png")
+        found.report(Path(scratch) / "report.html")
+    expect(found.best.quality == 1.0, "models are compared and drawn")
+
+
+def use_cli():
+    command = [sys.executable, "-m", "embedkit_core", "models", "voyage", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    expect(len(json.loads(done.stdout)) > 3, "the command lists models")
+    use_tools()
+
+
+OTHERS = {"prices": use_prices, "progress": use_progress, "otel": use_otel, "tools": use_tools, "cli": use_cli}
+
+
+def without_others():
+    """What the core itself asks for is refused kindly, unless something else has brought it."""
+    from embedkit_core.otel import instrument
+
+    server = FakeServer()
+    bar = partial(Embedder, "fake:any", base_url=server.url, cache=False, progress=True)
+    for package, name, attempt in (("tqdm", "progress", bar), ("opentelemetry", "otel", instrument)):
+        if importlib.util.find_spec(package) is None:
+            refused(attempt, name, f"{name} without {package}")
+
+
 def main():
     extra, folder = sys.argv[1:]
-    known = {"bare", *ADAPTERS, *PROVIDERS}
+    known = {"bare", *ADAPTERS, *PROVIDERS, *OTHERS}
     expect(extra in known, f"there is a check for {extra}")
     server = FakeServer()
     with Embedder("fake:any", base_url=server.url, cache=False) as embedder:
@@ -110,6 +170,9 @@ def main():
         use_local(folder)
     elif extra in PROVIDERS:
         use_api(extra)
+    elif extra in OTHERS:
+        OTHERS[extra]()
+    without_others()
     packages = PROVIDERS | {name: host for name, (_, _, host) in ADAPTERS.items()}
     print("  with", ", ".join(f"{name} {version(name)}" for name in (packages.get(extra), "numpy") if name))
 

@@ -9,7 +9,15 @@ from support.reader import at_every_provider, at_home
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
-    *("README.md", "docs/providers.md", "docs/models.md", "docs/langchain.md", "docs/money.md", "docs/sight.md"),
+    *(
+        "README.md",
+        "docs/providers.md",
+        "docs/models.md",
+        "docs/langchain.md",
+        "docs/money.md",
+        "docs/sight.md",
+        "docs/tools.md",
+    ),
     pytest.param("docs/llamaindex.md", marks=needs_limiters),
 ]
 EVERY_DOCUMENT = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -1,0 +1,39 @@
+"""The command lines of the documentation, run by a shell as a reader would, print what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from support.reader import at_home
+
+ROOT = Path(__file__).parent.parent
+
+
+def told(document):
+    """Each command line of the console blocks, and the lines below it."""
+    blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+    for block in blocks:
+        for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
+            command, *lines = part.splitlines()
+            yield command, lines
+
+
+def test_the_command_lines_print_what_they_say(tmp_path, monkeypatch):
+    with at_home(tmp_path, monkeypatch):
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        commands = list(told("docs/cli.md"))
+        assert len(commands) >= 6
+        for command, lines in commands:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=tmp_path,
+                env={**os.environ, "PATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=60,
+            )
+            assert done.stdout.splitlines() == lines, command
