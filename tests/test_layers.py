@@ -102,6 +102,9 @@ def test_the_core_knows_no_framework(path):
         ("cache", {"types", "errors", "forks", "plugins", "cache"}),
         ("engine", {"types", "errors", "form", "forks", "meter", "engine"}),
         ("providers", {"types", "errors", "form", "secrets", "plugins", "forks", "engine.retry", "providers"}),
+        # What stands on the front door; nothing below it knows of them.
+        ("tools", {"embedder", "errors", "types", "form", "config", "progress", "tracking", "tools"}),
+        ("cli", {"embedder", "errors", "types", "forecast", "catalogue", "cache.tending", "tracking", "tools", "cli"}),
         # The suites go in by the front door, as those do who write a provider or a cache; the fake is a provider.
         ("testing", {"embedder", "types", "errors", "providers", "cache.Cache", "cache.Entry", "testing"}),
         ("testing/fake.py", {"types", "errors", "providers"}),
@@ -146,3 +149,9 @@ def test_an_adapter_stays_thin(adapter):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert not [node for node in ast.walk(tree) if isinstance(node, (ast.For, ast.AsyncFor, ast.While))]
         assert not {name.partition(".")[0] for name in imports(path)} & {"asyncio", "threading", "time", "functools"}
+
+
+def test_nothing_below_knows_of_the_tools_and_the_command():
+    for path in CORE.rglob("*.py"):
+        if path.relative_to(CORE).parts[0] not in ("tools", "cli", "__main__.py"):
+            assert not {name for name in ours(path) if name.partition(".")[0] in ("tools", "cli")}, named(path)
