@@ -11,10 +11,9 @@ import typer
 from embedkit_core.cache.tending import CacheFolder
 from embedkit_core.cli import options as o
 from embedkit_core.cli.app import cache_app, confirm, err, show
-from embedkit_core.cli.embedding import _role, embed_into, estimate_all
+from embedkit_core.cli.embedding import embed_all, role
 from embedkit_core.cli.reading import Source
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.tracking import amount
 
 Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
 
@@ -115,12 +114,7 @@ def warm(
     source = Source(inputs, column, "id")
     try:
         with o.make(model, dimensions, dtype, **settings) as embedder:
-            told = estimate_all(embedder, source, _role(input_type))
-            if not quiet:
-                err.print(f"{embedder.model}: {told}")
-            if told.cost_usd is None or told.cost_usd > 0:
-                confirm(f"send {told.texts_to_send:,} texts for about {amount(told.cost_usd)}?", yes=yes)
-            embed_into(embedder, source, None, _role(input_type), told.texts, progress=not quiet)
+            embed_all(embedder, source, None, role(input_type), yes=yes, quiet=quiet)
             usage = embedder.usage
     finally:
         source.close()

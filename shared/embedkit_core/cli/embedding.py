@@ -64,12 +64,7 @@ def embed(
     source = Source(inputs, column, id_column)
     try:
         with o.make(model, dimensions, dtype, **settings) as embedder, Output(output) as file:
-            told = estimate_all(embedder, source, _role(input_type))
-            if not quiet:
-                err.print(f"{embedder.model}: {told}")
-            if told.cost_usd is None or told.cost_usd > 0:
-                confirm(f"send {told.texts_to_send:,} texts for about {amount(told.cost_usd)}?", yes=yes)
-            embed_into(embedder, source, file, _role(input_type), told.texts, progress=not quiet)
+            embed_all(embedder, source, file, role(input_type), yes=yes, quiet=quiet)
             usage, rows = embedder.usage, file.rows
     finally:
         source.close()
@@ -95,7 +90,7 @@ def estimate(
     source = Source(inputs, column, "id")
     try:
         with o.make(model, dimensions, dtype, **settings) as embedder:
-            told = estimate_all(embedder, source, _role(input_type))
+            told = estimate_all(embedder, source, role(input_type))
     finally:
         source.close()
     text = f"{told.model}: {told}\ntokens: {told.token_source}; price: {told.price_source}"
@@ -140,7 +135,7 @@ def explain(
     """Say what would be sent for a text, what its key covers and where its vector would come from. Sends nothing."""
     settings = o.settings_of(cache=cache, no_cache=False, base_url=base_url)
     with o.make(model, dimensions, dtype, **settings) as embedder:
-        told = embedder.explain(text, input_type=_role(input_type))
+        told = embedder.explain(text, input_type=role(input_type))
     data: dict[str, Any] = {
         "model": told.model,
         "endpoint": told.endpoint,
@@ -181,10 +176,16 @@ def _sum(one: Estimate, other: Estimate) -> Estimate:
     )
 
 
-def embed_into(
-    embedder: Embedder, source: Source, file: Output | None, input_type: InputType, n: int, *, progress: bool
+def embed_all(
+    embedder: Embedder, source: Source, file: Output | None, input_type: InputType, *, yes: bool, quiet: bool
 ) -> None:
-    """Embed all that a source holds, as a stream, into a file, or into the cache alone."""
+    """Embed all that a source holds into a file, or into the cache alone; say what it costs and ask first."""
+    told = estimate_all(embedder, source, input_type)
+    if not quiet:
+        err.print(f"{embedder.model}: {told}")
+    if told.cost_usd is None or told.cost_usd > 0:
+        confirm(f"send {told.texts_to_send:,} texts for about {amount(told.cost_usd)}?", yes=yes)
+    n, progress = told.texts, not quiet
     ahead, behind = itertools.tee(source.records())
     texts: Iterator[str] = (record.text for record in ahead)
     shown = _Known(texts, n) if progress and sys.stderr.isatty() else texts
@@ -208,5 +209,5 @@ class _Known:
         return self._n
 
 
-def _role(value: str) -> InputType:
+def role(value: str) -> InputType:
     return value  # type: ignore[return-value]  # the embedder refuses what is none
