@@ -15,7 +15,7 @@ from support.embedders import MINILM, needs_local_model
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Embedder
-from embedkit_core.cli.app import BUDGET, FAILED, PARTIAL, REFUSED, USAGE, run
+from embedkit_core.cli.app import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE, run
 
 MODEL = "openai:text-embedding-3-small"
 
@@ -154,6 +154,23 @@ def test_a_killed_run_goes_on_without_paying_again(server, tmp_path):
     rows = np.load(tmp_path / "out.npy")
     assert rows.shape == (3000, 1536)
     assert np.array_equal(rows[2999], vector_of("text 2999"))
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(server, tmp_path):
+    source = lines(tmp_path / "in.txt", [f"text {i}" for i in range(3000)])
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from embedkit_core.cli import main; main()"
+    arguments = ["embed", str(source), "-o", "out.npy", "-m", MODEL, "-y", "-q", "--max-concurrency", "2"]
+    server.latency = 0.02
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    server.wait_for_requests(4, timeout=60)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert err.strip().endswith("what is paid for is in the cache, and the same command goes on from there")
+    assert not list(tmp_path.glob("out.npy*"))
 
 
 def test_a_full_disk_is_one_line(server, tmp_path):

@@ -46,13 +46,11 @@ def run(arguments: list[str] | None = None) -> int:
         code = app(args=arguments, prog_name="rag-embedkit", standalone_mode=False)
     except typer.Exit as end:
         code = end.exit_code
-    except typer.Abort:
-        return _fail("stopped", INTERRUPTED)
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
     except COMMAND_LINE as error:
         error.show()
         return USAGE
-    except KeyboardInterrupt:
-        return _fail("stopped; what is paid for is in the cache, and the same command goes on from there", INTERRUPTED)
     except BudgetError as error:
         return _fail(str(error), BUDGET)
     except PartialFailureError as error:
@@ -67,6 +65,8 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error or type(error).__name__}{where}", FAILED)
+    if code == INTERRUPTED:  # which typer may have made of it already
+        return _fail("stopped; what is paid for is in the cache, and the same command goes on from there", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
