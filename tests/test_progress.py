@@ -167,12 +167,15 @@ def test_a_bar_counts_texts_and_ends_at_100_percent(tmp_path, monkeypatch):
 def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
-    embedder = made(FakeServer(), progress=True)
+    before = set(threading.enumerate())
+    server = FakeServer()
+    embedder = made(server, progress=True)
     embedder.embed_query("text")
     assert shown.getvalue() == ""
     embedder.embed(texts_of(2))
     assert "100%" in shown.getvalue()
-    assert not any("monitor" in type(thread).__name__.lower() for thread in threading.enumerate())
+    new = set(threading.enumerate()) - before
+    assert not [thread for thread in new if "monitor" in type(thread).__name__.lower()]
 
 
 def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
