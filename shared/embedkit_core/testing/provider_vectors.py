@@ -7,12 +7,15 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from embedkit_core.embedder import Embedder
+from embedkit_core.engine.budget import most_tokens
 from embedkit_core.providers import Batch, Reply
 from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, alone, numbered
+from embedkit_core.types import InputType
 
 COMPANY = 100  # texts
 
@@ -142,6 +145,15 @@ class VectorCases(ProviderCases):
             "the cache serves other vectors than the first run had"
         )
         assert self.requests_of(second, before) == 0, "a second run sends texts: does wire() give the same twice?"
+
+    def test_no_bill_is_more_than_a_budget_holds_back(self) -> None:
+        for role in get_args(InputType):
+            embedder = self.embedder()
+            billed = embedder.embed(TEXTS, input_type=role).usage.tokens
+            most = sum(most_tokens(text) + embedder.provider.added_tokens(role) for text in dict.fromkeys(TEXTS))
+            assert billed <= most, (
+                f"{billed} tokens were billed for texts of {most} at most: added_tokens() says what is added to a text"
+            )
 
     def test_threads_at_once_get_their_own_rows(self) -> None:
         embedder, texts = self.embedder(max_batch_texts=3), numbered(24)
