@@ -277,6 +277,10 @@ def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
 def test_there_must_be_something_to_compare():
     with pytest.raises(ConfigurationError, match="at least one model"):
         compare([], TASK)
+    with pytest.raises(ConfigurationError, match=r"a task is a Task, as load_beir\('scifact'\)"):
+        compare("fake:good", "scifact")
+    with pytest.raises(ConfigurationError, match="sizes= names no job"):
+        bench("fake:good", sizes=())
     with pytest.raises(ConfigurationError, match="missing"):
         Task("t", {"a": "x"}, {"q": "y"}, {"q": {"b": 1}})
 

@@ -219,7 +219,7 @@ def test_a_tracker_says_what_it_has():
         made(FakeServer()).embed(["one two"])
     assert str(usage) == "1 text, 1 sent, 1 request, 2 tokens, price unknown"
     assert repr(usage) == f"<UsageTracker: {usage}>"
-    with pytest.raises(AttributeError, match="no attribute 'token'; Usage has texts"):
+    with pytest.raises(AttributeError, match=r"no attribute 'token'; did you mean 'tokens'\?"):
         usage.token  # noqa: B018
     with usage, pytest.raises(ConfigurationError, match="in use"):
         usage.__enter__()

@@ -6,6 +6,7 @@ that take their context along (asyncio.to_thread, both frameworks' executors). A
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -117,7 +118,9 @@ class UsageTracker:
     def __getattr__(self, name: str) -> Any:
         if name in USAGE or name == "cost_usd":
             return getattr(self.usage, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; Usage has {', '.join(USAGE)}")
+        close = difflib.get_close_matches(name, [*USAGE, "cost_usd"], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"Usage has {', '.join(USAGE)}"
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; {hint}")
 
     def to_dict(self) -> dict[str, Any]:
         """Give all of it and its rows, as JSON has them; dollars are strings, None where unknown."""

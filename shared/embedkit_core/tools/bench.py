@@ -14,6 +14,7 @@ import numpy as np
 
 from embedkit_core.config import whole_number
 from embedkit_core.embedder import Embedder
+from embedkit_core.errors import ConfigurationError
 from embedkit_core.tools.text import markdown, quiet
 from embedkit_core.tracking import amount, track_usage
 from embedkit_core.types import Usage
@@ -121,7 +122,7 @@ class BenchResult:
 def bench(
     model: str,
     *,
-    sizes: Sequence[int] = SIZES,
+    sizes: int | Sequence[int] = SIZES,
     texts: Sequence[str] | None = None,
     most: int = MOST,
     max_batch_texts: int | None = 32,
@@ -134,6 +135,9 @@ def bench(
     be. Texts are of ordinary words, or made of `texts`. `max_batch_texts` bounds a request, so that there are several.
     `settings` are an embedder's further arguments.
     """
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if not sizes:
+        raise ConfigurationError("sizes= names no job; give one such as sizes=(100, 500, 1000)")
     for size in sizes:
         whole_number("sizes", size, 1)
     make = _maker(texts)
@@ -151,10 +155,13 @@ def bench(
         search = _search(model, make(largest), bounds, settings, say, make)
         chosen = _chosen(search)
         runs = []
-        for size in sizes:
-            for bound in dict.fromkeys((1, chosen)):
-                runs.append(_job(model, make(size), bound, settings))
-                say(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts a second")
+        sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if not sizes:
+        raise ConfigurationError("sizes= names no job; give one such as sizes=(100, 500, 1000)")
+    for size in sizes:
+        for bound in dict.fromkeys((1, chosen)):
+            runs.append(_job(model, make(size), bound, settings))
+            say(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts a second")
     sample.close()
     return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(waits), usage.usage)
 

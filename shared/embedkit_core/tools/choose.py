@@ -76,6 +76,8 @@ def choose(
     Raises:
         ConfigurationError: neither a floor nor a budget is given, or there is nothing to choose from.
     """
+    if not isinstance(comparison, Comparison):
+        raise ConfigurationError(f"choose takes what compare() gives, not {type(comparison).__name__}")
     if floor is None and budget_usd is None:
         raise ConfigurationError("choose needs floor=, the nDCG@10 that is good enough, or budget_usd=, or both")
     budget = None if budget_usd is None else amount_of_money("budget_usd", budget_usd)

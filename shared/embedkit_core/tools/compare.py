@@ -22,7 +22,7 @@ from embedkit_core.tools import ranking
 from embedkit_core.tools.tasks import Task
 from embedkit_core.tools.text import markdown, quiet
 from embedkit_core.tracking import amount, track_usage
-from embedkit_core.types import MILLION, Usage, dollars, shortened
+from embedkit_core.types import MILLION, Usage, counted_noun, dollars, shortened
 
 MAIN = "nDCG@10"
 KS = (10, 100)
@@ -95,7 +95,8 @@ class Comparison:
         ]
         rows = [_cells(contender, measures) for contender in self.contenders if contender.error is None]
         failed = "".join(f"\n{c.name}: {c.error}" for c in self.contenders if c.error is not None)
-        size = f"{len(self.task.documents):,} documents, {len(self.task.queries):,} queries"
+        size = counted_noun(len(self.task.documents), "document")
+        size += f", {len(self.task.queries):,} {'query' if len(self.task.queries) == 1 else 'queries'}"
         legend = "scores: mean and 95 % confidence interval; p: of the difference to the best, by chance"
         return f"{self.task.name}: {size}; {self.task.worth}\n{legend}\n\n{markdown(head, rows)}{failed}"
 
@@ -139,7 +140,7 @@ class Comparison:
 
 
 def compare(
-    models: Iterable[str | Mapping[str, Any]],
+    models: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
     task: Task,
     *,
     dimensions: Sequence[int | None] = (None,),
@@ -159,6 +160,9 @@ def compare(
     Raises:
         ConfigurationError: there is no model to compare.
     """
+    if not isinstance(task, Task):
+        raise ConfigurationError(f"a task is a Task, as load_beir({task!r:.60}) gives one, not {type(task).__name__}")
+    models = [models] if isinstance(models, (str, Mapping)) else models
     wanted = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
     if not wanted:
         raise ConfigurationError("compare needs at least one model, such as 'openai:text-embedding-3-small'")
