@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import uuid
@@ -155,11 +156,7 @@ def bench(
         search = _search(model, make(largest), bounds, settings, say, make)
         chosen = _chosen(search)
         runs = []
-        sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    if not sizes:
-        raise ConfigurationError("sizes= names no job; give one such as sizes=(100, 500, 1000)")
-    for size in sizes:
-        for bound in dict.fromkeys((1, chosen)):
+        for size, bound in itertools.product(sizes, dict.fromkeys((1, chosen))):
             runs.append(_job(model, make(size), bound, settings))
             say(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts a second")
     sample.close()
