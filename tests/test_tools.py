@@ -368,7 +368,8 @@ def test_sequential_and_concurrent_are_measured_and_a_setting_is_found(tmp_path)
     assert told[0].startswith("fake:model: up to ")
     assert "about $" in told[0]
     assert {(run.texts, run.concurrency) for run in found.runs} >= {(64, 1), (128, 1)}
-    assert found.speed_up(128) > 1.0
+    took = {run.concurrency: run.seconds for run in found.runs if run.texts == 128}
+    assert found.speed_up(128) == took[1] / took[found.concurrency]
     assert f"use max_concurrency={found.concurrency}" in found.table()
     assert found.latency(50) <= found.latency(99)
     assert found.usage.tokens == sum(len(text.split()) * n for text, n in server.billed.items())
