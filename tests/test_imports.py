@@ -51,6 +51,12 @@ def test_the_core_imports_nothing_heavy_and_no_framework():
     assert not loads("import embedkit_core, embedkit_core.hosts, embedkit_core.testing") & (HEAVY | FRAMEWORKS)
 
 
+def test_opentelemetry_comes_when_calls_are_to_be_recorded():
+    used = "from embedkit_core import Embedder; import embedkit_core.otel; Embedder({!r}, cache=False).explain('x')"
+    assert "opentelemetry" not in loads(used.format(OPENAI))
+    assert "opentelemetry" in loads("embedkit_core.otel.instrument()", after="embedkit_core.otel")
+
+
 @pytest.mark.parametrize("model", [OPENAI, pytest.param(MINILM, marks=needs_local_model)], ids=["openai", "local"])
 def test_making_an_embedder_imports_no_sdk_and_no_framework(model):
     made = "from embedkit_core import Embedder; Embedder({!r}, cache=False).explain('x')"

@@ -1,10 +1,18 @@
 """Spans and metrics, as the OpenTelemetry SDK's own exporters in memory get them."""
 
 import asyncio
+import contextlib
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
+from concurrent.futures import Future
 from decimal import Decimal
+from pathlib import Path
 
+import numpy as np
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -12,11 +20,21 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.cohere_server import CohereServer
 from support.embedders import embedder as openai_embedder
-from support.openai_server import OpenAIServer
+from support.openai_server import Fault, OpenAIServer
 from support.waiting import wait_until_joined
 
-from embedkit_core import BudgetError, Embedder, InputError, MissingExtraError, PartialFailureError
+from embedkit_core import (
+    BudgetError,
+    Embedder,
+    EmbedKitError,
+    InputError,
+    MissingExtraError,
+    PartialFailureError,
+    ProviderError,
+)
+from embedkit_core.engine.current import engine
 from embedkit_core.otel import instrument, uninstrument
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
@@ -56,6 +74,34 @@ def recorded():
     uninstrument()
 
 
+class Began:
+    """The names of spans that begin in a `with` block."""
+
+    def __init__(self, recorded):
+        self.spans = []
+        self._is_open = True
+        recorded.tracers.add_span_processor(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._is_open = False
+
+    def on_start(self, span, parent_context=None):
+        if self._is_open:
+            self.spans.append(span.name)
+
+    def _on_ending(self, span):
+        pass
+
+    def on_end(self, span):
+        pass
+
+    def shutdown(self):
+        pass
+
+
 def made(server, **settings):
     return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
 
@@ -71,17 +117,18 @@ def test_a_call_is_a_span_with_the_conventions_names(recorded):
         "gen_ai.system": "openai",
         "gen_ai.request.model": "text-embedding-3-small",
         "gen_ai.embeddings.dimension.count": 256,
+        "gen_ai.request.encoding_formats": ("base64",),
         "gen_ai.usage.input_tokens": 4,
         "server.address": host,
         "server.port": int(port),
         "embedkit.input_type": "document",
         "embedkit.dtype": "float32",
         "embedkit.texts": 3,
-        "embedkit.texts.cache_hits": 0,
-        "embedkit.texts.duplicates": 1,
-        "embedkit.texts.joined": 0,
-        "embedkit.texts.sent": 2,
-        "embedkit.texts.failed": 0,
+        "embedkit.cache.hits": 0,
+        "embedkit.duplicates": 1,
+        "embedkit.joined": 0,
+        "embedkit.sent": 2,
+        "embedkit.failed": 0,
         "embedkit.requests": 1,
         "embedkit.retries": 0,
         "embedkit.possibly_billed.tokens": 0,
@@ -99,7 +146,13 @@ def test_metrics_have_the_names_of_both_generations(monkeypatch):
         made(server).embed(["one two"])
         names[opted] = set(recorded.points())
         [tokens] = next(p for n, p in recorded.points().items() if n.endswith(("usage", "input_tokens")))
-        assert (tokens.sum, tokens.count) == (2, 1)
+        [seconds] = next(p for n, p in recorded.points().items() if n.endswith("duration"))
+        assert (tokens.sum, tokens.count, seconds.count) == (2, 1, 1)
+        assert tokens.explicit_bounds == (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304,
+                                          16777216, 67108864)  # fmt: skip
+        assert seconds.explicit_bounds == pytest.approx(
+            (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+        )
         key = "gen_ai.provider.name" if opted else "gen_ai.system"
         assert tokens.attributes[key] == recorded.spans[0].attributes[key] == "fake"
         assert ("gen_ai.token.type" in tokens.attributes) is (not opted)
@@ -121,7 +174,7 @@ def test_hits_are_not_billable(recorded, tmp_path):
     first, second = recorded.spans
     assert first.attributes["gen_ai.usage.input_tokens"] == 2
     assert "gen_ai.usage.input_tokens" not in second.attributes
-    assert second.attributes["embedkit.texts.cache_hits"] == 1
+    assert second.attributes["embedkit.cache.hits"] == 1
     assert second.attributes["embedkit.saved.usd"] > 0
     points = recorded.points()
     assert [point.sum for point in points["gen_ai.client.token.usage"]] == [2]
@@ -231,20 +284,249 @@ def test_texts_are_told_only_where_content_is_asked_for(monkeypatch):
     assert "secret" in recorded.all_told()
 
 
-def test_no_key_is_told(recorded):
-    with OpenAIServer() as server:
-        embedder = Embedder(
-            "text-embedding-3-small",
-            base_url=server.base_url,
-            api_key="sk-not-to-be-seen",
-            headers={"x-mine": "also-secret"},
-            cache=False,
-            max_retries=0,
-        )
-        with pytest.raises(Exception, match="refused"):
+def test_what_is_told_of_a_text_can_always_be_exported():
+    recorded = Recorded(capture_content=True)
+    with pytest.raises(InputError):
+        made(FakeServer()).embed(["half a \ud83d", 5, "fine"])
+    uninstrument()
+    assert recorded.spans[0].attributes["embedkit.input"] == ("half a ?", "fine")
+    assert recorded.all_told().encode()
+
+
+KEY, HEADER, TEXT = "sk-not-to-be-seen", "a-header-not-to-be-seen", "The patient Jane Roe was seen on the 4th of May."
+
+
+@pytest.mark.parametrize("opted", ["", LATEST])
+@pytest.mark.parametrize("fault", [None, Fault(status=400), Fault(status=401), Fault(status=500), Fault(cut=True)])
+def test_neither_key_nor_header_nor_text_nor_message_is_told(monkeypatch, opted, fault):
+    """Of the real SDK's calls, to a server that repeats in its errors what it was sent."""
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
+    recorded = Recorded()
+    settings = {"api_key": KEY, "headers": {"x-mine": HEADER}, "cache": False, "max_retries": 0}
+    with OpenAIServer(api_key=KEY, echo_input_in_errors=True) as server:
+        settings |= {"model": "openai:text-embedding-3-small", "base_url": server.base_url}
+        server.fault_for(lambda texts, number: fault)
+        doors = [
+            lambda: Embedder(**settings).embed([TEXT]),
+            lambda: asyncio.run(Embedder(**settings).aembed([TEXT])),
+            lambda: list(Embedder(**settings).embed_iter(iter([TEXT]))),
+            lambda: EmbedKitEmbeddings(**settings).embed_documents([TEXT]),
+            lambda: EmbedKitEmbedding(**settings).get_text_embedding(TEXT),
+        ]
+        for door in doors:
+            with contextlib.nullcontext() if fault is None else pytest.raises(ProviderError):
+                door()
+    uninstrument()
+    assert [span.status.is_ok or span.status.is_unset for span in recorded.spans] == [fault is None] * len(doors)
+    told = recorded.all_told()
+    assert not [piece for piece in (KEY, HEADER, "Jane", "Roe", "Refused", "refused") if piece in told]
+    assert not any(span.events for span in recorded.spans)
+
+
+def test_where_requests_go_is_told_of_a_provider_s_own_host_too(recorded, tmp_path):
+    for model, host in [
+        ("openai:text-embedding-3-small", "api.openai.com"),
+        ("voyage:voyage-4", "api.voyageai.com"),
+        ("cohere:embed-v4.0", "api.cohere.com"),
+        ("azure:mine", "mine.openai.azure.com"),
+    ]:
+        azure = {"base_url": f"https://{host}", "dimensions": 8} if model == "azure:mine" else {}
+        embedder = Embedder(model, api_key="pa-test", cache=tmp_path, **azure)
+        vector = np.eye(1, embedder.dimensions, dtype=np.float32)
+        embedder.import_vectors(["kept"], vector, verify=0)
+        embedder.embed(["kept"])
+        told = recorded.spans[-1].attributes
+        assert (told["server.address"], told["server.port"]) == (host, 443)
+        assert told["gen_ai.request.encoding_formats"] == ("base64",)
+    assert told["gen_ai.system"] == "azure.ai.openai"
+
+
+def test_cohere_s_types_are_encodings(recorded):
+    with CohereServer() as server:
+        for dtype in ("float32", "int8"):
+            Embedder("cohere:embed-v4.0", api_key="test-key", base_url=server.base_url, dtype=dtype, cache=False).embed(
+                ["text"]
+            )
+    assert [span.attributes["gen_ai.request.encoding_formats"] for span in recorded.spans] == [("base64",), ("int8",)]
+
+
+def test_no_name_is_the_beginning_of_another(recorded):
+    """A store that makes objects of names with dots refuses a span that has both."""
+    made(FakeServer(usd_per_million=PRICE)).embed(["one"])
+    names = set(recorded.spans[0].attributes)
+    assert not [(one, other) for one in names for other in names if other.startswith(f"{one}.")]
+
+
+@pytest.mark.parametrize("door", ["embed", "aembed", "embed_iter", "aembed_iter"])
+def test_an_error_that_the_caller_is_handling_is_not_the_call_s(recorded, door):
+    """As where the embeddings are a way out of something else."""
+    embedder = made(FakeServer())
+
+    async def run():
+        try:
+            raise KeyError
+        except KeyError:
+            if door == "aembed":
+                await embedder.aembed(["one two"])
+            else:
+                assert [row async for row in embedder.aembed_iter(["one two"])]
+
+    try:
+        raise KeyError
+    except KeyError:
+        if door.startswith("a"):
+            asyncio.run(run())
+        else:
+            rows = getattr(embedder, door)(["one two"])
+            assert door == "embed" or list(rows)
+    [span] = recorded.spans
+    assert span.status.is_unset
+    assert span.attributes["embedkit.sent"] == 1
+
+
+def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
+    embedder = made(FakeServer())
+    refused = Future()
+    account = engine().account(embedder.provider)
+
+    def on_the_loop():
+        with pytest.raises(EmbedKitError, match="aembed"):
             embedder.embed(["text"])
-    assert "not-to-be-seen" not in recorded.all_told()
-    assert "also-secret" not in recorded.all_told()
+        refused.set_result(True)
+
+    with Began(recorded) as began:
+        engine().call(account, on_the_loop)
+        assert refused.result(20)
+        made(FakeServer()).embed_iter(["a stream that nobody takes anything from"]).close()
+    assert began.spans == []
+
+
+def test_a_stream_that_is_left_tells_what_was_billed_by_then(recorded):
+    server = FakeServer()
+    embedder = made(server)
+    rows = embedder.embed_iter(f"text {i}" for i in range(50))  # one request
+    next(rows)
+    rows.close()
+    [span] = recorded.spans
+    assert span.attributes["gen_ai.usage.input_tokens"] == embedder.usage.tokens == 100
+
+
+async def test_a_caller_who_leaves_while_the_cache_is_read_ends_its_span(recorded):
+    class Slow(dict):
+        asked, go_on = threading.Event(), threading.Event()
+
+        def get_many(self, keys):
+            self.asked.set()
+            assert self.go_on.wait(20)
+            return {}
+
+        def set_many(self, items):
+            self.update(items)
+
+        def close(self):
+            pass
+
+    cache = Slow()
+    task = asyncio.create_task(made(FakeServer(), cache=cache).aembed(["text"] * 100))
+    await asyncio.to_thread(cache.asked.wait, 20)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    cache.go_on.set()
+    [span] = recorded.spans
+    assert span.attributes["error.type"] == "CancelledError"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_does_not_end_the_parent_s_stream():
+    """Its span would be exported twice."""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.split()) == (0, ["child", "0", "parent", "1"]), run.stderr
+
+
+FORKED = """
+import os
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from embedkit_core import Embedder
+from embedkit_core.otel import instrument
+from embedkit_core.testing import FakeServer
+
+tracers, exporter = TracerProvider(), InMemorySpanExporter()
+tracers.add_span_processor(SimpleSpanProcessor(exporter))
+instrument(tracers)
+server = FakeServer()
+rows = Embedder("fake:model", base_url=server.url, cache=False).embed_iter(f"text {i}" for i in range(9))
+next(rows)
+if (child := os.fork()) == 0:
+    rows.close()
+    print("child", len(exporter.get_finished_spans()), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+rows.close()
+print("parent", len(exporter.get_finished_spans()), flush=True)
+"""
+
+
+def test_retries_are_counted(recorded):
+    with OpenAIServer(faults=[Fault(status=500, headers={"retry-after": "0"})]) as server:
+        openai_embedder(server).embed(["text"])
+    assert recorded.spans[0].attributes["embedkit.retries"] == 1
+    counted = {
+        name: [point.value for point in recorded.points()[f"embedkit.{name}"]] for name in ("requests", "retries")
+    }
+    assert counted == {"requests": [2], "retries": [1]}
+
+
+def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
+    server = FakeServer()
+    server.poison.add("a poisonous text")
+    made(server, on_error="return").embed(["good", "a poisonous text"])
+    [span] = recorded.spans
+    assert (span.attributes["error.type"], span.attributes["embedkit.failed"]) == ("PartialFailureError", 1)
+
+
+def test_a_call_that_is_under_way_ends_its_span_after_uninstrument(recorded):
+    server = FakeServer()
+    server.hold()
+    caller = threading.Thread(target=made(server).embed, args=[["text"]])
+    caller.start()
+    server.wait_for_requests(1)
+    uninstrument()
+    server.release()
+    caller.join(20)
+    assert len(recorded.spans) == 1
+
+
+def test_instrumenting_again_records_once(recorded):
+    again = Recorded()
+    made(FakeServer()).embed(["text"])
+    assert (len(recorded.spans), len(again.spans)) == (0, 1)
+
+
+ROW = re.compile(r"^\| (`.*?) \|", re.M)
+
+
+@pytest.mark.parametrize("opted", ["", LATEST])
+def test_the_page_names_every_attribute_and_metric_and_no_others(monkeypatch, tmp_path, opted):
+    page = (Path(__file__).parents[1] / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
+    recorded = Recorded(capture_content=True)
+    with OpenAIServer(faults=[Fault(status=500, headers={"retry-after": "0"}), None, Fault(status=401)]) as server:
+        embedder = openai_embedder(server, cache=tmp_path)
+        embedder.embed(["text"])
+        embedder.embed(["text"])
+        with pytest.raises(ProviderError):
+            embedder.embed(["another"])
+    uninstrument()
+    found = {name for span in recorded.spans for name in span.attributes}, set(recorded.points())
+    for told, title in zip(found, ("Spans", "Metrics"), strict=True):
+        named = set()
+        for cell in ROW.findall(sections[title]):
+            old, _, new = cell.partition("; of the latest, ")
+            named |= set(re.findall(r"`([a-z_.]+\.[a-z_.]+)`", new if opted and new else old))
+        assert named - {"gen_ai.token.type"} == told
 
 
 def test_both_frameworks_calls_are_spans(recorded):
@@ -261,8 +543,18 @@ def test_what_fails_in_a_processor_harms_no_call(recorded, caplog):
             raise RuntimeError("broken")
 
     recorded.tracers.add_span_processor(Broken(InMemorySpanExporter()))
+    embedder = made(FakeServer())
+    assert [embedder.embed([text]).usage.sent for text in ("one", "two")] == [1, 1]
+    assert caplog.text.count("what watches calls failed with RuntimeError") == 1
+
+
+def test_what_fails_at_the_end_harms_no_call_and_leaves_no_span_open(recorded, monkeypatch):
+    def broken(self, *given):
+        raise RuntimeError
+
+    monkeypatch.setattr("opentelemetry.sdk.metrics.Counter.add", broken)
     assert made(FakeServer()).embed(["text"]).usage.sent == 1
-    assert "what watches calls failed with RuntimeError" in caplog.text
+    assert len(recorded.spans) == 1
 
 
 def test_nothing_is_recorded_after_uninstrument(recorded):
@@ -287,6 +579,6 @@ def test_spans_are_ended_on_no_thread_of_the_engine_s(recorded):
 
 
 def test_without_the_package_the_error_is_the_line_that_installs_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)  # of the namespace another part is there
     with pytest.raises(MissingExtraError, match=r"rag-embedkit\[otel\]"):
         instrument()

@@ -16,6 +16,7 @@ DOCUMENTS = [
         "docs/langchain.md",
         "docs/money.md",
         "docs/sight.md",
+        "docs/telemetry.md",
         "docs/tools.md",
     ),
     pytest.param("docs/llamaindex.md", marks=needs_limiters),

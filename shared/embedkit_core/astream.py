@@ -40,31 +40,31 @@ class AsyncStream:
         """Give float32 (dimensions,) for each text, and withdraw what is pending when it is closed."""
         reach = self._reach
         error: Exception | None = None
-        pulling = asyncio.create_task(self._pull())
-        pulling.add_done_callback(lambda _: self._end())
-        try:
-            while error is None and (piece := await self._next()) is not None:
-                if piece.error is not None:
-                    self._leave()
-                for place in range(len(piece.rows)):
-                    yield piece.rows[place].copy()
-                    if place % TURN == TURN - 1:
-                        await asyncio.sleep(0)
-                reach.gave(piece)
-                reach.report(piece for piece, _ in self._pieces)
-                self._room.set()
-                error = reach.error_after(piece)
-                del piece  # its rows, before the next piece is waited for
-            if error is not None:
-                raise error
-            await pulling  # for what the source has raised
-            reach.report((), finished=True)
-        finally:
-            error = None  # an error that is raised holds this frame
-            reach.end()
-            tasks = [pulling, *self._leave()]
-            pulling.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        with reach.watched():
+            pulling = asyncio.create_task(self._pull())
+            pulling.add_done_callback(lambda _: self._end())
+            try:
+                while error is None and (piece := await self._next()) is not None:
+                    if piece.error is not None:
+                        self._leave()
+                    for place in range(len(piece.rows)):
+                        yield piece.rows[place].copy()
+                        if place % TURN == TURN - 1:
+                            await asyncio.sleep(0)
+                    reach.gave(piece)
+                    reach.report(piece for piece, _ in self._pieces)
+                    self._room.set()
+                    error = reach.error_after(piece)
+                    del piece  # its rows, before the next piece is waited for
+                if error is not None:
+                    raise error
+                await pulling  # for what the source has raised
+                reach.report((), finished=True)
+            finally:
+                error = None  # an error that is raised holds this frame
+                tasks = [pulling, *self._leave()]
+                pulling.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _next(self) -> Piece | None:
         while not self._pieces:

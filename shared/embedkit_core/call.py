@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
@@ -27,7 +26,7 @@ from embedkit_core.roles import Role
 from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
 from embedkit_core.waits import Waits
-from embedkit_core.watching import watched
+from embedkit_core.watching import Outcome, watched
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
@@ -48,6 +47,7 @@ class Call(Waits):
 
     __slots__ = (
         "_deadline",
+        "_done",
         "_failed",
         "_left",
         "_lists",
@@ -59,7 +59,6 @@ class Call(Waits):
         "_start",
         "_texts",
         "_truncated",
-        "_watched",
     )
 
     def __init__(
@@ -81,45 +80,54 @@ class Call(Waits):
         self._look_up: LookUp | None = None
         self._ticket = None
         self._left = False
+        self._done = False
         self._truncated: list[int] = []
         self._failed: dict[int, EmbedKitError] = {}
         self._payment = Payment(owner, role.input_type, trackers() if tracked is None else tracked)
         self._reporter = reporter(progress, owner.model)
-        # A piece is part of a stream, which is watched as one.
-        self._watched = watched(owner, role, texts) if tracked is None else None
         patience = owner.settings.deadline
         self._deadline = math.inf if patience is None else time.monotonic() + patience
 
-    # All the steps but the last
+    # All the steps
 
-    def serve(self, door: str) -> None:
-        """Get everything there is to get, from a thread that may block: `door` names who asks.
+    def serve(self, door: str, finish: Callable[[], T]) -> T:
+        """Get everything there is to get, and `finish`, on a thread that may block: `door` names who asks.
 
         Raises:
             EmbedKitError: it is one of the engine's own threads.
         """
         refuse_engine_thread(door)
-        try:
-            with self._collector():
-                self.prepare()
-                self.report()
-                if self.needs_engine:
-                    self.wait()
-                self.report(finished=True)
-        finally:
-            self.leave()
+        with watched(self._owner, self._role, self._outcome, self._texts):
+            try:
+                with self._collector():
+                    self.prepare()
+                    self.report()
+                    if self.needs_engine:
+                        self.wait()
+                    self.report(finished=True)
+            finally:
+                self.leave()
+            return finish()
 
-    async def aserve(self) -> None:
-        """Get everything there is to get, without holding the caller's loop."""
-        try:
-            with self._collector():
-                await self.off_loop(self.prepare)
-                self.report()
-                if self.needs_engine:
-                    await self.await_()
-                self.report(finished=True)
-        finally:
-            self.leave()
+    async def aserve(self, finish: Callable[[], T]) -> T:
+        """Get everything there is to get, and `finish`, without holding the caller's loop."""
+        with watched(self._owner, self._role, self._outcome, self._texts):
+            try:
+                with self._collector():
+                    await self.off_loop(self.prepare)
+                    self.report()
+                    if self.needs_engine:
+                        await self.await_()
+                    self.report(finished=True)
+            finally:
+                self.leave()
+            return await self.off_loop(finish)
+
+    def _outcome(self) -> Outcome:
+        if self._done:
+            return Outcome(self.usage, error_name(self._failed, len(self._plan.keys)))
+        asked = 0 if self._look_up is None else self._plan.n
+        return Outcome(Usage(texts=asked) + self.standing()[1])
 
     def _collector(self) -> contextlib.AbstractContextManager[None]:
         return collector_at_ease() if self._lists and not self._is_small else NOTHING
@@ -213,8 +221,6 @@ class Call(Waits):
         self._left = True
         if self._reporter is not None:
             self._reporter.close()
-        if self._watched is not None and sys.exc_info()[1] is not None:
-            self._watched.end(Usage() if self._ticket is None else self._ticket.usage)
         look_up = self._look_up
         if look_up is None:
             return
@@ -275,8 +281,7 @@ class Call(Waits):
             self._failed = {look_up.misses[index]: error for index, error in ticket.failed.items()}
             self._truncated += [look_up.misses[index] for index in ticket.truncated]
         self._payment.count(self._counts())
-        if self._watched is not None:
-            self._watched.end(self.usage, error_name(self._failed, len(plan.keys)))
+        self._done = True
         if self._rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
         origin = plan.first[plan.source] if len(plan.keys) < plan.n else None

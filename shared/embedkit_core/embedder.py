@@ -81,8 +81,7 @@ class Embedder(Configured):
             ProviderError: all failed.
         """
         call = self._call(texts, input_type, max_batch_texts, progress=progress)
-        call.serve("embed")
-        return call.finish()
+        return call.serve("embed", call.finish)
 
     async def aembed(
         self,
@@ -94,8 +93,7 @@ class Embedder(Configured):
     ) -> EmbeddingResult:
         """Embed texts, as `embed` does, without holding the caller's loop."""
         call = self._call(check_list(texts), input_type, max_batch_texts, progress=progress)
-        await call.aserve()
-        return await call.off_loop(call.finish)
+        return await call.aserve(call.finish)
 
     def embed_iter(
         self, texts: Iterable[str], *, input_type: InputType = "document", progress: ProgressTo = None
@@ -129,8 +127,7 @@ class Embedder(Configured):
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
         call = self._call([text], "query")
-        call.serve("embed_query")
-        row: Vectors = call.finish_vectors()[0]
+        row: Vectors = call.serve("embed_query", call.finish_vectors)[0]
         return row
 
     def embed_documents(self, texts: Iterable[str]) -> Vectors:
@@ -140,8 +137,7 @@ class Embedder(Configured):
     async def aembed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
         call = self._call([text], "query")
-        await call.aserve()
-        row: Vectors = (await call.off_loop(call.finish_vectors))[0]
+        row: Vectors = (await call.aserve(call.finish_vectors))[0]
         return row
 
     async def aembed_documents(self, texts: Iterable[str]) -> Vectors:

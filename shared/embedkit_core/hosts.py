@@ -217,8 +217,7 @@ def embed_lists(
 ) -> Lists:
     """Embed texts as `embed` does; the lists are made while the server is waited for, and there is no matrix."""
     call = embedder._call(texts, input_type, max_batch_texts, lists=True, progress=progress)
-    call.serve("embed")
-    return Lists(call.finish_lists(), call.usage)
+    return Lists(call.serve("embed", call.finish_lists), call.usage)
 
 
 async def aembed_lists(
@@ -230,8 +229,7 @@ async def aembed_lists(
 ) -> Lists:
     """Embed texts as `aembed` does, letting the caller's loop run while lists are made."""
     call = embedder._call(check_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
-    await call.aserve()
-    return Lists(await call.off_loop(call.finish_lists), call.usage)
+    return Lists(await call.aserve(call.finish_lists), call.usage)
 
 
 class _SecretStr(Protocol):

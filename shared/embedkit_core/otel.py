@@ -8,33 +8,44 @@ content is asked for.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from embedkit_core.errors import MissingExtraError
+from embedkit_core.forks import ForkLock
 from embedkit_core.types import Usage
-from embedkit_core.watching import Facts, Watch, add_watcher, remove_watcher
+from embedkit_core.watching import Facts, Outcome, Watch, add_watcher, remove_watcher
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
+LATEST = "gen_ai_latest_experimental"
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+CAPTURING = ("true", "1", "span_only", "span_and_event")
 SECONDS = [0.01 * 2**n for n in range(14)]
 TOKENS = [4**n for n in range(14)]
-OUTCOMES = ("cache_hits", "duplicates", "joined", "sent", "failed")
+PORTS = {"http": 80, "https": 443}
+# What became of the texts, as spans have it; a name of theirs must not be the beginning of another.
+OUTCOMES: Mapping[str, str] = {
+    "cache_hits": "embedkit.cache.hits",
+    "duplicates": "embedkit.duplicates",
+    "joined": "embedkit.joined",
+    "sent": "embedkit.sent",
+    "failed": "embedkit.failed",
+}
 
+_lock = ForkLock()
 _instrumented: _Instrumented | None = None
 
 
 def instrument(
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
-    *,
     capture_content: bool | None = None,
 ) -> None:
     """Record a span and metrics for each call from now on; once more replaces what was set up before.
@@ -46,40 +57,42 @@ def instrument(
         MissingExtraError: the package opentelemetry-api is not installed.
     """
     global _instrumented
-    if importlib.util.find_spec("opentelemetry") is None:
-        raise MissingExtraError("OpenTelemetry", "otel")
-    from opentelemetry.metrics import get_meter
-    from opentelemetry.trace import get_tracer
-
+    try:  # other packages bring a part of what is called opentelemetry
+        from opentelemetry.metrics import get_meter
+        from opentelemetry.trace import get_tracer
+    except ImportError:
+        raise MissingExtraError("OpenTelemetry", "otel") from None
     from embedkit_core import __version__
 
-    uninstrument()
     if capture_content is None:
-        capture_content = os.environ.get(CAPTURE, "").strip().lower() in ("true", "1", "span_only", "span_and_event")
-    latest = "gen_ai_latest_experimental" in os.environ.get(OPT_IN, "").replace(" ", "").split(",")
-    _instrumented = _Instrumented(
+        capture_content = os.environ.get(CAPTURE, "").strip().lower() in CAPTURING
+    made = _Instrumented(
         get_tracer("embedkit_core", __version__, tracer_provider),
         get_meter("embedkit_core", __version__, meter_provider),
-        latest=latest,
+        latest=LATEST in os.environ.get(OPT_IN, "").replace(" ", "").split(","),
         content=capture_content,
     )
-    add_watcher(_instrumented)
+    with _lock.lock:
+        uninstrument()
+        _instrumented = made
+        add_watcher(made)
 
 
 def uninstrument() -> None:
-    """Record nothing from now on."""
+    """Record nothing from now on, but the ends of calls that have begun."""
     global _instrumented
-    if _instrumented is not None:
-        remove_watcher(_instrumented)
-        _instrumented = None
+    with _lock.lock:
+        if _instrumented is not None:
+            remove_watcher(_instrumented)
+            _instrumented = None
 
 
 class _Instrumented:
     """Begins spans, and has the instruments that they are counted with."""
 
     def __init__(self, tracer: Tracer, meter: Meter, *, latest: bool, content: bool) -> None:
-        self.content = content
         self.token_type = {} if latest else {"gen_ai.token.type": "input"}
+        self._content = content
         self._provider_key = "gen_ai.provider.name" if latest else "gen_ai.system"
         self._tracer = tracer
         names = ("gen_ai.client.embeddings.duration", "gen_ai.client.embeddings.operation.input_tokens")
@@ -92,7 +105,8 @@ class _Instrumented:
             names[1], "{token}", "Tokens billed for a call.", explicit_bucket_boundaries_advisory=TOKENS
         )
         self.texts = meter.create_counter("embedkit.texts", "{text}", "Texts asked for, by what became of them.")
-        self.requests = meter.create_counter("embedkit.requests", "{request}", "Requests sent, tries again included.")
+        self.requests = meter.create_counter("embedkit.requests", "{request}", "Requests sent, those again included.")
+        self.retries = meter.create_counter("embedkit.retries", "{request}", "Requests that repeated an earlier one.")
         self.cost = meter.create_counter("embedkit.cost", "{USD}", "Cost of tokens with a known price.")
         self.saved = meter.create_counter("embedkit.saved", "{USD}", "What cache hits would have cost, estimated.")
 
@@ -104,16 +118,15 @@ class _Instrumented:
             "gen_ai.operation.name": "embeddings",
             self._provider_key: facts.provider,
             "gen_ai.request.model": facts.model,
+            **_server(facts.address),
         }
-        if facts.address:
-            address = urlsplit(facts.address)
-            common["server.address"] = address.hostname or facts.address
-            common["server.port"] = address.port or (80 if address.scheme == "http" else 443)
         mine: dict[str, Any] = {"embedkit.input_type": facts.input_type, "embedkit.dtype": facts.dtype}
         if facts.dimensions is not None:
             mine["gen_ai.embeddings.dimension.count"] = facts.dimensions
-        if self.content and facts.texts is not None:
-            mine["embedkit.input"] = facts.texts
+        if facts.encodings:
+            mine["gen_ai.request.encoding_formats"] = facts.encodings
+        if self._content and facts.texts is not None:
+            mine["embedkit.input"] = list(_exportable(facts.texts))
         span = self._tracer.start_span(f"embeddings {facts.model}", kind=SpanKind.CLIENT, attributes=common | mine)
         return _Call(self, span, common)
 
@@ -127,36 +140,58 @@ class _Call:
         self._common = common
         self._began = time.monotonic()
 
-    def end(self, usage: Usage, error: str | None) -> None:
+    def end(self, outcome: Outcome) -> None:
         """End the span and count the call."""
-        from opentelemetry.trace import Status, StatusCode, set_span_in_context
+        from opentelemetry.trace import Status, StatusCode
 
-        owner, span, common = self._owner, self._span, self._common
+        usage, error = outcome
         failed = {} if error is None else {"error.type": error}
-        if error is not None:
-            span.set_status(Status(StatusCode.ERROR))
-        span.set_attributes({**_told(usage), **failed})
-        context = set_span_in_context(span)
+        try:
+            if error is not None:
+                self._span.set_status(Status(StatusCode.ERROR))
+            self._span.set_attributes({**_told(usage), **failed})
+            self._count(usage, failed)
+        finally:
+            self._span.end()
+
+    def _count(self, usage: Usage, failed: Mapping[str, str]) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        owner, common, context = self._owner, self._common, set_span_in_context(self._span)
         owner.seconds.record(time.monotonic() - self._began, {**common, **failed}, context)
         if usage.tokens:
             owner.tokens.record(usage.tokens, {**common, **owner.token_type}, context)
         for outcome in OUTCOMES:
             if texts := getattr(usage, outcome):
                 owner.texts.add(texts, {**common, "embedkit.outcome": outcome}, context)
-        if usage.requests:
-            owner.requests.add(usage.requests, common, context)
-        if usage.priced_usd:
-            owner.cost.add(float(usage.priced_usd), common, context)
-        if usage.saved_usd:
-            owner.saved.add(float(usage.saved_usd), common, context)
-        span.end()
+        for counter, amount in (
+            (owner.requests, usage.requests),
+            (owner.retries, usage.retries),
+            (owner.cost, float(usage.priced_usd)),
+            (owner.saved, float(usage.saved_usd or 0)),
+        ):
+            if amount:
+                counter.add(amount, common, context)
+
+
+def _server(address: str | None) -> dict[str, Any]:
+    """Give the attributes of a server's address; none of one that is not HTTP's, as a test's is."""
+    parts = urlsplit(address or "")
+    if parts.scheme not in PORTS or not parts.hostname:
+        return {}
+    return {"server.address": parts.hostname, "server.port": parts.port or PORTS[parts.scheme]}
+
+
+def _exportable(texts: Sequence[object]) -> Iterator[str]:
+    """Give texts as UTF-8 can hold them: an exporter that meets another loses its whole batch."""
+    return (text.encode(errors="replace").decode() for text in texts if isinstance(text, str))
 
 
 def _told(usage: Usage) -> dict[str, Any]:
     """Give the attributes that a usage comes to; those of dollars are left out where the price is unknown."""
     told: dict[str, Any] = {
         "embedkit.texts": usage.texts,
-        **{f"embedkit.texts.{outcome}": getattr(usage, outcome) for outcome in OUTCOMES},
+        **{attribute: getattr(usage, outcome) for outcome, attribute in OUTCOMES.items()},
         "embedkit.requests": usage.requests,
         "embedkit.retries": usage.retries,
         "embedkit.possibly_billed.tokens": usage.possibly_billed_tokens,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import deque
 from collections.abc import Iterable, Sized
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,7 @@ from embedkit_core.progress import OFTEN, ProgressTo, reporter
 from embedkit_core.roles import Role
 from embedkit_core.tracking import UsageTracker, trackers
 from embedkit_core.types import EmbeddingResult, Usage, Vectors
-from embedkit_core.watching import watched
+from embedkit_core.watching import Outcome, watched
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
@@ -81,6 +83,11 @@ class Piece:
         """Give how many texts are done, and the usage so far."""
         return self._call.standing()
 
+    @property
+    def spent(self) -> Usage:
+        """What it took so far, be it that nobody takes its rows any more."""
+        return self.usage if self.usage.texts else self.standing()[1]
+
     def finish(self) -> None:
         """Take in what came of the call: the rows before the first text that failed, and that text's error."""
         if self._broken:
@@ -141,7 +148,7 @@ class Reach:
         self._given = 0
         self._usage = Usage()
         self._tracked = trackers()  # of whoever begins the stream
-        self._watched = watched(owner, role, None)
+        self._cut: deque[Piece] = deque()  # those whose rows were not all taken
 
     def fits(self, texts: int) -> bool:
         """Tell whether there is room for so many more texts."""
@@ -151,10 +158,13 @@ class Reach:
         """Make the next piece."""
         start = self._pulled
         self._pulled += len(texts)
-        return Piece(self._owner, self._role, texts, start, self._tracked)
+        piece = Piece(self._owner, self._role, texts, start, self._tracked)
+        self._cut.append(piece)
+        return piece
 
     def gave(self, piece: Piece) -> None:
-        """Note that all rows of a piece were taken."""
+        """Note that all rows of a piece were taken, the first of those that were cut."""
+        self._cut.popleft()
         self._given = piece.start + len(piece.rows)
         self._usage += piece.usage
 
@@ -183,10 +193,12 @@ class Reach:
         if self._reporter is not None:
             self._reporter.close()
 
-    def end(self) -> None:
-        """Take in that the stream has ended, from where its error is raised."""
-        if self._watched is not None:
-            self._watched.end(self._usage)
+    def watched(self) -> AbstractContextManager[object]:
+        """Watch the stream as one call, from here to its end; its texts are too many to be shown."""
+        return watched(self._owner, self._role, self._outcome)
+
+    def _outcome(self) -> Outcome:
+        return Outcome(sum((piece.spent for piece in self._cut), self._usage))
 
     def error_after(self, piece: Piece) -> Exception | None:
         """Give what is to be raised after the rows of a piece, in terms of the stream."""

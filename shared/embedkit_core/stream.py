@@ -39,23 +39,23 @@ class Stream:
         """Give float32 (dimensions,) for each text, and withdraw what is pending when it is closed."""
         reach = self._reach
         error: Exception | None = None
-        try:
-            while error is None and (piece := self._next()) is not None:
-                if piece.error is not None:
-                    self._leave()
-                for place in range(len(piece.rows)):
-                    yield piece.rows[place].copy()
-                reach.gave(piece)
-                reach.report(self._pieces)
-                error = reach.error_after(piece)
-                del piece  # its rows, before the next piece is waited for
-            if error := error or self._end:
-                raise error
-            reach.report((), finished=True)
-        finally:
-            error = self._end = None  # an error that is raised holds this frame
-            self._leave()
-            reach.end()
+        with reach.watched():
+            try:
+                while error is None and (piece := self._next()) is not None:
+                    if piece.error is not None:
+                        self._leave()
+                    for place in range(len(piece.rows)):
+                        yield piece.rows[place].copy()
+                    reach.gave(piece)
+                    reach.report(self._pieces)
+                    error = reach.error_after(piece)
+                    del piece  # its rows, before the next piece is waited for
+                if error := error or self._end:
+                    raise error
+                reach.report((), finished=True)
+            finally:
+                error = self._end = None  # an error that is raised holds this frame
+                self._leave()
 
     def _next(self) -> Piece | None:
         self._check_place()

@@ -191,6 +191,15 @@ class Provider(ABC):
         """
         return None
 
+    @property
+    def reached_at(self) -> str | None:
+        """The address requests go to; None where there is none, or only a key that changes tells."""
+        return self.address or self.endpoint or None
+
+    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002 - for those whose wire has them
+        """Give the encodings that vectors are asked for in, as the provider names them; none where it has one."""
+        return ()
+
     def added_tokens(self, input_type: InputType) -> int:
         """Give how many tokens a text may be billed at beside its own, at most: a prompt's bytes, and marks around it.
 

@@ -116,6 +116,10 @@ class Cohere(Provider):
             wire["prompt"] = self._prompts[input_type]
         return wire
 
+    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:
+        """Give what Cohere calls embedding types."""
+        return tuple(wire["embedding_types"])
+
     def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Cohere's own truncation at the end."""
         return self.wire(input_type) | {"truncate": "END"}

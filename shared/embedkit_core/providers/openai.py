@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 FLOAT32 = np.dtype(np.float32)
+ENCODING = "base64"
 PLACEHOLDER_KEY = "no-key-needed"
 KEY_VARIABLE = "OPENAI_API_KEY"
 # As the SDK spells them; in other letters it would take them for headers that it is to leave out.
@@ -129,6 +130,15 @@ class OpenAI(Provider):
             )
         return Secret(PLACEHOLDER_KEY)
 
+    @property
+    def reached_at(self) -> str | None:
+        """The address requests go to, OpenAI's own too."""
+        return self._base_url
+
+    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002 - it is asked for beside the wire
+        """Give what is asked for first; a server that does not know it is asked for floats from then on."""
+        return (ENCODING,)
+
     def wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
         wire: dict[str, Any] = {"model": self.model}
@@ -192,7 +202,7 @@ class OpenAIClient:
         self._decode64 = decoder()
         self._provider = provider
         self._sdk = provider.open_sdk()
-        self._encoding = "base64"
+        self._encoding = ENCODING
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""

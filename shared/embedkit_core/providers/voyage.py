@@ -119,6 +119,10 @@ class Voyage(Provider):
             wire["prompt"] = self._prompts[input_type]
         return wire
 
+    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002 - it is asked for beside the wire
+        """Give the one that is asked for, whatever the type."""
+        return ("base64",)
+
     def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Voyage's own truncation."""
         return self.wire(input_type) | {"truncation": True}
