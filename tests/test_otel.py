@@ -397,7 +397,12 @@ def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
     with Began(recorded) as began:
         engine().call(account, on_the_loop)
         assert refused.result(20)
-        made(FakeServer()).embed_iter(["a stream that nobody takes anything from"]).close()
+    assert began.spans == []
+
+
+def test_a_stream_that_nobody_takes_anything_from_is_no_call(recorded):
+    with Began(recorded) as began:
+        made(FakeServer()).embed_iter(["text"]).close()
     assert began.spans == []
 
 
