@@ -68,6 +68,18 @@ def test_a_folder_in_beir_s_layout_is_read(tmp_path):
     assert task.judgements == {"a": {"1": 2}}
 
 
+def test_what_is_left_out_of_a_data_set_is_said(tmp_path):
+    folder = write_beir(
+        tmp_path / "mine",
+        [{"_id": "1", "text": "They purr."}, {"_id": "2", "title": "", "text": " "}],
+        [{"_id": "a", "text": "Who purrs?"}],
+        "a\t1\t1\na\t2\t1\na\t3\t1\n",
+    )
+    task = load_beir(folder)
+    assert (task.documents, task.judgements) == ({"1": " They purr."}, {"a": {"1": 1}})
+    assert task.worth.endswith("1 empty document left out; 2 right answers not among the documents, and not looked for")
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -192,7 +192,7 @@ def compare(
                     name = str(asked["model"])
                     say(f"{name}: {error}")
                     failed = Contender(name, asked["dimensions"], asked["dtype"], error=str(error), settings=asked)
-                    found.append((failed, {}))
+                    found.append((replace(failed, usage=error.usage or Usage()), {}))
     return Comparison(task, tuple(_judged(found, seed)))
 
 

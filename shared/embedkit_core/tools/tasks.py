@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.types import counted_noun
 
 JUDGED = "judged by people, or by whoever made the data set"
 SHORTEST = 40  # characters that either half of a text has at least, where a text is to find its other half
@@ -70,9 +71,20 @@ def load_beir(folder: str | PathLike[str], split: str = "test") -> Task:
                 queries[line["_id"]] = line["text"]
         except (KeyError, TypeError):
             raise _broken(place / "queries.jsonl", number, "_id and text") from None
+    empty = [name for name, text in documents.items() if not text.strip()]
+    for name in empty:
+        del documents[name]
     known = {query: {d: s for d, s in judged.items() if d in documents} for query, judged in qrels.items()}
+    lost = sum(len(judged) - len(known[query]) for query, judged in qrels.items())
     judged_queries = {query: text for query, text in queries.items() if known.get(query)}
-    return Task(place.resolve().name, documents, judged_queries, {query: known[query] for query in judged_queries})
+    worth = JUDGED
+    if empty:
+        worth += f"; {counted_noun(len(empty), 'empty document')} left out"
+    if lost:  # which BEIR's own evaluation counts as never found
+        worth += f"; {counted_noun(lost, 'right answer')} not among the documents, and not looked for"
+    return Task(
+        place.resolve().name, documents, judged_queries, {query: known[query] for query in judged_queries}, worth
+    )
 
 
 def load_questions(file: str | PathLike[str], *, question: str = "question", answer: str = "answer") -> Task:
