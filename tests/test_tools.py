@@ -68,6 +68,18 @@ def test_a_folder_in_beir_s_layout_is_read(tmp_path):
     assert task.judgements == {"a": {"1": 2}}
 
 
+def test_what_is_left_out_of_a_data_set_is_said(tmp_path):
+    folder = write_beir(
+        tmp_path / "mine",
+        [{"_id": "1", "text": "They purr."}, {"_id": "2", "title": "", "text": " "}],
+        [{"_id": "a", "text": "Who purrs?"}],
+        "a\t1\t1\na\t2\t1\na\t3\t1\n",
+    )
+    task = load_beir(folder)
+    assert (task.documents, task.judgements) == ({"1": " They purr."}, {"a": {"1": 1}})
+    assert task.worth.endswith("1 empty document left out; 2 right answers not among the documents, and not looked for")
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -192,7 +204,7 @@ def test_a_model_that_finds_all_is_perfect_and_one_that_guesses_is_not():
     assert guess.quality < 0.9
     assert guess.p_value < 0.05
     assert good.p_value is None
-    assert good.usage.tokens == 3 * 40
+    assert good.usage.tokens == 3 * 30  # the questions have the text of a document, and the model does not mind
     assert found.best is good
 
 
@@ -208,7 +220,7 @@ def test_a_model_that_fails_is_a_row_with_its_error(monkeypatch):
     )
     assert [contender.error is None for contender in found.contenders] == [True, False, False]
     assert "no API key for voyage:voyage-4" in found.table()
-    assert any(line.startswith("fake:good: 30 texts, 0 from cache") for line in told)
+    assert any(line.startswith("fake:good, documents: 30 texts, 0 from cache") for line in told)
     assert json.loads(json.dumps(found.to_dict()))["models"][1]["error"]
 
 

@@ -11,6 +11,7 @@ from embedkit_core.config import amount_of_money, whole_number
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError, EmbedKitError
 from embedkit_core.tools.compare import MAIN, Comparison, Contender
+from embedkit_core.tools.once import Kept
 from embedkit_core.tools.text import markdown
 from embedkit_core.tracking import amount
 from embedkit_core.types import MILLION, shortened
@@ -43,15 +44,23 @@ class Choice:
         return f"{self.asked}\n\n{markdown(head, rows)}"
 
     def embedder(self, **settings: Any) -> Embedder:
-        """Make the embedder that was chosen, with further settings.
+        """Make the embedder that was chosen, as it was compared, with further settings.
 
         Raises:
             ConfigurationError: none was.
         """
         if self.chosen is None:
             raise ConfigurationError(f"no model will do: {self.asked}; the table says why")
-        one = self.chosen.contender
-        return Embedder(one.model, **{"dimensions": one.dimensions, "dtype": one.dtype, **settings})
+        return Embedder(**_arguments(self.chosen.contender, settings))
+
+
+def _arguments(one: Contender, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments that a model was compared with, but for `settings`."""
+    compared = {name: value for name, value in one.settings.items() if name != "on_error"}
+    if isinstance(compared.get("cache"), Kept):
+        compared["cache"] = False
+    own = {"model": one.model, "dimensions": one.dimensions, "dtype": one.dtype}
+    return {**own, **compared, **settings}
 
 
 def choose(
@@ -117,12 +126,11 @@ def _weighed(
     tokens = Decimal(one.corpus_tokens) / len(task.documents) * size
     if own is not None:
         try:
-            with Embedder(one.model, **{"dimensions": one.dimensions, "dtype": one.dtype, **settings}) as embedder:
+            with Embedder(**_arguments(one, settings)) as embedder:
                 tokens = Decimal(embedder.estimate(own).tokens)
         except EmbedKitError as error:
             return Option(one, None, None, None, gigabytes, str(error))
-    letters = sum(map(len, task.documents.values())) or 1
-    each = Decimal(one.corpus_tokens) * sum(map(len, task.queries.values())) / letters / len(task.queries)
+    each = Decimal(one.query_tokens) / len(task.queries)
     corpus, month = tokens * price / MILLION, each * queries * price / MILLION
     return Option(one, _cents(corpus), _cents(month), _cents(corpus + month * months), gigabytes)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from os import PathLike
 from typing import Any
@@ -19,6 +18,7 @@ from embedkit_core.errors import ConfigurationError, EmbedKitError
 from embedkit_core.form import DType
 from embedkit_core.progress import ProgressTo
 from embedkit_core.tools import ranking
+from embedkit_core.tools.once import announce, rows_of
 from embedkit_core.tools.tasks import Task
 from embedkit_core.tools.text import markdown, quiet
 from embedkit_core.tracking import amount, track_usage
@@ -33,7 +33,8 @@ class Contender:
     """One model at some dimensions and a type, and what came of it; where it failed, `error` says why.
 
     `usage` is what this comparison took, `corpus_usd` what the documents cost where none are cached, None where the
-    price is unknown; `p_value` how likely so large a difference to the best one's nDCG@10 is by chance.
+    price is unknown; `p_value` how likely so large a difference to the best one's nDCG@10 is by chance, corrected
+    after Holm for how many are compared. `truncated` counts texts that were cut to the model's limit.
     `bytes_a_vector` are those of the numbers alone.
     """
 
@@ -47,8 +48,11 @@ class Contender:
     bytes_a_vector: int = 0
     usd_per_million: Decimal | None = None
     corpus_tokens: int = 0
+    query_tokens: int = 0
+    truncated: int = 0
     p_value: float | None = None
     error: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of its embedder; may hold a key
 
     @property
     def name(self) -> str:
@@ -95,6 +99,11 @@ class Comparison:
         ]
         rows = [_cells(contender, measures) for contender in self.contenders if contender.error is None]
         failed = "".join(f"\n{c.name}: {c.error}" for c in self.contenders if c.error is not None)
+        failed += "".join(
+            f"\n{c.name}: {counted_noun(c.truncated, 'text')} cut to the model's limit"
+            for c in self.contenders
+            if c.truncated
+        )
         size = counted_noun(len(self.task.documents), "document")
         size += f", {len(self.task.queries):,} {'query' if len(self.task.queries) == 1 else 'queries'}"
         legend = "scores: mean and 95 % confidence interval; p: of the difference to the best, by chance"
@@ -147,6 +156,7 @@ def compare(
     dtypes: Sequence[DType] = ("float32",),
     ks: Sequence[int] = KS,
     seed: int = 0,
+    budget_usd: float | str | Decimal | None = None,
     progress: ProgressTo = None,
     say: Callable[[str], object] = quiet,
     **settings: Any,
@@ -154,8 +164,9 @@ def compare(
     """Embed a task's texts with each model, rank by exact cosine, and judge; each model against itself only.
 
     A model is a string, or a mapping of an embedder's arguments. Each is tried at all `dimensions` (None for its own)
-    and `dtypes`, the widest first, so that what can be cut from a cached vector is not paid for. `settings` are
-    arguments for all (`cache`, `budget_usd`, ...); `say` is told what will be spent before it is, and how it goes.
+    and `dtypes`, the widest first, and is paid for once: what cannot be cut from vectors that are there is a row with
+    an error, as what fails is. `settings` are arguments for all; with `cache=False` vectors are kept for this one
+    comparison. `budget_usd` bounds all models together. `say` is told what will be spent before anything is.
 
     Raises:
         ConfigurationError: there is no model to compare.
@@ -166,16 +177,22 @@ def compare(
     wanted = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
     if not wanted:
         raise ConfigurationError("compare needs at least one model, such as 'openai:text-embedding-3-small'")
-    widest_first = sorted(dimensions, key=lambda d: -(d or 1 << 30))
     found: list[tuple[Contender, Mapping[str, ranking.Numbers]]] = []
-    for arguments, dtype, width in itertools.product(wanted, dtypes, widest_first):
-        asked = {"dimensions": width, "dtype": dtype, **settings, **arguments}
-        try:
-            found.append(_tried(asked, task, ks, seed, progress, say))
-        except EmbedKitError as error:
-            name = str(asked["model"])
-            say(f"{name}: {error}")
-            found.append((Contender(name, asked["dimensions"], asked["dtype"], error=str(error)), {}))
+    rows = [rows_of({**settings, **arguments}, dimensions, dtypes, arguments) for arguments in wanted]
+    for first, *_ in rows:
+        announce(first, task, say)
+    with track_usage(budget_usd=budget_usd):
+        for own in rows:
+            paid = False
+            for asked in own:
+                try:
+                    found.append(_tried(asked, task, ks, seed, progress, say, paid=paid))
+                    paid = True
+                except EmbedKitError as error:
+                    name = str(asked["model"])
+                    say(f"{name}: {error}")
+                    failed = Contender(name, asked["dimensions"], asked["dtype"], error=str(error), settings=asked)
+                    found.append((replace(failed, usage=error.usage or Usage()), {}))
     return Comparison(task, tuple(_judged(found, seed)))
 
 
@@ -186,18 +203,28 @@ def _tried(
     seed: int,
     progress: ProgressTo,
     say: Callable[[str], object],
+    *,
+    paid: bool,
 ) -> tuple[Contender, Mapping[str, ranking.Numbers]]:
     documents, queries = list(task.documents.values()), list(task.queries.values())
     with Embedder(**asked) as embedder:
-        say(f"{embedder.model}: {embedder.estimate(documents)}")
+        if paid and embedder.estimate(documents).texts_to_send:
+            raise ConfigurationError(
+                f"dimensions={asked['dimensions']}, dtype={asked['dtype']!r} cannot be cut from vectors that are there "
+                "as far as anybody documents, and would be paid again; to have that, name it as a model of its own: "
+                "{'model': ..., 'dimensions': ..., 'dtype': ...}"
+            )
         began = time.perf_counter()
         with track_usage() as usage:
-            rows = embedder.embed(documents, progress=progress).vectors
-            asking = embedder.embed(queries, input_type="query").vectors
+            embedded = embedder.embed(documents, progress=progress)
+            searching = embedder.embed(queries, input_type="query")
+        rows, asking = embedded.vectors, searching.vectors
         seconds = time.perf_counter() - began
-        corpus = embedder.without_cache().estimate(documents)  # after the bills, which correct it
+        anew = embedder.without_cache()  # after the bills, which correct its estimates
         dtype = asked["dtype"]
-        places, _ = ranking.rank(ranking.comparable(rows, dtype), ranking.comparable(asking, dtype))
+        places, _ = ranking.rank(
+            ranking.comparable(rows, dtype), ranking.comparable(asking, dtype), max(ranking.LEAST, *ks)
+        )
         values = ranking.judge(task, places, ks)
         contender = Contender(
             model=embedder.model,
@@ -209,7 +236,10 @@ def _tried(
             seconds=seconds,
             bytes_a_vector=rows.shape[1] * rows.itemsize,
             usd_per_million=embedder.price.usd_per_million,
-            corpus_tokens=corpus.tokens,
+            corpus_tokens=anew.estimate(documents).tokens,
+            query_tokens=anew.estimate(queries, input_type="query").tokens,
+            truncated=len(embedded.truncated) + len(searching.truncated),
+            settings=asked,
         )
         say(f"{contender.name}: {MAIN} {contender.scores[MAIN]}, {seconds:.1f} s, {usage}")
         return contender, values
@@ -219,16 +249,10 @@ def _judged(found: Sequence[tuple[Contender, Mapping[str, ranking.Numbers]]], se
     """Order by quality and say how far each is from the best by chance."""
     ordered = sorted(found, key=lambda pair: (pair[0].error is not None, -np.nan_to_num(pair[0].quality, nan=-1.0)))
     _, best = ordered[0]
-    judged = []
-    for place, (contender, values) in enumerate(ordered):
-        if place and MAIN in values and MAIN in best:
-            p = ranking.p_value(best[MAIN], values[MAIN], seed)
-            contender = Contender(**{**{f: getattr(contender, f) for f in FIELDS}, "p_value": p})
-        judged.append(contender)
-    return judged
-
-
-FIELDS = tuple(Contender.__dataclass_fields__)
+    others = [values for _, values in ordered[1:] if MAIN in values]
+    ps = ranking.holm([ranking.p_value(best[MAIN], values[MAIN], seed) for values in others])
+    judged = [contender for contender, _ in ordered]
+    return [judged[0], *(replace(c, p_value=p) for c, p in zip(judged[1:], ps, strict=False)), *judged[1 + len(ps) :]]
 
 
 def _cells(contender: Contender, measures: Sequence[str]) -> list[str]:
@@ -257,6 +281,8 @@ def _listed(contender: Contender) -> dict[str, Any]:
         "scores": {name: {"mean": s.mean, "low": s.low, "high": s.high} for name, s in contender.scores.items()},
         "p_value": contender.p_value,
         "corpus_tokens": contender.corpus_tokens,
+        "query_tokens": contender.query_tokens,
+        "truncated": contender.truncated,
         "corpus_usd": None if usd is None else dollars(usd),
         "seconds": contender.seconds,
         "bytes_a_vector": contender.bytes_a_vector,

@@ -12,7 +12,9 @@ from embedkit_core.tools.tasks import Task
 from embedkit_core.types import Vectors
 
 DEPTH = 100
-BLOCK = 128  # queries that are scored against all documents at once
+LEAST = 10  # that nDCG@10 and MRR@10 look at
+BLOCK, DOCUMENTS = 128, 8192  # queries and documents that are scored at once
+DIGITS = 6  # of a cosine; what is below is the noise of float32, which differs with a row's place in a block
 RESAMPLES = 2000
 Numbers = npt.NDArray[np.float64]
 
@@ -48,11 +50,25 @@ def rank(documents: Vectors, queries: Vectors, depth: int = DEPTH) -> tuple[npt.
     places = np.empty((len(queries), depth), dtype=np.intp)
     cosines = np.empty((len(queries), depth), dtype=np.float32)
     for start in range(0, len(queries), BLOCK):
-        scores = queries[start : start + BLOCK] @ documents.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        places[start : start + BLOCK] = order
-        cosines[start : start + BLOCK] = np.take_along_axis(scores, order, axis=1)
+        asked = queries[start : start + BLOCK]
+        best, where = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.intp)
+        for at in range(0, len(documents), DOCUMENTS):
+            scores = np.round(asked @ documents[at : at + DOCUMENTS].T, DIGITS)
+            here = np.broadcast_to(np.arange(at, at + scores.shape[1]), scores.shape)
+            best, where = _best(np.hstack([best, scores]), np.hstack([where, here]), depth)
+        places[start : start + BLOCK], cosines[start : start + BLOCK] = where, best
     return places, cosines
+
+
+def _best(scores: Vectors, places: npt.NDArray[np.intp], depth: int) -> tuple[Vectors, npt.NDArray[np.intp]]:
+    """Give the highest of each row, of equals the first; `places` rise among equal scores."""
+    depth = min(depth, scores.shape[1])
+    least = np.partition(scores, scores.shape[1] - depth, axis=1)[:, scores.shape[1] - depth]
+    top = np.empty((len(scores), depth), dtype=np.intp)
+    for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
+        likely = np.flatnonzero(values >= bound)
+        top[row] = likely[np.argsort(-values[likely], kind="stable")[:depth]]
+    return np.take_along_axis(scores, top, axis=1), np.take_along_axis(places, top, axis=1)
 
 
 def judge(task: Task, places: npt.NDArray[np.intp], ks: Sequence[int]) -> dict[str, Numbers]:
@@ -100,6 +116,15 @@ def p_value(one: Numbers, other: Numbers, seed: int = 0) -> float:
     signs = rng.choice(np.array([-1.0, 1.0]), size=(RESAMPLES, len(differences)))
     extreme = int((np.abs((signs * differences).mean(axis=1)) >= observed - 1e-12).sum())
     return (extreme + 1) / (RESAMPLES + 1)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Correct p-values for how many they are, after Holm."""
+    corrected, so_far = [0.0] * len(ps), 0.0
+    for rank_, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        so_far = max(so_far, min(1.0, ps[place] * (len(ps) - rank_)))
+        corrected[place] = so_far
+    return corrected
 
 
 def means(values: Mapping[str, Numbers], seed: int = 0) -> dict[str, Score]:

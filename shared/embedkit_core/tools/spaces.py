@@ -7,9 +7,11 @@ today: it is chosen once for an index.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from embedkit_core.errors import ConfigurationError
+
+UNKNOWN = "/unknown/"  # in the name of a space whose width no reply has told yet
 
 
 class HasSpace(Protocol):
@@ -18,6 +20,17 @@ class HasSpace(Protocol):
     @property
     def space(self) -> str:
         """The name of the vector space."""
+
+
+class HasEmbedder(Protocol):
+    """A class of LangChain's or LlamaIndex's, whose embedder it is."""
+
+    @property
+    def embedder(self) -> HasSpace:
+        """The embedder."""
+
+
+Named = TypeVar("Named", bound=HasSpace | HasEmbedder)
 
 
 class SpaceGuard:
@@ -29,13 +42,13 @@ class SpaceGuard:
     def __init__(self, space: str | None = None) -> None:
         self.space = space
 
-    def check(self, vectors: HasSpace) -> None:
-        """Take the first space there is, and from then on no other.
+    def check(self, vectors: Named) -> Named:
+        """Take the first space there is, and from then on no other; give what was checked.
 
         Raises:
-            ConfigurationError: naming both spaces.
+            ConfigurationError: naming both spaces; or what is given names none, or does not know its own yet.
         """
-        space = vectors.space
+        space = _space_of(vectors)
         if self.space is None:
             self.space = space
         elif space != self.space:
@@ -43,3 +56,16 @@ class SpaceGuard:
                 f"this index holds vectors of the space {self.space!r}, and these are of {space!r}: they must not be "
                 "compared. Embed with the index's model, or build a new index"
             )
+        return vectors
+
+
+def _space_of(given: Any) -> str:
+    space = getattr(getattr(given, "embedder", given), "space", None)
+    if not isinstance(space, str) or not space:
+        raise ConfigurationError(f"{type(given).__name__} names no space: give an embedder, or one of its results")
+    if UNKNOWN in space:
+        raise ConfigurationError(
+            f"the space {space!r} is not known in full until the model has answered: embed a text first, or say "
+            "dimensions="
+        )
+    return space

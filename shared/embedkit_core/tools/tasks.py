@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.types import counted_noun
 
 JUDGED = "judged by people, or by whoever made the data set"
 SHORTEST = 40  # characters that either half of a text has at least, where a text is to find its other half
@@ -70,13 +71,26 @@ def load_beir(folder: str | PathLike[str], split: str = "test") -> Task:
                 queries[line["_id"]] = line["text"]
         except (KeyError, TypeError):
             raise _broken(place / "queries.jsonl", number, "_id and text") from None
+    empty = [name for name, text in documents.items() if not text.strip()]
+    for name in empty:
+        del documents[name]
     known = {query: {d: s for d, s in judged.items() if d in documents} for query, judged in qrels.items()}
+    lost = sum(len(judged) - len(known[query]) for query, judged in qrels.items())
     judged_queries = {query: text for query, text in queries.items() if known.get(query)}
-    return Task(place.resolve().name, documents, judged_queries, {query: known[query] for query in judged_queries})
+    worth = JUDGED
+    if empty:
+        worth += f"; {counted_noun(len(empty), 'empty document')} left out"
+    if lost:  # which BEIR's own evaluation counts as never found
+        worth += f"; {counted_noun(lost, 'right answer')} not among the documents, and not looked for"
+    return Task(
+        place.resolve().name, documents, judged_queries, {query: known[query] for query in judged_queries}, worth
+    )
 
 
 def load_questions(file: str | PathLike[str], *, question: str = "question", answer: str = "answer") -> Task:
     """Read a CSV file of questions and right answers, a column each; the answers are the documents.
+
+    Commas, semicolons or tabs part the columns. A question that stands there twice has two right answers.
 
     Raises:
         ConfigurationError: the file or a column is missing, or a row is broken, naming the line.
@@ -84,16 +98,18 @@ def load_questions(file: str | PathLike[str], *, question: str = "question", ans
     place = Path(file)
     documents: dict[str, str] = {}
     ids: dict[str, str] = {}
+    asks: dict[str, str] = {}
     queries: dict[str, str] = {}
     judgements: dict[str, dict[str, int]] = {}
-    for number, row in _table(place, ","):
+    for number, row in _table(place, _delimiter(place)):
         asked, right = (row.get(question) or "").strip(), (row.get(answer) or "").strip()
         if not asked or not right:
             raise _broken(place, number, f"the columns {question!r} and {answer!r}")
         document = ids.setdefault(right, f"answer {len(ids) + 1}")
         documents[document] = right
-        query = f"question {number}"
-        queries[query], judgements[query] = asked, {document: 1}
+        query = asks.setdefault(asked, f"question {number}")
+        queries[query] = asked
+        judgements.setdefault(query, {})[document] = 1
     return Task(place.stem, documents, queries, judgements)
 
 
@@ -129,27 +145,37 @@ def _halves(text: str) -> tuple[str, str] | None:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with _opened(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError:
-                    raise _broken(path, number, "one JSON object") from None
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                raise _broken(path, number, "one JSON object") from None
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    with _opened(path) as lines:
-        reader = csv.DictReader(lines, delimiter=delimiter)
+    reader = csv.DictReader(_lines(path), delimiter=delimiter)
+    try:
         for row in reader:
             yield reader.line_num, row
+    except csv.Error as error:
+        raise ConfigurationError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _opened(path: Path) -> Any:
+def _delimiter(path: Path) -> str:
+    """Give what parts the columns of a CSV file: what its head has."""
+    head = next(_lines(path), "")
+    return max(",;\t", key=head.count)
+
+
+def _lines(path: Path) -> Iterator[str]:
     try:
-        return path.open(encoding="utf-8-sig", newline="")
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            yield from lines
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} cannot be read (it is not UTF-8)") from None
 
 
 def _broken(path: Path, number: int, wanted: str) -> ConfigurationError:

@@ -1,0 +1,167 @@
+"""A comparison pays once, says so first, and what comes of it is built as it was compared."""
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from support.openai_server import OpenAIServer
+
+from embedkit_core import ConfigurationError, Embedder
+from embedkit_core.testing import FakeServer
+from embedkit_core.tools import SpaceGuard, Task, bench, choose, compare, load_questions
+from embedkit_core.tools.ranking import comparable, holm, rank
+from langchain_embedkit import EmbedKitEmbeddings
+
+DOCUMENTS = {f"d{n}": f"document number {n}" for n in range(30)}
+QUERIES = {f"q{n}": f"question number {n}" for n in range(12)}
+TASK = Task("numbers", DOCUMENTS, QUERIES, {f"q{n}": {f"d{n}": 1} for n in range(12)})
+CUT = {"dimensions": 64, "allowed_dimensions": [8, 16, 32, 64], "cut": "prefix"}
+TEXTS = len(DOCUMENTS) + len(QUERIES)
+
+
+@pytest.fixture
+def server():
+    return FakeServer(asymmetric=False, dimensions=64, usd_per_million=Decimal("0.02"))
+
+
+def words(server, **settings):
+    return {"model": "fake:words", "base_url": server.url, **settings}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["cache=False", "a folder"])
+def test_dimensions_and_types_of_a_model_are_paid_once_with_and_without_a_cache(server, tmp_path, kept):
+    rows = compare(
+        words(server, model_info=CUT),
+        TASK,
+        dimensions=(16, None, 8),
+        dtypes=("binary", "float32"),
+        cache=tmp_path if kept else False,
+    )
+    assert {one.error for one in rows.contenders} == {None}
+    assert {(one.dimensions, one.dtype) for one in rows.contenders} == {
+        (width, dtype) for width in (8, 16, 64) for dtype in ("float32", "binary")
+    }
+    assert set(server.billed.values()) == {1}
+    assert sum(server.billed.values()) == TEXTS
+
+
+def test_what_would_be_paid_again_is_refused_for_that_row_and_says_the_way_out(server):
+    rows = compare(words(server), TASK, dimensions=(None, 16), cache=False)
+    assert [(one.dimensions, one.error is None) for one in rows.contenders] == [(64, True), (16, False)]
+    assert "name it as a model of its own" in rows.contenders[1].error
+    assert sum(server.billed.values()) == TEXTS
+    own = compare([words(server, dimensions=16)], TASK, dimensions=(None, 8), cache=False)
+    assert [(one.dimensions, one.error) for one in own.contenders] == [(16, None)]
+
+
+def test_what_all_models_will_cost_is_said_before_anything_is_sent(server):
+    sent = []
+    compare(
+        [words(server), words(server, dimensions=16)],
+        TASK,
+        cache=False,
+        say=lambda line: sent.append((len(server.seen), line)),
+    )
+    told = [line for requests, line in sent if not requests]
+    assert [line.split(":")[1].rsplit(", ", 1)[1] for line in told] == ["documents", "queries"] * 2
+
+
+def test_one_budget_holds_for_all_models():
+    cheap, dear = (FakeServer(usd_per_million=Decimal(price)) for price in ("0.02", "1000"))
+    models = [{"model": f"fake:{name}", "base_url": one.url} for name, one in (("cheap", cheap), ("dear", dear))]
+    rows = compare(models, TASK, cache=False, budget_usd="0.01")
+    assert [(one.model, one.error is None) for one in rows.contenders] == [("fake:cheap", True), ("fake:dear", False)]
+    assert "of the budget of $0.01" in rows.contenders[1].error
+
+
+def test_recall_is_taken_as_deep_as_it_is_asked_for(server):
+    documents = {f"d{n}": f"document number {n}" for n in range(250)}
+    task = Task("deep", documents, QUERIES, TASK.judgements)
+    found = compare(words(server), task, ks=(5, 250), cache=False)
+    assert found.best.scores["recall@250"].mean == 1
+
+
+def test_texts_that_were_cut_are_counted(caplog):
+    server = FakeServer(max_words=2, cuts=True)
+    found = compare(words(server), TASK, cache=False)
+    assert found.best.truncated == TEXTS
+    assert f"{TEXTS} texts cut to the model's limit" in found.table()
+
+
+def test_what_is_chosen_is_built_with_the_settings_it_was_compared_with(server, tmp_path):
+    found = compare(words(server, model_info=CUT), TASK, dimensions=(16,), cache=tmp_path)
+    choice = choose(found, floor=0, texts=[*DOCUMENTS.values(), "one more"])
+    assert choice.chosen.corpus_usd < Decimal("0.000001")  # of the one that is new
+    with choice.embedder(max_concurrency=2) as embedder:
+        requests = len(server.seen)
+        embedder.embed([*DOCUMENTS.values()])
+        assert len(server.seen) == requests
+        assert embedder.space == choice.chosen.contender.space
+        assert embedder.settings.max_concurrency == 2
+
+
+def test_a_key_it_was_compared_with_is_shown_nowhere():
+    with OpenAIServer(api_key="sk-secret-of-mine") as server:
+        settings = {"base_url": server.base_url, "api_key": "sk-secret-of-mine", "cache": False}
+        found = compare("openai:text-embedding-3-small", TASK, **settings)
+        assert found.best.error is None
+        assert not [text for text in (repr(found), found.table(), str(found.to_dict())) if "sk-secret" in text]
+        assert choose(found, floor=0).embedder().embed(["a"]).usage.sent == 1
+
+
+def test_many_comparisons_are_corrected_for():
+    assert holm([0.01, 0.04, 0.03, 0.9]) == pytest.approx([0.04, 0.09, 0.09, 0.9])
+    assert holm([]) == []
+
+
+def test_blocks_of_documents_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    documents = comparable(np.repeat(rng.standard_normal((9, 16)), 4, axis=0).astype(np.float32), "float32")
+    queries = comparable(rng.standard_normal((7, 16)).astype(np.float32), "float32")
+    whole, _ = rank(documents, queries, 20)
+    monkeypatch.setattr("embedkit_core.tools.ranking.DOCUMENTS", 5)
+    assert rank(documents, queries, 20)[0].tolist() == whole.tolist()
+    assert whole.tolist() == np.argsort(-(queries @ documents.T).round(6), axis=1, kind="stable")[:, :20].tolist()
+
+
+@pytest.mark.parametrize("parts", [",", ";", "\t"])
+def test_a_question_with_two_right_answers_is_one_question(tmp_path, parts):
+    lines = [["question", "answer"], ["who?", "me"], ["who?", "you"], ["why?", "me"]]
+    (tmp_path / "faq.csv").write_text("\n".join(map(parts.join, lines)))
+    task = load_questions(tmp_path / "faq.csv")
+    assert [*task.queries.values()] == ["who?", "why?"]
+    assert [[task.documents[name] for name in right] for right in task.judgements.values()] == [["me", "you"], ["me"]]
+
+
+def test_a_file_in_another_encoding_is_refused_by_name(tmp_path):
+    (tmp_path / "faq.csv").write_bytes(b"question,answer\nwo?,M\xfcnchen\n")
+    with pytest.raises(ConfigurationError, match=r"faq\.csv cannot be read \(it is not UTF-8\)"):
+        load_questions(tmp_path / "faq.csv")
+
+
+def test_a_guard_does_not_take_a_space_whose_width_nobody_knows_yet():
+    with OpenAIServer() as server:
+        embedder = Embedder("unheard-of", base_url=server.base_url, api_key=server.api_key, cache=False)
+        guard = SpaceGuard()
+        with pytest.raises(ConfigurationError, match="embed a text first"):
+            guard.check(embedder)
+        result = guard.check(embedder.embed(["a"]))
+        assert guard.space == result.space
+        assert guard.check(embedder) is embedder
+
+
+def test_a_guard_knows_the_classes_of_the_frameworks_and_refuses_what_names_no_space():
+    with OpenAIServer() as server:
+        given = {"base_url": server.base_url, "api_key": server.api_key, "cache": False}
+        hosts = EmbedKitEmbeddings(model="openai:text-embedding-3-small", **given)
+        guard = SpaceGuard(hosts.embedder.space)
+        assert guard.check(hosts) is hosts
+        with pytest.raises(ConfigurationError, match="must not be compared"):
+            guard.check(EmbedKitEmbeddings(model="openai:text-embedding-3-large", **given))
+    with pytest.raises(ConfigurationError, match="ndarray names no space"):
+        guard.check(np.zeros((1, 8)))
+
+
+def test_all_that_a_benchmark_sends_is_in_its_usage(server):
+    found = bench("fake:model", sizes=(20, 40), most=2, base_url=server.url)
+    assert found.usage.sent == sum(server.billed.values())
