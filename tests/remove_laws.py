@@ -122,14 +122,14 @@ LAWS = [
     Law(
         12,
         "call.py",
-        "            self.leave()\n\n    async def aserve",
-        "            pass\n\n    async def aserve",
+        "                self.leave()\n            return finish()",
+        "                pass\n            return finish()",
         "test_life.py",
     ),
     Law(
         12,
         "stream.py",
-        "self._end = None  # an error that is raised holds this frame\n            self._leave()",
+        "self._end = None  # an error that is raised holds this frame\n                self._leave()",
         "self._end = None",
         "test_stream_life.py",
     ),
