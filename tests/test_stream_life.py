@@ -5,7 +5,9 @@ import contextlib
 import gc
 import itertools
 import threading
+from collections import deque
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from support.openai_server import OpenAIServer
@@ -196,32 +198,34 @@ def test_a_process_may_end_in_the_middle_of_a_stream(tmp_path):
 
 
 class Counted(str):
-    """A text that counts how many of its kind are alive."""
+    """A text that counts how many of its kind are alive; several threads let go of them, so nothing is added up."""
 
-    alive = 0
+    born: ClassVar[deque[None]] = deque()
+    gone: ClassVar[deque[None]] = deque()
     most = 0
 
     def __new__(cls, text):
-        Counted.alive += 1
-        Counted.most = max(Counted.most, Counted.alive)
+        cls.born.append(None)
+        cls.most = max(cls.most, len(cls.born) - len(cls.gone))
         return super().__new__(cls, text)
 
     def __del__(self):
-        Counted.alive -= 1
+        self.gone.append(None)
 
 
 @pytest.mark.parametrize("door", ["sync", "async"])
-def test_a_long_stream_holds_no_more_than_its_lookahead(door, tmp_path):
+def test_a_long_stream_holds_no_more_than_its_lookahead_and_what_threads_are_passing_on(door, tmp_path):
     n = 30 * PIECE
     embedder = streaming(FakeServer(dimensions=2), cache=tmp_path)
-    Counted.alive = Counted.most = 0
+    Counted.most = len(Counted.born) - len(Counted.gone)
     texts = (Counted(f"text {i}") for i in range(n))
 
     async def count() -> int:
         return len([1 async for _ in embedder.aembed_iter(texts)])
 
     assert n == (sum(1 for _ in embedder.embed_iter(texts)) if door == "sync" else asyncio.run(count()))
-    assert Counted.most <= MOST + PIECE
+    # The threads that have served a piece, the engine's, the writer's and the pool's, let go of it a moment later.
+    assert MOST / 2 <= Counted.most <= 2 * MOST
     embedder.embed(["the next one"])
     scheduler = engine().account(embedder.provider).scheduler
     assert not scheduler.table
