@@ -12,7 +12,8 @@ from embedkit_core.engine.own import Rates
 from embedkit_core.engine.purse import Purse
 from embedkit_core.engine.rows import Rows
 from embedkit_core.engine.scheduler import Scheduler
-from embedkit_core.errors import RateLimitError, RequestTooLargeError, UnavailableError
+from embedkit_core.engine.turns import QUERIES_IN_A_ROW
+from embedkit_core.errors import BudgetError, RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.meter import Meter
 from embedkit_core.types import Limits, Reply
 
@@ -170,6 +171,23 @@ def test_lanes_take_turns():
         lanes.append(flight.lane.lane.wire_id)
         desk.answer(flight)
     assert b"other" in lanes[:2]
+
+
+def test_bulk_that_no_budget_pays_for_does_not_use_up_the_turn_of_other_bulk():
+    desk = Desk()
+    poor, rich = (dataclasses.replace(LANE, wire_id=name) for name in (b"poor", b"rich"))
+    sent = []
+    for n in range(2 * QUERIES_IN_A_ROW):
+        desk.submit([f"query {n}"], urgent=True, bound=1)
+        if not sent:
+            refused = desk.submit(["unpaid"], lane=poor, bound=1, budget=Budget(None, 1))
+            desk.submit(["paid"], lane=rich, bound=1)
+        (flight,) = desk.poll() or desk.next_sends
+        sent.append(flight.lane.lane.wire_id)
+        desk.submit([f"query {n}, waiting"], urgent=True, bound=1)
+        desk.answer(flight)
+    assert isinstance(refused.failed[0], BudgetError)
+    assert sent.index(b"rich") == QUERIES_IN_A_ROW
 
 
 def test_a_permit_does_not_overrule_a_bound_that_became_stricter_meanwhile():

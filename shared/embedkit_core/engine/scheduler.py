@@ -239,11 +239,14 @@ class Scheduler:
 
     def _fill_slots(self, now: float) -> None:
         while (flight := self.turns.next_flight(now)) is not None:
-            if flight.lane.lane.gate is None:
-                self._send(flight, now)
-            else:  # it takes no slot before it has its permit, so that who has no limiter need not wait for it
+            if flight.lane.lane.gate is not None:  # it takes no slot before it has its permit: others need not wait
                 flight.lane.asking = flight
                 self._step.asks.append(flight)
+            elif self.treasury.fund(flight):
+                self._send(flight, now)
+            else:
+                continue
+            self.turns.took_turn()
 
     def _send_permitted(self, now: float) -> None:
         """Send what the rate limiters have let, without the texts that nobody wants any more."""
@@ -251,7 +254,7 @@ class Scheduler:
             if self.turns.free_slots() and self.turns.may_go(flight, now):
                 self._permitted.remove(flight)
                 flight.items = self.drop_unwanted(flight)
-                if flight.items:
+                if flight.items and self.treasury.fund(flight):
                     self._send(flight, now)
 
     def drop_unwanted(self, flight: Flight) -> list[Item]:
@@ -262,8 +265,6 @@ class Scheduler:
         return [item for item in flight.items if item.waiters]
 
     def _send(self, flight: Flight, now: float) -> None:
-        if not self.treasury.fund(flight):
-            return
         self.turns.depart(flight, now)
         lane = flight.lane.lane
         again = any(item.failures for item in flight.items)

@@ -36,6 +36,7 @@ class Turns:
         self._kept_paces: dict[Pace, None] = {}
         self._bounds: Counter[int] = Counter()
         self._queries_in_a_row = 0
+        self._row_after = 0
 
     def lane(self, lane: Lane) -> LaneQueue:
         """Give the queue of a lane, forgetting idle ones where somebody makes a new lane for each call."""
@@ -129,12 +130,16 @@ class Turns:
                 chosen = self._open([q for q in second if q.pace not in waiting], urgent=queries, now=now)
             if chosen is None:
                 return None
-            self._queries_in_a_row = self._queries_in_a_row + 1 if queries and bulk else 0
+            self._row_after = self._queries_in_a_row + 1 if queries and bulk else 0
             group = chosen.take(urgent=queries, free_slots=self.free_slots(), now=now)
             if group is not None:
                 self.busy[chosen] = self.busy.pop(chosen, None)  # to the back, so that lanes take turns
                 return Flight(chosen, group.items)
         return None
+
+    def took_turn(self) -> None:
+        """Count the last turn; one whose request was not paid for is not, so that bulk loses none by it."""
+        self._queries_in_a_row = self._row_after
 
     def _open(self, queues: Iterable[LaneQueue], *, urgent: bool, now: float) -> LaneQueue | None:
         waiting: set[Pace] = set()
