@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.embedders import on_fake
 from support.waiting import wait_until_joined
 
-from embedkit_core import Embedder, PartialFailureError, TextTooLongError, UnavailableError
+from embedkit_core import PartialFailureError, TextTooLongError, UnavailableError
 from embedkit_core.testing import FakeServer, ProviderSuite, fake_vector
 from embedkit_core.types import Limits
 
@@ -30,10 +31,6 @@ class TestFakeThatCuts(ProviderSuite):
         return {"base_url": self.server.url}
 
 
-def made(server, **settings):
-    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
-
-
 def texts_of(counts):
     return [" ".join(f"w{n}x{i}" for i in range(count)) for n, count in enumerate(counts)]
 
@@ -51,7 +48,7 @@ def truth(texts, role="document"):
 def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(counts, texts_a_request, role):
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of(counts)
-    result = made(server, max_batch_texts=texts_a_request).embed(texts, input_type=role)
+    result = on_fake(server, max_batch_texts=texts_a_request).embed(texts, input_type=role)
     assert np.array_equal(result.vectors, truth(texts, role))
     assert result.truncated == tuple(n for n, count in enumerate(counts) if count > WORDS)
     assert set(server.billed.values()) == {1}
@@ -63,7 +60,7 @@ def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(cou
 def test_a_text_far_over_a_limit_that_is_known_is_not_refused_first(counts):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of(counts)
-    result = made(server).embed(texts)
+    result = on_fake(server).embed(texts)
     assert np.array_equal(result.vectors, truth(texts))
     assert set(result.truncated) >= {n for n, count in enumerate(counts) if count > WORDS}
     assert set(server.billed.values()) == {1}
@@ -72,7 +69,7 @@ def test_a_text_far_over_a_limit_that_is_known_is_not_refused_first(counts):
 def test_texts_that_are_cut_share_requests():
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of([30] * 40)
-    assert made(server).embed(texts).truncated == tuple(range(40))
+    assert on_fake(server).embed(texts).truncated == tuple(range(40))
     assert len(server.seen) <= 3
     assert all(seen.wire["cut"] for seen in server.seen)
 
@@ -80,7 +77,7 @@ def test_texts_that_are_cut_share_requests():
 @pytest.mark.parametrize("policy", ["error", "mean"])
 def test_another_policy_never_asks_for_the_cut(policy):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
-    result = made(server, on_long_text=policy, on_error="return").embed(texts_of([2, 30]))
+    result = on_fake(server, on_long_text=policy, on_error="return").embed(texts_of([2, 30]))
     assert not any(seen.wire["cut"] for seen in server.seen)
     assert result.truncated == ()
     assert isinstance(result.failed.get(1), TextTooLongError if policy == "error" else type(None))
@@ -89,10 +86,10 @@ def test_another_policy_never_asks_for_the_cut(policy):
 def test_callers_of_two_policies_get_each_their_own():
     server = FakeServer(cuts=True, max_words=WORDS)
     text = texts_of([9])
-    assert np.array_equal(made(server).embed(text).vectors, truth(text))
+    assert np.array_equal(on_fake(server).embed(text).vectors, truth(text))
     with pytest.raises(TextTooLongError):
-        made(server, on_long_text="error").embed(text)
-    assert made(server).explain(text[0]).key != made(server, on_long_text="error").explain(text[0]).key
+        on_fake(server, on_long_text="error").embed(text)
+    assert on_fake(server).explain(text[0]).key != on_fake(server, on_long_text="error").explain(text[0]).key
 
 
 def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
@@ -104,7 +101,7 @@ def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
 
     server.fault_for = fault
     with pytest.raises(PartialFailureError) as caught:
-        made(server, max_retries=2).embed(texts_of([2, 9]))
+        on_fake(server, max_retries=2).embed(texts_of([2, 9]))
     assert list(caught.value.failed) == [1]
     assert sum(seen.wire["cut"] for seen in server.seen) == 3
 
@@ -112,7 +109,7 @@ def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
 def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of([2, 9])
-    first, again = (made(server, cache=tmp_path).embed(texts) for _ in range(2))
+    first, again = (on_fake(server, cache=tmp_path).embed(texts) for _ in range(2))
     assert (first.truncated, again.truncated) == ((1,), (1,))
     assert again.usage.requests == 0
 
@@ -120,7 +117,7 @@ def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
 async def test_many_callers_of_one_long_text_share_it():
     server = FakeServer(cuts=True, max_words=WORDS)
     server.hold()
-    embedder = made(server)
+    embedder = on_fake(server)
     asked = asyncio.gather(*(embedder.aembed_query(texts_of([9])[0]) for _ in range(20)))
     await asyncio.to_thread(wait_until_joined, embedder, 20)
     server.release()
@@ -132,12 +129,12 @@ async def test_many_callers_of_one_long_text_share_it():
 def test_a_stream_goes_on_after_a_text_that_is_cut():
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of([2, 9, 3] * 20)
-    assert np.array_equal(np.stack(list(made(server).embed_iter(texts))), truth(texts))
+    assert np.array_equal(np.stack(list(on_fake(server).embed_iter(texts))), truth(texts))
 
 
 def test_a_caller_who_leaves_leaves_nothing_behind():
     server = FakeServer(cuts=True, max_words=WORDS, latency=0.01)
-    embedder = made(server)
+    embedder = on_fake(server)
 
     async def leave():
         task = asyncio.create_task(embedder.aembed(texts_of([9] * 30)))

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.cohere_server import CohereServer
 from support.embedders import embedder as openai_embedder
+from support.embedders import on_fake
 from support.openai_server import Fault, OpenAIServer
 from support.waiting import wait_until_joined
 
@@ -102,10 +103,6 @@ class Began:
         pass
 
 
-def made(server, **settings):
-    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
-
-
 def test_a_call_is_a_span_with_the_conventions_names(recorded):
     with OpenAIServer() as server:
         openai_embedder(server, dimensions=256).embed(["one two three", "four", "four"])
@@ -143,7 +140,7 @@ def test_metrics_have_the_names_of_both_generations(monkeypatch):
         monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
         recorded = Recorded()
         server = FakeServer(usd_per_million=PRICE)
-        made(server).embed(["one two"])
+        on_fake(server).embed(["one two"])
         names[opted] = set(recorded.points())
         [tokens] = next(p for n, p in recorded.points().items() if n.endswith(("usage", "input_tokens")))
         [seconds] = next(p for n, p in recorded.points().items() if n.endswith("duration"))
@@ -168,7 +165,7 @@ def test_metrics_have_the_names_of_both_generations(monkeypatch):
 
 def test_hits_are_not_billable(recorded, tmp_path):
     server = FakeServer(usd_per_million=PRICE)
-    embedder = made(server, cache=tmp_path)
+    embedder = on_fake(server, cache=tmp_path)
     embedder.embed(["one two"])
     embedder.embed(["one two"])
     first, second = recorded.spans
@@ -183,7 +180,7 @@ def test_hits_are_not_billable(recorded, tmp_path):
 
 async def test_tokens_that_several_wait_for_are_counted_once(recorded):
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     server.hold()
     asked = asyncio.gather(*(embedder.aembed(["five words that all want"]) for _ in range(3)))
     await asyncio.to_thread(wait_until_joined, embedder, 3)
@@ -195,7 +192,7 @@ async def test_tokens_that_several_wait_for_are_counted_once(recorded):
 
 def test_the_parent_is_the_caller_s_span_in_tasks_and_threads(recorded):
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     tracer = recorded.tracers.get_tracer("mine")
 
     async def in_a_task():
@@ -213,7 +210,7 @@ def test_the_parent_is_the_caller_s_span_in_tasks_and_threads(recorded):
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_stream_is_one_span(recorded, is_async):
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
 
     async def run():
         return [row async for row in embedder.aembed_iter(f"text {i}" for i in range(5000))]
@@ -226,7 +223,7 @@ def test_a_stream_is_one_span(recorded, is_async):
 
 
 def test_a_stream_that_is_left_is_no_error(recorded):
-    rows = made(FakeServer()).embed_iter(f"text {i}" for i in range(5000))
+    rows = on_fake(FakeServer()).embed_iter(f"text {i}" for i in range(5000))
     next(rows)
     rows.close()
     assert recorded.spans[0].status.is_unset
@@ -235,13 +232,13 @@ def test_a_stream_that_is_left_is_no_error(recorded):
 def test_errors_are_named_and_nothing_of_their_message_is_told(recorded):
     server = FakeServer(usd_per_million=PRICE)
     server.poison.add("a poisonous text")
-    embedder = made(server)
+    embedder = on_fake(server)
     with pytest.raises(PartialFailureError):
         embedder.embed(["good", "a poisonous text"])
     with pytest.raises(InputError):
         embedder.embed([" "])
     with pytest.raises(BudgetError):
-        made(server, budget_usd=0).embed(["a poisonous text"])
+        on_fake(server, budget_usd=0).embed(["a poisonous text"])
     with pytest.raises(PartialFailureError):
         list(embedder.embed_iter(["fine", "a poisonous text"]))
     assert [span.attributes["error.type"] for span in recorded.spans] == [
@@ -258,7 +255,7 @@ def test_errors_are_named_and_nothing_of_their_message_is_told(recorded):
 
 async def test_a_caller_who_leaves_ends_its_span(recorded):
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     server.hold()
     task = asyncio.create_task(embedder.aembed(["text"]))
     await asyncio.to_thread(server.wait_for_requests, 1)
@@ -272,14 +269,14 @@ async def test_a_caller_who_leaves_ends_its_span(recorded):
 def test_texts_are_told_only_where_content_is_asked_for(monkeypatch):
     recorded = Recorded()
     server = FakeServer()
-    made(server).embed(["a secret text"])
+    on_fake(server).embed(["a secret text"])
     assert "secret" not in recorded.all_told()
     recorded = Recorded(capture_content=True)
-    made(server).embed(["a secret text"])
+    on_fake(server).embed(["a secret text"])
     assert recorded.spans[0].attributes["embedkit.input"] == ("a secret text",)
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
     recorded = Recorded()
-    made(server).embed(["a secret text"])
+    on_fake(server).embed(["a secret text"])
     uninstrument()
     assert "secret" in recorded.all_told()
 
@@ -287,7 +284,7 @@ def test_texts_are_told_only_where_content_is_asked_for(monkeypatch):
 def test_what_is_told_of_a_text_can_always_be_exported():
     recorded = Recorded(capture_content=True)
     with pytest.raises(InputError):
-        made(FakeServer()).embed(["half a \ud83d", 5, "fine"])
+        on_fake(FakeServer()).embed(["half a \ud83d", 5, "fine"])
     uninstrument()
     assert recorded.spans[0].attributes["embedkit.input"] == ("half a ?", "fine")
     assert recorded.all_told().encode()
@@ -352,7 +349,7 @@ def test_cohere_s_types_are_encodings(recorded):
 
 def test_no_name_is_the_beginning_of_another(recorded):
     """A store that makes objects of names with dots refuses a span that has both."""
-    made(FakeServer(usd_per_million=PRICE)).embed(["one"])
+    on_fake(FakeServer(usd_per_million=PRICE)).embed(["one"])
     names = set(recorded.spans[0].attributes)
     assert not [(one, other) for one in names for other in names if other.startswith(f"{one}.")]
 
@@ -360,7 +357,7 @@ def test_no_name_is_the_beginning_of_another(recorded):
 @pytest.mark.parametrize("door", ["embed", "aembed", "embed_iter", "aembed_iter"])
 def test_an_error_that_the_caller_is_handling_is_not_the_call_s(recorded, door):
     """As where the embeddings are a way out of something else."""
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
 
     async def run():
         try:
@@ -385,7 +382,7 @@ def test_an_error_that_the_caller_is_handling_is_not_the_call_s(recorded, door):
 
 
 def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
     refused = Future()
     account = engine().account(embedder.provider)
 
@@ -402,13 +399,13 @@ def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
 
 def test_a_stream_that_nobody_takes_anything_from_is_no_call(recorded):
     with Began(recorded) as began:
-        made(FakeServer()).embed_iter(["text"]).close()
+        on_fake(FakeServer()).embed_iter(["text"]).close()
     assert began.spans == []
 
 
 def test_a_stream_that_is_left_tells_what_was_billed_by_then(recorded):
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     rows = embedder.embed_iter(f"text {i}" for i in range(50))  # one request
     next(rows)
     rows.close()
@@ -432,7 +429,7 @@ async def test_a_caller_who_leaves_while_the_cache_is_read_ends_its_span(recorde
             pass
 
     cache = Slow()
-    task = asyncio.create_task(made(FakeServer(), cache=cache).aembed(["text"] * 100))
+    task = asyncio.create_task(on_fake(FakeServer(), cache=cache).aembed(["text"] * 100))
     await asyncio.to_thread(cache.asked.wait, 20)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -486,7 +483,7 @@ def test_retries_are_counted(recorded):
 def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
     server = FakeServer()
     server.poison.add("a poisonous text")
-    made(server, on_error="return").embed(["good", "a poisonous text"])
+    on_fake(server, on_error="return").embed(["good", "a poisonous text"])
     [span] = recorded.spans
     assert (span.attributes["error.type"], span.attributes["embedkit.failed"]) == ("PartialFailureError", 1)
 
@@ -494,7 +491,7 @@ def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
 def test_a_call_that_is_under_way_ends_its_span_after_uninstrument(recorded):
     server = FakeServer()
     server.hold()
-    caller = threading.Thread(target=made(server).embed, args=[["text"]])
+    caller = threading.Thread(target=on_fake(server).embed, args=[["text"]])
     caller.start()
     server.wait_for_requests(1)
     uninstrument()
@@ -505,7 +502,7 @@ def test_a_call_that_is_under_way_ends_its_span_after_uninstrument(recorded):
 
 def test_instrumenting_again_records_once(recorded):
     again = Recorded()
-    made(FakeServer()).embed(["text"])
+    on_fake(FakeServer()).embed(["text"])
     assert (len(recorded.spans), len(again.spans)) == (0, 1)
 
 
@@ -548,7 +545,7 @@ def test_what_fails_in_a_processor_harms_no_call(recorded, caplog):
             raise RuntimeError("broken")
 
     recorded.tracers.add_span_processor(Broken(InMemorySpanExporter()))
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
     assert [embedder.embed([text]).usage.sent for text in ("one", "two")] == [1, 1]
     assert caplog.text.count("what watches calls failed with RuntimeError") == 1
 
@@ -558,14 +555,14 @@ def test_what_fails_at_the_end_harms_no_call_and_leaves_no_span_open(recorded, m
         raise RuntimeError
 
     monkeypatch.setattr("opentelemetry.sdk.metrics.Counter.add", broken)
-    assert made(FakeServer()).embed(["text"]).usage.sent == 1
+    assert on_fake(FakeServer()).embed(["text"]).usage.sent == 1
     assert len(recorded.spans) == 1
 
 
 def test_nothing_is_recorded_after_uninstrument(recorded):
     uninstrument()
     uninstrument()
-    made(FakeServer()).embed(["text"])
+    on_fake(FakeServer()).embed(["text"])
     assert recorded.spans == ()
 
 
@@ -577,7 +574,7 @@ def test_spans_are_ended_on_no_thread_of_the_engine_s(recorded):
             threads.add(threading.current_thread().name)
 
     recorded.tracers.add_span_processor(Seen(InMemorySpanExporter()))
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
     embedder.embed(["text"])
     asyncio.run(embedder.aembed([f"text {i}" for i in range(500)]))
     assert not threads & {"embedkit-engine", "embedkit-writer"}

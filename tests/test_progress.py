@@ -8,16 +8,13 @@ import threading
 from decimal import Decimal
 
 import pytest
+from support.embedders import on_fake
 from support.waiting import wait_until_joined
 
-from embedkit_core import ConfigurationError, Embedder, MissingExtraError, PartialFailureError, Progress
+from embedkit_core import ConfigurationError, MissingExtraError, PartialFailureError, Progress
 from embedkit_core.testing import FakeServer
 
 PRICE = Decimal(1)
-
-
-def made(server, **settings):
-    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
 
 
 def texts_of(n):
@@ -55,7 +52,7 @@ def held_up(server, embedder, run):
 def test_a_function_is_told_while_a_call_waits_and_at_its_end(tmp_path):
     """Scenario 33, as a plain callback."""
     server = FakeServer(usd_per_million=PRICE)
-    embedder = made(server, cache=tmp_path)
+    embedder = on_fake(server, cache=tmp_path)
     embedder.embed(texts_of(100))
     told = held_up(server, embedder, lambda tell: embedder.embed([*texts_of(500), "text 0"], progress=tell))
     first, last = told[0], told[-1]
@@ -70,7 +67,7 @@ def test_a_function_is_told_while_a_call_waits_and_at_its_end(tmp_path):
 
 def test_a_function_of_an_async_caller_runs_on_its_loop():
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
 
     async def run(tell):
         await embedder.aembed(texts_of(300), progress=tell)
@@ -83,7 +80,7 @@ def test_a_function_of_an_async_caller_runs_on_its_loop():
 @pytest.mark.parametrize("known", [True, False])
 def test_a_stream_tells_too_and_its_total_where_it_has_one(known):
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     texts = texts_of(3000)
     told = held_up(
         server, embedder, lambda tell: list(embedder.embed_iter(texts if known else iter(texts), progress=tell))
@@ -96,7 +93,7 @@ def test_a_stream_tells_too_and_its_total_where_it_has_one(known):
 async def test_an_async_stream_tells_on_its_loop():
     told = Told()
     server = FakeServer()
-    rows = [row async for row in made(server).aembed_iter(texts_of(700), progress=told)]
+    rows = [row async for row in on_fake(server).aembed_iter(texts_of(700), progress=told)]
     assert len(rows) == told[-1].done == 700
     assert told[-1].finished
     assert told.threads == {threading.current_thread()}
@@ -107,13 +104,13 @@ def test_the_end_is_told_where_texts_fail():
     server.poison.add("text 3")
     told = Told()
     with pytest.raises(PartialFailureError):
-        made(server).embed(texts_of(20), progress=told)
+        on_fake(server).embed(texts_of(20), progress=told)
     assert (told[-1].done, told[-1].failed, told[-1].finished) == (20, 1, True)
 
 
 async def test_a_caller_who_leaves_is_not_told_that_all_is_done():
     server, told = FakeServer(), Told()
-    embedder = made(server)
+    embedder = on_fake(server)
     server.hold()
     task = asyncio.create_task(embedder.aembed(texts_of(20), progress=told))
     await asyncio.to_thread(wait_until_joined, embedder, 20)
@@ -132,7 +129,7 @@ def test_a_function_that_fails_is_not_called_again_and_the_call_goes_on(caplog):
         raise RuntimeError("secret text")
 
     with caplog.at_level(logging.WARNING, logger="embedkit_core"):
-        assert made(FakeServer()).embed(texts_of(50), progress=broken).usage.sent == 50
+        assert on_fake(FakeServer()).embed(texts_of(50), progress=broken).usage.sent == 50
     assert len(calls) == 1
     assert "progress= failed with RuntimeError" in caplog.text
     assert "secret text" not in caplog.text
@@ -140,7 +137,7 @@ def test_a_function_that_fails_is_not_called_again_and_the_call_goes_on(caplog):
 
 def test_an_object_tells_of_all_its_calls_unless_one_says_otherwise():
     told = Told()
-    embedder = made(FakeServer(), progress=told)
+    embedder = on_fake(FakeServer(), progress=told)
     embedder.embed(["one"])
     embedder.embed_query("two")
     assert [p.texts for p in told if p.finished] == [1, 1]
@@ -153,7 +150,7 @@ def test_a_bar_counts_texts_and_ends_at_100_percent(tmp_path, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
     server = FakeServer(usd_per_million=PRICE)
-    embedder = made(server, cache=tmp_path, progress=True)
+    embedder = on_fake(server, cache=tmp_path, progress=True)
     embedder.embed(texts_of(40))
     embedder.embed(texts_of(100))
     last = shown.getvalue().rstrip().splitlines()[-1]
@@ -169,7 +166,7 @@ def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
     monkeypatch.setattr("sys.stderr", shown)
     before = set(threading.enumerate())
     server = FakeServer()
-    embedder = made(server, progress=True)
+    embedder = on_fake(server, progress=True)
     embedder.embed_query("text")
     assert shown.getvalue() == ""
     embedder.embed(texts_of(2))
@@ -181,7 +178,7 @@ def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
 def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
-    embedder = made(FakeServer(), progress=True)
+    embedder = on_fake(FakeServer(), progress=True)
 
     async def run():
         await asyncio.gather(*(embedder.aembed([f"{i} {n}" for n in range(50)]) for i in range(4)))
@@ -193,25 +190,25 @@ def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
 @pytest.mark.parametrize("value", ["yes", 1, 0.5, [print]])
 def test_what_can_be_told_nothing_is_refused(value):
     with pytest.raises(ConfigurationError, match="progress="):
-        made(FakeServer(), progress=value)
+        on_fake(FakeServer(), progress=value)
     with pytest.raises(ConfigurationError, match="progress="):
-        made(FakeServer()).embed(["text"], progress=value)
+        on_fake(FakeServer()).embed(["text"], progress=value)
 
 
 def test_an_async_function_and_a_bar_without_tqdm_are_refused(monkeypatch):
     async def tell(progress): ...
 
     with pytest.raises(ConfigurationError, match="async"):
-        made(FakeServer(), progress=tell)
+        on_fake(FakeServer(), progress=tell)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"rag-embedkit\[progress\]"):
-        made(FakeServer(), progress=True)
+        on_fake(FakeServer(), progress=True)
 
 
 def test_a_pickled_embedder_has_the_bar_and_no_function_of_this_process():
     server = FakeServer()
-    assert pickle.loads(pickle.dumps(made(server, progress=True))).settings.progress is True
-    assert pickle.loads(pickle.dumps(made(server, progress=lambda p: None))).settings.progress is None
+    assert pickle.loads(pickle.dumps(on_fake(server, progress=True))).settings.progress is True
+    assert pickle.loads(pickle.dumps(on_fake(server, progress=lambda p: None))).settings.progress is None
 
 
 def test_numbers_make_sense_before_anything_is_done():

@@ -6,19 +6,16 @@ import threading
 
 import pytest
 from support.embedders import embedder as openai_embedder
+from support.embedders import on_fake
 from support.openai_server import Fault, OpenAIServer
 from support.waiting import wait_until_idle, wait_until_joined
 
 import embedkit_core
-from embedkit_core import Embedder, RateLimitError, RequestTooLargeError, Snapshot, UnavailableError, snapshot
+from embedkit_core import RateLimitError, RequestTooLargeError, Snapshot, UnavailableError, snapshot
 from embedkit_core.testing import FakeServer
 from embedkit_core.types import Limits
 
 KEY = "sk-not-to-be-seen"
-
-
-def made(server, **settings):
-    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
 
 
 def texts_of(n):
@@ -42,7 +39,7 @@ def test_a_retry_is_a_line_on_the_caller_s_side(log):
     logging.getLogger("embedkit_core").addHandler(handler)
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    made(server).embed(texts_of(3))
+    on_fake(server).embed(texts_of(3))
     logging.getLogger("embedkit_core").removeHandler(handler)
     assert [(record.levelname, record.name) for record in log.records] == [("INFO", "embedkit_core")]
     assert log.messages == ["fake:model: UnavailableError (HTTP 500): 3 texts will be sent again in 0.0 s"]
@@ -52,7 +49,7 @@ def test_a_retry_is_a_line_on_the_caller_s_side(log):
 async def test_an_async_caller_s_lines_are_written_on_its_loop(log):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    await made(server).aembed(texts_of(3))
+    await on_fake(server).aembed(texts_of(3))
     assert [record.thread for record in log.records] == [threading.get_ident()]
 
 
@@ -70,7 +67,7 @@ def test_a_line_is_written_while_the_caller_still_waits(log):
     logging.getLogger("embedkit_core").addHandler(handler)
     server.fault_for = lambda texts: server.hold() if not seen.is_set() else None
     try:
-        assert made(server).embed(texts_of(3)).usage.sent == 3
+        assert on_fake(server).embed(texts_of(3)).usage.sent == 3
     finally:
         logging.getLogger("embedkit_core").removeHandler(handler)
     assert seen.is_set()
@@ -79,7 +76,7 @@ def test_a_line_is_written_while_the_caller_still_waits(log):
 def test_a_storm_of_refusals_is_a_line_a_second_and_not_one_for_each(log):
     server = FakeServer()
     server.faults.extend([UnavailableError("failed", status=500, retry_after=0.001)] * 6)
-    made(server, max_retries=20).embed(texts_of(40))
+    on_fake(server, max_retries=20).embed(texts_of(40))
     retries = [line for line in log.messages if "will be sent again" in line]
     assert 1 <= len(retries) <= 3
     assert len(server.seen) > 6
@@ -88,7 +85,7 @@ def test_a_storm_of_refusals_is_a_line_a_second_and_not_one_for_each(log):
 def test_limits_that_are_learned_are_said(log):
     server = FakeServer(limits=Limits(texts=2048))
     server.fault_for = lambda texts: too_many() if len(texts) > 8 else None
-    made(server).embed(texts_of(64))
+    on_fake(server).embed(texts_of(64))
     assert any("from now on requests hold" in line for line in log.messages)
 
 
@@ -113,14 +110,14 @@ def test_nothing_is_said_where_nothing_is_worth_it_and_never_a_text_or_a_key(log
 def test_it_is_quiet_unless_somebody_listens(capsys):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    made(server).embed(texts_of(3))
+    on_fake(server).embed(texts_of(3))
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_stream_s_lines_are_written_by_who_takes_its_rows(log):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    assert len(list(made(server).embed_iter(texts_of(300)))) == 300
+    assert len(list(on_fake(server).embed_iter(texts_of(300)))) == 300
     assert [record.thread for record in log.records] == [threading.get_ident()]
 
 
@@ -135,7 +132,7 @@ def one(server, model="fake:model"):
 
 async def test_a_snapshot_counts_what_waits_and_what_is_in_flight():
     server = FakeServer(limits=Limits(texts=10))
-    embedder = made(server, max_concurrency=2)
+    embedder = on_fake(server, max_concurrency=2)
     embedder.embed(["warm up"])
     server.hold()
     task = asyncio.create_task(embedder.aembed(texts_of(100)))
@@ -153,7 +150,7 @@ async def test_a_snapshot_counts_what_waits_and_what_is_in_flight():
 
 async def test_a_snapshot_tells_the_last_failure_and_what_it_taught():
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     server.faults.append(RateLimitError("slow down", status=429, retry_after=60))
     task = asyncio.create_task(embedder.aembed(texts_of(3)))
     while not (shot := await asyncio.to_thread(snapshot_of, server)) or not shot.last_failure:  # noqa: ASYNC110
@@ -189,7 +186,7 @@ def test_limits_that_a_provider_tells_are_in_a_snapshot():
 
 def test_a_snapshot_is_data():
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     embedder.embed(["text"])
     assert isinstance(one(server), Snapshot)
     assert embedkit_core.snapshot is snapshot

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 from support.embedders import embedder as openai_embedder
+from support.embedders import on_fake
 from support.openai_server import Fault, OpenAIServer
 from support.waiting import wait_until_joined
 
@@ -26,15 +27,11 @@ PRICE = Decimal("0.02")
 REQUESTS = (["one two three four five"], ["six seven eight nine ten"], ["one two", "three four", "five six seven"])
 
 
-def made(server, **settings):
-    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **settings})
-
-
 @pytest.mark.parametrize("price", [PRICE, None])
 def test_usage_is_exact(price, tmp_path):
     """Scenario 29."""
     server = FakeServer(usd_per_million=price)
-    embedder = made(server, cache=tmp_path)
+    embedder = on_fake(server, cache=tmp_path)
     embedder.embed(["a", "b", "c"])
     with track_usage() as usage:
         for texts in REQUESTS:
@@ -48,7 +45,7 @@ def test_usage_is_exact(price, tmp_path):
 
 async def test_a_block_counts_what_tasks_and_threads_with_its_context_do():
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     with track_usage() as usage:
         await asyncio.gather(*(embedder.aembed([f"task {i}"]) for i in range(5)))
         await asyncio.to_thread(embedder.embed, ["thread"])
@@ -62,7 +59,7 @@ async def test_a_block_counts_what_tasks_and_threads_with_its_context_do():
 
 def test_a_bare_thread_counts_where_it_is_bound_and_nowhere_else():
     server = FakeServer()
-    embedder = made(server)
+    embedder = on_fake(server)
     with track_usage() as usage:
         threads = [
             threading.Thread(target=usage.bind(embedder.embed), args=(["bound"],)),
@@ -79,7 +76,7 @@ def test_a_bare_thread_counts_where_it_is_bound_and_nowhere_else():
 
 
 def test_blocks_may_stand_in_one_another():
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
     with track_usage() as outer:
         embedder.embed(["one"])
         with track_usage() as inner:
@@ -89,7 +86,7 @@ def test_blocks_may_stand_in_one_another():
 
 
 def test_a_stream_counts_where_it_was_begun():
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
     with track_usage() as usage:
         rows = embedder.embed_iter(f"text {i}" for i in range(2000))
         next(rows)
@@ -99,7 +96,7 @@ def test_a_stream_counts_where_it_was_begun():
 
 async def test_a_text_is_paid_by_one_and_joined_by_the_others():
     server = FakeServer(usd_per_million=PRICE)
-    embedder = made(server)
+    embedder = on_fake(server)
     server.hold()
 
     async def ask():
@@ -120,7 +117,7 @@ async def test_a_text_is_paid_by_one_and_joined_by_the_others():
 
 def test_a_bill_of_whoever_has_left_is_counted_all_the_same(tmp_path):
     server = FakeServer(usd_per_million=PRICE)
-    embedder = made(server, cache=tmp_path)
+    embedder = on_fake(server, cache=tmp_path)
     server.hold()
 
     async def leave():
@@ -140,7 +137,7 @@ def test_a_bill_of_whoever_has_left_is_counted_all_the_same(tmp_path):
 
 def test_rows_are_by_model_and_role_and_add_up():
     server = FakeServer(usd_per_million=PRICE)
-    one, other = made(server), Embedder("fake:other", base_url=server.url, cache=False, prices={"fake:other": 3})
+    one, other = on_fake(server), Embedder("fake:other", base_url=server.url, cache=False, prices={"fake:other": 3})
     with track_usage() as usage:
         one.embed(["a b"])
         one.embed_query("a")
@@ -166,7 +163,7 @@ def test_what_is_not_known_to_be_billed_shows_as_possibly_billed():
     server = FakeServer(usd_per_million=PRICE)
     server.faults.extend([TimedOutError("no answer"), UnavailableError("connection lost"), None])
     with track_usage() as usage:
-        made(server).embed(["eleven char"])
+        on_fake(server).embed(["eleven char"])
     most = len("eleven char") + 4
     assert usage.possibly_billed_tokens == 2 * most
     assert usage.possibly_billed_usd == 2 * most * PRICE / 1_000_000
@@ -184,7 +181,7 @@ def test_what_was_refused_or_never_arrived_is_not_billed(error):
     server = FakeServer(usd_per_million=PRICE)
     error.unsent = error.status is None
     server.faults.extend([error, None])
-    usage = made(server).embed(["text"]).usage
+    usage = on_fake(server).embed(["text"]).usage
     assert usage.possibly_billed_tokens == 0
 
 
@@ -210,13 +207,13 @@ def test_a_call_that_fails_is_counted():
     server = FakeServer()
     server.poison.add("bad")
     with track_usage() as usage, pytest.raises(PartialFailureError):
-        made(server).embed(["good", "bad"])
+        on_fake(server).embed(["good", "bad"])
     assert (usage.texts, usage.sent, usage.failed) == (2, 1, 1)
 
 
 def test_a_tracker_says_what_it_has():
     with track_usage() as usage:
-        made(FakeServer()).embed(["one two"])
+        on_fake(FakeServer()).embed(["one two"])
     assert str(usage) == "1 text, 1 sent, 1 request, 2 tokens, price unknown"
     assert repr(usage) == f"<UsageTracker: {usage}>"
     with pytest.raises(AttributeError, match=r"no attribute 'token'; did you mean 'tokens'\?"):
@@ -227,7 +224,7 @@ def test_a_tracker_says_what_it_has():
 
 
 def test_a_block_may_end_in_another_context_than_it_began_in():
-    embedder = made(FakeServer())
+    embedder = on_fake(FakeServer())
 
     def block():
         with track_usage() as usage:

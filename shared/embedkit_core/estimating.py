@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from embedkit_core.engine.budget import most_tokens, usd_of
 from embedkit_core.engine.current import engine, is_running
-from embedkit_core.engine.packing import CAP_TEXTS, Room, estimate_tokens, spread
+from embedkit_core.engine.packing import CAP_TEXTS, USUAL_SECONDS, Room, estimate_tokens, spread
 from embedkit_core.forecast import Estimate
 from embedkit_core.lookup import LookUp, Nowhere
+from embedkit_core.meter import known_usd
 from embedkit_core.plan import Plan, make_plan
 from embedkit_core.roles import Role
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
     from embedkit_core.engine.pace import Pace
 
-ROUND_TRIP, USUAL_SECONDS = 0.3, 20e-6  # seconds a request and a token of it take at a provider, until it shows
+ROUND_TRIP = 0.3  # seconds that a request takes at a provider besides its tokens, until it shows
 SHORT = Context(prec=6)  # digits of a cost per text
 COUNTED = "counted by the model's own tokenizer"
 GUESSED = "estimated from the texts' bytes"
@@ -36,7 +37,7 @@ def estimate(owner: Embedder, role: Role, texts: Iterable[str]) -> Estimate:
     tokens, n = sum(sizes), len(sizes)
     most = sum(most_tokens(plan.texts[place]) + role.lane.added_tokens for place in look_up.misses)
     price = owner.price.usd_per_million
-    cost = None if price is None and tokens else usd_of(tokens, price)
+    cost = known_usd(tokens, price)
     saved = sum(plan.sizes[place] for place in look_up.hits)
     requests = _requests(owner, role, n, tokens)
     return Estimate(
@@ -48,8 +49,8 @@ def estimate(owner: Embedder, role: Role, texts: Iterable[str]) -> Estimate:
         tokens=tokens,
         max_tokens=most,
         cost_usd=cost,
-        max_cost_usd=None if price is None and tokens else usd_of(most, price),
-        saved_usd=None if price is None and saved else usd_of(saved, price),
+        max_cost_usd=None if cost is None else usd_of(most, price),
+        saved_usd=known_usd(saved, price),
         cost_per_text_usd=None if cost is None or not plan.n else SHORT.divide(cost, plan.n),
         requests=requests,
         seconds=_seconds(owner, pace, requests, tokens),
@@ -92,7 +93,7 @@ def _requests(owner: Embedder, role: Role, n: int, tokens: int) -> int:
 
 
 def _slots(owner: Embedder) -> int:
-    return min(owner.settings.max_concurrency, owner.provider.limits.in_flight or owner.settings.max_concurrency)
+    return owner.provider.limits.at_once(owner.settings.max_concurrency)
 
 
 def _seconds(owner: Embedder, pace: Pace | None, requests: int, tokens: int) -> float | None:

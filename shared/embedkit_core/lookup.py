@@ -70,8 +70,7 @@ class LookUp:
         Raises:
             ConfigurationError: the cache holds vectors of two widths.
         """
-        if self._role.input_type == "query":
-            self._take([self._owner.store.remembered(self._plan.keys)], self._role.view)
+        self._look_in_memory()
         if not self.misses:
             return
         running = is_running()
@@ -82,16 +81,20 @@ class LookUp:
             started = is_running()
             if self._open() or started:
                 self._take(self._read(), self._role.view)
-        for source in self._role.sources:
-            if self.misses:
-                self._take_from(source)
+        self._look_in_sources()
 
     def peek(self) -> None:
         """Look as `run` does, for who only wants to know: nothing is remembered for it."""
-        if self._role.input_type == "query":
-            self._take([self._owner.store.remembered(self._plan.keys)], self._role.view)
+        self._look_in_memory()
         if self.misses:
             self._take(self._read(), self._role.view)
+        self._look_in_sources()
+
+    def _look_in_memory(self) -> None:
+        if self._role.input_type == "query":
+            self._take([self._owner.store.remembered(self._plan.keys)], self._role.view)
+
+    def _look_in_sources(self) -> None:
         for source in self._role.sources:
             if self.misses:
                 self._take_from(source)

@@ -81,5 +81,11 @@ class Meter:
 def counted(counts: Counts, price: Decimal | None) -> Usage:
     """Give the usage of texts by what became of them, and what the hits among them saved at a price."""
     saved = counts.saved_tokens
-    saved_usd = saved * price / MILLION if price is not None else None if saved else Decimal(0)
-    return Usage(*counts[:-1], saved_tokens=saved, saved_usd=saved_usd)
+    return Usage(*counts[:-1], saved_tokens=saved, saved_usd=known_usd(saved, price))
+
+
+def known_usd(tokens: int, price: Decimal | None) -> Decimal | None:
+    """Give what so many tokens cost, None where there are any and their price is unknown."""
+    if price is None:
+        return None if tokens else Decimal(0)
+    return tokens * price / MILLION

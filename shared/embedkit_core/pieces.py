@@ -139,8 +139,8 @@ class Reach:
         self._owner = owner
         self._role = role
         self._reporter = reporter(progress, owner.model, len(texts) if isinstance(texts, Sized) else None)
-        limits, slots = role.lane.limits, owner.settings.max_concurrency
-        slots = min(slots, limits.in_flight or slots)
+        limits = role.lane.limits
+        slots = limits.at_once(owner.settings.max_concurrency)
         self.size = max(min(CAP_TEXTS, limits.texts) * -(-slots // 2), FLOOR_TEXTS)
         self.most = self.size * PIECES
         self.open = True

@@ -91,7 +91,6 @@ class Reporter:
         self._to: Shows | None = _Bar(name) if isinstance(to, bool) else _Told(to)
         self._texts = texts
         self._began = self._reported = time.monotonic()
-        self._last: Progress | None = None
 
     def begin(self, texts: int) -> None:
         """Take in how many texts there are."""
@@ -104,12 +103,11 @@ class Reporter:
     def report(self, done: int, usage: Usage, *, finished: bool = False) -> None:
         """Tell how far it is."""
         self._reported = now = time.monotonic()
+        if self._to is None:
+            return
         done = self._texts if finished and self._texts is not None else done
         told = (usage.cache_hits, usage.failed, usage.tokens, usage.cost_usd)
         progress = Progress(self._texts, done, *told, seconds=now - self._began, finished=finished)
-        if self._to is None or (self._last is not None and self._last.finished):
-            return
-        self._last = progress
         try:
             self._to.show(progress)
         except Exception as error:  # the user's own

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from embedkit_core.cache import open_cache, open_folder, urls
+from embedkit_core.cache import default_folder, open_cache, open_folder, urls
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.forks import importing
 from embedkit_core.form import ELEMENTS
 from embedkit_core.types import Cache, Entry
 
@@ -116,9 +114,7 @@ def open_store(cache: Literal[False] | str | PathLike[str] | Cache | None) -> St
     if cache is False:
         return Store(None)
     if cache is None:
-        with importing.lock:
-            import platformdirs
-        return Store(open_cache(Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))))
+        return Store(open_cache(default_folder()))
     if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
         return Store(urls.open_url(cache), checked=urls.is_built_in(scheme))
     if isinstance(cache, (str, PathLike)):

@@ -19,7 +19,7 @@ from embedkit_core.engine.budget import Budget
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.forks import ForkLock
 from embedkit_core.meter import Meter
-from embedkit_core.types import USAGE, InputType, Usage, dollars, shortened
+from embedkit_core.types import USAGE, InputType, Usage, dollars, markdown, shortened
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,12 +158,12 @@ class UsageHeard:
 
     def __init__(self) -> None:
         self._lock = ForkLock()
-        self._rows: list[UsageRow] = []
+        self._heard: dict[tuple[str, InputType], Usage] = {}
 
     @property
     def rows(self) -> list[UsageRow]:
         """By model and role."""
-        return list(self._rows)
+        return [UsageRow(*name, usage) for name, usage in list(self._heard.items())]
 
     @property
     def usage(self) -> Usage:
@@ -174,11 +174,7 @@ class UsageHeard:
         """Take in the usage of a call."""
         name, usage = (told["model"], told["input_type"]), Usage.from_dict(told)
         with self._lock.lock:
-            for place, row in enumerate(self._rows):
-                if (row.model, row.input_type) == name:
-                    self._rows[place] = UsageRow(*name, row.usage + usage)
-                    return
-            self._rows.append(UsageRow(*name, usage))
+            self._heard[name] = self._heard.get(name, Usage()) + usage
 
 
 COLUMNS: Mapping[str, Callable[[Usage], str]] = {
@@ -205,14 +201,7 @@ def usage_table(rows: list[UsageRow]) -> str:
     cells = [
         [shortened(row.model, 30), row.input_type, *(show(row.usage) for show in columns.values())] for row in rows
     ]
-    widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
-
-    def line(parts: list[str]) -> str:
-        aligned = [p.ljust(w) if n < 2 else p.rjust(w) for n, (p, w) in enumerate(zip(parts, widths, strict=True))]
-        return f"| {' | '.join(aligned)} |"
-
-    rule = [("-" * w) if n < 2 else "-" * (w - 1) + ":" for n, w in enumerate(widths)]
-    return "\n".join([line(head), f"| {' | '.join(rule)} |", *map(line, cells)])
+    return markdown(head, cells, right=range(2, len(head)))
 
 
 def amount(usd: Decimal | None) -> str:

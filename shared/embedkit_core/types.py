@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Context, Decimal
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
@@ -29,6 +29,10 @@ class Limits:
     tokens: int | None = None
     text_tokens: int | None = None
     in_flight: int | None = None
+
+    def at_once(self, bound: int) -> int:
+        """Give how many requests may be under way where a caller allows no more than `bound`."""
+        return min(bound, self.in_flight or bound)
 
     def at_most(self, texts: int | None, tokens: int | None = None) -> Limits:
         """Give the same limits with no more than this many texts and tokens a request."""
@@ -182,6 +186,18 @@ def _sum(one: Any, other: Any) -> Any:
 def counted_noun(n: int, noun: str) -> str:
     """Give a number of things as people write it: "1 text", "2,000 texts"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
+    """Give a table whose columns are as wide as what is in them, those at `right` aligned to the right."""
+    widths = [max(3, *(len(line[column]) for line in [head, *rows])) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * (w - 1) + ":" if n in right else "-" * w for n, w in enumerate(widths)]
+    return "\n".join([line(head), f"| {' | '.join(rule)} |", *map(line, rows)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from embedkit_core import Embedder
+from embedkit_core.testing import FakeServer
 from support.openai_client import MODEL
 from support.openai_server import OpenAIServer, tokens_of
 
@@ -24,6 +25,11 @@ WEIGHTS = "model.safetensors"
 def embedder(server: OpenAIServer, model: str = MODEL, **options: Any) -> Embedder:
     """An embedder on the server; without a cache unless one is given."""
     return Embedder(model, **{"base_url": server.base_url, "api_key": server.api_key, "cache": False, **options})
+
+
+def on_fake(server: FakeServer, **options: Any) -> Embedder:
+    """An embedder of the provider that comes with the library; without a cache unless one is given."""
+    return Embedder("fake:model", **{"base_url": server.url, "cache": False, **options})
 
 
 def texts_sent(server: OpenAIServer) -> list[str]:

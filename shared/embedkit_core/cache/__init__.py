@@ -33,6 +33,13 @@ def open_cache(folder: Path | str) -> Cache:
         return cache
 
 
+def default_folder() -> Path:
+    """Give the user's cache folder."""
+    with importing.lock:
+        import platformdirs
+    return Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))
+
+
 def open_folder(name: str | PathLike[str]) -> Cache:
     """Give the cache in a folder that need not exist yet.
 

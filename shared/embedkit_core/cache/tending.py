@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from embedkit_core.cache import open_folder
+from embedkit_core.cache import default_folder, open_folder
 from embedkit_core.cache.disk import DiskCache
 from embedkit_core.cache.folder import OWN_FOLDER
 from embedkit_core.errors import ConfigurationError
@@ -26,9 +26,10 @@ class CacheStats:
 
 
 class CacheFolder:
-    """A cache folder to be looked after; the one that `cache=` names."""
+    """A cache folder to be looked after: the one that `cache=` names, the user's own for None."""
 
-    def __init__(self, folder: str | PathLike[str]) -> None:
+    def __init__(self, folder: str | PathLike[str] | None) -> None:
+        folder = default_folder() if folder is None else folder
         cache = open_folder(folder)
         assert isinstance(cache, DiskCache)
         self._cache = cache

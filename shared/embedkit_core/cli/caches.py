@@ -18,23 +18,10 @@ from embedkit_core.errors import ConfigurationError
 Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
 
 
-def _folder(name: str | None) -> CacheFolder:
-    if name is not None:
-        return CacheFolder(name)
-    return CacheFolder(default_folder())
-
-
-def default_folder() -> Path:
-    """Give the user's cache folder."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))
-
-
 @cache_app.command()
 def stats(cache: Folder = None, as_json: o.Json = False) -> None:
     """Say how much is in the cache."""
-    found = _folder(cache).stats()
+    found = CacheFolder(cache).stats()
     text = f"{found.folder}: {found.vectors:,} vectors, {found.bytes_on_disk / 1e6:,.1f} MB"
     show(text, asdict(found), as_json=as_json)
 
@@ -54,15 +41,14 @@ def verify(
     if live:
         if not inputs or model is None:
             raise ConfigurationError("--live needs --model and the texts, since the cache holds none")
-        source = Source(inputs, column, "id")
-        try:
-            with o.make(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder:
-                found = embedder.verify_cache(source.texts(), sample=live)
-        finally:
-            source.close()
+        with (
+            Source(inputs, column, "id") as source,
+            o.make(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder,
+        ):
+            found = embedder.verify_cache(source.texts(), sample=live)
         show(str(found), asdict(found), as_json=as_json)
         return
-    whole = _folder(cache).verify()
+    whole = CacheFolder(cache).verify()
     text = f"{whole.folder}: {whole.vectors:,} vectors, {whole.damaged:,} of them damaged (embedded again when wanted)"
     show(text, asdict(whole), as_json=as_json)
     if whole.damaged:
@@ -72,7 +58,7 @@ def verify(
 @cache_app.command()
 def clear(cache: Folder = None, yes: o.Yes = False) -> None:
     """Delete every vector: what they cost will be paid again."""
-    folder = _folder(cache)
+    folder = CacheFolder(cache)
     found = folder.stats()
     confirm(f"delete {found.vectors:,} vectors in {found.folder}?", yes=yes)
     err.print(f"{folder.clear():,} vectors deleted")
@@ -83,7 +69,7 @@ def export_command(
     target: Annotated[str, typer.Argument(help="A folder, which becomes a cache.")], cache: Folder = None
 ) -> None:
     """Copy all vectors into another cache folder, to be taken elsewhere."""
-    err.print(f"{_folder(cache).copy_to(CacheFolder(target)):,} vectors copied to {target}")
+    err.print(f"{CacheFolder(cache).copy_to(CacheFolder(target)):,} vectors copied to {target}")
 
 
 @cache_app.command(name="import")
@@ -91,7 +77,7 @@ def import_command(source: Annotated[str, typer.Argument(help="A cache folder.")
     """Copy all vectors of another cache folder into this one."""
     if not Path(source).expanduser().is_dir():
         raise ConfigurationError(f"there is no folder {source!r}")
-    err.print(f"{CacheFolder(source).copy_to(_folder(cache)):,} vectors copied from {source}")
+    err.print(f"{CacheFolder(source).copy_to(CacheFolder(cache)):,} vectors copied from {source}")
 
 
 @cache_app.command()
@@ -110,12 +96,10 @@ def warm(
     as_json: o.Json = False,
 ) -> None:
     """Embed texts into the cache, so that they are there when they are wanted."""
-    settings = o.settings_of(cache=cache, no_cache=False, base_url=base_url, budget_usd=budget_usd)
-    source = Source(inputs, column, "id")
-    try:
-        with o.make(model, dimensions, dtype, **settings) as embedder:
-            embed_all(embedder, source, None, role(input_type), yes=yes, quiet=quiet)
-            usage = embedder.usage
-    finally:
-        source.close()
+    with (
+        Source(inputs, column, "id") as source,
+        o.make(model, dimensions, dtype, cache=cache, base_url=base_url, budget_usd=budget_usd) as embedder,
+    ):
+        embed_all(embedder, source, None, role(input_type), yes=yes, quiet=quiet)
+        usage = embedder.usage
     show(str(usage), usage.to_dict(), as_json=as_json)

@@ -17,7 +17,7 @@ from embedkit_core.cli.reading import Record, Source
 from embedkit_core.cli.writing import Output
 from embedkit_core.embedder import Embedder
 from embedkit_core.forecast import Estimate
-from embedkit_core.tools.text import markdown
+from embedkit_core.tools.text import table
 from embedkit_core.tracking import amount
 from embedkit_core.types import InputType
 
@@ -52,22 +52,23 @@ def embed(
 
     Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
     """
-    settings = o.settings_of(
-        cache=cache,
-        no_cache=no_cache,
-        base_url=base_url,
-        budget_usd=budget_usd,
-        price=price,
-        model=model,
-        max_concurrency=max_concurrency,
-    )
-    source = Source(inputs, column, id_column)
-    try:
-        with o.make(model, dimensions, dtype, **settings) as embedder, Output(output) as file:
-            embed_all(embedder, source, file, role(input_type), yes=yes, quiet=quiet)
-            usage, rows = embedder.usage, file.rows
-    finally:
-        source.close()
+    with (
+        Source(inputs, column, id_column) as source,
+        o.make(
+            model,
+            dimensions,
+            dtype,
+            cache=cache,
+            no_cache=no_cache,
+            base_url=base_url,
+            budget_usd=budget_usd,
+            price=price,
+            max_concurrency=max_concurrency,
+        ) as embedder,
+        Output(output) as file,
+    ):
+        embed_all(embedder, source, file, role(input_type), yes=yes, quiet=quiet)
+        usage, rows = embedder.usage, file.rows
     show(f"{output}: {rows:,} rows; {usage}", {"output": output, "rows": rows, **usage.to_dict()}, as_json=as_json)
 
 
@@ -86,13 +87,11 @@ def estimate(
     as_json: o.Json = False,
 ) -> None:
     """Say what embedding texts would take: hits, tokens, dollars, requests, seconds. Sends nothing."""
-    settings = o.settings_of(cache=cache, no_cache=no_cache, base_url=base_url, price=price, model=model)
-    source = Source(inputs, column, "id")
-    try:
-        with o.make(model, dimensions, dtype, **settings) as embedder:
-            told = estimate_all(embedder, source, role(input_type))
-    finally:
-        source.close()
+    with (
+        Source(inputs, column, "id") as source,
+        o.make(model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price) as embedder,
+    ):
+        told = estimate_all(embedder, source, role(input_type))
     text = f"{told.model}: {told}\ntokens: {told.token_source}; price: {told.price_source}"
     show(text, told.to_dict(), as_json=as_json)
 
@@ -117,7 +116,7 @@ def models(
     ]
     columns = ("model", "dimensions", "text_tokens", "usd_per_million", "status")
     cells = [[str("?" if row[name] is None else row[name]) for name in columns] for row in listed]
-    text = markdown(["model", "dimensions", "tokens a text", "USD a million", "status"], cells)
+    text = table(["model", "dimensions", "tokens a text", "USD a million", "status"], cells)
     show(text if rows else f"no model of {provider!r} is known", listed, as_json=as_json)
 
 
@@ -133,8 +132,7 @@ def explain(
     as_json: o.Json = False,
 ) -> None:
     """Say what would be sent for a text, what its key covers and where its vector would come from. Sends nothing."""
-    settings = o.settings_of(cache=cache, no_cache=False, base_url=base_url)
-    with o.make(model, dimensions, dtype, **settings) as embedder:
+    with o.make(model, dimensions, dtype, cache=cache, base_url=base_url) as embedder:
         told = embedder.explain(text, input_type=role(input_type))
     data: dict[str, Any] = {
         "model": told.model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,27 +26,26 @@ Price = Annotated[float | None, typer.Option(help="USD per million tokens, where
 Concurrency = Annotated[int, typer.Option(help="Requests in flight at most.")]
 
 
-def settings_of(
+def make(
+    model: str,
+    dimensions: int | None,
+    dtype: str,
     *,
     cache: str | None,
-    no_cache: bool,
+    no_cache: bool = False,
     base_url: str | None,
     budget_usd: float | None = None,
     price: float | None = None,
-    model: str | None = None,
     max_concurrency: int = 16,
-) -> dict[str, Any]:
-    """Give the arguments of an embedder that options stand for."""
-    prices = {} if price is None or model is None else {model: price, model.partition(":")[2] or model: price}
-    return {
-        "cache": False if no_cache else cache,
-        "base_url": base_url,
-        "budget_usd": budget_usd,
-        "prices": prices or None,
-        "max_concurrency": max_concurrency,
-    }
-
-
-def make(model: str, dimensions: int | None, dtype: str, **settings: Any) -> Embedder:
+) -> Embedder:
     """Make the embedder that options name."""
-    return Embedder(model, dimensions=dimensions, dtype=dtype, **settings)  # type: ignore[arg-type]
+    return Embedder(
+        model,
+        dimensions=dimensions,
+        dtype=dtype,  # type: ignore[arg-type]
+        cache=False if no_cache else cache,
+        base_url=base_url,
+        budget_usd=budget_usd,
+        prices=None if price is None else {model: price, model.partition(":")[2] or model: price},
+        max_concurrency=max_concurrency,
+    )

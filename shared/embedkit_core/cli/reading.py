@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from embedkit_core.errors import ConfigurationError, MissingExtraError
 
@@ -48,7 +48,10 @@ class Source:
             self._spool = Path(file.name)
         return self._spool
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         """Delete the copy of standard input."""
         if self._spool is not None:
             self._spool.unlink(missing_ok=True)

@@ -178,11 +178,8 @@ def _task(data: str | None, questions: str | None, texts: list[str] | None, colu
         return load_beir(data)
     if questions is not None:
         return load_questions(questions)
-    source = Source(texts or [], column, "id")
-    try:
+    with Source(texts or [], column, "id") as source:
         return self_retrieval(source.texts())
-    finally:
-        source.close()
 
 
 def _numbers(option: str, value: str) -> list[int]:

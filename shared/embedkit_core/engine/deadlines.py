@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from embedkit_core.engine.items import Ticket
 from embedkit_core.errors import TimedOutError
+from embedkit_core.types import counted_noun
 
 
 class Deadlines:
@@ -45,5 +46,5 @@ def too_late(ticket: Ticket) -> TimedOutError:
     under_way = "what was under way is billed all the same: a cache would keep it, deadline= gives it longer"
     if ticket.cache is not None:
         under_way = "what was under way goes to the cache: a rerun sends only the rest, or deadline= gives it longer"
-    texts = "1 text" if ticket.pending == 1 else f"{ticket.pending:,} texts"
+    texts = counted_noun(ticket.pending, "text")
     return TimedOutError(f"the call's deadline passed with {texts} waiting or under way; {under_way}")

@@ -38,8 +38,6 @@ def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: floa
     """Free the slot of a failed request and decide for each of its texts."""
     flight.lane.pace.note(error, now)
     delay = _slow_down(scheduler, flight, error, now) if error.retryable else 0.0
-    if error.retryable:
-        scheduler.notes.failed(flight, error, delay, now)
     scheduler.turns.release(flight)
     items = scheduler.drop_unwanted(flight)
     if not items:
@@ -89,16 +87,17 @@ def give_up_lane(scheduler: Scheduler, flight: Flight, error: ProviderError) -> 
 def _slow_down(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> float:
     """Let the pace of the model learn from a failure that may pass, and give the seconds until the next try."""
     pace = flight.lane.pace
-    known = pace.limits_known()
+    known = {limit.kind for limit in pace.limits_known()}
     delay = pace.failed(flight.sent, error, now)
     for limit in pace.limits_known():
-        if not any(limit.kind == before.kind for before in known):
+        if limit.kind not in known:
             scheduler.notes.learned(flight, str(limit), now)
     asked = error.retry_after is not None and error.retry_after > 0
     if delay is None or asked:
         delay = scheduler.retry.delay(flight.items[0].failures, error, scheduler.rng)
     if asked or isinstance(error, RateLimitError):  # one refusal slows everybody down who uses this model
         pace.pause(now + delay)
+    scheduler.notes.failed(flight, error, delay, now)
     return delay
 
 

@@ -126,7 +126,6 @@ class Treasury:
 
     def settle_failure(self, flight: Flight, error: ProviderError) -> None:
         """Book what a failed request was billed at: nothing, what the reply said, or nobody knows."""
-        self._aloft.discard(flight)
         if isinstance(error, (BadReplyError, EncodingRefusedError)) and error.tokens is not None:
             self.settle(flight, error.tokens)
         elif error.unsent or isinstance(error, DONE_NOTHING) or _is_refusal(error.status):
@@ -136,11 +135,11 @@ class Treasury:
 
     def lose_all(self) -> None:
         """Count all that is under way as possibly billed: nobody listens to it any more."""
-        for flight in self._aloft:
+        for flight in list(self._aloft):
             self._lose(flight)
-        self._aloft.clear()
 
     def _lose(self, flight: Flight) -> None:
+        self._aloft.discard(flight)
         for item in flight.items:
             if item.payer is not None:
                 most = item.reserved or most_of(item)

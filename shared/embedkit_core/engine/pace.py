@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from embedkit_core.engine.flow import INSTANT, MINUTE, Bucket, Flow
 from embedkit_core.engine.own import FEWEST_TOKENS, OwnLimits
-from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS
+from embedkit_core.engine.packing import CAP_TOKENS, FLOOR_TEXTS, USUAL_SECONDS
 from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError
 from embedkit_core.types import Headroom
 
@@ -26,7 +26,6 @@ OVERLOADED = (503, 529)
 SHRINK = 0.7  # of the requests in flight, when the server is overloaded
 RECOVERY = 0.25  # requests in flight more, for each round of answers and second since then
 MEMORY = 0.98  # of what was billed so far, with each bill
-USUAL_SECONDS = 20e-6  # that a server takes for a token, until it shows
 MOST_EACH = 8.0  # tokens for one that was estimated
 SLOWEST_REQUESTS, SLOWEST_TOKENS = 0.2, 1_000.0  # a second, with which a rate begins to be looked for
 REGROWTH = 1.02  # of the smallest requests, with each answer

@@ -11,6 +11,7 @@ from embedkit_core.types import Limits
 FLOOR_TEXTS = 32  # 20 waiting texts must not become 16 requests
 CAP_TEXTS = 256  # a query must not wait long behind a bulk request, and a crash loses what is in flight
 CAP_TOKENS = 16_000
+USUAL_SECONDS = 20e-6  # that a server takes for a token, until it shows
 
 
 @dataclass(slots=True)

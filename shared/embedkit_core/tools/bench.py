@@ -16,7 +16,7 @@ import numpy as np
 from embedkit_core.config import whole_number
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.tools.text import markdown, quiet
+from embedkit_core.tools.text import quiet, table
 from embedkit_core.tracking import amount, track_usage
 from embedkit_core.types import Usage
 
@@ -81,7 +81,7 @@ class BenchResult:
         tried = ", ".join(f"{run.concurrency}: {run.texts_per_second:,.0f}" for run in self.search)
         lone = ", ".join(f"p{p} {self.latency(p) * 1000:,.0f} ms" for p in (50, 90, 99))
         return (
-            f"{self.model}\n\n{markdown(head, rows)}\n\na lone query: {lone}\n"
+            f"{self.model}\n\n{table(head, rows)}\n\na lone query: {lone}\n"
             f"texts a second by requests in flight: {tried}\nuse max_concurrency={self.concurrency}"
         )
 
@@ -146,7 +146,7 @@ def bench(
     largest = max(sizes)
     sample = Embedder(model, **settings)
     told = sample.estimate(make(largest))
-    bounds = _bounds(most, sample.provider.limits.in_flight)
+    bounds = _bounds(sample.provider.limits.at_once(most))
     jobs = (sum(sizes) * 2 + largest * len(bounds)) / largest
     cost = None if told.cost_usd is None else told.cost_usd * round(jobs)
     say(f"{sample.model}: up to {round(jobs * told.tokens):,} tokens in all, about {amount(cost)}")
@@ -163,9 +163,9 @@ def bench(
     return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(waits), usage.usage)
 
 
-def _bounds(most: int, in_flight: int | None) -> list[int]:
+def _bounds(most: int) -> list[int]:
     bounds = [1]
-    while bounds[-1] * 2 <= min(most, in_flight or most):
+    while bounds[-1] * 2 <= most:
         bounds.append(bounds[-1] * 2)
     return bounds
 

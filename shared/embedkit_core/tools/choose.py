@@ -12,7 +12,7 @@ from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError, EmbedKitError
 from embedkit_core.tools.compare import MAIN, Comparison, Contender
 from embedkit_core.tools.once import Kept
-from embedkit_core.tools.text import markdown
+from embedkit_core.tools.text import table
 from embedkit_core.tracking import amount
 from embedkit_core.types import MILLION, shortened
 
@@ -41,7 +41,7 @@ class Choice:
         """Give a table in Markdown of all that was weighed, and why."""
         head = ["model", "dimensions", "type", MAIN, "corpus", "a month", "in all", "index", "because"]
         rows = [_cells(option, option is self.chosen) for option in self.options]
-        return f"{self.asked}\n\n{markdown(head, rows)}"
+        return f"{self.asked}\n\n{table(head, rows)}"
 
     def embedder(self, **settings: Any) -> Embedder:
         """Make the embedder that was chosen, as it was compared, with further settings.

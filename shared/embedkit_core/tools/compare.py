@@ -20,7 +20,7 @@ from embedkit_core.progress import ProgressTo
 from embedkit_core.tools import ranking
 from embedkit_core.tools.once import announce, rows_of
 from embedkit_core.tools.tasks import Task
-from embedkit_core.tools.text import markdown, quiet
+from embedkit_core.tools.text import quiet, table
 from embedkit_core.tracking import amount, track_usage
 from embedkit_core.types import MILLION, Usage, counted_noun, dollars, shortened
 
@@ -107,7 +107,7 @@ class Comparison:
         size = counted_noun(len(self.task.documents), "document")
         size += f", {len(self.task.queries):,} {'query' if len(self.task.queries) == 1 else 'queries'}"
         legend = "scores: mean and 95 % confidence interval; p: of the difference to the best, by chance"
-        return f"{self.task.name}: {size}; {self.task.worth}\n{legend}\n\n{markdown(head, rows)}{failed}"
+        return f"{self.task.name}: {size}; {self.task.worth}\n{legend}\n\n{table(head, rows)}{failed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Give all numbers, as JSON has them."""
