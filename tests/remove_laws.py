@@ -90,6 +90,13 @@ LAWS = [
     Law(7, "engine/scheduler.py", "if ticket is item.payer:", "if False:", "test_sharing.py"),
     Law(8, "engine/failures.py", "if 0 < len(bulk) < len(items):", "if False:", "test_scheduler.py"),
     Law(8, "engine/turns.py", "(bulk and self._queries_in_a_row >= QUERIES_IN_A_ROW)", "False", "test_laws.py"),
+    Law(
+        8,
+        "engine/scheduler.py",
+        "                continue\n            self.turns.took_turn()",
+        "                pass\n            self.turns.took_turn()",
+        "test_scheduler.py",
+    ),
     Law(8, "engine/turns.py", "queries = bool(urgent) and", "queries = not bulk and", "test_sharing.py"),
     Law(
         9,
@@ -116,7 +123,7 @@ LAWS = [
     Law(16, "engine/own.py", ", pair.tokens.wait(tokens, now))", ", 0.0)", "test_pace.py"),
     Law(16, "engine/pace.py", "self._paused_until - now,", "", "test_pace.py"),
     Law(17, "engine/scheduler.py", "        self._expire(now)", "        pass", "test_laws.py"),
-    Law(15, "engine/scheduler.py", "if flight.lane.lane.gate is None:", "if True:", "test_laws.py"),
+    Law(15, "engine/scheduler.py", "if flight.lane.lane.gate is not None:", "if False:", "test_laws.py"),
     Law(15, "engine/queues.py", "if self.asking is not None:", "if False:", "test_laws.py"),
     Law(11, "engine/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
     Law(
