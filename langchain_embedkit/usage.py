@@ -12,7 +12,6 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables.config import (
     RunnableConfig,
-    ensure_config,
     get_async_callback_manager_for_config,
     get_callback_manager_for_config,
     var_child_runnable_config,
@@ -99,7 +98,7 @@ def reported(model: str, input_type: InputType, run: RunnableConfig) -> Iterator
         with _failures_too(report):
             yield report
     finally:
-        manager = get_callback_manager_for_config(ensure_config(run))
+        manager = get_callback_manager_for_config(run)
         if report.usage is not None and manager.parent_run_id is not None and manager.handlers:
             manager.on_custom_event(EVENT, _told(model, input_type, report.usage), run_id=manager.parent_run_id)
 
@@ -112,7 +111,7 @@ async def areported(model: str, input_type: InputType, run: RunnableConfig) -> A
         with _failures_too(report):
             yield report
     finally:
-        manager = get_async_callback_manager_for_config(ensure_config(run))
+        manager = get_async_callback_manager_for_config(run)
         if report.usage is not None and manager.parent_run_id is not None and manager.handlers:
             await manager.on_custom_event(EVENT, _told(model, input_type, report.usage), run_id=manager.parent_run_id)
 

@@ -153,6 +153,7 @@ class Engine(RuleBasedStateMachine):
         caller: list[Caller] = []
         ticket = Ticket(
             rows=Rows(len(texts), np.arange(len(texts))),
+            pending=len(texts),
             urgent=urgent,
             max_retries=retries,
             bound=bound,

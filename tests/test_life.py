@@ -100,6 +100,39 @@ def test_a_fork_waits_for_an_import_of_ours(tmp_path, module):
         assert server.billed_texts == {"parent": 1, "child": 1}
 
 
+def test_a_fork_waits_for_a_bar_that_is_being_drawn(tmp_path):
+    """Otherwise the child's own bar waits for a lock of tqdm's, held by a thread that it does not have."""
+    with OpenAIServer() as server:
+        process = start(
+            """
+            import io
+            begun, go_on = threading.Event(), threading.Event()
+
+            class Terminal(io.StringIO):
+                def write(self, text):
+                    begun.set()
+                    assert go_on.wait(20)
+
+            sys.stderr, stderr = Terminal(), sys.stderr
+            worker = threading.Thread(target=embedder.embed, args=(["parent", "too"],), kwargs={"progress": True})
+            worker.start()
+            assert begun.wait(20)
+            threading.Timer(0.3, go_on.set).start()
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(30)
+                sys.stderr = io.StringIO()
+                os._exit(len(embedder.embed(["child", "too"], progress=True).vectors))
+            worker.join()
+            sys.stderr = stderr
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process) == "2\n"
+
+
 def test_ctrl_c_returns_at_once_sends_nothing_new_and_keeps_what_was_in_flight(tmp_path):
     with OpenAIServer() as server:
         process = start(

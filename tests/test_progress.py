@@ -4,7 +4,9 @@ import asyncio
 import io
 import logging
 import pickle
+import re
 import threading
+import time
 from decimal import Decimal
 
 import pytest
@@ -12,6 +14,7 @@ from support.embedders import on_fake
 from support.waiting import wait_until_joined
 
 from embedkit_core import ConfigurationError, MissingExtraError, PartialFailureError, Progress
+from embedkit_core.engine.current import engine
 from embedkit_core.testing import FakeServer
 
 PRICE = Decimal(1)
@@ -216,3 +219,43 @@ def test_numbers_make_sense_before_anything_is_done():
     assert (nothing.tokens_per_second, nothing.seconds_left) == (0.0, None)
     half = Progress(10, 6, 2, 0, 400, None, 2.0)
     assert (half.tokens_per_second, half.seconds_left) == (200.0, 2.0)
+
+
+def test_nothing_is_done_before_the_engine_has_taken_the_call():
+    told, gate = Told(), threading.Event()
+    server = FakeServer()
+    on_fake(server).embed(["warm up"])
+    engine().ask_all(lambda accounts: gate.wait(20))  # it has no time for the call
+
+    def tell(progress):
+        told(progress)
+        if len(told) == 3:
+            gate.set()
+
+    on_fake(server).embed(texts_of(20), progress=tell)
+    assert [progress.done for progress in told[:3]] == [0, 0, 0]
+
+
+def test_a_terminal_that_fails_as_a_bar_is_closed_costs_no_call(monkeypatch):
+    class Terminal(io.StringIO):
+        def write(self, text):
+            if "100%" in text:
+                raise OSError("gone")
+            return super().write(text)
+
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    assert on_fake(FakeServer()).embed(texts_of(50), progress=True).usage.sent == 50
+    assert "fake:model" in shown.getvalue()
+
+
+def test_a_bar_s_speed_is_that_of_what_was_sent(tmp_path, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    server = FakeServer()
+    embedder = on_fake(server, cache=tmp_path, progress=True)
+    embedder.embed(texts_of(2000), progress=False)
+    server.fault_for = lambda texts: time.sleep(0.5)
+    embedder.embed(texts_of(2002))
+    last = shown.getvalue().rstrip().splitlines()[-1]
+    assert "2002/2002" in last
+    assert float(re.search(r"([\d.]+) texts/s|([\d.]+)s/ texts", last)[0].split()[0].rstrip("s/")) < 10, last

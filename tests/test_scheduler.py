@@ -44,6 +44,7 @@ class Desk:
         rows = Rows(len(texts), np.arange(len(texts)))
         ticket = Ticket(
             rows=rows,
+            pending=len(texts),
             urgent=urgent,
             max_retries=retries,
             bound=bound,

@@ -82,6 +82,14 @@ def test_a_storm_of_refusals_is_a_line_a_second_and_not_one_for_each(log):
     assert len(server.seen) > 6
 
 
+def test_what_is_given_up_is_not_said_to_be_sent_again(log):
+    server = FakeServer()
+    server.fault_for = lambda texts: UnavailableError("failed", status=500, retry_after=0.001)
+    with pytest.raises(UnavailableError):
+        on_fake(server, max_retries=0).embed(texts_of(3))
+    assert log.messages == []
+
+
 def test_limits_that_are_learned_are_said(log):
     server = FakeServer(limits=Limits(texts=2048))
     server.fault_for = lambda texts: too_many() if len(texts) > 8 else None
@@ -161,6 +169,26 @@ async def test_a_snapshot_tells_the_last_failure_and_what_it_taught():
     assert shot.failed_seconds_ago >= 0
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_snapshot_can_be_asked_for_on_a_rate_limiter_s_thread_and_a_cache_s():
+    found = []
+
+    class Curious:
+        def acquire(self):
+            found.append(snapshot())
+
+        def get_many(self, keys):
+            return [None] * len(keys)
+
+        def set_many(self, items):
+            found.append(snapshot())
+
+        def close(self): ...
+
+    curious = Curious()
+    assert on_fake(FakeServer(), rate_limiter=curious, cache=curious).embed(texts_of(2)).usage.sent == 2
+    assert len(found) == 2
 
 
 def snapshot_of(server):

@@ -185,6 +185,7 @@ class Call(Waits):
         self._rows.positions = plan.first[look_up.misses]
         self._ticket = Ticket(
             rows=self._rows,
+            pending=len(look_up.misses),
             urgent=self._role.input_type == "query",
             max_retries=owner.settings.max_retries,
             bound=owner.settings.max_concurrency,

@@ -1,4 +1,4 @@
-"""Locks that a forked child finds open, whatever thread of its parent held them, and imports that a fork waits for."""
+"""Locks that a forked child finds open, whatever thread of its parent held them, and what a fork waits for."""
 
 from __future__ import annotations
 
@@ -40,27 +40,26 @@ class ForkLock:
         _locks.add(self)
 
 
-IMPORT_SECONDS = 10.0  # how long a fork waits for an import of ours that is under way
+PATIENCE = 10.0  # seconds for which a fork waits for an import of ours that is under way, and for a bar
 
-# Held by our threads while they import. The interpreter's lock of a module that is being imported stays shut in a child
-# that is forked meanwhile: the child finds half a module, or waits for ever.
-importing = ForkLock()
-_waited: set[int] = set()  # threads that fork, and hold it
+# Held by our threads while they import, and while they draw a bar. Others' locks stay shut in a child that is forked
+# meanwhile, the interpreter's of the module and tqdm's own: the child finds half a module, or waits for ever.
+importing, drawing = ForkLock(), ForkLock()
+_held: dict[int, list[threading.RLock]] = {}  # by threads that fork
 
 
-def _wait_for_imports() -> None:
-    if importing.lock.acquire(timeout=IMPORT_SECONDS):
-        _waited.add(threading.get_ident())
+def _wait() -> None:
+    locks = (importing.lock, drawing.lock)
+    _held[threading.get_ident()] = [lock for lock in locks if lock.acquire(timeout=PATIENCE)]
 
 
 def _go_on() -> None:
-    if threading.get_ident() in _waited:
-        _waited.discard(threading.get_ident())
-        importing.lock.release()
+    for lock in _held.pop(threading.get_ident(), ()):
+        lock.release()
 
 
 def _renew() -> None:
-    _waited.clear()
+    _held.clear()
     for holder in list(_locks):
         holder.lock = threading.RLock()
     for thing in list(_others):
@@ -68,4 +67,4 @@ def _renew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_wait_for_imports, after_in_parent=_go_on, after_in_child=_renew)
+    os.register_at_fork(before=_wait, after_in_parent=_go_on, after_in_child=_renew)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import inspect
 import logging
@@ -12,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
 from embedkit_core.errors import ConfigurationError, MissingExtraError
-from embedkit_core.forks import importing
+from embedkit_core.forks import drawing, importing
 from embedkit_core.types import ROUGHLY, Usage, dollars, shortened
 
 logger = logging.getLogger("embedkit_core")
@@ -111,8 +113,8 @@ class Reporter:
         try:
             self._to.show(progress)
         except Exception as error:  # the user's own
-            logger.warning("progress= failed with %s and is not called again; the call goes on", type(error).__name__)
-            self._to = None
+            logger.warning("progress= failed with %s; the call goes on without it", type(error).__name__)
+            finished = True
         if finished:
             self.close()
 
@@ -120,7 +122,8 @@ class Reporter:
         """Tell nothing more: the caller has left, or all is done."""
         to, self._to = self._to, None
         if to is not None:
-            to.close()
+            with contextlib.suppress(Exception):  # a terminal that is gone
+                to.close()
 
 
 class _Told:
@@ -146,19 +149,21 @@ class _Bar:
     def show(self, progress: Progress) -> None:
         if progress.texts == 1:
             return
-        if self._bar is None:
-            self._bar = _bar_class()(
-                desc=shortened(self._name, 30), total=progress.texts, unit=" texts", dynamic_ncols=True
-            )
-        bar = self._bar
-        bar.total = progress.texts
-        bar.n = progress.done
-        bar.set_postfix_str(_described(progress), refresh=False)
-        bar.refresh()
+        made = _bar_class()
+        with drawing.lock:
+            if self._bar is None:
+                name = shortened(self._name, 30)
+                self._bar = made(desc=name, total=progress.texts, unit=" texts", dynamic_ncols=True)
+            bar = self._bar
+            bar.total, bar.n = progress.texts, progress.done
+            bar.initial = progress.cache_hits  # they took no time
+            bar.set_postfix_str(_described(progress), refresh=False)
+            bar.refresh()
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with drawing.lock:
+                self._bar.close()
 
 
 def _described(progress: Progress) -> str:
@@ -173,6 +178,7 @@ def _described(progress: Progress) -> str:
     return ", ".join(said)
 
 
+@functools.cache
 def _bar_class() -> Any:
     with importing.lock:
         from tqdm.auto import tqdm

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from embedkit_core.engine.current import engine, is_running, refuse_engine_thread
+from embedkit_core.engine.current import engine, is_running
 from embedkit_core.errors import EmbedKitError
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ def snapshot() -> list[Snapshot]:
     """Say how things stand, for each model that was used lately in this process; from any thread.
 
     Raises:
-        EmbedKitError: the engine does not answer, or it is one of its own threads that asks.
+        EmbedKitError: the engine does not answer, or it is its own thread that asks, where a provider's code runs.
     """
     if not is_running():
         return []
-    refuse_engine_thread("snapshot")
+    if threading.current_thread() is engine().thread:  # a rate limiter's and a cache's are not waited for
+        raise EmbedKitError("snapshot() would wait for the thread it runs on; ask from another")
     found: list[Snapshot] = []
     taken = threading.Event()
 

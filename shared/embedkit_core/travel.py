@@ -47,7 +47,7 @@ class Luggage:
 def kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Give the arguments to remember, without the secrets; mappings as copies, which nobody else can change."""
     kept = {name: value for name, value in arguments.items() if name not in SECRETS}
-    for name in ("provider_options", "model_info"):
+    for name in ("provider_options", "model_info", "prices"):
         if isinstance(arguments[name], Mapping):
             kept[name] = copy.deepcopy(dict(arguments[name]))
     return kept

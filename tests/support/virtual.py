@@ -133,6 +133,7 @@ class World:
     ) -> Ticket:
         ticket = Ticket(
             rows=Rows(len(texts), np.arange(len(texts))),
+            pending=len(texts),
             urgent=urgent,
             max_retries=retries,
             bound=bound,

@@ -43,7 +43,8 @@ def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: floa
     if not items:
         return
     if error.retryable:
-        _try_again(scheduler, items, error, until=now + delay)
+        if texts := _try_again(scheduler, items, error, until=now + delay):
+            scheduler.notes.failed(flight, error, texts, delay, now)
     elif isinstance(error, EncodingRefusedError) and all(item.asks < ASKS for item in items):
         for item in items:
             item.asks += 1
@@ -97,12 +98,11 @@ def _slow_down(scheduler: Scheduler, flight: Flight, error: ProviderError, now: 
         delay = scheduler.retry.delay(flight.items[0].failures, error, scheduler.rng)
     if asked or isinstance(error, RateLimitError):  # one refusal slows everybody down who uses this model
         pace.pause(now + delay)
-    scheduler.notes.failed(flight, error, delay, now)
     return delay
 
 
-def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, *, until: float) -> None:
-    """Park items until the next try; waiters whose retries are used up are told now."""
+def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, *, until: float) -> int:
+    """Park items until the next try, and say how many; waiters whose retries are used up are told now."""
     again: list[Item] = []
     for item in items:
         item.failures += 1
@@ -118,6 +118,7 @@ def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, *,
             scheduler.drop(item.root)
     if again:
         scheduler.parked.add(again, until=until)
+    return len(again)
 
 
 def _halves(flight: Flight, items: list[Item]) -> None:

@@ -72,8 +72,9 @@ class Sink(Protocol):
 class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
-    `deadline` is the time after which it waits no more. `wake` is called once, on the engine's side, when nothing is
-    pending any more; `stir`, where a caller can be told more than that, when there are `notes` for it to log.
+    `pending` is how many of its wants are neither served nor given up, `deadline` the time after which it waits no
+    more. `wake` is called once, on the engine's side, when nothing is pending any more; `stir`, where a caller can be
+    told more than that, when there are `notes` for it to log.
     """
 
     __slots__ = (
@@ -104,6 +105,7 @@ class Ticket:
         self,
         *,
         rows: Sink,
+        pending: int,
         urgent: bool,
         max_retries: int,
         bound: int,
@@ -114,6 +116,7 @@ class Ticket:
         wake: Callable[[], None],
     ) -> None:
         self.rows = rows
+        self.pending = pending
         self.urgent = urgent
         self.max_retries = max_retries
         self.bound = bound
@@ -125,7 +128,6 @@ class Ticket:
         self.stir: Callable[[], None] | None = None
         self.notes: deque[Note] = deque(maxlen=64)
         self.items: list[Item] = []
-        self.pending = 0
         self.closed = False
         self.broken: ProviderError | None = None
         self.pace: Pace | None = None

@@ -30,13 +30,11 @@ class Notes:
         self._written: dict[tuple[str, str], float] = {}
         self._left_out: dict[tuple[str, str], int] = {}
 
-    def failed(self, flight: Flight, error: ProviderError, delay: float, now: float) -> None:
-        """Note a failure after which the texts of a request are sent again."""
+    def failed(self, flight: Flight, error: ProviderError, texts: int, delay: float, now: float) -> None:
+        """Note a failure after which so many texts of a request are sent again."""
         said = f"HTTP {error.status}" if error.status is not None else "no answer"
-        texts = counted_noun(len(flight.items), "text")
-        self._write(
-            flight, "retry", f"{type(error).__name__} ({said}): {texts} will be sent again in {delay:.1f} s", now
-        )
+        again = f"{counted_noun(texts, 'text')} will be sent again in {delay:.1f} s"
+        self._write(flight, "retry", f"{type(error).__name__} ({said}): {again}", now)
 
     def learned(self, flight: Flight, what: str, now: float) -> None:
         """Note a limit that is known from now on."""

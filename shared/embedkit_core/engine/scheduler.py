@@ -58,7 +58,6 @@ class Scheduler:
     def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], now: float) -> None:
         """Take on the (key, text, size) wants of a ticket: join what is under way, queue the rest."""
         queue = self.turns.lane(lane)
-        ticket.pending = len(wants)
         self.turns.enter(ticket, queue, now)
         self.deadlines.add(ticket)
         fresh: list[Item] = []
