@@ -126,13 +126,13 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
             taken = self._take(arguments if model is NOT_GIVEN else {"model": model, **arguments})
             if "model" not in taken and type(self).model_fields["model"].is_required():
                 taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
-            refused = None
+            found: list[Any] = []
             try:
                 super().__init__(**taken)
             except ValidationError as error:
-                refused = complaint(type(self).__name__, error.errors(include_input=False))
-            if refused is not None:  # raised here: the host's error holds what was given
-                raise refused
+                found = error.errors(include_input=False)
+            if found:  # raised here: the host's error holds what was given
+                raise complaint(type(self).__name__, found, taken)
             self._embedder = make_embedder(dict(self), api_key=self.api_key)
             self._show_key_of_environment()
 

@@ -145,13 +145,13 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
                 taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
             if taken.pop("embeddings_cache", None) is not None:
                 warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-            refused = None
+            found: list[Any] = []
             try:
                 super().__init__(**taken)
             except ValidationError as error:
-                refused = complaint(type(self).__name__, error.errors(include_input=False))
-            if refused is not None:  # raised here: the host's error holds what was given
-                raise refused
+                found = error.errors(include_input=False)
+            if found:  # raised here: the host's error holds what was given
+                raise complaint(type(self).__name__, found, {**taken, "model": taken.get("model_name")})
             self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
 
     @classmethod

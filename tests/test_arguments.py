@@ -169,6 +169,28 @@ def test_a_mistyped_argument_names_the_nearest(host, typo, meant):
         made(host, **{typo: 1})
 
 
+@hosts
+@pytest.mark.parametrize(
+    ("argument", "way_out"),
+    [
+        ({"budget_tokens": "100"}, "budget_tokens='100' must be a whole number of at least 0"),
+        ({"prices": 5}, "as in {'openai:my-model': 0.02}"),
+        ({"dtype": "flaot32"}, "did you mean 'float32'?"),
+        ({"on_long_text": "trunc"}, "did you mean 'truncate'?"),
+        ({"model_info": {"dimension": 5}}, "did you mean 'dimensions'?"),
+        ({"progress": "yes"}, "must be True for a bar, False, or a function of a Progress"),
+        ({"pickle_api_key": "yes"}, "pickle_api_key='yes' must be True or False"),
+        ({"max_concurrency": object()}, "max_concurrency="),
+    ],
+)
+def test_a_value_that_the_host_refuses_is_explained_as_the_core_does(host, argument, way_out):
+    with pytest.raises(ConfigurationError) as refused:
+        made(host, **argument)
+    assert way_out in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert "Input should be" not in str(refused.value)
+
+
 def test_a_timeout_object_is_refused_with_the_number_to_give():
     with pytest.raises(ConfigurationError, match="request_timeout must be a number of seconds"):
         made(EmbedKitEmbeddings, request_timeout=(1.0, 5.0))

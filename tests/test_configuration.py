@@ -288,3 +288,18 @@ def test_explain_holds_the_request_without_text_and_key(server):
     assert told.estimated_tokens >= 1
     assert "some text" not in repr(told)
     assert "test-key" not in repr(told)
+
+
+@pytest.mark.parametrize("name", ["deadline", "max_concurrency", "model", "rate_limiter", "budget_usd", "cache"])
+def test_an_embedder_s_arguments_are_settled_when_it_is_made(name):
+    server = FakeServer()
+    embedder = Embedder("fake:model", base_url=server.url, cache=False)
+    with pytest.raises(AttributeError, match=f"make another one, with {name}="):
+        setattr(embedder, name, 3)
+    assert embedder.model == "fake:model"
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_whether_a_key_may_travel_is_said_with_a_plain_word(value):
+    with pytest.raises(ConfigurationError, match=r"pickle_api_key=.* must be True or False"):
+        Embedder("fake:model", cache=False, pickle_api_key=value)

@@ -199,6 +199,12 @@ class Configured:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse a new value for an argument of a finished object: caches and cost were settled by the first one."""
+        if name in parameter_names() and "_space_mark" in self.__dict__:
+            raise AttributeError(f"an embedder does not change; make another one, with {name}=")
+        super().__setattr__(name, value)
+
     def __repr__(self) -> str:
         return f"Embedder({self.model!r}, dimensions={self.dimensions})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -291,6 +292,14 @@ def fields_given(model: _Model, embedder: Embedder) -> dict[str, Any]:
     return {name: getattr(model, name) for name in model.model_fields_set}
 
 
-def complaint(owner: str, errors: Iterable[Mapping[str, Any]]) -> ConfigurationError:
-    """Put a host's findings about its fields (their `loc` and `msg`) into one error of ours, without any value."""
+def complaint(owner: str, errors: Iterable[Mapping[str, Any]], arguments: Mapping[str, Any]) -> ConfigurationError:
+    """Give what is wrong with arguments that a host refuses: in the core's words, which name the way out, if it does.
+
+    Else the host's findings about its fields (their `loc` and `msg`) in one error of ours, without any value.
+    """
+    with suppress(Exception):  # the core may find nothing, or trip over what it does not check
+        try:
+            make_embedder(arguments, api_key=arguments.get("api_key"))
+        except ConfigurationError as error:
+            return error.with_traceback(None)
     return ConfigurationError(f"{owner}: " + "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors))

@@ -33,8 +33,11 @@ class Luggage:
     __slots__ = ("_given", "_may_travel")
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
+        may = arguments["pickle_api_key"]
+        if not isinstance(may, bool):
+            raise ConfigurationError(f"pickle_api_key={may!r:.80} must be True or False")
         self._given = {name: arguments[name] for name in SECRETS if arguments[name] is not None}
-        self._may_travel = bool(arguments["pickle_api_key"])
+        self._may_travel = may
 
     def packed(self) -> dict[str, Any]:
         """Give them as a pickle holds them: True stands for one that stays here."""
