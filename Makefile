@@ -1,7 +1,7 @@
 # Everything works in a fresh clone: each command makes .venv and installs into it by itself, the first time.
 #
 #   make demo                              examples/demo.py, on this machine; MODEL=openai:text-embedding-3-small uses the API
-#   make test                              lint, types and every test; ARGS="-k cache" picks some
+#   make test                              lint, types and every test; ARGS="-k cache" picks some, WORKERS=8 is for a larger machine
 #   make lint | make types                 ruff | mypy, alone
 #   make test-extras                       each extra alone, from the wheel and from the sdist; EXTRAS="openai bare" picks some
 #   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
@@ -33,6 +33,9 @@ DATA =
 PROVIDER =
 ARGS =
 
+# Processes that share out the files of the tests.
+WORKERS ?= 2
+
 # Environments that are made and tried side by side.
 AT_ONCE ?= 3
 DIST = dist
@@ -52,7 +55,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: lint types
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check

@@ -161,6 +161,9 @@ def test_a_second_ingest_sends_only_what_is_new(server, tmp_path):
 class Unlimited:
     def acquire(self): ...
 
+    def __repr__(self):
+        return "Unlimited()"
+
 
 SAME = [{"timeout": 5.0}, {"max_retries": 1}, {"embed_batch_size": 50}, {"num_workers": 3}, {"cache": "elsewhere"},
         {"api_key": "other"}, {"max_concurrency": 2}, {"max_batch_texts": 5}, {"rate_limiter": Unlimited()},

@@ -12,6 +12,7 @@ from decimal import Decimal
 import pytest
 from support.embedders import on_fake
 from support.waiting import wait_until_joined
+from tqdm import tqdm
 
 from embedkit_core import ConfigurationError, MissingExtraError, PartialFailureError, Progress
 from embedkit_core.engine.current import engine
@@ -246,6 +247,15 @@ def test_a_terminal_that_fails_as_a_bar_is_closed_costs_no_call(monkeypatch):
     monkeypatch.setattr("sys.stderr", shown := Terminal())
     assert on_fake(FakeServer()).embed(texts_of(50), progress=True).usage.sent == 50
     assert "fake:model" in shown.getvalue()
+    # Nor does it leave the lock shut that all bars of the process share, those of a model that is loaded too.
+    free = threading.Event()
+
+    def draw():
+        with tqdm.get_lock():
+            free.set()
+
+    threading.Thread(target=draw, daemon=True).start()
+    assert free.wait(5)
 
 
 def test_a_bar_s_speed_is_that_of_what_was_sent(tmp_path, monkeypatch):

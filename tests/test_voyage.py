@@ -279,7 +279,11 @@ def test_text_and_key_are_in_no_log_line(server, caplog):
     assert "test-key" not in caplog.text
 
 
-@pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [*rows[:-1], rows[0]], unnumbered], ids=repr)
+@pytest.mark.parametrize(
+    "change",
+    [lambda rows: rows[:-1], lambda rows: [*rows[:-1], rows[0]], unnumbered],
+    ids=["one is missing", "one comes twice", "without numbers"],
+)
 def test_rows_that_cannot_be_told_apart_are_refused(server, change):
     server.fault_for(lambda texts, number: Fault(transform=lambda reply: reply | {"data": change(reply["data"])}))
     with pytest.raises(BadReplyError):

@@ -188,4 +188,9 @@ def _bar_class() -> Any:
 
         monitor_interval = 0
 
+        def refresh(self, nolock: bool = False, lock_args: Any = None) -> Any:  # noqa: ARG002 - tqdm's own
+            """Draw it; where the terminal fails, tqdm's own leaves the lock shut that all bars share."""
+            with contextlib.nullcontext() if nolock else self.get_lock():
+                return super().refresh(nolock=True)
+
     return Bar
