@@ -22,10 +22,10 @@ from embedkit_core.hosts import (
     NOT_GIVEN,
     CacheTools,
     aembed_lists,
+    changed_copy,
     complaint,
     default_model,
     embed_lists,
-    fields_given,
     key_or_function,
     make_embedder,
     take_arguments,
@@ -165,7 +165,7 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
         """Copy; with another setting, a new object is made and checked."""
         if not update:
             return super().model_copy(deep=deep)
-        return type(self)(**fields_given(self, self._embedder) | self._take(update))
+        return changed_copy(self, self._take(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""

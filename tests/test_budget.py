@@ -21,6 +21,8 @@ from embedkit_core import (
     track_usage,
 )
 from embedkit_core.testing import FakeServer, fake_vector
+from langchain_embedkit import EmbedKitEmbeddings
+from llamaindex_embedkit import EmbedKitEmbedding
 
 PRICE = Decimal(1_000_000)  # a dollar a token, which makes sums easy
 
@@ -148,6 +150,76 @@ async def test_a_caller_without_money_is_served_by_one_who_has_it():
     await first
     assert results[1].usage.failed == 0
     assert not isinstance(results[0], BudgetError) or results[1].usage.sent == 1
+
+
+class Losing(FakeServer):
+    """Takes ten words at most, and loses the answer to its second request."""
+
+    def __init__(self, **options):
+        super().__init__(max_words=10, **options)
+        self.fault_for = lambda texts: UnavailableError("lost", retry_after=0.001) if len(self.seen) == 2 else None
+
+
+@pytest.mark.parametrize("tokens", [303, 309, 327])
+def test_pieces_of_a_text_that_cannot_all_be_paid_for_harm_nobody(tokens):
+    """The refusal of one piece is that of the text, also in the request that holds both."""
+    server = Losing()
+    poor = on_fake(server, budget_tokens=tokens, on_long_text="mean")
+    with pytest.raises(BudgetError):
+        poor.embed([" ".join(["aa"] * 100)])
+    assert not poor.budget.reserved_tokens
+    assert on_fake(server).embed(["somebody else's"]).usage.sent == 1
+    assert poor.embed(["x"]).usage.sent == 1 or poor.budget.left_tokens < 5
+
+
+async def test_who_has_money_joins_the_pieces_of_a_text_that_others_cannot_pay_for():
+    server = FakeServer(max_words=10)
+    poor = on_fake(server, budget_tokens=304, on_long_text="mean")
+    rich = on_fake(server, on_long_text="mean")
+    rich.embed(["warm up"])
+    text = " ".join(["aa"] * 100)
+    server.fault_for = lambda texts: server.hold() if len(texts) == 1 else None
+    asked = asyncio.create_task(poor.aembed([text]))
+    await asyncio.to_thread(server.wait_for_requests, 3)  # most pieces are in the air, the others wait for money
+    joined = asyncio.create_task(rich.aembed([text]))
+    await asyncio.to_thread(server.wait_for_requests, 4)
+    server.release()
+    assert np.array_equal((await asked).vectors, (await joined).vectors)
+
+
+def test_what_is_left_is_said_as_of_the_end():
+    server = FakeServer(usd_per_million=PRICE)
+    embedder = on_fake(server, budget_usd=500)
+    with pytest.raises(BudgetError, match=r"of the budget of \$500, \$320 is left") as caught:
+        embedder.embed(["x" * 600, *texts_of(60)])
+    assert caught.value.spent_usd == caught.value.usage.cost_usd == 180
+    assert {error.spent_usd for error in caught.value.failed.values()} == {180}
+
+
+@pytest.mark.parametrize("adapter", [EmbedKitEmbeddings, EmbedKitEmbedding])
+def test_a_changed_copy_of_an_adapter_spends_the_same_budget(adapter):
+    server = FakeServer()
+    model = adapter(model="fake:model", base_url=server.url, cache=False, budget_tokens=40)
+    changed = model.model_copy(update={"max_retries": 2})
+    assert changed.embedder.budget is model.embedder.budget
+    assert changed.embedder.settings.max_retries == 2
+    more = model.model_copy(update={"budget_tokens": 50})
+    assert (more.embedder.budget.limit_tokens, more.embedder.budget.spent_tokens) == (50, 0)
+
+
+def test_a_key_function_that_fails_costs_nothing():
+    with OpenAIServer() as server:
+        tries = iter(range(10))
+
+        def key():
+            if next(tries) < 3:
+                raise OSError("the vault is down")
+            return server.api_key
+
+        embedder = openai_embedder(server, api_key=key, budget_tokens=40, max_retries=5)
+        assert embedder.embed(["a text of some length"]).usage.sent == 1
+        assert embedder.budget.lost_tokens == 0
+        assert embedder.usage.possibly_billed_tokens == 0
 
 
 def test_a_stream_ends_where_the_money_does(tmp_path):

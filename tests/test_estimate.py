@@ -128,3 +128,13 @@ def test_an_estimate_holds_no_vectors(tmp_path):
     rows = embedder.embed(["a", "b"]).vectors
     embedder.estimate(["a", "b", "c"])
     assert np.array_equal(embedder.embed(["a", "b"]).vectors, rows)
+
+
+def test_the_most_covers_the_prompt_of_each_piece_of_a_text_that_is_cut():
+    server = FakeServer(limits=Limits(text_tokens=10))
+    embedder = on_fake(server, on_long_text="mean", document_prompt="passage: ")
+    text = " ".join(["aa"] * 100)
+    lane = embedder._roles["document"].lane
+    assert lane.added_tokens >= len("passage: ")
+    assert embedder.estimate([text]).max_tokens == len(text) + 2 * 30 * lane.added_tokens
+    assert embedder.estimate(["short"]).max_tokens == 5 + lane.added_tokens

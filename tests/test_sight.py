@@ -218,3 +218,15 @@ def test_a_snapshot_is_data():
     embedder.embed(["text"])
     assert isinstance(one(server), Snapshot)
     assert embedkit_core.snapshot is snapshot
+
+
+async def test_texts_that_wait_for_money_are_in_a_snapshot():
+    server = FakeServer()
+    embedder = on_fake(server, budget_tokens=40)
+    embedder.embed(["warm up"])
+    server.hold()
+    task = asyncio.create_task(embedder.aembed([f"text number {i}" for i in range(8)]))
+    await asyncio.to_thread(server.wait_for_requests, 2)
+    assert (await asyncio.to_thread(one, server)).waiting == 8 - len(server.seen[-1].texts)
+    server.release()
+    await asyncio.gather(task, return_exceptions=True)

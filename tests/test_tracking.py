@@ -237,3 +237,48 @@ def test_a_block_may_end_in_another_context_than_it_began_in():
     assert list(generator) == []
     embedder.embed(["text"])
     assert usage.texts == 0
+
+
+def test_blocks_that_end_in_another_order_count_and_bound_to_their_own_end():
+    """A block in a generator ends when the generator does, in the middle of its caller's own block."""
+    embedder = on_fake(FakeServer())
+
+    def rows():
+        with track_usage() as inner:
+            yield embedder.embed(["in the generator"])
+        yield inner
+
+    generator = rows()
+    next(generator)
+    with track_usage() as outer:
+        inner = next(generator)
+        embedder.embed(["after the generator's block"])
+    embedder.embed(["after all blocks"])
+    assert (inner.sent, outer.sent) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["a method", "a function that gives a coroutine", "another function"])
+async def test_a_bound_async_function_counts_when_it_runs(kind):
+    embedder = on_fake(FakeServer())
+
+    async def ask(texts):
+        return await embedder.aembed(texts)
+
+    with track_usage(budget_tokens=1000) as usage:
+        bound = usage.bind(
+            {"a method": embedder.aembed, "another function": ask}.get(kind, lambda x: embedder.aembed(x))
+        )
+    await asyncio.gather(*(bound([f"text {i}"]) for i in range(5)))
+    await embedder.aembed(["not bound"])
+    assert usage.sent == 5
+    assert usage.budget.spent_tokens == usage.tokens == 10
+
+
+def test_what_verifying_a_cache_costs_is_the_object_s(tmp_path):
+    server = FakeServer()
+    embedder = on_fake(server, cache=tmp_path)
+    texts = [f"text {i}" for i in range(30)]
+    embedder.embed(texts)
+    verified = embedder.verify_cache(texts)
+    assert verified.usage.tokens > 0
+    assert embedder.usage.tokens == 60 + verified.usage.tokens == sum(server.billed.values()) * 2

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from embedkit_core.engine.budget import most_tokens
 from embedkit_core.engine.current import engine, refuse_engine_thread
 from embedkit_core.engine.items import Ticket
+from embedkit_core.engine.money import most_in_all
 from embedkit_core.engine.rows import Rows
 from embedkit_core.errors import EmbedKitError, ProviderError
 from embedkit_core.lists import ListRows, collector_at_ease
@@ -279,7 +279,8 @@ class Call(Waits):
         if ticket is not None:
             if ticket.broken is not None:
                 raise ticket.broken
-            self._failed = {look_up.misses[index]: error for index, error in ticket.failed.items()}
+            failed = self._payment.restated(ticket.failed)
+            self._failed = {look_up.misses[index]: error for index, error in failed.items()}
             self._truncated += [look_up.misses[index] for index in ticket.truncated]
         self._payment.count(self._counts())
         self._done = True
@@ -318,8 +319,7 @@ class Call(Waits):
 
     def _most_needed(self) -> int:
         """Give how many tokens the texts that failed may still need, at most."""
-        texts, added = self._plan.texts, self._role.lane.added_tokens
-        return sum(most_tokens(texts[place]) + added for place in self._failed)
+        return sum(most_in_all(self._plan.texts[place], self._role.lane) for place in self._failed)
 
 
 async def off_loop(work: Callable[[], T]) -> T:

@@ -7,8 +7,9 @@ from decimal import Context
 from math import ceil
 from typing import TYPE_CHECKING
 
-from embedkit_core.engine.budget import most_tokens, usd_of
+from embedkit_core.engine.budget import usd_of
 from embedkit_core.engine.current import engine, is_running
+from embedkit_core.engine.money import most_in_all
 from embedkit_core.engine.packing import CAP_TEXTS, USUAL_SECONDS, Room, estimate_tokens, spread
 from embedkit_core.forecast import Estimate
 from embedkit_core.lookup import LookUp, Nowhere
@@ -35,7 +36,7 @@ def estimate(owner: Embedder, role: Role, texts: Iterable[str]) -> Estimate:
     pace = _pace(owner, role)
     sizes, source = _sizes(owner, role, plan, look_up.misses, pace)
     tokens, n = sum(sizes), len(sizes)
-    most = sum(most_tokens(plan.texts[place]) + role.lane.added_tokens for place in look_up.misses)
+    most = sum(most_in_all(plan.texts[place], role.lane) for place in look_up.misses)
     price = owner.price.usd_per_million
     cost = known_usd(tokens, price)
     saved = sum(plan.sizes[place] for place in look_up.hits)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from embedkit_core import config
 from embedkit_core.configured import parameter_names
@@ -34,11 +34,11 @@ __all__ = [
     "aembed_lists",
     "ato_lists",
     "by_model",
+    "changed_copy",
     "complaint",
     "cut_or_refuse",
     "default_model",
     "embed_lists",
-    "fields_given",
     "key_or_function",
     "make_embedder",
     "one_type",
@@ -281,15 +281,25 @@ class _Model(Protocol):
     @property
     def model_fields_set(self) -> set[str]: ...
 
+    @property
+    def embedder(self) -> Embedder: ...
 
-def fields_given(model: _Model, embedder: Embedder) -> dict[str, Any]:
-    """Give the fields that an adapter's object was made with, to make another one with other settings.
+
+M = TypeVar("M", bound=_Model)
+
+
+def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
+    """Make an adapter's object anew, with other settings; its budget is shared, unless that is what was changed.
 
     Raises:
         AuthenticationError: it came out of a pickle, and its headers or proxy stayed in the other process.
     """
-    embedder.provider.connection.check_not_lost()
-    return {name: getattr(model, name) for name in model.model_fields_set}
+    model.embedder.provider.connection.check_not_lost()
+    given = {name: getattr(model, name) for name in model.model_fields_set}
+    other = type(model)(**{**given, **changed})
+    if not {"budget_usd", "budget_tokens"} & changed.keys():
+        other.embedder.budget = model.embedder.budget
+    return other
 
 
 def complaint(owner: str, errors: Iterable[Mapping[str, Any]], arguments: Mapping[str, Any]) -> ConfigurationError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from embedkit_core.engine.budget import Budget
 from embedkit_core.engine.purse import Purse
+from embedkit_core.errors import BudgetError, EmbedKitError
 from embedkit_core.meter import Counts, Meter, counted
 from embedkit_core.tracking import UsageTracker
 from embedkit_core.types import InputType, Usage
@@ -32,6 +34,11 @@ class Payment:
     def purse(self) -> Purse:
         """What the engine pays with."""
         return Purse(self._meters, self._price, self._budgets)
+
+    def restated(self, failed: Mapping[int, EmbedKitError]) -> Mapping[int, EmbedKitError]:
+        """Give the errors of texts, those of budgets with what is spent and left at the end of the call."""
+        purse = self.purse
+        return {n: purse.restated(e) if isinstance(e, BudgetError) else e for n, e in failed.items()}
 
     @property
     def is_blind(self) -> bool:

@@ -19,10 +19,11 @@ PATIENCE = 5.0  # seconds for the engine's answer, which takes microseconds
 class Snapshot:
     """One model at one account of this process.
 
-    `waiting` texts are not sent yet, `retrying` ones wait for their next try. `requests_per_minute`,
-    `tokens_per_minute` and `max_in_flight` are what the provider says or its refusals taught, None where nothing is
-    known; `texts_per_request` and `tokens_per_request` what one request may hold. `paused_seconds` are those for which
-    the provider asked to be left alone. `last_failure` names the error and status, `failed_seconds_ago` when it was.
+    `waiting` texts are not sent yet, for want of a slot or of money; `retrying` ones wait for their next try.
+    `requests_per_minute`, `tokens_per_minute` and `max_in_flight` are what the provider says or its refusals taught,
+    None where nothing is known; `texts_per_request` and `tokens_per_request` what one request may hold.
+    `paused_seconds` are those for which the provider asked to be left alone. `last_failure` names the error and status,
+    `failed_seconds_ago` when it was.
     """
 
     model: str
@@ -67,7 +68,7 @@ def snapshot() -> list[Snapshot]:
 def _standing(account: Account) -> list[Snapshot]:
     now, scheduler = account.loop.time(), account.scheduler
     told: list[Snapshot] = []
-    parked = scheduler.parked.items()
+    parked, unpaid = scheduler.parked.items(), scheduler.treasury.unpaid
     for pace, queues in scheduler.turns.by_pace().items():
         limits = {limit.kind: limit.most for limit in pace.limits_known()}
         failure, window = pace.last_failure, limits.get("requests in flight")
@@ -76,7 +77,7 @@ def _standing(account: Account) -> list[Snapshot]:
             Snapshot(
                 model=queues[0].lane.model,
                 endpoint=account.endpoint,
-                waiting=sum(queue.waiting for queue in queues),
+                waiting=sum(queue.waiting for queue in queues) + sum(item.lane in queues for item in unpaid),
                 retrying=sum(item.lane in queues for item in parked),
                 in_flight=pace.in_flight,
                 requests_per_minute=limits.get("requests a minute"),

@@ -6,11 +6,13 @@ that take their context along (asyncio.to_thread, both frameworks' executors). A
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
 
@@ -67,35 +69,48 @@ class UsageTracker:
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget
         self._meters: dict[tuple[str, InputType, Decimal | None], Meter] = {}
-        self._token: Token[tuple[UsageTracker, ...]] | None = None
+        self._entered = False
 
     def __enter__(self) -> Self:
-        if self._token is not None:
+        if self._entered:
             raise ConfigurationError("this tracker is in use; begin another with track_usage()")
-        self._token = _active.set((*_active.get(), self))
+        self._entered = True
+        _active.set((*_active.get(), self))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        token, self._token = self._token, None
-        assert token is not None
-        try:
-            _active.reset(token)
-        except ValueError:  # ended in another context than it began in, as frameworks' generators may be
-            _active.set(tuple(tracker for tracker in _active.get() if tracker is not self))
+        # Itself alone: blocks in generators end in any order, and in other contexts than they began in.
+        _active.set(tuple(tracker for tracker in _active.get() if tracker is not self))
+        self._entered = False
 
     def bind(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Give a function that counts here wherever it runs: a bare thread's target, an executor's task."""
+        """Give a function that counts here wherever it runs, an async one too: in a bare thread, in an executor."""
 
         @functools.wraps(function)
-        def bound(*args: P.args, **kwargs: P.kwargs) -> T:
-            outer = _active.get()
-            token = _active.set(outer if self in outer else (*outer, self))
-            try:
-                return function(*args, **kwargs)
-            finally:
-                _active.reset(token)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with self._counting():
+                result = function(*args, **kwargs)
+            return self._counted(result) if inspect.iscoroutine(result) else result
 
-        return bound
+        @functools.wraps(function)
+        async def bound_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return await bound(*args, **kwargs)
+
+        return bound_async if inspect.iscoroutinefunction(function) else bound  # type: ignore[return-value]
+
+    async def _counted(self, running: Coroutine[Any, Any, Any]) -> Any:
+        with self._counting():
+            return await running
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count here what is done meanwhile, besides where it is counted anyway."""
+        outer = _active.get()
+        token = _active.set(outer if self in outer else (*outer, self))
+        try:
+            yield
+        finally:
+            _active.reset(token)
 
     def meter(self, model: str, input_type: InputType, price: Decimal | None) -> Meter:
         """Give what counts one model in one role, for the engine."""

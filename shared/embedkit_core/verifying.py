@@ -88,7 +88,9 @@ def verify_cache(embedder: Embedder, role: Role, texts: Iterable[str], *, sample
         return Verified(plan.n, 0)
     chosen = spread(sorted(look_up.hits), sample)
     kept = rows.matrix[plan.first[chosen]]
-    fresh = embedder.without_cache().embed([plan.texts[place] for place in chosen], input_type=role.input_type)
+    past = embedder.without_cache()
+    past.meter = embedder.meter  # what it costs is this object's
+    fresh = past.embed([plan.texts[place] for place in chosen], input_type=role.input_type)
     for error in fresh.failed.values():
         raise error
     cosines = _cosines(kept, fresh.vectors, role.form.dtype).tolist()

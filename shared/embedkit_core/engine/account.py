@@ -140,6 +140,7 @@ class Account:
     async def _fly(self, flight: Flight) -> None:
         model, timeout = flight.lane.lane.model, flight.batch.timeout
         error: ProviderError
+        sent = False
         try:
             if self._secret is not None:
                 await self._refreshed(self._secret, within=timeout)
@@ -148,6 +149,7 @@ class Account:
                     self._client = self._connect()
             # The client's own timeouts are per read or write; this one is for the whole.
             async with asyncio.timeout(timeout):
+                sent = True
                 reply = await self._client.embed(flight.batch)
         except ProviderError as refusal:
             error = refusal
@@ -164,6 +166,7 @@ class Account:
                 self.tell(lambda: self.scheduler.replied(flight, reply, self.loop.time()))
             self.pump()
             return
+        error.unsent = error.unsent or not sent
         error.model = error.model or model
         error.provider = error.provider or model.partition(":")[0]
         if self.scheduler.owns(flight):
@@ -179,9 +182,7 @@ class Account:
             async with asyncio.timeout(within):
                 flaw = await asyncio.shield(self._refreshing)
         except TimeoutError:
-            late = TimedOutError(f"the function that gives the key did not return in {within} s")
-            late.unsent = True
-            raise late from None
+            raise TimedOutError(f"the function that gives the key did not return in {within} s") from None
         if flaw is not None:
             raise copy.copy(flaw)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from typing import TYPE_CHECKING, Literal
 
 from embedkit_core.engine.budget import most_tokens
-from embedkit_core.engine.items import Flight, Item, Ticket
+from embedkit_core.engine.items import Flight, Item, Lane, Ticket
 from embedkit_core.engine.packing import share_out
 from embedkit_core.errors import (
     AuthenticationError,
@@ -31,6 +32,17 @@ def most_of(item: Item) -> int:
     return most_tokens(item.text) + item.lane.lane.added_tokens
 
 
+def most_in_all(text: str, lane: Lane) -> int:
+    """Give how many tokens a text may be billed at, at most, in as many pieces as "mean" may have to cut it into.
+
+    Each is sent with the prompt. Pieces are of equal length, so that twice as many as would be full suffice; where the
+    limit is not known, nor is their number.
+    """
+    tokens, limit = most_tokens(text), lane.limits.text_tokens
+    pieces = 2 * ceil(tokens / limit) if lane.long_text == "mean" and limit and tokens > limit else 1
+    return tokens + pieces * lane.added_tokens
+
+
 class Treasury:
     """The money of one scheduler's requests: those under way, and the texts that wait for a bill to come in."""
 
@@ -44,13 +56,18 @@ class Treasury:
 
     def fund(self, flight: Flight) -> bool:
         """Find who pays for each text of a request, take out those that nobody can, and tell whether any are left."""
-        flight.items = [item for item in flight.items if self._find_payer(item) or self._set_aside(item)]
-        if flight.items:
-            self._aloft.add(flight)
+        self._aloft.add(flight)
+        paid = [item for item in flight.items if self._find_payer(item) or self._set_aside(item)]
+        # Whoever was told that a piece of their text is too dear wants none of the others any more.
+        flight.items = [item for item in paid if item.waiters or self._give_back(item)]
+        if not flight.items:
+            self._aloft.discard(flight)
         return bool(flight.items)
 
     def _find_payer(self, item: Item) -> bool:
         """Let the first of those who wait for a text whose budgets allow it pay."""
+        if not item.waiters:
+            return False
         first = item.waiters[0].ticket
         if not first.purse.budgets:
             item.payer = item.root.payer = first
@@ -82,11 +99,25 @@ class Treasury:
             scheduler.drop(item.root)
         return False
 
+    def _give_back(self, item: Item) -> Literal[False]:
+        """Let go of a text that was paid for and is not wanted any more, before it is sent."""
+        if item.payer is not None:
+            item.payer.purse.settle(item.reserved, 0)
+            item.reserved = 0
+        self._scheduler.drop(item)
+        return False
+
+    @property
+    def unpaid(self) -> list[Item]:
+        """The texts that wait for money."""
+        return [item for item in self._unpaid if item.waiters]
+
     def ask_again(self, item: Item) -> None:
-        """Put a text that could not be paid for back in its queue: somebody else wants it."""
-        if item in self._unpaid:
-            del self._unpaid[item]
-            item.lane.enter([item])
+        """Put a text that could not be paid for, or its pieces, back in the queue: somebody else wants it."""
+        for one in [one for one in self._unpaid if one.root is item] if item.missing else [item]:
+            if one in self._unpaid:
+                del self._unpaid[one]
+                one.lane.enter([one])
 
     def forget(self, item: Item) -> None:
         """Let go of a text that nobody wants any more."""

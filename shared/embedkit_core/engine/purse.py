@@ -31,6 +31,14 @@ class Purse:
                 return budget_error(budget, tokens, self.price)
         return None
 
+    def restated(self, error: BudgetError) -> BudgetError:
+        """Give the error of one of these budgets as it stands by now, unless the text could be paid for by now."""
+        for budget in self.budgets:
+            mine = (budget.limit_usd, budget.limit_tokens) == (error.limit_usd, error.limit_tokens)
+            if mine and error.needed_tokens is not None and not budget.admits(error.needed_tokens, self.price):
+                return budget_error(budget, error.needed_tokens, self.price)
+        return error
+
     def reserve(self, tokens: int) -> None:
         """Set so many tokens aside."""
         for budget in self.budgets:
