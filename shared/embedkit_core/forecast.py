@@ -14,12 +14,11 @@ from embedkit_core.types import counted_noun, dollars
 class Estimate:
     """What embedding some texts would take; nothing was sent.
 
-    `tokens` are what is likely to be billed, `max_tokens` a bound that no bill exceeds (but the prompts of a text's pieces,
-    for "mean" where the model's limit is not known); `cost_usd` and `max_cost_usd`
-    what they cost, None where the price is unknown. `saved_usd` is what the hits would have cost, and
-    `cost_per_text_usd` the cost over all `texts`, hits and duplicates too. `seconds` is the time it takes at the limits
-    that are known, None for a model on this machine that has not run yet. `token_source` and `price_source` say how
-    tokens and price are known.
+    `tokens` are what is likely to be billed, `max_tokens` a bound that no bill exceeds, but for the prompts of a text's
+    pieces with "mean" where the model's limit is not known; `cost_usd` and `max_cost_usd` what they cost, None where
+    the price is unknown. `saved_usd` is what the hits would have cost, and `cost_per_text_usd` the cost over all
+    `texts`, hits and duplicates too. `seconds` is the time it takes at the limits that are known, None for a model on
+    this machine that has not run yet. `token_source` and `price_source` say how tokens and price are known.
     """
 
     model: str
