@@ -69,6 +69,19 @@ def test_a_key_of_the_environment_never_travels(door, server, monkeypatch):
     assert core(through_a_pickle(thing)).embed_query("a").tolist() == vector_of("a").tolist()
 
 
+@doors
+def test_a_copy_goes_where_the_first_one_does_whatever_its_own_environment_says(door, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    state = pickle.dumps(door(model=OPENAI, cache=False))
+    here = core(pickle.loads(state))
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.example/v1")
+    there = core(pickle.loads(state))
+    assert there.provider.reached_at == here.provider.reached_at == "https://api.openai.com/v1"
+    assert there.fingerprint == here.fingerprint == Embedder(OPENAI, base_url=here.provider.reached_at).fingerprint
+    assert there.space == here.space
+
+
 def test_langchain_shows_the_key_of_the_environment_as_a_secret(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for thing in (made(EmbedKitEmbeddings, server, api_key=None), EmbedKitEmbeddings(model=OPENAI, cache=False)):

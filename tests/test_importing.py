@@ -181,10 +181,25 @@ def test_one_vector_of_another_model_in_the_sample_refuses_them_all(server, new)
     assert nothing_was_taken(server, new, texts)
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0, -1.0, 0.0])
-def test_vectors_of_another_length_are_refused(server, new, factor):
-    with pytest.raises(ConfigurationError, match="not normalised"):
-        new.import_vectors(numbered(5), [vector_of(text) * np.float32(factor) for text in numbered(5)])
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_vectors_of_another_length_are_refused_in_the_sample_or_not(server, new, factor):
+    vectors = [vector_of(text) for text in numbered(5)]
+    vectors[1] = vectors[1] * np.float32(factor)
+    with pytest.raises(ConfigurationError, match=f"at position 1 has length {factor:.4g}, .* have length 1"):
+        new.import_vectors(numbered(5), vectors)
+    assert nothing_was_taken(server, new, numbered(5))
+
+
+def test_vectors_that_point_the_other_way_are_refused(server, new):
+    with pytest.raises(ConfigurationError, match="cosine -1"):
+        new.import_vectors(numbered(5), [-vector_of(text) for text in numbered(5)])
+    assert nothing_was_taken(server, new, numbered(5))
+
+
+def test_vectors_of_nothing_but_zeros_are_refused(server, new):
+    with pytest.raises(InputError, match="position 3 is nothing but zeros") as refused:
+        new.import_vectors(numbered(5), [vector_of(text) * (n != 3) for n, text in enumerate(numbered(5))], verify=0)
+    assert refused.value.indices == (3,)
     assert nothing_was_taken(server, new, numbered(5))
 
 

@@ -285,3 +285,16 @@ def test_a_model_whose_architecture_is_code_of_its_own_is_refused_and_not_run():
         for name in ("configuration_mine.py", "modeling_mine.py"):
             (folder / name).write_text("raise SystemExit('this code was run')")
         assert "brings code of its own, which is never run here" in failure(folder)
+
+
+def test_a_file_behind_a_linked_folder_is_part_of_a_model_s_identity(tmp_path):
+    """Whoever loads the model follows the link, also one that leads back."""
+    with copied_model() as folder:
+        (folder / "1_Pooling").rename(tmp_path / "pooling")
+        (folder / "1_Pooling").symlink_to(tmp_path / "pooling")
+        (folder / "round").symlink_to(folder)
+        one = Embedder(f"local:{folder}", cache=False).fingerprint
+        assert Embedder(f"local:{folder}", cache=False).fingerprint == one
+        config = tmp_path / "pooling" / "config.json"
+        config.write_text(config.read_text().replace("mean", "MEAN", 1))
+        assert Embedder(f"local:{folder}", cache=False).fingerprint != one

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.embedders import embedder, long_text, numbered
+from support.embedders import MINILM, embedder, long_text, needs_local_model, numbered
 from support.openai_server import OpenAIServer, vector_of
 
-from embedkit_core import BadReplyError, ConfigurationError, Usage
+from embedkit_core import BadReplyError, ConfigurationError, Embedder, Usage
 from embedkit_core.hosts import aembed_lists, embed_lists
 
 TEXTS = numbered(6)
@@ -116,6 +116,26 @@ def test_a_longer_vector_of_anything_else_is_none(server, tmp_path, other):
 def test_a_model_that_is_not_trained_for_it_is_not_cut(server):
     with pytest.raises(ConfigurationError, match="it offers 1536"):
         embedder(server, "text-embedding-ada-002", dimensions=256)
+
+
+@needs_local_model
+@pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
+def test_rows_are_centred_once_however_they_are_kept(dtype, tmp_path):
+    """What nomic's models do before they are cut takes the whole row: a longer row that is kept has been through it."""
+    info = {"dimensions": 384, "allowed_dimensions": [64, 128, 256, 384], "cut": "centred"}
+
+    def made(**options):
+        return Embedder(MINILM, model_info=info, **options)
+
+    direct = made(dimensions=64, dtype=dtype, cache=False).embed(TEXTS).vectors
+    for kept in (128, 384):
+        folder = tmp_path / str(kept)
+        made(dimensions=kept, cache=folder).embed(TEXTS)
+        from_longer = made(dimensions=64, dtype=dtype, cache=folder).embed(TEXTS)
+        assert from_longer.usage.sent == 0
+        np.testing.assert_allclose(from_longer.vectors, direct, atol=1e-6 if dtype == "float32" else 1e-3)
+        fetched = made(dimensions=64, fetch_dimensions=kept, dtype=dtype, cache=False).embed(TEXTS)
+        np.testing.assert_allclose(fetched.vectors, direct, atol=1e-6 if dtype == "float32" else 1e-3)
 
 
 # fetch_dimensions

@@ -44,6 +44,15 @@ def test_a_model_that_changed_under_its_name_is_told_and_the_cache_left_alone(tm
         assert np.array_equal(made.embed(TEXTS[:1]).vectors[0], vector_of(TEXTS[0]))
 
 
+def test_vectors_of_another_length_are_not_the_model_s(tmp_path):
+    with OpenAIServer() as server:
+        made = embedder(server, model_info={"unit_length": None}, cache=tmp_path)
+        made.import_vectors(TEXTS, [vector_of(text) * np.float32(1.01) for text in TEXTS], verify=0)
+        found = made.verify_cache(TEXTS, sample=3)
+        assert len(found.changed) == 3
+        assert found.lowest == pytest.approx(1 / 1.01, abs=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
 def test_every_type_can_be_compared(dtype, tmp_path):
     with OpenAIServer() as server:

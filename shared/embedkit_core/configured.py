@@ -125,6 +125,11 @@ class Configured:
         return self._form.dimensions
 
     @property
+    def has_unit_length(self) -> bool:
+        """Whether vectors are known to have length 1: the model promises it, or they are brought to it here."""
+        return self._info is not None and self._info.unit_length is not None
+
+    @property
     def space(self) -> str:
         """The name of the vector space: vectors of different spaces must not be compared or share an index."""
         wire = self._roles["document"].lane.wire

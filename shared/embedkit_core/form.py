@@ -86,6 +86,10 @@ class Finish:
         with np.errstate(over="ignore"):  # what does not fit is looked for by others
             return rows.astype(ELEMENTS[self.dtype], copy=False)
 
+    def centres(self, kept: Finish) -> bool:
+        """Tell whether rows that were `kept` after another finish are yet to be centred, which takes the whole row."""
+        return self.centred and kept.cut is None
+
     def parts(self) -> dict[str, Any]:
         """Give what of it a key covers; what is left at its neutral value is not there."""
         given = {"cut": self.cut, "centred": self.centred, "unit": self.unit}

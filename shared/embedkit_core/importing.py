@@ -63,6 +63,8 @@ def import_vectors(
     doubtful = _doubtful(plan, role, embedder.provider.longest_text) & stands.keys()
     offers = [_Offer(p, at, _row(rows[at], at)) for p, at in stands.items() if p not in doubtful]
     _check_width(offers, role.kept.dimensions or embedder.dimensions, embedder.model)
+    if embedder.has_unit_length:
+        _check_lengths(offers, embedder.model)
     _check_sample(embedder, role.input_type, plan, offers, verify)
     written = 0
     for start in range(0, len(offers), ROWS):
@@ -121,6 +123,8 @@ def _row(vector: Any, position: int) -> Vectors:
         row = np.empty((0, 0), dtype=np.float32)
     if row.ndim != 1 or not row.size or not np.isfinite(row).all():
         raise InputError(f"the vector at position {position} is not one row of finite numbers", (position,))
+    if not row.any():
+        raise InputError(f"the vector at position {position} is nothing but zeros: leave it out, as None", (position,))
     return row
 
 
@@ -137,6 +141,16 @@ def _check_width(offers: Sequence[_Offer], width: int | None, model: str) -> Non
 def spread(things: Sequence[T], n: int) -> list[T]:
     """Give at most n of some things, from the first to the last."""
     return [things[i] for i in sorted(set(np.linspace(0, len(things) - 1, num=n, dtype=int).tolist()))]
+
+
+def _check_lengths(offers: Sequence[_Offer], model: str) -> None:
+    for offer in offers:
+        length = float(np.linalg.norm(offer.row.astype(np.float64)))
+        if abs(length - 1.0) > 1 - SAME:
+            raise ConfigurationError(
+                f"the vector at position {offer.position} has length {length:.4g}, and those of {model} have length 1: "
+                "bring it to that, if it is this model's; nothing was imported"
+            )
 
 
 def _check_sample(embedder: Embedder, input_type: InputType, plan: Plan, offers: Sequence[_Offer], verify: int) -> None:

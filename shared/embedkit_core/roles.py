@@ -113,7 +113,7 @@ def make_role(
         added_tokens=provider.added_tokens(input_type),
         sorts=provider.on_this_machine,
     )
-    view = Finish(form.dimensions, asked.finish.centred, source=kept.dtype, dtype=form.dtype)
+    view = Finish(form.dimensions, asked.finish.centres(asked.finish), source=kept.dtype, dtype=form.dtype)
     is_viewed = form.dtype != kept.dtype or (form.dimensions or 0) < (kept.dimensions or 0)
     return Role(
         input_type,

@@ -61,7 +61,7 @@ def plan(choice: Choice, *, dimensions: int | None, fetch: int | None, dtype: DT
     for width, kind in _candidates(choice, wanted, dimensions):
         other = choice.order(width, kind)
         same = (other.dimensions, other.dtype) == (asked.dimensions, asked.dtype)
-        finish = Finish(form.dimensions, wanted.finish.centred, source=other.form.dtype, dtype=dtype)
+        finish = Finish(form.dimensions, wanted.finish.centres(other.finish), source=other.form.dtype, dtype=dtype)
         others.append((provider if same else choice.make(other), other, finish))
     return Plan(provider, asked, form, tuple(others))
 

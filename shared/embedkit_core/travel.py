@@ -96,7 +96,7 @@ def packed(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
         "cache": cache,
         "rate_limiter": limiter,
         "progress": progress if isinstance(progress, bool) or _can_travel(progress) else None,
-        "base_url": provider.address or provider.endpoint or None,
+        "base_url": provider.reached_at or None,
     }
 
 

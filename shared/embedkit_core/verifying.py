@@ -38,8 +38,8 @@ class Verified:
     """How like the model's own of today some cached vectors are.
 
     `cached` counts the distinct texts that the cache has; `cosines` gives for the positions of those that were embedded
-    anew the cosine of both vectors, of the signs where the type is binary. Two answers of one model are `alike` or
-    more: 0.999 for floats, less for types that round; what is below is another model's.
+    anew the cosine of both vectors, of the signs where the type is binary, less where their lengths differ. Two answers
+    of one model are `alike` or more: 0.999 for floats, less for types that round; what is below is another model's.
     """
 
     texts: int
@@ -103,7 +103,7 @@ def _cosines(one: Vectors, other: Vectors, dtype: DType) -> npt.NDArray[np.float
     if one.shape != other.shape:
         return np.zeros(len(one))
     a, b = (_numbers(rows, dtype) for rows in (one, other))
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    lengths = np.maximum(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)) ** 2
     cosines: npt.NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / np.where(lengths == 0, 1.0, lengths)
     return cosines
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,20 @@ def _modes(pooling: Mapping[str, Any]) -> int:
 
 def folder_digest(folder: Path) -> str:
     """Give the SHA-256 of a model's configuration and weights, remembered by path, size and time of change."""
-    paths = sorted({path for pattern in FILES for path in folder.rglob(pattern)})
+    paths = sorted(path for path in _files(folder) if any(path.match(pattern) for pattern in FILES))
     stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
     return _digest(str(folder), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Give the files of a model, those in folders that are links too: whoever loads it follows them."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := Path(place).resolve()) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names)
 
 
 @cache
