@@ -355,3 +355,13 @@ def test_a_local_model_is_never_asked_about_money(shell, tmp_path):
     code, _, _ = shell("embed", lines(tmp_path / "in.txt", TEXTS[:5]), "-o", "out.npy", "-m", MINILM)
     assert code == 0
     assert np.allclose(np.load(tmp_path / "out.npy"), Embedder(MINILM, cache=False).embed(TEXTS[:5]).vectors, atol=1e-6)
+
+
+@needs_local_model
+def test_a_quiet_run_of_a_local_model_prints_one_line(tmp_path):
+    """The libraries that load the model draw bars of their own."""
+    arguments = [sys.executable, "-m", "embedkit_core", "embed", str(lines(tmp_path / "in.txt", TEXTS[:2]))]
+    arguments += ["-o", str(tmp_path / "out.npy"), "-m", MINILM, "--cache", str(tmp_path), "--quiet"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1

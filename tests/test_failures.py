@@ -16,6 +16,7 @@ from support.openai_server import Fault, OpenAIServer, vector_of
 from embedkit_core import Usage
 from embedkit_core.errors import (
     AuthenticationError,
+    BadReplyError,
     BadRequestError,
     BadTextError,
     EmbedKitError,
@@ -282,3 +283,13 @@ def test_no_error_and_no_log_repeats_a_text_or_the_key(status, caplog):
     assert "HTTP" in said
     for secret in (PRIVATE, server.api_key):
         assert not any(secret[i : i + 12] in said for i in range(len(secret) - 11))
+
+
+def test_a_server_that_answers_another_width_is_asked_once():
+    """Each request of a job would be billed, and none of them of any use."""
+    with OpenAIServer(dimensions=64) as server:
+        texts = [f"text {i}" for i in range(3000)]
+        with pytest.raises(BadReplyError, match="64 dimensions instead of 1536") as caught:
+            embedder(server).embed(texts)
+        assert len(server.requests) == 1
+        assert caught.value.usage.failed == 3000

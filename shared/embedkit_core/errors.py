@@ -251,7 +251,8 @@ class TimedOutError(ProviderError):
 class BadReplyError(ProviderError):
     """The reply does not fit the request: wrong count, order, width, or a number that is not finite.
 
-    `tokens` is what it was billed at, where it said so.
+    `tokens` is what it was billed at, where it said so; `lasts` says that other texts would be answered no better.
     """
 
     tokens: int | None = None
+    lasts = False

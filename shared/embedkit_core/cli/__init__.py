@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 
@@ -12,6 +13,8 @@ def main() -> None:
     if missing:
         sys.stderr.write('rag-embedkit: the command needs an extra: pip install "rag-embedkit[cli]"\n')
         sys.exit(2)
+    # A local model that is loaded draws bars of its own, between ours and with --quiet too.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from embedkit_core.cli.app import run
 
     sys.exit(run())

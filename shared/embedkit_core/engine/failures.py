@@ -55,10 +55,10 @@ def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: floa
         _halve(scheduler, flight, items, error, now)
     elif isinstance(error, BadTextError):
         _search(scheduler, flight, items, error)
-    elif isinstance(error, BadReplyError):
+    elif isinstance(error, BadReplyError) and not error.lasts:
         give_up(scheduler, items, error)
-    elif isinstance(error, (AuthenticationError, BadRequestError, QuotaError)):
-        # The request itself is refused: what waits in this lane would be refused too.
+    elif isinstance(error, (BadReplyError, AuthenticationError, BadRequestError, QuotaError)):
+        # It is the request itself: what waits in this lane would come to the same, and may be billed.
         flight.lane.proven = False
         give_up_lane(scheduler, flight, error)
     else:

@@ -20,8 +20,10 @@ def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
     provider = model.partition(":")[0]
     element = ELEMENTS[lane.dtype]
 
-    def bad(message: str) -> BadReplyError:
-        return BadReplyError(f"{model} {message}; nothing of this reply is kept", provider=provider, model=model)
+    def bad(message: str, *, lasts: bool = False) -> BadReplyError:
+        error = BadReplyError(f"{model} {message}; nothing of this reply is kept", provider=provider, model=model)
+        error.lasts = lasts
+        return error
 
     if not isinstance(reply, Reply) or not isinstance(reply.vectors, np.ndarray):
         raise bad("answered something that is not a matrix of vectors")
@@ -36,7 +38,8 @@ def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
         asked = form.dimensions_of(width) if width else 0
         heedless = lane.asks_width and width is not None and found > width
         way_out = f"; {way_to_cut(asked)}" if heedless else ""
-        raise bad(f"answered vectors of {form.dimensions_of(found)} dimensions instead of {asked or 'some'}{way_out}")
+        was = f"{form.dimensions_of(found)} dimensions instead of {asked or 'some'}"
+        raise bad(f"answered vectors of {was}{way_out}", lasts=True)
     if element.kind != "f":
         return
     # One sum is cheaper than a test of each number; it is not finite if any of them is not.
