@@ -8,7 +8,7 @@ from support.cohere_server import CohereServer
 from support.embedders import embedder, long_text, numbered
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
-from support.voyage_server import VoyageServer
+from support.voyage_server import VoyageServer, of_type, voyage_vector
 
 from embedkit_core import (
     BadReplyError,
@@ -113,6 +113,44 @@ def test_a_number_that_does_not_fit_into_half_the_precision_is_refused_and_not_k
         with pytest.raises(BadReplyError, match="does not fit into float16"):
             half.embed(TEXTS)
         assert half.embed(TEXTS).usage.sent == 3
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("served", [(256, "float"), (1024, "as asked")], ids=["no heed to the type", "to the width"])
+def test_whole_numbers_are_never_cut(dtype, served, tmp_path):
+    """They became zeros, and were kept."""
+    width, kind = served
+
+    def heedless(reply):
+        for row in reply["data"]:
+            row["embedding"] = of_type(voyage_vector("x", dimensions=width), dtype if kind == "as asked" else kind)
+
+    with VoyageServer() as server:
+        made = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path, max_retries=0)
+        server.fault_for(lambda texts, number: Fault(transform=heedless))
+        with pytest.raises(BadReplyError, match="1024 dimensions instead of 256"):
+            made.embed(["x"])
+        server.fault_for(lambda texts, number: None)
+        assert np.array_equal(made.embed(["x"]).vectors[0], of_type(voyage_vector("x", dimensions=256), dtype))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_whole_numbers_of_a_model_that_its_provider_is_not_asked_to_cut_are_refused(dtype):
+    info = {"like": "local:nomic-ai/nomic-embed-text-v1.5"}
+    with VoyageServer() as server, pytest.raises(ConfigurationError, match=f"those of dtype='{dtype}' cannot be"):
+        voyage(server, dimensions=256, dtype=dtype, model_info=info)
+
+
+def test_whole_numbers_that_are_all_zero_are_refused_and_not_kept(tmp_path):
+    def emptied(reply):
+        reply["data"][1]["embedding"][:] = 0
+
+    with VoyageServer() as server:
+        made = voyage(server, dtype="int8", cache=tmp_path, max_retries=0)
+        server.faults = [Fault(transform=emptied)]
+        with pytest.raises(BadReplyError, match="a vector of zeros"):
+            made.embed(TEXTS)
+        assert made.embed(TEXTS).usage.sent == 3
 
 
 @pytest.mark.parametrize("row", [["0.1", "0.2"], [True, False], [None, 1.0], {"a": 1}, [0.0, 0.0]], ids=repr)

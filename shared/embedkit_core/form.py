@@ -24,6 +24,7 @@ ELEMENTS: Mapping[DType, np.dtype[Any]] = {
     "ubinary": np.dtype(np.uint8),
 }
 PACKED = ("binary", "ubinary")
+CALIBRATED = ("int8", "uint8")  # never cut: their ranges are the provider's, and differ with the dimensions
 MADE_HERE = ("float16", *PACKED)  # from float32, for every model; the other types need ranges that its provider has
 Matrix: TypeAlias = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 from embedkit_core.engine import longtext
 from embedkit_core.engine.items import Flight, Lane
 from embedkit_core.errors import BadReplyError
-from embedkit_core.form import ELEMENTS, PACKED, Form, way_to_cut
+from embedkit_core.form import CALIBRATED, ELEMENTS, PACKED, Form, way_to_cut
 from embedkit_core.types import Reply
 
 
@@ -34,9 +34,11 @@ def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
     if found == 0 or (width is not None and found not in (width, lane.wider)):
         form = Form(lane.dtype)
         asked = form.dimensions_of(width) if width else 0
-        heedless = lane.asks_width and width is not None and found > width
+        heedless = lane.asks_width and width is not None and found > width and lane.dtype not in CALIBRATED
         way_out = f"; {way_to_cut(asked)}" if heedless else ""
         raise bad(f"answered vectors of {form.dimensions_of(found)} dimensions instead of {asked or 'some'}{way_out}")
+    if lane.dtype == "int8" and not vectors.any(axis=1).all():
+        raise bad("answered a vector of zeros")
     if element.kind != "f":
         return
     # One sum is cheaper than a test of each number; it is not finite if any of them is not.
