@@ -153,6 +153,19 @@ def test_whole_numbers_that_are_all_zero_are_refused_and_not_kept(tmp_path):
         assert made.embed(TEXTS).usage.sent == 3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
+def test_a_vector_that_is_shorter_than_what_it_is_to_be_cut_to_is_refused_and_not_kept(dtype, tmp_path):
+    """It was taken as it was, and kept where no later call believed it."""
+    info = {"allowed_dimensions": [256], "cut": "prefix"}
+    with OpenAIServer(dimensions=96) as server:
+        made = embedder(server, "some-model", dimensions=256, dtype=dtype, model_info=info, cache=tmp_path)
+        with pytest.raises(BadReplyError, match="96 dimensions, fewer than the 256 wanted"):
+            made.embed(TEXTS)
+        server.dimensions = 512
+        assert made.embed(TEXTS).usage.sent == 3
+        assert made.embed(TEXTS).usage.cache_hits == 3
+
+
 @pytest.mark.parametrize("row", [["0.1", "0.2"], [True, False], [None, 1.0], {"a": 1}, [0.0, 0.0]], ids=repr)
 def test_a_reply_that_is_no_vector_is_refused(row):
     with OpenAIServer() as server:

@@ -30,13 +30,15 @@ def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
         raise bad(f"answered an array of {vectors.dtype} with {vectors.ndim} axes instead of {element} with 2")
     if vectors.shape[0] != n_texts:
         raise bad(f"answered {vectors.shape[0]} vectors for {n_texts} texts")
-    found = vectors.shape[1]
+    found, form = vectors.shape[1], Form(lane.dtype)
+    dimensions = form.dimensions_of(found)
     if found == 0 or (width is not None and found not in (width, lane.wider)):
-        form = Form(lane.dtype)
         asked = form.dimensions_of(width) if width else 0
         heedless = lane.asks_width and width is not None and found > width and lane.dtype not in CALIBRATED
         way_out = f"; {way_to_cut(asked)}" if heedless else ""
-        raise bad(f"answered vectors of {form.dimensions_of(found)} dimensions instead of {asked or 'some'}{way_out}")
+        raise bad(f"answered vectors of {dimensions} dimensions instead of {asked or 'some'}{way_out}")
+    if lane.finish is not None and dimensions < (lane.finish.cut or 0):
+        raise bad(f"answered vectors of {dimensions} dimensions, fewer than the {lane.finish.cut} wanted")
     if lane.dtype == "int8" and not vectors.any(axis=1).all():
         raise bad("answered a vector of zeros")
     if element.kind != "f":
