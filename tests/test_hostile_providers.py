@@ -18,6 +18,7 @@ from embedkit_core import (
     RateLimitError,
     TextTooLongError,
 )
+from embedkit_core.hosts import embed_lists
 from llamaindex_embedkit import EmbedKitEmbedding
 
 SMALL = "openai:text-embedding-3-small"
@@ -215,6 +216,24 @@ def test_two_widths_under_one_name_are_told_of_for_every_type(tmp_path):
                 embedder(server, "some-model", cache=tmp_path, dtype=dtype).embed(["a", "b"])
         with pytest.raises(ConfigurationError, match="two widths"):
             embedder(server, "some-model", cache=tmp_path).verify_cache(["a", "b"])
+
+
+@pytest.mark.parametrize("texts", ["ab", "ba"])
+def test_two_widths_in_two_types_are_told_of_whoever_asks(texts, tmp_path):
+    """Lists came ragged, and a matrix failed with an error of numpy's."""
+    with OpenAIServer(dimensions=8) as server:
+        made = {dtype: embedder(server, "some-model", cache=tmp_path, dtype=dtype) for dtype in ("float32", "float16")}
+        made["float32"].embed(["a"])
+        server.dimensions = 16
+        made["float16"].embed(["b"])
+        asking = embedder(server, "some-model", cache=tmp_path, dtype="float16")
+        for ask in (
+            asking.embed,
+            lambda texts: embed_lists(asking, texts),
+            lambda texts: list(asking.embed_iter(texts)),
+        ):
+            with pytest.raises(ConfigurationError, match="two widths"):
+                ask([*texts])
 
 
 def test_spaces_that_differ_have_names_that_do():
