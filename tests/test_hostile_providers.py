@@ -167,6 +167,29 @@ def test_a_vector_that_is_shorter_than_what_it_is_to_be_cut_to_is_refused_and_no
         assert made.embed(TEXTS).usage.cache_hits == 3
 
 
+def embedded(made, texts):
+    return made.embed(texts).vectors.tolist()
+
+
+@pytest.mark.parametrize("ask", [embedded, lambda made, texts: embed_lists(made, texts).rows], ids=["matrix", "lists"])
+@pytest.mark.parametrize("fetch", [{}, {"dimensions": 1536, "fetch_dimensions": 1536}], ids=["kept", "fetched"])
+def test_a_number_that_does_not_fit_is_not_made_of_a_cached_one_either(ask, fetch, tmp_path):
+    """Infinities came of it. The text is asked for again, and what comes is refused likewise."""
+    info = {"dimensions": 1536, "allowed_dimensions": [256, 1536], "cut": "prefix"}
+    with OpenAIServer() as server:
+        server.faults = [Fault(transform=overflowing)]
+        settings = {"cache": tmp_path, "model_info": info, **fetch}
+        assert embedder(server, "some-model", **settings).embed(TEXTS).vectors.max() == 70_000
+        half = embedder(server, "some-model", dtype="float16", max_retries=0, **settings)
+        assert len(ask(half, TEXTS[1:])) == 2
+        assert len(server.requests) == 1
+        server.faults = [Fault(transform=overflowing)]
+        with pytest.raises(PartialFailureError, match="does not fit into float16") as caught:
+            ask(half, TEXTS)
+        assert list(caught.value.failed) == [0]
+        assert server.requests[-1].texts == (TEXTS[0],)
+
+
 @pytest.mark.parametrize("row", [["0.1", "0.2"], [True, False], [None, 1.0], {"a": 1}, [0.0, 0.0]], ids=repr)
 def test_a_reply_that_is_no_vector_is_refused(row):
     with OpenAIServer() as server:

@@ -10,7 +10,7 @@ import numpy as np
 from embedkit_core.engine.current import engine, is_running
 from embedkit_core.engine.rows import Rows
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.form import Finish, Form
+from embedkit_core.form import Finish, Form, overflown
 from embedkit_core.lists import ListRows
 from embedkit_core.plan import Plan, key_of
 from embedkit_core.roles import Role, Source
@@ -122,35 +122,36 @@ class LookUp:
         places = {key_of(source.prefix, texts[place]): place for place in self.misses}
         for found in self._owner.store.read(list(places), hot=False):
             entries = {places[key]: e for key, e in found.items() if key in places and self._is_made_of(e, source.form)}
-            if not entries:
-                continue
-            rows = source.finish(np.stack([entry.vector for entry in entries.values()]))
-            self._rows.put(list(entries), rows)
-            self.hits.update(entries)
-            self.truncated += [place for place, entry in entries.items() if entry.truncated]
+            made = self._put(entries, source.finish)
             if hot:
-                made = zip(entries.items(), rows, strict=True)
-                self._owner.store.remember({self._plan.keys[p]: Entry(row, e.truncated) for (p, e), row in made})
+                self._owner.store.remember({self._plan.keys[place]: entry for place, entry in made.items()})
         self._check_widths()
         self.misses = [place for place in self.misses if place not in self.hits]
 
     def _take(self, blocks: Iterable[Found], view: Finish | None) -> None:
         for found in blocks:
-            places: list[int] = []
-            vectors: list[Vectors] = []
+            entries: dict[int, Entry] = {}
             for key, entry in found.items():
                 place = self._plan.places.get(key)
                 if place is not None and place not in self.hits and self._fits(entry):
-                    places.append(place)
-                    vectors.append(entry.vector)
-                    if entry.truncated:
-                        self.truncated.append(place)
-            if places:
-                self._rows.put(places, vectors if view is None else view(np.stack(vectors)))
-                self.hits.update(places)
+                    entries[place] = entry
+            self._put(entries, view)
         self._check_widths()
         if self.hits:
             self.misses = [place for place in self.misses if place not in self.hits]
+
+    def _put(self, entries: dict[int, Entry], finish: Finish | None) -> dict[int, Entry]:
+        """Take entries as `finish` makes them, and give them so; those that do not fit into the type remain misses."""
+        if finish is not None and entries:
+            rows = finish(np.stack([entry.vector for entry in entries.values()]))
+            lost = set(overflown(rows))
+            made = enumerate(zip(entries.items(), rows, strict=True))
+            entries = {place: Entry(row, entry.truncated) for n, ((place, entry), row) in made if n not in lost}
+        if entries:
+            self._rows.put(list(entries), [entry.vector for entry in entries.values()])
+            self.hits.update(entries)
+            self.truncated += [place for place, entry in entries.items() if entry.truncated]
+        return entries
 
     def _check_widths(self) -> None:
         if len(self._found) > 1 and self._role.kept.dimensions is None:

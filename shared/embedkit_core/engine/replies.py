@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from embedkit_core.engine import longtext
-from embedkit_core.engine.items import Flight, Lane
+from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.errors import BadReplyError
-from embedkit_core.form import CALIBRATED, ELEMENTS, PACKED, Form, way_to_cut
-from embedkit_core.types import Reply
+from embedkit_core.form import CALIBRATED, ELEMENTS, PACKED, Form, overflown, way_to_cut
+from embedkit_core.types import Reply, Vectors
 
 
 def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
@@ -64,9 +64,26 @@ def finished(reply: Reply, lane: Lane) -> Reply:
     if lane.finish is None:
         return reply
     rows = lane.finish(reply.vectors)
-    if rows.dtype == np.float16 and not np.isfinite(rows).all():
+    if overflown(rows):
         raise BadReplyError(f"{lane.model} answered a number that does not fit into float16; nothing is kept")
     return replace(reply, vectors=rows)
+
+
+def seen(vectors: Vectors, ticket: Ticket) -> Vectors:
+    """Give kept rows as a caller wants them.
+
+    Raises:
+        BadReplyError: they do not go with those it has, or a number does not fit into half the precision.
+    """
+    rows = vectors if ticket.view is None else ticket.view(vectors)
+    if ticket.rows.width not in (None, rows.shape[1]):
+        raise BadReplyError(
+            f"the model answers rows of {rows.shape[1]} numbers and the cache holds vectors of another width: it has "
+            "changed; name dimensions=, or another cache"
+        )
+    if overflown(rows):
+        raise BadReplyError("the model answered a number that does not fit into float16")
+    return rows
 
 
 def collect(flight: Flight, reply: Reply) -> None:
