@@ -180,8 +180,7 @@ class Call(Waits):
     def submit(self, wake: Callable[[], None]) -> None:
         """Hand the misses over; `wake` is called on the engine's side when all are served or given up."""
         plan, owner, look_up = self._plan, self._owner, self._look_up
-        assert look_up is not None
-        assert look_up.account is not None
+        assert look_up is not None and look_up.account is not None
         self._rows.positions = plan.first[look_up.misses]
         self._ticket = Ticket(
             rows=self._rows,
@@ -194,6 +193,7 @@ class Call(Waits):
             cache=owner.store.keeper,
             purse=self._payment.purse,
             wake=wake,
+            kept=self._role.kept,
             view=self._role.view,
         )
         wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from embedkit_core.engine.purse import Purse
 from embedkit_core.errors import EmbedKitError, ProviderError
-from embedkit_core.form import DType, Finish
+from embedkit_core.form import DType, Finish, Form
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedkit_core.engine.pace import Pace, Sent
     from embedkit_core.engine.queues import LaneQueue
 
+FLOATS = Form()
 NOTHING = Usage()
 
 
@@ -74,7 +75,7 @@ class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
     `pending` is how many of its wants are neither served nor given up, `deadline` the time after which it waits no
-    more. Kept rows become its caller's by `view`. `wake` is called once, on the engine's side, when nothing is pending
+    more. Rows of the form `kept` become its caller's by `view`. `wake` is called once, on the engine's side, when nothing is pending
     any more; `stir`, where a caller can be told more than that, when there are `notes` for it to log.
     """
 
@@ -87,6 +88,7 @@ class Ticket:
         "failed",
         "items",
         "joined",
+        "kept",
         "max_retries",
         "notes",
         "pace",
@@ -116,6 +118,7 @@ class Ticket:
         cache: Cache | None,
         purse: Purse,
         wake: Callable[[], None],
+        kept: Form = FLOATS,
         view: Finish | None = None,
     ) -> None:
         self.rows = rows
@@ -128,6 +131,7 @@ class Ticket:
         self.cache = cache
         self.purse = purse
         self.wake = wake
+        self.kept = kept
         self.view = view
         self.stir: Callable[[], None] | None = None
         self.notes: deque[Note] = deque(maxlen=64)

@@ -73,8 +73,13 @@ def seen(vectors: Vectors, ticket: Ticket) -> Vectors:
     """Give kept rows as a caller wants them.
 
     Raises:
-        BadReplyError: they do not go with those it has, or a number does not fit into half the precision.
+        BadReplyError: they are not as wide as the caller knows them to be, which goes for those of another's request
+            too; they do not go with those it has; or a number does not fit into half the precision.
     """
+    found, kept = vectors.shape[1], ticket.kept
+    if kept.width not in (None, found):
+        wrong = f"{kept.dimensions_of(found)} dimensions instead of {kept.dimensions}"
+        raise BadReplyError(f"the model answered another caller of the same text vectors of {wrong}")
     rows = vectors if ticket.view is None else ticket.view(vectors)
     if ticket.rows.width not in (None, rows.shape[1]):
         raise BadReplyError(
