@@ -8,7 +8,7 @@ from support.cohere_server import CohereServer
 from support.embedders import embedder, long_text, numbered
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
-from support.voyage_server import VoyageServer
+from support.voyage_server import VoyageServer, of_type, voyage_vector
 
 from embedkit_core import (
     BadReplyError,
@@ -18,6 +18,7 @@ from embedkit_core import (
     RateLimitError,
     TextTooLongError,
 )
+from embedkit_core.hosts import embed_lists
 from llamaindex_embedkit import EmbedKitEmbedding
 
 SMALL = "openai:text-embedding-3-small"
@@ -115,6 +116,80 @@ def test_a_number_that_does_not_fit_into_half_the_precision_is_refused_and_not_k
         assert half.embed(TEXTS).usage.sent == 3
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("served", [(256, "float"), (1024, "as asked")], ids=["no heed to the type", "to the width"])
+def test_whole_numbers_are_never_cut(dtype, served, tmp_path):
+    """They became zeros, and were kept."""
+    width, kind = served
+
+    def heedless(reply):
+        for row in reply["data"]:
+            row["embedding"] = of_type(voyage_vector("x", dimensions=width), dtype if kind == "as asked" else kind)
+
+    with VoyageServer() as server:
+        made = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path, max_retries=0)
+        server.fault_for(lambda texts, number: Fault(transform=heedless))
+        with pytest.raises(BadReplyError, match="1024 dimensions instead of 256"):
+            made.embed(["x"])
+        server.fault_for(lambda texts, number: None)
+        assert np.array_equal(made.embed(["x"]).vectors[0], of_type(voyage_vector("x", dimensions=256), dtype))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_whole_numbers_of_a_model_that_its_provider_is_not_asked_to_cut_are_refused(dtype):
+    info = {"like": "local:nomic-ai/nomic-embed-text-v1.5"}
+    with VoyageServer() as server, pytest.raises(ConfigurationError, match=f"those of dtype='{dtype}' cannot be"):
+        voyage(server, dimensions=256, dtype=dtype, model_info=info)
+
+
+def test_whole_numbers_that_are_all_zero_are_refused_and_not_kept(tmp_path):
+    def emptied(reply):
+        reply["data"][1]["embedding"][:] = 0
+
+    with VoyageServer() as server:
+        made = voyage(server, dtype="int8", cache=tmp_path, max_retries=0)
+        server.faults = [Fault(transform=emptied)]
+        with pytest.raises(BadReplyError, match="a vector of zeros"):
+            made.embed(TEXTS)
+        assert made.embed(TEXTS).usage.sent == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
+def test_a_vector_that_is_shorter_than_what_it_is_to_be_cut_to_is_refused_and_not_kept(dtype, tmp_path):
+    """It was taken as it was, and kept where no later call believed it."""
+    info = {"allowed_dimensions": [256], "cut": "prefix"}
+    with OpenAIServer(dimensions=96) as server:
+        made = embedder(server, "some-model", dimensions=256, dtype=dtype, model_info=info, cache=tmp_path)
+        with pytest.raises(BadReplyError, match="96 dimensions, fewer than the 256 wanted"):
+            made.embed(TEXTS)
+        server.dimensions = 512
+        assert made.embed(TEXTS).usage.sent == 3
+        assert made.embed(TEXTS).usage.cache_hits == 3
+
+
+def embedded(made, texts):
+    return made.embed(texts).vectors.tolist()
+
+
+@pytest.mark.parametrize("ask", [embedded, lambda made, texts: embed_lists(made, texts).rows], ids=["matrix", "lists"])
+@pytest.mark.parametrize("fetch", [{}, {"dimensions": 1536, "fetch_dimensions": 1536}], ids=["kept", "fetched"])
+def test_a_number_that_does_not_fit_is_not_made_of_a_cached_one_either(ask, fetch, tmp_path):
+    """Infinities came of it. The text is asked for again, and what comes is refused likewise."""
+    info = {"dimensions": 1536, "allowed_dimensions": [256, 1536], "cut": "prefix"}
+    with OpenAIServer() as server:
+        server.faults = [Fault(transform=overflowing)]
+        settings = {"cache": tmp_path, "model_info": info, **fetch}
+        assert embedder(server, "some-model", **settings).embed(TEXTS).vectors.max() == 70_000
+        half = embedder(server, "some-model", dtype="float16", max_retries=0, **settings)
+        assert len(ask(half, TEXTS[1:])) == 2
+        assert len(server.requests) == 1
+        server.faults = [Fault(transform=overflowing)]
+        with pytest.raises(PartialFailureError, match="does not fit into float16") as caught:
+            ask(half, TEXTS)
+        assert list(caught.value.failed) == [0]
+        assert server.requests[-1].texts == (TEXTS[0],)
+
+
 @pytest.mark.parametrize("row", [["0.1", "0.2"], [True, False], [None, 1.0], {"a": 1}, [0.0, 0.0]], ids=repr)
 def test_a_reply_that_is_no_vector_is_refused(row):
     with OpenAIServer() as server:
@@ -164,6 +239,24 @@ def test_two_widths_under_one_name_are_told_of_for_every_type(tmp_path):
                 embedder(server, "some-model", cache=tmp_path, dtype=dtype).embed(["a", "b"])
         with pytest.raises(ConfigurationError, match="two widths"):
             embedder(server, "some-model", cache=tmp_path).verify_cache(["a", "b"])
+
+
+@pytest.mark.parametrize("texts", ["ab", "ba"])
+def test_two_widths_in_two_types_are_told_of_whoever_asks(texts, tmp_path):
+    """Lists came ragged, and a matrix failed with an error of numpy's."""
+    with OpenAIServer(dimensions=8) as server:
+        made = {dtype: embedder(server, "some-model", cache=tmp_path, dtype=dtype) for dtype in ("float32", "float16")}
+        made["float32"].embed(["a"])
+        server.dimensions = 16
+        made["float16"].embed(["b"])
+        asking = embedder(server, "some-model", cache=tmp_path, dtype="float16")
+        for ask in (
+            asking.embed,
+            lambda texts: embed_lists(asking, texts),
+            lambda texts: list(asking.embed_iter(texts)),
+        ):
+            with pytest.raises(ConfigurationError, match="two widths"):
+                ask([*texts])
 
 
 def test_spaces_that_differ_have_names_that_do():

@@ -362,6 +362,47 @@ def test_half_precision_is_told_from_a_shorter_vector_of_as_many_bytes():
         assert len(server.requests) == 1
 
 
+def half(vector):
+    return vector.astype(np.float16).astype(np.float32)
+
+
+def brain(vector):
+    return (vector.view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+@pytest.mark.parametrize("rounded", [np.array, half, brain])
+@pytest.mark.parametrize(("served", "asked"), [(512, 1024), (1024, 512)])
+@pytest.mark.parametrize("length", [1, 20])
+def test_floats_of_another_width_are_no_numbers_of_another_type(rounded, served, asked, length):
+    """A server that pays no heed to dimensions: as many bytes as asked for, were it float16 or float64."""
+
+    def transform(reply):
+        for row in reply["data"]:
+            row["embedding"] = rounded(row["embedding"] * np.float32(length))
+
+    with TEIServer(dimensions=served) as server:
+        server.fault_for(lambda texts, number: Fault(transform=transform))
+        with pytest.raises(BadReplyError, match=f"{served} dimensions instead of {asked}"):
+            at(server, "tei:any", dimensions=asked, max_retries=0).embed(["a", "b"])
+        assert {request.body["encoding_format"] for request in server.requests} == {"base64"}
+
+
+@pytest.mark.parametrize("encoding", ["float16", "float64"])
+@pytest.mark.parametrize("rounded", [np.array, half, brain])
+@pytest.mark.parametrize("length", [1, 20])
+def test_another_type_of_the_width_that_is_known_is_read_whatever_its_numbers(encoding, rounded, length):
+    def transform(reply):
+        for row in reply["data"]:
+            row["embedding"] = rounded(row["embedding"] * np.float32(length))
+
+    with CompatibleServer(encoding=encoding) as server:
+        server.fault_for(lambda texts, number: Fault(transform=transform))
+        rows = at(server, E5, document_prompt="").embed(["a", "b"]).vectors
+        truth = expected(["a", "b"], server, E5) * length
+        np.testing.assert_allclose(rows, truth, atol=0.02 * length)
+        assert len(server.requests) == 1
+
+
 def test_whole_numbers_are_numbers():
     with CompatibleServer(encoding="ints") as server:
         rows = at(server, "new-model").embed(["a"]).vectors

@@ -5,10 +5,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from support.openai_server import OpenAIServer, vector_of
 from support.waiting import wait_until_joined
 
-from embedkit_core import Embedder, RateLimitError
+from embedkit_core import BadReplyError, Embedder, RateLimitError
+from embedkit_core.hosts import embed_lists
 from embedkit_core.testing import FakeServer
 
 MODEL = "text-embedding-3-small"
@@ -52,6 +54,25 @@ def test_200_calls_for_one_new_text_from_two_loops_and_threads_make_one_request(
         assert len(server.requests) == 2
         usage = embedder.usage
         assert (usage.sent, usage.joined, usage.requests) == (2, 199, 2)
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_who_joins_another_s_request_gets_no_width_that_its_own_settings_refuse(lists):
+    with OpenAIServer() as server:
+        settings = {"base_url": server.base_url, "api_key": "test-key", "cache": False}
+        any_width, eight = Embedder("m", **settings), Embedder("m", model_info={"dimensions": 8}, **settings)
+        server.hold()
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(any_width.embed, ["a"])
+            server.wait_for_requests(1)
+            joining = pool.submit(embed_lists, eight, ["a"]) if lists else pool.submit(eight.embed, ["a"])
+            wait_until_joined(any_width, 2)
+            server.release()
+            assert first.result().vectors.shape == (1, 1536)
+            with pytest.raises(BadReplyError, match="1536 dimensions instead of 8"):
+                joining.result()
+        assert len(server.requests) == 1
+        assert eight.dimensions == 8
 
 
 def test_200_distinct_queries_at_once_make_far_fewer_requests():

@@ -149,7 +149,7 @@ class Call(Waits):
         """Check the texts, key them, and fill in the rows that the cache has."""
         plan = self._plan = make_plan(self._texts, self._role.prefix)
         role = self._role
-        self._rows = (ListRows if self._lists else Rows)(plan.n, plan.first, role.form, role.view)
+        self._rows = (ListRows if self._lists else Rows)(plan.n, plan.first, role.form)
         look_up = self._look_up = LookUp(self._owner, self._role, plan, self._rows)
         try:
             look_up.run()
@@ -194,6 +194,8 @@ class Call(Waits):
             cache=owner.store.keeper,
             purse=self._payment.purse,
             wake=wake,
+            kept=self._role.kept,
+            view=self._role.view,
         )
         wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]
         owner.join(look_up.account)

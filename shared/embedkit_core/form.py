@@ -24,6 +24,7 @@ ELEMENTS: Mapping[DType, np.dtype[Any]] = {
     "ubinary": np.dtype(np.uint8),
 }
 PACKED = ("binary", "ubinary")
+CALIBRATED = ("int8", "uint8")  # never cut: their ranges are the provider's, and differ with the dimensions
 MADE_HERE = ("float16", *PACKED)  # from float32, for every model; the other types need ranges that its provider has
 Matrix: TypeAlias = npt.NDArray[Any]
 
@@ -83,7 +84,7 @@ class Finish:
         if self.dtype in PACKED:
             packed = np.packbits(rows > 0, axis=1)
             return packed if self.dtype == "ubinary" else (packed ^ 0x80).view(np.int8)
-        with np.errstate(over="ignore"):  # what does not fit is looked for by others
+        with np.errstate(over="ignore"):  # what does not fit is found by `overflown`
             return rows.astype(ELEMENTS[self.dtype], copy=False)
 
     def centres(self, kept: Finish) -> bool:
@@ -96,6 +97,13 @@ class Finish:
         return {name: value for name, value in given.items() if value} | (
             {"dtype": self.dtype} if self.dtype != self.source else {}
         )
+
+
+def overflown(rows: Matrix) -> list[int]:
+    """Give the places of rows with a number that did not fit into float16; finite rows of another type have none."""
+    whole = rows.dtype != np.float16 or bool(np.isfinite(rows).all())
+    places: list[int] = [] if whole else np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+    return places
 
 
 def way_to_cut(dimensions: int) -> str:

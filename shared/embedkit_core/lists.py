@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.forks import ForkLock
-from embedkit_core.form import Finish, Form
+from embedkit_core.form import Form
 from embedkit_core.types import Vectors
 
 FLOATS = Form()
@@ -113,22 +113,15 @@ class ListRows:
     the rest, while the engine waits for the server.
     """
 
-    def __init__(
-        self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS, view: Finish | None = None
-    ) -> None:
+    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS) -> None:
         self.n = n
         self._form = form
-        self._view = view
         self.positions = positions
         self.put_count = 0
         self.landed: Callable[[], None] | None = None
         self._lists: list[list[float]] = [[]] * n
         self.width: int | None = None
         self._waiting: deque[tuple[list[int], Vectors]] = deque()
-
-    def fits(self, width: int) -> bool:
-        """Tell whether the engine's rows of this width go with those already there."""
-        return self.width in (None, width) or self._view is not None
 
     def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
         """Make lists of single rows, of the form asked for."""
@@ -140,8 +133,6 @@ class ListRows:
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
         """Take the vectors of these wants, for the caller to make lists of; called on the engine's side."""
-        if self._view is not None:
-            vectors = self._view(vectors)
         self.width = vectors.shape[1]
         self.put_count += len(wants)
         self._waiting.append((self.positions[wants].tolist(), vectors))

@@ -10,7 +10,7 @@ import numpy as np
 from embedkit_core.engine.current import engine, is_running
 from embedkit_core.engine.rows import Rows
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.form import Finish, Form
+from embedkit_core.form import Finish, Form, overflown
 from embedkit_core.lists import ListRows
 from embedkit_core.plan import Plan, key_of
 from embedkit_core.roles import Role, Source
@@ -38,13 +38,13 @@ class LookUp:
     """
 
     __slots__ = (
-        "_found_widths",
+        "_dimensions",
+        "_found",
         "_noted_in",
         "_owner",
         "_plan",
         "_role",
         "_rows",
-        "_width",
         "account",
         "hits",
         "misses",
@@ -56,8 +56,8 @@ class LookUp:
         self._role = role
         self._plan = plan
         self._rows = rows
-        self._width = role.kept.width or (owner.dimensions and role.kept.width_of(owner.dimensions))
-        self._found_widths: set[int] = set()
+        self._dimensions = role.kept.dimensions or owner.dimensions
+        self._found: set[int] = set()  # dimensions that there are
         self._noted_in: dict[object, int] | None = None
         self.account: Account | None = None
         self.hits: set[int] = set()
@@ -120,55 +120,60 @@ class LookUp:
         """Look for vectors that those asked for can be made from; queries' are remembered as if they were these."""
         texts, hot = self._plan.texts, self._role.input_type == "query" and self._role.view is None
         places = {key_of(source.prefix, texts[place]): place for place in self.misses}
-        widths: set[int] = set()
         for found in self._owner.store.read(list(places), hot=False):
-            entries = {places[key]: e for key, e in found.items() if key in places and _has_form(e, source.form)}
-            if not entries:
-                continue
-            widths.update(len(entry.vector) for entry in entries.values())
-            if len(widths) > 1:
-                raise self._two_widths()
-            rows = source.finish(np.stack([entry.vector for entry in entries.values()]))
-            self._rows.put(list(entries), rows)
-            self.hits.update(entries)
-            self.truncated += [place for place, entry in entries.items() if entry.truncated]
+            entries = {places[key]: e for key, e in found.items() if key in places and self._is_made_of(e, source.form)}
+            made = self._put(entries, source.finish)
             if hot:
-                made = zip(entries.items(), rows, strict=True)
-                self._owner.store.remember({self._plan.keys[p]: Entry(row, e.truncated) for (p, e), row in made})
+                self._owner.store.remember({self._plan.keys[place]: entry for place, entry in made.items()})
+        self._check_widths()
         self.misses = [place for place in self.misses if place not in self.hits]
 
     def _take(self, blocks: Iterable[Found], view: Finish | None) -> None:
         for found in blocks:
-            places: list[int] = []
-            vectors: list[Vectors] = []
+            entries: dict[int, Entry] = {}
             for key, entry in found.items():
                 place = self._plan.places.get(key)
                 if place is not None and place not in self.hits and self._fits(entry):
-                    places.append(place)
-                    vectors.append(entry.vector)
-                    if entry.truncated:
-                        self.truncated.append(place)
-            if places:
-                self._rows.put(places, vectors if view is None else view(np.stack(vectors)))
-                self.hits.update(places)
-        if len(self._found_widths) > 1 and self._role.kept.width is None:
-            raise self._two_widths()
+                    entries[place] = entry
+            self._put(entries, view)
+        self._check_widths()
         if self.hits:
             self.misses = [place for place in self.misses if place not in self.hits]
 
-    def _two_widths(self) -> ConfigurationError:
-        return ConfigurationError(
-            f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
-            "changed; name dimensions=, or another cache"
-        )
+    def _put(self, entries: dict[int, Entry], finish: Finish | None) -> dict[int, Entry]:
+        """Take entries as `finish` makes them, and give them so; those that do not fit into the type remain misses."""
+        if finish is not None and entries:
+            rows = finish(np.stack([entry.vector for entry in entries.values()]))
+            lost = set(overflown(rows))
+            made = enumerate(zip(entries.items(), rows, strict=True))
+            entries = {place: Entry(row, entry.truncated) for n, ((place, entry), row) in made if n not in lost}
+        if entries:
+            self._rows.put(list(entries), [entry.vector for entry in entries.values()])
+            self.hits.update(entries)
+            self.truncated += [place for place, entry in entries.items() if entry.truncated]
+        return entries
+
+    def _check_widths(self) -> None:
+        if len(self._found) > 1 and self._role.kept.dimensions is None:
+            raise ConfigurationError(
+                f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
+                "changed; name dimensions=, or another cache"
+            )
 
     def _fits(self, entry: Entry) -> bool:
-        width = len(entry.vector)
-        self._found_widths.add(width)
-        if self._width is None:
-            self._width = width
-        return width == self._width and entry.vector.dtype == self._role.kept.element
+        kept = self._role.kept
+        return self._is_of_one_width(kept.dimensions_of(len(entry.vector))) and entry.vector.dtype == kept.element
 
+    def _is_made_of(self, entry: Entry, form: Form) -> bool:
+        """Tell whether the vector asked for can be made of one of a source: of as many dimensions at least."""
+        if entry.vector.dtype != form.element or form.width not in (None, len(entry.vector)):
+            return False
+        dimensions, asked = form.dimensions_of(len(entry.vector)), self._role.form.dimensions
+        return self._is_of_one_width(dimensions) if asked is None else dimensions >= asked
 
-def _has_form(entry: Entry, form: Form) -> bool:
-    return entry.vector.dtype == form.element and form.width in (None, len(entry.vector))
+    def _is_of_one_width(self, dimensions: int) -> bool:
+        """Tell whether this is the width of what was found before, in whichever type, or is known otherwise."""
+        self._found.add(dimensions)
+        if self._dimensions is None:
+            self._dimensions = dimensions
+        return dimensions == self._dimensions

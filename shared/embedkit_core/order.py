@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.form import MADE_HERE, PACKED, DType, Finish, Form
+from embedkit_core.form import CALIBRATED, MADE_HERE, PACKED, DType, Finish, Form
 from embedkit_core.types import ModelInfo
 
 
@@ -64,7 +64,9 @@ def order(
         raise ConfigurationError(f"dtype={dtype!r} packs eight dimensions into a number: {whole} is no multiple of 8")
     source: DType = dtype if dtype in offered else "float32"
     here = dimensions is not None and info is not None and not cuts and dimensions != own
-    known = info is not None and info.cut is not None
+    if here and dtype in CALIBRATED:
+        raise ConfigurationError(f"vectors of {model} are not cut to {dimensions}: those of dtype={dtype!r} cannot be")
+    known = info is not None and info.cut is not None and dtype not in CALIBRATED
     if here and not known:
         raise ConfigurationError(
             f"vectors of {model} are not cut to {dimensions}: nobody says how; model_info= may, by cut"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from embedkit_core.config import Choice
 from embedkit_core.errors import ConfigurationError
-from embedkit_core.form import DType, Finish, Form
+from embedkit_core.form import CALIBRATED, DType, Finish, Form
 from embedkit_core.order import Order
 from embedkit_core.providers import Provider
 from embedkit_core.roles import Source, beginning
@@ -15,7 +15,6 @@ from embedkit_core.types import InputType, LongText
 
 # Of a model that has any number of dimensions, these are looked for: what people ask for.
 COMMON = (4096, 3072, 2560, 2048, 1536, 1024, 768, 512, 384, 256, 128)
-CALIBRATED = ("int8", "uint8")  # their ranges are the provider's, and differ with the dimensions
 
 
 @dataclass(frozen=True, slots=True)

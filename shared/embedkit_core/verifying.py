@@ -78,7 +78,7 @@ def verify_cache(embedder: Embedder, role: Role, texts: Iterable[str], *, sample
     if embedder.store.keeper is None:
         raise ConfigurationError("verify_cache compares with the cache, and this embedder has cache=False")
     plan = make_plan(texts, role.prefix)
-    rows = Rows(plan.n, plan.first, role.form, role.view)
+    rows = Rows(plan.n, plan.first, role.form)
     look_up = LookUp(embedder, role, plan, rows)
     try:
         look_up.run()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from embedkit_core.engine.purse import Purse
 from embedkit_core.errors import EmbedKitError, ProviderError
-from embedkit_core.form import DType, Finish
+from embedkit_core.form import DType, Finish, Form
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedkit_core.engine.pace import Pace, Sent
     from embedkit_core.engine.queues import LaneQueue
 
+FLOATS = Form()
 NOTHING = Usage()
 
 
@@ -60,12 +61,13 @@ class Lane:
 class Sink(Protocol):
     """Where the engine puts the rows of a ticket."""
 
-    def fits(self, width: int) -> bool:
-        """Tell whether rows of this width go with those already there."""
+    @property
+    def width(self) -> int | None:
+        """How many numbers the rows have that are already there; None before the first."""
         ...
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Take kept rows, one for each want, which nobody changes any more; called on the engine's side."""
+        """Take the caller's rows, one for each want, which nobody changes any more; called on the engine's side."""
         ...
 
 
@@ -73,8 +75,8 @@ class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
     `pending` is how many of its wants are neither served nor given up, `deadline` the time after which it waits no
-    more. `wake` is called once, on the engine's side, when nothing is pending any more; `stir`, where a caller can be
-    told more than that, when there are `notes` for it to log.
+    more. Rows of the form `kept` become its caller's by `view`. `wake` is called once, on the engine's side, when
+    nothing is pending any more; `stir`, where a caller can be told more, when there are `notes` for it to log.
     """
 
     __slots__ = (
@@ -86,6 +88,7 @@ class Ticket:
         "failed",
         "items",
         "joined",
+        "kept",
         "max_retries",
         "notes",
         "pace",
@@ -98,6 +101,7 @@ class Ticket:
         "truncated",
         "urgent",
         "usage",
+        "view",
         "wake",
     )
 
@@ -114,6 +118,8 @@ class Ticket:
         cache: Cache | None,
         purse: Purse,
         wake: Callable[[], None],
+        kept: Form = FLOATS,
+        view: Finish | None = None,
     ) -> None:
         self.rows = rows
         self.pending = pending
@@ -125,6 +131,8 @@ class Ticket:
         self.cache = cache
         self.purse = purse
         self.wake = wake
+        self.kept = kept
+        self.view = view
         self.stir: Callable[[], None] | None = None
         self.notes: deque[Note] = deque(maxlen=64)
         self.items: list[Item] = []

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from embedkit_core.engine import longtext
-from embedkit_core.engine.items import Flight, Lane
+from embedkit_core.engine.items import Flight, Lane, Ticket
 from embedkit_core.errors import BadReplyError
-from embedkit_core.form import ELEMENTS, PACKED, Form, way_to_cut
-from embedkit_core.types import Reply
+from embedkit_core.form import CALIBRATED, ELEMENTS, PACKED, Form, overflown, way_to_cut
+from embedkit_core.types import Reply, Vectors
 
 
 def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
@@ -32,14 +32,18 @@ def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:
         raise bad(f"answered an array of {vectors.dtype} with {vectors.ndim} axes instead of {element} with 2")
     if vectors.shape[0] != n_texts:
         raise bad(f"answered {vectors.shape[0]} vectors for {n_texts} texts")
-    found = vectors.shape[1]
+    found, form = vectors.shape[1], Form(lane.dtype)
+    dimensions = form.dimensions_of(found)
     if found == 0 or (width is not None and found not in (width, lane.wider)):
-        form = Form(lane.dtype)
         asked = form.dimensions_of(width) if width else 0
-        heedless = lane.asks_width and width is not None and found > width
+        heedless = lane.asks_width and width is not None and found > width and lane.dtype not in CALIBRATED
         way_out = f"; {way_to_cut(asked)}" if heedless else ""
-        was = f"{form.dimensions_of(found)} dimensions instead of {asked or 'some'}"
-        raise bad(f"answered vectors of {was}{way_out}", lasts=True)
+        raise bad(f"answered vectors of {dimensions} dimensions instead of {asked or 'some'}{way_out}", lasts=True)
+    if lane.finish is not None and dimensions < (lane.finish.cut or 0):
+        few = f"answered vectors of {dimensions} dimensions, fewer than the {lane.finish.cut} wanted"
+        raise bad(few, lasts=True)
+    if lane.dtype == "int8" and not vectors.any(axis=1).all():
+        raise bad("answered a vector of zeros")
     if element.kind != "f":
         return
     # One sum is cheaper than a test of each number; it is not finite if any of them is not.
@@ -63,9 +67,31 @@ def finished(reply: Reply, lane: Lane) -> Reply:
     if lane.finish is None:
         return reply
     rows = lane.finish(reply.vectors)
-    if rows.dtype == np.float16 and not np.isfinite(rows).all():
+    if overflown(rows):
         raise BadReplyError(f"{lane.model} answered a number that does not fit into float16; nothing is kept")
     return replace(reply, vectors=rows)
+
+
+def seen(vectors: Vectors, ticket: Ticket) -> Vectors:
+    """Give kept rows as a caller wants them.
+
+    Raises:
+        BadReplyError: they are not as wide as the caller knows them to be, which goes for those of another's request
+            too; they do not go with those it has; or a number does not fit into half the precision.
+    """
+    found, kept = vectors.shape[1], ticket.kept
+    if kept.width not in (None, found):
+        wrong = f"{kept.dimensions_of(found)} dimensions instead of {kept.dimensions}"
+        raise BadReplyError(f"the model answered another caller of the same text vectors of {wrong}")
+    rows = vectors if ticket.view is None else ticket.view(vectors)
+    if ticket.rows.width not in (None, rows.shape[1]):
+        raise BadReplyError(
+            f"the model answers rows of {rows.shape[1]} numbers and the cache holds vectors of another width: it has "
+            "changed; name dimensions=, or another cache"
+        )
+    if overflown(rows):
+        raise BadReplyError("the model answered a number that does not fit into float16")
+    return rows
 
 
 def collect(flight: Flight, reply: Reply) -> None:

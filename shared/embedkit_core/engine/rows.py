@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embedkit_core.form import Finish, Form
+from embedkit_core.form import Form
 from embedkit_core.types import Vectors
 
 FLOATS = Form()
@@ -16,28 +16,21 @@ FLOATS = Form()
 class Rows:
     """The result's matrix, (n, width) of the form asked for, allocated when the first row tells its width.
 
-    `positions` maps the wants of a ticket to rows of the matrix. The engine's rows become the caller's by `view`. A row
-    that is never put holds anything: `finished` is told which those are.
+    `positions` maps the wants of a ticket to rows of the matrix. A row that is never put holds anything: `finished` is
+    told which those are.
     """
 
-    def __init__(
-        self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS, view: Finish | None = None
-    ) -> None:
+    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS) -> None:
         self.n = n
         self.positions = positions
         self.put_count = 0
         self.matrix: Vectors | None = None
         self._form = form
-        self._view = view
 
     @property
     def width(self) -> int | None:
         """The numbers in a row, None before the first."""
         return None if self.matrix is None else self.matrix.shape[1]
-
-    def fits(self, width: int) -> bool:
-        """Tell whether the engine's rows of this width go with those already there."""
-        return self.width in (None, width) or self._view is not None
 
     def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
         """Copy single rows, of the form asked for, to where the result has them."""
@@ -48,8 +41,6 @@ class Rows:
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
         """Copy the vectors of these wants to where the result has them."""
-        if self._view is not None:
-            vectors = self._view(vectors)
         self._matrix(vectors.shape[1])[self.positions[wants]] = vectors
         self.put_count += len(wants)
 

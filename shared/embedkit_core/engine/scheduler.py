@@ -19,7 +19,7 @@ from embedkit_core.engine.money import Treasury
 from embedkit_core.engine.notes import Notes
 from embedkit_core.engine.queues import LaneQueue, Parked
 from embedkit_core.engine.recent import Recent, RecentRows
-from embedkit_core.engine.replies import check, collect, finished
+from embedkit_core.engine.replies import check, collect, finished, seen
 from embedkit_core.engine.retry import RetryPolicy
 from embedkit_core.engine.turns import Turns
 from embedkit_core.errors import BadReplyError, EmbedKitError, ProviderError
@@ -276,18 +276,16 @@ class Scheduler:
     def _hand_out(self, ticket: Ticket, wants: list[int], vectors: Vectors, *, paid: int) -> None:
         if ticket.closed:
             return
-        if ticket.rows.fits(vectors.shape[1]):
-            ticket.rows.put_wants(wants, vectors)
-            ticket.pending -= len(wants)
-            ticket.sent += paid
-            ticket.joined += len(wants) - paid
-        else:
-            message = (
-                f"the model answers rows of {vectors.shape[1]} numbers and the cache holds vectors of another width: "
-                "it has changed; name dimensions=, or another cache"
-            )
+        try:
+            rows = seen(vectors, ticket)
+        except BadReplyError as error:
             for want in wants:
-                self.give_up(ticket, want, BadReplyError(message))
+                self.give_up(ticket, want, copy.copy(error))
+            return
+        ticket.rows.put_wants(wants, rows)
+        ticket.pending -= len(wants)
+        ticket.sent += paid
+        ticket.joined += len(wants) - paid
         self._close_if_done(ticket)
 
     def _take_recent(self, queue: LaneQueue, finished: list[tuple[Item, Recent]]) -> None:
