@@ -16,6 +16,8 @@ from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Embedder
 from embedkit_core.cli.app import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE, run
+from embedkit_core.cli.reading import Record, Source
+from embedkit_core.cli.writing import Output
 
 MODEL = "openai:text-embedding-3-small"
 
@@ -46,6 +48,11 @@ def shell(server, capfd):
 def lines(path, texts):
     path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def written(path):
+    """The rows of a matrix, the texts of a table."""
+    return np.load(path).tolist() if path.suffix == ".npy" else list(Source([str(path)], "text", "id").texts())
 
 
 TEXTS = [f"line number {i}" for i in range(40)]
@@ -154,6 +161,31 @@ def test_a_killed_run_goes_on_without_paying_again(server, tmp_path):
     rows = np.load(tmp_path / "out.npy")
     assert rows.shape == (3000, 1536)
     assert np.array_equal(rows[2999], vector_of("text 2999"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "npy"])
+def test_two_runs_at_once_leave_a_whole_file_of_the_later(tmp_path, kind):
+    path = tmp_path / f"out.{kind}"
+    with Output(str(path)) as later:
+        with Output(str(path)) as first:
+            for i in range(3):
+                later.add(Record(str(i), "later"), np.full(4, i, np.float32))
+                first.add(Record(str(i), "first"), np.full(4, 9, np.float32))
+        assert written(path) == ([[9] * 4] * 3 if kind == "npy" else ["first"] * 3)
+        later.add(Record("3", "later"), np.full(4, 3, np.float32))
+    assert written(path) == ([[i] * 4 for i in range(4)] if kind == "npy" else ["later"] * 4)
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_killed_run_has_left_is_deleted_by_the_next_that_finishes(tmp_path):
+    program = "import os, sys; from embedkit_core.cli.writing import Output\nwith Output(sys.argv[1]): os._exit(9)"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", program, "out.npy"], cwd=tmp_path).returncode == 9
+    (tmp_path / "out.npy.mine.partial").touch()
+    assert len(list(tmp_path.glob("out.npy.*.partial"))) == 3
+    with Output(str(tmp_path / "out.npy")) as file:
+        file.add(Record("1", "text"), np.ones(4, np.float32))
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["out.npy", "out.npy.mine.partial"]
 
 
 def test_a_run_that_is_stopped_says_how_to_go_on(server, tmp_path):
