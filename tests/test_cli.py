@@ -116,6 +116,25 @@ def test_texts_are_read_from_tables_folders_and_standard_input(shell, tmp_path, 
     assert np.load(tmp_path / "stdin.npy").shape == (2, 1536)
 
 
+def test_an_output_that_is_an_input_is_refused_by_whatever_name(shell, server, tmp_path):
+    source = tmp_path / "data.jsonl"
+    source.write_text('{"text": "one", "more": 1}\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "folder").mkdir()
+    for given, output in [
+        ("data.jsonl", "data.jsonl"),
+        ("data.jsonl", "link.jsonl"),
+        ("link.jsonl", "data.jsonl"),
+        ("data.jsonl", source),
+        ("data.jsonl", "folder/../data.jsonl"),
+    ]:
+        code, _, err = shell("embed", given, "-o", output, "-m", MODEL, "-y")
+        assert (code, err.count("\n")) == (USAGE, 1)
+        assert f"--output would overwrite the input {given!r}; give it another name" in err
+    assert source.read_text() == '{"text": "one", "more": 1}\n'
+    assert server.requests == []
+
+
 def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     with Path(os.devnull).open() as nothing:

@@ -53,7 +53,7 @@ def embed(
     Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
     """
     with (
-        Source(inputs, column, id_column) as source,
+        Source(inputs, column, id_column, output=output) as source,
         o.make(
             model,
             dimensions,

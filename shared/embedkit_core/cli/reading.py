@@ -24,10 +24,15 @@ class Record(NamedTuple):
 
 
 class Source:
-    """What a command's inputs hold, to be read as often as it takes; standard input is copied to a file first."""
+    """What a command's inputs hold, to be read as often as it takes; standard input is copied to a file first.
 
-    def __init__(self, inputs: Sequence[str], column: str, id_column: str) -> None:
+    Raises:
+        ConfigurationError: an input is not there or of no known kind, or is the `output`.
+    """
+
+    def __init__(self, inputs: Sequence[str], column: str, id_column: str, *, output: str | None = None) -> None:
         self._column, self._id_column = column, id_column
+        self._output = None if output is None else Path(output).expanduser()
         self._spool: Path | None = None
         self._places = [self._place(name) for name in inputs]
 
@@ -37,9 +42,18 @@ class Source:
         place = Path(name).expanduser()
         if not place.exists():
             raise ConfigurationError(f"there is no file or folder {name!r}")
+        if self._is_output(place):
+            raise ConfigurationError(f"--output would overwrite the input {name!r}; give it another name")
         if place.is_file() and place.suffix.lower() not in SUFFIXES:
             raise ConfigurationError(f"{name!r} is none of {', '.join(SUFFIXES)}, a folder, or - for standard input")
         return place
+
+    def _is_output(self, place: Path) -> bool:
+        """Tell whether a file is what is to be written, by whatever name."""
+        try:
+            return self._output is not None and self._output.samefile(place)
+        except OSError:  # there is no output yet
+            return False
 
     def _spooled(self) -> Path:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt", delete=False) as file:
