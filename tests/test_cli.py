@@ -135,6 +135,19 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(shell, server, t
     assert server.requests == []
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_an_output_in_a_folder_of_inputs_is_none_of_them(shell, tmp_path, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "page.md").write_text("one")
+    (folder / f"out.{kind}.0123abcd.partial").write_text("what a killed run has left")
+    lines(folder / "more.jsonl", ['{"text": "two"}'])
+    for _ in range(3):
+        code, out, err = shell("embed", "folder", "-o", f"folder/out.{kind}", "-m", MODEL, "-y")
+        assert (code, "2 rows" in out) == (0, True), err
+    assert written(folder / f"out.{kind}") == ["two", "one"]
+
+
 def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     with Path(os.devnull).open() as nothing:

@@ -71,7 +71,7 @@ class Source:
             self._spool.unlink(missing_ok=True)
 
     def records(self) -> Iterator[Record]:
-        """Give all texts in order; empty lines and files are left out.
+        """Give all texts in order; empty lines and files are left out, and the output where it is in a folder.
 
         Raises:
             ConfigurationError: a row is broken, naming the file and the line.
@@ -88,7 +88,7 @@ class Source:
 
     def _folder(self, folder: Path) -> Iterator[Record]:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix.lower() in SUFFIXES:
+            if path.is_file() and path.suffix.lower() in SUFFIXES and not self._is_output(path):
                 if path.suffix.lower() in (".txt", ".md"):
                     text = _read(path)
                     if text.strip():
