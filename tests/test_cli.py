@@ -163,6 +163,13 @@ def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, ser
     assert not (tmp_path / "out.npy").exists()
 
 
+def test_the_price_that_is_asked_about_is_that_of_the_whole(shell, server, tmp_path):
+    texts = [f"line number {i}" for i in range(5000)] * 2
+    told = json.loads(shell("estimate", lines(tmp_path / "in.txt", texts), "-m", MODEL, "--json")[1])
+    assert told == json.loads(json.dumps(Embedder(MODEL, base_url=server.base_url).estimate(texts).to_dict()))
+    assert (told["texts"], told["unique_texts"], told["texts_to_send"]) == (10_000, 5000, 5000)
+
+
 def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
     code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")
