@@ -170,6 +170,32 @@ def test_the_price_that_is_asked_about_is_that_of_the_whole(shell, server, tmp_p
     assert (told["texts"], told["unique_texts"], told["texts_to_send"]) == (10_000, 5000, 5000)
 
 
+def test_a_text_that_cannot_be_embedded_is_named_by_its_line_and_id(shell, server, tmp_path):
+    rows = [json.dumps({"id": f"n{i}", "text": f"text {i}"}) for i in range(1, 7003)]
+    rows[5000] = '{"id": "n5001", "text": "bad \\ud800"}'
+    code, _, err = shell("embed", lines(tmp_path / "in.jsonl", rows), "-o", "x.jsonl", "-m", MODEL, "-y")
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert "in.jsonl, line 5001, id 'n5001': the text is not valid Unicode" in err
+    code, _, err = shell("embed", lines(tmp_path / "in.jsonl", ['{"id": "\\ud800", "text": "fine"}']), "-o", "x.jsonl",
+                         "-m", MODEL, "-y")  # fmt: skip
+    assert (code, "in.jsonl, line 1, id '\\ud800': the id is not valid Unicode" in err) == (USAGE, True)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("bad", [0, 5000])
+def test_a_text_that_the_provider_refuses_is_named_by_its_line_and_id(shell, server, tmp_path, bad):
+    lines(tmp_path / "first.txt", [f"line number {i}" for i in range(bad)])
+    (tmp_path / "then.csv").write_text("id,text\nx,poison\ny,fine\n")
+    server.poison.add("poison")
+    code, _, err = shell("embed", "first.txt", "then.csv", "-o", "x.jsonl", "-m", MODEL, "-y")
+    assert code == (PARTIAL if bad else FAILED)
+    told = err.splitlines()[-1]
+    assert told.startswith("rag-embedkit: then.csv, line 2, id 'x': ")
+    assert "position" not in told
+    assert told.endswith("What is done is in the cache: a rerun sends only the rest")
+    assert not list(tmp_path.glob("x.jsonl*"))
+
+
 def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
     code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")
@@ -208,10 +234,10 @@ def test_two_runs_at_once_leave_a_whole_file_of_the_later(tmp_path, kind):
     with Output(str(path)) as later:
         with Output(str(path)) as first:
             for i in range(3):
-                later.add(Record(str(i), "later"), np.full(4, i, np.float32))
-                first.add(Record(str(i), "first"), np.full(4, 9, np.float32))
+                later.add(Record(str(i), "later", ""), np.full(4, i, np.float32))
+                first.add(Record(str(i), "first", ""), np.full(4, 9, np.float32))
         assert written(path) == ([[9] * 4] * 3 if kind == "npy" else ["first"] * 3)
-        later.add(Record("3", "later"), np.full(4, 3, np.float32))
+        later.add(Record("3", "later", ""), np.full(4, 3, np.float32))
     assert written(path) == ([[i] * 4 for i in range(4)] if kind == "npy" else ["later"] * 4)
     assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
@@ -223,7 +249,7 @@ def test_what_a_killed_run_has_left_is_deleted_by_the_next_that_finishes(tmp_pat
     (tmp_path / "out.npy.mine.partial").touch()
     assert len(list(tmp_path.glob("out.npy.*.partial"))) == 3
     with Output(str(tmp_path / "out.npy")) as file:
-        file.add(Record("1", "text"), np.ones(4, np.float32))
+        file.add(Record("1", "text", ""), np.ones(4, np.float32))
     assert sorted(left.name for left in tmp_path.iterdir()) == ["out.npy", "out.npy.mine.partial"]
 
 

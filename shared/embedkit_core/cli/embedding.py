@@ -15,6 +15,7 @@ from embedkit_core.cli.app import app, confirm, err, show
 from embedkit_core.cli.reading import Record, Source
 from embedkit_core.cli.writing import Output
 from embedkit_core.embedder import Embedder
+from embedkit_core.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
 from embedkit_core.tools.text import table
 from embedkit_core.tracking import amount
 from embedkit_core.types import InputType
@@ -155,9 +156,21 @@ def embed_all(
     shown = _Known(texts, n) if progress and sys.stderr.isatty() else texts
     rows = embedder.embed_iter(shown, input_type=input_type, progress=isinstance(shown, _Known))
     records: Iterator[Record] = behind
-    for record, row in zip(records, rows, strict=True):
-        if file is not None:
-            file.add(record, row)
+    try:
+        for record, row in zip(records, rows, strict=True):
+            if file is not None:
+                file.add(record, row)
+    except (PartialFailureError, BadTextError, TextTooLongError) as error:
+        raise _placed(error, embedder, source) from None
+
+
+def _placed(error: EmbedKitError, embedder: Embedder, source: Source) -> EmbedKitError:
+    """Give the error of a text with the file and the line it is in, rather than its position."""
+    position, cause = next(iter(error.failed.items())) if isinstance(error, PartialFailureError) else (0, error)
+    record = next(itertools.islice(source.records(), position, None))
+    rerun = ". What is done is in the cache: a rerun sends only the rest" if embedder.store.keeper else ""
+    error.args = (f"{record.place}: {str(cause).rstrip('.')}{rerun}",)
+    return error
 
 
 class _Known:

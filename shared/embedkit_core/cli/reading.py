@@ -17,10 +17,11 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 
 
 class Record(NamedTuple):
-    """A text, by what it is called and where it came from."""
+    """A text, by what it is called and where it came from: "in.jsonl, line 5"."""
 
     id: str
     text: str
+    place: str
 
 
 class Source:
@@ -92,12 +93,12 @@ class Source:
                 if path.suffix.lower() in (".txt", ".md"):
                     text = _read(path)
                     if text.strip():
-                        yield Record(str(path.relative_to(folder)), text)
+                        yield Record(str(path.relative_to(folder)), text, str(path))
                 else:
                     yield from self._file(path)
 
     def _file(self, path: Path) -> Iterator[Record]:
-        kind = path.suffix.lower()
+        kind, name = path.suffix.lower(), self._name(path)
         if kind == ".parquet":
             yield from self._parquet(path)
             return
@@ -105,27 +106,35 @@ class Source:
             with path.open(encoding="utf-8-sig", newline="" if kind == ".csv" else None) as lines:
                 if kind == ".csv":
                     reader = csv.DictReader(lines)
-                    yield from (self._row(row, path, reader.line_num) for row in reader)
+                    yield from (self._row(row, reader.line_num, f"{name}, line {reader.line_num}") for row in reader)
                 elif kind == ".jsonl":
                     for number, line in enumerate(lines, 1):
                         if line.strip():
-                            yield self._row(_json(line, path, number), path, number)
+                            place = f"{name}, line {number}"
+                            yield self._row(_json(line, place), number, place)
                 else:
                     for number, line in enumerate(lines, 1):
                         if line.strip():
-                            yield Record(str(number), line.rstrip("\r\n"))
+                            yield Record(str(number), line.rstrip("\r\n"), f"{name}, line {number}")
         except UnicodeDecodeError:
-            raise ConfigurationError(f"{path} is not UTF-8") from None
+            raise ConfigurationError(f"{name} is not UTF-8") from None
         except OSError as error:
-            raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from None
+            raise ConfigurationError(f"{name} cannot be read ({error.strerror})") from None
 
-    def _row(self, row: Any, path: Path, number: int) -> Record:
+    def _name(self, path: Path) -> str:
+        return "standard input" if path == self._spool else str(path)
+
+    def _row(self, row: Any, number: int, place: str) -> Record:
         text = row.get(self._column) if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
-            raise ConfigurationError(
-                f"{path}, line {number}: no text in {self._column!r}; --column names where the texts are"
-            )
-        return Record(str(row.get(self._id_column, number)), text)
+            raise ConfigurationError(f"{place}: no text in {self._column!r}; --column names where the texts are")
+        name = str(row.get(self._id_column, number))
+        if self._id_column in row:
+            place += f", id {name!r}"
+        for what, value in (("text", text), ("id", name)):
+            if not _is_unicode(value):
+                raise ConfigurationError(f"{place}: the {what} is not valid Unicode (a lone surrogate); mend the row")
+        return Record(name, text, place)
 
     def _parquet(self, path: Path) -> Iterator[Record]:
         try:
@@ -140,14 +149,22 @@ class Source:
         for batch in file.iter_batches(1024):
             for row in batch.to_pylist():
                 number += 1
-                yield self._row(row, path, number)
+                yield self._row(row, number, f"{path}, row {number}")
 
 
-def _json(line: str, path: Path, number: int) -> Any:
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _json(line: str, place: str) -> Any:
     try:
         return json.loads(line)
     except ValueError:
-        raise ConfigurationError(f"{path}, line {number}: expected one JSON object") from None
+        raise ConfigurationError(f"{place}: expected one JSON object") from None
 
 
 def _read(path: Path) -> str:
