@@ -196,6 +196,30 @@ def test_a_text_that_the_provider_refuses_is_named_by_its_line_and_id(shell, ser
     assert not list(tmp_path.glob("x.jsonl*"))
 
 
+@pytest.mark.parametrize(
+    "broken", ['"never closed\nmore,z\n', '"closed" too early,z\n', '"' + "never closed " * 20_000]
+)
+def test_a_quote_that_is_left_open_is_an_error_with_its_line(shell, server, tmp_path, broken):
+    (tmp_path / "in.csv").write_text('text,id\n"two\nlines",x\n\n' + broken + "\nlast,y\n")
+    code, _, err = shell("embed", "in.csv", "-o", "x.jsonl", "-m", MODEL, "-y")
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert "in.csv, line 5: cannot be read as CSV" in err
+    assert server.requests == []
+
+
+def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text(
+        '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,2\r\n', newline=""
+    )
+    found = [(record.id, record.text, record.place) for record in Source([str(path)], "text", "id").records()]
+    assert found == [
+        ("a", 'two\r\nlines, "quoted"', f"{path}, line 2, id 'a'"),
+        ("b", 'a 5" pipe', f"{path}, line 5, id 'b'"),
+        ("c", "x", f"{path}, line 6, id 'c'"),
+    ]
+
+
 def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
     code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")

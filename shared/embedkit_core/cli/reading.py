@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -105,8 +105,7 @@ class Source:
         try:
             with path.open(encoding="utf-8-sig", newline="" if kind == ".csv" else None) as lines:
                 if kind == ".csv":
-                    reader = csv.DictReader(lines)
-                    yield from (self._row(row, reader.line_num, f"{name}, line {reader.line_num}") for row in reader)
+                    yield from self._csv(lines, name)
                 elif kind == ".jsonl":
                     for number, line in enumerate(lines, 1):
                         if line.strip():
@@ -120,6 +119,22 @@ class Source:
             raise ConfigurationError(f"{name} is not UTF-8") from None
         except OSError as error:
             raise ConfigurationError(f"{name} cannot be read ({error.strerror})") from None
+
+    def _csv(self, lines: Iterable[str], name: str) -> Iterator[Record]:
+        reader, begun = csv.reader(lines, strict=True), 1  # the line on which a row begins, which may have several
+        columns: list[str] | None = None
+        try:
+            for values in reader:
+                if columns is None:
+                    columns = values
+                elif values:
+                    row = dict.fromkeys(columns, "") | dict(zip(columns, values, strict=False))
+                    yield self._row(row, begun, f"{name}, line {begun}")
+                begun = reader.line_num + 1
+        except csv.Error as error:
+            raise ConfigurationError(
+                f"{name}, line {begun}: cannot be read as CSV ({error}); close its quotes, and write a quote in a text twice"
+            ) from None
 
     def _name(self, path: Path) -> str:
         return "standard input" if path == self._spool else str(path)
