@@ -220,6 +220,33 @@ def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("row", "arguments", "message"),
+    [
+        ({"id": "x", "text": ""}, [], "line 2, id 'x': the text is empty or only white space; mend the row"),
+        ({"text": 7}, [], "line 2: the text is not a string but int; mend the row"),
+        ({"text": None}, [], "line 2: the text is null; mend the row"),
+        (["text"], [], "line 2: expected one JSON object"),
+        ({"key": 1, "body": "x"}, [], "line 2: no text in 'text'; --column names where the texts are, of these"
+                                      " columns: 'key', 'body'"),
+        ({"key": 1, "text": "x"}, ["--id-column", "kee"], "line 1: no id in 'kee'; --id-column names where the ids are,"
+                                                          " of these columns: 'key', 'text'"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_wrong_is_told_what_is_wrong_with_it(shell, server, tmp_path, row, arguments, message):
+    lines(tmp_path / "in.jsonl", [json.dumps({"key": 0, "text": "fine"}), json.dumps(row)])
+    code, _, err = shell("embed", "in.jsonl", "-o", "x.npy", "-m", MODEL, "-y", *arguments)
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert f"in.jsonl, {message}" in err
+    assert server.requests == []
+
+
+def test_a_row_without_an_id_has_the_number_of_its_line(tmp_path):
+    rows = [{"text": "no id"}, {"id": None, "text": "null"}, {"id": "", "text": "empty"}, {"id": 0, "text": "zero"}]
+    path = lines(tmp_path / "in.jsonl", map(json.dumps, rows))
+    assert [record.id for record in Source([str(path)], "text", "id").records()] == ["1", "2", "3", "0"]
+
+
 def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
     code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")
@@ -330,7 +357,11 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["embed", "in.txt", "-o", "no/x.npy", "-m", MODEL], USAGE, "there is no folder 'no'"),
         (["embed", "in.txt", "-o", "x.npy", "-m", "opnai:x"], USAGE, "did you mean 'openai:x'?"),
         (["embed", "bad.jsonl", "-o", "x.npy", "-m", MODEL], USAGE, "bad.jsonl, line 2: expected one JSON object"),
-        (["embed", "in.csv", "-o", "x.npy", "-m", MODEL], USAGE, "line 2: no text in 'text'; --column names"),
+        (
+            ["embed", "in.csv", "-o", "x.npy", "-m", MODEL],
+            USAGE,
+            "in.csv, line 2: no text in 'text'; --column names where",
+        ),
         (["embed", "latin.txt", "-o", "x.npy", "-m", MODEL], USAGE, "latin.txt is not UTF-8"),
         (["embed", "not.parquet", "-o", "x.npy", "-m", MODEL], USAGE, "cannot be read as Parquet"),
         (["estimate", "in.txt", "-m", MODEL, "--input-type", "qury"], USAGE, "did you mean 'query'?"),

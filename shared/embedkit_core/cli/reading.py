@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 import tempfile
@@ -13,6 +14,9 @@ from typing import Any, NamedTuple, Self
 from embedkit_core.errors import ConfigurationError, MissingExtraError
 
 STDIN = "-"
+USUAL_ID = "id"  # the column of names that rows may lack
+SHOWN = 20  # columns that are listed in an error
+NO_UNICODE = "not valid Unicode (a lone surrogate)"
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 
 
@@ -133,23 +137,33 @@ class Source:
                 begun = reader.line_num + 1
         except csv.Error as error:
             raise ConfigurationError(
-                f"{name}, line {begun}: cannot be read as CSV ({error}); close its quotes, and write a quote in a text twice"
+                f"{name}, line {begun}: cannot be read as CSV ({error}); close its quotes, and double those within a text"
             ) from None
 
     def _name(self, path: Path) -> str:
         return "standard input" if path == self._spool else str(path)
 
     def _row(self, row: Any, number: int, place: str) -> Record:
-        text = row.get(self._column) if isinstance(row, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigurationError(f"{place}: no text in {self._column!r}; --column names where the texts are")
-        name = str(row.get(self._id_column, number))
-        if self._id_column in row:
+        if not isinstance(row, dict):
+            raise ConfigurationError(f"{place}: expected one JSON object")
+        name = self._id(row, place)
+        if name is not None:
             place += f", id {name!r}"
-        for what, value in (("text", text), ("id", name)):
-            if not _is_unicode(value):
-                raise ConfigurationError(f"{place}: the {what} is not valid Unicode (a lone surrogate); mend the row")
-        return Record(name, text, place)
+        if self._column not in row:
+            raise _no_column(place, "text", self._column, "--column names where the texts are", row)
+        text = row[self._column]
+        if flaw := _flaw(text):
+            raise ConfigurationError(f"{place}: the text is {flaw}; mend the row or take it out")
+        if name is not None and not _is_unicode(name):
+            raise ConfigurationError(f"{place}: the id is {NO_UNICODE}; mend the row or take it out")
+        return Record(str(number) if name is None else name, text, place)
+
+    def _id(self, row: dict[str, Any], place: str) -> str | None:
+        """Give a row's name, None where it has none; a column that was asked for is there."""
+        if self._id_column not in row and self._id_column != USUAL_ID:
+            raise _no_column(place, "id", self._id_column, "--id-column names where the ids are", row)
+        name = row.get(self._id_column)
+        return None if name in (None, "") else str(name)
 
     def _parquet(self, path: Path) -> Iterator[Record]:
         try:
@@ -165,6 +179,20 @@ class Source:
             for row in batch.to_pylist():
                 number += 1
                 yield self._row(row, number, f"{path}, row {number}")
+
+
+def _no_column(place: str, what: str, column: str, option: str, row: dict[str, Any]) -> ConfigurationError:
+    columns = ", ".join(map(repr, itertools.islice(row, SHOWN))) + (", …" if len(row) > SHOWN else "")
+    return ConfigurationError(f"{place}: no {what} in {column!r}; {option}, of these columns: {columns or 'none'}")
+
+
+def _flaw(text: object) -> str | None:
+    """Say why a text cannot be embedded, None where it can."""
+    if not isinstance(text, str):
+        return "null" if text is None else f"not a string but {type(text).__name__}"
+    if not text or text.isspace():
+        return "empty or only white space"
+    return None if _is_unicode(text) else NO_UNICODE
 
 
 def _is_unicode(value: str) -> bool:
