@@ -137,7 +137,7 @@ class Source:
                 begun = reader.line_num + 1
         except csv.Error as error:
             raise ConfigurationError(
-                f"{name}, line {begun}: cannot be read as CSV ({error}); close its quotes, and double those within a text"
+                f"{name}, line {begun}: cannot be read as CSV ({error}); close its quotes, double those in a text"
             ) from None
 
     def _name(self, path: Path) -> str:
