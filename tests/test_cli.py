@@ -16,6 +16,8 @@ from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Embedder
 from embedkit_core.cli.app import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE, run
+from embedkit_core.cli.reading import Record, Source
+from embedkit_core.cli.writing import Output
 
 MODEL = "openai:text-embedding-3-small"
 
@@ -46,6 +48,11 @@ def shell(server, capfd):
 def lines(path, texts):
     path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def written(path):
+    """The rows of a matrix, the texts of a table."""
+    return np.load(path).tolist() if path.suffix == ".npy" else list(Source([str(path)], "text", "id").texts())
 
 
 TEXTS = [f"line number {i}" for i in range(40)]
@@ -109,6 +116,38 @@ def test_texts_are_read_from_tables_folders_and_standard_input(shell, tmp_path, 
     assert np.load(tmp_path / "stdin.npy").shape == (2, 1536)
 
 
+def test_an_output_that_is_an_input_is_refused_by_whatever_name(shell, server, tmp_path):
+    source = tmp_path / "data.jsonl"
+    source.write_text('{"text": "one", "more": 1}\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "folder").mkdir()
+    for given, output in [
+        ("data.jsonl", "data.jsonl"),
+        ("data.jsonl", "link.jsonl"),
+        ("link.jsonl", "data.jsonl"),
+        ("data.jsonl", source),
+        ("data.jsonl", "folder/../data.jsonl"),
+    ]:
+        code, _, err = shell("embed", given, "-o", output, "-m", MODEL, "-y")
+        assert (code, err.count("\n")) == (USAGE, 1)
+        assert f"--output would overwrite the input {given!r}; give it another name" in err
+    assert source.read_text() == '{"text": "one", "more": 1}\n'
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_an_output_in_a_folder_of_inputs_is_none_of_them(shell, tmp_path, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "page.md").write_text("one")
+    (folder / f"out.{kind}.0123abcd.partial").write_text("what a killed run has left")
+    lines(folder / "more.jsonl", ['{"text": "two"}'])
+    for _ in range(3):
+        code, out, err = shell("embed", "folder", "-o", f"folder/out.{kind}", "-m", MODEL, "-y")
+        assert (code, "2 rows" in out) == (0, True), err
+    assert written(folder / f"out.{kind}") == ["two", "one"]
+
+
 def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     with Path(os.devnull).open() as nothing:
@@ -122,6 +161,90 @@ def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, ser
     assert "add --yes" in err
     assert server.requests == []
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_the_price_that_is_asked_about_is_that_of_the_whole(shell, server, tmp_path):
+    texts = [f"line number {i}" for i in range(5000)] * 2
+    told = json.loads(shell("estimate", lines(tmp_path / "in.txt", texts), "-m", MODEL, "--json")[1])
+    assert told == json.loads(json.dumps(Embedder(MODEL, base_url=server.base_url).estimate(texts).to_dict()))
+    assert (told["texts"], told["unique_texts"], told["texts_to_send"]) == (10_000, 5000, 5000)
+
+
+def test_a_text_that_cannot_be_embedded_is_named_by_its_line_and_id(shell, server, tmp_path):
+    rows = [json.dumps({"id": f"n{i}", "text": f"text {i}"}) for i in range(1, 7003)]
+    rows[5000] = '{"id": "n5001", "text": "bad \\ud800"}'
+    code, _, err = shell("embed", lines(tmp_path / "in.jsonl", rows), "-o", "x.jsonl", "-m", MODEL, "-y")
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert "in.jsonl, line 5001, id 'n5001': the text is not valid Unicode" in err
+    code, _, err = shell("embed", lines(tmp_path / "in.jsonl", ['{"id": "\\ud800", "text": "fine"}']), "-o", "x.jsonl",
+                         "-m", MODEL, "-y")  # fmt: skip
+    assert (code, "in.jsonl, line 1, id '\\ud800': the id is not valid Unicode" in err) == (USAGE, True)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("bad", [0, 5000])
+def test_a_text_that_the_provider_refuses_is_named_by_its_line_and_id(shell, server, tmp_path, bad):
+    lines(tmp_path / "first.txt", [f"line number {i}" for i in range(bad)])
+    (tmp_path / "then.csv").write_text("id,text\nx,poison\ny,fine\n")
+    server.poison.add("poison")
+    code, _, err = shell("embed", "first.txt", "then.csv", "-o", "x.jsonl", "-m", MODEL, "-y")
+    assert code == (PARTIAL if bad else FAILED)
+    told = err.splitlines()[-1]
+    assert told.startswith("rag-embedkit: then.csv, line 2, id 'x': ")
+    assert "position" not in told
+    assert told.endswith("What is done is in the cache: a rerun sends only the rest")
+    assert not list(tmp_path.glob("x.jsonl*"))
+
+
+@pytest.mark.parametrize(
+    "broken", ['"never closed\nmore,z\n', '"closed" too early,z\n', '"' + "never closed " * 20_000]
+)
+def test_a_quote_that_is_left_open_is_an_error_with_its_line(shell, server, tmp_path, broken):
+    (tmp_path / "in.csv").write_text('text,id\n"two\nlines",x\n\n' + broken + "\nlast,y\n")
+    code, _, err = shell("embed", "in.csv", "-o", "x.jsonl", "-m", MODEL, "-y")
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert "in.csv, line 5: cannot be read as CSV" in err
+    assert server.requests == []
+
+
+def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text(
+        '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,2\r\n', newline=""
+    )
+    found = [(record.id, record.text, record.place) for record in Source([str(path)], "text", "id").records()]
+    assert found == [
+        ("a", 'two\r\nlines, "quoted"', f"{path}, line 2, id 'a'"),
+        ("b", 'a 5" pipe', f"{path}, line 5, id 'b'"),
+        ("c", "x", f"{path}, line 6, id 'c'"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "arguments", "message"),
+    [
+        ({"id": "x", "text": ""}, [], "line 2, id 'x': the text is empty or only white space; mend the row"),
+        ({"text": 7}, [], "line 2: the text is not a string but int; mend the row"),
+        ({"text": None}, [], "line 2: the text is null; mend the row"),
+        (["text"], [], "line 2: expected one JSON object"),
+        ({"key": 1, "body": "x"}, [], "line 2: no text in 'text'; --column names where the texts are, of these"
+                                      " columns: 'key', 'body'"),
+        ({"key": 1, "text": "x"}, ["--id-column", "kee"], "line 1: no id in 'kee'; --id-column names where the ids are,"
+                                                          " of these columns: 'key', 'text'"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_wrong_is_told_what_is_wrong_with_it(shell, server, tmp_path, row, arguments, message):
+    lines(tmp_path / "in.jsonl", [json.dumps({"key": 0, "text": "fine"}), json.dumps(row)])
+    code, _, err = shell("embed", "in.jsonl", "-o", "x.npy", "-m", MODEL, "-y", *arguments)
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert f"in.jsonl, {message}" in err
+    assert server.requests == []
+
+
+def test_a_row_without_an_id_has_the_number_of_its_line(tmp_path):
+    rows = [{"text": "no id"}, {"id": None, "text": "null"}, {"id": "", "text": "empty"}, {"id": 0, "text": "zero"}]
+    path = lines(tmp_path / "in.jsonl", map(json.dumps, rows))
+    assert [record.id for record in Source([str(path)], "text", "id").records()] == ["1", "2", "3", "0"]
 
 
 def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
@@ -154,6 +277,31 @@ def test_a_killed_run_goes_on_without_paying_again(server, tmp_path):
     rows = np.load(tmp_path / "out.npy")
     assert rows.shape == (3000, 1536)
     assert np.array_equal(rows[2999], vector_of("text 2999"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "npy"])
+def test_two_runs_at_once_leave_a_whole_file_of_the_later(tmp_path, kind):
+    path = tmp_path / f"out.{kind}"
+    with Output(str(path)) as later:
+        with Output(str(path)) as first:
+            for i in range(3):
+                later.add(Record(str(i), "later", ""), np.full(4, i, np.float32))
+                first.add(Record(str(i), "first", ""), np.full(4, 9, np.float32))
+        assert written(path) == ([[9] * 4] * 3 if kind == "npy" else ["first"] * 3)
+        later.add(Record("3", "later", ""), np.full(4, 3, np.float32))
+    assert written(path) == ([[i] * 4 for i in range(4)] if kind == "npy" else ["later"] * 4)
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_killed_run_has_left_is_deleted_by_the_next_that_finishes(tmp_path):
+    program = "import os, sys; from embedkit_core.cli.writing import Output\nwith Output(sys.argv[1]): os._exit(9)"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", program, "out.npy"], cwd=tmp_path).returncode == 9
+    (tmp_path / "out.npy.mine.partial").touch()
+    assert len(list(tmp_path.glob("out.npy.*.partial"))) == 3
+    with Output(str(tmp_path / "out.npy")) as file:
+        file.add(Record("1", "text", ""), np.ones(4, np.float32))
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["out.npy", "out.npy.mine.partial"]
 
 
 def test_a_run_that_is_stopped_says_how_to_go_on(server, tmp_path):
@@ -209,7 +357,11 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["embed", "in.txt", "-o", "no/x.npy", "-m", MODEL], USAGE, "there is no folder 'no'"),
         (["embed", "in.txt", "-o", "x.npy", "-m", "opnai:x"], USAGE, "did you mean 'openai:x'?"),
         (["embed", "bad.jsonl", "-o", "x.npy", "-m", MODEL], USAGE, "bad.jsonl, line 2: expected one JSON object"),
-        (["embed", "in.csv", "-o", "x.npy", "-m", MODEL], USAGE, "line 2: no text in 'text'; --column names"),
+        (
+            ["embed", "in.csv", "-o", "x.npy", "-m", MODEL],
+            USAGE,
+            "in.csv, line 2: no text in 'text'; --column names where",
+        ),
         (["embed", "latin.txt", "-o", "x.npy", "-m", MODEL], USAGE, "latin.txt is not UTF-8"),
         (["embed", "not.parquet", "-o", "x.npy", "-m", MODEL], USAGE, "cannot be read as Parquet"),
         (["estimate", "in.txt", "-m", MODEL, "--input-type", "qury"], USAGE, "did you mean 'query'?"),

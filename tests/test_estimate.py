@@ -10,6 +10,7 @@ from support.embedders import embedder as openai_embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder, InputError
+from embedkit_core.estimating import PIECE
 from embedkit_core.testing import FakeServer
 from embedkit_core.types import Limits
 
@@ -47,6 +48,27 @@ def test_an_estimate_is_near_and_its_most_is_never_passed():
             "estimated from the texts' bytes, corrected by bills",
         )
         assert before.requests == pytest.approx(usage.requests, abs=2)
+
+
+def test_a_stream_is_estimated_as_a_call_and_what_comes_again_much_later_costs_once(tmp_path, monkeypatch):
+    embedder = on_fake(FakeServer(usd_per_million=PRICE), cache=tmp_path)
+    embedder.embed([f"text {i}" for i in range(100)])
+    texts = [f"text {i}" for i in range(PIECE)] * 2 + ["text 0", "one more"]
+    told = embedder.estimate(iter(texts))
+    monkeypatch.setattr("embedkit_core.estimating.PIECE", 100_000)
+    assert told == embedder.estimate(texts)
+    assert (told.texts, told.unique_texts, told.cache_hits) == (2 * PIECE + 2, PIECE + 1, 100)
+    assert told.requests == embedder.estimate(list(dict.fromkeys(texts))).requests
+
+
+def test_texts_that_cannot_be_embedded_are_named_by_their_places_in_all():
+    texts = ["fine"] * (PIECE + 10)
+    texts[3] = ""
+    texts[PIECE + 1] = "bad \ud800"
+    with pytest.raises(InputError, match=f"2 of {PIECE + 10} texts cannot be embedded") as caught:
+        on_fake(FakeServer()).estimate(texts)
+    assert caught.value.indices == (3, PIECE + 1)
+    assert f"(a lone surrogate; decode with errors='replace') at position {PIECE + 1}" in str(caught.value)
 
 
 def test_all_hits_take_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import os
 import pickle
 import re
 import threading
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from embedkit_core import ConfigurationError, MissingExtraError, PartialFailureError, Progress
 from embedkit_core.engine.current import engine
+from embedkit_core.progress import _Bar
 from embedkit_core.testing import FakeServer
 
 PRICE = Decimal(1)
@@ -163,6 +165,33 @@ def test_a_bar_counts_texts_and_ends_at_100_percent(tmp_path, monkeypatch):
     assert "40 from cache" in last
     assert "tokens/s" in last
     assert "$0.00012" in last
+
+
+@pytest.mark.parametrize(("columns", "left_out"), [(200, 0), (120, 1), (100, 2), (80, 3)])
+def test_a_narrow_terminal_shows_texts_time_and_dollars_and_leaves_out_the_rest(
+    tmp_path, monkeypatch, columns, left_out
+):
+    class Terminal(io.StringIO):
+        def fileno(self):
+            return 2
+
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((columns, 24)))
+    bar = _Bar("openai:text-embedding-3-small")
+    bar.show(Progress(100_000, 0, 0, 0, 0, Decimal(0), 0.0))
+    bar._bar.start_t -= 30
+    for done in (50_000, 100_000):
+        bar.show(Progress(100_000, done, 40_000, 0, 600_000, Decimal("0.12345"), 30.0))
+    bar.close()
+    lines = [line for line in shown.getvalue().replace("\n", "\r").split("\r") if line.strip()]
+    assert lines[0].startswith("openai:text-embedding-3-small: ")
+    for line in (line.rstrip() for line in lines if "000/100000" in line):
+        assert len(line) < columns
+        assert len(line.split("|")[1]) >= 5
+        assert line.endswith("]")
+        assert re.search(r"100000 \[\d\d:\d\d<\d\d:\d\d, .* texts/s, \$0\.12", line)
+        rest = ["20,000 tokens/s", "40,000 from cache", "openai:text-embedding-3-small: "]
+        assert [part in line for part in rest] == [place >= left_out for place in range(3)], line
 
 
 def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Context
 from math import ceil
 from typing import TYPE_CHECKING
@@ -11,16 +12,19 @@ from embedkit_core.engine.budget import usd_of
 from embedkit_core.engine.current import engine, is_running
 from embedkit_core.engine.money import most_in_all
 from embedkit_core.engine.packing import CAP_TEXTS, USUAL_SECONDS, Room, estimate_tokens, spread
+from embedkit_core.errors import InputError
 from embedkit_core.forecast import Estimate
 from embedkit_core.lookup import LookUp, Nowhere
 from embedkit_core.meter import known_usd
-from embedkit_core.plan import Plan, make_plan
+from embedkit_core.plan import Plan, complaint, flaw_of, make_plan
 from embedkit_core.roles import Role
+from embedkit_core.stream import iterator_over
 
 if TYPE_CHECKING:
     from embedkit_core.embedder import Embedder
     from embedkit_core.engine.pace import Pace
 
+PIECE = 5000  # texts that are in memory at once
 ROUND_TRIP = 0.3  # seconds that a request takes at a provider besides its tokens, until it shows
 SHORT = Context(prec=6)  # digits of a cost per text
 COUNTED = "counted by the model's own tokenizer"
@@ -29,35 +33,75 @@ CORRECTED = "estimated from the texts' bytes, corrected by bills"
 
 
 def estimate(owner: Embedder, role: Role, texts: Iterable[str]) -> Estimate:
-    """Say what a call for these texts would take; reads the cache and sends nothing."""
-    plan = make_plan(texts, role.prefix)
-    look_up = LookUp(owner, role, plan, Nowhere())
-    look_up.peek()
+    """Say what a call for these texts would take; reads the cache, holds some thousand texts, sends nothing."""
     pace = _pace(owner, role)
-    sizes, source = _sizes(owner, role, plan, look_up.misses, pace)
-    tokens, n = sum(sizes), len(sizes)
-    most = sum(most_in_all(plan.texts[place], role.lane) for place in look_up.misses)
+    needs = _Needs()
+    for plan in _plans(texts, role):
+        needs.add(owner, role, plan, pace)
     price = owner.price.usd_per_million
-    cost = known_usd(tokens, price)
-    saved = sum(plan.sizes[place] for place in look_up.hits)
-    requests = _requests(owner, role, n, tokens)
+    cost = known_usd(needs.tokens, price)
+    requests = _requests(owner, role, needs.to_send, needs.tokens)
     return Estimate(
         model=owner.model,
-        texts=plan.n,
-        unique_texts=len(plan.keys),
-        cache_hits=len(look_up.hits),
-        texts_to_send=n,
-        tokens=tokens,
-        max_tokens=most,
+        texts=needs.texts,
+        unique_texts=len(needs.seen),
+        cache_hits=needs.hits,
+        texts_to_send=needs.to_send,
+        tokens=needs.tokens,
+        max_tokens=needs.max_tokens,
         cost_usd=cost,
-        max_cost_usd=None if cost is None else usd_of(most, price),
-        saved_usd=known_usd(saved, price),
-        cost_per_text_usd=None if cost is None or not plan.n else SHORT.divide(cost, plan.n),
+        max_cost_usd=None if cost is None else usd_of(needs.max_tokens, price),
+        saved_usd=known_usd(needs.saved, price),
+        cost_per_text_usd=None if cost is None or not needs.texts else SHORT.divide(cost, needs.texts),
         requests=requests,
-        seconds=_seconds(owner, pace, requests, tokens),
-        token_source=source,
+        seconds=_seconds(owner, pace, requests, needs.tokens),
+        token_source=needs.source or _guess(pace),
         price_source=owner.price.source,
     )
+
+
+class _Needs:
+    """What texts need, added up piece by piece; a text that comes again, be it in another piece, needs nothing more."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self.texts = self.hits = self.to_send = self.tokens = self.max_tokens = self.saved = 0
+        self.source: str | None = None
+
+    def add(self, owner: Embedder, role: Role, plan: Plan, pace: Pace | None) -> None:
+        """Take in a piece."""
+        look_up = LookUp(owner, role, plan, Nowhere())
+        look_up.peek()
+        hits = [place for place in look_up.hits if plan.keys[place] not in self.seen]
+        misses = [place for place in look_up.misses if plan.keys[place] not in self.seen]
+        self.seen.update(plan.keys)
+        sizes, source = _sizes(owner, role, plan, misses, pace)
+        self.source = source if misses else self.source
+        self.texts += plan.n
+        self.hits += len(hits)
+        self.to_send += len(misses)
+        self.tokens += sum(sizes)
+        self.max_tokens += sum(most_in_all(plan.texts[place], role.lane) for place in misses)
+        self.saved += sum(plan.sizes[place] for place in hits)
+
+
+def _plans(texts: Iterable[str], role: Role) -> Iterator[Plan]:
+    """Give the texts in pieces.
+
+    Raises:
+        InputError: some cannot be embedded, with the positions of all of them.
+    """
+    stream, start, flaws = iterator_over(texts), 0, dict[int, str]()
+    while piece := list(itertools.islice(stream, PIECE)):
+        try:
+            plan = make_plan(piece, role.prefix)
+        except InputError as refusal:
+            flaws.update({start + place: flaw_of(piece[place]) for place in refusal.indices})
+        start += len(piece)
+        if not flaws:
+            yield plan
+    if flaws:
+        raise complaint(flaws, start)
 
 
 def _pace(owner: Embedder, role: Role) -> Pace | None:
@@ -76,12 +120,15 @@ def _sizes(owner: Embedder, role: Role, plan: Plan, places: Sequence[int], pace:
     if counted and None not in counted:
         sizes, source = [n or 0 for n in counted], COUNTED
     else:
-        corrected = pace is not None and pace.has_bills
-        each = pace.tokens_each if pace is not None and corrected else 1.0
+        each = pace.tokens_each if pace is not None and pace.has_bills else 1.0
         sizes = [max(1, round(plan.sizes[place] * each)) for place in places]
-        source = CORRECTED if corrected else GUESSED
+        source = _guess(pace)
     longest = limit if limit is not None and role.lane.long_text == "truncate" else None
     return [size + added if longest is None else min(size + added, longest) for size in sizes], source
+
+
+def _guess(pace: Pace | None) -> str:
+    return CORRECTED if pace is not None and pace.has_bills else GUESSED
 
 
 def _requests(owner: Embedder, role: Role, n: int, tokens: int) -> int:

@@ -93,7 +93,7 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
             first.append(position)
         source[position] = place
     if bad:
-        raise _complaint(texts, bad)
+        raise complaint({position: flaw_of(texts[position]) for position in bad}, len(texts))
     return Plan(len(texts), keys, places, kept, sizes, np.array(first, dtype=np.intp), source)
 
 
@@ -121,12 +121,13 @@ def no_texts(texts: object) -> InputError:
     return InputError(f"expected a list of texts and got {type(texts).__name__}", ())
 
 
-def _complaint(texts: list[str], bad: list[int]) -> InputError:
+def complaint(flaws: Mapping[int, str], n: int) -> InputError:
+    """Give the error for those of n texts that cannot be embedded, by their positions."""
     reasons: dict[str, list[int]] = {}
-    for position in bad:
-        reasons.setdefault(flaw_of(texts[position]), []).append(position)
+    for position, flaw in flaws.items():
+        reasons.setdefault(flaw, []).append(position)
     found = "; ".join(f"{reason} at position {_listed(positions)}" for reason, positions in reasons.items())
-    return InputError(f"{len(bad)} of {len(texts)} texts cannot be embedded, and nothing was sent: {found}", bad)
+    return InputError(f"{len(flaws)} of {n} texts cannot be embedded, and nothing was sent: {found}", list(flaws))
 
 
 def flaw_of(text: object) -> str:

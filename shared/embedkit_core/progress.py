@@ -19,6 +19,7 @@ from embedkit_core.types import ROUGHLY, Usage, dollars, shortened
 
 logger = logging.getLogger("embedkit_core")
 
+SHRINKS = 5  # columns that a bar of ten gives up before anything is left out beside it
 OFTEN = 0.1  # seconds between two reports at least, but for the last
 
 
@@ -143,7 +144,7 @@ class _Bar:
     """A tqdm bar, in a terminal or a notebook. A single text has none."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name = shortened(name, 30)
         self._bar: Any = None
 
     def show(self, progress: Progress) -> None:
@@ -152,13 +153,25 @@ class _Bar:
         made = _bar_class()
         with drawing.lock:
             if self._bar is None:
-                name = shortened(self._name, 30)
-                self._bar = made(desc=name, total=progress.texts, unit=" texts", dynamic_ncols=True)
+                self._bar = made(desc=self._name, total=progress.texts, unit=" texts", dynamic_ncols=True)
             bar = self._bar
             bar.total, bar.n = progress.texts, progress.done
             bar.initial = progress.cache_hits  # they took no time
-            bar.set_postfix_str(_described(progress), refresh=False)
+            self._describe(progress)
             bar.refresh()
+
+    def _describe(self, progress: Progress) -> None:
+        """Say beside the bar as much as there is room for; texts, time and dollars are left to the end."""
+        bar, said = self._bar, _described(progress)
+        for name, parts in [*((self._name, said[:n]) for n in range(max(1, len(said)), 0, -1)), ("", said[:1])]:
+            bar.set_description_str(name, refresh=False)
+            bar.set_postfix_str(", ".join(parts), refresh=False)
+            columns = bar.format_dict["ncols"]
+            if columns is None:
+                return
+            whole = bar.format_meter(**{**bar.format_dict, "ncols": None})  # with a bar of ten columns
+            if len(whole) - SHRINKS <= columns:
+                return
 
     def close(self) -> None:
         if self._bar is not None:
@@ -166,16 +179,18 @@ class _Bar:
                 self._bar.close()
 
 
-def _described(progress: Progress) -> str:
+def _described(progress: Progress) -> list[str]:
+    """Say how it stands, the most important first."""
     said = []
+    if progress.tokens:
+        said.append("price unknown" if progress.cost_usd is None else f"${dollars(ROUGHLY.plus(progress.cost_usd))}")
+    if progress.failed:
+        said.append(f"{progress.failed:,} failed")
     if progress.cache_hits:
         said.append(f"{progress.cache_hits:,} from cache")
     if progress.tokens:
-        cost = "price unknown" if progress.cost_usd is None else f"${dollars(ROUGHLY.plus(progress.cost_usd))}"
-        said += [f"{progress.tokens_per_second:,.0f} tokens/s", cost]
-    if progress.failed:
-        said.append(f"{progress.failed:,} failed")
-    return ", ".join(said)
+        said.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    return said
 
 
 @functools.cache

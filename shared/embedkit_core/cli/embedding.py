@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
@@ -16,16 +15,10 @@ from embedkit_core.cli.app import app, confirm, err, show
 from embedkit_core.cli.reading import Record, Source
 from embedkit_core.cli.writing import Output
 from embedkit_core.embedder import Embedder
-from embedkit_core.forecast import Estimate
+from embedkit_core.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
 from embedkit_core.tools.text import table
 from embedkit_core.tracking import amount
 from embedkit_core.types import InputType
-
-SUMMED = (
-    *("texts", "unique_texts", "cache_hits", "texts_to_send", "tokens", "max_tokens", "cost_usd", "max_cost_usd"),
-    *("saved_usd", "requests", "seconds"),
-)
-PIECE = 5000  # texts that are estimated at once
 
 
 @app.command()
@@ -53,7 +46,7 @@ def embed(
     Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
     """
     with (
-        Source(inputs, column, id_column) as source,
+        Source(inputs, column, id_column, output=output) as source,
         o.make(
             model,
             dimensions,
@@ -91,7 +84,7 @@ def estimate(
         Source(inputs, column, "id") as source,
         o.make(model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price) as embedder,
     ):
-        told = estimate_all(embedder, source, role(input_type))
+        told = embedder.estimate(source.texts(), input_type=role(input_type))
     text = f"{told.model}: {told}\ntokens: {told.token_source}; price: {told.price_source}"
     show(text, told.to_dict(), as_json=as_json)
 
@@ -148,37 +141,11 @@ def explain(
     show("\n".join(f"{name}: {value}" for name, value in data.items()), data, as_json=as_json)
 
 
-def estimate_all(embedder: Embedder, source: Source, input_type: InputType) -> Estimate:
-    """Estimate all that a source holds, some thousand texts at a time."""
-    total: Estimate | None = None
-    texts = source.texts()
-    while piece := list(itertools.islice(texts, PIECE)):
-        told = embedder.estimate(piece, input_type=input_type)
-        total = told if total is None else _sum(total, told)
-    return total or embedder.estimate([], input_type=input_type)
-
-
-def _sum(one: Estimate, other: Estimate) -> Estimate:
-    def add(a: Any, b: Any) -> Any:
-        return None if a is None or b is None else a + b
-
-    fields = {name: add(getattr(one, name), getattr(other, name)) for name in SUMMED}
-    cost: Decimal | None = fields["cost_usd"]
-    each = None if cost is None or not fields["texts"] else cost / fields["texts"]
-    return Estimate(
-        model=one.model,
-        cost_per_text_usd=each,
-        token_source=other.token_source,
-        price_source=one.price_source,
-        **fields,
-    )
-
-
 def embed_all(
     embedder: Embedder, source: Source, file: Output | None, input_type: InputType, *, yes: bool, quiet: bool
 ) -> None:
     """Embed all that a source holds into a file, or into the cache alone; say what it costs and ask first."""
-    told = estimate_all(embedder, source, input_type)
+    told = embedder.estimate(source.texts(), input_type=input_type)
     if not quiet:
         err.print(f"{embedder.model}: {told}")
     if told.cost_usd is None or told.cost_usd > 0:
@@ -189,9 +156,21 @@ def embed_all(
     shown = _Known(texts, n) if progress and sys.stderr.isatty() else texts
     rows = embedder.embed_iter(shown, input_type=input_type, progress=isinstance(shown, _Known))
     records: Iterator[Record] = behind
-    for record, row in zip(records, rows, strict=True):
-        if file is not None:
-            file.add(record, row)
+    try:
+        for record, row in zip(records, rows, strict=True):
+            if file is not None:
+                file.add(record, row)
+    except (PartialFailureError, BadTextError, TextTooLongError) as error:
+        raise _placed(error, embedder, source) from None
+
+
+def _placed(error: EmbedKitError, embedder: Embedder, source: Source) -> EmbedKitError:
+    """Give the error of a text with the file and the line it is in, rather than its position."""
+    position, cause = next(iter(error.failed.items())) if isinstance(error, PartialFailureError) else (0, error)
+    record = next(itertools.islice(source.records(), position, None))
+    rerun = ". What is done is in the cache: a rerun sends only the rest" if embedder.store.keeper else ""
+    error.args = (f"{record.place}: {str(cause).rstrip('.')}{rerun}",)
+    return error
 
 
 class _Known:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import secrets
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -28,7 +33,10 @@ class Sink(Protocol):
 
 
 class Output:
-    """A file that takes rows under another name, and has its own when all are there.
+    """A file that takes rows under a name that no other run has, and has its own when all are there.
+
+    Of several runs that write the same file at once, the last to finish has it. What a killed run has left is deleted
+    by the next that finishes.
 
     Raises:
         ConfigurationError: its name ends with none of those known, or its folder is not there.
@@ -40,12 +48,16 @@ class Output:
             raise ConfigurationError(f"--output must end with one of {', '.join(KINDS)}, not {path!r}")
         if not self.path.parent.is_dir():
             raise ConfigurationError(f"--output: there is no folder {str(self.path.parent)!r}")
-        self._partial = self.path.with_name(self.path.name + ".partial")
         self.rows = 0
 
     def __enter__(self) -> Output:
         kinds: dict[str, type[_Parquet | _Jsonl | _Npy]] = {".parquet": _Parquet, ".jsonl": _Jsonl, ".npy": _Npy}
-        self._sink: Sink = kinds[self.path.suffix.lower()](self._partial)
+        self._partial, self._held = _begun(self.path)
+        try:
+            self._sink: Sink = kinds[self.path.suffix.lower()](self._partial)
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     def add(self, record: Record, vector: Vectors) -> None:
@@ -58,8 +70,54 @@ class Output:
             self._sink.finish()
             if kind is None:
                 self._partial.replace(self.path)
+                _sweep(self.path)
         finally:
-            self._partial.unlink(missing_ok=True)
+            self._leave()
+
+    def _leave(self) -> None:
+        self._partial.unlink(missing_ok=True)
+        self._held.close()
+
+
+def _begun(path: Path) -> tuple[Path, IO[bytes]]:
+    """Make a file that rows of another go to, and hold it open, locked, so that others see that its run is alive."""
+    while True:
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+        held = partial.open("xb")
+        if not _lock(held, wait=True):
+            held.close()
+        if partial.exists():  # else another run took it for a leftover before it was locked
+            return partial, held
+        held.close()
+
+
+def _sweep(path: Path) -> None:
+    """Delete what runs that were killed have left of a file."""
+    leftover = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.partial")
+    with contextlib.suppress(OSError):  # it is somebody else's, or gone
+        for left in path.parent.iterdir():
+            if leftover.fullmatch(left.name):
+                with left.open("rb") as file:
+                    if _lock(file, wait=False):
+                        left.unlink(missing_ok=True)
+
+
+if sys.platform == "win32":
+
+    def _lock(file: IO[bytes], *, wait: bool) -> bool:  # noqa: ARG001
+        """Lock nothing: what is open can be neither moved nor deleted, so that leftovers stay."""
+        return False
+
+else:
+    import fcntl
+
+    def _lock(file: IO[bytes], *, wait: bool) -> bool:
+        """Lock a file until it is closed, be it by death; False where another run has it, or the disk has none."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
 
 class _Jsonl:
@@ -75,12 +133,11 @@ class _Jsonl:
 
 
 class _Npy:
-    """Rows go to a file of their own, since .npy begins with how many there are."""
+    """Rows go to a file without a name first, since .npy begins with how many there are."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rows_path = path.with_name(path.name + ".rows")
-        self._rows: IO[bytes] = self._rows_path.open("wb")
+        self._rows: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - finish() closes it
         self._shape: tuple[int, int] = (0, 0)
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
@@ -90,14 +147,11 @@ class _Npy:
         self._rows.write(np.ascontiguousarray(vector).tobytes())
 
     def finish(self) -> None:
-        try:
-            self._rows.close()
-            with self._path.open("wb") as file, self._rows_path.open("rb") as rows:
-                header = {"descr": self._dtype.str, "fortran_order": False, "shape": self._shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                shutil.copyfileobj(rows, file, 1 << 20)
-        finally:
-            self._rows_path.unlink(missing_ok=True)
+        with self._rows, self._path.open("wb") as file:
+            self._rows.seek(0)
+            header = {"descr": self._dtype.str, "fortran_order": False, "shape": self._shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            shutil.copyfileobj(self._rows, file, 1 << 20)
 
 
 class _Parquet:
