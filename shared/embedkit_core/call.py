@@ -317,11 +317,8 @@ class Call(Waits):
 
     def _raise_failures(self, result: EmbeddingResult) -> None:
         if result.failed and self._owner.settings.on_error == "raise":
-            raise failure_of(result, self._most_needed(), kept=self._owner.store.keeper is not None)
-
-    def _most_needed(self) -> int:
-        """Give how many tokens the texts that failed may still need, at most."""
-        return sum(most_in_all(self._plan.texts[place], self._role.lane) for place in self._failed)
+            needed = sum(most_in_all(self._plan.texts[place], self._role.lane) for place in self._failed)
+            raise failure_of(result, needed, kept=self._owner.store.keeper is not None)
 
 
 async def off_loop(work: Callable[[], T]) -> T:
