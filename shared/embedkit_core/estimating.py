@@ -28,13 +28,13 @@ GUESSED = "estimated from the texts' bytes"
 CORRECTED = "estimated from the texts' bytes, corrected by bills"
 
 
-def estimate(owner: Embedder, role: Role, texts: Iterable[str]) -> Estimate:
+def estimate(owner: Embedder, role: Role, texts: Iterable[str], *, by_bills: bool = True) -> Estimate:
     """Say what a call for these texts would take; reads the cache and sends nothing."""
     plan = make_plan(texts, role.prefix)
     look_up = LookUp(owner, role, plan, Nowhere())
     look_up.peek()
     pace = _pace(owner, role)
-    sizes, source = _sizes(owner, role, plan, look_up.misses, pace)
+    sizes, source = _sizes(owner, role, plan, look_up.misses, pace if by_bills else None)
     tokens, n = sum(sizes), len(sizes)
     most = sum(most_in_all(plan.texts[place], role.lane) for place in look_up.misses)
     price = owner.price.usd_per_million
@@ -72,7 +72,7 @@ def _sizes(owner: Embedder, role: Role, plan: Plan, places: Sequence[int], pace:
     counted = [owner.provider.count_tokens(text) for text in texts]
     prompt = str(role.lane.wire.get("prompt", ""))
     added = estimate_tokens(prompt, prompt.encode()) if prompt else 0
-    limit = role.lane.limits.text_tokens
+    limit = owner.provider.longest_text
     if counted and None not in counted:
         sizes, source = [n or 0 for n in counted], COUNTED
     else:

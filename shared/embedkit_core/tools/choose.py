@@ -78,7 +78,8 @@ def choose(
     """Choose from what was compared: the cheapest with an nDCG@10 of `floor` or more, or the best within a budget.
 
     The corpus has `corpus_texts` texts as long as those compared, or is `texts`: then what the cache has of them is
-    free. A query is as long as those compared. Costs are those of the corpus and of `months` of queries, as estimated.
+    free. A query is as long as those compared. Costs are those of the corpus and of `months` of queries, as estimated
+    without bills, so that the choice is the same in every run.
     With `significant`, a model that is not shown to be worse than the best one (p over 0.05) counts as as good as it.
     `settings` are an embedder's arguments, `cache` say, for counting what is there.
 
@@ -127,7 +128,7 @@ def _weighed(
     if own is not None:
         try:
             with Embedder(**_arguments(one, settings)) as embedder:
-                tokens = Decimal(embedder.estimate(own).tokens)
+                tokens = Decimal(embedder.estimate(own, by_bills=False).tokens)
         except EmbedKitError as error:
             return Option(one, None, None, None, gigabytes, str(error))
     each = Decimal(one.query_tokens) / len(task.queries)

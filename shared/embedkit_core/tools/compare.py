@@ -33,7 +33,8 @@ class Contender:
     """One model at some dimensions and a type, and what came of it; where it failed, `error` says why.
 
     `usage` is what this comparison took, `corpus_usd` what the documents cost where none are cached, None where the
-    price is unknown; `p_value` how likely so large a difference to the best one's nDCG@10 is by chance, corrected
+    price is unknown: it and the tokens are counted without the bills, so that a model has the same in every row and
+    every run. `p_value` how likely so large a difference to the best one's nDCG@10 is by chance, corrected
     after Holm for how many are compared. `truncated` counts texts that were cut to the model's limit.
     `bytes_a_vector` are those of the numbers alone.
     """
@@ -220,7 +221,7 @@ def _tried(
             searching = embedder.embed(queries, input_type="query")
         rows, asking = embedded.vectors, searching.vectors
         seconds = time.perf_counter() - began
-        anew = embedder.without_cache()  # after the bills, which correct its estimates
+        anew = embedder.without_cache()
         dtype = asked["dtype"]
         places, _ = ranking.rank(
             ranking.comparable(rows, dtype), ranking.comparable(asking, dtype), max(ranking.LEAST, *ks)
@@ -236,8 +237,8 @@ def _tried(
             seconds=seconds,
             bytes_a_vector=rows.shape[1] * rows.itemsize,
             usd_per_million=embedder.price.usd_per_million,
-            corpus_tokens=anew.estimate(documents).tokens,
-            query_tokens=anew.estimate(queries, input_type="query").tokens,
+            corpus_tokens=anew.estimate(documents, by_bills=False).tokens,
+            query_tokens=anew.estimate(queries, input_type="query", by_bills=False).tokens,
             truncated=len(embedded.truncated) + len(searching.truncated),
             settings=asked,
         )
