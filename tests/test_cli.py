@@ -1,5 +1,6 @@
 """The command, as a shell runs it: what it prints, what it writes, and what it exits with."""
 
+import errno
 import json
 import os
 import resource
@@ -217,6 +218,11 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["compare", MODEL, "--data", "nowhere"], USAGE, "cannot be read (No such file or directory)"),
         (["choose", MODEL, "--texts", "in.txt"], USAGE, "give --floor"),
         (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes takes whole numbers"),
+        (["compare", MODEL, "--texts", "in.txt", "--chart", "x.gif"], USAGE, "one of .png, .svg, .pdf, not 'x.gif'"),
+        (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
+        (["compare", MODEL, "--texts", "in.txt", "--csv", "no/x.csv"], USAGE, "--csv: there is no folder 'no'"),
+        (["compare", MODEL, "--texts", "in.txt", "--report", "."], USAGE, "--report: '.' is a folder"),
+        (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
         (["cache", "import", "nowhere"], USAGE, "there is no folder 'nowhere'"),
         (["cache", "verify", "--live", "3"], USAGE, "--live needs --model and the texts"),
     ],
@@ -227,7 +233,7 @@ def test_what_is_wrong_is_one_clear_line(shell, server, tmp_path, arguments, cod
     (tmp_path / "in.csv").write_text("body\nx\n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "not.parquet").write_bytes(b"nothing of the kind")
-    found, out, err = shell(*arguments, *(["--yes"] if arguments[0] == "embed" else []))
+    found, out, err = shell(*arguments, *(["--yes"] if arguments[0] in ("embed", "compare", "bench") else []))
     told = err.strip().splitlines()
     assert (found, out) == (code, "")
     assert told[-1].startswith("rag-embedkit: ")
@@ -305,12 +311,18 @@ def test_a_damaged_vector_is_found(shell, tmp_path):
     assert "1 of them damaged" in out
 
 
-def test_models_are_compared_chosen_and_measured(shell, tmp_path):
-    texts = [f"Title of page {i}\nThe body of page {i}, which goes on for a while about it." for i in range(15)]
+def pages(tmp_path):
+    """A folder of texts that can be compared."""
     folder = tmp_path / "pages"
     folder.mkdir()
-    for i, text in enumerate(texts):
-        (folder / f"{i}.txt").write_text(text)
+    for i in range(15):
+        (folder / f"{i}.txt").write_text(
+            f"Title of page {i}\nThe body of page {i}, which goes on for a while about it."
+        )
+
+
+def test_models_are_compared_chosen_and_measured(shell, tmp_path):
+    pages(tmp_path)
     pictures = ["--chart", "chart.svg", "--report", "report.html", "--csv", "numbers.csv"]
     code, out, err = shell(
         "compare", MODEL, "nobody:knows", "--texts", "pages", "--dimensions", "512,256", "-y", *pictures
@@ -330,6 +342,24 @@ def test_models_are_compared_chosen_and_measured(shell, tmp_path):
     assert code == 0, err
     assert "use max_concurrency=" in out
     assert (tmp_path / "bench.png").stat().st_size > 5000
+
+
+def test_a_file_that_cannot_be_written_costs_a_line_and_not_the_table(shell, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("embedkit_core.tools.Comparison.to_csv", full)
+    pages(tmp_path)
+    code, out, err = shell("compare", MODEL, "--texts", "pages", "--csv", "x.csv", "-y", "-q")
+    assert (code, err) == (FAILED, "rag-embedkit: No space left on device\n")
+    assert "nDCG@10" in out
+
+
+def test_a_comparison_that_a_budget_stops_exits_as_one(shell, server, tmp_path):
+    pages(tmp_path)
+    code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "-q", "--budget-usd", "0.0000001")
+    assert (code, server.requests) == (BUDGET, [])
+    assert "of the budget of $0.0000001" in out
 
 
 def test_help_teaches(shell):

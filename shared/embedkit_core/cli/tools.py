@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import app, confirm, err, show
+from embedkit_core.cli.app import BUDGET, FAILED, app, confirm, err, show
+from embedkit_core.cli.outputs import Outputs
 from embedkit_core.cli.reading import Source
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError, EmbedKitError
@@ -48,12 +48,15 @@ def compare_command(
 
     Example: `rag-embedkit compare openai:text-embedding-3-small voyage:voyage-4 --data scifact --chart models.png`
     """
+    outputs = Outputs(chart, report, csv_file)
     task = _task(data, questions, texts, column)
     found = _compared(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
-    _write(found, chart, report, csv_file)
     show(found.table(), found.to_dict(), as_json=as_json)
+    outputs.write(found)
+    if any(contender.over_budget for contender in found.contenders):
+        raise typer.Exit(BUDGET)
     if all(contender.error is not None for contender in found.contenders):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 @app.command(name="choose")
@@ -115,6 +118,7 @@ def bench_command(
     as_json: o.Json = False,
 ) -> None:
     """Measure a model: one request at a time against several, latency of queries, and the setting to use."""
+    outputs = Outputs(chart, report)
     jobs = _numbers("--sizes", sizes)
     with Embedder(model, base_url=base_url, cache=False) as embedder:
         price = embedder.price.usd_per_million
@@ -123,11 +127,8 @@ def bench_command(
             cost = None if told.cost_usd is None else told.cost_usd * (2 * sum(jobs) + 7 * max(jobs)) / max(jobs)
             confirm(f"measure {embedder.model} for up to about {amount(cost)}?", yes=yes)
     found = bench(model, sizes=jobs, most=most, base_url=base_url, say=_say(quiet))
-    if chart:
-        found.chart(chart)
-    if report:
-        found.report(report)
     show(found.table(), found.to_dict(), as_json=as_json)
+    outputs.write(found)
 
 
 def _compared(
@@ -191,12 +192,3 @@ def _numbers(option: str, value: str) -> list[int]:
 
 def _say(quiet: bool) -> Any:
     return (lambda line: None) if quiet else err.print  # noqa: ARG005
-
-
-def _write(found: Comparison, chart: str | None, report: str | None, csv_file: str | None) -> None:
-    if chart:
-        found.chart(chart)
-    if report:
-        found.report(report)
-    if csv_file:
-        Path(csv_file).write_text(found.to_csv(), encoding="utf-8")
