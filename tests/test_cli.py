@@ -217,6 +217,8 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["compare", MODEL], USAGE, "give one of --data"),
         (["compare", MODEL, "--data", "nowhere"], USAGE, "cannot be read (No such file or directory)"),
         (["choose", MODEL, "--texts", "in.txt"], USAGE, "give --floor"),
+        (["bench", MODEL, "--sizes", "0"], USAGE, "sizes=0 must be a whole number of at least 1"),
+        (["bench", MODEL, "--sizes", ","], USAGE, "sizes= names no job"),
         (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes takes whole numbers"),
         (["compare", MODEL, "--texts", "in.txt", "--chart", "x.gif"], USAGE, "one of .png, .svg, .pdf, not 'x.gif'"),
         (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
@@ -353,6 +355,15 @@ def test_a_file_that_cannot_be_written_costs_a_line_and_not_the_table(shell, tmp
     code, out, err = shell("compare", MODEL, "--texts", "pages", "--csv", "x.csv", "-y", "-q")
     assert (code, err) == (FAILED, "rag-embedkit: No space left on device\n")
     assert "nDCG@10" in out
+
+
+def test_a_benchmark_asks_about_the_price_that_it_names(shell, server):
+    asked = shell("bench", MODEL, "--sizes", "20,40", "--most", "2")
+    assert (asked[0], server.requests) == (REFUSED, [])
+    told = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y")[2].splitlines()[0]
+    assert asked[2] == f"rag-embedkit: measure {told}?: add --yes to go on without being asked\n"
+    named = int(told.partition("up to ")[2].partition(" ")[0].replace(",", ""))
+    assert server.billed_tokens <= named * 1.2
 
 
 def test_a_comparison_that_a_budget_stops_exits_as_one(shell, server, tmp_path):

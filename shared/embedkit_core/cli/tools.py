@@ -13,6 +13,7 @@ from embedkit_core.cli.reading import Source
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError, EmbedKitError
 from embedkit_core.tools import Comparison, Task, bench, choose, compare, load_beir, load_questions, self_retrieval
+from embedkit_core.tools.bench import outlay
 from embedkit_core.tracking import amount
 
 Models = Annotated[list[str], typer.Argument(help="Models, as in openai:text-embedding-3-small.")]
@@ -121,11 +122,9 @@ def bench_command(
     outputs = Outputs(chart, report)
     jobs = _numbers("--sizes", sizes)
     with Embedder(model, base_url=base_url, cache=False) as embedder:
-        price = embedder.price.usd_per_million
-        told = embedder.estimate([f"{n} " + "word " * 50 for n in range(max(jobs))])
-        if price is None or price > 0:
-            cost = None if told.cost_usd is None else told.cost_usd * (2 * sum(jobs) + 7 * max(jobs)) / max(jobs)
-            confirm(f"measure {embedder.model} for up to about {amount(cost)}?", yes=yes)
+        told = outlay(embedder, jobs, most=most)
+        if told.cost_usd is None or told.cost_usd > 0:
+            confirm(f"measure {told}?", yes=yes)
     found = bench(model, sizes=jobs, most=most, base_url=base_url, say=_say(quiet))
     show(found.table(), found.to_dict(), as_json=as_json)
     outputs.write(found)
