@@ -295,7 +295,19 @@ def test_a_cache_is_counted_checked_copied_and_cleared(shell, tmp_path):
     assert shell("cache", "export", "copy", "--cache", "copy")[0] == USAGE
     assert "40 vectors deleted" in shell("cache", "clear", "--cache", "third", "-y")[2]
     assert json.loads(shell("cache", "stats", "--cache", "third", "--json")[1])["vectors"] == 0
-    code, out, _ = shell("cache", "verify", source, "--live", "3", "-m", MODEL)
+
+
+def test_cached_texts_are_not_sent_again_without_a_yes(shell, server, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    live = ("cache", "verify", source, "--live", "3", "-m", MODEL)
+    code, out, _ = shell(*live)
+    assert (code, "nothing was compared" in out) == (0, True)  # nothing is cached, nothing to ask about
+    shell("cache", "warm", source, "-m", MODEL, "-y")
+    sent = len(server.requests)
+    code, _, err = shell(*live)
+    assert (code, len(server.requests)) == (REFUSED, sent)
+    assert err.startswith("rag-embedkit: embed 3 cached texts again for about $0.0000")
+    code, out, _ = shell(*live, "--yes")
     assert (code, "3 of 40 cached vectors" in out) == (0, True)
 
 

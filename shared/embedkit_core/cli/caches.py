@@ -10,10 +10,12 @@ import typer
 
 from embedkit_core.cache.tending import CacheFolder
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import cache_app, confirm, err, show
+from embedkit_core.cli.app import about, cache_app, confirm, err, show
 from embedkit_core.cli.embedding import embed_all, role
 from embedkit_core.cli.reading import Source
+from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError
+from embedkit_core.types import counted_noun
 
 Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
 
@@ -29,12 +31,13 @@ def stats(cache: Folder = None, as_json: o.Json = False) -> None:
 @cache_app.command()
 def verify(
     inputs: Annotated[list[str] | None, typer.Argument(help="With --live: texts that are cached.")] = None,
-    live: Annotated[int, typer.Option(help="Embed so many cached texts again, and compare.")] = 0,
+    live: Annotated[int, typer.Option(min=0, help="Embed so many cached texts again, and compare.")] = 0,
     model: Annotated[str | None, typer.Option("--model", "-m", help="With --live: provider:model.")] = None,
     column: o.Column = "text",
     dimensions: o.Dimensions = None,
     base_url: o.BaseUrl = None,
     cache: Folder = None,
+    yes: o.Yes = False,
     as_json: o.Json = False,
 ) -> None:
     """Check every vector against its checksum; with --live, some against what the model gives today."""
@@ -45,7 +48,9 @@ def verify(
             Source(inputs, column, "id") as source,
             o.make(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder,
         ):
-            found = embedder.verify_cache(source.texts(), sample=live)
+            texts = list(source.texts())
+            _ask(embedder, texts, live, yes=yes)
+            found = embedder.verify_cache(texts, sample=live)
         show(str(found), asdict(found), as_json=as_json)
         return
     whole = CacheFolder(cache).verify()
@@ -53,6 +58,15 @@ def verify(
     show(text, asdict(whole), as_json=as_json)
     if whole.damaged:
         raise typer.Exit(1)
+
+
+def _ask(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> None:
+    """Ask before cached texts are paid for once more."""
+    again = min(sample, embedder.estimate(texts).cache_hits)
+    each = embedder.without_cache().estimate(texts).cost_per_text_usd
+    cost = None if each is None else again * each
+    if again and cost != 0:
+        confirm(f"embed {counted_noun(again, 'cached text')} again for {about(cost)}?", yes=yes)
 
 
 @cache_app.command()
