@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,12 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["compare", MODEL, "--texts", "in.txt", "--csv", "no/x.csv"], USAGE, "--csv: there is no folder 'no'"),
         (["compare", MODEL, "--texts", "in.txt", "--report", "."], USAGE, "--report: '.' is a folder"),
         (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
+        *(
+            (["cache", *command, "--cache", "."], USAGE, "the folder '.' holds no cache")
+            for command in (["stats"], ["verify"], ["clear", "-y"], ["export", "copy"])
+        ),
+        (["cache", "stats", "--cache", "nowhere"], USAGE, "there is no folder 'nowhere'"),
+        (["cache", "import", "."], USAGE, "the folder '.' holds no cache"),
         (["cache", "import", "nowhere"], USAGE, "there is no folder 'nowhere'"),
         (["cache", "verify", "--live", "3"], USAGE, "--live needs --model and the texts"),
     ],
@@ -323,6 +330,23 @@ def test_a_damaged_vector_is_found(shell, tmp_path):
     code, out, _ = shell("cache", "verify", "--cache", "mine")
     assert code == 1
     assert "1 of them damaged" in out
+
+
+@pytest.mark.parametrize("command", ["stats", "verify"])
+def test_a_destroyed_cache_is_no_empty_one(shell, tmp_path, command):
+    shell("cache", "warm", lines(tmp_path / "in.txt", TEXTS), "-m", MODEL, "-y", "--cache", "mine")
+    for file in (tmp_path / "mine" / "embedkit-v1").iterdir():
+        file.write_bytes(b"no database at all" * 1000)
+    shutil.copytree(tmp_path / "mine", tmp_path / "other")
+    code, out, _ = shell("cache", command, "--cache", "mine")
+    assert (code, out.count("\n")) == (FAILED, 1)
+    assert "was set aside; what it held is paid for again" in out
+    code, out, _ = shell("cache", command, "--cache", "other", "--json")
+    assert (code, json.loads(out)["set_aside"]) == (FAILED, True)
+
+
+def test_the_user_s_own_cache_may_not_be_there_yet(shell):
+    assert shell("cache", "stats")[0] == shell("cache", "verify")[0] == 0
 
 
 def pages(tmp_path):

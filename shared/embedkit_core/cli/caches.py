@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit_core.cache.tending import CacheFolder
+from embedkit_core.cache.tending import CacheFolder, CacheStats
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import about, cache_app, confirm, err, show
+from embedkit_core.cli.app import FAILED, about, cache_app, confirm, err, show
 from embedkit_core.cli.embedding import embed_all, role
 from embedkit_core.cli.reading import Source
 from embedkit_core.embedder import Embedder
@@ -23,9 +22,9 @@ Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user'
 @cache_app.command()
 def stats(cache: Folder = None, as_json: o.Json = False) -> None:
     """Say how much is in the cache."""
-    found = CacheFolder(cache).stats()
+    found = _folder(cache).stats()
     text = f"{found.folder}: {found.vectors:,} vectors, {found.bytes_on_disk / 1e6:,.1f} MB"
-    show(text, asdict(found), as_json=as_json)
+    _tell(text, found, as_json=as_json)
 
 
 @cache_app.command()
@@ -53,11 +52,27 @@ def verify(
             found = embedder.verify_cache(texts, sample=live)
         show(str(found), asdict(found), as_json=as_json)
         return
-    whole = CacheFolder(cache).verify()
+    whole = _folder(cache).verify()
     text = f"{whole.folder}: {whole.vectors:,} vectors, {whole.damaged:,} of them damaged (embedded again when wanted)"
-    show(text, asdict(whole), as_json=as_json)
-    if whole.damaged:
-        raise typer.Exit(1)
+    _tell(text, whole, as_json=as_json)
+
+
+def _tell(text: str, found: CacheStats, *, as_json: bool) -> None:
+    """Print what a cache holds; one with damage is a failure."""
+    aside = f"{found.folder}: its database was damaged, or not ours, and was set aside; what it held is paid for again"
+    show(aside if found.set_aside else text, asdict(found), as_json=as_json)
+    if found.damaged or found.set_aside:
+        raise typer.Exit(FAILED)
+
+
+def _folder(named: str | None) -> CacheFolder:
+    """Give the cache in a folder that is named, which has to be there, or the user's own, which need not be yet."""
+    folder = CacheFolder(named)
+    if named is not None and not folder.folder.is_dir():
+        raise ConfigurationError(f"there is no folder {named!r}")
+    if named is not None and not folder.holds_cache:
+        raise ConfigurationError(f"the folder {named!r} holds no cache; name the one that cache= names")
+    return folder
 
 
 def _ask(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> None:
@@ -72,7 +87,7 @@ def _ask(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> Non
 @cache_app.command()
 def clear(cache: Folder = None, yes: o.Yes = False) -> None:
     """Delete every vector: what they cost will be paid again."""
-    folder = CacheFolder(cache)
+    folder = _folder(cache)
     found = folder.stats()
     confirm(f"delete {found.vectors:,} vectors in {found.folder}?", yes=yes)
     err.print(f"{folder.clear():,} vectors deleted")
@@ -83,15 +98,13 @@ def export_command(
     target: Annotated[str, typer.Argument(help="A folder, which becomes a cache.")], cache: Folder = None
 ) -> None:
     """Copy all vectors into another cache folder, to be taken elsewhere."""
-    err.print(f"{CacheFolder(cache).copy_to(CacheFolder(target)):,} vectors copied to {target}")
+    err.print(f"{_folder(cache).copy_to(CacheFolder(target)):,} vectors copied to {target}")
 
 
 @cache_app.command(name="import")
 def import_command(source: Annotated[str, typer.Argument(help="A cache folder.")], cache: Folder = None) -> None:
     """Copy all vectors of another cache folder into this one."""
-    if not Path(source).expanduser().is_dir():
-        raise ConfigurationError(f"there is no folder {source!r}")
-    err.print(f"{CacheFolder(source).copy_to(CacheFolder(cache)):,} vectors copied from {source}")
+    err.print(f"{_folder(source).copy_to(CacheFolder(cache)):,} vectors copied from {source}")
 
 
 @cache_app.command()
