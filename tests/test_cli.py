@@ -373,7 +373,7 @@ def test_models_are_compared_chosen_and_measured(shell, tmp_path):
     assert json.loads(out)["models"][0]["model"] == MODEL
     code, out, _ = shell("choose", MODEL, "--texts", "pages", "--floor", "0", "-y", "--corpus-texts", "1000000", "-q")
     assert code == 0
-    assert f'Embedder("{MODEL}", dimensions=1536, dtype="float32")' in out
+    assert out.endswith(f'Embedder("{MODEL}", dimensions=1536, dtype="float32")\n')
     assert shell("choose", MODEL, "--texts", "pages", "--floor", "2", "-y", "-q")[0] == 1
     assert shell("compare", "nobody:knows", "--texts", "pages", "-q")[0] == 1
     code, out, err = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y", "--chart", "bench.png")
@@ -407,6 +407,31 @@ def test_a_comparison_that_a_budget_stops_exits_as_one(shell, server, tmp_path):
     code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "-q", "--budget-usd", "0.0000001")
     assert (code, server.requests) == (BUDGET, [])
     assert "of the budget of $0.0000001" in out
+
+
+def test_what_is_chosen_is_printed_with_the_address_it_was_compared_at(shell, server, tmp_path):
+    pages(tmp_path)
+    asked = ["--texts", "pages", "--floor", "0", "-y", "-q", "--base-url", server.base_url]
+    code, out, _ = shell("choose", MODEL, *asked)
+    assert code == 0
+    assert out.endswith(f'Embedder("{MODEL}", dimensions=1536, dtype="float32", base_url="{server.base_url}")\n')
+    assert json.loads(shell("choose", MODEL, *asked, "--json")[1])["chosen"]["base_url"] == server.base_url
+
+
+@needs_local_model
+def test_a_model_on_this_machine_is_compared_beside_one_at_an_address(shell, server, tmp_path):
+    pages(tmp_path)
+    compared = shell("compare", MODEL, MINILM, "--texts", "pages", "-y", "-q", "--json", "--base-url", server.base_url)
+    assert [model["error"] for model in json.loads(compared[1])["models"]] == [None, None]
+
+
+def test_a_question_says_what_yes_means(shell, server, tmp_path):
+    pages(tmp_path)
+    own = shell("compare", "unheard-of", "--texts", "pages", "-q", "--base-url", server.base_url)
+    assert (own[0], "with openai:unheard-of for a price nobody knows?" in own[2]) == (REFUSED, True)
+    help_of_clear = " ".join(shell("cache", "clear", "--help")[1].split())
+    assert "Do not ask before vectors are deleted" in help_of_clear
+    assert "money" not in help_of_clear
 
 
 def test_help_teaches(shell):

@@ -18,6 +18,8 @@ from embedkit_core.types import counted_noun
 
 Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
 
+Sure = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before vectors are deleted.")]
+
 
 @cache_app.command()
 def stats(cache: Folder = None, as_json: o.Json = False) -> None:
@@ -85,7 +87,7 @@ def _ask(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> Non
 
 
 @cache_app.command()
-def clear(cache: Folder = None, yes: o.Yes = False) -> None:
+def clear(cache: Folder = None, yes: Sure = False) -> None:
     """Delete every vector: what they cost will be paid again."""
     folder = _folder(cache)
     found = folder.stats()

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import BUDGET, FAILED, app, confirm, err, show
+from embedkit_core.cli.app import BUDGET, FAILED, about, app, confirm, err, show
 from embedkit_core.cli.outputs import Outputs
 from embedkit_core.cli.reading import Source
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError, EmbedKitError
-from embedkit_core.tools import Comparison, Task, bench, choose, compare, load_beir, load_questions, self_retrieval
+from embedkit_core.tools import (
+    Comparison,
+    Contender,
+    Task,
+    bench,
+    choose,
+    compare,
+    load_beir,
+    load_questions,
+    self_retrieval,
+)
 from embedkit_core.tools.bench import outlay
-from embedkit_core.tracking import amount
+from embedkit_core.tools.once import asked_at
 
 Models = Annotated[list[str], typer.Argument(help="Models, as in openai:text-embedding-3-small.")]
 Data = Annotated[str | None, typer.Option(help="A folder in BEIR's layout.")]
@@ -99,8 +110,9 @@ def choose_command(
     listed: dict[str, Any] = {"asked": choice.asked, "chosen": None}
     text = choice.table()
     if chosen is not None:
-        listed["chosen"] = {"model": chosen.model, "dimensions": chosen.dimensions, "dtype": chosen.dtype}
-        text += f'\n\nEmbedder("{chosen.model}", dimensions={chosen.dimensions}, dtype="{chosen.dtype}")'
+        listed["chosen"] = _arguments(chosen)
+        model, *others = (f"{name}={json.dumps(value)}" for name, value in _arguments(chosen).items())
+        text += f"\n\nEmbedder({', '.join([model.partition('=')[2], *others])})"
     show(text, listed, as_json=as_json)
     if chosen is None:
         raise typer.Exit(1)
@@ -143,10 +155,11 @@ def _compared(
     quiet: bool,
 ) -> Comparison:
     widths: list[int | None] = [*_numbers("--dimensions", dimensions)] or [None]
-    settings: dict[str, Any] = {"cache": cache, "base_url": base_url, "budget_usd": budget_usd}
-    _ask(models, task, settings, yes=yes)
+    settings: dict[str, Any] = {"cache": cache, "budget_usd": budget_usd}
+    asked = [asked_at(model, base_url) for model in models]
+    _ask(asked, task, settings, yes=yes)
     return compare(
-        models,
+        asked,
         task,
         dimensions=widths,
         dtypes=[name.strip() for name in dtypes.split(",")],  # type: ignore[misc]  # the embedder refuses what is none
@@ -156,15 +169,15 @@ def _compared(
     )
 
 
-def _ask(models: list[str], task: Task, settings: dict[str, Any], *, yes: bool) -> None:
+def _ask(models: list[dict[str, Any]], task: Task, settings: dict[str, Any], *, yes: bool) -> None:
     """Ask before paid models are sent anything; those that cannot be made are told of later."""
     costs = []
     for model in models:
         try:
-            with Embedder(model, **settings) as embedder:
+            with Embedder(**model, **settings) as embedder:
                 told = embedder.estimate(task.documents.values())
                 if told.texts_to_send and (told.cost_usd is None or told.cost_usd > 0):
-                    costs.append(f"{embedder.model} about {amount(told.cost_usd)}")
+                    costs.append(f"{embedder.model} for {about(told.cost_usd)}")
         except EmbedKitError:
             continue
     if costs:
@@ -180,6 +193,13 @@ def _task(data: str | None, questions: str | None, texts: list[str] | None, colu
         return load_questions(questions)
     with Source(texts or [], column, "id") as source:
         return self_retrieval(source.texts())
+
+
+def _arguments(chosen: Contender) -> dict[str, Any]:
+    """Give the arguments of an embedder that is as the one compared."""
+    named = {"model": chosen.model, "dimensions": chosen.dimensions, "dtype": chosen.dtype}
+    base_url = chosen.settings.get("base_url")
+    return named if base_url is None else {**named, "base_url": base_url}
 
 
 def _numbers(option: str, value: str) -> list[int]:

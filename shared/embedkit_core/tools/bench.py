@@ -54,7 +54,8 @@ class Outlay(NamedTuple):
     cost_usd: Decimal | None
 
     def __str__(self) -> str:
-        return f"{self.model}: up to {self.tokens:,} tokens in all, about {amount(self.cost_usd)}"
+        cost = "price unknown" if self.cost_usd is None else f"about {amount(self.cost_usd)}"
+        return f"{self.model}: up to {self.tokens:,} tokens in all, {cost}"
 
 
 @dataclass(frozen=True, slots=True)
