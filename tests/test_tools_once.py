@@ -84,9 +84,10 @@ def test_recall_is_taken_as_deep_as_it_is_asked_for(server):
 
 def test_texts_that_were_cut_are_counted(caplog):
     server = FakeServer(max_words=2, cuts=True)
-    found = compare(words(server), TASK, cache=False)
-    assert found.best.truncated == TEXTS
+    found = compare(words(server), TASK, dtypes=("float32", "float16", "binary"), cache=False)
+    assert {one.truncated for one in found.contenders} == {TEXTS}
     assert f"{TEXTS} texts cut to the model's limit" in found.table()
+    assert caplog.text.count("said once") == 1
 
 
 def test_what_is_chosen_is_built_with_the_settings_it_was_compared_with(server, tmp_path):

@@ -218,6 +218,7 @@ def _tried(
                 "as far as anybody documents, and would be paid again; to have that, name it as a model of its own: "
                 "{'model': ..., 'dimensions': ..., 'dtype': ...}"
             )
+        embedder.has_warned = paid  # of texts that are cut, by the model's first row: they are the same in all
         began = time.perf_counter()
         with track_usage() as usage:
             embedded = embedder.embed(documents, progress=progress)
