@@ -1,8 +1,10 @@
 """The command, as a shell runs it: what it prints, what it writes, and what it exits with."""
 
+import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -368,7 +370,20 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["compare", MODEL], USAGE, "give one of --data"),
         (["compare", MODEL, "--data", "nowhere"], USAGE, "cannot be read (No such file or directory)"),
         (["choose", MODEL, "--texts", "in.txt"], USAGE, "give --floor"),
+        (["bench", MODEL, "--sizes", "0"], USAGE, "sizes=0 must be a whole number of at least 1"),
+        (["bench", MODEL, "--sizes", ","], USAGE, "sizes= names no job"),
         (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes takes whole numbers"),
+        (["compare", MODEL, "--texts", "in.txt", "--chart", "x.gif"], USAGE, "one of .png, .svg, .pdf, not 'x.gif'"),
+        (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
+        (["compare", MODEL, "--texts", "in.txt", "--csv", "no/x.csv"], USAGE, "--csv: there is no folder 'no'"),
+        (["compare", MODEL, "--texts", "in.txt", "--report", "."], USAGE, "--report: '.' is a folder"),
+        (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
+        *(
+            (["cache", *command, "--cache", "."], USAGE, "the folder '.' holds no cache")
+            for command in (["stats"], ["verify"], ["clear", "-y"], ["export", "copy"])
+        ),
+        (["cache", "stats", "--cache", "nowhere"], USAGE, "there is no folder 'nowhere'"),
+        (["cache", "import", "."], USAGE, "the folder '.' holds no cache"),
         (["cache", "import", "nowhere"], USAGE, "there is no folder 'nowhere'"),
         (["cache", "verify", "--live", "3"], USAGE, "--live needs --model and the texts"),
     ],
@@ -379,7 +394,7 @@ def test_what_is_wrong_is_one_clear_line(shell, server, tmp_path, arguments, cod
     (tmp_path / "in.csv").write_text("body\nx\n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "not.parquet").write_bytes(b"nothing of the kind")
-    found, out, err = shell(*arguments, *(["--yes"] if arguments[0] == "embed" else []))
+    found, out, err = shell(*arguments, *(["--yes"] if arguments[0] in ("embed", "compare", "bench") else []))
     told = err.strip().splitlines()
     assert (found, out) == (code, "")
     assert told[-1].startswith("rag-embedkit: ")
@@ -439,7 +454,19 @@ def test_a_cache_is_counted_checked_copied_and_cleared(shell, tmp_path):
     assert shell("cache", "export", "copy", "--cache", "copy")[0] == USAGE
     assert "40 vectors deleted" in shell("cache", "clear", "--cache", "third", "-y")[2]
     assert json.loads(shell("cache", "stats", "--cache", "third", "--json")[1])["vectors"] == 0
-    code, out, _ = shell("cache", "verify", source, "--live", "3", "-m", MODEL)
+
+
+def test_cached_texts_are_not_sent_again_without_a_yes(shell, server, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    live = ("cache", "verify", source, "--live", "3", "-m", MODEL)
+    code, out, _ = shell(*live)
+    assert (code, "nothing was compared" in out) == (0, True)  # nothing is cached, nothing to ask about
+    shell("cache", "warm", source, "-m", MODEL, "-y")
+    sent = len(server.requests)
+    code, _, err = shell(*live)
+    assert (code, len(server.requests)) == (REFUSED, sent)
+    assert err.startswith("rag-embedkit: embed 3 cached texts again for about $0.0000")
+    code, out, _ = shell(*live, "--yes")
     assert (code, "3 of 40 cached vectors" in out) == (0, True)
 
 
@@ -457,12 +484,35 @@ def test_a_damaged_vector_is_found(shell, tmp_path):
     assert "1 of them damaged" in out
 
 
-def test_models_are_compared_chosen_and_measured(shell, tmp_path):
-    texts = [f"Title of page {i}\nThe body of page {i}, which goes on for a while about it." for i in range(15)]
+@pytest.mark.parametrize("command", ["stats", "verify"])
+def test_a_destroyed_cache_is_no_empty_one(shell, tmp_path, command):
+    shell("cache", "warm", lines(tmp_path / "in.txt", TEXTS), "-m", MODEL, "-y", "--cache", "mine")
+    for file in (tmp_path / "mine" / "embedkit-v1").iterdir():
+        file.write_bytes(b"no database at all" * 1000)
+    shutil.copytree(tmp_path / "mine", tmp_path / "other")
+    code, out, _ = shell("cache", command, "--cache", "mine")
+    assert (code, out.count("\n")) == (FAILED, 1)
+    assert "was set aside; what it held is paid for again" in out
+    code, out, _ = shell("cache", command, "--cache", "other", "--json")
+    assert (code, json.loads(out)["set_aside"]) == (FAILED, True)
+
+
+def test_the_user_s_own_cache_may_not_be_there_yet(shell):
+    assert shell("cache", "stats")[0] == shell("cache", "verify")[0] == 0
+
+
+def pages(tmp_path):
+    """A folder of texts that can be compared."""
     folder = tmp_path / "pages"
     folder.mkdir()
-    for i, text in enumerate(texts):
-        (folder / f"{i}.txt").write_text(text)
+    for i in range(15):
+        (folder / f"{i}.txt").write_text(
+            f"Title of page {i}\nThe body of page {i}, which goes on for a while about it."
+        )
+
+
+def test_models_are_compared_chosen_and_measured(shell, tmp_path):
+    pages(tmp_path)
     pictures = ["--chart", "chart.svg", "--report", "report.html", "--csv", "numbers.csv"]
     code, out, err = shell(
         "compare", MODEL, "nobody:knows", "--texts", "pages", "--dimensions", "512,256", "-y", *pictures
@@ -475,13 +525,65 @@ def test_models_are_compared_chosen_and_measured(shell, tmp_path):
     assert json.loads(out)["models"][0]["model"] == MODEL
     code, out, _ = shell("choose", MODEL, "--texts", "pages", "--floor", "0", "-y", "--corpus-texts", "1000000", "-q")
     assert code == 0
-    assert f'Embedder("{MODEL}", dimensions=1536, dtype="float32")' in out
+    assert out.endswith(f'Embedder("{MODEL}", dimensions=1536, dtype="float32")\n')
     assert shell("choose", MODEL, "--texts", "pages", "--floor", "2", "-y", "-q")[0] == 1
     assert shell("compare", "nobody:knows", "--texts", "pages", "-q")[0] == 1
     code, out, err = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y", "--chart", "bench.png")
     assert code == 0, err
     assert "use max_concurrency=" in out
     assert (tmp_path / "bench.png").stat().st_size > 5000
+
+
+def test_a_file_that_cannot_be_written_costs_a_line_and_not_the_table(shell, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("embedkit_core.tools.Comparison.to_csv", full)
+    pages(tmp_path)
+    code, out, err = shell("compare", MODEL, "--texts", "pages", "--csv", "x.csv", "-y", "-q")
+    assert (code, err) == (FAILED, "rag-embedkit: No space left on device\n")
+    assert "nDCG@10" in out
+
+
+def test_a_benchmark_asks_about_the_price_that_it_names(shell, server):
+    asked = shell("bench", MODEL, "--sizes", "20,40", "--most", "2")
+    assert (asked[0], server.requests) == (REFUSED, [])
+    told = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y")[2].splitlines()[0]
+    assert asked[2] == f"rag-embedkit: measure {told}?: add --yes to go on without being asked\n"
+    named = int(told.partition("up to ")[2].partition(" ")[0].replace(",", ""))
+    assert server.billed_tokens <= named * 1.2
+
+
+def test_a_comparison_that_a_budget_stops_exits_as_one(shell, server, tmp_path):
+    pages(tmp_path)
+    code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "-q", "--budget-usd", "0.0000001")
+    assert (code, server.requests) == (BUDGET, [])
+    assert "of the budget of $0.0000001" in out
+
+
+def test_what_is_chosen_is_printed_with_the_address_it_was_compared_at(shell, server, tmp_path):
+    pages(tmp_path)
+    asked = ["--texts", "pages", "--floor", "0", "-y", "-q", "--base-url", server.base_url]
+    code, out, _ = shell("choose", MODEL, *asked)
+    assert code == 0
+    assert out.endswith(f'Embedder("{MODEL}", dimensions=1536, dtype="float32", base_url="{server.base_url}")\n')
+    assert json.loads(shell("choose", MODEL, *asked, "--json")[1])["chosen"]["base_url"] == server.base_url
+
+
+@needs_local_model
+def test_a_model_on_this_machine_is_compared_beside_one_at_an_address(shell, server, tmp_path):
+    pages(tmp_path)
+    compared = shell("compare", MODEL, MINILM, "--texts", "pages", "-y", "-q", "--json", "--base-url", server.base_url)
+    assert [model["error"] for model in json.loads(compared[1])["models"]] == [None, None]
+
+
+def test_a_question_says_what_yes_means(shell, server, tmp_path):
+    pages(tmp_path)
+    own = shell("compare", "unheard-of", "--texts", "pages", "-q", "--base-url", server.base_url)
+    assert (own[0], "with openai:unheard-of for a price nobody knows?" in own[2]) == (REFUSED, True)
+    help_of_clear = " ".join(shell("cache", "clear", "--help")[1].split())
+    assert "Do not ask before vectors are deleted" in help_of_clear
+    assert "money" not in help_of_clear
 
 
 def test_help_teaches(shell):

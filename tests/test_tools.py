@@ -24,6 +24,7 @@ from embedkit_core.tools import (
     ranking,
     self_retrieval,
 )
+from embedkit_core.tools.text import table
 
 TASK = Task(
     "small",
@@ -220,6 +221,8 @@ def test_a_model_that_fails_is_a_row_with_its_error(monkeypatch):
     )
     assert [contender.error is None for contender in found.contenders] == [True, False, False]
     assert "no API key for voyage:voyage-4" in found.table()
+    [row] = [line for line in choose(found, floor=0).table().splitlines() if "voyage-4" in line]
+    assert [cell.strip() for cell in row.split("|")][5:9] == ["unknown"] * 4  # what it costs, and its index
     assert any(line.startswith("fake:good, documents: 30 texts, 0 from cache") for line in told)
     assert json.loads(json.dumps(found.to_dict()))["models"][1]["error"]
 
@@ -257,6 +260,12 @@ def test_tables_and_numbers_say_the_same():
     assert float(rows[0]["scores.nDCG@10.mean"]) == found.best.quality
     assert f"{found.best.quality:.4f} [" in found.table()
     assert found.to_dict()["models"][0]["scores"]["nDCG@10"]["mean"] == found.best.quality
+
+
+def test_numbers_stand_to_the_right_where_some_are_unknown():
+    printed = table(["model", "tokens", "USD"], [["a", "8,192", "$0.02"], ["b", "?", "unknown"]]).splitlines()
+    assert printed[1] == "| ----- | -----: | ------: |"
+    assert printed[3] == "| b     |      ? | unknown |"
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])

@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from support.embedders import MINILM, needs_local_model
 from support.openai_server import OpenAIServer
 
 from embedkit_core import ConfigurationError, Embedder
@@ -83,9 +84,10 @@ def test_recall_is_taken_as_deep_as_it_is_asked_for(server):
 
 def test_texts_that_were_cut_are_counted(caplog):
     server = FakeServer(max_words=2, cuts=True)
-    found = compare(words(server), TASK, cache=False)
-    assert found.best.truncated == TEXTS
+    found = compare(words(server), TASK, dtypes=("float32", "float16", "binary"), cache=False)
+    assert {one.truncated for one in found.contenders} == {TEXTS}
     assert f"{TEXTS} texts cut to the model's limit" in found.table()
+    assert caplog.text.count("said once") == 1
 
 
 def test_what_is_chosen_is_built_with_the_settings_it_was_compared_with(server, tmp_path):
@@ -98,6 +100,24 @@ def test_what_is_chosen_is_built_with_the_settings_it_was_compared_with(server, 
         assert len(server.seen) == requests
         assert embedder.space == choice.chosen.contender.space
         assert embedder.settings.max_concurrency == 2
+
+
+def test_a_model_s_tokens_are_one_number_in_every_row_and_every_run(server, tmp_path):
+    before = Embedder(**words(server, cache=False)).estimate(DOCUMENTS.values()).tokens
+    given = {"dimensions": (None, 8), "dtypes": ("float32", "binary"), "cache": tmp_path}
+    runs = [compare(words(server, model_info=CUT), TASK, **given) for _ in range(2)]
+    assert [sum(one.usage.sent for one in run.contenders) for run in runs] == [TEXTS, 0]
+    assert {one.corpus_tokens for run in runs for one in run.contenders} == {before}
+    assert len({one.query_tokens for run in runs for one in run.contenders}) == 1
+    weighed = [choose(run, floor=0, texts=[*DOCUMENTS.values(), "one more"], cache=False) for run in runs]
+    assert weighed[0].table() == weighed[1].table()
+
+
+@needs_local_model
+def test_a_local_model_s_tokens_do_not_pass_its_limit():
+    task = Task("long", {"d": "word " * 5000, "e": "another " * 5000}, {"q": "word"}, {"q": {"d": 1}})
+    found = compare(MINILM, task, dtypes=("float32", "float16", "ubinary"), cache=False)
+    assert {(one.error, one.corpus_tokens) for one in found.contenders} == {(None, 2 * 256)}
 
 
 def test_a_key_it_was_compared_with_is_shown_nowhere():

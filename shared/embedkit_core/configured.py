@@ -96,7 +96,7 @@ class Configured:
         self.store: Store = open_store(cache)
         self._form = wanted.form
         self._joined: dict[Account, weakref.finalize[Any, Any]] = {}
-        self._warned = False
+        self.has_warned = False
         gate = Gate(rate_limiter) if rate_limiter is not None else None
         self._roles: dict[str, Role] = {
             kind: make_role(
@@ -167,8 +167,8 @@ class Configured:
 
     def warn_of_cuts(self, truncated: Sequence[int], n_texts: int) -> None:
         """Say once that texts were cut. On the caller's side."""
-        if not self._warned:
-            self._warned = True
+        if not self.has_warned:
+            self.has_warned = True
             warn_of_cuts(self.model, truncated, n_texts)
 
     # Life

@@ -186,20 +186,25 @@ class Embedder(Configured):
         other.store = Store(None)
         return other
 
-    def estimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
+    def estimate(self, texts: Iterable[str], *, input_type: InputType = "document", by_bills: bool = True) -> Estimate:
         """Say what embedding these texts would take: hits, tokens, dollars, requests, seconds; send nothing.
+
+        Tokens are corrected by what this process was billed for others; with `by_bills=False` they are not, and thus
+        the same in every process.
 
         Raises:
             InputError: some texts cannot be embedded.
         """
         config.check_input_type(input_type)
-        return estimate(self, self._roles[input_type], texts)
+        return estimate(self, self._roles[input_type], texts, by_bills=by_bills)
 
-    async def aestimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
+    async def aestimate(
+        self, texts: Iterable[str], *, input_type: InputType = "document", by_bills: bool = True
+    ) -> Estimate:
         """Say what embedding these texts would take, as `estimate` does, without holding the caller's loop."""
         config.check_input_type(input_type)
         given = check_list(texts)
-        return await off_loop(lambda: estimate(self, self._roles[input_type], given))
+        return await off_loop(lambda: estimate(self, self._roles[input_type], given, by_bills=by_bills))
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""

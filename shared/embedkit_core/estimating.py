@@ -32,12 +32,13 @@ GUESSED = "estimated from the texts' bytes"
 CORRECTED = "estimated from the texts' bytes, corrected by bills"
 
 
-def estimate(owner: Embedder, role: Role, texts: Iterable[str]) -> Estimate:
+def estimate(owner: Embedder, role: Role, texts: Iterable[str], *, by_bills: bool = True) -> Estimate:
     """Say what a call for these texts would take; reads the cache, holds some thousand texts, sends nothing."""
     pace = _pace(owner, role)
+    billed = pace if by_bills else None
     needs = _Needs()
     for plan in _plans(texts, role):
-        needs.add(owner, role, plan, pace)
+        needs.add(owner, role, plan, billed)
     price = owner.price.usd_per_million
     cost = known_usd(needs.tokens, price)
     requests = _requests(owner, role, needs.to_send, needs.tokens)
@@ -55,7 +56,7 @@ def estimate(owner: Embedder, role: Role, texts: Iterable[str]) -> Estimate:
         cost_per_text_usd=None if cost is None or not needs.texts else SHORT.divide(cost, needs.texts),
         requests=requests,
         seconds=_seconds(owner, pace, requests, needs.tokens),
-        token_source=needs.source or _guess(pace),
+        token_source=needs.source or _guess(billed),
         price_source=owner.price.source,
     )
 
@@ -116,7 +117,7 @@ def _sizes(owner: Embedder, role: Role, plan: Plan, places: Sequence[int], pace:
     counted = [owner.provider.count_tokens(text) for text in texts]
     prompt = str(role.lane.wire.get("prompt", ""))
     added = estimate_tokens(prompt, prompt.encode()) if prompt else 0
-    limit = role.lane.limits.text_tokens
+    limit = owner.provider.longest_text
     if counted and None not in counted:
         sizes, source = [n or 0 for n in counted], COUNTED
     else:

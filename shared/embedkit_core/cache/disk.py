@@ -39,10 +39,11 @@ logger = logging.getLogger("embedkit_core")
 
 @dataclass(slots=True)
 class Stats:
-    """What went wrong: vectors that could not be written, and values read that were damaged."""
+    """What went wrong: vectors not written, values read that were damaged, and databases set aside in this process."""
 
     write_failures: int = 0
     damaged: int = 0
+    set_aside: int = 0
 
 
 class DiskCache:
@@ -60,7 +61,6 @@ class DiskCache:
         self._database = self._own / folders.DATABASE
         self._pool: Pool | None = None
         self._off = False
-        self._set_aside_count = 0
         self._write_again_at = 0.0
         self._said: set[str] = set()
         self._to_say: deque[str] = deque()
@@ -144,6 +144,11 @@ class DiskCache:
             self._drop()
             self._off = False
             self._write_again_at = 0.0
+
+    @property
+    def is_off(self) -> bool:
+        """Tell whether nothing is read or kept, for a reason that the log has."""
+        return self._off
 
     def __repr__(self) -> str:
         return f"DiskCache({str(self._own.parent)!r})"
@@ -238,14 +243,14 @@ class DiskCache:
             return not self._off
 
     def _set_aside(self, reason: str, seen: folders.Identity | None) -> None:
-        if self._set_aside_count >= _MAX_SET_ASIDE:
+        if self.stats.set_aside >= _MAX_SET_ASIDE:
             raise CacheError(f"{reason}, for the {_MAX_SET_ASIDE + 1}th time")
         try:
             done = folders.set_aside(self._own, seen)
         except OSError as error:
             raise CacheError(f"{reason}, and it could not be set aside ({type(error).__name__})") from error
         if done:
-            self._set_aside_count += 1
+            self.stats.set_aside += 1
             self._to_say.append(f"the cache {self._own} was set aside and a new one is begun: {reason}")
 
     def _turn_off(self, reason: str) -> None:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
 from embedkit_core.cache import default_folder, open_folder
 from embedkit_core.cache.disk import DiskCache
 from embedkit_core.cache.folder import OWN_FOLDER
-from embedkit_core.errors import ConfigurationError
+from embedkit_core.errors import CacheError, ConfigurationError
 from embedkit_core.types import Entry
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What a cache folder holds: vectors, bytes on disk, and vectors that are damaged, which count as missing."""
+    """What a cache folder holds: vectors, bytes on disk, and vectors that are damaged, which count as missing.
+
+    `set_aside` says that its database was damaged or not ours, and has another name beside the folder's own now.
+    """
 
     folder: str
     vectors: int
     bytes_on_disk: int
     damaged: int | None = None
+    set_aside: bool = False
 
 
 class CacheFolder:
@@ -39,17 +44,31 @@ class CacheFolder:
     def _own(self) -> Path:
         return self.folder / OWN_FOLDER
 
+    @property
+    def holds_cache(self) -> bool:
+        """Tell whether there is a cache in the folder, be it an empty or a damaged one."""
+        return os.path.lexists(self._own)
+
     def stats(self) -> CacheStats:
-        """Count what is there."""
+        """Count what is there.
+
+        Raises:
+            CacheError: there is a cache that cannot be used.
+        """
+        before = self._cache.stats.set_aside
         vectors = sum(len(keys) for keys in self._cache.all_keys())
         size = sum(path.stat().st_size for path in self._own.glob("*") if path.is_file()) if self._own.is_dir() else 0
-        return CacheStats(str(self.folder), vectors, size)
+        if self._cache.is_off:
+            raise CacheError(f"the cache in {self.folder} cannot be used")
+        return CacheStats(str(self.folder), vectors, size, set_aside=self._cache.stats.set_aside > before)
 
     def verify(self) -> CacheStats:
         """Read every vector and check it against its checksum."""
+        before = self._cache.stats.set_aside
         stats = self.stats()
         whole = sum(len(block) for block in self.entries())
-        return CacheStats(stats.folder, stats.vectors, stats.bytes_on_disk, stats.vectors - whole)
+        aside = self._cache.stats.set_aside > before
+        return replace(stats, damaged=stats.vectors - whole, set_aside=aside)
 
     def entries(self) -> Iterator[dict[bytes, Entry]]:
         """Give all that is whole, block by block."""
@@ -72,9 +91,10 @@ class CacheFolder:
         return copied
 
     def clear(self) -> int:
-        """Delete every vector, and give how many there were. What else is in the folder stays."""
+        """Delete every vector, and give how many there were. The cache stays, empty, and what else is in the folder."""
         vectors = self.stats().vectors
         self._cache.close()
         if self._own.is_dir():
             shutil.rmtree(self._own)
+            self._own.mkdir(mode=0o700)
         return vectors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from decimal import Decimal
 from typing import Any
 
 import typer
@@ -18,6 +19,7 @@ from embedkit_core.errors import (
     InputError,
     PartialFailureError,
 )
+from embedkit_core.tracking import amount
 
 # What is wrong with a command line: click's own class, of which some versions of typer bring a copy.
 COMMAND_LINE: Any = typer.BadParameter.__mro__[2]
@@ -89,3 +91,8 @@ def confirm(question: str, *, yes: bool) -> None:
         raise typer.Exit(REFUSED)
     if not typer.confirm(question, err=True):
         raise typer.Exit(REFUSED)
+
+
+def about(usd: Decimal | None) -> str:
+    """Give a price for a question: in dollars, or that nobody knows it."""
+    return "a price nobody knows" if usd is None else f"about {amount(usd)}"

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from typing import Annotated, Any
 
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import app, confirm, err, show
+from embedkit_core.cli.app import BUDGET, FAILED, about, app, confirm, err, show
+from embedkit_core.cli.outputs import Outputs
 from embedkit_core.cli.reading import Source
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError, EmbedKitError
-from embedkit_core.tools import Comparison, Task, bench, choose, compare, load_beir, load_questions, self_retrieval
-from embedkit_core.tracking import amount
+from embedkit_core.tools import (
+    Comparison,
+    Contender,
+    Task,
+    bench,
+    choose,
+    compare,
+    load_beir,
+    load_questions,
+    self_retrieval,
+)
+from embedkit_core.tools.bench import outlay
+from embedkit_core.tools.once import asked_at
 
 Models = Annotated[list[str], typer.Argument(help="Models, as in openai:text-embedding-3-small.")]
 Data = Annotated[str | None, typer.Option(help="A folder in BEIR's layout.")]
@@ -48,12 +60,15 @@ def compare_command(
 
     Example: `rag-embedkit compare openai:text-embedding-3-small voyage:voyage-4 --data scifact --chart models.png`
     """
+    outputs = Outputs(chart, report, csv_file)
     task = _task(data, questions, texts, column)
     found = _compared(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
-    _write(found, chart, report, csv_file)
     show(found.table(), found.to_dict(), as_json=as_json)
+    outputs.write(found)
+    if any(contender.over_budget for contender in found.contenders):
+        raise typer.Exit(BUDGET)
     if all(contender.error is not None for contender in found.contenders):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 @app.command(name="choose")
@@ -95,8 +110,9 @@ def choose_command(
     listed: dict[str, Any] = {"asked": choice.asked, "chosen": None}
     text = choice.table()
     if chosen is not None:
-        listed["chosen"] = {"model": chosen.model, "dimensions": chosen.dimensions, "dtype": chosen.dtype}
-        text += f'\n\nEmbedder("{chosen.model}", dimensions={chosen.dimensions}, dtype="{chosen.dtype}")'
+        listed["chosen"] = _arguments(chosen)
+        model, *others = (f"{name}={json.dumps(value)}" for name, value in _arguments(chosen).items())
+        text += f"\n\nEmbedder({', '.join([model.partition('=')[2], *others])})"
     show(text, listed, as_json=as_json)
     if chosen is None:
         raise typer.Exit(1)
@@ -115,19 +131,15 @@ def bench_command(
     as_json: o.Json = False,
 ) -> None:
     """Measure a model: one request at a time against several, latency of queries, and the setting to use."""
+    outputs = Outputs(chart, report)
     jobs = _numbers("--sizes", sizes)
     with Embedder(model, base_url=base_url, cache=False) as embedder:
-        price = embedder.price.usd_per_million
-        told = embedder.estimate([f"{n} " + "word " * 50 for n in range(max(jobs))])
-        if price is None or price > 0:
-            cost = None if told.cost_usd is None else told.cost_usd * (2 * sum(jobs) + 7 * max(jobs)) / max(jobs)
-            confirm(f"measure {embedder.model} for up to about {amount(cost)}?", yes=yes)
+        told = outlay(embedder, jobs, most=most)
+        if told.cost_usd is None or told.cost_usd > 0:
+            confirm(f"measure {told}?", yes=yes)
     found = bench(model, sizes=jobs, most=most, base_url=base_url, say=_say(quiet))
-    if chart:
-        found.chart(chart)
-    if report:
-        found.report(report)
     show(found.table(), found.to_dict(), as_json=as_json)
+    outputs.write(found)
 
 
 def _compared(
@@ -143,10 +155,11 @@ def _compared(
     quiet: bool,
 ) -> Comparison:
     widths: list[int | None] = [*_numbers("--dimensions", dimensions)] or [None]
-    settings: dict[str, Any] = {"cache": cache, "base_url": base_url, "budget_usd": budget_usd}
-    _ask(models, task, settings, yes=yes)
+    settings: dict[str, Any] = {"cache": cache, "budget_usd": budget_usd}
+    asked = [asked_at(model, base_url) for model in models]
+    _ask(asked, task, settings, yes=yes)
     return compare(
-        models,
+        asked,
         task,
         dimensions=widths,
         dtypes=[name.strip() for name in dtypes.split(",")],  # type: ignore[misc]  # the embedder refuses what is none
@@ -156,15 +169,15 @@ def _compared(
     )
 
 
-def _ask(models: list[str], task: Task, settings: dict[str, Any], *, yes: bool) -> None:
+def _ask(models: list[dict[str, Any]], task: Task, settings: dict[str, Any], *, yes: bool) -> None:
     """Ask before paid models are sent anything; those that cannot be made are told of later."""
     costs = []
     for model in models:
         try:
-            with Embedder(model, **settings) as embedder:
+            with Embedder(**model, **settings) as embedder:
                 told = embedder.estimate(task.documents.values())
                 if told.texts_to_send and (told.cost_usd is None or told.cost_usd > 0):
-                    costs.append(f"{embedder.model} about {amount(told.cost_usd)}")
+                    costs.append(f"{embedder.model} for {about(told.cost_usd)}")
         except EmbedKitError:
             continue
     if costs:
@@ -182,6 +195,13 @@ def _task(data: str | None, questions: str | None, texts: list[str] | None, colu
         return self_retrieval(source.texts())
 
 
+def _arguments(chosen: Contender) -> dict[str, Any]:
+    """Give the arguments of an embedder that is as the one compared."""
+    named = {"model": chosen.model, "dimensions": chosen.dimensions, "dtype": chosen.dtype}
+    base_url = chosen.settings.get("base_url")
+    return named if base_url is None else {**named, "base_url": base_url}
+
+
 def _numbers(option: str, value: str) -> list[int]:
     try:
         return [int(part) for part in value.split(",") if part.strip()]
@@ -191,12 +211,3 @@ def _numbers(option: str, value: str) -> list[int]:
 
 def _say(quiet: bool) -> Any:
     return (lambda line: None) if quiet else err.print  # noqa: ARG005
-
-
-def _write(found: Comparison, chart: str | None, report: str | None, csv_file: str | None) -> None:
-    if chart:
-        found.chart(chart)
-    if report:
-        found.report(report)
-    if csv_file:
-        Path(csv_file).write_text(found.to_csv(), encoding="utf-8")

@@ -8,8 +8,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from math import ceil
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +20,14 @@ from embedkit_core.embedder import Embedder
 from embedkit_core.errors import ConfigurationError
 from embedkit_core.tools.text import quiet, table
 from embedkit_core.tracking import amount, track_usage
-from embedkit_core.types import Usage
+from embedkit_core.types import MILLION, Usage
 
 SIZES = (100, 500, 1000)
 MOST = 64  # requests in flight that are tried
 WORTH = 1.1  # of the speed before, for twice the requests in flight
 QUERIES = 20
+FIRST = 4  # texts for the connection and the model's start
+MARK = "5f3a9c1e"  # in the texts that are estimated, as long as those of texts that are new
 WORDS = ("time", "people", "water", "house", "world", "school", "state", "family", "night", "story", "money", "point")
 
 
@@ -40,6 +44,18 @@ class Run:
     def texts_per_second(self) -> float:
         """The speed."""
         return self.texts / self.seconds
+
+
+class Outlay(NamedTuple):
+    """What a benchmark will spend at most, estimated; USD are None where the price is unknown."""
+
+    model: str
+    tokens: int
+    cost_usd: Decimal | None
+
+    def __str__(self) -> str:
+        cost = "price unknown" if self.cost_usd is None else f"about {amount(self.cost_usd)}"
+        return f"{self.model}: up to {self.tokens:,} tokens in all, {cost}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +152,14 @@ def bench(
     be. Texts are of ordinary words, or made of `texts`. `max_batch_texts` bounds a request, so that there are several.
     `settings` are an embedder's further arguments.
     """
-    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    if not sizes:
-        raise ConfigurationError("sizes= names no job; give one such as sizes=(100, 500, 1000)")
-    for size in sizes:
-        whole_number("sizes", size, 1)
-    make = _maker(texts)
+    sizes = _checked(sizes)
     settings = {**settings, "cache": False, "max_batch_texts": max_batch_texts}
-    largest = max(sizes)
     sample = Embedder(model, **settings)
-    told = sample.estimate(make(largest))
-    bounds = _bounds(sample.provider.limits.at_once(most))
-    jobs = (sum(sizes) * 2 + largest * len(bounds)) / largest
-    cost = None if told.cost_usd is None else told.cost_usd * round(jobs)
-    say(f"{sample.model}: up to {round(jobs * told.tokens):,} tokens in all, about {amount(cost)}")
+    say(str(outlay(sample, sizes, most=most, texts=texts)))
+    make, largest = _maker(texts), max(sizes)
+    bounds = _bounds(sample, most)
     with track_usage() as usage:
-        sample.embed(make(4))  # the connection, the model's start
+        sample.embed(make(FIRST))
         waits = [_timed(lambda: sample.embed_query(make(1)[0])) for _ in range(QUERIES)]
         search = _search(model, make(largest), bounds, settings, say, make)
         chosen = _chosen(search)
@@ -163,7 +171,34 @@ def bench(
     return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(waits), usage.usage)
 
 
-def _bounds(most: int) -> list[int]:
+def outlay(
+    embedder: Embedder, sizes: int | Sequence[int] = SIZES, *, most: int = MOST, texts: Sequence[str] | None = None
+) -> Outlay:
+    """Say what a benchmark of this embedder's model will spend at most.
+
+    Raises:
+        ConfigurationError: the sizes name no job.
+    """
+    sizes = _checked(sizes)
+    largest = max(sizes)
+    sent = FIRST + QUERIES + largest * len(_bounds(embedder, most)) + 2 * sum(sizes)
+    sample = embedder.estimate(_maker(texts, MARK)(largest), by_bills=False).tokens
+    tokens, price = ceil(sample * sent / largest), embedder.price.usd_per_million
+    return Outlay(embedder.model, tokens, None if price is None else tokens * price / MILLION)
+
+
+def _checked(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if not sizes:
+        raise ConfigurationError("sizes= names no job; give one such as sizes=(100, 500, 1000)")
+    for size in sizes:
+        whole_number("sizes", size, 1)
+    return sizes
+
+
+def _bounds(embedder: Embedder, most: int) -> list[int]:
+    """Give the requests in flight that are tried: doubled up to `most`, or what the model takes."""
+    most = embedder.provider.limits.at_once(most)
     bounds = [1]
     while bounds[-1] * 2 <= most:
         bounds.append(bounds[-1] * 2)
@@ -206,11 +241,12 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _maker(texts: Sequence[str] | None) -> Callable[[int], list[str]]:
+def _maker(texts: Sequence[str] | None, always: str | None = None) -> Callable[[int], list[str]]:
+    """Give what makes texts that are new each time, or, with a mark they `always` have, the same."""
     rng = random.Random(0)  # noqa: S311 - words
 
     def make(n: int) -> list[str]:
-        mark = uuid.uuid4().hex[:8]
+        mark = always or uuid.uuid4().hex[:8]
         if texts:
             return [f"{texts[i % len(texts)]} {mark} {i}" for i in range(n)]
         return [f"{mark} {i} {' '.join(rng.choices(WORDS, k=50))}" for i in range(n)]

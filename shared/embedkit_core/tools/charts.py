@@ -30,10 +30,9 @@ def new_figure(width: float, height: float, columns: int) -> tuple[Figure, list[
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("a chart", "tools") from None
+    check_drawing()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes: Any = figure.subplots(1, columns, squeeze=False)
     for one in axes[0]:
@@ -42,14 +41,35 @@ def new_figure(width: float, height: float, columns: int) -> tuple[Figure, list[
     return figure, list(axes[0])
 
 
-def save(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write a figure as what its name ends with.
+def check_drawing() -> None:
+    """Check that charts can be drawn here.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("a chart", "tools") from None
+
+
+def check_kind(path: str | PathLike[str]) -> None:
+    """Check that a chart's name ends with what charts can be.
 
     Raises:
         ConfigurationError: that is none of .png, .svg and .pdf.
     """
     if Path(path).suffix.lower() not in KINDS:
         raise ConfigurationError(f"a chart's file ends with one of {', '.join(KINDS)}, not {str(path)!r}")
+
+
+def save(figure: Figure, path: str | PathLike[str]) -> None:
+    """Write a figure as what its name ends with.
+
+    Raises:
+        ConfigurationError: that is none of .png, .svg and .pdf.
+    """
+    check_kind(path)
     figure.savefig(str(path), dpi=150)
 
 

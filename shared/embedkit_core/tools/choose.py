@@ -19,13 +19,16 @@ from embedkit_core.types import MILLION, shortened
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One model for the job: what it costs at first and in a month, and why it is not taken, if it is not."""
+    """One model for the job: what it costs at first and in a month, and why it is not taken, if it is not.
+
+    The numbers are None where they are unknown, `gigabytes`, those of the index, where the model failed.
+    """
 
     contender: Contender
     corpus_usd: Decimal | None
     month_usd: Decimal | None
     total_usd: Decimal | None
-    gigabytes: float
+    gigabytes: float | None
     rejected: str = ""
 
 
@@ -78,7 +81,8 @@ def choose(
     """Choose from what was compared: the cheapest with an nDCG@10 of `floor` or more, or the best within a budget.
 
     The corpus has `corpus_texts` texts as long as those compared, or is `texts`: then what the cache has of them is
-    free. A query is as long as those compared. Costs are those of the corpus and of `months` of queries, as estimated.
+    free. A query is as long as those compared. Costs are those of the corpus and of `months` of queries, as estimated
+    without bills, so that the choice is the same in every run.
     With `significant`, a model that is not shown to be worse than the best one (p over 0.05) counts as as good as it.
     `settings` are an embedder's arguments, `cache` say, for counting what is there.
 
@@ -100,9 +104,9 @@ def choose(
     options = [_judged(option, best, floor, budget, significant=significant) for option in weighed]
     good = [option for option in options if not option.rejected]
     if floor is not None:  # the cheapest of those that are good enough, the better of equals
-        good.sort(key=lambda o: (o.total_usd is None, o.total_usd or 0, -o.contender.quality, o.gigabytes))
+        good.sort(key=lambda o: (o.total_usd is None, o.total_usd or 0, -o.contender.quality, o.gigabytes or 0))
     else:
-        good.sort(key=lambda o: (-o.contender.quality, o.total_usd or 0, o.gigabytes))
+        good.sort(key=lambda o: (-o.contender.quality, o.total_usd or 0, o.gigabytes or 0))
     asked = _asked(floor, budget, size, queries_per_month, months)
     ordered = sorted(options, key=lambda o: (o.total_usd is None, o.total_usd or 0, -_quality(o)))
     return Choice(good[0] if good else None, tuple(ordered), asked)
@@ -118,7 +122,7 @@ def _weighed(
     settings: Mapping[str, Any],
 ) -> Option:
     if one.error is not None:
-        return Option(one, None, None, None, 0.0, one.error)
+        return Option(one, None, None, None, None, one.error)
     price, task = one.usd_per_million, comparison.task
     gigabytes = size * one.bytes_a_vector / 1e9
     if price is None:
@@ -127,7 +131,7 @@ def _weighed(
     if own is not None:
         try:
             with Embedder(**_arguments(one, settings)) as embedder:
-                tokens = Decimal(embedder.estimate(own).tokens)
+                tokens = Decimal(embedder.estimate(own, by_bills=False).tokens)
         except EmbedKitError as error:
             return Option(one, None, None, None, gigabytes, str(error))
     each = Decimal(one.query_tokens) / len(task.queries)
@@ -177,6 +181,6 @@ def _cells(option: Option, chosen: bool) -> list[str]:
         amount(option.corpus_usd),
         amount(option.month_usd),
         amount(option.total_usd),
-        f"{option.gigabytes:,.3f} GB",
+        "unknown" if option.gigabytes is None else f"{option.gigabytes:,.3f} GB",
         "chosen" if chosen else option.rejected or "dearer, or not as good",
     ]

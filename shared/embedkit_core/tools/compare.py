@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import ConfigurationError, EmbedKitError
+from embedkit_core.errors import BudgetError, ConfigurationError, EmbedKitError
 from embedkit_core.form import DType
 from embedkit_core.progress import ProgressTo
 from embedkit_core.tools import ranking
@@ -32,9 +32,11 @@ KS = (10, 100)
 class Contender:
     """One model at some dimensions and a type, and what came of it; where it failed, `error` says why.
 
-    `usage` is what this comparison took, `corpus_usd` what the documents cost where none are cached, None where the
-    price is unknown; `p_value` how likely so large a difference to the best one's nDCG@10 is by chance, corrected
-    after Holm for how many are compared. `truncated` counts texts that were cut to the model's limit.
+    `over_budget` says that it failed because a budget did not suffice. `usage` is what this comparison took,
+    `corpus_usd` what the documents cost where none are cached, None where the price is unknown: it and the tokens are
+    counted without the bills, so that a model has the same in every row and every run. `p_value` is how likely so
+    large a difference to the best one's nDCG@10 is by chance, corrected after Holm for how many are compared.
+    `truncated` counts texts that were cut to the model's limit.
     `bytes_a_vector` are those of the numbers alone.
     """
 
@@ -52,6 +54,7 @@ class Contender:
     truncated: int = 0
     p_value: float | None = None
     error: str | None = None
+    over_budget: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of its embedder; may hold a key
 
     @property
@@ -192,7 +195,8 @@ def compare(
                     name = str(asked["model"])
                     say(f"{name}: {error}")
                     failed = Contender(name, asked["dimensions"], asked["dtype"], error=str(error), settings=asked)
-                    found.append((replace(failed, usage=error.usage or Usage()), {}))
+                    over = isinstance(error, BudgetError)
+                    found.append((replace(failed, usage=error.usage or Usage(), over_budget=over), {}))
     return Comparison(task, tuple(_judged(found, seed)))
 
 
@@ -214,13 +218,14 @@ def _tried(
                 "as far as anybody documents, and would be paid again; to have that, name it as a model of its own: "
                 "{'model': ..., 'dimensions': ..., 'dtype': ...}"
             )
+        embedder.has_warned = paid  # of texts that are cut, by the model's first row: they are the same in all
         began = time.perf_counter()
         with track_usage() as usage:
             embedded = embedder.embed(documents, progress=progress)
             searching = embedder.embed(queries, input_type="query")
         rows, asking = embedded.vectors, searching.vectors
         seconds = time.perf_counter() - began
-        anew = embedder.without_cache()  # after the bills, which correct its estimates
+        anew = embedder.without_cache()
         dtype = asked["dtype"]
         places, _ = ranking.rank(
             ranking.comparable(rows, dtype), ranking.comparable(asking, dtype), max(ranking.LEAST, *ks)
@@ -236,8 +241,8 @@ def _tried(
             seconds=seconds,
             bytes_a_vector=rows.shape[1] * rows.itemsize,
             usd_per_million=embedder.price.usd_per_million,
-            corpus_tokens=anew.estimate(documents).tokens,
-            query_tokens=anew.estimate(queries, input_type="query").tokens,
+            corpus_tokens=anew.estimate(documents, by_bills=False).tokens,
+            query_tokens=anew.estimate(queries, input_type="query", by_bills=False).tokens,
             truncated=len(embedded.truncated) + len(searching.truncated),
             settings=asked,
         )

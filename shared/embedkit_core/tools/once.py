@@ -29,6 +29,14 @@ def rows_of(
     return [{**given, **kept, "dimensions": width, "dtype": dtype} for dtype, width in pairs]
 
 
+def asked_at(model: str, base_url: str | None) -> dict[str, Any]:
+    """Give a model's arguments with the address it is asked at; one on this machine has none."""
+    with contextlib.suppress(EmbedKitError), Embedder(model, cache=False) as embedder:
+        if embedder.provider.on_this_machine:
+            return {"model": model}
+    return {"model": model, "base_url": base_url}
+
+
 def announce(asked: Mapping[str, Any], task: Task, say: Callable[[str], object]) -> None:
     """Say what a model's texts will cost; one that cannot be made is told of where its row is made."""
     with contextlib.suppress(EmbedKitError), Embedder(**asked) as embedder:
