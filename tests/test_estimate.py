@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import MINILM, needs_local_model, on_fake
+from support.embedders import copied_model, needs_local_model, on_fake
 from support.embedders import embedder as openai_embedder
 from support.openai_server import OpenAIServer
 
@@ -138,11 +138,12 @@ def test_an_estimate_reads_well_and_goes_into_json():
 
 @needs_local_model
 def test_a_local_model_costs_nothing_and_takes_nobody_knows_how_long_until_it_ran():
-    embedder = Embedder(MINILM, cache=False)
-    told = embedder.estimate(["hello world", "hello"])
-    assert (told.cost_usd, told.max_cost_usd, told.seconds) == (Decimal(0), Decimal(0), None)
-    embedder.embed(["hello world", "hello"])
-    assert embedder.estimate(["another"]).seconds > 0
+    with copied_model() as folder:  # one that no other test has run
+        embedder = Embedder(f"local:{folder}", cache=False)
+        told = embedder.estimate(["hello world", "hello"])
+        assert (told.cost_usd, told.max_cost_usd, told.seconds) == (Decimal(0), Decimal(0), None)
+        embedder.embed(["hello world", "hello"])
+        assert embedder.estimate(["another"]).seconds > 0
 
 
 def test_an_estimate_holds_no_vectors(tmp_path):
