@@ -409,6 +409,8 @@ def test_a_missing_key_is_one_clear_line(shell, monkeypatch, tmp_path):
     code, _, err = shell("embed", "in.txt", "-o", "x.npy", "-m", MODEL)
     assert (code, err.count("\n")) == (USAGE, 1)
     assert "no API key for openai:text-embedding-3-small" in err
+    assert "40 to send" in shell("estimate", "in.txt", "-m", MODEL)[1]  # what it costs can be known before there is one
+    assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]
 
 
 def test_a_text_that_is_refused_and_a_server_that_fails_have_codes_of_their_own(shell, server, tmp_path):
@@ -436,6 +438,7 @@ def test_models_and_explanations_are_for_people_and_machines(shell):
     assert "cohere:embed-v4.0" in out
     listed = json.loads(shell("models", "--json")[1])
     assert any(row["model"] == MODEL and row["usd_per_million"] == "0.02" for row in listed)
+    assert all(row["usd_per_million"] == "0" for row in listed if row["model"].startswith("local:"))
     told = json.loads(shell("explain", "a text", "-m", MODEL, "--json")[1])
     assert (told["served_from"], told["wire"]["model"]) == ("provider", "text-embedding-3-small")
     assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]

@@ -11,14 +11,13 @@ import typer
 
 from embedkit_core.catalogue import models as catalogue_models
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import app, confirm, err, show
+from embedkit_core.cli.app import about, app, confirm, err, show
 from embedkit_core.cli.reading import Record, Source
 from embedkit_core.cli.writing import Output
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
 from embedkit_core.tools.text import table
-from embedkit_core.tracking import amount
-from embedkit_core.types import InputType
+from embedkit_core.types import InputType, ModelInfo, counted_noun
 
 
 @app.command()
@@ -82,7 +81,9 @@ def estimate(
     """Say what embedding texts would take: hits, tokens, dollars, requests, seconds. Sends nothing."""
     with (
         Source(inputs, column, "id") as source,
-        o.make(model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price) as embedder,
+        o.make(
+            model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price, sends=False
+        ) as embedder,
     ):
         told = embedder.estimate(source.texts(), input_type=role(input_type))
     text = f"{told.model}: {told}\ntokens: {told.token_source}; price: {told.price_source}"
@@ -102,7 +103,7 @@ def models(
             "dimensions": m.dimensions,
             "text_tokens": m.limits.text_tokens,
             "dtypes": list(m.dtypes),
-            "usd_per_million": None if m.usd_per_million is None else str(m.usd_per_million),
+            "usd_per_million": _price(m),
             "status": m.status,
         }
         for m in rows
@@ -111,6 +112,12 @@ def models(
     cells = [[str("?" if row[name] is None else row[name]) for name in columns] for row in listed]
     text = table(["model", "dimensions", "tokens a text", "USD a million", "status"], cells)
     show(text if rows else f"no model of {provider!r} is known", listed, as_json=as_json)
+
+
+def _price(model: ModelInfo) -> str | None:
+    if model.provider == "local":  # by that name; an open model that a server has costs what it says
+        return "0"
+    return None if model.usd_per_million is None else str(model.usd_per_million)
 
 
 @app.command()
@@ -125,7 +132,7 @@ def explain(
     as_json: o.Json = False,
 ) -> None:
     """Say what would be sent for a text, what its key covers and where its vector would come from. Sends nothing."""
-    with o.make(model, dimensions, dtype, cache=cache, base_url=base_url) as embedder:
+    with o.make(model, dimensions, dtype, cache=cache, base_url=base_url, sends=False) as embedder:
         told = embedder.explain(text, input_type=role(input_type))
     data: dict[str, Any] = {
         "model": told.model,
@@ -149,7 +156,7 @@ def embed_all(
     if not quiet:
         err.print(f"{embedder.model}: {told}")
     if told.cost_usd is None or told.cost_usd > 0:
-        confirm(f"send {told.texts_to_send:,} texts for about {amount(told.cost_usd)}?", yes=yes)
+        confirm(f"send {counted_noun(told.texts_to_send, 'text')} for {about(told.cost_usd)}?", yes=yes)
     n, progress = told.texts, not quiet
     ahead, behind = itertools.tee(source.records())
     texts: Iterator[str] = (record.text for record in ahead)

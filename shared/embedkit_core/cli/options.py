@@ -23,6 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Budget = Annotated[float | None, typer.Option(help="USD that may be spent at most.")]
 Price = Annotated[float | None, typer.Option(help="USD per million tokens, where the catalogue has none.")]
+NO_KEY = "nothing-is-sent"
 Concurrency = Annotated[int, typer.Option(help="Requests in flight at most.")]
 
 
@@ -37,10 +38,12 @@ def make(
     budget_usd: float | None = None,
     price: float | None = None,
     max_concurrency: int = 16,
+    sends: bool = True,
 ) -> Embedder:
-    """Make the embedder that options name."""
+    """Make the embedder that options name; one that sends nothing needs no key."""
     return Embedder(
         model,
+        api_key=None if sends else NO_KEY,
         dimensions=dimensions,
         dtype=dtype,  # type: ignore[arg-type]
         cache=False if no_cache else cache,
