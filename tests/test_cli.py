@@ -137,6 +137,16 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(shell, server, t
     assert server.requests == []
 
 
+def test_texts_in_a_folder_are_not_overwritten_by_their_own_vectors(shell, server, tmp_path):
+    (tmp_path / "folder").mkdir()
+    source = lines(tmp_path / "folder" / "data.jsonl", ['{"text": "one", "title": "T"}'])
+    code, _, err = shell("embed", "folder", "-o", "folder/data.jsonl", "-m", MODEL, "-y")
+    assert (code, err.count("\n")) == (USAGE, 1)
+    assert "--output would overwrite" in err
+    assert "title" in source.read_text()
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_an_output_in_a_folder_of_inputs_is_none_of_them(shell, tmp_path, kind):
     folder = tmp_path / "folder"

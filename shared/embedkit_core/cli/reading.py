@@ -93,7 +93,10 @@ class Source:
 
     def _folder(self, folder: Path) -> Iterator[Record]:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix.lower() in SUFFIXES and not self._is_output(path):
+            if self._is_output(path):
+                if not _is_written_here(path):
+                    raise ConfigurationError(f"--output would overwrite {str(path)!r}; give it another name")
+            elif path.is_file() and path.suffix.lower() in SUFFIXES:
                 if path.suffix.lower() in (".txt", ".md"):
                     text = _read(path)
                     if text.strip():
@@ -166,10 +169,7 @@ class Source:
         return None if name in (None, "") else str(name)
 
     def _parquet(self, path: Path) -> Iterator[Record]:
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError:
-            raise MissingExtraError("Parquet", "cli") from None
+        parquet = _parquet_module()
         try:
             file = parquet.ParquetFile(path)
         except Exception as error:
@@ -208,6 +208,27 @@ def _json(line: str, place: str) -> Any:
         return json.loads(line)
     except ValueError:
         raise ConfigurationError(f"{place}: expected one JSON object") from None
+
+
+def _parquet_module() -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise MissingExtraError("Parquet", "cli") from None
+    return parquet
+
+
+def _is_written_here(path: Path) -> bool:
+    """Tell whether a file in a folder of texts is what an earlier run has made of them, by its columns."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            names = _parquet_module().read_schema(path).names
+        else:
+            with path.open(encoding="utf-8") as lines:
+                names = list(json.loads(next(lines, "{}")))
+    except Exception:  # it is no such file, whatever else it may be
+        return False
+    return set(names) in ({"id", "text", "vector"}, set())
 
 
 def _read(path: Path) -> str:
