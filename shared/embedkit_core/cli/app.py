@@ -87,7 +87,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        err.print(f"rag-embedkit: {question}: add --yes to go on without being asked")
+        err.print(f"rag-embedkit: {question.rstrip('?')}: add --yes to go on without being asked")
         raise typer.Exit(REFUSED)
     if not typer.confirm(question, err=True):
         raise typer.Exit(REFUSED)

@@ -17,7 +17,7 @@ from embedkit_core.cli.writing import Output
 from embedkit_core.embedder import Embedder
 from embedkit_core.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
 from embedkit_core.tools.text import table
-from embedkit_core.types import InputType, ModelInfo, counted_noun
+from embedkit_core.types import InputType, counted_noun
 
 
 @app.command()
@@ -103,7 +103,7 @@ def models(
             "dimensions": m.dimensions,
             "text_tokens": m.limits.text_tokens,
             "dtypes": list(m.dtypes),
-            "usd_per_million": _price(m),
+            "usd_per_million": None if m.usd_per_million is None else str(m.usd_per_million),
             "status": m.status,
         }
         for m in rows
@@ -112,12 +112,6 @@ def models(
     cells = [[str("?" if row[name] is None else row[name]) for name in columns] for row in listed]
     text = table(["model", "dimensions", "tokens a text", "USD a million", "status"], cells)
     show(text if rows else f"no model of {provider!r} is known", listed, as_json=as_json)
-
-
-def _price(model: ModelInfo) -> str | None:
-    if model.provider == "local":  # by that name; an open model that a server has costs what it says
-        return "0"
-    return None if model.usd_per_million is None else str(model.usd_per_million)
 
 
 @app.command()
