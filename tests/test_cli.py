@@ -561,7 +561,7 @@ def test_a_benchmark_asks_about_the_price_that_it_names(shell, server):
     asked = shell("bench", MODEL, "--sizes", "20,40", "--most", "2")
     assert (asked[0], server.requests) == (REFUSED, [])
     told = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y")[2].splitlines()[0]
-    assert asked[2] == f"rag-embedkit: measure {told}?: add --yes to go on without being asked\n"
+    assert asked[2] == f"rag-embedkit: measure {told}: add --yes to go on without being asked\n"
     named = int(told.partition("up to ")[2].partition(" ")[0].replace(",", ""))
     assert server.billed_tokens <= named * 1.2
 
@@ -592,7 +592,7 @@ def test_a_model_on_this_machine_is_compared_beside_one_at_an_address(shell, ser
 def test_a_question_says_what_yes_means(shell, server, tmp_path):
     pages(tmp_path)
     own = shell("compare", "unheard-of", "--texts", "pages", "-q", "--base-url", server.base_url)
-    assert (own[0], "with openai:unheard-of for a price nobody knows?" in own[2]) == (REFUSED, True)
+    assert (own[0], "with openai:unheard-of for a price nobody knows" in own[2]) == (REFUSED, True)
     help_of_clear = " ".join(shell("cache", "clear", "--help")[1].split())
     assert "Do not ask before vectors are deleted" in help_of_clear
     assert "money" not in help_of_clear
