@@ -9,6 +9,8 @@ from embedkit_core import Embedder
 from embedkit_core.errors import ConfigurationError, PartialFailureError, TimedOutError
 from embedkit_core.testing import FakeServer
 
+SOON = 2.0  # seconds in which the first request is sent also where the machine has other things to do
+
 
 def embedder(server: FakeServer, **settings) -> Embedder:
     return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
@@ -18,7 +20,7 @@ def test_a_call_ends_at_its_deadline_where_the_server_swallows_its_requests(tmp_
     server = FakeServer()
     server.hold()
     with pytest.raises(TimedOutError, match="deadline") as caught:
-        embedder(server, cache=tmp_path, deadline=0.2).embed([f"text {i}" for i in range(100)])
+        embedder(server, cache=tmp_path, deadline=SOON).embed([f"text {i}" for i in range(100)])
     assert caught.value.usage.failed == 100
     assert len(server.seen) == 1
     server.release()
@@ -35,7 +37,7 @@ async def test_an_async_call_ends_at_its_deadline_too():
 def test_what_was_under_way_at_the_deadline_is_in_the_cache_for_a_rerun(tmp_path):
     server = FakeServer()
     server.hold()
-    hasty = embedder(server, cache=tmp_path, deadline=0.2)
+    hasty = embedder(server, cache=tmp_path, deadline=SOON)
     with pytest.raises(TimedOutError):
         hasty.embed(["a", "b"])
     server.release()
@@ -48,7 +50,7 @@ def test_what_was_under_way_at_the_deadline_is_in_the_cache_for_a_rerun(tmp_path
 
 def test_what_was_there_at_the_deadline_is_in_the_result(tmp_path):
     server = FakeServer()
-    chosen = embedder(server, cache=tmp_path, deadline=0.3, max_batch_texts=10, max_concurrency=1)
+    chosen = embedder(server, cache=tmp_path, deadline=SOON, max_batch_texts=10, max_concurrency=1)
     first = chosen.embed([f"text {i}" for i in range(10)])
     server.hold()
     texts = [f"text {i}" for i in range(30)]
@@ -98,7 +100,7 @@ def test_a_limit_a_minute_that_is_no_number_is_refused(name, wrong):
 
 def test_a_limit_a_minute_holds_back_what_is_over_it_and_a_deadline_ends_the_wait():
     server = FakeServer()
-    slow = embedder(server, requests_per_minute=2, max_batch_texts=5, deadline=0.3)
+    slow = embedder(server, requests_per_minute=2, max_batch_texts=5, deadline=SOON)
     with pytest.raises(PartialFailureError, match="deadline"):
         slow.embed([f"text {i}" for i in range(20)])
     assert len(server.seen) == 1
