@@ -55,6 +55,9 @@ class Form:
         return width * 8 if self.dtype in PACKED else width
 
 
+FLOATS = Form()
+
+
 @dataclass(frozen=True, slots=True)
 class Finish:
     """What is done to rows: cut to the first `cut` dimensions, brought to unit length, made into another type.

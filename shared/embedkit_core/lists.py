@@ -17,10 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.forks import ForkLock
-from embedkit_core.form import Form
+from embedkit_core.form import FLOATS, Form
 from embedkit_core.types import Vectors
-
-FLOATS = Form()
 
 SLICE = 64
 PATIENCE = 50_000  # new objects between two looks of the collector, in place of 700

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from embedkit_core.engine.purse import Purse
 from embedkit_core.errors import EmbedKitError, ProviderError
-from embedkit_core.form import DType, Finish, Form
+from embedkit_core.form import FLOATS, DType, Finish, Form
 from embedkit_core.types import Batch, Cache, Limits, LongText, Usage, Vectors
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from embedkit_core.engine.pace import Pace, Sent
     from embedkit_core.engine.queues import LaneQueue
 
-FLOATS = Form()
 NOTHING = Usage()
 
 

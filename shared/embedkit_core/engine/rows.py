@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embedkit_core.form import Form
+from embedkit_core.form import FLOATS, Form
 from embedkit_core.types import Vectors
-
-FLOATS = Form()
 
 
 class Rows:
