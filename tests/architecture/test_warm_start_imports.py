@@ -1,0 +1,81 @@
+"""The modules that a process loads if the cache answers every text: no event loop, no SDK, no model, no engine."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from embedkit_core import Embedder
+
+SETTINGS = {"model": "text-embedding-3-small", "dimensions": 8, "api_key": "x", "base_url": "http://127.0.0.1:9/v1"}
+TEXTS = ["one text", "another text"]
+
+SDKS = {"openai", "voyageai", "cohere", "aiohttp", "httpx", "httpx2", "requests"}
+LOCAL = {"torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken"}
+ENGINE = {f"embedkit_core.engine.{name}" for name in ("account", "loop", "scheduler")}  # threads and requests
+
+MODULES = """
+cache cache.codec cache.connections cache.disk cache.folder cache.memory cache.schema cache.urls call catalogue
+catalogue.rows config configured embedder engine engine.budget engine.current engine.flow engine.gate engine.items
+engine.longtext engine.money engine.own engine.packing engine.purse engine.rows engine.writer errors estimating
+forecast forks form importing lists lookup meter order outcome paying pieces plan plugins prices progress providers
+providers.compatible providers.connection providers.decoding providers.headers providers.messages providers.openai
+providers.refusals providers.servers providers.tokenizers roles secrets sight sources store stream tracking travel
+types verifying waits watching
+"""
+CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}
+LANGCHAIN = {
+    *CORE,
+    "embedkit_core.hosts",
+    "langchain_embedkit",
+    *(f"langchain_embedkit.{name}" for name in ("arguments", "embeddings", "usage")),
+}
+
+WARM_START = """
+import importlib, json, sys
+baseline, package, name, settings, texts = json.loads(sys.argv[1])
+for module in baseline:
+    importlib.import_module(module)
+before = set(sys.modules)
+embedder = getattr(importlib.import_module(package), name)(**settings)
+assert len(embedder.embed_documents(texts)) == len(texts)
+assert len(embedder.embed_query(texts[0])) == settings["dimensions"]
+loaded = sorted(set(sys.modules) - before)
+assert embedder.usage.requests == 0, embedder.usage
+print(json.dumps(loaded))
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "baseline", "expected"),
+    [
+        ("embedkit_core", "Embedder", [], CORE),
+        # LangChain loads asyncio and requests itself; the baseline is the class that the adapter derives from.
+        ("langchain_embedkit", "EmbedKitEmbeddings", ["langchain_core.embeddings.embeddings"], LANGCHAIN),
+    ],
+    ids=["core", "langchain"],
+)
+def test_a_warm_start_loads_these_modules_and_no_others(package, name, baseline, expected, tmp_path):
+    with Embedder(**SETTINGS, cache=tmp_path) as embedder:
+        unit = [[1.0] + [0.0] * 7, [0.0] * 7 + [1.0]]
+        assert embedder.import_vectors(TEXTS, unit, verify=0).imported == len(TEXTS)
+    given = [baseline, package, name, {**SETTINGS, "cache": str(tmp_path), "max_retries": 0}, TEXTS]
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WARM_START, json.dumps(given)],
+        capture_output=True, text=True, check=False, timeout=100, env=dict(os.environ),
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
+    loaded = set(json.loads(run.stdout))
+    tops = {module.partition(".")[0] for module in loaded}
+    assert not tops & {"asyncio", *SDKS, *LOCAL}
+    assert not loaded & ENGINE
+    ours = {module for module in loaded if module.partition(".")[0] in ("embedkit_core", package)}
+    assert (sorted(ours - expected), sorted(expected - ours)) == ([], []), "(loaded and not expected, not loaded)"
+
+
+def test_the_modules_of_the_engine_have_these_names():
+    """A renamed module must not make the check above pass by its absence."""
+    assert [module for module in sorted(ENGINE) if importlib.util.find_spec(module) is None] == []
