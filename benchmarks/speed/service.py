@@ -30,6 +30,7 @@ class Settings:
     errors: float = 0.0  # the share of requests answered by a 500
     cuts: float = 0.0  # the share whose connection is cut, half of them after the work
     seed: int = 0
+    float_lists: bool = False  # answer with lists of numbers, even if the request asks for base64
     prepare: tuple[str, ...] = ()  # "floats", "tokens": what some clients need, made before they are measured
 
 
@@ -115,7 +116,8 @@ class Service:
                 _error("Rate limit reached on tokens per min (TPM).", "tokens", "rate_limit_exceeded"),
                 headers=self._bucket.headers(tokens),
             )
-        return self._work(numbers, tokens, as_base64=request.get("encoding_format") == "base64")
+        as_base64 = request.get("encoding_format") == "base64" and not self._settings.float_lists
+        return self._work(numbers, tokens, as_base64=as_base64)
 
     def _work(self, numbers: list[int], tokens: int, *, as_base64: bool) -> Answer:
         fate = self._draw()

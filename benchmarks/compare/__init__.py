@@ -1,0 +1,1 @@
+"""Compare the speed of a commit with the current tree: `make bench-compare BASE=<commit>`."""
