@@ -93,7 +93,7 @@ def use_adapter(extra):
 
 
 def use_prices():
-    from embedkit_core import prices
+    from embedkit_core.costs import prices
 
     expect(prices._second_source("openai", "text-embedding-3-small") == Decimal("0.02"), "genai-prices knows a price")
     expect(prices._second_source("cohere", "embed-english-v3.0") is None, "what it lacks is unknown, not 0")
@@ -106,7 +106,7 @@ def use_progress():
 
 
 def use_otel():
-    from embedkit_core.otel import instrument, uninstrument
+    from embedkit_core.observability.otel import instrument, uninstrument
 
     instrument()
     server = FakeServer()
@@ -139,7 +139,7 @@ OTHERS = {"prices": use_prices, "progress": use_progress, "otel": use_otel, "too
 
 def without_others():
     """What the core itself asks for is refused kindly, unless something else has brought it."""
-    from embedkit_core.otel import instrument
+    from embedkit_core.observability.otel import instrument
 
     server = FakeServer()
     bar = partial(Embedder, "fake:any", base_url=server.url, cache=False, progress=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from embedkit_core.types import Usage
+    from embedkit_core.common.usage import Usage
 
 DEPTH = 100
 # SciFact with all-MiniLM-L6-v2, texts cut to 256 tokens, as sentence-transformers gives it.

@@ -30,7 +30,7 @@ try:
     from llama_index.core.schema import TextNode
 
     from embedkit_core import track_usage
-    from embedkit_core.errors import CacheError, ConfigurationError, EmbedKitError
+    from embedkit_core.common.errors import CacheError, ConfigurationError, EmbedKitError
     from langchain_embedkit import EmbedKitEmbeddings
     from llamaindex_embedkit import EmbedKitEmbedding
 except ImportError as error:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import ModuleType
 
-    from embedkit_core.types import Usage
+    from embedkit_core.common.usage import Usage
 
 QUESTIONS = (
     "find the strings most similar to a misspelt word",

@@ -17,8 +17,9 @@ import numpy as np
 
 import embedkit_core
 from embedkit_core import AuthenticationError, Embedder, EmbedKitError, UnavailableError
-from embedkit_core.form import Finish
-from embedkit_core.types import Batch, Usage
+from embedkit_core.common.types import Batch
+from embedkit_core.common.usage import Usage
+from embedkit_core.common.vectors import Finish
 
 MODELS = {
     "openai": "text-embedding-3-small",

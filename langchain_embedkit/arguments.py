@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from embedkit_core.hosts import (
+from embedkit_core.adapters.arguments import (
     Mapped,
     NoEffect,
     Refused,

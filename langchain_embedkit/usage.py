@@ -18,7 +18,7 @@ from langchain_core.runnables.config import (
 )
 
 from embedkit_core import EmbedKitError, InputType, Usage, UsageTracker, track_usage
-from embedkit_core.hosts import UsageHeard, by_model
+from embedkit_core.adapters.base import UsageHeard, by_model
 
 EVENT = "embedkit_usage"
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from embedkit_core.hosts import Mapped, NoEffect, Refused, Rule, cut_or_refuse, one_type, or_none, wire_options
+from embedkit_core.adapters.arguments import (
+    Mapped,
+    NoEffect,
+    Refused,
+    Rule,
+    cut_or_refuse,
+    one_type,
+    or_none,
+    wire_options,
+)
 
 ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
 AZURE = (

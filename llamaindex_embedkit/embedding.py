@@ -18,18 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter, Usage
-from embedkit_core.hosts import (
-    NOT_GIVEN,
-    CacheTools,
-    aembed_lists,
-    changed_copy,
-    complaint,
-    default_model,
-    embed_lists,
-    key_or_function,
-    make_embedder,
-    take_arguments,
-)
+from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, key_or_function, take_arguments
+from embedkit_core.adapters.base import CacheTools, aembed_lists, changed_copy, complaint, embed_lists, make_embedder
 from llamaindex_embedkit.arguments import RULES
 from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
 

@@ -16,7 +16,7 @@ from support.openai_server import OpenAIServer, vector_of
 import langchain_embedkit.arguments
 import llamaindex_embedkit.arguments
 from embedkit_core import ConfigurationError
-from embedkit_core.hosts import Mapped, NoEffect, Refused
+from embedkit_core.adapters.arguments import Mapped, NoEffect, Refused
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import embedkit_core
-from embedkit_core.cache import Cache, open_cache
+from embedkit_core.cache import Cache
 from embedkit_core.cache.codec import decode_all, encode_all
-from embedkit_core.cache.disk import DiskCache
-from embedkit_core.cache.folder import network_filesystem
+from embedkit_core.cache.disk.cache import DiskCache
+from embedkit_core.cache.disk.folder import network_filesystem
 from embedkit_core.cache.memory import MemoryTier
-from embedkit_core.types import Entry
+from embedkit_core.cache.opening import open_cache
+from embedkit_core.common.types import Entry
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(embedkit_core.__file__).parents[1])}
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes")
@@ -121,7 +122,7 @@ def test_nothing_is_made_before_the_first_write_and_nothing_imported_before_it_i
 import sys
 import embedkit_core.cache
 assert not {"sqlite3", "diskcache"} & set(sys.modules)
-cache = embedkit_core.cache.open_cache(sys.argv[1])
+cache = embedkit_core.cache.opening.open_cache(sys.argv[1])
 assert cache.get_many([b"k"]) == {}
 assert "diskcache" not in sys.modules
 """
@@ -224,8 +225,8 @@ def test_a_cache_closed_while_others_read_and_write_loses_nothing(tmp_path):
 WRITE = """
 import sys
 import numpy as np
-from embedkit_core.cache import open_cache
-from embedkit_core.types import Entry
+from embedkit_core.cache.opening import open_cache
+from embedkit_core.common.types import Entry
 folder, first, count, size, dimensions = sys.argv[1], *map(int, sys.argv[2:])
 cache = open_cache(folder)
 print("ready", flush=True)
@@ -279,8 +280,8 @@ def test_a_process_killed_while_it_writes_keeps_all_it_has_committed(tmp_path):
 FORK = """
 import os, sys
 import numpy as np
-from embedkit_core.cache import open_cache
-from embedkit_core.types import Entry
+from embedkit_core.cache.opening import open_cache
+from embedkit_core.common.types import Entry
 def entry(n): return (n.to_bytes(32, "little"), Entry(np.full(8, n, "f4"), n % 2 == 1))
 cache = open_cache(sys.argv[1])
 cache.set_many([entry(0)])
@@ -314,8 +315,8 @@ FORK_AMID_READS = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 import numpy as np
-from embedkit_core.cache import open_cache
-from embedkit_core.types import Entry
+from embedkit_core.cache.opening import open_cache
+from embedkit_core.common.types import Entry
 cache = open_cache(sys.argv[1])
 keys = [n.to_bytes(32, "little") for n in range(500)]
 cache.set_many([(key, Entry(np.ones(64, "f4"))) for key in keys])

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from test_cache import POSIX, assert_holds, encode, entries, key, run
 
-from embedkit_core.cache import connections, disk
-from embedkit_core.cache import folder as folders
-from embedkit_core.cache.create import PAGE_BYTES, RawDisk
-from embedkit_core.cache.disk import DiskCache
-from embedkit_core.cache.schema import SCHEMA, SETTINGS, foreign_content
-from embedkit_core.types import Entry
+from embedkit_core.cache.disk import cache as disk
+from embedkit_core.cache.disk import folder as folders
+from embedkit_core.cache.disk import pool as connections
+from embedkit_core.cache.disk.cache import DiskCache
+from embedkit_core.cache.disk.create import PAGE_BYTES, RawDisk
+from embedkit_core.cache.disk.schema import SCHEMA, SETTINGS, foreign_content
+from embedkit_core.common.types import Entry
 
 
 @pytest.fixture
@@ -419,8 +420,9 @@ def test_a_network_file_system_is_not_used(tmp_path, caplog, monkeypatch):
 FULL = """
 import logging, os, resource, sys, tempfile
 import numpy as np
-from embedkit_core.cache import disk, open_cache
-from embedkit_core.types import Entry
+from embedkit_core.cache import open_cache
+from embedkit_core.cache.disk import cache as disk
+from embedkit_core.common.types import Entry
 records = []
 handler = logging.Handler()
 handler.emit = records.append
@@ -450,8 +452,9 @@ assert len(records) == 1
 HALF_MADE = """
 import os, resource, sys
 import numpy as np
-from embedkit_core.cache import create, open_cache
-from embedkit_core.types import Entry
+from embedkit_core.cache import open_cache
+from embedkit_core.cache.disk import create
+from embedkit_core.common.types import Entry
 entry = (b"k" * 32, Entry(np.ones(8, "f4")))
 cache = open_cache(sys.argv[1])
 for size in range(10_000, 150_000, 10_000):
@@ -481,8 +484,9 @@ READ_ONLY = """
 import logging, os, sys, tempfile
 from pathlib import Path
 import numpy as np
-from embedkit_core.cache import create, disk, open_cache  # before root becomes somebody who may not read them
-from embedkit_core.types import Entry
+from embedkit_core.cache import open_cache
+from embedkit_core.cache.disk import cache as disk, create  # before root becomes somebody who may not read them
+from embedkit_core.common.types import Entry
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)  # root may write anywhere
@@ -574,8 +578,9 @@ def test_a_child_forked_amid_a_write_that_does_not_end_goes_without_the_cache(fo
 import os, sqlite3, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 import numpy as np
-from embedkit_core.cache import connections, open_cache
-from embedkit_core.types import Entry
+from embedkit_core.cache import open_cache
+from embedkit_core.cache.disk import pool as connections
+from embedkit_core.common.types import Entry
 entry = (b"k" * 32, Entry(np.ones(8, "f4")))
 cache = open_cache(sys.argv[1])
 cache.get_many([entry[0]])

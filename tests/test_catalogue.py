@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedkit_core import ConfigurationError, Embedder, ModelInfo, catalogue, models
-from embedkit_core.catalogue.rows import VECTORLESS, as_json, merged, unknown
-from embedkit_core.providers import provider_class, provider_names
-from embedkit_core.types import Limits
+from embedkit_core import ConfigurationError, Embedder, ModelInfo, models
+from embedkit_core.common.types import Limits
+from embedkit_core.providers import catalogue
+from embedkit_core.providers.catalogue.rows import VECTORLESS, as_json, merged, unknown
+from embedkit_core.providers.registry import provider_class, provider_names
 
-FOLDER = files("embedkit_core.catalogue")
+FOLDER = files("embedkit_core.providers.catalogue")
 RAW = json.loads(FOLDER.joinpath("models.json").read_text(encoding="utf-8"))
 SCHEMA = json.loads(FOLDER.joinpath("schema.json").read_text(encoding="utf-8"))
 VALIDATORS = {

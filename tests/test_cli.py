@@ -17,7 +17,8 @@ from support.embedders import MINILM, needs_local_model
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Embedder
-from embedkit_core.cli.app import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE, run
+from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE
+from embedkit_core.cli.main import run
 from embedkit_core.cli.reading import Record, Source
 from embedkit_core.cli.writing import Output
 

@@ -25,8 +25,9 @@ from embedkit_core import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.form import ELEMENTS
-from embedkit_core.providers import ProviderSettings, Secret
+from embedkit_core.common.vectors import ELEMENTS
+from embedkit_core.providers import Secret
+from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.cohere import Cohere
 from embedkit_core.testing import ProviderSuite
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedkit_core import Embedder
-from embedkit_core.engine.current import engine
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
 

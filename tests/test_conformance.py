@@ -7,10 +7,10 @@ from support.embedders import MINILM, copied_model, needs_local_model
 from support.openai_client import MODEL
 from support.openai_server import Fault, OpenAIServer
 
-from embedkit_core.cache import open_cache
-from embedkit_core.cache.disk import DiskCache
+from embedkit_core.cache.disk.cache import DiskCache
+from embedkit_core.cache.opening import open_cache
 from embedkit_core.cache.urls import open_url
-from embedkit_core.errors import (
+from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
     BadRequestError,

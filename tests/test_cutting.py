@@ -10,8 +10,8 @@ from support.embedders import on_fake
 from support.waiting import wait_until_joined
 
 from embedkit_core import PartialFailureError, TextTooLongError, UnavailableError
+from embedkit_core.common.types import Limits
 from embedkit_core.testing import FakeServer, ProviderSuite, fake_vector
-from embedkit_core.types import Limits
 
 WORDS = 5  # that the server takes
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=40)

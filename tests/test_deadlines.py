@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedkit_core import Embedder
-from embedkit_core.errors import ConfigurationError, PartialFailureError, TimedOutError
+from embedkit_core.common.errors import ConfigurationError, PartialFailureError, TimedOutError
 from embedkit_core.testing import FakeServer
 
 SOON = 2.0  # seconds in which the first request is sent also where the machine has other things to do

@@ -10,9 +10,9 @@ from support.embedders import embedder as openai_embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder, InputError
-from embedkit_core.estimating import PIECE
+from embedkit_core.calls.estimate import PIECE
+from embedkit_core.common.types import Limits
 from embedkit_core.testing import FakeServer
-from embedkit_core.types import Limits
 
 PRICE = Decimal("0.02")
 
@@ -55,7 +55,7 @@ def test_a_stream_is_estimated_as_a_call_and_what_comes_again_much_later_costs_o
     embedder.embed([f"text {i}" for i in range(100)])
     texts = [f"text {i}" for i in range(PIECE)] * 2 + ["text 0", "one more"]
     told = embedder.estimate(iter(texts))
-    monkeypatch.setattr("embedkit_core.estimating.PIECE", 100_000)
+    monkeypatch.setattr("embedkit_core.calls.estimate.PIECE", 100_000)
     assert told == embedder.estimate(texts)
     assert (told.texts, told.unique_texts, told.cache_hits) == (2 * PIECE + 2, PIECE + 1, 100)
     assert told.requests == embedder.estimate(list(dict.fromkeys(texts))).requests

@@ -14,7 +14,7 @@ from support.openai_replies import INVALID_INPUT, error
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Usage
-from embedkit_core.errors import (
+from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
     BadRequestError,

@@ -11,11 +11,11 @@ from support.embedders import embedder, numbered
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import ConfigurationError, Embedder
+from embedkit_core.adapters.base import embed_lists
 from embedkit_core.cache.codec import decode_all, encode_all
-from embedkit_core.form import ELEMENTS, Finish, Form
-from embedkit_core.hosts import embed_lists
+from embedkit_core.common.types import Entry
+from embedkit_core.common.vectors import ELEMENTS, Finish, Form
 from embedkit_core.testing import FakeServer
-from embedkit_core.types import Entry
 
 TEXTS = numbered(5)
 DTYPES = sorted(ELEMENTS)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedkit_core.providers.headers import duration, headroom
-from embedkit_core.types import Allowance, Headroom
+from embedkit_core.common.types import Allowance, Headroom
+from embedkit_core.providers.http.headers import duration, headroom
 
 
 def headers(limit: object, remaining: object, reset: object, of: str = "tokens") -> dict[str, str]:

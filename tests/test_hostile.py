@@ -23,9 +23,9 @@ from embedkit_core import (
     EmbedKitError,
     RequestTooLargeError,
 )
-from embedkit_core.engine.current import engine
+from embedkit_core.common.types import Entry
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
-from embedkit_core.types import Entry
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 

@@ -18,7 +18,7 @@ from embedkit_core import (
     RateLimitError,
     TextTooLongError,
 )
-from embedkit_core.hosts import embed_lists
+from embedkit_core.adapters.base import embed_lists
 from llamaindex_embedkit import EmbedKitEmbedding
 
 SMALL = "openai:text-embedding-3-small"

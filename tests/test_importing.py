@@ -10,7 +10,7 @@ from support.embedders import embedder, numbered, texts_sent
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, InputError
-from embedkit_core.importing import Imported
+from embedkit_core.calls.import_vectors import Imported
 from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding

@@ -11,7 +11,7 @@ from support.openai_client import expected
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder, Usage
-from embedkit_core.errors import ConfigurationError, InputError
+from embedkit_core.common.errors import ConfigurationError, InputError
 from embedkit_core.testing import FakeServer
 
 BAD = {

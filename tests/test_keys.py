@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support.golden import CASES, key
 
 from embedkit_core import Embedder
-from embedkit_core.plan import key_parts, key_prefix, make_plan
+from embedkit_core.cache.key import key_parts, key_prefix
+from embedkit_core.calls.plan import make_plan
 from embedkit_core.testing import FakeServer, fake_vector
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_keys.json").read_text(encoding="utf-8"))

@@ -14,15 +14,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from embedkit_core.engine.budget import Budget
-from embedkit_core.engine.gate import Gate
-from embedkit_core.engine.items import Flight, Lane, Ticket
-from embedkit_core.engine.own import Rates
-from embedkit_core.engine.purse import Purse
-from embedkit_core.engine.rows import Rows
-from embedkit_core.engine.scheduler import Scheduler
-from embedkit_core.engine.turns import QUERIES_IN_A_ROW
-from embedkit_core.errors import (
+from embedkit_core.calls.rows import Rows
+from embedkit_core.common.errors import (
     AuthenticationError,
     BadTextError,
     BudgetError,
@@ -34,9 +27,17 @@ from embedkit_core.errors import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.meter import Meter
+from embedkit_core.common.types import Allowance, Headroom, Limits, Reply
+from embedkit_core.common.usage import Usage
+from embedkit_core.costs.billing import Purse
+from embedkit_core.costs.budget import Budget
+from embedkit_core.costs.meter import Meter
+from embedkit_core.engine.rate_limits.limiter import Gate
+from embedkit_core.engine.rate_limits.user_limits import Rates
+from embedkit_core.engine.scheduler.dispatch import QUERIES_IN_A_ROW
+from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.scheduler import Scheduler
 from embedkit_core.testing import fake_vector
-from embedkit_core.types import Allowance, Headroom, Limits, Reply, Usage
 
 PRICE = Decimal("0.02")
 LONG = "long " * 20

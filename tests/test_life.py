@@ -10,7 +10,7 @@ from support.openai_server import OpenAIServer, vector_of
 from support.scripts import finish, interrupt, start
 
 from embedkit_core import Embedder, EmbedKitError
-from embedkit_core.engine.current import engine
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
 MODEL = "text-embedding-3-small"
@@ -65,7 +65,9 @@ def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_pa
         assert again.usage.cache_hits == 200
 
 
-@pytest.mark.parametrize("module", ["openai._client", "embedkit_core.engine.loop", "embedkit_core.engine.scheduler"])
+@pytest.mark.parametrize(
+    "module", ["openai._client", "embedkit_core.engine.runtime.engine", "embedkit_core.engine.scheduler.scheduler"]
+)
 def test_a_fork_waits_for_an_import_of_ours(tmp_path, module):
     """Otherwise the child has half of a module, whose lock is held by a thread that it does not have."""
     with OpenAIServer() as server:

@@ -13,8 +13,8 @@ from support.limiters import LIMITERS, LlamaIndexLimiter
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import ConfigurationError, Embedder, EmbedKitError, ProviderError
-from embedkit_core.engine.current import engine
-from embedkit_core.engine.packing import estimate_tokens
+from embedkit_core.costs.tokens import estimate_tokens
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from support.openai_server import OpenAIServer, vector_of
 
-from embedkit_core.hosts import ato_lists, to_lists
-from embedkit_core.lists import SLICE, collector_paused
+from embedkit_core.adapters.base import ato_lists, to_lists
+from embedkit_core.common.float_lists import SLICE, collector_paused
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 

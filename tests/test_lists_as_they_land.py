@@ -13,8 +13,9 @@ from support.openai_server import OpenAIServer
 from support.scripts import finish, interrupt, start
 
 from embedkit_core import Embedder, InputError, PartialFailureError, ProviderError
-from embedkit_core.hosts import aembed_lists, embed_lists
-from embedkit_core.lists import PATIENCE, SLICE, ListRows, collector_at_ease
+from embedkit_core.adapters.base import aembed_lists, embed_lists
+from embedkit_core.calls.rows import ListRows
+from embedkit_core.common.float_lists import PATIENCE, SLICE, collector_at_ease
 from embedkit_core.testing import FakeServer
 
 
@@ -140,7 +141,7 @@ def test_ctrl_c_while_lists_are_made_withdraws_and_leaves_the_collector_as_it_wa
         process = start(
             """
             import gc
-            from embedkit_core.hosts import embed_lists
+            from embedkit_core.adapters.base import embed_lists
             found = gc.get_threshold()
             embedder.embed(["warm up"])
             try:
@@ -210,7 +211,7 @@ def test_a_child_that_is_forked_meanwhile_has_the_collector_as_it_was(tmp_path):
         process = start(
             """
             import gc
-            from embedkit_core.lists import collector_at_ease, collector_paused
+            from embedkit_core.common.float_lists import collector_at_ease, collector_paused
             found = gc.get_threshold()
             with collector_at_ease(), collector_paused():
                 pid = os.fork()

@@ -13,7 +13,7 @@ import pytest
 from support.embedders import MINILM, WEIGHTS, copied_model, needs_local_model, numbered, sentence_transformer, truth
 
 from embedkit_core import Embedder, Usage
-from embedkit_core.errors import ConfigurationError
+from embedkit_core.common.errors import ConfigurationError
 
 pytestmark = needs_local_model
 

@@ -11,8 +11,8 @@ from support.embedders import MINILM, copied_model, needs_local_model, sentence_
 from support.local_models import configure, in_hub_cache, static_model
 
 from embedkit_core import Embedder
-from embedkit_core.errors import BadRequestError, ConfigurationError
-from embedkit_core.providers.local_batches import BATCH_COSTS, MOST_CHARACTERS, batches
+from embedkit_core.common.errors import BadRequestError, ConfigurationError
+from embedkit_core.providers.local.batches import BATCH_COSTS, MOST_CHARACTERS, batches
 
 pytestmark = needs_local_model
 

@@ -9,8 +9,8 @@ from support.embedders import MINILM, copied_model, needs_local_model, truth
 from support.local_models import configure, in_hub_cache
 
 from embedkit_core import Embedder
-from embedkit_core.errors import ConfigurationError
-from embedkit_core.providers.local import Local
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.providers.local.provider import Local
 
 pytestmark = needs_local_model
 

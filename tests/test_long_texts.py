@@ -20,7 +20,7 @@ from support.openai_replies import error
 from support.openai_server import Fault, OpenAIServer, tokens_of, vector_of
 
 from embedkit_core import Embedder, Usage
-from embedkit_core.errors import PartialFailureError, TextTooLongError
+from embedkit_core.common.errors import PartialFailureError, TextTooLongError
 
 LIMIT = 20
 MARGIN = 0.98

@@ -31,7 +31,7 @@ def test_it_names_every_model_with_its_sources(row):
 
 def test_the_file_it_shows_is_valid_and_does_what_it_says(tmp_path, monkeypatch):
     [shown] = re.findall(r"^```json\n(.*?)^```", TEXT, re.M | re.S)
-    schema = json.loads(files("embedkit_core.catalogue").joinpath("schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(files("embedkit_core.providers.catalogue").joinpath("schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(json.loads(shown), schema)
     (tmp_path / "models.json").write_text(shown, encoding="utf-8")
     small, large = models(name="text-embedding-3-small")[0], models(name="text-embedding-3-large")[0]

@@ -35,8 +35,8 @@ from embedkit_core import (
     PartialFailureError,
     ProviderError,
 )
-from embedkit_core.engine.current import engine
-from embedkit_core.otel import instrument, uninstrument
+from embedkit_core.engine.runtime.process import engine
+from embedkit_core.observability.otel import instrument, uninstrument
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
@@ -451,7 +451,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from embedkit_core import Embedder
-from embedkit_core.otel import instrument
+from embedkit_core.observability.otel import instrument
 from embedkit_core.testing import FakeServer
 
 tracers, exporter = TracerProvider(), InMemorySpanExporter()

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.virtual import LIMITS, VirtualServer, World
 
-from embedkit_core.engine.flow import Bucket, Flow
-from embedkit_core.engine.items import Lane
-from embedkit_core.engine.own import Rates
-from embedkit_core.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
-from embedkit_core.types import Allowance, Headroom, Limits
+from embedkit_core.common.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
+from embedkit_core.common.types import Allowance, Headroom, Limits
+from embedkit_core.engine.rate_limits.provider_limits import Bucket, Flow
+from embedkit_core.engine.rate_limits.user_limits import Rates
+from embedkit_core.engine.scheduler.items import Lane
 
 # The storm of the benchmark: 8 000 texts of 60 tokens, at a bucket that lets 60 % of what is offered through.
 RATE, BURST = 30_000, 125_000

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from embedkit_core.engine.items import Lane
-from embedkit_core.engine.packing import CAP_TEXTS, CAP_TOKENS, FLOOR_TEXTS, Room, estimate_tokens, share_out, spread
-from embedkit_core.engine.replies import check
-from embedkit_core.engine.retry import RetryPolicy
-from embedkit_core.errors import BadReplyError, ConfigurationError, RateLimitError, UnavailableError
-from embedkit_core.providers.headers import retry_after
-from embedkit_core.providers.messages import PIECE, SHOWN, canonical_url, quotable
-from embedkit_core.types import Limits, Reply
+from embedkit_core.common.errors import BadReplyError, ConfigurationError, RateLimitError, UnavailableError
+from embedkit_core.common.types import Limits, Reply
+from embedkit_core.costs.tokens import estimate_tokens, share_out
+from embedkit_core.engine.batching import CAP_TEXTS, CAP_TOKENS, FLOOR_TEXTS, Room, spread
+from embedkit_core.engine.scheduler.items import Lane
+from embedkit_core.engine.scheduler.replies import check
+from embedkit_core.engine.scheduler.retry import RetryPolicy
+from embedkit_core.providers.http.headers import retry_after
+from embedkit_core.providers.http.redaction import PIECE, SHOWN, canonical_url, quotable
 
 counts = st.integers(0, 100_000)
 few = st.integers(1, 300)

@@ -8,11 +8,13 @@ import pytest
 from support.embedders import spoken
 from support.plugin import on_paper, ran
 
-from embedkit_core import AuthenticationError, ConfigurationError, Embedder, plugins
-from embedkit_core.cache import open_cache
+from embedkit_core import AuthenticationError, ConfigurationError, Embedder
+from embedkit_core.cache.opening import open_cache
 from embedkit_core.cache.urls import is_built_in
-from embedkit_core.providers import ProviderSettings, provider_class
-from embedkit_core.secrets import Secret
+from embedkit_core.common import plugins
+from embedkit_core.providers.base import ProviderSettings
+from embedkit_core.providers.registry import provider_class
+from embedkit_core.providers.secrets import Secret
 from embedkit_core.testing import FakeServer
 
 PROVIDERS, CACHES = plugins.PROVIDERS, plugins.CACHES
@@ -100,7 +102,7 @@ def test_a_name_that_is_built_in_stays_ours_though_a_rivals_leads_into_our_modul
 
 
 def test_a_rival_that_says_what_we_say_is_ignored_too(site, caplog):
-    ours = "embedkit_core.providers.openai:OpenAI"
+    ours = "embedkit_core.providers.openai.provider:OpenAI"
     on_paper(site, "grabby", {PROVIDERS: {"openai": ours, "mine": ours}})
     assert provider_class("openai").name == "openai"
     name_what_is_not_there()
@@ -128,8 +130,8 @@ def test_a_name_that_two_packages_claim_is_nobodys(site):
         ("1 / 0", "cannot be loaded .ZeroDivisionError"),
         ("def (", "cannot be loaded .SyntaxError"),
         ("", "cannot be loaded .AttributeError"),
-        ("Acme = object", "is not a subclass of embedkit_core.providers.Provider"),
-        ("Acme = 5", "is not a subclass of embedkit_core.providers.Provider"),
+        ("Acme = object", "is not a subclass of embedkit_core.providers.base.Provider"),
+        ("Acme = 5", "is not a subclass of embedkit_core.providers.base.Provider"),
         ("from embedkit_core.testing import Fake as Acme", "calls itself 'fake', and must not"),
     ],
 )

@@ -16,8 +16,8 @@ from support.waiting import wait_until_joined
 from tqdm import tqdm
 
 from embedkit_core import ConfigurationError, MissingExtraError, PartialFailureError, Progress
-from embedkit_core.engine.current import engine
-from embedkit_core.progress import _Bar
+from embedkit_core.engine.runtime.process import engine
+from embedkit_core.observability.progress import _Bar
 from embedkit_core.testing import FakeServer
 
 PRICE = Decimal(1)

@@ -14,7 +14,7 @@ from support.openai_client import expected
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Usage
-from embedkit_core.errors import BadReplyError
+from embedkit_core.common.errors import BadReplyError
 
 OLLAMA = "nomic-embed-text:latest"
 

@@ -5,17 +5,17 @@ import random
 
 import numpy as np
 
-from embedkit_core.engine.budget import Budget
-from embedkit_core.engine.gate import Gate
-from embedkit_core.engine.items import Flight, Lane, Ticket
-from embedkit_core.engine.own import Rates
-from embedkit_core.engine.purse import Purse
-from embedkit_core.engine.rows import Rows
-from embedkit_core.engine.scheduler import Scheduler
-from embedkit_core.engine.turns import QUERIES_IN_A_ROW
-from embedkit_core.errors import BudgetError, RateLimitError, RequestTooLargeError, UnavailableError
-from embedkit_core.meter import Meter
-from embedkit_core.types import Limits, Reply
+from embedkit_core.calls.rows import Rows
+from embedkit_core.common.errors import BudgetError, RateLimitError, RequestTooLargeError, UnavailableError
+from embedkit_core.common.types import Limits, Reply
+from embedkit_core.costs.billing import Purse
+from embedkit_core.costs.budget import Budget
+from embedkit_core.costs.meter import Meter
+from embedkit_core.engine.rate_limits.limiter import Gate
+from embedkit_core.engine.rate_limits.user_limits import Rates
+from embedkit_core.engine.scheduler.dispatch import QUERIES_IN_A_ROW
+from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.scheduler import Scheduler
 
 LANE = Lane(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, {})
 

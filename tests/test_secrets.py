@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from support.openai_server import Fault, OpenAIServer
 
 from embedkit_core import ConfigurationError, Embedder, EmbedKitError, PartialFailureError
-from embedkit_core.secrets import Secret
+from embedkit_core.providers.secrets import Secret
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 

@@ -27,10 +27,10 @@ from embedkit_core import (
     TextTooLongError,
     UnavailableError,
 )
-from embedkit_core.providers import provider_class
-from embedkit_core.providers.compatible import read_detail, translated
-from embedkit_core.providers.refusals import Refusal
-from embedkit_core.providers.servers import PRESETS
+from embedkit_core.providers.http.refusals import Refusal
+from embedkit_core.providers.openai.refusals import read_detail, translated
+from embedkit_core.providers.openai.servers import PRESETS
+from embedkit_core.providers.registry import provider_class
 from embedkit_core.testing import ProviderSuite
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding

@@ -10,7 +10,7 @@ from support.openai_server import OpenAIServer, vector_of
 from support.waiting import wait_until_joined
 
 from embedkit_core import BadReplyError, Embedder, RateLimitError
-from embedkit_core.hosts import embed_lists
+from embedkit_core.adapters.base import embed_lists
 from embedkit_core.testing import FakeServer
 
 MODEL = "text-embedding-3-small"

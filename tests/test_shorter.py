@@ -8,7 +8,7 @@ from support.embedders import MINILM, embedder, long_text, needs_local_model, nu
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import BadReplyError, ConfigurationError, Embedder, Usage
-from embedkit_core.hosts import aembed_lists, embed_lists
+from embedkit_core.adapters.base import aembed_lists, embed_lists
 
 TEXTS = numbered(6)
 LARGE = "text-embedding-3-large"

@@ -12,8 +12,8 @@ from support.waiting import wait_until_idle, wait_until_joined
 
 import embedkit_core
 from embedkit_core import RateLimitError, RequestTooLargeError, Snapshot, UnavailableError, snapshot
+from embedkit_core.common.types import Limits
 from embedkit_core.testing import FakeServer
-from embedkit_core.types import Limits
 
 KEY = "sk-not-to-be-seen"
 

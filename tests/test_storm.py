@@ -8,7 +8,7 @@ from support.embedders import embedder, numbered, tokens_of
 from support.openai_replies import Fault, error
 from support.openai_server import Bucket, OpenAIServer, vector_of
 
-from embedkit_core.errors import RateLimitError
+from embedkit_core.common.errors import RateLimitError
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -13,8 +13,8 @@ from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, each_
 from support.waiting import wait_until_idle
 
 from embedkit_core import BadTextError, ConfigurationError, Embedder, EmbedKitError, InputError, PartialFailureError
-from embedkit_core.call import Call
-from embedkit_core.engine.current import engine
+from embedkit_core.calls.call import Call
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
 TEXTS = [f"text {i}" for i in range(3 * MOST)]
@@ -258,7 +258,7 @@ def test_a_stream_on_the_engines_own_thread_names_its_async_twin():
 
 def a_second_passes_at_each_look_at_the_clock(monkeypatch):
     now = itertools.count()
-    monkeypatch.setattr("embedkit_core.stream.time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    monkeypatch.setattr("embedkit_core.calls.stream.time", SimpleNamespace(monotonic=lambda: float(next(now))))
 
 
 def test_finished_rows_are_given_before_a_slow_source_is_asked_again(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, strea
 from test_life import GatedCache
 
 from embedkit_core import Embedder
-from embedkit_core.engine.current import engine
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
 TEXTS = [f"text {i}" for i in range(3 * MOST)]
@@ -260,7 +260,7 @@ async def test_a_piece_that_is_left_while_its_bad_text_is_found_is_not_begun_aga
         assert gate.wait(20)
         return "flawed"
 
-    monkeypatch.setattr("embedkit_core.pieces.flaw_of", flaw_of)
+    monkeypatch.setattr("embedkit_core.calls.stream_parts.flaw_of", flaw_of)
     embedder = Embedder("fake:model", base_url=(server := FakeServer()).url, cache=cache)
     task = asyncio.create_task(anext(embedder.aembed_iter([*TEXTS[:100], " "])))
     await asyncio.to_thread(found.wait, 20)

@@ -8,7 +8,7 @@ import pytest
 from support.plugin import pytest_run, ran, suite_run
 
 from embedkit_core import testing
-from embedkit_core.errors import (
+from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
     ProviderError,
@@ -16,9 +16,9 @@ from embedkit_core.errors import (
     RateLimitError,
     UnavailableError,
 )
+from embedkit_core.common.types import Limits
 from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
 from embedkit_core.testing.provider_settings import unlike_at_the_end
-from embedkit_core.types import Limits
 
 CASE = "test_rows_come_in_the_order_of_the_texts"
 COMPANY = "test_a_text_has_the_vector_in_a_large_company_that_it_has_in_a_small_one"

@@ -8,7 +8,7 @@ from support.embedders import embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder
-from embedkit_core.providers import tokenizers
+from embedkit_core.providers.openai import tokenizer as tokenizers
 
 
 @pytest.fixture(autouse=True)

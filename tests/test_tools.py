@@ -24,7 +24,7 @@ from embedkit_core.tools import (
     ranking,
     self_retrieval,
 )
-from embedkit_core.tools.text import table
+from embedkit_core.tools.tables import table
 
 TASK = Task(
     "small",

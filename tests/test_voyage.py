@@ -21,8 +21,8 @@ from embedkit_core import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.errors import BadTextError, RequestTooLargeError
-from embedkit_core.form import ELEMENTS
+from embedkit_core.common.errors import BadTextError, RequestTooLargeError
+from embedkit_core.common.vectors import ELEMENTS
 from embedkit_core.testing import ProviderSuite
 
 MODEL = "voyage:voyage-4"

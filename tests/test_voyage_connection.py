@@ -10,10 +10,11 @@ from support.embedders import numbered, spoken
 from support.voyage_server import VoyageServer
 
 from embedkit_core import AuthenticationError, BadRequestError, ConfigurationError, Embedder, ProviderError
-from embedkit_core.providers import ProviderSettings, Secret
-from embedkit_core.providers.connection import Connection
+from embedkit_core.common.types import Batch
+from embedkit_core.providers import Secret
+from embedkit_core.providers.base import ProviderSettings
+from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.voyage import Voyage
-from embedkit_core.types import Batch
 
 MODEL = "voyage:voyage-4"
 TEXTS = numbered(5)

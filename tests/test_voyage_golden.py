@@ -14,11 +14,13 @@ import pytest
 from support.openai_replies import Fault
 from support.voyage_server import VoyageServer
 
-from embedkit_core import Embedder, errors
-from embedkit_core.form import ELEMENTS
-from embedkit_core.providers import ProviderSettings, Secret
+from embedkit_core import Embedder
+from embedkit_core.common import errors
+from embedkit_core.common.types import Batch
+from embedkit_core.common.vectors import ELEMENTS
+from embedkit_core.providers import Secret
+from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.voyage import Voyage
-from embedkit_core.types import Batch
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "voyage").glob("*.json"))
 PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}

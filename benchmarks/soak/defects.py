@@ -16,7 +16,7 @@ _planted: set[str] = set()
 
 def _rows() -> None:
     """One call in fifty gets its first two rows the other way round."""
-    from embedkit_core.call import Call
+    from embedkit_core.calls.call import Call
 
     assemble = Call._assemble
 
@@ -31,7 +31,7 @@ def _rows() -> None:
 
 def _writes() -> None:
     """One commit in twenty is forgotten."""
-    from embedkit_core.cache.disk import DiskCache
+    from embedkit_core.cache.disk.cache import DiskCache
 
     set_many = DiskCache.set_many
 
@@ -44,7 +44,7 @@ def _writes() -> None:
 
 def _sharing() -> None:
     """A text that is under way is sent once more for whoever comes meanwhile."""
-    from embedkit_core.engine.scheduler import Scheduler
+    from embedkit_core.engine.scheduler.scheduler import Scheduler
 
     class Forgetful(dict):
         def get(self, key: bytes, default: Any = None) -> Any:
@@ -61,7 +61,7 @@ def _sharing() -> None:
 
 def _memory() -> None:
     """Every result is kept for ever."""
-    from embedkit_core.call import Call
+    from embedkit_core.calls.call import Call
 
     finish = Call.finish
 
@@ -75,7 +75,7 @@ def _memory() -> None:
 
 def _wakes() -> None:
     """One caller in fifty is not woken."""
-    from embedkit_core.call import Call
+    from embedkit_core.calls.call import Call
 
     submit = Call.submit
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from embedkit_core import Embedder
-from embedkit_core.cache.folder import DATABASE, OWN_FOLDER
+from embedkit_core.cache.disk.folder import DATABASE, OWN_FOLDER
 from soak.settings import MODEL, Events
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from embedkit_core.engine.current import engine
+from embedkit_core.engine.runtime.process import engine
 
 OURS = ("MainThread", "embedkit-engine", "embedkit-writer", "embedkit-work")
 

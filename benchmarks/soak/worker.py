@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from embedkit_core.engine.current import engine
+from embedkit_core.engine.runtime.process import engine
 from soak import defects
 from soak.actions import Actions
 from soak.leaks import left_in_the_end, open_files, rss_mb, wait_until_idle

@@ -38,7 +38,7 @@ def core(setting: Setting) -> Doors:
 def core_lists(setting: Setting) -> Doors:
     """The core, and lists made of its matrix as the adapters share it."""
     from embedkit_core import Embedder
-    from embedkit_core.hosts import ato_lists, to_lists
+    from embedkit_core.adapters.base import ato_lists, to_lists
 
     embedder = Embedder(**_arguments(setting))
 
@@ -78,7 +78,7 @@ def llamaindex(setting: Setting) -> Doors:
 
 CLIENTS = {
     "core": Client(core, ("embedkit_core", *SDK)),
-    "core-lists": Client(core_lists, ("embedkit_core.hosts", *SDK)),
+    "core-lists": Client(core_lists, ("embedkit_core.adapters.base", *SDK)),
     "langchain": Client(langchain, ("langchain_embedkit.embeddings", *SDK)),
     "llamaindex": Client(llamaindex, ("llamaindex_embedkit.embedding", *SDK)),
 }

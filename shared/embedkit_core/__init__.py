@@ -1,8 +1,10 @@
 """Embeddings for retrieval: every text paid for once, no vector ever wrong."""
 
-from embedkit_core.catalogue import models
-from embedkit_core.embedder import Embedder
-from embedkit_core.errors import (
+from embedkit_core.calls.estimate import Estimate
+from embedkit_core.calls.explain import Explanation
+from embedkit_core.calls.import_vectors import Imported
+from embedkit_core.calls.verify_cache import Verified
+from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
     BadRequestError,
@@ -22,14 +24,15 @@ from embedkit_core.errors import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.forecast import Estimate, Explanation
-from embedkit_core.form import DType
-from embedkit_core.importing import Imported
-from embedkit_core.progress import Progress
-from embedkit_core.sight import Snapshot, snapshot
-from embedkit_core.tracking import UsageTracker, track_usage
-from embedkit_core.types import EmbeddingResult, InputType, ModelInfo, RateLimiter, Usage
-from embedkit_core.verifying import Verified
+from embedkit_core.common.results import EmbeddingResult
+from embedkit_core.common.types import InputType, ModelInfo, RateLimiter
+from embedkit_core.common.usage import Usage
+from embedkit_core.common.vectors import DType
+from embedkit_core.costs.tracker import UsageTracker, track_usage
+from embedkit_core.embedder import Embedder
+from embedkit_core.observability.progress import Progress
+from embedkit_core.observability.snapshot import Snapshot, snapshot
+from embedkit_core.providers.catalogue import models
 
 __version__ = "0.1.0"
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
 from typing import Self
 
-from embedkit_core import config
-from embedkit_core.call import Call, off_loop
-from embedkit_core.configured import Configured
-from embedkit_core.engine.current import refuse_engine_thread
-from embedkit_core.estimating import estimate
-from embedkit_core.forecast import Estimate, Explanation
-from embedkit_core.forks import importing
-from embedkit_core.importing import Imported, import_vectors
-from embedkit_core.outcome import explained
-from embedkit_core.plan import check_list
-from embedkit_core.progress import ProgressTo, check_progress
-from embedkit_core.store import Store
-from embedkit_core.stream import Stream
-from embedkit_core.types import EmbeddingResult, InputType, Vectors
-from embedkit_core.verifying import Verified, verify_cache
+from embedkit_core.cache.tiered import Store
+from embedkit_core.calls.call import Call
+from embedkit_core.calls.estimate import Estimate, estimate
+from embedkit_core.calls.explain import Explanation, explained
+from embedkit_core.calls.import_vectors import Imported, import_vectors
+from embedkit_core.calls.plan import check_list
+from embedkit_core.calls.stream import Stream
+from embedkit_core.calls.verify_cache import Verified, verify_cache
+from embedkit_core.common.fork_safety import importing
+from embedkit_core.common.results import EmbeddingResult
+from embedkit_core.common.types import InputType, Vectors
+from embedkit_core.common.validation import check_input_type, whole_number
+from embedkit_core.config.base import Configured
+from embedkit_core.engine.runtime.process import off_loop, refuse_engine_thread
+from embedkit_core.observability.progress import ProgressTo, check_progress
 
 
 class Embedder(Configured):
@@ -108,7 +108,7 @@ class Embedder(Configured):
             PartialFailureError: a text failed for good; a ProviderError if it is the first.
         """
         refuse_engine_thread("embed_iter")
-        config.check_input_type(input_type)
+        check_input_type(input_type)
         return Stream(self, self._roles[input_type], texts, self._reporting(progress)).rows()
 
     def aembed_iter(
@@ -120,8 +120,8 @@ class Embedder(Configured):
     ) -> AsyncGenerator[Vectors, None]:
         """Embed a stream, as `embed_iter` does, of a plain or an async iterable, without holding the caller's loop."""
         with importing.lock:
-            from embedkit_core.astream import AsyncStream
-        config.check_input_type(input_type)
+            from embedkit_core.calls.async_stream import AsyncStream
+        check_input_type(input_type)
         return AsyncStream(self, self._roles[input_type], texts, self._reporting(progress)).rows()
 
     def embed_query(self, text: str) -> Vectors:
@@ -162,8 +162,8 @@ class Embedder(Configured):
             InputError: texts and vectors do not fit together.
         """
         refuse_engine_thread("import_vectors")
-        config.check_input_type(input_type)
-        config.whole_number("verify", verify, 0)
+        check_input_type(input_type)
+        whole_number("verify", verify, 0)
         return import_vectors(self, self._roles[input_type], texts, vectors, verify=verify)
 
     def verify_cache(self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20) -> Verified:
@@ -176,8 +176,8 @@ class Embedder(Configured):
             ProviderError: they could not be embedded.
         """
         refuse_engine_thread("verify_cache")
-        config.check_input_type(input_type)
-        config.whole_number("sample", sample, 1)
+        check_input_type(input_type)
+        whole_number("sample", sample, 1)
         return verify_cache(self, self._roles[input_type], texts, sample=sample)
 
     def without_cache(self) -> Self:
@@ -195,20 +195,20 @@ class Embedder(Configured):
         Raises:
             InputError: some texts cannot be embedded.
         """
-        config.check_input_type(input_type)
+        check_input_type(input_type)
         return estimate(self, self._roles[input_type], texts, by_bills=by_bills)
 
     async def aestimate(
         self, texts: Iterable[str], *, input_type: InputType = "document", by_bills: bool = True
     ) -> Estimate:
         """Say what embedding these texts would take, as `estimate` does, without holding the caller's loop."""
-        config.check_input_type(input_type)
+        check_input_type(input_type)
         given = check_list(texts)
         return await off_loop(lambda: estimate(self, self._roles[input_type], given, by_bills=by_bills))
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""
-        config.check_input_type(input_type)
+        check_input_type(input_type)
         return explained(self.provider, self.price, self.store, self._roles[input_type], text)
 
     def _reporting(self, progress: ProgressTo) -> ProgressTo:
@@ -227,8 +227,8 @@ class Embedder(Configured):
         lists: bool = False,
         progress: ProgressTo = None,
     ) -> Call:
-        config.check_input_type(input_type)
+        check_input_type(input_type)
         if max_batch_texts is not None:
-            config.whole_number("max_batch_texts", max_batch_texts, 1)
+            whole_number("max_batch_texts", max_batch_texts, 1)
         role = self._roles[input_type].at_most(max_batch_texts)
         return Call(self, role, texts, lists=lists, progress=self._reporting(progress))

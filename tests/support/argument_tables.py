@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from embedkit_core.hosts import Mapped, NoEffect, Rule
+from embedkit_core.adapters.arguments import Mapped, NoEffect, Rule
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEAD = "| argument | what becomes of it |\n|---|---|\n"

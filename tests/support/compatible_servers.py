@@ -1,6 +1,6 @@
 """Local servers that speak OpenAI's API, each in its own way: limits, shapes of refusals, what they pay heed to.
 
-Where the shapes were found is told in `embedkit_core.providers.compatible`.
+Where the shapes were found is told in `embedkit_core.providers.openai.refusals`.
 """
 
 import base64

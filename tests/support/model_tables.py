@@ -71,7 +71,7 @@ def _local(rows: tuple[ModelInfo, ...]) -> str:
 
 
 def _fields() -> str:
-    schema = json.loads(files("embedkit_core.catalogue").joinpath("schema.json").read_text("utf-8"))
+    schema = json.loads(files("embedkit_core.providers.catalogue").joinpath("schema.json").read_text("utf-8"))
     kinds = {name: part.get("description", "") for name, part in schema["$defs"].items()}
     lines = []
     for name, part in schema["$defs"]["model"]["properties"].items():

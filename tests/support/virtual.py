@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedkit_core.engine.items import Flight, Lane, Ticket
-from embedkit_core.engine.own import Rates
-from embedkit_core.engine.purse import Purse
-from embedkit_core.engine.rows import Rows
-from embedkit_core.engine.scheduler import Scheduler
-from embedkit_core.errors import ProviderError, RateLimitError
-from embedkit_core.meter import Meter
-from embedkit_core.types import Allowance, Headroom, Limits, Reply
+from embedkit_core.calls.rows import Rows
+from embedkit_core.common.errors import ProviderError, RateLimitError
+from embedkit_core.common.types import Allowance, Headroom, Limits, Reply
+from embedkit_core.costs.billing import Purse
+from embedkit_core.costs.meter import Meter
+from embedkit_core.engine.rate_limits.user_limits import Rates
+from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.scheduler import Scheduler
 
 NO_LIMITS = Rates()
 LIMITS = Limits(texts=2048, tokens=300_000, text_tokens=8192)

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 
 from embedkit_core import Embedder
-from embedkit_core.engine.current import engine
-from embedkit_core.engine.items import Item
+from embedkit_core.engine.runtime.process import engine
+from embedkit_core.engine.scheduler.items import Item
 
 
 def wait_until_joined(embedder: Embedder, callers: int) -> None:

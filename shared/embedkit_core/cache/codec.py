@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from embedkit_core.types import Entry, Vectors
+from embedkit_core.common.types import Entry, Vectors
 
 # Later versions of the library must read what this one wrote, or every vector would be paid for again.
 _MAGIC = b"EK"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedkit_core.forks import ForkLock
-from embedkit_core.types import Entry
+from embedkit_core.common.fork_safety import ForkLock
+from embedkit_core.common.types import Entry
 
 _OVERHEAD_BYTES = 400  # what an entry costs beside its key and numbers: dict slot, tuple, array, bytes object
 

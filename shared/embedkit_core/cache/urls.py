@@ -11,10 +11,10 @@ import os
 import re
 from urllib.parse import unquote, urlsplit
 
-from embedkit_core import plugins
-from embedkit_core.cache import open_folder
-from embedkit_core.errors import ConfigurationError
-from embedkit_core.types import Cache
+from embedkit_core.cache.opening import open_folder
+from embedkit_core.common import plugins
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import Cache
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://|(file):", re.I)  # of one letter it is a drive of Windows'
 _SECRET = re.compile("token|key|secret|pass|pwd|auth|sig|cred", re.I)  # in the name of a parameter

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from embedkit_core.cache.tending import CacheFolder, CacheStats
+from embedkit_core.cache.maintenance import CacheFolder, CacheStats
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import FAILED, about, cache_app, confirm, err, show
+from embedkit_core.cli.console import FAILED, about, cache_app, confirm, err, show
 from embedkit_core.cli.embedding import embed_all, role
 from embedkit_core.cli.reading import Source
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import counted_noun
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import ConfigurationError
-from embedkit_core.types import counted_noun
 
 Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
 

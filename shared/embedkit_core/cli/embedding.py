@@ -9,15 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from embedkit_core.catalogue import models as catalogue_models
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import about, app, confirm, err, show
+from embedkit_core.cli.console import about, app, confirm, err, show
 from embedkit_core.cli.reading import Record, Source
 from embedkit_core.cli.writing import Output
+from embedkit_core.common.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
+from embedkit_core.common.formatting import counted_noun
+from embedkit_core.common.types import InputType
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
-from embedkit_core.tools.text import table
-from embedkit_core.types import InputType, counted_noun
+from embedkit_core.providers.catalogue import models as catalogue_models
+from embedkit_core.tools.tables import table
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from embedkit_core.errors import ConfigurationError
+from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.tools import BenchResult, Comparison
 from embedkit_core.tools.charts import check_drawing, check_kind
 

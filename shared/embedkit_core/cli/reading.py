@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from embedkit_core.errors import ConfigurationError, MissingExtraError
+from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 
 STDIN = "-"
 USUAL_ID = "id"  # the column of names that rows may lack

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.app import BUDGET, FAILED, about, app, confirm, err, show
+from embedkit_core.cli.console import BUDGET, FAILED, about, app, confirm, err, show
 from embedkit_core.cli.outputs import Outputs
 from embedkit_core.cli.reading import Source
+from embedkit_core.common.errors import ConfigurationError, EmbedKitError
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import ConfigurationError, EmbedKitError
 from embedkit_core.tools import (
     Comparison,
     Contender,
@@ -25,7 +25,7 @@ from embedkit_core.tools import (
     self_retrieval,
 )
 from embedkit_core.tools.bench import outlay
-from embedkit_core.tools.once import asked_at
+from embedkit_core.tools.comparison_plan import asked_at
 
 Models = Annotated[list[str], typer.Argument(help="Models, as in openai:text-embedding-3-small.")]
 Data = Annotated[str | None, typer.Option(help="A folder in BEIR's layout.")]

@@ -15,8 +15,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from embedkit_core.cli.reading import Record
-from embedkit_core.errors import ConfigurationError, MissingExtraError
-from embedkit_core.types import Vectors
+from embedkit_core.common.errors import ConfigurationError, MissingExtraError
+from embedkit_core.common.types import Vectors
 
 KINDS = (".parquet", ".jsonl", ".npy")
 BLOCK = 1024  # rows that are written at once

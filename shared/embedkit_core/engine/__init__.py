@@ -1,1 +1,1 @@
-"""The one place that sends: a pure scheduler, and a thin shell of one thread around it."""
+"""The one place that sends requests: a pure scheduler and the threads around it."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from embedkit_core.errors import (
+from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
     BadRequestError,
@@ -26,13 +26,13 @@ from embedkit_core.errors import (
     TextTooLongError,
     TimedOutError,
 )
-from embedkit_core.form import ELEMENTS, DType
-from embedkit_core.providers import Client, Provider, ProviderSettings
-from embedkit_core.providers.decoding import decoded, decoder, in_order, read_tokens
-from embedkit_core.providers.messages import canonical_url
-from embedkit_core.providers.refusals import ELSEWHERE, Refusal, out_of_reach
-from embedkit_core.secrets import Secret, clean
-from embedkit_core.types import Batch, InputType, Limits, Reply
+from embedkit_core.common.types import Batch, InputType, Limits, Reply
+from embedkit_core.common.vectors import ELEMENTS, DType
+from embedkit_core.providers.base import Client, Provider, ProviderSettings
+from embedkit_core.providers.http.decoding import decoded, decoder, in_order, read_tokens
+from embedkit_core.providers.http.redaction import canonical_url
+from embedkit_core.providers.http.refusals import ELSEWHERE, Refusal, out_of_reach
+from embedkit_core.providers.secrets import Secret, clean
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession

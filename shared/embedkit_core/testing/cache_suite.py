@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from embedkit_core.cache import Cache, Entry
+from embedkit_core.common.types import Vectors
 from embedkit_core.embedder import Embedder
 from embedkit_core.testing.another_process import found_by_another_process
 from embedkit_core.testing.fake import FakeServer
 from embedkit_core.testing.suite import Suite, skip
-from embedkit_core.types import Vectors
 
 TEXTS = ["one text", "another text", "and a third"]
 WIDTHS = (1, 2, 3, 8, 384, 1536, 3072, 8192)

@@ -15,9 +15,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from embedkit_core.errors import BadTextError, ConfigurationError, ProviderError, RequestTooLargeError, TextTooLongError
-from embedkit_core.providers import Client, Provider, ProviderSettings
-from embedkit_core.types import Batch, InputType, Limits, Reply, Vectors
+from embedkit_core.common.errors import (
+    BadTextError,
+    ConfigurationError,
+    ProviderError,
+    RequestTooLargeError,
+    TextTooLongError,
+)
+from embedkit_core.common.types import Batch, InputType, Limits, Reply, Vectors
+from embedkit_core.providers.base import Client, Provider, ProviderSettings
 
 _servers: weakref.WeakValueDictionary[str, FakeServer] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)

@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from embedkit_core.common.types import Vectors
 from embedkit_core.embedder import Embedder
 from embedkit_core.testing.suite import Suite, skip
-from embedkit_core.types import Vectors
 
 Failure: TypeAlias = Literal["auth", "quota", "bad_request", "bad_text", "bad_reply", "rate_limit", "unavailable"]
 

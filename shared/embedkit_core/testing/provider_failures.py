@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedkit_core.errors import (
+from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
     BadRequestError,

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import InputType, Limits
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import ConfigurationError
-from embedkit_core.providers import Provider, is_provider
+from embedkit_core.providers.base import Provider
+from embedkit_core.providers.registry import is_provider
 from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, numbered
 from embedkit_core.testing.suite import refusal, skip
-from embedkit_core.types import InputType, Limits
 
 TEXT = TEXTS[0]
 LONG = 8000  # characters

@@ -11,11 +11,11 @@ from typing import get_args
 
 import numpy as np
 
+from embedkit_core.common.types import InputType
+from embedkit_core.costs.tokens import most_tokens
 from embedkit_core.embedder import Embedder
-from embedkit_core.engine.budget import most_tokens
 from embedkit_core.providers import Batch, Reply
 from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, alone, numbered
-from embedkit_core.types import InputType
 
 COMPANY = 100  # texts
 

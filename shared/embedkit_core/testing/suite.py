@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from embedkit_core.errors import ConfigurationError
+from embedkit_core.common.errors import ConfigurationError
 
 try:
     import pytest

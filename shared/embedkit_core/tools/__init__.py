@@ -3,7 +3,7 @@
 from embedkit_core.tools.bench import BenchResult, bench
 from embedkit_core.tools.choose import Choice, choose
 from embedkit_core.tools.compare import Comparison, Contender, compare
-from embedkit_core.tools.spaces import SpaceGuard
+from embedkit_core.tools.space_guard import SpaceGuard
 from embedkit_core.tools.tasks import Task, load_beir, load_questions, self_retrieval
 
 __all__ = [

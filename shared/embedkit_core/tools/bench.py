@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from embedkit_core.config import whole_number
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.usage import MILLION, Usage
+from embedkit_core.common.validation import whole_number
+from embedkit_core.costs.tracker import amount, track_usage
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import ConfigurationError
-from embedkit_core.tools.text import quiet, table
-from embedkit_core.tracking import amount, track_usage
-from embedkit_core.types import MILLION, Usage
+from embedkit_core.tools.tables import quiet, table
 
 SIZES = (100, 500, 1000)
 MOST = 64  # requests in flight that are tried

@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedkit_core.errors import ConfigurationError, MissingExtraError
-from embedkit_core.types import shortened
+from embedkit_core.common.errors import ConfigurationError, MissingExtraError
+from embedkit_core.common.formatting import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from embedkit_core.config import amount_of_money, whole_number
+from embedkit_core.common.errors import ConfigurationError, EmbedKitError
+from embedkit_core.common.formatting import shortened
+from embedkit_core.common.usage import MILLION
+from embedkit_core.common.validation import amount_of_money, whole_number
+from embedkit_core.costs.tracker import amount
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import ConfigurationError, EmbedKitError
 from embedkit_core.tools.compare import MAIN, Comparison, Contender
-from embedkit_core.tools.once import Kept
-from embedkit_core.tools.text import table
-from embedkit_core.tracking import amount
-from embedkit_core.types import MILLION, shortened
+from embedkit_core.tools.comparison_plan import Kept
+from embedkit_core.tools.tables import table
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
+from embedkit_core.common.formatting import counted_noun, dollars, shortened
+from embedkit_core.common.usage import MILLION, Usage
+from embedkit_core.common.vectors import DType
+from embedkit_core.costs.tracker import amount, track_usage
 from embedkit_core.embedder import Embedder
-from embedkit_core.errors import BudgetError, ConfigurationError, EmbedKitError
-from embedkit_core.form import DType
-from embedkit_core.progress import ProgressTo
+from embedkit_core.observability.progress import ProgressTo
 from embedkit_core.tools import ranking
-from embedkit_core.tools.once import announce, rows_of
+from embedkit_core.tools.comparison_plan import announce, rows_of
+from embedkit_core.tools.tables import quiet, table
 from embedkit_core.tools.tasks import Task
-from embedkit_core.tools.text import quiet, table
-from embedkit_core.tracking import amount, track_usage
-from embedkit_core.types import MILLION, Usage, counted_noun, dollars, shortened
 
 MAIN = "nDCG@10"
 KS = (10, 100)

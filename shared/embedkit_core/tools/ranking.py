@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from embedkit_core.common.types import Vectors
 from embedkit_core.tools.tasks import Task
-from embedkit_core.types import Vectors
 
 DEPTH = 100
 LEAST = 10  # that nDCG@10 and MRR@10 look at

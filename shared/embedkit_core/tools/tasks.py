@@ -10,8 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from embedkit_core.errors import ConfigurationError
-from embedkit_core.types import counted_noun
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import counted_noun
 
 JUDGED = "judged by people, or by whoever made the data set"
 SHORTEST = 40  # characters that either half of a text has at least, where a text is to find its other half

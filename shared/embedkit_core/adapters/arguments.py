@@ -1,0 +1,164 @@
+"""Argument tables: how arguments of the replaced framework classes map to embedkit's, with conversions and refusals."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.validation import unknown_argument
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """An argument of another class that is one of ours; `convert` gives our value, None for none.
+
+    None counts as not given, as it is the default in those classes, but for a `needed` one.
+    """
+
+    to: str
+    convert: Callable[[str, Any], Any] | None = None
+    needed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NoEffect:
+    """An argument that is accepted and does nothing, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An argument that would change what is sent, and the way out; its `harmless` values ask for nothing."""
+
+    way_out: str
+    harmless: tuple[Any, ...] = ()
+
+
+Rule = Mapped | NoEffect | Refused
+
+
+class _NotGiven:
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+NOT_GIVEN: Any = _NotGiven()  # None may be a variable that was meant to hold something
+
+
+def take_arguments(
+    owner: str, given: Mapping[str, Any], own: Iterable[str], rules: Mapping[str, Rule]
+) -> dict[str, Any]:
+    """Give the adapter's own arguments for those given, in its spelling or in that of the classes it replaces.
+
+    Raises:
+        ConfigurationError: for one that is not known, naming the nearest; one that is refused, with the way out; or
+            two spellings of one argument with different values.
+    """
+    names = set(own)
+    taken: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for name, value in given.items():
+        target = name
+        if name not in names:
+            rule = rules.get(name)
+            if rule is None:
+                useful = names | {alias for alias, one in rules.items() if isinstance(one, Mapped)}
+                raise unknown_argument(owner, name, sorted(useful), listed=sorted(names))
+            if not isinstance(rule, Mapped):
+                _weigh_up(owner, name, value, rule)
+                continue
+            target = rule.to
+            if value is not None and rule.convert:
+                value = rule.convert(name, value)
+            if value is None and not rule.needed:
+                continue
+        if taken.get(target) is not None:
+            if value is not None and not _same(taken[target], value):
+                raise ConfigurationError(
+                    f"{owner}: {spelled[target]}= and {name}= are the same argument; give one of them"
+                )
+            continue
+        taken[target] = copy.deepcopy(value) if type(value) is dict else value
+        spelled[target] = name
+    return taken
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare two spellings' values, of whatever kind; a secret by what it holds."""
+    one, other = (value.get_secret_value() if hasattr(value, "get_secret_value") else value for value in (one, other))
+    try:
+        return bool(one == other)
+    except Exception:  # an array, say
+        return False
+
+
+def _weigh_up(owner: str, name: str, value: Any, rule: Rule) -> None:
+    if value is None:
+        return
+    if isinstance(rule, Refused) and not any(_same(value, harmless) for harmless in rule.harmless):
+        raise ConfigurationError(f"{owner} takes no {name}: {rule.way_out}")
+
+
+def seconds(name: str, value: Any) -> float:
+    """Give a timeout that is a number; the SDKs' own timeout objects bound parts of a request, ours the whole."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name} must be a number of seconds for the whole request, as in {name}=60.0")
+    return float(value)
+
+
+def cut_or_refuse(name: str, value: Any) -> str:
+    """Give our rule for long texts in place of Voyage's truncation (True, False) and Cohere's truncate (END, NONE)."""
+    known = {True: "truncate", False: "error", "END": "truncate", "NONE": "error"}
+    try:
+        return known[value]
+    except (KeyError, TypeError):
+        raise ConfigurationError(
+            f"{name}={value!r}: use on_long_text='truncate' (cut at the end), 'error' or 'mean'"
+        ) from None
+
+
+def key_or_function(value: Any) -> Any:
+    """Refuse what can be no key, in place of the host's own words about its types."""
+    if value is None or isinstance(value, str) or callable(value) or hasattr(value, "get_secret_value"):
+        return value
+    raise ValueError(f"must be a string, a SecretStr or a function, not {type(value).__name__}")
+
+
+def one_type(name: str, value: Any) -> str:
+    """Give our dtype for Cohere's embedding_types (a list) and Voyage's output_dtype; both call float32 "float"."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or len(names) != 1 or not isinstance(names[0], str):
+        raise ConfigurationError(f"{name}={value!r:.80}: an embedder has one type; give dtype='float32', 'int8', ...")
+    return "float32" if names[0] == "float" else names[0]
+
+
+def or_none(name: str, value: Any) -> Any:  # noqa: ARG001 - the signature of a conversion
+    """Give what is there, None for what is empty."""
+    return value or None
+
+
+def wire_options(name: str, value: Any) -> dict[str, Any] | None:
+    """Give further fields of the request; the encoding is left out, since a reply in any is read.
+
+    The SDKs' `extra_body` holds such fields too.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} must be a mapping from names of fields to their values")
+    fields = {**value, **value["extra_body"]} if isinstance(value.get("extra_body"), Mapping) else dict(value)
+    return {field: fields[field] for field in fields if field not in ("encoding_format", "extra_body")} or None
+
+
+def default_model(owner: str, replaced: str) -> str:
+    """Give the model that the replaced class has where none is named, and say so: vectors must match an index."""
+    model = "text-embedding-ada-002"
+    warnings.warn(
+        f"{owner}() without a model is {model!r}, as in {replaced}(), so that an existing index still fits; name it, "
+        "or for a new index a newer one: model='openai:text-embedding-3-small' costs a fifth",
+        stacklevel=3,
+    )
+    return model

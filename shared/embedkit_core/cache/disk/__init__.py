@@ -1,0 +1,1 @@
+"""The cache in a folder: one SQLite database."""

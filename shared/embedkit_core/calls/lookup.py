@@ -1,0 +1,179 @@
+"""What memory and the cache have of a call's texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedkit_core.cache.key import key_of
+from embedkit_core.calls.plan import Plan
+from embedkit_core.calls.rows import ListRows, Rows
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import Entry, Vectors
+from embedkit_core.common.vectors import Finish, Form, overflown
+from embedkit_core.config.roles import Role, Source
+from embedkit_core.engine.runtime.process import engine, is_running
+
+if TYPE_CHECKING:
+    from embedkit_core.cache.tiered import Found
+    from embedkit_core.embedder import Embedder
+    from embedkit_core.engine.runtime.account import Account
+
+
+class Nowhere:
+    """Takes rows that nobody wants: it is enough to know that they are there."""
+
+    def put(self, places: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
+        """Let go of them."""
+
+
+class LookUp:
+    """Fills in the rows that there are; `hits`, `misses` and `truncated` are places in the plan.
+
+    It is open from before the cache is read until the misses are handed over: what the engine finishes meanwhile is
+    remembered for it, so that a miss that raced a finish is not paid for again. Whoever runs it must `close` it, or
+    hand it over with the misses.
+    """
+
+    __slots__ = (
+        "_dimensions",
+        "_found",
+        "_noted_in",
+        "_owner",
+        "_plan",
+        "_role",
+        "_rows",
+        "account",
+        "hits",
+        "misses",
+        "truncated",
+    )
+
+    def __init__(self, owner: Embedder, role: Role, plan: Plan, rows: Rows | ListRows | Nowhere) -> None:
+        self._owner = owner
+        self._role = role
+        self._plan = plan
+        self._rows = rows
+        self._dimensions = role.kept.dimensions or owner.dimensions
+        self._found: set[int] = set()  # dimensions that there are
+        self._noted_in: dict[object, int] | None = None
+        self.account: Account | None = None
+        self.hits: set[int] = set()
+        self.misses: Sequence[int] = range(len(plan.keys))
+        self.truncated: list[int] = []
+
+    def run(self) -> None:
+        """Look in memory, then in the cache.
+
+        Raises:
+            ConfigurationError: the cache holds vectors of two widths.
+        """
+        self._look_in_memory()
+        if not self.misses:
+            return
+        running = is_running()
+        if running:
+            self._open()
+        self._take(self._read(), self._role.view)
+        if self.misses and not running:  # nothing was under way when we began
+            started = is_running()
+            if self._open() or started:
+                self._take(self._read(), self._role.view)
+        self._look_in_sources()
+
+    def peek(self) -> None:
+        """Look as `run` does, for who only wants to know: nothing is remembered for it."""
+        self._look_in_memory()
+        if self.misses:
+            self._take(self._read(), self._role.view)
+        self._look_in_sources()
+
+    def _look_in_memory(self) -> None:
+        if self._role.input_type == "query":
+            self._take([self._owner.store.remembered(self._plan.keys)], self._role.view)
+
+    def _look_in_sources(self) -> None:
+        for source in self._role.sources:
+            if self.misses:
+                self._take_from(source)
+
+    def close(self) -> None:
+        """Have nothing more remembered."""
+        if self._noted_in is not None:
+            self._noted_in.pop(self, None)
+
+    def _open(self) -> int:
+        """Have what is finished from now on remembered; give how often anything was finished before."""
+        self.account = engine().account(self._owner.provider)
+        recent = self.account.scheduler.recent
+        self._noted_in = recent.lookups
+        sequence = recent.lookups[self] = recent.sequence
+        return sequence
+
+    def _read(self) -> Iterator[Found]:
+        keys = [self._plan.keys[place] for place in self.misses]
+        return self._owner.store.read(keys, hot=self._role.input_type == "query")
+
+    def _take_from(self, source: Source) -> None:
+        """Look for vectors that those asked for can be made from; queries' are remembered as if they were these."""
+        texts, hot = self._plan.texts, self._role.input_type == "query" and self._role.view is None
+        places = {key_of(source.prefix, texts[place]): place for place in self.misses}
+        for found in self._owner.store.read(list(places), hot=False):
+            entries = {places[key]: e for key, e in found.items() if key in places and self._is_made_of(e, source.form)}
+            made = self._put(entries, source.finish)
+            if hot:
+                self._owner.store.remember({self._plan.keys[place]: entry for place, entry in made.items()})
+        self._check_widths()
+        self.misses = [place for place in self.misses if place not in self.hits]
+
+    def _take(self, blocks: Iterable[Found], view: Finish | None) -> None:
+        for found in blocks:
+            entries: dict[int, Entry] = {}
+            for key, entry in found.items():
+                place = self._plan.places.get(key)
+                if place is not None and place not in self.hits and self._fits(entry):
+                    entries[place] = entry
+            self._put(entries, view)
+        self._check_widths()
+        if self.hits:
+            self.misses = [place for place in self.misses if place not in self.hits]
+
+    def _put(self, entries: dict[int, Entry], finish: Finish | None) -> dict[int, Entry]:
+        """Take entries as `finish` makes them, and give them so; those that do not fit into the type remain misses."""
+        if finish is not None and entries:
+            rows = finish(np.stack([entry.vector for entry in entries.values()]))
+            lost = set(overflown(rows))
+            made = enumerate(zip(entries.items(), rows, strict=True))
+            entries = {place: Entry(row, entry.truncated) for n, ((place, entry), row) in made if n not in lost}
+        if entries:
+            self._rows.put(list(entries), [entry.vector for entry in entries.values()])
+            self.hits.update(entries)
+            self.truncated += [place for place, entry in entries.items() if entry.truncated]
+        return entries
+
+    def _check_widths(self) -> None:
+        if len(self._found) > 1 and self._role.kept.dimensions is None:
+            raise ConfigurationError(
+                f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
+                "changed; name dimensions=, or another cache"
+            )
+
+    def _fits(self, entry: Entry) -> bool:
+        kept = self._role.kept
+        return self._is_of_one_width(kept.dimensions_of(len(entry.vector))) and entry.vector.dtype == kept.element
+
+    def _is_made_of(self, entry: Entry, form: Form) -> bool:
+        """Tell whether the vector asked for can be made of one of a source: of as many dimensions at least."""
+        if entry.vector.dtype != form.element or form.width not in (None, len(entry.vector)):
+            return False
+        dimensions, asked = form.dimensions_of(len(entry.vector)), self._role.form.dimensions
+        return self._is_of_one_width(dimensions) if asked is None else dimensions >= asked
+
+    def _is_of_one_width(self, dimensions: int) -> bool:
+        """Tell whether this is the width of what was found before, in whichever type, or is known otherwise."""
+        self._found.add(dimensions)
+        if self._dimensions is None:
+            self._dimensions = dimensions
+        return dimensions == self._dimensions

@@ -1,0 +1,117 @@
+"""Cached vectors compared with what the model gives today: a model may change under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from embedkit_core.calls.import_vectors import SAME, spread
+from embedkit_core.calls.lookup import LookUp
+from embedkit_core.calls.plan import make_plan
+from embedkit_core.calls.rows import Rows
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import Vectors
+from embedkit_core.common.usage import Usage
+from embedkit_core.common.vectors import PACKED, DType
+from embedkit_core.config.roles import Role
+
+if TYPE_CHECKING:
+    from embedkit_core.embedder import Embedder
+
+# Two answers of one model differ in the last digits, which makes a number of 8 bits another one now and then, and of a
+# thousand signs some: where the floats have 0.99995, 3 signs of 1024 differ.
+ALIKE: Mapping[DType, float] = {
+    "float32": SAME,
+    "float16": SAME,
+    "int8": 0.995,
+    "uint8": 0.995,
+    "binary": 0.95,
+    "ubinary": 0.95,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How like the model's own of today some cached vectors are.
+
+    `cached` counts the distinct texts that the cache has; `cosines` gives for the positions of those that were embedded
+    anew the cosine of both vectors, of the signs where the type is binary, less where their lengths differ. Two answers
+    of one model are `alike` or more: 0.999 for floats, less for types that round; what is below is another model's.
+    """
+
+    texts: int
+    cached: int
+    cosines: Mapping[int, float] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    alike: float = SAME
+
+    @property
+    def lowest(self) -> float | None:
+        """The least of the cosines; None where nothing was compared."""
+        return min(self.cosines.values(), default=None)
+
+    @property
+    def changed(self) -> tuple[int, ...]:
+        """The positions of texts whose cached vectors are not the model's any more."""
+        return tuple(position for position, cosine in self.cosines.items() if not cosine >= self.alike)
+
+    def __str__(self) -> str:
+        if self.lowest is None:
+            return f"none of {self.texts:,} texts is in the cache: nothing was compared"
+        same = (
+            "the model is the same"
+            if not self.changed
+            else f"{len(self.changed):,} are not the model's any more: use another cache= folder"
+        )
+        mean = sum(self.cosines.values()) / len(self.cosines)
+        return (
+            f"{len(self.cosines):,} of {self.cached:,} cached vectors embedded anew: cosine {self.lowest:.6f} at "
+            f"least, {mean:.6f} on average; {same} ({self.usage})"
+        )
+
+
+def verify_cache(embedder: Embedder, role: Role, texts: Iterable[str], *, sample: int) -> Verified:
+    """Embed some of the texts that are cached once more, past the cache, and compare."""
+    if embedder.store.keeper is None:
+        raise ConfigurationError("verify_cache compares with the cache, and this embedder has cache=False")
+    plan = make_plan(texts, role.prefix)
+    rows = Rows(plan.n, plan.first, role.form)
+    look_up = LookUp(embedder, role, plan, rows)
+    try:
+        look_up.run()
+    finally:
+        look_up.close()
+    if not look_up.hits or rows.matrix is None:
+        return Verified(plan.n, 0)
+    chosen = spread(sorted(look_up.hits), sample)
+    kept = rows.matrix[plan.first[chosen]]
+    past = embedder.without_cache()
+    past.meter = embedder.meter  # what it costs is this object's
+    fresh = past.embed([plan.texts[place] for place in chosen], input_type=role.input_type)
+    for error in fresh.failed.values():
+        raise error
+    cosines = _cosines(kept, fresh.vectors, role.form.dtype).tolist()
+    positions = plan.first[chosen].tolist()
+    known = dict(zip(positions, cosines, strict=True))
+    return Verified(plan.n, len(look_up.hits), known, fresh.usage, ALIKE[role.form.dtype])
+
+
+def _cosines(one: Vectors, other: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
+    if one.shape != other.shape:
+        return np.zeros(len(one))
+    a, b = (_numbers(rows, dtype) for rows in (one, other))
+    lengths = np.maximum(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)) ** 2
+    cosines: npt.NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / np.where(lengths == 0, 1.0, lengths)
+    return cosines
+
+
+def _numbers(rows: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
+    if dtype not in PACKED:
+        numbers: npt.NDArray[np.float64] = rows.astype(np.float64) - (128.0 if dtype == "uint8" else 0.0)
+        return numbers
+    packed: npt.NDArray[np.uint8] = rows if dtype == "ubinary" else rows.view(np.uint8) ^ np.uint8(0x80)
+    return np.where(np.unpackbits(packed, axis=1), 1.0, -1.0)

@@ -1,0 +1,42 @@
+"""Text formatting for messages and tables: amounts, counts, positions, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from decimal import Context, Decimal
+
+ROUGHLY = Context(prec=2)  # for people, of what is an estimate anyway
+
+
+def first_positions(positions: Iterable[int]) -> str:
+    """Name ten positions at most, for a message."""
+    named = list(map(str, positions))
+    return ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
+
+
+def dollars(usd: Decimal) -> str:
+    """Give an amount as people write it: no exponent, no zeros at the end."""
+    return f"{usd.normalize():f}"
+
+
+def shortened(model: str, most: int) -> str:
+    """Give a model's name in so many characters at most: of one that is a long path its end."""
+    provider, colon, name = model.partition(":")
+    return model if len(model) <= most else f"{provider}{colon}…{name[len(provider) + 2 - most :]}"
+
+
+def counted_noun(n: int, noun: str) -> str:
+    """Give a number of things as people write it: "1 text", "2,000 texts"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
+    """Give a table whose columns are as wide as what is in them, those at `right` aligned to the right."""
+    widths = [max(3, *(len(line[column]) for line in [head, *rows])) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * (w - 1) + ":" if n in right else "-" * w for n, w in enumerate(widths)]
+    return "\n".join([line(head), f"| {' | '.join(rule)} |", *map(line, rows)])

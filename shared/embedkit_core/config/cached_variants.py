@@ -1,0 +1,92 @@
+"""Other vectors that answer: a longer one, where its provider documents that its beginning is the shorter one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import InputType, LongText
+from embedkit_core.common.vectors import CALIBRATED, DType, Finish, Form
+from embedkit_core.config.output_spec import Order
+from embedkit_core.config.resolve import Choice
+from embedkit_core.config.roles import Source, beginning
+from embedkit_core.providers.base import Provider
+
+# Of a model that has any number of dimensions, these are looked for: what people ask for.
+COMMON = (4096, 3072, 2560, 2048, 1536, 1024, 768, 512, 384, 256, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked of the provider, the form of the caller's rows, and what else may be in a cache for them."""
+
+    provider: Provider
+    asked: Order
+    form: Form
+    others: tuple[tuple[Provider, Order, Finish], ...]
+
+    def sources(self, input_type: InputType, long_text: LongText) -> tuple[Source, ...]:
+        """Give where else to look.
+
+        Not for "mean": the mean of shorter vectors is not the beginning of the mean of longer ones.
+        """
+        if long_text == "mean":
+            return ()
+        mine = beginning(self.provider, self.asked, input_type, long_text)[0]
+        found = {
+            beginning(provider, asked, input_type, long_text)[0]: (asked.form, finish)
+            for provider, asked, finish in self.others
+        }
+        return tuple(Source(prefix, form, finish) for prefix, (form, finish) in found.items() if prefix != mine)
+
+
+def plan(choice: Choice, *, dimensions: int | None, fetch: int | None, dtype: DType, long_text: LongText) -> Plan:
+    """Decide what is asked for and where else to look, for vectors of these dimensions and this type.
+
+    Raises:
+        ConfigurationError: the model does not offer them, or `fetch` more than it can be cut from.
+    """
+    asked = wanted = choice.order(dimensions, dtype)
+    if fetch is not None:
+        asked = _fetched(choice, wanted, fetch)
+    provider = choice.make(asked)
+    if long_text == "mean" and wanted.form.dtype not in ("float32", "float16"):
+        raise ConfigurationError(
+            f"on_long_text='mean' needs floats, and dtype={dtype!r} are none; use 'truncate', or dtype='float32'"
+        )
+    form = wanted.form if wanted.form.dimensions else Form(dtype, provider.dimensions)
+    others: list[tuple[Provider, Order, Finish]] = []
+    for width, kind in _candidates(choice, wanted, dimensions):
+        other = choice.order(width, kind)
+        same = (other.dimensions, other.dtype) == (asked.dimensions, asked.dtype)
+        finish = Finish(form.dimensions, wanted.finish.centres(other.finish), source=other.form.dtype, dtype=dtype)
+        others.append((provider if same else choice.make(other), other, finish))
+    return Plan(provider, asked, form, tuple(others))
+
+
+def _fetched(choice: Choice, wanted: Order, fetch: int) -> Order:
+    """Give what is asked for where longer vectors are to be kept than are used."""
+    name, width, info = choice.settings.name, wanted.form.dimensions, choice.info
+    if info is None or info.cut is None:
+        raise ConfigurationError(f"fetch_dimensions: nobody documents that vectors of {name} can be cut")
+    if wanted.form.dtype in CALIBRATED:
+        raise ConfigurationError(f"fetch_dimensions: vectors of dtype={wanted.form.dtype!r} cannot be cut")
+    if width is None or fetch < width:
+        raise ConfigurationError(f"fetch_dimensions={fetch} is less than the {width} dimensions asked for")
+    return choice.order(fetch, wanted.dtype)
+
+
+def _candidates(choice: Choice, wanted: Order, dimensions: int | None) -> Iterator[tuple[int | None, DType]]:
+    """Name the dimensions and types that vectors can be made from: as long as asked for first, then the model's own."""
+    info, width = choice.info, wanted.form.dimensions
+    yield dimensions, wanted.form.dtype
+    if wanted.form.dtype != wanted.dtype:
+        yield dimensions, wanted.dtype
+    if info is None or info.cut is None or width is None or wanted.form.dtype in CALIBRATED:
+        return
+    allowed = info.allowed_dimensions or ()
+    longer = [n for n in (COMMON if isinstance(allowed, range) else sorted(allowed, reverse=True)) if n in allowed]
+    for n in dict.fromkeys([info.dimensions or 0, *longer]):
+        if n > width:
+            yield n, wanted.dtype

@@ -1,0 +1,1 @@
+"""Rate limits of users and providers. No I/O."""

@@ -1,0 +1,238 @@
+"""The shell around one account's scheduler: its client, its tasks, its timer. Lives on the loop thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import copy
+import random
+import threading
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from embedkit_core.common.errors import EmbedKitError, ProviderError, TimedOutError
+from embedkit_core.common.fork_safety import importing
+from embedkit_core.engine.runtime.cache_writer import Job, Writer
+from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from embedkit_core.providers.base import Client
+    from embedkit_core.providers.secrets import Secret
+
+
+USERS_THREAD = "embedkit-limiter"  # what of the user's waits: rate limiters, functions that give keys
+
+
+class Account:
+    """Sends what the scheduler decides, for one provider, endpoint and credential.
+
+    `connect` makes the client, on the loop thread, when there is a first request to send.
+    """
+
+    def __init__(
+        self,
+        name: Hashable,
+        *,
+        connect: Callable[[], Client],
+        in_flight: int | None,
+        loop: asyncio.AbstractEventLoop,
+        writer: Writer,
+        secret: Secret | None = None,
+        endpoint: str = "",
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self._secret = secret if secret is not None and secret.source is not None else None
+        self.users = 0
+        self.idle_since = loop.time()
+        self._in_flight = in_flight
+        self.scheduler = self._new_scheduler()
+        self._connect = connect
+        self._client: Client | None = None
+        self.loop = loop
+        self._writer = writer
+        self._refreshing: asyncio.Future[ProviderError | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[Ticket] = set()
+
+    def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object) -> None:
+        """Take on a ticket; its look-up of the cache ends here."""
+        self._waiting.add(ticket)
+        try:
+            self.scheduler.submit(ticket, lane, wants, self.loop.time())
+        finally:
+            self.scheduler.recent.lookups.pop(lookup, None)
+
+    def withdraw(self, ticket: Ticket, lookup: object) -> None:
+        """Let a caller leave."""
+        self.scheduler.recent.lookups.pop(lookup, None)
+        self._waiting.discard(ticket)
+        self.scheduler.withdraw(ticket)
+
+    def committed(self, flight: Flight) -> None:
+        """Take in that the rows of a request are kept."""
+        if self.scheduler.owns(flight):
+            self.scheduler.committed(flight)
+
+    def tell(self, event: Callable[[], None]) -> None:
+        """Let the scheduler take in an event; a defect of ours must not leave callers waiting for ever."""
+        try:
+            event()
+        except Exception as error:
+            self._give_up_all(error)
+
+    def pump(self) -> None:
+        """Do what the scheduler has decided, until it has nothing more for now."""
+        self.tell(self._pump)
+
+    def _pump(self) -> None:
+        while self._pump_once():
+            pass
+
+    def _pump_once(self) -> bool:
+        step = self.scheduler.poll(self.loop.time())
+        for flight in step.asks:
+            threading.Thread(
+                target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=USERS_THREAD, daemon=True
+            ).start()
+        for flight in step.sends:
+            task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        at_once = False
+        for flight in step.commits:
+            if keep := flight.to_keep():
+                self._writer.put(Job(self, flight, keep))
+            else:
+                self.scheduler.committed(flight)
+                at_once = True
+        for ticket in step.finished:
+            self._waiting.discard(ticket)
+            ticket.wake()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if step.wake_at is None else self.loop.call_at(step.wake_at, self.pump)
+        return at_once
+
+    def _ask(self, flight: Flight, tokens: int) -> None:
+        """Wait for a rate limiter, on a thread of its own: it is the user's code, and may take its time."""
+        gate = flight.lane.lane.gate
+        assert gate is not None
+        barred: ProviderError | None = None
+        try:
+            gate.acquire(tokens)
+        except ProviderError as error:
+            barred = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self.loop.call_soon_threadsafe(self._asked, flight, barred)
+
+    def _asked(self, flight: Flight, barred: ProviderError | None) -> None:
+        if self.scheduler.owns(flight):
+            scheduler = self.scheduler
+            self.tell(lambda: scheduler.barred(flight, barred) if barred else scheduler.permitted(flight))
+        self.pump()
+
+    async def _fly(self, flight: Flight) -> None:
+        model, timeout = flight.lane.lane.model, flight.batch.timeout
+        error: ProviderError
+        sent = False
+        try:
+            if self._secret is not None:
+                await self._refreshed(self._secret, within=timeout)
+            if self._client is None:
+                with importing.lock:  # an SDK, most likely
+                    self._client = self._connect()
+            # The client's own timeouts are per read or write; this one is for the whole.
+            async with asyncio.timeout(timeout):
+                sent = True
+                reply = await self._client.embed(flight.batch)
+        except ProviderError as refusal:
+            error = refusal
+        except EmbedKitError as ours:
+            error = ProviderError(str(ours))
+        except TimeoutError:
+            error = TimedOutError(f"{model} did not answer in {timeout or 'its own'} s; timeout= gives it longer")
+        except BaseException as foreign:  # it may hold requests, keys and texts: only its type goes on
+            where = traceback.extract_tb(foreign.__traceback__)[-1]
+            place = f"{PurePath(where.filename).name}, line {where.lineno}"
+            error = ProviderError(f"{model}: the request failed with {type(foreign).__name__} ({place})")
+        else:
+            if self.scheduler.owns(flight):
+                self.tell(lambda: self.scheduler.replied(flight, reply, self.loop.time()))
+            self.pump()
+            return
+        error.unsent = error.unsent or not sent
+        error.model = error.model or model
+        error.provider = error.provider or model.partition(":")[0]
+        if self.scheduler.owns(flight):
+            self.tell(lambda: self.scheduler.failed(flight, error, self.loop.time()))
+        self.pump()
+
+    async def _refreshed(self, secret: Secret, *, within: float | None) -> None:
+        """Have a key that changes asked for, on a thread of its own: it is the user's code, and may take its time."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._ask_for_key(secret)
+        # Shielded: one request's timeout must not end the others' wait.
+        try:
+            async with asyncio.timeout(within):
+                flaw = await asyncio.shield(self._refreshing)
+        except TimeoutError:
+            raise TimedOutError(f"the function that gives the key did not return in {within} s") from None
+        if flaw is not None:
+            raise copy.copy(flaw)
+
+    def _ask_for_key(self, secret: Secret) -> asyncio.Future[ProviderError | None]:
+        """Start a thread that asks; requests that come meanwhile share the answer."""
+        done: asyncio.Future[ProviderError | None] = self.loop.create_future()
+
+        def tell(flaw: ProviderError | None) -> None:
+            if not done.done():
+                done.set_result(flaw)
+
+        def ask() -> None:
+            flaw: ProviderError | None = None
+            try:
+                secret.refresh()
+            except ProviderError as error:
+                flaw = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                self.loop.call_soon_threadsafe(tell, flaw)
+
+        contextvars.Context().run(threading.Thread(target=ask, name=USERS_THREAD, daemon=True).start)
+        return done
+
+    def _give_up_all(self, error: Exception) -> None:
+        """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""
+        self.scheduler.stop()
+        self.scheduler.treasury.lose_all()
+        self.scheduler = self._new_scheduler()
+        waiting, self._waiting = self._waiting, set()
+        for ticket in waiting:
+            ticket.broken = ProviderError(f"internal error in the engine ({type(error).__name__}); please report it")
+            ticket.closed = True
+            ticket.wake()
+
+    def _new_scheduler(self) -> Scheduler:
+        rng = random.Random()  # noqa: S311 - jitter
+        return Scheduler(in_flight=self._in_flight, rng=rng, nudge=lambda: self.loop.call_soon(self.pump))
+
+    @property
+    def flying(self) -> bool:
+        """Tell whether a request is in the air."""
+        return bool(self._tasks)
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether nothing is under way."""
+        return not (self.scheduler.in_flight or self.scheduler.table or self.scheduler.recent.lookups)
+
+    async def aclose(self) -> None:
+        """Close the client; a later request makes a new one."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()

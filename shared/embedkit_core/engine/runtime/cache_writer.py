@@ -1,0 +1,107 @@
+"""The thread that keeps rows: one transaction for whatever arrived meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from embedkit_core.common.fork_safety import ForkLock
+from embedkit_core.common.types import Cache, Entry
+from embedkit_core.engine.scheduler.items import Flight
+
+if TYPE_CHECKING:
+    from embedkit_core.engine.runtime.account import Account
+
+logger = logging.getLogger("embedkit_core")
+
+
+turn = ForkLock()  # to write to a cache: `set_many` is called from one thread at a time, also by who imports vectors
+
+
+TOGETHER = 128  # rows, after which a transaction takes in no further request
+
+
+class Job(NamedTuple):
+    """Rows of an answered request, and for each cache the places of those it is to keep."""
+
+    account: Account
+    flight: Flight
+    keep: list[tuple[Cache, list[int]]]
+
+
+class Writer:
+    """Writes the rows of answered requests to their caches, then calls `kept` with the same jobs.
+
+    A write that fails is counted in `failures` and logged once a cache; the answer is given all the same. The queue
+    is bounded by the requests in flight: a slot is free again only after `kept`.
+    """
+
+    def __init__(self, kept: Callable[[list[Job]], None]) -> None:
+        self._kept = kept
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self._complained: set[int] = set()
+        self.failures = 0
+
+    def put(self, job: Job) -> None:
+        """Hand over an answered request; called on the loop thread only."""
+        if self.thread is None:
+            thread = threading.Thread(target=self._run, name="embedkit-writer", daemon=True)
+            thread.start()
+            self.thread = thread
+        self._queue.put(job)
+
+    def stop(self, timeout: float) -> None:
+        """Write what was handed over, then end."""
+        if self.thread is not None:
+            self._queue.put(None)
+            self.thread.join(timeout)
+
+    def _run(self) -> None:
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        """Wait for a job, write it with what came meanwhile, and tell whether there may be more.
+
+        Not with all of it: the slots of these requests are free only when it is written, and one after the other keeps
+        more of them busy than all at once. Between two turns nothing holds a job, and by it a caller's whole result.
+        """
+        jobs: list[Job] = []
+        more = self._queue.get()
+        while more is not None:
+            jobs.append(more)
+            if self._queue.empty() or sum(len(job.flight.done) for job in jobs) >= TOGETHER:
+                break
+            more = self._queue.get()
+        if jobs:
+            self._write(jobs)
+            self._kept(jobs)
+        return more is not None
+
+    def _write(self, jobs: list[Job]) -> None:
+        batches: dict[int, tuple[Cache, list[tuple[bytes, Entry]]]] = {}
+        for _, flight, keep in jobs:
+            rows = flight.rows
+            assert rows is not None
+            rows.flags.writeable = False  # a cache is given a view, and must not change what callers get
+            for cache, places in keep:
+                items = batches.setdefault(id(cache), (cache, []))[1]
+                items += [(flight.done[p].key, Entry(rows[p], flight.flags[p])) for p in places]
+        for cache, items in batches.values():
+            try:
+                with turn.lock:
+                    cache.set_many(items)
+            except BaseException as error:  # a cache may be anybody's, and must not cost an answer
+                self.failures += len(items)
+                self._complain(cache, error)
+
+    def _complain(self, cache: Cache, error: BaseException) -> None:
+        if id(cache) not in self._complained:
+            self._complained.add(id(cache))
+            with contextlib.suppress(BaseException):  # log handlers are the user's
+                logger.warning("vectors could not be written to the cache (%s)", type(error).__name__)

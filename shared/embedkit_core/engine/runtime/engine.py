@@ -1,0 +1,193 @@
+"""The engine's body: one daemon thread with one event loop a process, and the way in from every other thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.engine.runtime.account import USERS_THREAD, Account
+from embedkit_core.engine.runtime.cache_writer import Job, Writer
+from embedkit_core.engine.scheduler.items import Lane, Ticket
+
+if TYPE_CHECKING:
+    from embedkit_core.providers.base import Provider
+
+GRACE = 10.0  # seconds at exit for requests in flight: they are paid for
+IDLE = 30.0  # seconds after which the client of an account without embedders is closed
+
+
+class Engine:
+    """One loop thread, one writer thread, and an account for each provider, endpoint and credential.
+
+    Callers append to an inbox and wake the loop once; no lock is held while anything else is called.
+    """
+
+    def __init__(self) -> None:
+        self._inbox: deque[tuple[Account, Callable[[], None]]] = deque()
+        self._accounts: dict[Any, Account] = {}
+        self._closing = False
+        self._loop = asyncio.new_event_loop()
+        self._writer = Writer(self._kept)
+        self._pool: ThreadPoolExecutor | None = None
+        self.thread = threading.Thread(target=self._run, name="embedkit-engine", daemon=True)
+        # A thread started in a context would hand the caller's variables to every request.
+        contextvars.Context().run(self.thread.start)
+
+    # For caller threads
+
+    def account(self, provider: Provider) -> Account:
+        """Give the account a provider's settings belong to, made on first use."""
+        account = self._accounts.get(provider.account)
+        if account is None:
+            # setdefault is atomic: two threads that meet here get the same account.
+            account = self._accounts.setdefault(
+                provider.account,
+                Account(
+                    provider.account,
+                    connect=provider.connect,
+                    in_flight=provider.limits.in_flight,
+                    loop=self._loop,
+                    writer=self._writer,
+                    secret=provider.secret,
+                    endpoint=provider.endpoint,
+                ),
+            )
+        return account
+
+    def known_account(self, provider: Provider) -> Account | None:
+        """Give the account a provider's settings belong to, if it was used lately."""
+        return self._accounts.get(provider.account)
+
+    def submit(
+        self, account: Account, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object
+    ) -> None:
+        """Hand a ticket over: one append and one wake-up, however many texts."""
+        if self._closing:
+            raise EmbedKitError("the interpreter is shutting down; nothing new is sent")
+        self.call(account, lambda: account.submit(ticket, lane, wants, lookup))
+
+    def withdraw(self, account: Account, ticket: Ticket, lookup: object) -> None:
+        """Let a caller leave, also after its ticket was served, or before it was handed over."""
+        self.call(account, lambda: account.withdraw(ticket, lookup))
+
+    def join(self, account: Account) -> None:
+        """Note that an embedder uses an account."""
+
+        def join() -> None:
+            self._accounts.setdefault(account.name, account)
+            account.users += 1
+
+        self.call(account, join)
+
+    def leave(self, account: Account) -> None:
+        """Note that an embedder is gone; safe to call from a finalizer, since it only appends."""
+        self._inbox.append((account, lambda: self._release(account)))
+
+    def close_account(self, account: Account) -> None:
+        """Note that an embedder was closed, and close the client if it was the last one."""
+
+        if account.loop is not self._loop:  # the parent's, in a forked child: its connections are not ours to close
+            return
+
+        def close() -> None:
+            self._release(account)
+            if account.users <= 0 and account.idle:
+                self._retire(account)
+
+        self.call(account, close)
+
+    def call(self, account: Account, action: Callable[[], None]) -> None:
+        """Run something on the loop thread, soon."""
+        self._inbox.append((account, action))
+        # Every time: a flag that says "woken already" could be left standing by an interrupt.
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def ask_all(self, action: Callable[[list[Account]], None]) -> None:
+        """Have something look at all accounts on the loop thread, soon."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(lambda: action(list(self._accounts.values())))
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Tell whether a thread is one of the engine's own."""
+        return thread.name == USERS_THREAD or thread in (self.thread, self._writer.thread)
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """Our own threads for long work of async callers; never the loop's default executor."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(2, thread_name_prefix="embedkit-work")
+        return self._pool
+
+    # On the loop thread
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.call_later(IDLE, self._sweep)
+        self._loop.run_forever()
+
+    def _drain(self) -> None:
+        touched: dict[Account, None] = {}
+        while self._inbox:
+            account, action = self._inbox.popleft()
+            account.tell(action)
+            touched[account] = None
+        for account in touched:
+            account.pump()
+
+    def _kept(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self.call(job.account, partial(job.account.committed, job.flight))
+
+    def _release(self, account: Account) -> None:
+        account.users -= 1
+        account.idle_since = self._loop.time()
+
+    def _retire(self, account: Account) -> None:
+        if self._accounts.get(account.name) is account:
+            del self._accounts[account.name]
+        self._loop.create_task(account.aclose(), context=contextvars.Context())
+
+    def _sweep(self) -> None:
+        self._drain()
+        for account in list(self._accounts.values()):
+            if account.users <= 0 and account.idle and self._loop.time() - account.idle_since > IDLE:
+                self._retire(account)
+        self._loop.call_later(IDLE, self._sweep)
+
+    # At exit
+
+    def shut_down(self) -> None:
+        """Accept and start nothing, wait a short grace for replies in flight, keep them, and end."""
+        self._closing = True
+        self._wait_for(self._settle(), GRACE)
+        self._writer.stop(GRACE)
+        self._wait_for(self._close_clients(), 2.0)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.thread.join(2.0)
+        if not self.thread.is_alive():
+            self._loop.close()
+
+    def _wait_for(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            future.result(seconds)
+        future.cancel()
+
+    async def _settle(self) -> None:
+        self._drain()
+        for account in self._accounts.values():
+            account.scheduler.stop()
+        while any(account.flying for account in self._accounts.values()):  # noqa: ASYNC110 - once, at exit
+            await asyncio.sleep(0.01)
+
+    async def _close_clients(self) -> None:
+        await asyncio.gather(*(a.aclose() for a in self._accounts.values()), return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The scheduler: a state machine without threads, clock or I/O."""

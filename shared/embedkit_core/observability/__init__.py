@@ -1,0 +1,1 @@
+"""Progress, hooks, OpenTelemetry, snapshots."""

@@ -1,0 +1,147 @@
+"""Who watches calls: told when a call or a stream begins and ends, on the caller's side; nobody, unless asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from embedkit_core.common.fork_safety import ForkLock
+from embedkit_core.common.types import InputType
+from embedkit_core.common.usage import Usage
+
+if TYPE_CHECKING:
+    from embedkit_core.config.roles import Role
+    from embedkit_core.embedder import Embedder
+
+NOBODY = nullcontext()
+
+logger = logging.getLogger("embedkit_core")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a call at its beginning.
+
+    `address` is where requests go, None where that is nowhere, or only the key tells; `encodings` are those that
+    vectors are asked for in, as the provider names them. `texts` are the caller's own, and there only where they came
+    as a list or a tuple: a stream has none.
+    """
+
+    provider: str
+    model: str
+    address: str | None
+    input_type: InputType
+    dimensions: int | None
+    dtype: str
+    encodings: tuple[str, ...] = ()
+    texts: Sequence[object] | None = field(default=None, repr=False)
+
+
+class Outcome(NamedTuple):
+    """What a call took, and the name of the error that it ended with, if it did."""
+
+    usage: Usage
+    error: str | None = None
+
+
+class Watch(Protocol):
+    """One call, watched."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Take in what became of it."""
+
+
+class Watcher(Protocol):
+    """What wants to know of calls."""
+
+    def begin(self, facts: Facts) -> Watch:
+        """Take in that one begins, in the context of its caller."""
+
+
+watchers: tuple[Watcher, ...] = ()
+_lock = ForkLock()
+_complained: weakref.WeakSet[Watcher] = weakref.WeakSet()
+
+
+def add_watcher(watcher: Watcher) -> None:
+    """Have a watcher told of each call that begins from now on."""
+    global watchers
+    with _lock.lock:
+        watchers = (*watchers, watcher)
+
+
+def remove_watcher(watcher: Watcher) -> None:
+    """Tell a watcher of no further call; of those under way it is told the end."""
+    global watchers
+    with _lock.lock:
+        watchers = tuple(one for one in watchers if one is not watcher)
+
+
+def watched(
+    owner: Embedder, role: Role, outcome: Callable[[], Outcome], texts: object | None = None
+) -> AbstractContextManager[None]:
+    """Have a `with` block watched as a call of an embedder's.
+
+    `outcome` is asked at its end, for what the call took and for an error that it does not raise.
+    """
+    return _Watched(owner, role, outcome, texts) if watchers else NOBODY
+
+
+class _Watched:
+    """A call with those who watch it; one of them that fails harms nobody."""
+
+    __slots__ = ("_outcome", "_owner", "_process", "_role", "_texts", "_watches")
+
+    def __init__(self, owner: Embedder, role: Role, outcome: Callable[[], Outcome], texts: object | None) -> None:
+        self._owner = owner
+        self._role = role
+        self._outcome = outcome
+        self._texts = texts
+        self._process = os.getpid()
+        self._watches: list[tuple[Watcher, Watch]] = []
+
+    def __enter__(self) -> None:
+        facts = self._facts()
+        for watcher in watchers:
+            try:
+                self._watches.append((watcher, watcher.begin(facts)))
+            except Exception as failure:
+                _complain(watcher, failure)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if os.getpid() != self._process:  # a stream of the parent's, which ends there
+            return
+        outcome = self._outcome()
+        if kind is not None and kind is not GeneratorExit:  # a stream may be left
+            outcome = outcome._replace(error=kind.__name__)
+        for watcher, watch in self._watches:
+            try:
+                watch.end(outcome)
+            except Exception as failure:
+                _complain(watcher, failure)
+
+    def _facts(self) -> Facts:
+        owner, role, texts = self._owner, self._role, self._texts
+        provider = owner.provider
+        return Facts(
+            provider=provider.telemetry_name,
+            model=provider.model,
+            address=provider.reached_at,
+            input_type=role.input_type,
+            dimensions=owner.dimensions,
+            dtype=role.form.dtype,
+            encodings=provider.encodings(role.lane.wire),
+            texts=texts if isinstance(texts, (list, tuple)) else None,
+        )
+
+
+def _complain(watcher: Watcher, failure: Exception) -> None:
+    if watcher not in _complained:
+        _complained.add(watcher)
+        logger.warning("what watches calls failed with %s; said once", type(failure).__name__)

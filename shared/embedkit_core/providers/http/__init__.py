@@ -1,0 +1,1 @@
+"""What HTTP providers share: connections, decoding, headers, refusals, redaction."""

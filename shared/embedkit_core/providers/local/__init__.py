@@ -1,0 +1,1 @@
+"""sentence-transformers models on this machine."""

@@ -1,0 +1,301 @@
+"""OpenAI, and every server that speaks its embeddings API, through the `openai` SDK's async client.
+
+Wire format: POST {base_url}/embeddings with model, input (strings only) and encoding_format; source: the OpenAPI
+description at github.com/openai/openai-openapi and SDK 3.52, read 2026-11-20. Tried against a local server that
+answers as documented, not against the live service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from embedkit_core.common.errors import (
+    AuthenticationError,
+    BadReplyError,
+    ConfigurationError,
+    EncodingRefusedError,
+    ProviderError,
+    TimedOutError,
+    UnavailableError,
+)
+from embedkit_core.common.types import Batch, InputType, Limits, Reply
+from embedkit_core.providers.base import Client, Provider, ProviderSettings
+from embedkit_core.providers.http.decoding import OtherEncodingError, decoded, decoder, in_order, read_tokens
+from embedkit_core.providers.http.headers import headroom
+from embedkit_core.providers.http.redaction import canonical_url
+from embedkit_core.providers.http.refusals import Refusal, out_of_reach
+from embedkit_core.providers.openai.refusals import read_detail, translated
+from embedkit_core.providers.openai.servers import OPENAI, Server
+from embedkit_core.providers.openai.tokenizer import tiktoken_counter
+from embedkit_core.providers.secrets import Secret, clean
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+FLOAT32 = np.dtype(np.float32)
+ENCODING = "base64"
+PLACEHOLDER_KEY = "no-key-needed"
+KEY_VARIABLE = "OPENAI_API_KEY"
+# As the SDK spells them; in other letters it would take them for headers that it is to leave out.
+SPELLED = {name.lower(): name for name in ("OpenAI-Organization", "OpenAI-Project")}
+SAYS_IT_ALL = (401, 402, 403, 408, 409, 429)  # statuses of refusals that are not about the encoding
+
+
+class OpenAI(Provider):
+    """A model of OpenAI's, or of a compatible server at `base_url`; `server` holds what is known of that."""
+
+    name: ClassVar[str] = "openai"
+    extra: ClassVar[str | None] = "openai"
+    needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+    key_variable: ClassVar[str | None] = KEY_VARIABLE
+    rows_of: ClassVar[tuple[str, ...]] = ("openai", "local")
+    # Of vLLM's, `embed_dtype` and `endianness` would change what base64 means.
+    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
+        *("encoding_format", "embed_dtype", "endianness"),
+        *("api_key", "extra_body", "extra_headers", "extra_query", "timeout"),
+    }
+    server: ClassVar[Server] = OPENAI
+    unknown_limits: ClassVar[Limits] = OPENAI.limits
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self.model = settings.name
+        address = self.locate(settings.base_url)
+        canonical = canonical_url(address)
+        self.endpoint = "" if canonical == OPENAI.address else canonical
+        self._base_url = address.strip()
+        info = settings.info
+        default = info.dimensions if info else None
+        self.dimensions = settings.dimensions or default
+        self._sent_dimensions = self.dimensions if self.dimensions != default else None
+        self.limits = info.limits if info else self.unknown_limits
+        self.usd_per_million = info.usd_per_million if info else None
+        self._has_openais_tokens = info is not None and info.provider == self.key_name
+        self._prompts = settings.prompts
+        self._options = dict(settings.options)
+        self._organization, self._project = self._names(settings.connection.headers)
+        self.connection = settings.connection
+        self.secret: Secret = self._key_from(settings)
+        self.account = (
+            *(self.name, canonical, self.secret.mark, self._organization, self._project),
+            self.connection.mark,
+        )
+
+    @classmethod
+    def locate(cls, base_url: str | None) -> str:
+        """Give the address requests go to: the user's, the environment's, or where such a server is unless told."""
+        return cls.server.find(base_url)
+
+    @classmethod
+    def is_own_host(cls, base_url: str | None) -> bool:
+        """Tell whether an address, given or from the environment, is OpenAI's own."""
+        return canonical_url(cls.locate(base_url)) == OPENAI.address
+
+    def _names(self, headers: Iterable[str]) -> tuple[str | None, str | None]:
+        """Give the organization and the project of the environment, where they mean something and no header has them.
+
+        What is OpenAI's is no other server's to know.
+        """
+        if not self.server.takes_openai_names:
+            return None, None
+        given = {name.lower() for name in headers}
+        organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
+        project = os.environ.get("OPENAI_PROJECT_ID")
+        return (
+            None if "openai-organization" in given else organization,
+            None if "openai-project" in given else project,
+        )
+
+    def _key_from(self, settings: ProviderSettings) -> Secret:
+        given = settings.api_key
+        if given is not None and not given.is_lost:
+            return given
+        for variable in self.server.key_variables:
+            if found := os.environ.get(variable):
+                return Secret(clean(found, f"the environment variable {variable}"))
+        if given is not None:
+            return given
+        if self.server.needs_key or not self.endpoint:
+            raise ConfigurationError(
+                f"no API key for {self.name}:{self.model}: pass api_key=, or set the environment variable "
+                f"{self.key_variable}"
+            )
+        return Secret(PLACEHOLDER_KEY)
+
+    @property
+    def reached_at(self) -> str | None:
+        """The address requests go to, OpenAI's own too."""
+        return self._base_url
+
+    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002 - it is asked for beside the wire
+        """Give what is asked for first; a server that does not know it is asked for floats from then on."""
+        return (ENCODING,)
+
+    def wire(self, input_type: InputType) -> dict[str, Any]:
+        """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
+        wire: dict[str, Any] = {"model": self.model}
+        if self._sent_dimensions is not None:
+            wire["dimensions"] = self._sent_dimensions
+        wire |= self._options
+        if self._prompts[input_type]:
+            wire["prompt"] = self._prompts[input_type]
+        return wire
+
+    def count_tokens(self, text: str) -> int | None:
+        """Count with tiktoken, where it is installed and has its vocabulary, for models that are known to use it."""
+        counter = tiktoken_counter("cl100k_base") if self._has_openais_tokens else None
+        return counter(text) if counter is not None else None
+
+    def connect(self) -> Client:
+        """Open the SDK's async client."""
+        self.connection.check_not_lost()
+        if self.secret.is_lost:
+            where = f"set the environment variable {self.key_variable} here" if self.key_variable else "give one here"
+            raise AuthenticationError(f"the api_key given in another process is not pickled; {where}")
+        return OpenAIClient(self)
+
+    def open_sdk(self) -> AsyncOpenAI:
+        """Give the SDK's client with its own retries off, and its own defaults for connections."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        # The SDK asks with its first request, on another thread: a child forked meanwhile would wait for it for ever.
+        platform.platform()
+        given = self.connection
+        # Redirects are not followed: headers of the user's would go to whoever a server names.
+        transport = DefaultAsyncHttpxClient(
+            proxy=given.proxy, verify=given.ssl_context() or True, follow_redirects=False
+        )
+        sdk = AsyncOpenAI(
+            api_key=self.secret.reveal(),
+            base_url=self._base_url,
+            default_headers={SPELLED.get(name.lower(), name): value for name, value in given.headers.items()},
+            http_client=transport,
+            max_retries=0,
+        )
+        # It looks for them in the environment, whoever's server this is.
+        sdk.organization, sdk.project = self._organization, self._project
+        return sdk
+
+
+class OpenAIClient:
+    """The SDK's transport, with request and reply as bytes: its models would walk every number of a reply."""
+
+    def __init__(self, provider: OpenAI) -> None:
+        import openai
+        import orjson
+
+        # SDK 3 speaks through httpx2, SDK 2 through httpx.
+        transport = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
+        with contextlib.suppress(ImportError):  # its first request would, where a fork does not wait for it
+            importlib.import_module("anyio._backends._asyncio")
+        self._response: Any = transport.Response
+        self._openai = openai
+        self._json = orjson
+        self._decode64 = decoder()
+        self._provider = provider
+        self._sdk = provider.open_sdk()
+        self._encoding = ENCODING
+
+    async def embed(self, batch: Batch) -> Reply:
+        """Send one request and decode its reply."""
+        fields = dict(batch.wire)
+        fields.pop("prompt", None)
+        texts = batch.prompted()
+        encoding, key = self._encoding, self._provider.secret.reveal()
+        self._sdk.api_key = key  # another one, where it changes
+        body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
+        try:
+            response = await self._sdk.post(
+                "/embeddings", content=body, cast_to=self._response, options={"timeout": batch.timeout}
+            )
+        except self._openai.APIStatusError as refusal:
+            raise self._translate(refusal, fields, texts, encoding, key) from None
+        except self._openai.APITimeoutError:
+            raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
+        except self._openai.APIConnectionError as lost:
+            raise self._unreachable(lost) from None
+        reply = self._decode(response.content, len(texts), batch.widths, encoding)
+        return replace(reply, headroom=headroom(response.headers))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._sdk.close()
+
+    def _unreachable(self, lost: BaseException) -> UnavailableError:
+        url, server = self._sdk.base_url, self._provider.server
+        where = f"{url.host}:{url.port}" if url.port else url.host
+        through = " through proxy=" if self._provider.connection.proxy else ""
+        running = "" if server is OPENAI else f"; is {server.title} running there?"
+        message = f"the server at {where} could not be reached{through} ({_deepest(lost)}){running}"
+        return out_of_reach(message, lost)
+
+    def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
+        try:
+            reply = self._json.loads(content)
+            data = reply["data"]
+            usage = reply.get("usage") or {}
+            encoded = [row["embedding"] for row in data]
+            indices = [row.get("index") for row in data]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadReplyError("the server answered something that is not a list of embeddings") from None
+        tokens = read_tokens(usage, "total_tokens", "prompt_tokens")
+        try:
+            if len(encoded) != n_texts:
+                raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
+            return Reply(in_order(decoded(encoded, FLOAT32, self._decode64, widths), indices), tokens)
+        except BadReplyError as error:
+            error.tokens = tokens
+            if not isinstance(error, OtherEncodingError) or encoding == "float":
+                raise
+            again = EncodingRefusedError(str(error))
+        self._encoding = "float"
+        again.tokens = tokens
+        raise again
+
+    def _translate(
+        self, refused: APIStatusError, fields: Mapping[str, Any], texts: list[str], encoding: str, key: str
+    ) -> ProviderError:
+        """Turn the SDK's exception into one of our errors."""
+        provider, detail = self._provider, read_detail(refused.body)
+        refusal = Refusal(
+            *(provider.name, str(fields.get("model")), refused.status_code, detail.message),
+            {name.lower(): value for name, value in refused.response.headers.items()},
+            texts,
+            provider.connection.secrets_with(key),
+            refused.request_id,
+        )
+        about_encoding = "encoding_format" in str(refused.body) or "base64" in detail.message
+        is_bad_request = 400 <= refusal.status < 500 and refusal.status not in SAYS_IT_ALL
+        if encoding == "base64" and about_encoding and is_bad_request:
+            self._encoding = "float"
+            return EncodingRefusedError(f"the server refuses base64 (HTTP {refusal.status})", **refusal.where)
+        path = provider.server.path
+        lacks_path = refusal.status == 404 and not self._sdk.base_url.path.rstrip("/").endswith(path)
+        return translated(
+            refusal,
+            detail,
+            provider.key_variable,
+            asked=fields.get("dimensions") if provider.endpoint else None,
+            hint=f"; should base_url end in {path}?" if lacks_path else "",
+        )
+
+
+def _deepest(error: BaseException) -> str:
+    """Name the first cause of a lost connection, in the words of the operating system where it has some."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted here; ca_bundle= names a file of those that are"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason}"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return type(error).__name__
