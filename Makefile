@@ -77,7 +77,7 @@ dist: $(BUILT)
 	@:
 
 laws: $(INSTALLED)
-	@$(BIN)/python tests/remove_laws.py $(ARGS)
+	@$(BIN)/python tests/invariants/remove_invariants.py $(ARGS)
 
 live: $(INSTALLED)
 	@test -n "$(PROVIDER)" || { echo "name the provider whose key you have: make live PROVIDER=openai, voyage or cohere" >&2; exit 2; }

@@ -3,7 +3,7 @@
 import pytest
 from support.plugin import install
 
-collect_ignore = ["plugin_example"]  # a package of its own: its tests run where it is installed
+collect_ignore = ["fixtures/plugin_example"]  # a package of its own: its tests run where it is installed
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[1] / "plugin_example"
+EXAMPLE = Path(__file__).parents[1] / "fixtures" / "plugin_example"
 
 
 def install(folder: Path) -> Path:

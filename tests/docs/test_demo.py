@@ -13,7 +13,7 @@ from support.embedders import needs_local_model
 
 pytestmark = needs_local_model
 
-DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 Runs = list[subprocess.CompletedProcess[str]]
 WITHOUT_KEYS = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
 

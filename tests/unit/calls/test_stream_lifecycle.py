@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
+from support.caches import GatedCache
 from support.openai_server import OpenAIServer
 from support.scripts import finish, interrupt, start
 from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, streaming
-from test_life import GatedCache
 
 from embedkit_core import Embedder
 from embedkit_core.engine.runtime.process import engine

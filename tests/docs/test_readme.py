@@ -7,7 +7,7 @@ import pytest
 from support.limiters import needs_limiters
 from support.reader import at_every_provider, at_home
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(
         "README.md",

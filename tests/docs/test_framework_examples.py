@@ -34,7 +34,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".langchain-community. is being sunset", DeprecationWarning)  # FAISS lives there
     importlib.import_module("langchain_community")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 THEIRS = "from langchain_openai import OpenAIEmbeddings"
 OURS = "from langchain_embedkit import EmbedKitEmbeddings as OpenAIEmbeddings"
 pytestmark = [

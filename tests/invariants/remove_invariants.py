@@ -1,7 +1,7 @@
 """Show that each law has a test that fails without it: take the line away, run the test, put nothing back.
 
-Run by hand: `make laws` (several minutes), or `python tests/remove_laws.py 2 9` for some laws only. Works on a copy
-of the tree; exits non-zero if a law can be removed without a test noticing.
+Run by hand: `make laws` (several minutes), or `python tests/invariants/remove_invariants.py 2 9` for some only.
+Works on a copy of the tree; exits non-zero if a law can be removed without a test noticing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CORE = "shared/embedkit_core"
 
 
@@ -30,152 +30,228 @@ class Law:
 
 
 LAWS = [
-    Law(1, "engine/scheduler/replies.py", "if vectors.shape[0] != n_texts:", "if False:", "test_laws.py"),
-    Law(1, "engine/scheduler/replies.py", "if not math.isfinite(total) and", "if False and", "test_laws.py"),
+    Law(
+        1,
+        "engine/scheduler/replies.py",
+        "if vectors.shape[0] != n_texts:",
+        "if False:",
+        "invariants/test_invariants.py",
+    ),
+    Law(
+        1,
+        "engine/scheduler/replies.py",
+        "if not math.isfinite(total) and",
+        "if False and",
+        "invariants/test_invariants.py",
+    ),
     Law(
         1,
         "providers/http/decoding.py",
         "    ordered[list(indices)] = vectors\n    return ordered",
         "    return vectors",
-        "test_requests.py",
+        "unit/scheduler/test_requests.py",
     ),
-    Law(2, "engine/scheduler/scheduler.py", "item = self.table.get(key)", "item = None", "test_laws.py"),
-    Law(2, "engine/scheduler/scheduler.py", "recent = self.recent.get(key)", "recent = None", "test_laws.py"),
+    Law(
+        2, "engine/scheduler/scheduler.py", "item = self.table.get(key)", "item = None", "invariants/test_invariants.py"
+    ),
+    Law(
+        2,
+        "engine/scheduler/scheduler.py",
+        "recent = self.recent.get(key)",
+        "recent = None",
+        "invariants/test_invariants.py",
+    ),
     Law(
         2,
         "calls/lookup.py",
         "            if self._open() or started:",
         "            self._open()\n            if False:",
-        "test_lists_as_they_land.py",
+        "unit/calls/test_incremental_lists.py",
     ),
     Law(
         3,
         "engine/scheduler/queues.py",
         "if picked and (alone or tokens + item.size > most_tokens):",
         "if False:",
-        "test_laws.py",
+        "invariants/test_invariants.py",
     ),
     Law(
         3,
         "engine/scheduler/queues.py",
         "return min(FLOOR_TEXTS, self.room.texts), tokens",
         "return FLOOR_TEXTS, tokens",
-        "test_laws.py",
+        "invariants/test_invariants.py",
     ),
-    Law(4, "engine/scheduler/dispatch.py", "while self.free_slots():", "while True:", "test_laws.py"),
+    Law(4, "engine/scheduler/dispatch.py", "while self.free_slots():", "while True:", "invariants/test_invariants.py"),
     Law(
         4,
         "engine/scheduler/scheduler.py",
         "if self.turns.free_slots() and self.turns.may_go",
         "if self.turns.may_go",
-        "test_scheduler.py",
+        "unit/scheduler/test_scheduler.py",
     ),
-    Law(5, "engine/scheduler/scheduler.py", ", self.turns.wake_at]", "]", "test_laws.py"),
+    Law(5, "engine/scheduler/scheduler.py", ", self.turns.wake_at]", "]", "invariants/test_invariants.py"),
     Law(
         5,
         "engine/scheduler/scheduler.py",
         "        self._close_if_done(ticket)\n\n    def _take_recent",
         "\n    def _take_recent",
-        "test_scheduler.py",
+        "unit/scheduler/test_scheduler.py",
     ),
-    Law(5, "engine/runtime/account.py", "            self._give_up_all(error)", "            pass", "test_life.py"),
+    Law(
+        5,
+        "engine/runtime/account.py",
+        "            self._give_up_all(error)",
+        "            pass",
+        "unit/scheduler/test_lifecycle.py",
+    ),
     Law(
         6,
         "engine/scheduler/scheduler.py",
         "                self.drop(item)\n        for queue in",
         "                pass\n        for queue in",
-        "test_laws.py",
+        "invariants/test_invariants.py",
     ),
-    Law(7, "costs/tokens.py", "given = upto", "given = 0", "test_laws.py"),
-    Law(7, "engine/scheduler/scheduler.py", "if ticket is item.payer:", "if False:", "test_sharing.py"),
-    Law(8, "engine/scheduler/failures.py", "if 0 < len(bulk) < len(items):", "if False:", "test_scheduler.py"),
+    Law(7, "costs/tokens.py", "given = upto", "given = 0", "invariants/test_invariants.py"),
+    Law(
+        7, "engine/scheduler/scheduler.py", "if ticket is item.payer:", "if False:", "unit/scheduler/test_coalescing.py"
+    ),
+    Law(
+        8,
+        "engine/scheduler/failures.py",
+        "if 0 < len(bulk) < len(items):",
+        "if False:",
+        "unit/scheduler/test_scheduler.py",
+    ),
     Law(
         8,
         "engine/scheduler/dispatch.py",
         "(bulk and self._queries_in_a_row >= QUERIES_IN_A_ROW)",
         "False",
-        "test_laws.py",
+        "invariants/test_invariants.py",
     ),
     Law(
         8,
         "engine/scheduler/scheduler.py",
         "                continue\n            self.turns.took_turn()",
         "                pass\n            self.turns.took_turn()",
-        "test_scheduler.py",
+        "unit/scheduler/test_scheduler.py",
     ),
-    Law(8, "engine/scheduler/dispatch.py", "queries = bool(urgent) and", "queries = not bulk and", "test_sharing.py"),
+    Law(
+        8,
+        "engine/scheduler/dispatch.py",
+        "queries = bool(urgent) and",
+        "queries = not bulk and",
+        "unit/scheduler/test_coalescing.py",
+    ),
     Law(
         9,
         "engine/runtime/account.py",
         "self._writer.put(Job(self, flight, keep))",
         "self._writer.put(Job(self, flight, keep)); self.scheduler.committed(flight)",
-        "test_commit.py",
+        "unit/scheduler/test_commit.py",
     ),
     Law(
         10,
         "engine/scheduler/failures.py",
         "if item.failures - joined_at > waiter.ticket.max_retries:",
         "if False:",
-        "test_retries.py",
+        "unit/scheduler/test_retries.py",
     ),
     Law(
         10,
         "engine/scheduler/failures.py",
         "lane.proven = False\n        give_up_lane(scheduler, flight, error)",
         "lane.proven = False\n        give_up(scheduler, items, error)",
-        "test_retries.py",
+        "unit/scheduler/test_retries.py",
     ),
-    Law(16, "engine/rate_limits/user_limits.py", "max(pair.requests.wait(1, now), ", "max(0.0, ", "test_pace.py"),
-    Law(16, "engine/rate_limits/user_limits.py", ", pair.tokens.wait(tokens, now))", ", 0.0)", "test_pace.py"),
-    Law(16, "engine/rate_limits/controller.py", "self._paused_until - now,", "", "test_pace.py"),
-    Law(17, "engine/scheduler/scheduler.py", "        self._expire(now)", "        pass", "test_laws.py"),
-    Law(15, "engine/scheduler/scheduler.py", "if flight.lane.lane.gate is not None:", "if False:", "test_laws.py"),
-    Law(15, "engine/scheduler/queues.py", "if self.asking is not None:", "if False:", "test_laws.py"),
-    Law(11, "engine/scheduler/queues.py", "if self.in_flight and not self.proven:", "if False:", "test_retries.py"),
+    Law(
+        16,
+        "engine/rate_limits/user_limits.py",
+        "max(pair.requests.wait(1, now), ",
+        "max(0.0, ",
+        "unit/rate_limits/test_rate_controller.py",
+    ),
+    Law(
+        16,
+        "engine/rate_limits/user_limits.py",
+        ", pair.tokens.wait(tokens, now))",
+        ", 0.0)",
+        "unit/rate_limits/test_rate_controller.py",
+    ),
+    Law(
+        16,
+        "engine/rate_limits/controller.py",
+        "self._paused_until - now,",
+        "",
+        "unit/rate_limits/test_rate_controller.py",
+    ),
+    Law(
+        17,
+        "engine/scheduler/scheduler.py",
+        "        self._expire(now)",
+        "        pass",
+        "invariants/test_invariants.py",
+    ),
+    Law(
+        15,
+        "engine/scheduler/scheduler.py",
+        "if flight.lane.lane.gate is not None:",
+        "if False:",
+        "invariants/test_invariants.py",
+    ),
+    Law(15, "engine/scheduler/queues.py", "if self.asking is not None:", "if False:", "invariants/test_invariants.py"),
+    Law(
+        11,
+        "engine/scheduler/queues.py",
+        "if self.in_flight and not self.proven:",
+        "if False:",
+        "unit/scheduler/test_retries.py",
+    ),
     Law(
         12,
         "calls/call.py",
         "                self.leave()\n            return finish()",
         "                pass\n            return finish()",
-        "test_life.py",
+        "unit/scheduler/test_lifecycle.py",
     ),
     Law(
         12,
         "calls/stream.py",
         "self._end = None  # an error that is raised holds this frame\n                self._leave()",
         "self._end = None",
-        "test_stream_life.py",
+        "unit/calls/test_stream_lifecycle.py",
     ),
     Law(
         12,
         "calls/async_stream.py",
         "            piece.leave()\n            task.cancel()",
         "            pass",
-        "test_stream_life.py",
+        "unit/calls/test_stream_lifecycle.py",
     ),
     Law(
         18,
         "costs/billing.py",
         "return all(budget.admits(tokens, self.price) for budget in self.budgets)",
         "return True",
-        "test_laws.py",
+        "invariants/test_invariants.py",
     ),
     Law(
         18,
         "engine/scheduler/funding.py",
         "sizes = [item.reserved or most_of(item) for item in flight.items]",
         "pass",
-        "test_scheduler.py",
+        "unit/scheduler/test_scheduler.py",
     ),
     Law(
         18,
         "engine/scheduler/funding.py",
         "item.payer.charge(item.payer.purse.lose(item.reserved, most))",
         "pass",
-        "test_laws.py",
+        "invariants/test_invariants.py",
     ),
-    Law(18, "engine/scheduler/funding.py", "status != 408 and", "True or", "test_laws.py"),
-    Law(18, "engine/scheduler/funding.py", "        self._nudge()", "        pass", "test_budget.py"),
+    Law(18, "engine/scheduler/funding.py", "status != 408 and", "True or", "invariants/test_invariants.py"),
+    Law(18, "engine/scheduler/funding.py", "        self._nudge()", "        pass", "unit/costs/test_budgets.py"),
 ]
 
 

@@ -14,7 +14,7 @@ from llama_index.core import Settings
 from support.openai_server import vector_of
 from support.reader import at_home
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S))
 RECIPES = {title: re.findall(r"^```python\n(.*?)^```", body, re.M | re.S) for title, body in SECTIONS.items()}

@@ -14,7 +14,7 @@ from embedkit_core.cache.key import key_parts, key_prefix
 from embedkit_core.calls.plan import make_plan
 from embedkit_core.testing import FakeServer, fake_vector
 
-GOLDEN = json.loads((Path(__file__).parent / "golden_keys.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "golden_keys.json").read_text(encoding="utf-8"))
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda t: not t.isspace()), max_size=30)
 
 

@@ -12,7 +12,7 @@ from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
 OPENAI = "openai:text-embedding-3-small"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 DOORS = [Embedder, EmbedKitEmbeddings, EmbedKitEmbedding]
 doors = pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
 

@@ -22,7 +22,7 @@ from embedkit_core.providers import Secret
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.voyage import Voyage
 
-GOLDEN = sorted((Path(__file__).parent / "golden" / "voyage").glob("*.json"))
+GOLDEN = sorted((Path(__file__).parents[2] / "fixtures" / "recorded" / "voyage").glob("*.json"))
 PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}
 ANSWERED = [name for name, pair in PAIRS.items() if "vectors" in pair]
 REFUSED = [name for name, pair in PAIRS.items() if "error" in pair]

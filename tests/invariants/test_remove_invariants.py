@@ -1,10 +1,10 @@
-"""The list of laws that `remove_laws.py` takes away fits the code and the tests as they are."""
+"""The list of laws that `remove_invariants.py` takes away fits the code and the tests as they are."""
 
 import re
 from pathlib import Path
 
 import pytest
-from remove_laws import CORE, LAWS, ROOT
+from remove_invariants import CORE, LAWS, ROOT
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: f"{law.number}-{law.file}-{LAWS.index(law)}")

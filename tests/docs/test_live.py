@@ -10,7 +10,7 @@ from support.cohere_server import CohereServer
 from support.openai_server import OpenAIServer
 from support.voyage_server import VoyageServer
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "live.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "live.py"
 KINDS = {
     "openai": (OpenAIServer, "OPENAI_API_KEY"),
     "voyage": (VoyageServer, "VOYAGE_API_KEY"),

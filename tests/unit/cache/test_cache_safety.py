@@ -14,7 +14,7 @@ from pathlib import Path
 import diskcache
 import numpy as np
 import pytest
-from test_cache import POSIX, assert_holds, encode, entries, key, run
+from test_disk_cache import POSIX, assert_holds, encode, entries, key, run
 
 from embedkit_core.cache.disk import cache as disk
 from embedkit_core.cache.disk import folder as folders

@@ -9,7 +9,7 @@ from support.plugin import EXAMPLE
 from embedkit_core import Embedder
 from embedkit_core.common import plugins
 
-GUIDE = (Path(__file__).parents[1] / "docs" / "testing.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.M | re.S)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.reader import at_home
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def told(document):

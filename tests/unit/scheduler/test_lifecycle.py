@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from support.caches import GatedCache
 from support.embedders import cancelled_in_flight
 from support.openai_server import OpenAIServer, vector_of
 from support.scripts import finish, interrupt, start
@@ -256,27 +257,6 @@ def test_a_defect_while_rows_are_handed_out_wakes_everybody():
     with pytest.raises(EmbedKitError, match="internal error"):
         embedder.embed(["one"])
     assert len(embedder.embed(["two"]).vectors) == 1
-
-
-class GatedCache:
-    """A cache whose look-ups wait."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-        self.gate = threading.Event()
-        self.answered = threading.Event()
-
-    def get_many(self, keys):
-        self.asked.set()
-        assert self.gate.wait(20)
-        self.answered.set()
-        return {}
-
-    def set_many(self, items):
-        pass
-
-    def close(self):
-        pass
 
 
 async def test_a_call_cancelled_while_it_looks_up_leaves_nothing_behind():

@@ -21,7 +21,7 @@ from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL = "text-embedding-3-small"
 LANGCHAIN, LLAMAINDEX = langchain_embedkit.arguments.RULES, llamaindex_embedkit.arguments.RULES
 HOSTS = {EmbedKitEmbeddings: LANGCHAIN, EmbedKitEmbedding: LLAMAINDEX}

@@ -14,7 +14,7 @@ from support.embedders import MINILM, needs_local_model
 
 from embedkit_core import ConfigurationError, MissingExtraError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OPENAI = "openai:text-embedding-3-small"
 NAMES = {
     "embedkit_core": "Embedder",

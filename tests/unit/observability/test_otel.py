@@ -511,7 +511,7 @@ ROW = re.compile(r"^\| (`.*?) \|", re.M)
 
 @pytest.mark.parametrize("opted", ["", LATEST])
 def test_the_page_names_every_attribute_and_metric_and_no_others(monkeypatch, tmp_path, opted):
-    page = (Path(__file__).parents[1] / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
     recorded = Recorded(capture_content=True)
