@@ -54,7 +54,7 @@ def _sharing() -> None:
 
     def forgetful(scheduler: Scheduler, **options: Any) -> None:
         begin(scheduler, **options)
-        scheduler.table = Forgetful()
+        scheduler.registry.items = Forgetful()
 
     Scheduler.__init__ = forgetful
 

@@ -59,11 +59,11 @@ def wait_until_idle(seconds: float) -> list[str]:
         held = []
         for account in list(engine()._accounts.values()):
             scheduler = account.scheduler
-            held += [f"{len(scheduler.table)} texts under way"] if scheduler.table else []
+            held += [f"{len(scheduler.registry.items)} texts under way"] if scheduler.registry.items else []
             held += [f"{len(scheduler.recent.lookups)} look-ups open"] if scheduler.recent.lookups else []
             held += [f"{scheduler.in_flight} slots taken"] if scheduler.in_flight else []
-            held += ["a bound of no caller"] if any(scheduler.turns._bounds.values()) else []
-            paces = list(scheduler.turns._paces.values())
+            held += ["a bound of no caller"] if any(scheduler.dispatcher._bounds.values()) else []
+            paces = list(scheduler.dispatcher._paces.values())
             held += ["a limit of no caller"] if any(pace.own.callers for pace in paces) else []
             held += [f"{n} requests of a pace" for pace in paces if (n := pace.in_flight)]
             held += [f"{n} deadlines" for n in [len(scheduler._with_deadline)] if n]

@@ -17,12 +17,12 @@ from embedkit_core.common.fork_safety import importing
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.validation import check_input_type, whole_number
-from embedkit_core.config.base import Configured
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.engine.runtime.process import off_loop, refuse_engine_thread
 from embedkit_core.observability.progress import ProgressTo, check_progress
 
 
-class Embedder(Configured):
+class Embedder(BaseEmbedder):
     """Embeds texts with one model, through one cache and one engine that everything in the process shares.
 
     Args:
@@ -164,7 +164,7 @@ class Embedder(Configured):
         refuse_engine_thread("import_vectors")
         check_input_type(input_type)
         whole_number("verify", verify, 0)
-        return import_vectors(self, self._roles[input_type], texts, vectors, verify=verify)
+        return import_vectors(self, self._roles[input_type], texts, vectors, verify=verify, embed=self.embed)
 
     def verify_cache(self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20) -> Verified:
         """Embed some of these texts that are cached once more, and compare: a model may change under its name.
@@ -178,7 +178,9 @@ class Embedder(Configured):
         refuse_engine_thread("verify_cache")
         check_input_type(input_type)
         whole_number("sample", sample, 1)
-        return verify_cache(self, self._roles[input_type], texts, sample=sample)
+        uncached = self.without_cache()
+        uncached.meter = self.meter  # the cost is this object's
+        return verify_cache(self, self._roles[input_type], texts, sample=sample, embed_again=uncached.embed)
 
     def without_cache(self) -> Self:
         """Give a copy that neither asks the cache nor keeps anything."""

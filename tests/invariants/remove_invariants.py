@@ -52,7 +52,11 @@ LAWS = [
         "unit/scheduler/test_requests.py",
     ),
     Law(
-        2, "engine/scheduler/scheduler.py", "item = self.table.get(key)", "item = None", "invariants/test_invariants.py"
+        2,
+        "engine/scheduler/scheduler.py",
+        "item = self.registry.items.get(key)",
+        "item = None",
+        "invariants/test_invariants.py",
     ),
     Law(
         2,
@@ -86,15 +90,15 @@ LAWS = [
     Law(
         4,
         "engine/scheduler/scheduler.py",
-        "if self.turns.free_slots() and self.turns.may_go",
-        "if self.turns.may_go",
+        "if self.dispatcher.free_slots() and self.dispatcher.may_go",
+        "if self.dispatcher.may_go",
         "unit/scheduler/test_scheduler.py",
     ),
-    Law(5, "engine/scheduler/scheduler.py", ", self.turns.wake_at]", "]", "invariants/test_invariants.py"),
+    Law(5, "engine/scheduler/scheduler.py", ", self.dispatcher.wake_at]", "]", "invariants/test_invariants.py"),
     Law(
         5,
         "engine/scheduler/scheduler.py",
-        "        self._close_if_done(ticket)\n\n    def _take_recent",
+        "        self.registry.close_if_done(ticket)\n\n    def _take_recent",
         "\n    def _take_recent",
         "unit/scheduler/test_scheduler.py",
     ),
@@ -107,7 +111,7 @@ LAWS = [
     ),
     Law(
         6,
-        "engine/scheduler/scheduler.py",
+        "engine/scheduler/registry.py",
         "                self.drop(item)\n        for queue in",
         "                pass\n        for queue in",
         "invariants/test_invariants.py",
@@ -133,8 +137,8 @@ LAWS = [
     Law(
         8,
         "engine/scheduler/scheduler.py",
-        "                continue\n            self.turns.took_turn()",
-        "                pass\n            self.turns.took_turn()",
+        "                continue\n            self.dispatcher.took_turn()",
+        "                pass\n            self.dispatcher.took_turn()",
         "unit/scheduler/test_scheduler.py",
     ),
     Law(
@@ -147,22 +151,22 @@ LAWS = [
     Law(
         9,
         "engine/runtime/account.py",
-        "self._writer.put(Job(self, flight, keep))",
-        "self._writer.put(Job(self, flight, keep)); self.scheduler.committed(flight)",
+        "self._writer.put(WriteJob(flight, keep, partial(self._rows_written, flight)))",
+        "self._writer.put(WriteJob(flight, keep, partial(self._rows_written, flight))); self.scheduler.committed(flight)",
         "unit/scheduler/test_commit.py",
     ),
     Law(
         10,
         "engine/scheduler/failures.py",
-        "if item.failures - joined_at > waiter.ticket.max_retries:",
-        "if False:",
+        "if _failures_for(waiter, item) > waiter.ticket.max_retries",
+        "if False",
         "unit/scheduler/test_retries.py",
     ),
     Law(
         10,
         "engine/scheduler/failures.py",
-        "lane.proven = False\n        give_up_lane(scheduler, flight, error)",
-        "lane.proven = False\n        give_up(scheduler, items, error)",
+        "lane.proven = False\n            return [FailQueue(error)]",
+        "lane.proven = False\n            return [Fail(items, error)]",
         "unit/scheduler/test_retries.py",
     ),
     Law(
@@ -196,7 +200,7 @@ LAWS = [
     Law(
         15,
         "engine/scheduler/scheduler.py",
-        "if flight.lane.lane.gate is not None:",
+        "if request.lane.lane.gate is not None:",
         "if False:",
         "invariants/test_invariants.py",
     ),
@@ -251,7 +255,9 @@ LAWS = [
         "invariants/test_invariants.py",
     ),
     Law(18, "engine/scheduler/funding.py", "status != 408 and", "True or", "invariants/test_invariants.py"),
-    Law(18, "engine/scheduler/funding.py", "        self._nudge()", "        pass", "unit/costs/test_budgets.py"),
+    Law(
+        18, "engine/scheduler/funding.py", "        self._request_poll()", "        pass", "unit/costs/test_budgets.py"
+    ),
 ]
 
 

@@ -29,13 +29,14 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.types import Allowance, Headroom, Limits, Reply
 from embedkit_core.common.usage import Usage
-from embedkit_core.costs.billing import Purse
+from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 from embedkit_core.engine.rate_limits.limiter import Gate
 from embedkit_core.engine.rate_limits.user_limits import Rates
 from embedkit_core.engine.scheduler.dispatch import QUERIES_IN_A_ROW
-from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.items import Lane, Ticket
+from embedkit_core.engine.scheduler.queues import Flight
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 from embedkit_core.testing import fake_vector
 
@@ -161,7 +162,7 @@ class Engine(RuleBasedStateMachine):
             rates=rates,
             deadline=self.now + patience,
             cache=self.cache,
-            purse=Purse([self.meter], PRICE, [b for n in budgets if (b := self.budgets[n]) is not None]),
+            purse=CallBilling([self.meter], PRICE, [b for n in budgets if (b := self.budgets[n]) is not None]),
             wake=lambda: self.finish(caller[0]),
         )
         caller.append(Caller(ticket, [(lane, text) for text in texts], token))
@@ -185,13 +186,13 @@ class Engine(RuleBasedStateMachine):
     def permit(self) -> None:
         flight = self.asked.pop()
         self.permitted.append(flight)
-        self.scheduler.permitted(flight)
+        self.scheduler.permit_granted(flight)
         self.pump()
 
     @precondition(lambda self: self.asked)
     @rule()
     def bar(self) -> None:
-        self.scheduler.barred(self.asked.pop(), ProviderError("the rate limiter failed"))
+        self.scheduler.limiter_failed(self.asked.pop(), ProviderError("the rate limiter failed"))
         self.pump()
 
     # What the server does
@@ -298,21 +299,21 @@ class Engine(RuleBasedStateMachine):
     def pump(self) -> None:
         step = self.scheduler.poll(self.now)
         bounds = [c.ticket.bound for c in self.callers if not c.ticket.closed]
-        for flight in step.asks:
+        for flight in step.acquire:
             self.check_kind(flight)
-        for flight in step.sends:
+        for flight in step.send:
             self.check_send(flight)
-        self.air += step.sends
-        self.asked += step.asks
+        self.air += step.send
+        self.asked += step.acquire
         # A query need not wait for more than one request that waits for the limiter.
         assert len(self.asked) <= 1
-        if step.sends:
+        if step.send:
             # Law 4: requests in flight never exceed the strictest bound of those with work.
             assert len(self.air) + len(self.to_commit) <= min(bounds)
-        if step.asks:
+        if step.acquire:
             assert self.scheduler.in_flight <= min(bounds)
-        self.to_commit += step.commits
-        for ticket in step.finished:
+        self.to_commit += step.commit
+        for ticket in step.wake:
             ticket.wake()
         self.wake_at = step.wake_at
         # Law 17: nobody waits beyond a deadline.
@@ -345,7 +346,7 @@ class Engine(RuleBasedStateMachine):
         assert self.queries_in_a_row <= QUERIES_IN_A_ROW + 1
 
     def bulk_waits(self) -> bool:
-        return any(q.ready(urgent=False) for q in self.scheduler.turns.busy)
+        return any(q.ready(urgent=False) for q in self.scheduler.dispatcher.busy)
 
     def finish(self, caller: Caller) -> None:
         assert not caller.finished
@@ -430,7 +431,7 @@ class Engine(RuleBasedStateMachine):
                 break
         assert all(c.finished or c.left for c in self.callers)
         assert self.scheduler.in_flight == 0
-        assert not self.scheduler.table
+        assert not self.scheduler.registry.items
         assert not any(budget.reserved_tokens for budget in self.budgets if budget is not None)
         assert not list(self.scheduler.recent) or self.scheduler.recent.lookups
 

@@ -12,10 +12,11 @@ import numpy as np
 from embedkit_core.calls.rows import Rows
 from embedkit_core.common.errors import ProviderError, RateLimitError
 from embedkit_core.common.types import Allowance, Headroom, Limits, Reply
-from embedkit_core.costs.billing import Purse
+from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Meter
 from embedkit_core.engine.rate_limits.user_limits import Rates
-from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.items import Lane, Ticket
+from embedkit_core.engine.scheduler.queues import Flight
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
 NO_LIMITS = Rates()
@@ -140,7 +141,7 @@ class World:
             rates=rates,
             deadline=deadline,
             cache=None,
-            purse=Purse([Meter()]),
+            purse=CallBilling([Meter()]),
             wake=lambda: self.finished.append(ticket),
         )
         wants = [(text.encode(), text, size) for text in texts]
@@ -152,13 +153,13 @@ class World:
         again = True
         while again:
             step = self.scheduler.poll(self.now)
-            for flight in step.sends:
+            for flight in step.send:
                 self._fly(flight)
-            for flight in step.commits:
+            for flight in step.commit:
                 self.scheduler.committed(flight)
-            for ticket in step.finished:
+            for ticket in step.wake:
                 ticket.wake()
-            again = bool(step.commits)
+            again = bool(step.commit)
         self._wake_at = step.wake_at
         self.peak = max(self.peak, self.scheduler.in_flight)
 

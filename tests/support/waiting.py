@@ -24,7 +24,7 @@ def _wait(embedder: Embedder, until: Callable[[dict[bytes, Item]], bool]) -> Non
     seen = threading.Event()
 
     def look() -> None:
-        if until(account.scheduler.table):
+        if until(account.scheduler.registry.items):
             seen.set()
         else:
             account.loop.call_soon(look)

@@ -6,17 +6,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from embedkit_core.calls.plan import iterator_over
 from embedkit_core.calls.stream import PATIENCE
 from embedkit_core.calls.stream_parts import Piece, Reach
 from embedkit_core.common.types import Vectors
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role
 from embedkit_core.observability.progress import ProgressTo
-
-if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
 
 TURN = 64  # rows after which an async caller's loop has its turn
 BREATH = 0.005  # seconds for which a plain iterator may hold an async caller's loop, unless one text takes longer
@@ -26,7 +23,7 @@ class AsyncStream:
     """A stream for a caller on a loop; a task of its own pulls the texts, so that nothing waits for a slow source."""
 
     def __init__(
-        self, owner: Embedder, role: Role, texts: Iterable[str] | AsyncIterable[str], progress: ProgressTo = None
+        self, owner: BaseEmbedder, role: Role, texts: Iterable[str] | AsyncIterable[str], progress: ProgressTo = None
     ) -> None:
         self._source = aiter(texts) if isinstance(texts, AsyncIterable) else _InTurns(iterator_over(texts))
         self._reach = Reach(owner, role, texts, progress)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,18 +20,15 @@ from embedkit_core.common.float_lists import collector_at_ease
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role
-from embedkit_core.costs.billing import Payment
+from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Counts
 from embedkit_core.costs.tracker import UsageTracker, trackers
 from embedkit_core.engine.runtime.process import engine, off_loop, refuse_engine_thread
-from embedkit_core.engine.scheduler.funding import most_in_all
-from embedkit_core.engine.scheduler.items import Ticket
-from embedkit_core.observability.hooks import Outcome, watched
+from embedkit_core.engine.scheduler.items import Ticket, most_in_all
+from embedkit_core.observability.hooks import Facts, Outcome, watched
 from embedkit_core.observability.progress import ProgressTo, reporter
-
-if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
 
 # What an async caller's loop is held for at most; more is prepared and assembled on threads of our own.
 INLINE, INLINE_CHARACTERS = 64, 50_000
@@ -48,6 +45,7 @@ class Call(Waits):
     """
 
     __slots__ = (
+        "_billing",
         "_deadline",
         "_done",
         "_failed",
@@ -55,7 +53,6 @@ class Call(Waits):
         "_lists",
         "_look_up",
         "_owner",
-        "_payment",
         "_plan",
         "_role",
         "_start",
@@ -65,7 +62,7 @@ class Call(Waits):
 
     def __init__(
         self,
-        owner: Embedder,
+        owner: BaseEmbedder,
         role: Role,
         texts: Iterable[str],
         *,
@@ -85,7 +82,14 @@ class Call(Waits):
         self._done = False
         self._truncated: list[int] = []
         self._failed: dict[int, EmbedKitError] = {}
-        self._payment = Payment(owner, role.input_type, trackers() if tracked is None else tracked)
+        self._billing = CallBilling.of_call(
+            owner.meter,
+            owner.budget,
+            owner.price.usd_per_million,
+            trackers() if tracked is None else tracked,
+            model=owner.model,
+            input_type=role.input_type,
+        )
         self._reporter = reporter(progress, owner.model)
         patience = owner.settings.deadline
         self._deadline = math.inf if patience is None else time.monotonic() + patience
@@ -99,7 +103,7 @@ class Call(Waits):
             EmbedKitError: it is one of the engine's own threads.
         """
         refuse_engine_thread(door)
-        with watched(self._owner, self._role, self._outcome, self._texts):
+        with watched(self._info, self._outcome):
             try:
                 with self._collector():
                     self.prepare()
@@ -113,7 +117,7 @@ class Call(Waits):
 
     async def aserve(self, finish: Callable[[], T]) -> T:
         """Get everything there is to get, and `finish`, without holding the caller's loop."""
-        with watched(self._owner, self._role, self._outcome, self._texts):
+        with watched(self._info, self._outcome):
             try:
                 with self._collector():
                     await self.off_loop(self.prepare)
@@ -124,6 +128,9 @@ class Call(Waits):
             finally:
                 self.leave()
             return await self.off_loop(finish)
+
+    def _info(self) -> Facts:
+        return call_info(self._owner, self._role, self._texts)
 
     def _outcome(self) -> Outcome:
         if self._done:
@@ -161,7 +168,7 @@ class Call(Waits):
         # A cancelled caller has left already, while this ran on a thread of ours.
         if not look_up.misses or self._left:
             look_up.close()
-        elif self._payment.is_blind:
+        elif self._billing.price_is_missing:
             look_up.close()
             self._failed = dict.fromkeys(look_up.misses, price_unknown(self._owner.model))
         elif limit := role.lane.limits.text_tokens:
@@ -194,7 +201,7 @@ class Call(Waits):
             rates=owner.settings.rates,
             deadline=self._deadline,
             cache=owner.store.keeper,
-            purse=self._payment.purse,
+            purse=self._billing,
             wake=wake,
             kept=self._role.kept,
             view=self._role.view,
@@ -262,7 +269,7 @@ class Call(Waits):
     @property
     def usage(self) -> Usage:
         """What a finished call took."""
-        usage = self._payment.usage(self._counts())
+        usage = self._billing.usage(self._counts())
         return usage if self._ticket is None else usage + self._ticket.usage
 
     # What it comes to
@@ -283,10 +290,10 @@ class Call(Waits):
         if ticket is not None:
             if ticket.broken is not None:
                 raise ticket.broken
-            failed = self._payment.restated(ticket.failed)
+            failed = self._billing.refresh_errors(ticket.failed)
             self._failed = {look_up.misses[index]: error for index, error in failed.items()}
             self._truncated += [look_up.misses[index] for index in ticket.truncated]
-        self._payment.count(self._counts())
+        self._billing.count(self._counts())
         self._done = True
         if self._rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
@@ -321,3 +328,18 @@ class Call(Waits):
         if result.failed and self._owner.settings.on_error == "raise":
             needed = sum(most_in_all(self._plan.texts[place], self._role.lane) for place in self._failed)
             raise failure_of(result, needed, kept=self._owner.store.keeper is not None)
+
+
+def call_info(owner: BaseEmbedder, role: Role, texts: object = None) -> Facts:
+    """Return what observers are given when a call or a stream begins; `texts` only if they are a list or a tuple."""
+    provider = owner.provider
+    return Facts(
+        provider=provider.telemetry_name,
+        model=provider.model,
+        address=provider.reached_at,
+        input_type=role.input_type,
+        dimensions=owner.dimensions,
+        dtype=role.form.dtype,
+        encodings=provider.encodings(role.lane.wire),
+        texts=texts if isinstance(texts, (list, tuple)) else None,
+    )

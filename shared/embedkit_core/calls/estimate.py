@@ -13,15 +13,15 @@ from embedkit_core.calls.lookup import LookUp, Nowhere
 from embedkit_core.calls.plan import Plan, complaint, flaw_of, iterator_over, make_plan
 from embedkit_core.common.errors import InputError
 from embedkit_core.common.formatting import counted_noun, dollars
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role
 from embedkit_core.costs.meter import known_usd
 from embedkit_core.costs.tokens import estimate_tokens, usd_of
 from embedkit_core.engine.batching import CAP_TEXTS, USUAL_SECONDS, Room, spread
 from embedkit_core.engine.runtime.process import engine, is_running
-from embedkit_core.engine.scheduler.funding import most_in_all
+from embedkit_core.engine.scheduler.items import most_in_all
 
 if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
     from embedkit_core.engine.rate_limits.controller import Pace
 
 PIECE = 5000  # texts that are in memory at once
@@ -83,7 +83,7 @@ class Estimate:
         return {name: dollars(value) if isinstance(value, Decimal) else value for name, value in told.items()}
 
 
-def estimate(owner: Embedder, role: Role, texts: Iterable[str], *, by_bills: bool = True) -> Estimate:
+def estimate(owner: BaseEmbedder, role: Role, texts: Iterable[str], *, by_bills: bool = True) -> Estimate:
     """Say what a call for these texts would take; reads the cache, holds some thousand texts, sends nothing."""
     pace = _pace(owner, role)
     billed = pace if by_bills else None
@@ -120,7 +120,7 @@ class _Needs:
         self.texts = self.hits = self.to_send = self.tokens = self.max_tokens = self.saved = 0
         self.source: str | None = None
 
-    def add(self, owner: Embedder, role: Role, plan: Plan, pace: Pace | None) -> None:
+    def add(self, owner: BaseEmbedder, role: Role, plan: Plan, pace: Pace | None) -> None:
         """Take in a piece."""
         look_up = LookUp(owner, role, plan, Nowhere())
         look_up.peek()
@@ -156,13 +156,15 @@ def _plans(texts: Iterable[str], role: Role) -> Iterator[Plan]:
         raise complaint(flaws, start)
 
 
-def _pace(owner: Embedder, role: Role) -> Pace | None:
+def _pace(owner: BaseEmbedder, role: Role) -> Pace | None:
     """Give what is known of how fast the model answers and counts, where this process has used it."""
     account = engine().known_account(owner.provider) if is_running() else None
-    return None if account is None else account.scheduler.turns.known_pace(role.lane.model)
+    return None if account is None else account.known_pace(role.lane.model)
 
 
-def _sizes(owner: Embedder, role: Role, plan: Plan, places: Sequence[int], pace: Pace | None) -> tuple[list[int], str]:
+def _sizes(
+    owner: BaseEmbedder, role: Role, plan: Plan, places: Sequence[int], pace: Pace | None
+) -> tuple[list[int], str]:
     """Give the tokens of each text to send, and how they are known."""
     texts = [plan.texts[place] for place in places]
     counted = [owner.provider.count_tokens(text) for text in texts]
@@ -183,7 +185,7 @@ def _guess(pace: Pace | None) -> str:
     return CORRECTED if pace is not None and pace.has_bills else GUESSED
 
 
-def _requests(owner: Embedder, role: Role, n: int, tokens: int) -> int:
+def _requests(owner: BaseEmbedder, role: Role, n: int, tokens: int) -> int:
     if not n:
         return 0
     room = Room.of(role.lane.limits)
@@ -192,11 +194,11 @@ def _requests(owner: Embedder, role: Role, n: int, tokens: int) -> int:
     return max(ceil(n / texts), ceil(tokens / room.tokens))
 
 
-def _slots(owner: Embedder) -> int:
+def _slots(owner: BaseEmbedder) -> int:
     return owner.provider.limits.at_once(owner.settings.max_concurrency)
 
 
-def _seconds(owner: Embedder, pace: Pace | None, requests: int, tokens: int) -> float | None:
+def _seconds(owner: BaseEmbedder, pace: Pace | None, requests: int, tokens: int) -> float | None:
     """Give the seconds at the limits that are known; None for a model on this machine that has not run yet."""
     if not requests:
         return 0.0

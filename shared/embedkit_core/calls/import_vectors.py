@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from embedkit_core.calls.plan import Plan, check_list, make_plan
 from embedkit_core.common.errors import CacheError, ConfigurationError, InputError
+from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Cache, Entry, InputType, Vectors
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role
 from embedkit_core.engine.runtime import cache_writer as writer
-
-if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
 
 T = TypeVar("T")
 SAME = 0.999  # the cosine of one text's vector asked twice is above this, and so its length; another model's far below
@@ -38,12 +37,13 @@ class Imported:
 
 
 def import_vectors(
-    embedder: Embedder,
+    embedder: BaseEmbedder,
     role: Role,
     texts: Iterable[str],
     vectors: Iterable[Sequence[float] | Vectors | None],
     *,
     verify: int,
+    embed: Callable[..., EmbeddingResult],
 ) -> Imported:
     """Check vectors against the model and put them into an embedder's cache, under its keys."""
     keeper = embedder.store.keeper
@@ -65,7 +65,7 @@ def import_vectors(
     _check_width(offers, role.kept.dimensions or embedder.dimensions, embedder.model)
     if embedder.has_unit_length:
         _check_lengths(offers, embedder.model)
-    _check_sample(embedder, role.input_type, plan, offers, verify)
+    _check_sample(embedder, role.input_type, plan, offers, verify, embed)
     written = 0
     for start in range(0, len(offers), ROWS):
         slab = {plan.keys[offer.place]: offer.row for offer in offers[start : start + ROWS]}
@@ -153,12 +153,19 @@ def _check_lengths(offers: Sequence[_Offer], model: str) -> None:
             )
 
 
-def _check_sample(embedder: Embedder, input_type: InputType, plan: Plan, offers: Sequence[_Offer], verify: int) -> None:
+def _check_sample(
+    embedder: BaseEmbedder,
+    input_type: InputType,
+    plan: Plan,
+    offers: Sequence[_Offer],
+    verify: int,
+    embed: Callable[..., EmbeddingResult],
+) -> None:
     """Embed a few of the texts and compare: two models can have the same width, and a cache would keep the error."""
     if not offers or not verify:
         return
     sample = spread(offers, verify)
-    found = embedder.embed([plan.texts[offer.place] for offer in sample], input_type=input_type)
+    found = embed([plan.texts[offer.place] for offer in sample], input_type=input_type)
     for error in found.failed.values():
         raise error
     _check_width(offers, found.vectors.shape[1], embedder.model)

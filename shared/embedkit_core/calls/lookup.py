@@ -13,12 +13,12 @@ from embedkit_core.calls.rows import ListRows, Rows
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import Entry, Vectors
 from embedkit_core.common.vectors import Finish, Form, overflown
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role, Source
 from embedkit_core.engine.runtime.process import engine, is_running
 
 if TYPE_CHECKING:
     from embedkit_core.cache.tiered import Found
-    from embedkit_core.embedder import Embedder
     from embedkit_core.engine.runtime.account import Account
 
 
@@ -40,7 +40,6 @@ class LookUp:
     __slots__ = (
         "_dimensions",
         "_found",
-        "_noted_in",
         "_owner",
         "_plan",
         "_role",
@@ -51,14 +50,13 @@ class LookUp:
         "truncated",
     )
 
-    def __init__(self, owner: Embedder, role: Role, plan: Plan, rows: Rows | ListRows | Nowhere) -> None:
+    def __init__(self, owner: BaseEmbedder, role: Role, plan: Plan, rows: Rows | ListRows | Nowhere) -> None:
         self._owner = owner
         self._role = role
         self._plan = plan
         self._rows = rows
         self._dimensions = role.kept.dimensions or owner.dimensions
         self._found: set[int] = set()  # dimensions that there are
-        self._noted_in: dict[object, int] | None = None
         self.account: Account | None = None
         self.hits: set[int] = set()
         self.misses: Sequence[int] = range(len(plan.keys))
@@ -101,16 +99,13 @@ class LookUp:
 
     def close(self) -> None:
         """Have nothing more remembered."""
-        if self._noted_in is not None:
-            self._noted_in.pop(self, None)
+        if self.account is not None:
+            self.account.close_lookup(self)
 
     def _open(self) -> int:
         """Have what is finished from now on remembered; give how often anything was finished before."""
         self.account = engine().account(self._owner.provider)
-        recent = self.account.scheduler.recent
-        self._noted_in = recent.lookups
-        sequence = recent.lookups[self] = recent.sequence
-        return sequence
+        return self.account.open_lookup(self)
 
     def _read(self) -> Iterator[Found]:
         keys = [self._plan.keys[place] for place in self.misses]

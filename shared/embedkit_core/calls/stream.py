@@ -6,18 +6,15 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Generator, Iterable
-from typing import TYPE_CHECKING
 
 from embedkit_core.calls.plan import iterator_over
 from embedkit_core.calls.stream_parts import Piece, Reach
 from embedkit_core.common.errors import EmbedKitError, InputError
 from embedkit_core.common.types import Vectors
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role
 from embedkit_core.engine.runtime.process import refuse_engine_thread
 from embedkit_core.observability.progress import ProgressTo
-
-if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
 
 PATIENCE = 0.1  # seconds after which a piece goes out as it is, so that a slow source holds nothing back
 
@@ -25,7 +22,7 @@ PATIENCE = 0.1  # seconds after which a piece goes out as it is, so that a slow 
 class Stream:
     """A stream for a caller that may block, and pulls the texts itself."""
 
-    def __init__(self, owner: Embedder, role: Role, texts: Iterable[str], progress: ProgressTo = None) -> None:
+    def __init__(self, owner: BaseEmbedder, role: Role, texts: Iterable[str], progress: ProgressTo = None) -> None:
         if isinstance(texts, AsyncIterable) and not isinstance(texts, Iterable):
             raise InputError("embed_iter() cannot wait for an async source; use aembed_iter()", ())
         self._source = iterator_over(texts)

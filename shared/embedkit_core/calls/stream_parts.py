@@ -7,24 +7,21 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedkit_core.calls.call import Call
+from embedkit_core.calls.call import Call, call_info
 from embedkit_core.calls.plan import flaw_of
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role
 from embedkit_core.costs.tracker import UsageTracker, trackers
 from embedkit_core.engine.batching import CAP_TEXTS, FLOOR_TEXTS
-from embedkit_core.observability.hooks import Outcome, watched
+from embedkit_core.observability.hooks import Facts, Outcome, watched
 from embedkit_core.observability.progress import OFTEN, ProgressTo, reporter
-
-if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
 
 PIECES = 4  # under way or done ahead; two keep all slots busy with full requests, two wait for a slot or for the caller
 
@@ -37,7 +34,7 @@ class Piece:
     """
 
     def __init__(
-        self, owner: Embedder, role: Role, texts: list[str], start: int, tracked: tuple[UsageTracker, ...]
+        self, owner: BaseEmbedder, role: Role, texts: list[str], start: int, tracked: tuple[UsageTracker, ...]
     ) -> None:
         self.start = start
         self.done = threading.Event()
@@ -137,7 +134,7 @@ class Piece:
 class Reach:
     """How far a stream has come, and how far it may go: `size` texts in a piece, `most` pulled and not yet given."""
 
-    def __init__(self, owner: Embedder, role: Role, texts: object, progress: ProgressTo) -> None:
+    def __init__(self, owner: BaseEmbedder, role: Role, texts: object, progress: ProgressTo) -> None:
         self._owner = owner
         self._role = role
         self._reporter = reporter(progress, owner.model, len(texts) if isinstance(texts, Sized) else None)
@@ -197,7 +194,10 @@ class Reach:
 
     def watched(self) -> AbstractContextManager[object]:
         """Watch the stream as one call, from here to its end; its texts are too many to be shown."""
-        return watched(self._owner, self._role, self._outcome)
+        return watched(self._info, self._outcome)
+
+    def _info(self) -> Facts:
+        return call_info(self._owner, self._role)
 
     def _outcome(self) -> Outcome:
         return Outcome(sum((piece.spent for piece in self._cut), self._usage))

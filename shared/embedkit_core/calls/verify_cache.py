@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +13,12 @@ from embedkit_core.calls.lookup import LookUp
 from embedkit_core.calls.plan import make_plan
 from embedkit_core.calls.rows import Rows
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.vectors import PACKED, DType
+from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import Role
-
-if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
 
 # Two answers of one model differ in the last digits, which makes a number of 8 bits another one now and then, and of a
 # thousand signs some: where the floats have 0.99995, 3 signs of 1024 differ.
@@ -74,7 +72,14 @@ class Verified:
         )
 
 
-def verify_cache(embedder: Embedder, role: Role, texts: Iterable[str], *, sample: int) -> Verified:
+def verify_cache(
+    embedder: BaseEmbedder,
+    role: Role,
+    texts: Iterable[str],
+    *,
+    sample: int,
+    embed_again: Callable[..., EmbeddingResult],
+) -> Verified:
     """Embed some of the texts that are cached once more, past the cache, and compare."""
     if embedder.store.keeper is None:
         raise ConfigurationError("verify_cache compares with the cache, and this embedder has cache=False")
@@ -89,9 +94,7 @@ def verify_cache(embedder: Embedder, role: Role, texts: Iterable[str], *, sample
         return Verified(plan.n, 0)
     chosen = spread(sorted(look_up.hits), sample)
     kept = rows.matrix[plan.first[chosen]]
-    past = embedder.without_cache()
-    past.meter = embedder.meter  # what it costs is this object's
-    fresh = past.embed([plan.texts[place] for place in chosen], input_type=role.input_type)
+    fresh = embed_again([plan.texts[place] for place in chosen], input_type=role.input_type)
     for error in fresh.failed.values():
         raise error
     cosines = _cosines(kept, fresh.vectors, role.form.dtype).tolist()

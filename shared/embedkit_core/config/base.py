@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
 from embedkit_core.cache.tiered import Store, open_store
-from embedkit_core.calls.failures import logger
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import first_positions
 from embedkit_core.common.types import Cache, InputType, LongText, RateLimiter
@@ -38,8 +38,10 @@ from embedkit_core.providers.secrets import Secret
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.account import Account
 
+logger = logging.getLogger("embedkit_core")
 
-class Configured:
+
+class BaseEmbedder:
     """One model with one cache and the settings of its calls; `Embedder` adds the doors."""
 
     def __init__(
@@ -240,7 +242,7 @@ class Configured:
 @functools.cache
 def parameter_names() -> tuple[str, ...]:
     """Give the names of the arguments an embedder takes."""
-    kinds = inspect.signature(Configured.__init__).parameters
+    kinds = inspect.signature(BaseEmbedder.__init__).parameters
     return tuple(name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD)
 
 

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.vectors import Form
@@ -18,10 +18,10 @@ from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Secret
 
 if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
     from embedkit_core.providers.base import Provider
 
 logger = logging.getLogger("embedkit_core")
+T = TypeVar("T")
 
 
 SECRETS = ("api_key", "headers", "proxy")  # arguments that hold secrets, or may
@@ -100,7 +100,7 @@ def packed(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
     }
 
 
-def unpacked(cls: type[Embedder], arguments: Mapping[str, Any], luggage: Mapping[str, Any]) -> Embedder:
+def unpacked(cls: type[T], arguments: Mapping[str, Any], luggage: Mapping[str, Any]) -> T:
     """Make the embedder again.
 
     Unpickling must not fail for a key: a worker that cannot read its task is lost without a word.

@@ -1,11 +1,10 @@
-"""Who pays for a call: the price, the meters that count it, and the budgets that bound it."""
+"""Billing of a call: the price, the meters that count it, and the budgets that bound it. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError
 from embedkit_core.common.formatting import dollars
@@ -16,17 +15,49 @@ from embedkit_core.costs.meter import Counts, Meter, counted
 from embedkit_core.costs.tokens import usd_of
 from embedkit_core.costs.tracker import UsageTracker
 
-if TYPE_CHECKING:
-    from embedkit_core.embedder import Embedder
-
 
 @dataclass(frozen=True, slots=True)
-class Purse:
-    """What a caller pays with; `price` is USD per million tokens, None where it is unknown."""
+class CallBilling:
+    """The price of a call's tokens, the meters that count them and the budgets that bound them.
+
+    `price` is USD per million tokens, None if it is unknown.
+    """
 
     meters: Sequence[Meter] = ()
     price: Decimal | None = None
     budgets: Sequence[Budget] = ()
+
+    @classmethod
+    def of_call(
+        cls,
+        meter: Meter,
+        budget: Budget | None,
+        price: Decimal | None,
+        trackers: Sequence[UsageTracker],
+        *,
+        model: str,
+        input_type: InputType,
+    ) -> CallBilling:
+        """Return the billing of one call: the embedder's own meter and budget, and those of the active trackers."""
+        meters, budgets = [meter], [budget]
+        for tracker in trackers:
+            meters.append(tracker.meter(model, input_type, price))
+            budgets.append(tracker.budget)
+        return cls(meters, price, [one for one in budgets if one is not None])
+
+    @property
+    def price_is_missing(self) -> bool:
+        """True if a budget limits dollars and the price of the model is unknown."""
+        return self.price is None and any(budget.limit_usd is not None for budget in self.budgets)
+
+    def count(self, counts: Counts) -> None:
+        """Count the outcome of the call's texts."""
+        for meter in self.meters:
+            meter.count(counts)
+
+    def usage(self, counts: Counts) -> Usage:
+        """Return the outcome of the call's texts, and what the cache hits among them saved."""
+        return counted(counts, self.price)
 
     def admits(self, tokens: int) -> bool:
         """Tell whether all budgets allow so many tokens."""
@@ -39,8 +70,12 @@ class Purse:
                 return budget_error(budget, tokens, self.price)
         return None
 
-    def restated(self, error: BudgetError) -> BudgetError:
-        """Give the error of one of these budgets as it stands by now, unless the text could be paid for by now."""
+    def refresh_errors(self, failed: Mapping[int, EmbedKitError]) -> Mapping[int, EmbedKitError]:
+        """Return the errors of texts, those of budgets with what is spent and left at the end of the call."""
+        return {n: self._refresh(error) if isinstance(error, BudgetError) else error for n, error in failed.items()}
+
+    def _refresh(self, error: BudgetError) -> BudgetError:
+        """Return the error of one of these budgets with its current figures, unless the text has room by now."""
         for budget in self.budgets:
             mine = (budget.limit_usd, budget.limit_tokens) == (error.limit_usd, error.limit_tokens)
             if mine and error.needed_tokens is not None and not budget.admits(error.needed_tokens, self.price):
@@ -88,42 +123,3 @@ def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetEr
         needed_tokens=tokens,
         usd_per_million=price,
     )
-
-
-class Payment:
-    """What one call pays with, and where it is counted; `trackers` are those of the blocks that its caller is in."""
-
-    __slots__ = ("_budgets", "_meters", "_price")
-
-    def __init__(self, owner: Embedder, input_type: InputType, trackers: tuple[UsageTracker, ...]) -> None:
-        price = self._price = owner.price.usd_per_million
-        self._meters: list[Meter] = [owner.meter]
-        self._budgets: list[Budget] = [] if owner.budget is None else [owner.budget]
-        for tracker in trackers:
-            self._meters.append(tracker.meter(owner.model, input_type, price))
-            if tracker.budget is not None:
-                self._budgets.append(tracker.budget)
-
-    @property
-    def purse(self) -> Purse:
-        """What the engine pays with."""
-        return Purse(self._meters, self._price, self._budgets)
-
-    def restated(self, failed: Mapping[int, EmbedKitError]) -> Mapping[int, EmbedKitError]:
-        """Give the errors of texts, those of budgets with what is spent and left at the end of the call."""
-        purse = self.purse
-        return {n: purse.restated(e) if isinstance(e, BudgetError) else e for n, e in failed.items()}
-
-    @property
-    def is_blind(self) -> bool:
-        """Tell whether dollars are bounded and nobody knows how many a text costs."""
-        return self._price is None and any(budget.limit_usd is not None for budget in self._budgets)
-
-    def count(self, counts: Counts) -> None:
-        """Count what became of the texts of the call."""
-        for meter in self._meters:
-            meter.count(counts)
-
-    def usage(self, counts: Counts) -> Usage:
-        """Give what became of the texts of the call, and what the hits among them saved."""
-        return counted(counts, self._price)

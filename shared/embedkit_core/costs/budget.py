@@ -14,11 +14,11 @@ from embedkit_core.common.usage import MILLION
 from embedkit_core.costs.tokens import usd_of
 
 
-class Blocked(Protocol):
-    """Who waits for money that is reserved to come back."""
+class BudgetWaiter(Protocol):
+    """A ledger with texts that wait for reserved budget to be released."""
 
-    def funds_are_back(self) -> None:
-        """Try again to send what could not be paid for."""
+    def on_budget_released(self) -> None:
+        """Note that budget was released."""
 
 
 class Budget:
@@ -49,7 +49,7 @@ class Budget:
         """Reserve nothing: what was is the parent's to settle."""
         self.reserved_tokens = 0
         self.reserved_usd = Decimal(0)
-        self.blocked: set[Blocked] = set()
+        self.blocked: set[BudgetWaiter] = set()
 
     @property
     def waits(self) -> bool:
@@ -99,4 +99,4 @@ class Budget:
         self.reserved_usd -= usd_of(reserved, price)
         blocked, self.blocked = self.blocked, set()
         for one in blocked:
-            one.funds_are_back()
+            one.on_budget_released()

@@ -9,15 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
-
-if TYPE_CHECKING:
-    from embedkit_core.config.roles import Role
-    from embedkit_core.embedder import Embedder
 
 NOBODY = nullcontext()
 
@@ -83,31 +79,29 @@ def remove_watcher(watcher: Watcher) -> None:
         watchers = tuple(one for one in watchers if one is not watcher)
 
 
-def watched(
-    owner: Embedder, role: Role, outcome: Callable[[], Outcome], texts: object | None = None
-) -> AbstractContextManager[None]:
-    """Have a `with` block watched as a call of an embedder's.
+def watched(info: Callable[[], Facts], outcome: Callable[[], Outcome]) -> AbstractContextManager[None]:
+    """Observe a `with` block as a call.
 
-    `outcome` is asked at its end, for what the call took and for an error that it does not raise.
+    Args:
+        info: Called at the beginning, if there is an observer.
+        outcome: Called at the end, for what the call took and for an error that it does not raise.
     """
-    return _Watched(owner, role, outcome, texts) if watchers else NOBODY
+    return _Watched(info, outcome) if watchers else NOBODY
 
 
 class _Watched:
     """A call with those who watch it; one of them that fails harms nobody."""
 
-    __slots__ = ("_outcome", "_owner", "_process", "_role", "_texts", "_watches")
+    __slots__ = ("_info", "_outcome", "_process", "_watches")
 
-    def __init__(self, owner: Embedder, role: Role, outcome: Callable[[], Outcome], texts: object | None) -> None:
-        self._owner = owner
-        self._role = role
+    def __init__(self, info: Callable[[], Facts], outcome: Callable[[], Outcome]) -> None:
+        self._info = info
         self._outcome = outcome
-        self._texts = texts
         self._process = os.getpid()
         self._watches: list[tuple[Watcher, Watch]] = []
 
     def __enter__(self) -> None:
-        facts = self._facts()
+        facts = self._info()
         for watcher in watchers:
             try:
                 self._watches.append((watcher, watcher.begin(facts)))
@@ -125,20 +119,6 @@ class _Watched:
                 watch.end(outcome)
             except Exception as failure:
                 _complain(watcher, failure)
-
-    def _facts(self) -> Facts:
-        owner, role, texts = self._owner, self._role, self._texts
-        provider = owner.provider
-        return Facts(
-            provider=provider.telemetry_name,
-            model=provider.model,
-            address=provider.reached_at,
-            input_type=role.input_type,
-            dimensions=owner.dimensions,
-            dtype=role.form.dtype,
-            encodings=provider.encodings(role.lane.wire),
-            texts=texts if isinstance(texts, (list, tuple)) else None,
-        )
 
 
 def _complain(watcher: Watcher, failure: Exception) -> None:

@@ -68,8 +68,8 @@ def snapshot() -> list[Snapshot]:
 def _standing(account: Account) -> list[Snapshot]:
     now, scheduler = account.loop.time(), account.scheduler
     told: list[Snapshot] = []
-    parked, unpaid = scheduler.parked.items(), scheduler.treasury.unpaid
-    for pace, queues in scheduler.turns.by_pace().items():
+    parked, unpaid = scheduler.retry_queue.items(), scheduler.ledger.awaiting_budget
+    for pace, queues in scheduler.dispatcher.by_pace().items():
         limits = {limit.kind: limit.most for limit in pace.limits_known()}
         failure, window = pace.last_failure, limits.get("requests in flight")
         rooms = [queue.room for queue in queues]

@@ -212,7 +212,7 @@ def test_a_failure_withdraws_what_is_pending_at_once():
     with pytest.raises(BadTextError):
         list(embedder.embed_iter(itertools.chain(["text 0"], (f"text {i}" for i in range(1, 100_000)))))
     embedder.embed(["the next one"])
-    assert not engine().account(embedder.provider).scheduler.table
+    assert not engine().account(embedder.provider).scheduler.registry.items
     assert len(server.billed) <= MOST + 1
 
 

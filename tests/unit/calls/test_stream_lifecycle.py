@@ -47,7 +47,7 @@ def check_that_nothing_more_was_sent(embedder: Embedder, server: OpenAIServer) -
     embedder.embed(["the next one"])
     assert len(server.requests) == 4
     assert server.requests[-1].texts == ("the next one",)
-    assert not engine().account(embedder.provider).scheduler.table
+    assert not engine().account(embedder.provider).scheduler.registry.items
 
 
 @pytest.mark.parametrize("how", ["closed", "abandoned", "left by an exception"])
@@ -130,7 +130,7 @@ def test_a_loop_that_ends_in_the_middle_of_a_stream_leaves_nothing():
     with pytest.raises(StopAsyncIteration):
         asyncio.run(anext(kept[0]))
     embedder.embed(["the next one"])
-    assert not engine().account(embedder.provider).scheduler.table
+    assert not engine().account(embedder.provider).scheduler.registry.items
 
 
 def test_a_stream_that_is_never_begun_pulls_nothing():
@@ -228,7 +228,7 @@ def test_a_long_stream_holds_no_more_than_its_lookahead_and_what_threads_are_pas
     assert MOST / 2 <= Counted.most <= 2 * MOST
     embedder.embed(["the next one"])
     scheduler = engine().account(embedder.provider).scheduler
-    assert not scheduler.table
+    assert not scheduler.registry.items
     assert not scheduler.recent.lookups
     assert not list(scheduler.recent)
 

@@ -302,7 +302,7 @@ def test_a_deadline_ends_a_call_and_what_is_under_way_is_kept_all_the_same():
     assert len({id(error) for error in ticket.failed.values()}) == 100
     world.run()
     assert world.server.requests == 1
-    assert not world.scheduler.table
+    assert not world.scheduler.registry.items
 
 
 def test_a_deadline_of_one_caller_leaves_the_text_to_another():
@@ -320,7 +320,7 @@ def test_a_deadline_that_was_kept_holds_nothing_of_the_call_for_longer():
     for i in range(100):
         world.submit([f"text {i}"], deadline=world.now + 600)
         world.run(until=1)
-    assert not world.scheduler.deadlines._tickets
+    assert not world.scheduler.registry.deadlines._tickets
     assert world.scheduler.poll(world.now).wake_at is None or world.scheduler.poll(world.now + 601).wake_at is None
 
 

@@ -161,7 +161,7 @@ async def test_who_joins_while_the_limiter_waits_is_served_when_the_first_leaves
     await asyncio.to_thread(limiter.arrived.acquire)
     second = asyncio.create_task(model.aembed_documents(["b"]))
     scheduler = engine().account(model.embedder.provider).scheduler
-    while len(scheduler.table[key(model, "b")].waiters) < 2:  # noqa: ASYNC110 - the engine tells nobody
+    while len(scheduler.registry.items[key(model, "b")].waiters) < 2:  # noqa: ASYNC110 - the engine tells nobody
         await asyncio.sleep(0.001)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -202,7 +202,7 @@ async def test_a_query_waits_for_one_permit_of_others_at_most():
     bulk = asyncio.create_task(model.aget_text_embedding_batch(numbered(50)))
     await asyncio.to_thread(limiter.arrived.acquire)
     query = asyncio.create_task(model.aget_query_embedding("a query"))
-    table = engine().account(model.embedder.provider).scheduler.table
+    table = engine().account(model.embedder.provider).scheduler.registry.items
     while key(model, "a query") not in table:  # noqa: ASYNC110 - the engine tells nobody
         await asyncio.sleep(0.001)
     limiter.open.set()

@@ -134,7 +134,7 @@ def test_a_caller_with_another_cache_who_joins_during_a_commit_has_its_row_kept_
     second = threading.Thread(target=joiner.embed, args=(["one"],))
     second.start()
     account = engine().account(joiner.provider)
-    wait_for(lambda: sum(len(item.waiters) for item in account.scheduler.table.values()) == 2)
+    wait_for(lambda: sum(len(item.waiters) for item in account.scheduler.registry.items.values()) == 2)
     slow.gate.set()
     first.join(20)
     second.join(20)

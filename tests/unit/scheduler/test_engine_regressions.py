@@ -115,8 +115,8 @@ def test_a_new_lane_for_every_call_costs_no_memory_and_no_time():
     for i in range(1200):
         fake(server, provider_options={"user": str(i)}).embed(["one"])
     scheduler = engine().account(fake(server).provider).scheduler
-    assert len(scheduler.turns._lanes) <= 513
-    assert len(scheduler.turns.busy) <= 2
+    assert len(scheduler.dispatcher._lanes) <= 513
+    assert len(scheduler.dispatcher.busy) <= 2
 
 
 def test_withdrawn_texts_do_not_stay_in_the_queues():
@@ -130,7 +130,7 @@ def test_withdrawn_texts_do_not_stay_in_the_queues():
     seen = threading.Event()
     engine().call(account, seen.set)
     assert seen.wait(10)
-    assert all(len(queue._bulk) <= 64 for queue in account.scheduler.turns._lanes.values())
+    assert all(len(queue._bulk) <= 64 for queue in account.scheduler.dispatcher._lanes.values())
     server.release()
 
 

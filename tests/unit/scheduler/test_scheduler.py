@@ -8,13 +8,14 @@ import numpy as np
 from embedkit_core.calls.rows import Rows
 from embedkit_core.common.errors import BudgetError, RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.common.types import Limits, Reply
-from embedkit_core.costs.billing import Purse
+from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 from embedkit_core.engine.rate_limits.limiter import Gate
 from embedkit_core.engine.rate_limits.user_limits import Rates
 from embedkit_core.engine.scheduler.dispatch import QUERIES_IN_A_ROW
-from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.items import Lane, Ticket
+from embedkit_core.engine.scheduler.queues import Flight
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
 LANE = Lane(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, {})
@@ -51,7 +52,7 @@ class Desk:
             rates=Rates(),
             deadline=float("inf"),
             cache=None,
-            purse=Purse([Meter()], None, [budget] if budget else []),
+            purse=CallBilling([Meter()], None, [budget] if budget else []),
             wake=lambda: self.woken.append(ticket),
         )
         self.scheduler.submit(ticket, lane, [(text.encode(), text, 1) for text in texts], self.now)
@@ -59,17 +60,17 @@ class Desk:
 
     def poll(self) -> list[Flight]:
         step = self.scheduler.poll(self.now)
-        for ticket in step.finished:
+        for ticket in step.wake:
             ticket.wake()
         self.wake_at = step.wake_at
-        self.asks = step.asks
-        return step.sends
+        self.asks = step.acquire
+        return step.send
 
     def answer(self, *flights: Flight) -> None:
         for flight in flights:
             n = len(flight.items)
             self.scheduler.replied(flight, Reply(np.ones((n, 2), np.float32), n), self.now)
-            for done in self.scheduler.poll(self.now).commits:
+            for done in self.scheduler.poll(self.now).commit:
                 self.scheduler.committed(done)
         self.next_sends = self.poll()
 
@@ -158,7 +159,7 @@ def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
     desk.scheduler.withdraw(ticket)
     desk.now += 10.0
     assert desk.poll() == []
-    assert not desk.scheduler.table
+    assert not desk.scheduler.registry.items
 
 
 def test_lanes_take_turns():
@@ -199,7 +200,7 @@ def test_a_permit_does_not_overrule_a_bound_that_became_stricter_meanwhile():
     assert desk.poll() == []
     (asked,) = desk.asks
     desk.submit(["strict"], bound=1)
-    desk.scheduler.permitted(asked)
+    desk.scheduler.permit_granted(asked)
     assert desk.poll() == []
     desk.answer(flying)
     assert desk.next_sends == [asked]
@@ -213,7 +214,7 @@ def test_a_permit_that_comes_while_all_are_told_to_slow_down_waits_with_them():
     desk.submit(["other"])
     (other,) = desk.poll()
     desk.scheduler.failed(other, RateLimitError("slow down", retry_after=7.0), desk.now)
-    desk.scheduler.permitted(asked)
+    desk.scheduler.permit_granted(asked)
     assert desk.poll() == []
     assert desk.wake_at == 17.0
     desk.now += 7.0
@@ -230,8 +231,8 @@ def test_a_permit_of_a_model_that_must_wait_holds_up_no_other_models():
     desk.submit(["refused"])
     (refused,) = desk.poll()
     desk.scheduler.failed(refused, RateLimitError("slow down", retry_after=7.0), desk.now)
-    desk.scheduler.permitted(asked["fake:model"])
-    desk.scheduler.permitted(asked["fake:other"])
+    desk.scheduler.permit_granted(asked["fake:model"])
+    desk.scheduler.permit_granted(asked["fake:other"])
     assert desk.poll() == [asked["fake:other"]]
 
 

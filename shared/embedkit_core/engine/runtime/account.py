@@ -10,16 +10,19 @@ import random
 import threading
 import traceback
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError, ProviderError, TimedOutError
 from embedkit_core.common.fork_safety import importing
-from embedkit_core.engine.runtime.cache_writer import Job, Writer
-from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.runtime.cache_writer import WriteJob, Writer
+from embedkit_core.engine.scheduler.items import Lane, Ticket
+from embedkit_core.engine.scheduler.queues import Flight
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from embedkit_core.engine.rate_limits.controller import Pace
     from embedkit_core.providers.base import Client
     from embedkit_core.providers.secrets import Secret
 
@@ -40,6 +43,7 @@ class Account:
         connect: Callable[[], Client],
         in_flight: int | None,
         loop: asyncio.AbstractEventLoop,
+        call: Callable[[Account, Callable[[], None]], None],
         writer: Writer,
         secret: Secret | None = None,
         endpoint: str = "",
@@ -54,11 +58,28 @@ class Account:
         self._connect = connect
         self._client: Client | None = None
         self.loop = loop
+        self._call = call
         self._writer = writer
         self._refreshing: asyncio.Future[ProviderError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[Ticket] = set()
+
+    # For caller threads
+
+    def open_lookup(self, lookup: object) -> int:
+        """Keep rows that are completed while a caller reads the cache. Return how often any were completed before."""
+        return self.scheduler.recent.open(lookup)
+
+    def close_lookup(self, lookup: object) -> None:
+        """Keep nothing more for a caller's look-up."""
+        self.scheduler.recent.close(lookup)
+
+    def known_pace(self, model: str) -> Pace | None:
+        """Return the rate controller of a model that was used lately."""
+        return self.scheduler.dispatcher.known_pace(model)
+
+    # For the loop thread
 
     def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object) -> None:
         """Take on a ticket; its look-up of the cache ends here."""
@@ -66,16 +87,19 @@ class Account:
         try:
             self.scheduler.submit(ticket, lane, wants, self.loop.time())
         finally:
-            self.scheduler.recent.lookups.pop(lookup, None)
+            self.close_lookup(lookup)
 
     def withdraw(self, ticket: Ticket, lookup: object) -> None:
         """Let a caller leave."""
-        self.scheduler.recent.lookups.pop(lookup, None)
+        self.close_lookup(lookup)
         self._waiting.discard(ticket)
         self.scheduler.withdraw(ticket)
 
-    def committed(self, flight: Flight) -> None:
-        """Take in that the rows of a request are kept."""
+    def _rows_written(self, flight: Flight) -> None:
+        """Accept on the writer thread that the rows of a request are in their caches."""
+        self._call(self, partial(self._committed, flight))
+
+    def _committed(self, flight: Flight) -> None:
         if self.scheduler.owns(flight):
             self.scheduler.committed(flight)
 
@@ -95,28 +119,28 @@ class Account:
             pass
 
     def _pump_once(self) -> bool:
-        step = self.scheduler.poll(self.loop.time())
-        for flight in step.asks:
+        actions = self.scheduler.poll(self.loop.time())
+        for flight in actions.acquire:
             threading.Thread(
                 target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=USERS_THREAD, daemon=True
             ).start()
-        for flight in step.sends:
+        for flight in actions.send:
             task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         at_once = False
-        for flight in step.commits:
+        for flight in actions.commit:
             if keep := flight.to_keep():
-                self._writer.put(Job(self, flight, keep))
+                self._writer.put(WriteJob(flight, keep, partial(self._rows_written, flight)))
             else:
                 self.scheduler.committed(flight)
                 at_once = True
-        for ticket in step.finished:
+        for ticket in actions.wake:
             self._waiting.discard(ticket)
             ticket.wake()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if step.wake_at is None else self.loop.call_at(step.wake_at, self.pump)
+        self._timer = None if actions.wake_at is None else self.loop.call_at(actions.wake_at, self.pump)
         return at_once
 
     def _ask(self, flight: Flight, tokens: int) -> None:
@@ -134,7 +158,7 @@ class Account:
     def _asked(self, flight: Flight, barred: ProviderError | None) -> None:
         if self.scheduler.owns(flight):
             scheduler = self.scheduler
-            self.tell(lambda: scheduler.barred(flight, barred) if barred else scheduler.permitted(flight))
+            self.tell(lambda: scheduler.limiter_failed(flight, barred) if barred else scheduler.permit_granted(flight))
         self.pump()
 
     async def _fly(self, flight: Flight) -> None:
@@ -209,7 +233,7 @@ class Account:
     def _give_up_all(self, error: Exception) -> None:
         """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""
         self.scheduler.stop()
-        self.scheduler.treasury.lose_all()
+        self.scheduler.ledger.mark_all_unconfirmed()
         self.scheduler = self._new_scheduler()
         waiting, self._waiting = self._waiting, set()
         for ticket in waiting:
@@ -219,7 +243,7 @@ class Account:
 
     def _new_scheduler(self) -> Scheduler:
         rng = random.Random()  # noqa: S311 - jitter
-        return Scheduler(in_flight=self._in_flight, rng=rng, nudge=lambda: self.loop.call_soon(self.pump))
+        return Scheduler(in_flight=self._in_flight, rng=rng, request_poll=lambda: self.loop.call_soon(self.pump))
 
     @property
     def flying(self) -> bool:
@@ -229,7 +253,7 @@ class Account:
     @property
     def idle(self) -> bool:
         """Tell whether nothing is under way."""
-        return not (self.scheduler.in_flight or self.scheduler.table or self.scheduler.recent.lookups)
+        return not (self.scheduler.in_flight or self.scheduler.registry.items or self.scheduler.recent.lookups)
 
     async def aclose(self) -> None:
         """Close the client; a later request makes a new one."""

@@ -7,14 +7,11 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import Cache, Entry
-from embedkit_core.engine.scheduler.items import Flight
-
-if TYPE_CHECKING:
-    from embedkit_core.engine.runtime.account import Account
+from embedkit_core.engine.scheduler.queues import Flight
 
 logger = logging.getLogger("embedkit_core")
 
@@ -25,29 +22,28 @@ turn = ForkLock()  # to write to a cache: `set_many` is called from one thread a
 TOGETHER = 128  # rows, after which a transaction takes in no further request
 
 
-class Job(NamedTuple):
-    """Rows of an answered request, and for each cache the places of those it is to keep."""
+class WriteJob(NamedTuple):
+    """Rows of an answered request, and for each cache the places of those to write; `written` is called afterwards."""
 
-    account: Account
     flight: Flight
     keep: list[tuple[Cache, list[int]]]
+    written: Callable[[], None]
 
 
 class Writer:
-    """Writes the rows of answered requests to their caches, then calls `kept` with the same jobs.
+    """Writes the rows of answered requests to their caches, then calls each job's `written`.
 
     A write that fails is counted in `failures` and logged once a cache; the answer is given all the same. The queue
-    is bounded by the requests in flight: a slot is free again only after `kept`.
+    is bounded by the requests in flight: a slot is free again only after `written`.
     """
 
-    def __init__(self, kept: Callable[[list[Job]], None]) -> None:
-        self._kept = kept
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[WriteJob | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
         self._complained: set[int] = set()
         self.failures = 0
 
-    def put(self, job: Job) -> None:
+    def put(self, job: WriteJob) -> None:
         """Hand over an answered request; called on the loop thread only."""
         if self.thread is None:
             thread = threading.Thread(target=self._run, name="embedkit-writer", daemon=True)
@@ -71,7 +67,7 @@ class Writer:
         Not with all of it: the slots of these requests are free only when it is written, and one after the other keeps
         more of them busy than all at once. Between two turns nothing holds a job, and by it a caller's whole result.
         """
-        jobs: list[Job] = []
+        jobs: list[WriteJob] = []
         more = self._queue.get()
         while more is not None:
             jobs.append(more)
@@ -80,12 +76,13 @@ class Writer:
             more = self._queue.get()
         if jobs:
             self._write(jobs)
-            self._kept(jobs)
+            for job in jobs:
+                job.written()
         return more is not None
 
-    def _write(self, jobs: list[Job]) -> None:
+    def _write(self, jobs: list[WriteJob]) -> None:
         batches: dict[int, tuple[Cache, list[tuple[bytes, Entry]]]] = {}
-        for _, flight, keep in jobs:
+        for flight, keep, _ in jobs:
             rows = flight.rows
             assert rows is not None
             rows.flags.writeable = False  # a cache is given a view, and must not change what callers get

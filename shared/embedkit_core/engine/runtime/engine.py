@@ -9,12 +9,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.engine.runtime.account import USERS_THREAD, Account
-from embedkit_core.engine.runtime.cache_writer import Job, Writer
+from embedkit_core.engine.runtime.cache_writer import Writer
 from embedkit_core.engine.scheduler.items import Lane, Ticket
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Engine:
         self._accounts: dict[Any, Account] = {}
         self._closing = False
         self._loop = asyncio.new_event_loop()
-        self._writer = Writer(self._kept)
+        self._writer = Writer()
         self._pool: ThreadPoolExecutor | None = None
         self.thread = threading.Thread(target=self._run, name="embedkit-engine", daemon=True)
         # A thread started in a context would hand the caller's variables to every request.
@@ -55,6 +54,7 @@ class Engine:
                     connect=provider.connect,
                     in_flight=provider.limits.in_flight,
                     loop=self._loop,
+                    call=self.call,
                     writer=self._writer,
                     secret=provider.secret,
                     endpoint=provider.endpoint,
@@ -142,10 +142,6 @@ class Engine:
             touched[account] = None
         for account in touched:
             account.pump()
-
-    def _kept(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            self.call(job.account, partial(job.account.committed, job.flight))
 
     def _release(self, account: Account) -> None:
         account.users -= 1

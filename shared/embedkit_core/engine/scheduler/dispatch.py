@@ -10,8 +10,8 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from embedkit_core.engine.rate_limits.controller import Pace
-from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
-from embedkit_core.engine.scheduler.queues import LaneQueue
+from embedkit_core.engine.scheduler.items import Lane, Ticket
+from embedkit_core.engine.scheduler.queues import Flight, LaneQueue
 
 LANES = 512  # idle ones remember limits and that they have answered before; more are not worth their memory
 T = TypeVar("T")

@@ -1,13 +1,13 @@
-"""What becomes of a request that failed: tried again, halved, searched for the bad text, cut, or given up.
+"""What happens to a failed request: the decisions, as data that the scheduler applies. No I/O.
 
-Who decides: the provider says what happened (the error's type), this module what follows, each waiter's own policy
-when enough is enough.
+The provider says what happened (the error's type), this module decides what follows, and each waiter's own policy
+limits the number of retries.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING
+import random
+from dataclasses import dataclass
 
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -23,207 +23,218 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.costs.tokens import estimate_tokens
 from embedkit_core.engine.batching import Room
-from embedkit_core.engine.scheduler import long_text as longtext
-from embedkit_core.engine.scheduler.items import Flight, Group, Item
+from embedkit_core.engine.scheduler import long_text
+from embedkit_core.engine.scheduler.items import Group, Item, Waiter
+from embedkit_core.engine.scheduler.log_events import Notes
+from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.engine.scheduler.retry import RetryPolicy
 
-if TYPE_CHECKING:
-    from embedkit_core.engine.scheduler.scheduler import Scheduler
-
-ASKS = 3  # how often a request may be put differently before its refusal stands
-CUTS = 16  # how often a text may be cut before its refusal stands
-SHORT = 512  # tokens, estimated, under which a text alone cannot be what makes a request too large
-DOUBTS = 8  # requests refused one after the other; halving 32 texts comes to a single one with the sixth
-
-
-def settle(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> None:
-    """Free the slot of a failed request and decide for each of its texts."""
-    flight.lane.pace.note(error, now)
-    delay = _slow_down(scheduler, flight, error, now) if error.retryable else 0.0
-    scheduler.turns.release(flight)
-    items = scheduler.drop_unwanted(flight)
-    if not items:
-        return
-    if error.retryable:
-        if texts := _try_again(scheduler, items, error, until=now + delay):
-            scheduler.notes.failed(flight, error, texts, delay, now)
-    elif isinstance(error, EncodingRefusedError) and all(item.asks < ASKS for item in items):
-        for item in items:
-            item.asks += 1
-        flight.lane.enter(items, front=True)
-    elif isinstance(error, TextTooLongError) and any(place in error.positions for place in range(len(flight.items))):
-        _treat_known_long(scheduler, flight, error)  # a position beyond the request is a slip of the server's
-    elif isinstance(error, (TextTooLongError, RequestTooLargeError)):
-        _halve(scheduler, flight, items, error, now)
-    elif isinstance(error, BadTextError):
-        _search(scheduler, flight, items, error)
-    elif isinstance(error, BadReplyError) and not error.lasts:
-        give_up(scheduler, items, error)
-    elif isinstance(error, (BadReplyError, AuthenticationError, BadRequestError, QuotaError)):
-        # It is the request itself: what waits in this lane would come to the same, and may be billed.
-        flight.lane.proven = False
-        give_up_lane(scheduler, flight, error)
-    else:
-        give_up(scheduler, items, error)
+MAX_ENCODING_RETRIES = 3  # per text, before the refusal of an encoding is final
+MAX_TRUNCATIONS = 16  # per text, before its refusal is final
+MIN_LONG_TOKENS = 512  # estimated; a shorter text cannot make a request too large by itself
+MAX_PROBE_FAILURES = 8  # consecutive refusals; halving 32 texts reaches a single one with the sixth
 
 
-def give_up(scheduler: Scheduler, items: list[Item], error: ProviderError) -> None:
-    """Fail items for good, for everybody who waits; each gets a copy of the error."""
-    for item in items:
-        root = item.root
-        for waiter in list(item.waiters):
-            scheduler.give_up(waiter.ticket, waiter.index, copy.copy(error))
-        item.waiters.clear()
-        scheduler.drop(item)
-        scheduler.drop(root)
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Send items again at the time `until`, as far as their waiters have retries left."""
+
+    items: list[Item]
+    until: float
 
 
-def give_up_lane(scheduler: Scheduler, flight: Flight, error: ProviderError) -> None:
-    """Fail the texts of a request, and all that wait where it came from."""
-    lane = flight.lane
-    waiting = [item for item in scheduler.table.values() if item.lane is lane and item.home is not None]
-    waiting += [item for item in scheduler.parked.items() if item.lane is lane]
-    asking = lane.asking.items if lane.asking is not None else []
-    give_up(scheduler, [item for item in [*flight.items, *waiting, *asking] if item.waiters], error)
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Put items at the front of their queue."""
+
+    items: list[Item]
 
 
-def _slow_down(scheduler: Scheduler, flight: Flight, error: ProviderError, now: float) -> float:
-    """Let the pace of the model learn from a failure that may pass, and give the seconds until the next try."""
-    pace = flight.lane.pace
-    known = {limit.kind for limit in pace.limits_known()}
-    delay = pace.failed(flight.sent, error, now)
-    for limit in pace.limits_known():
-        if limit.kind not in known:
-            scheduler.notes.learned(flight, str(limit), now)
-    asked = error.retry_after is not None and error.retry_after > 0
-    if delay is None or asked:
-        delay = scheduler.retry.delay(flight.items[0].failures, error, scheduler.rng)
-    if asked or isinstance(error, RateLimitError):  # one refusal slows everybody down who uses this model
-        pace.pause(now + delay)
-    return delay
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Send each group as a request of its own, before everything else that waits."""
+
+    groups: list[Group]
 
 
-def _try_again(scheduler: Scheduler, items: list[Item], error: ProviderError, *, until: float) -> int:
-    """Park items until the next try, and say how many; waiters whose retries are used up are told now."""
-    again: list[Item] = []
-    for item in items:
-        item.failures += 1
-        for waiter in list(item.waiters):
-            joined_at = waiter.joined_at if item.parent is None else 0
-            if item.failures - joined_at > waiter.ticket.max_retries:
-                item.waiters.remove(waiter)
-                scheduler.give_up(waiter.ticket, waiter.index, copy.copy(error))
-        if item.waiters:
-            again.append(item)
-        else:
-            scheduler.drop(item)
-            scheduler.drop(item.root)
-    if again:
-        scheduler.parked.add(again, until=until)
-    return len(again)
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Send an item again with the request that asks the provider to truncate it."""
+
+    item: Item
 
 
-def _halves(flight: Flight, items: list[Item]) -> None:
-    # A query that joined while the batch was in the air goes on with queries only.
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Fail items for all their waiters."""
+
+    items: list[Item]
+    error: ProviderError
+
+
+@dataclass(frozen=True, slots=True)
+class FailQueue:
+    """Fail the request's items and everything that waits in its queue: the request itself is at fault."""
+
+    error: ProviderError
+
+
+Decision = Retry | Requeue | Split | Truncate | Fail | FailQueue
+
+
+def exhausted(item: Item) -> list[Waiter]:
+    """Return the waiters of an item whose retries are used up."""
+    return [waiter for waiter in item.waiters if _failures_for(waiter, item) > waiter.ticket.max_retries]
+
+
+def _failures_for(waiter: Waiter, item: Item) -> int:
+    return item.failures - (waiter.joined_at if item.parent is None else 0)
+
+
+class FailurePolicy:
+    """Decides what happens to the texts of failed requests, and what the rate controller learns from them."""
+
+    def __init__(self, retry: RetryPolicy, rng: random.Random, log: Notes) -> None:
+        self._retry = retry
+        self._rng = rng
+        self._log = log
+
+    def back_off(self, request: Flight, error: ProviderError, now: float) -> float:
+        """Let the model's rate controller learn from a transient failure. Return the seconds until the next try."""
+        pace = request.lane.pace
+        known = {limit.kind for limit in pace.limits_known()}
+        delay = pace.failed(request.sent, error, now)
+        for limit in pace.limits_known():
+            if limit.kind not in known:
+                self._log.learned(request, str(limit), now)
+        asked = error.retry_after is not None and error.retry_after > 0
+        if delay is None or asked:
+            delay = self._retry.delay(request.items[0].failures, error, self._rng)
+        if asked or isinstance(error, RateLimitError):  # one refusal slows down every caller of the model
+            pace.pause(now + delay)
+        return delay
+
+    def decide(
+        self, request: Flight, items: list[Item], error: ProviderError, *, until: float, bound: int, now: float
+    ) -> list[Decision]:
+        """Decide what happens to the items of a failed request that still have waiters.
+
+        Args:
+            request: The request; its slot is free already.
+            items: Those of its items that still have waiters.
+            error: What the provider answered.
+            until: The time of the next try, for a transient failure.
+            bound: The number of requests that may be in flight.
+            now: The current time.
+        """
+        if error.retryable:
+            return [Retry(items, until)]
+        if isinstance(error, EncodingRefusedError) and all(item.asks < MAX_ENCODING_RETRIES for item in items):
+            for item in items:
+                item.asks += 1
+            return [Requeue(items)]
+        # A position outside the request is a server's mistake.
+        if isinstance(error, TextTooLongError) and any(p in error.positions for p in range(len(request.items))):
+            return self._shorten_named(request, error)
+        if isinstance(error, (TextTooLongError, RequestTooLargeError)):
+            return self._halve(request, items, error, now)
+        if isinstance(error, BadTextError):
+            return self._search(request, items, error, bound)
+        lasting = isinstance(error, BadReplyError) and error.lasts
+        if lasting or isinstance(error, (AuthenticationError, BadRequestError, QuotaError)):
+            # The request itself is at fault: what waits in this queue would fail alike, and may be billed.
+            request.lane.proven = False
+            return [FailQueue(error)]
+        return [Fail(items, error)]
+
+    def _halve(
+        self, request: Flight, items: list[Item], error: TextTooLongError | RequestTooLargeError, now: float
+    ) -> list[Decision]:
+        """Halve a request that was too large; a single text that is too large is too long."""
+        queue = request.lane
+        if isinstance(error, TextTooLongError) or (len(request.items) == 1 and items[0].size >= MIN_LONG_TOKENS):
+            return [_shorten(items[0], error)] if len(request.items) == 1 else _halves(items)
+        queue.refused += 1
+        if len(request.items) > 1:
+            queue.room.halve([item.size for item in request.items], counts_texts=error.counts_texts)
+            limits = f"requests hold {queue.room.texts:,} texts and {queue.room.tokens:,} tokens"
+            self._log.learned(request, limits, now)
+            return _halves(items)
+        # A short text alone is too large, so no size is right: what was learned on the way down to it is no limit. If
+        # nothing passed on the way either, the request itself is at fault.
+        queue.room = Room.of(queue.lane.limits)
+        return [FailQueue(error)] if queue.refused > MAX_PROBE_FAILURES else [Fail(items, error)]
+
+    def _search(self, request: Flight, items: list[Item], error: BadTextError, bound: int) -> list[Decision]:
+        """Search for the text that a refusal is about, by halving; a text that is refused alone fails alone.
+
+        Consecutive refusals make the queue unverified: it goes back to one request at a time. If these are refused
+        too, down to single texts chosen at random, the request itself is at fault, and what waits fails with it.
+        """
+        queue = request.lane
+        queue.refused += 1
+        if queue.proven and queue.refused > bound:
+            queue.proven = False
+        if not queue.proven and queue.in_flight == 0:
+            queue.doubts += 1
+        if queue.doubts >= MAX_PROBE_FAILURES:
+            queue.doubts = 0
+            return [FailQueue(error)]
+        if len(items) == 1:
+            return [Fail(items, error)]
+        self._rng.shuffle(items)
+        return _halves(items)
+
+    @staticmethod
+    def _shorten_named(request: Flight, error: TextTooLongError) -> list[Decision]:
+        """Shorten the texts that the error names; send the others again."""
+        wanted = {position: item for position, item in enumerate(request.items) if item.waiters}
+        decisions = [
+            _shorten(item, error.of(error.positions[position]))
+            for position, item in wanted.items()
+            if position in error.positions
+        ]
+        return [*decisions, Requeue([item for position, item in wanted.items() if position not in error.positions])]
+
+
+def _halves(items: list[Item]) -> list[Decision]:
+    # A query that joined while the batch was in flight goes on with queries only.
     bulk = [item for item in items if not item.urgent]
+    queries: list[Item] = []
     if 0 < len(bulk) < len(items):
-        flight.lane.enter([item for item in items if item.urgent], front=True)
-        items = bulk
+        queries, items = [item for item in items if item.urgent], bulk
     middle = (len(items) + 1) // 2
-    for half in (items[:middle], items[middle:]):
-        flight.lane.enter_group(Group(half, items[0].urgent))
+    return [Requeue(queries), Split([Group(half, items[0].urgent) for half in (items[:middle], items[middle:])])]
 
 
-def _halve(
-    scheduler: Scheduler, flight: Flight, items: list[Item], error: TextTooLongError | RequestTooLargeError, now: float
-) -> None:
-    """Send a request that was too large again in two; a single text that is too large is too long."""
-    lane = flight.lane
-    if isinstance(error, TextTooLongError) or (len(flight.items) == 1 and items[0].size >= SHORT):
-        if len(flight.items) == 1:
-            _treat_long(scheduler, items[0], error)
-        else:
-            _halves(flight, items)
-        return
-    lane.refused += 1
-    if len(flight.items) > 1:
-        lane.room.halve([item.size for item in flight.items], counts_texts=error.counts_texts)
-        scheduler.notes.learned(flight, f"requests hold {lane.room.texts:,} texts and {lane.room.tokens:,} tokens", now)
-        _halves(flight, items)
-        return
-    # A short text alone is too large: no size is right. What was learned on the way down to it is no limit, and if
-    # nothing has passed on that way either, the request is to blame.
-    lane.room = Room.of(lane.lane.limits)
-    if lane.refused > DOUBTS:
-        give_up_lane(scheduler, flight, error)
-    else:
-        give_up(scheduler, items, error)
-
-
-def _treat_known_long(scheduler: Scheduler, flight: Flight, error: TextTooLongError) -> None:
-    fine: list[Item] = []
-    for place, item in enumerate(flight.items):
-        if not item.waiters:
-            continue
-        if place in error.positions:
-            _treat_long(scheduler, item, error.of(error.positions[place]))
-        else:
-            fine.append(item)
-    flight.lane.enter(fine, front=True)
-
-
-def _treat_long(scheduler: Scheduler, item: Item, error: ProviderError) -> None:
-    """Cut, split or give up one text that the model refuses as too long, by the lane's policy."""
+def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Decision:
+    """Truncate, split or fail one text that the model refuses as too long, by the queue's long-text policy."""
     tokens, limit = (error.tokens, error.limit) if isinstance(error, TextTooLongError) else (None, None)
-    policy = item.lane.lane.long_text
+    spec = item.lane.lane
     item.cuts += 1
-    if policy == "truncate" and item.lane.lane.cutting is not None:
-        scheduler.have_cut(item)
-        item.lane.enter([item], front=True)
-    elif (
-        policy == "truncate"
-        and not item.lane.lane.cuts
-        and item.cuts <= CUTS
-        and (shorter := longtext.shorten(item.text, tokens, limit))
-    ):
-        item.text, item.cut = shorter, True
-        item.size = estimate_tokens(shorter, shorter.encode())
-        item.lane.enter_group(Group([item], item.urgent))
-    elif policy == "mean" and item.cuts <= CUTS and len(item.text) > 1:
-        _split(item, tokens, limit)
-    else:
-        give_up(scheduler, [item], error)
+    if spec.long_text == "truncate" and spec.cutting is not None:
+        return Truncate(item)
+    may_shorten = item.cuts <= MAX_TRUNCATIONS
+    if spec.long_text == "truncate" and not spec.cuts and may_shorten:
+        shorter = long_text.shorten(item.text, tokens, limit)
+        if shorter:
+            item.text, item.cut = shorter, True
+            item.size = estimate_tokens(shorter, shorter.encode())
+            return Split([Group([item], item.urgent)])
+    if spec.long_text == "mean" and may_shorten and len(item.text) > 1:
+        return Requeue(_pieces(item, tokens, limit))
+    return Fail([item], error)
 
 
-def _split(item: Item, tokens: int | None, limit: int | None) -> None:
-    """Put the pieces of a text in its place; the last one to come back completes it."""
+def _pieces(item: Item, tokens: int | None, limit: int | None) -> list[Item]:
+    """Replace a text by its pieces; the last one that is answered completes it."""
     root = item.root
-    pieces = longtext.split(item.text, tokens, limit)
-    root.missing += len(pieces) - (1 if item.parent else 0)
-    children = []
-    for piece in pieces:
-        child = Item(b"", piece, estimate_tokens(piece, piece.encode()), item.lane, urgent=item.urgent, parent=root)
-        child.cuts = item.cuts
-        children.append(child)
-    item.lane.enter(children, front=True)
-
-
-def _search(scheduler: Scheduler, flight: Flight, items: list[Item], error: BadTextError) -> None:
-    """Look for the text a refusal is about, by halving; a text that is refused alone fails alone.
-
-    Refusals in a row put the lane in doubt: it goes back to one request at a time. If these are refused too, down to
-    single texts taken at random, the cause is the request and not a text, and what waits fails with it.
-    """
-    lane = flight.lane
-    lane.refused += 1
-    if lane.proven and lane.refused > scheduler.turns.bound():
-        lane.proven = False
-    if not lane.proven and lane.in_flight == 0:
-        lane.doubts += 1
-    if lane.doubts >= DOUBTS:
-        lane.doubts = 0
-        give_up_lane(scheduler, flight, error)
-    elif len(items) == 1:
-        give_up(scheduler, items, error)
-    else:
-        scheduler.rng.shuffle(items)
-        _halves(flight, items)
+    texts = long_text.split(item.text, tokens, limit)
+    root.missing += len(texts) - (1 if item.parent else 0)
+    pieces = []
+    for text in texts:
+        size = estimate_tokens(text, text.encode())
+        piece = Item(b"", text, size, item.lane, urgent=item.urgent, parent=root)
+        piece.cuts = item.cuts
+        pieces.append(piece)
+    return pieces

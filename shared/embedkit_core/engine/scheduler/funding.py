@@ -1,70 +1,80 @@
-"""Who pays for what goes out, and what becomes of that money when it comes back or does not. Pure."""
+"""Budgets of requests: reserved before a request is sent, settled with its bill. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
 
 from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
     BadRequestError,
+    BudgetError,
     EncodingRefusedError,
     ProviderError,
     QuotaError,
     RateLimitError,
 )
-from embedkit_core.costs.tokens import most_tokens, share_out
-from embedkit_core.engine.scheduler.items import Flight, Item, Lane, Ticket
-
-if TYPE_CHECKING:
-    from embedkit_core.engine.scheduler.scheduler import Scheduler
+from embedkit_core.costs.tokens import share_out
+from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter, most_of
+from embedkit_core.engine.scheduler.queues import Flight
 
 # Refusals in which nothing was done; of any other failure of a server it is not known.
 DONE_NOTHING = (AuthenticationError, BadRequestError, QuotaError, RateLimitError)
 OVERLOADED = (501, 503, 529)
 
 
-def most_of(item: Item) -> int:
-    """Give how many tokens a text may be billed at, at most."""
-    return most_tokens(item.text) + item.lane.lane.added_tokens
+@dataclass(slots=True)
+class Funding:
+    """The result of a reservation: the items that are paid for, those that wait, and the refusals.
 
-
-def most_in_all(text: str, lane: Lane) -> int:
-    """Give how many tokens a text may be billed at, at most, in as many pieces as "mean" may have to cut it into.
-
-    Each is sent with the prompt. Pieces are of equal length, so that twice as many as would be full suffice; where the
-    limit is not known, nor is their number.
+    `parked` items wait for reserved budget to be released; `unwanted` ones have no waiter left. A waiter in `refused`
+    cannot pay and was removed from its item.
     """
-    tokens, limit = most_tokens(text), lane.limits.text_tokens
-    pieces = 2 * ceil(tokens / limit) if lane.long_text == "mean" and limit and tokens > limit else 1
-    return tokens + pieces * lane.added_tokens
+
+    paid: list[Item] = field(default_factory=list)
+    parked: list[Item] = field(default_factory=list)
+    unwanted: list[Item] = field(default_factory=list)
+    refused: list[tuple[Waiter, BudgetError]] = field(default_factory=list)
 
 
-class Treasury:
-    """The money of one scheduler's requests: those under way, and the texts that wait for a bill to come in."""
+class BudgetLedger:
+    """The reservations of one scheduler's requests in flight, and the texts that wait for budget.
 
-    def __init__(self, scheduler: Scheduler, nudge: Callable[[], object]) -> None:
-        self._scheduler = scheduler
-        self._nudge = nudge
-        self._aloft: set[Flight] = set()
-        self._unpaid: dict[Item, None] = {}
+    `request_poll` is called when budget was released, on any account: the scheduler may be able to send again.
+    """
 
-    # Before a request goes out
+    def __init__(self, request_poll: Callable[[], object]) -> None:
+        self._request_poll = request_poll
+        self._in_flight: set[Flight] = set()
+        self._awaiting: dict[Item, None] = {}
+        self._released = False
 
-    def fund(self, flight: Flight) -> bool:
-        """Find who pays for each text of a request, take out those that nobody can, and tell whether any are left."""
-        self._aloft.add(flight)
-        paid = [item for item in flight.items if self._find_payer(item) or self._set_aside(item)]
-        # Whoever was told that a piece of their text is too dear wants none of the others any more.
-        flight.items = [item for item in paid if item.waiters or self._give_back(item)]
-        if not flight.items:
-            self._aloft.discard(flight)
-        return bool(flight.items)
+    # Before a request is sent
 
-    def _find_payer(self, item: Item) -> bool:
-        """Let the first of those who wait for a text whose budgets allow it pay."""
+    def reserve(self, request: Flight) -> Funding:
+        """Reserve budget for each text of a request; remove the texts that no caller can pay for."""
+        self._in_flight.add(request)
+        funding = Funding()
+        for item in request.items:
+            if self._choose_payer(item):
+                funding.paid.append(item)
+            else:
+                self._hold(item, funding)
+        # A refusal for one piece of a text removes the waiter from all its pieces, also from those that are paid for.
+        for item in [item for item in funding.paid if not item.waiters]:
+            if item.payer is not None:
+                item.payer.purse.settle(item.reserved, 0)
+                item.reserved = 0
+            funding.paid.remove(item)
+            funding.unwanted.append(item)
+        request.items = funding.paid
+        if not request.items:
+            self._in_flight.discard(request)
+        return funding
+
+    def _choose_payer(self, item: Item) -> bool:
+        """Choose the first waiter whose budgets have room for the text. Return True if there is one."""
         if not item.waiters:
             return False
         first = item.waiters[0].ticket
@@ -80,67 +90,62 @@ class Treasury:
                 return True
         return False
 
-    def _set_aside(self, item: Item) -> Literal[False]:
-        """Keep a text for those whose money may come back; the others are told that theirs does not suffice."""
-        most, scheduler = most_of(item), self._scheduler
+    def _hold(self, item: Item, funding: Funding) -> None:
+        """Keep a text for the waiters whose reserved budget may be released; refuse the others."""
+        most = most_of(item)
         for waiter in list(item.waiters):
             refusal = waiter.ticket.purse.refusal(most)
             if refusal is not None:
                 item.waiters.remove(waiter)
-                scheduler.give_up(waiter.ticket, waiter.index, refusal)
-        if item.waiters:
-            self._unpaid[item] = None
-            item.home = self._unpaid
-            for budget in {budget for waiter in item.waiters for budget in waiter.ticket.purse.budgets}:
-                budget.blocked.add(self)
-        else:
-            scheduler.drop(item)
-            scheduler.drop(item.root)
-        return False
-
-    def _give_back(self, item: Item) -> Literal[False]:
-        """Let go of a text that was paid for and is not wanted any more, before it is sent."""
-        if item.payer is not None:
-            item.payer.purse.settle(item.reserved, 0)
-            item.reserved = 0
-        self._scheduler.drop(item)
-        return False
+                funding.refused.append((waiter, refusal))
+        if not item.waiters:
+            funding.unwanted.append(item)
+            return
+        self._awaiting[item] = None
+        item.home = self._awaiting
+        funding.parked.append(item)
+        for budget in {budget for waiter in item.waiters for budget in waiter.ticket.purse.budgets}:
+            budget.blocked.add(self)
 
     @property
-    def unpaid(self) -> list[Item]:
-        """The texts that wait for money."""
-        return [item for item in self._unpaid if item.waiters]
+    def awaiting_budget(self) -> list[Item]:
+        """The texts that wait for budget."""
+        return [item for item in self._awaiting if item.waiters]
 
-    def ask_again(self, item: Item) -> None:
-        """Put a text that could not be paid for, or its pieces, back in the queue: somebody else wants it."""
-        for one in [one for one in self._unpaid if one.root is item] if item.missing else [item]:
-            if one in self._unpaid:
-                del self._unpaid[one]
-                one.lane.enter([one])
+    def retry(self, item: Item) -> list[Item]:
+        """Stop holding a text, or its pieces, because another caller wants it. Return what to put into the queue."""
+        candidates = [one for one in self._awaiting if one.root is item] if item.missing else [item]
+        held = [one for one in candidates if one in self._awaiting]
+        for one in held:
+            del self._awaiting[one]
+        return held
 
     def forget(self, item: Item) -> None:
-        """Let go of a text that nobody wants any more."""
-        self._unpaid.pop(item, None)
+        """Stop holding a text."""
+        self._awaiting.pop(item, None)
 
-    def funds_are_back(self) -> None:
-        """Try again to send what could not be paid for."""
-        unpaid, self._unpaid = self._unpaid, {}
-        for item in reversed(unpaid):
-            if item.waiters:
-                item.lane.enter([item], front=True)
-            else:
-                self._scheduler.drop(item)
-        self._nudge()
+    def on_budget_released(self) -> None:
+        """Note that budget was released, and ask for a poll."""
+        self._released = True
+        self._request_poll()
 
-    # After it
+    def take_released(self) -> list[Item]:
+        """Return the texts to try again since budget was released, in the order in which they were held."""
+        if not self._released:
+            return []
+        self._released = False
+        awaiting, self._awaiting = self._awaiting, {}
+        return list(awaiting)
+
+    # After a request was answered
 
     def settle(self, flight: Flight, tokens: int | None) -> None:
         """Book the tokens of a reply on those who pay, each text by its size; None where the provider does not say."""
-        self._aloft.discard(flight)
+        self._in_flight.discard(flight)
         if tokens is None:
             payers = [item.payer for item in flight.items if item.payer is not None]
             if any(payer.purse.budgets or payer.purse.price for payer in payers):
-                self._lose(flight)
+                self._mark_unconfirmed(flight)
                 return
         bills: dict[Ticket, tuple[int, int]] = {}
         sizes = [item.size for item in flight.items]
@@ -161,15 +166,15 @@ class Treasury:
         elif error.unsent or isinstance(error, DONE_NOTHING) or _is_refusal(error.status):
             self.settle(flight, 0)
         else:
-            self._lose(flight)
+            self._mark_unconfirmed(flight)
 
-    def lose_all(self) -> None:
+    def mark_all_unconfirmed(self) -> None:
         """Count all that is under way as possibly billed: nobody listens to it any more."""
-        for flight in list(self._aloft):
-            self._lose(flight)
+        for flight in list(self._in_flight):
+            self._mark_unconfirmed(flight)
 
-    def _lose(self, flight: Flight) -> None:
-        self._aloft.discard(flight)
+    def _mark_unconfirmed(self, flight: Flight) -> None:
+        self._in_flight.discard(flight)
         for item in flight.items:
             if item.payer is not None:
                 most = item.reserved or most_of(item)

@@ -1,23 +1,24 @@
-"""What the scheduler moves about: a caller holds a ticket, a text is an item, tickets point to items."""
+"""Tickets and items: a caller holds a ticket, a text under way is an item, tickets refer to items. No I/O."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from embedkit_core.common.errors import EmbedKitError, ProviderError
-from embedkit_core.common.types import Batch, Cache, Limits, LongText, Vectors
+from embedkit_core.common.types import Cache, Limits, LongText, Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.vectors import FLOATS, DType, Finish, Form
-from embedkit_core.costs.billing import Purse
+from embedkit_core.costs.billing import CallBilling
+from embedkit_core.costs.tokens import most_tokens
 
 if TYPE_CHECKING:
-    from embedkit_core.engine.rate_limits.controller import Pace, Sent
+    from embedkit_core.engine.rate_limits.controller import Pace
     from embedkit_core.engine.rate_limits.limiter import Gate
     from embedkit_core.engine.rate_limits.user_limits import Rates
-    from embedkit_core.engine.scheduler.queues import LaneQueue
 
 NOTHING = Usage()
 
@@ -70,6 +71,13 @@ class Sink(Protocol):
         ...
 
 
+class Note(NamedTuple):
+    """A line for the log."""
+
+    level: int
+    text: str
+
+
 class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
@@ -115,7 +123,7 @@ class Ticket:
         rates: Rates,
         deadline: float,
         cache: Cache | None,
-        purse: Purse,
+        purse: CallBilling,
         wake: Callable[[], None],
         kept: Form = FLOATS,
         view: Finish | None = None,
@@ -162,6 +170,39 @@ class Waiter:
     joined_at: int
 
 
+class ItemQueue(Protocol):
+    """What an item does with the queue it belongs to; `queues.LaneQueue` is the one implementation."""
+
+    @property
+    def lane(self) -> Lane:
+        """The specification of the queue's requests."""
+        ...
+
+    def enter(self, items: Iterable[Item], *, front: bool = False) -> None:
+        """Put items into the queue."""
+        ...
+
+    def leave(self, item: Item) -> None:
+        """Remove an item from wherever it waits."""
+        ...
+
+    def take_unsent(self, item: Item) -> bool:
+        """Remove an item that is not sent yet. Return False if it is in flight or between two tries."""
+        ...
+
+    def promote(self, item: Item) -> None:
+        """Turn a waiting bulk item into a query."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove stale entries."""
+        ...
+
+    def plan_job(self, free_slots: int, now: float) -> None:
+        """Set how many texts the requests of the waiting bulk should hold."""
+        ...
+
+
 class Item:
     """One text under way.
 
@@ -190,7 +231,7 @@ class Item:
         "waiters",
     )
 
-    def __init__(self, key: bytes, text: str, size: int, lane: LaneQueue, *, urgent: bool, parent: Item | None = None):
+    def __init__(self, key: bytes, text: str, size: int, lane: ItemQueue, *, urgent: bool, parent: Item | None = None):
         self.key = key
         self.text = text
         self.size = size
@@ -223,66 +264,17 @@ class Group:
     urgent: bool
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One request under way, and once it is answered the items it finished, their rows, and who has kept them.
+def most_of(item: Item) -> int:
+    """Give how many tokens a text may be billed at, at most."""
+    return most_tokens(item.text) + item.lane.lane.added_tokens
 
-    `batch` and `sent` are made when it is sent: until a rate limiter lets it, its items may still lose their callers.
+
+def most_in_all(text: str, lane: Lane) -> int:
+    """Give how many tokens a text may be billed at, at most, in as many pieces as "mean" may have to cut it into.
+
+    Each is sent with the prompt. Pieces are of equal length, so that twice as many as would be full suffice; where the
+    limit is not known, nor is their number.
     """
-
-    lane: LaneQueue
-    items: list[Item]
-    batch: Batch = field(init=False, repr=False)
-    sent: Sent = field(init=False, repr=False)
-    done: list[Item] = field(default_factory=list)
-    rows: Vectors | None = None
-    flags: list[bool] = field(default_factory=list)
-    kept: list[Cache] = field(default_factory=list)
-
-    @property
-    def payer(self) -> Ticket:
-        """Who is charged for the request itself."""
-        payer = self.items[0].payer
-        assert payer is not None
-        return payer
-
-    @property
-    def size(self) -> int:
-        """The request's tokens, estimated."""
-        return sum(item.size for item in self.items)
-
-    def late(self) -> bool:
-        """Tell whether a cache wants rows of this request that it has not been given."""
-        return any(not _among(cache, self.kept) for item in self.done for cache in item.caches)
-
-    def to_keep(self) -> list[tuple[Cache, list[int]]]:
-        """Give each cache that is to keep rows of this request now, with their places in `done`."""
-        keep: dict[int, tuple[Cache, list[int]]] = {}
-        for place, item in enumerate(self.done):
-            for cache in item.caches:
-                if not _among(cache, self.kept):
-                    keep.setdefault(id(cache), (cache, []))[1].append(place)
-        self.kept += [cache for cache, _ in keep.values()]
-        return list(keep.values())
-
-
-@dataclass(slots=True)
-class Step:
-    """What the shell is to do: ask rate limiters, send, keep rows, wake callers, and call again at `wake_at`."""
-
-    asks: list[Flight] = field(default_factory=list)
-    sends: list[Flight] = field(default_factory=list)
-    commits: list[Flight] = field(default_factory=list)
-    finished: list[Ticket] = field(default_factory=list)
-    wake_at: float | None = None
-
-
-def _among(cache: Cache, caches: list[Cache]) -> bool:
-    return any(cache is other for other in caches)  # by identity: a cache of the user's may be equal to another
-
-
-class Note(NamedTuple):
-    """A line for the log."""
-
-    level: int
-    text: str
+    tokens, limit = most_tokens(text), lane.limits.text_tokens
+    pieces = 2 * ceil(tokens / limit) if lane.long_text == "mean" and limit and tokens > limit else 1
+    return tokens + pieces * lane.added_tokens

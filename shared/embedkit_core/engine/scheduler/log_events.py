@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from embedkit_core.common.errors import ProviderError
 from embedkit_core.common.formatting import counted_noun
-from embedkit_core.engine.scheduler.items import Flight, Note, Ticket
+from embedkit_core.engine.scheduler.items import Note, Ticket
+from embedkit_core.engine.scheduler.queues import Flight
 
 OFTEN = 1.0  # seconds between two notes of one kind about one model
 

@@ -5,13 +5,76 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from math import ceil
 
+from embedkit_core.common.types import Batch, Cache, Vectors
 from embedkit_core.engine.batching import CAP_TEXTS, FLOOR_TEXTS, Room, spread
-from embedkit_core.engine.rate_limits.controller import Pace
-from embedkit_core.engine.scheduler.items import Flight, Group, Item, Lane
+from embedkit_core.engine.rate_limits.controller import Pace, Sent
+from embedkit_core.engine.scheduler.items import Group, Item, Lane, Ticket
 
 SURELY = 1.5  # times the limit: an estimate that is calibrated by bills is not so far off
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request under way, and once it is answered the items it finished, their rows, and who has kept them.
+
+    `batch` and `sent` are made when it is sent: until a rate limiter lets it, its items may still lose their callers.
+    """
+
+    lane: LaneQueue
+    items: list[Item]
+    batch: Batch = field(init=False, repr=False)
+    sent: Sent = field(init=False, repr=False)
+    done: list[Item] = field(default_factory=list)
+    rows: Vectors | None = None
+    flags: list[bool] = field(default_factory=list)
+    kept: list[Cache] = field(default_factory=list)
+
+    @property
+    def payer(self) -> Ticket:
+        """Who is charged for the request itself."""
+        payer = self.items[0].payer
+        assert payer is not None
+        return payer
+
+    @property
+    def size(self) -> int:
+        """The request's tokens, estimated."""
+        return sum(item.size for item in self.items)
+
+    def late(self) -> bool:
+        """Tell whether a cache wants rows of this request that it has not been given."""
+        return any(not _among(cache, self.kept) for item in self.done for cache in item.caches)
+
+    def to_keep(self) -> list[tuple[Cache, list[int]]]:
+        """Give each cache that is to keep rows of this request now, with their places in `done`."""
+        keep: dict[int, tuple[Cache, list[int]]] = {}
+        for place, item in enumerate(self.done):
+            for cache in item.caches:
+                if not _among(cache, self.kept):
+                    keep.setdefault(id(cache), (cache, []))[1].append(place)
+        self.kept += [cache for cache, _ in keep.values()]
+        return list(keep.values())
+
+
+@dataclass(slots=True)
+class Actions:
+    """What the runtime must do.
+
+    Acquire permits of rate limiters, send requests, commit rows to caches, wake callers, and poll again at `wake_at`.
+    """
+
+    acquire: list[Flight] = field(default_factory=list)
+    send: list[Flight] = field(default_factory=list)
+    commit: list[Flight] = field(default_factory=list)
+    wake: list[Ticket] = field(default_factory=list)
+    wake_at: float | None = None
+
+
+def _among(cache: Cache, caches: list[Cache]) -> bool:
+    return any(cache is other for other in caches)  # by identity: a cache of the user's may be equal to another
 
 
 class Parked:
@@ -135,6 +198,15 @@ class LaneQueue:
             self._counts[id(item.home)] -= 1
             self._tokens[id(item.home)] -= item.size
         item.home = None
+
+    def take_unsent(self, item: Item) -> bool:
+        """Remove an item that is not sent yet. Return False if it is in flight or between two tries."""
+        if self.asking is not None and item in self.asking.items:
+            self.asking.items.remove(item)
+        elif item.home is None:
+            return False
+        self.leave(item)
+        return True
 
     def promote(self, item: Item) -> None:
         """Make a waiting bulk item a query."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from embedkit_core.common.types import Cache, Vectors
-from embedkit_core.engine.scheduler.items import Flight
+from embedkit_core.engine.scheduler.queues import Flight
 
 
 class Recent(NamedTuple):
@@ -29,6 +29,15 @@ class RecentRows:
         self.lookups: dict[object, int] = {}
         self.sequence = 0
         self._rows: dict[bytes, Recent] = {}
+
+    def open(self, lookup: object) -> int:
+        """Keep the rows that are completed from now on for a cache look-up. Return how often any were completed."""
+        sequence = self.lookups[lookup] = self.sequence
+        return sequence
+
+    def close(self, lookup: object) -> None:
+        """Keep nothing more for a look-up."""
+        self.lookups.pop(lookup, None)
 
     def note(self, flight: Flight) -> None:
         """Remember the rows of a request that are kept, while anybody is looking."""

@@ -11,7 +11,8 @@ from embedkit_core.common.errors import BadReplyError
 from embedkit_core.common.types import Reply, Vectors
 from embedkit_core.common.vectors import CALIBRATED, ELEMENTS, PACKED, Form, overflown, way_to_cut
 from embedkit_core.engine.scheduler import long_text as longtext
-from embedkit_core.engine.scheduler.items import Flight, Lane, Ticket
+from embedkit_core.engine.scheduler.items import Lane, Ticket
+from embedkit_core.engine.scheduler.queues import Flight
 
 
 def check(reply: Reply, n_texts: int, width: int | None, lane: Lane) -> None:

@@ -1,0 +1,90 @@
+"""The texts and callers under way: each text once, and how it ends for its waiters. No I/O."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.engine.scheduler.deadlines import Deadlines
+from embedkit_core.engine.scheduler.dispatch import Turns
+from embedkit_core.engine.scheduler.funding import BudgetLedger
+from embedkit_core.engine.scheduler.items import Item, Ticket
+
+
+class Registry:
+    """The items under way by key, and the tickets that are complete since the scheduler last looked."""
+
+    def __init__(self, dispatcher: Turns, ledger: BudgetLedger) -> None:
+        self.items: dict[bytes, Item] = {}
+        self.completed: list[Ticket] = []
+        self.deadlines = Deadlines()
+        self._dispatcher = dispatcher
+        self._ledger = ledger
+
+    # Items
+
+    def forget(self, item: Item) -> None:
+        """Remove an item from the table, unless another item has its key by now."""
+        if self.items.get(item.key) is item:
+            del self.items[item.key]
+
+    def drop(self, item: Item) -> None:
+        """Remove an item without waiters from the queues and the table."""
+        item.lane.leave(item)
+        self._ledger.forget(item)
+        self.forget(item)
+
+    def drop_unwanted(self, items: Iterable[Item]) -> list[Item]:
+        """Drop the items without waiters. Return the others."""
+        wanted: list[Item] = []
+        for item in items:
+            if item.waiters:
+                wanted.append(item)
+            else:
+                self.drop(item)
+        return wanted
+
+    def drop_piece(self, item: Item) -> None:
+        """Drop an item, and the text that it is a piece of, if it is one."""
+        self.drop(item)
+        self.drop(item.root)
+
+    def fail(self, items: Iterable[Item], error: EmbedKitError) -> None:
+        """Fail items for all their waiters; each waiter gets its own copy of the error."""
+        for item in items:
+            for waiter in list(item.waiters):
+                self.give_up(waiter.ticket, waiter.index, copy.copy(error))
+            item.waiters.clear()
+            self.drop_piece(item)
+
+    # Tickets
+
+    def give_up(self, ticket: Ticket, index: int, error: EmbedKitError) -> None:
+        """Record the final failure of one of a ticket's texts."""
+        ticket.failed[index] = error
+        ticket.pending -= 1
+        self.close_if_done(ticket)
+
+    def detach(self, ticket: Ticket) -> None:
+        """Remove a ticket from its items; drop the unsent ones that no other ticket waits for."""
+        for item in ticket.items:
+            item.waiters[:] = [w for w in item.waiters if w.ticket is not ticket]
+            if not item.waiters and (item.home is not None or item.missing):
+                self.drop(item)
+        for queue in {item.lane for item in ticket.items}:
+            queue.tidy()
+        ticket.items.clear()
+
+    def close_if_done(self, ticket: Ticket) -> None:
+        """Close a ticket if none of its texts is pending any more."""
+        if not ticket.closed and ticket.pending == 0:
+            self.close(ticket)
+            ticket.items.clear()  # an item refers to its payer: the cycle would keep the whole result alive
+            self.completed.append(ticket)
+
+    def close(self, ticket: Ticket) -> None:
+        """Close a ticket: it bounds nothing any more, and its deadline does not matter."""
+        ticket.closed = True
+        self.deadlines.drop(ticket)
+        self._dispatcher.leave(ticket)
