@@ -11,6 +11,22 @@ from typing import Any
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.validation import unknown_argument
 
+__all__ = [
+    "NOT_GIVEN",
+    "Mapped",
+    "NoEffect",
+    "Refused",
+    "Rule",
+    "cut_or_refuse",
+    "default_model",
+    "key_or_function",
+    "one_type",
+    "or_none",
+    "seconds",
+    "take_arguments",
+    "wire_options",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
