@@ -15,7 +15,9 @@ TEXTS = ["one text", "another text"]
 
 SDKS = {"openai", "voyageai", "cohere", "aiohttp", "httpx", "httpx2", "requests"}
 LOCAL = {"torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken"}
-ENGINE = {f"embedkit_core.engine.{name}" for name in ("account", "loop", "scheduler")}  # threads and requests
+ENGINE = {
+    f"embedkit_core.engine.{name}" for name in ("runtime.account", "runtime.engine", "scheduler.scheduler")
+}  # threads and requests
 
 MODULES = """
 cache cache.codec cache.connections cache.disk cache.folder cache.memory cache.schema cache.urls call catalogue
@@ -29,7 +31,7 @@ types verifying waits watching
 CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}
 LANGCHAIN = {
     *CORE,
-    "embedkit_core.hosts",
+    *(f"embedkit_core.{name}" for name in ("adapters", "adapters.arguments", "adapters.base")),
     "langchain_embedkit",
     *(f"langchain_embedkit.{name}" for name in ("arguments", "embeddings", "usage")),
 }

@@ -18,7 +18,7 @@ from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.schema import TextNode
 
 from embedkit_core import Embedder
-from embedkit_core.cache.tending import CacheFolder
+from embedkit_core.cache.maintenance import CacheFolder
 from llamaindex_embedkit import EmbedKitEmbedding
 
 STORED = Path(__file__).parents[1] / "fixtures" / "stored"
