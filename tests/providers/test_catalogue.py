@@ -238,7 +238,7 @@ def test_models_lists_what_is_asked_for():
     ],
 )
 def test_a_slip_of_the_pen_is_refused_with_the_name_it_meant(slip, meant):
-    assert catalogue.near(slip) == meant
+    assert catalogue.suggest_model(slip) == f"did you mean {meant!r}?"
     provider = meant.partition(":")[0]
     with pytest.raises(ConfigurationError, match=f"did you mean '{meant}'.*model_info"):
         made(f"{provider}:{slip}")
@@ -275,9 +275,9 @@ def test_a_name_that_is_another_s_is_refused_with_the_reason(model, message):
 
 
 def test_a_name_that_is_far_from_all_is_not_guessed_at():
-    assert catalogue.near("nomic-embed-text:latest") is None
-    assert catalogue.near("") is None
-    assert catalogue.near("text-embedding-3-smal", "local") is None
+    assert catalogue.suggest_model("nomic-embed-text:latest") == ""
+    assert catalogue.suggest_model("") == ""
+    assert catalogue.suggest_model("text-embedding-3-smal", "local") == ""
 
 
 # What a user knows better

@@ -6,7 +6,6 @@ with one is said without it.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from urllib.parse import unquote, urlsplit
@@ -14,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from embedkit_core.cache.opening import open_folder
 from embedkit_core.common import plugins
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import Cache
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://|(file):", re.I)  # of one letter it is a drive of Windows'
@@ -43,10 +43,10 @@ def open_url(url: str) -> Cache:
     scheme = scheme_of(url) or ""
     known = plugins.registered(plugins.CACHES)
     if scheme not in known:
-        close = difflib.get_close_matches(scheme, known, n=1, cutoff=0.5)
-        hint = f"; did you mean '{close[0]}://'?" if close else ""
-        listed = ", ".join(f"{name}://" for name in sorted(known))
-        raise ConfigurationError(f"no cache is installed for {scheme}://; there are {listed}{hint}")
+        shown = {name: f"{name}://" for name in sorted(known)}
+        hint = suggest(scheme, shown)
+        listed = ", ".join(shown.values())
+        raise ConfigurationError(f"no cache is installed for {scheme}://; there are {listed}{hint and f'; {hint}'}")
     _refuse_secrets(url, scheme)
     opener = plugins.load(plugins.CACHES, scheme)
     where = plugins.described(known[scheme][0])

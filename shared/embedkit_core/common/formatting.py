@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+import difflib
+from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 
 ROUGHLY = Context(prec=2)  # for people, of what is an estimate anyway
@@ -23,6 +24,20 @@ def shortened(model: str, most: int) -> str:
     """Give a model's name in so many characters at most: of one that is a long path its end."""
     provider, colon, name = model.partition(":")
     return model if len(model) <= most else f"{provider}{colon}…{name[len(provider) + 2 - most :]}"
+
+
+def suggest(name: object, candidates: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Return "did you mean 'x'?" with the candidate most like `name`, or "" if none is similar.
+
+    Args:
+        name: The unknown name.
+        candidates: The known names. A mapping shows its value in place of the name that matched.
+        cutoff: The least similarity, from 0 to 1, as `difflib` measures it.
+    """
+    close = difflib.get_close_matches(str(name), candidates, n=1, cutoff=cutoff)
+    if not close:
+        return ""
+    return f"did you mean {candidates[close[0]] if isinstance(candidates, Mapping) else close[0]!r}?"
 
 
 def counted_noun(n: int, noun: str) -> str:

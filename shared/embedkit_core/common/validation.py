@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, get_args
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import InputType
 
 LEAST = {
@@ -39,9 +39,8 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
         listed = ", ".join(map(repr, names))
-        close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigurationError(f"{name}={value!r} is not one of {listed}{hint}")
+        hint = suggest(value, names)
+        raise ConfigurationError(f"{name}={value!r} is not one of {listed}{hint and f'; {hint}'}")
 
 
 def whole_number(name: str, value: object, least: int) -> None:
@@ -105,8 +104,7 @@ def refuse_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> 
 
 def unknown_argument(owner: str, name: str, known: list[str], *, listed: list[str]) -> ConfigurationError:
     """Give the error for an argument that does not exist: the nearest one known, or where none is near, a list."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(listed)}"
+    hint = suggest(name, known) or f"it takes {', '.join(listed)}"
     return ConfigurationError(f"{owner} takes no argument {name!r}; {hint}")
 
 

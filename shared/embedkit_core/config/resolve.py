@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import LongText, ModelInfo
 from embedkit_core.common.validation import is_text, one_of, whole_number
 from embedkit_core.common.vectors import DType
@@ -110,10 +110,8 @@ def _refuse_what_is_not_served(provider: str, name: str, info: ModelInfo | None)
     other = catalogue.find(name) if info is None else None
     if other is not None and not provider_class(other.provider).on_this_machine:
         raise ConfigurationError(f"{name!r} is not {provider}'s; did you mean '{other.provider}:{name}'?")
-    if info is None and (meant := catalogue.near(name, provider)):
-        raise ConfigurationError(
-            f"no model {name!r} is known at {provider}; did you mean {meant!r}? If not, model_info={{}} says so"
-        )
+    if info is None and (hint := catalogue.suggest_model(name, provider)):
+        raise ConfigurationError(f"no model {name!r} is known at {provider}; {hint} If not, model_info={{}} says so")
     if info is not None and info.status == "retired":
         since = f" since {info.retired}" if info.retired else ""
         instead = (
@@ -155,11 +153,11 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
 def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
     if os.path.isdir(model):  # noqa: PTH112 - a model's name need not be a path
         return f"model={model!r} is a folder: write 'local:{model}'"
-    close = difflib.get_close_matches(provider, known, n=1, cutoff=0.6) if provider else []
-    if close:
-        return f"there is no provider {provider!r}; did you mean '{close[0]}:{model.partition(':')[2]}'?"
-    if meant := catalogue.near(model):
-        return f"no model {model!r} is known; did you mean {meant!r}?"
+    name = model.partition(":")[2]
+    if provider and (hint := suggest(provider, {other: f"{other}:{name}" for other in known}, cutoff=0.6)):
+        return f"there is no provider {provider!r}; {hint}"
+    if hint := catalogue.suggest_model(model):
+        return f"no model {model!r} is known; {hint}"
     if provider and provider.isalpha():
         return (
             f"there is no provider {provider!r} here; there are {', '.join(known)}. "

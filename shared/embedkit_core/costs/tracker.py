@@ -7,7 +7,6 @@ that take their context along (asyncio.to_thread, both frameworks' executors). A
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import json
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import ForkLock
-from embedkit_core.common.formatting import dollars, markdown, shortened
+from embedkit_core.common.formatting import dollars, markdown, shortened, suggest
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import USAGE, Usage
 from embedkit_core.common.validation import amount_of_money, whole_number
@@ -135,8 +134,7 @@ class UsageTracker:
     def __getattr__(self, name: str) -> Any:
         if name in USAGE or name == "cost_usd":
             return getattr(self.usage, name)
-        close = difflib.get_close_matches(name, [*USAGE, "cost_usd"], n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"Usage has {', '.join(USAGE)}"
+        hint = suggest(name, [*USAGE, "cost_usd"]) or f"Usage has {', '.join(USAGE)}"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; {hint}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import ModelInfo
 from embedkit_core.providers.catalogue.rows import merged, unknown
 
@@ -35,8 +35,7 @@ def models(provider: str | None = None, *, status: str | None = None, name: str 
     for field, value in (("provider", provider), ("status", status)):
         known = {getattr(row, field) for row in rows()}
         if value is not None and value not in known:
-            close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+            hint = suggest(value, known) or f"there are {', '.join(sorted(known))}"
             raise ConfigurationError(f"no model of the catalogue has the {field} {value!r:.60}; {hint}")
     wanted = {field: value for field, value in asked.items() if value is not None}
     return tuple(row for row in rows() if all(getattr(row, field) == value for field, value in wanted.items()))
@@ -99,8 +98,8 @@ def _like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInfo:
     provider, _, name = like.partition(":") if isinstance(like, str) else ("", "", "")
     found = next((row for row in _ours() if (row.provider, row.name) == (provider, name)), None)
     if found is None:
-        meant = near(name or like, among=_ours()) if isinstance(like, str) else None
-        hint = f"did you mean {meant!r}?" if meant else "write provider:model, of embedkit_core.models()"
+        meant = suggest_model(name or like, among=_ours()) if isinstance(like, str) else ""
+        hint = meant or "write provider:model, of embedkit_core.models()"
         raise ConfigurationError(f"{where}: like={like!r:.80} is no model of the catalogue; {hint}")
     return replace(found, name=base.name)
 
@@ -149,8 +148,8 @@ def _refuse_other_default(known: ModelInfo, row: ModelInfo) -> None:
         )
 
 
-def near(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str | None:
-    """Give the catalogue's name that a mistyped one may have meant, as provider:model.
+def suggest_model(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str:
+    """Return "did you mean 'provider:model'?" if `name` is close to a model of the catalogue, else "".
 
     Names that differ in a number are two models, of which one may be newer than this catalogue.
     """
@@ -160,8 +159,7 @@ def near(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...]
         for row in reversed(rows() if among is None else among)
         if provider in (None, row.provider) and _numbers(row.name) == numbers
     }
-    close = difflib.get_close_matches(spelled, names, n=1, cutoff=ALIKE)
-    return names[close[0]] if close else None
+    return suggest(spelled, names, cutoff=ALIKE)
 
 
 def _numbers(name: str) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import InputType, Limits, ModelInfo
 from embedkit_core.common.vectors import Cut, DType
 
@@ -31,8 +31,7 @@ def merged(base: ModelInfo, given: Mapping[str, Any], where: str) -> ModelInfo:
     limits: dict[str, Any] = {}
     for name, value in given.items():
         if name not in _FIELDS:
-            close = difflib.get_close_matches(str(name), _FIELDS, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_FIELDS)}"
+            hint = suggest(name, list(_FIELDS)) or f"there are {', '.join(_FIELDS)}"
             raise ConfigurationError(f"{where} has no field {str(name)!r:.60}; {hint}")
         try:
             read = _FIELDS[name](value)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import suggest
 
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
@@ -84,8 +84,7 @@ def read_options(given: Mapping[str, Any], *, longest: int | None) -> LocalOptio
 
 
 def _unknown(name: str) -> ConfigurationError:
-    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
-    known = INSTEAD.get(name) or (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(NAMES)}")
+    known = INSTEAD.get(name) or suggest(name, NAMES, cutoff=0.6) or f"there are {', '.join(NAMES)}"
     return ConfigurationError(f"provider_options of a local model has no {name!r}: {known}")
 
 
