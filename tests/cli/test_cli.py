@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -306,15 +307,28 @@ def test_two_runs_at_once_leave_a_whole_file_of_the_later(tmp_path, kind):
     assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
 
-def test_what_a_killed_run_has_left_is_deleted_by_the_next_that_finishes(tmp_path):
-    program = "import os, sys; from embedkit_core.cli.writing import Output\nwith Output(sys.argv[1]): os._exit(9)"
-    for _ in range(2):
-        assert subprocess.run([sys.executable, "-c", program, "out.npy"], cwd=tmp_path).returncode == 9
-    (tmp_path / "out.npy.mine.partial").touch()
-    assert len(list(tmp_path.glob("out.npy.*.partial"))) == 3
-    with Output(str(tmp_path / "out.npy")) as file:
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "npy"])
+def test_a_killed_run_leaves_the_old_output_intact(tmp_path, kind):
+    path = tmp_path / f"out.{kind}"
+    with Output(str(path)) as file:
         file.add(Record("1", "text", ""), np.ones(4, np.float32))
-    assert sorted(left.name for left in tmp_path.iterdir()) == ["out.npy", "out.npy.mine.partial"]
+    before = path.read_bytes()
+    program = (
+        "import os, sys, numpy as np\n"
+        "from embedkit_core.cli.reading import Record\n"
+        "from embedkit_core.cli.writing import Output\n"
+        "with Output(sys.argv[1]) as file:\n"
+        "    for i in range(3000):\n"
+        "        file.add(Record(str(i), 'killed', ''), np.zeros(4, np.float32))\n"
+        "    os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, path.name], cwd=tmp_path).returncode == 9
+    assert path.read_bytes() == before
+    [left] = (other for other in tmp_path.iterdir() if other != path)
+    assert re.fullmatch(rf"out\.{kind}\.[0-9a-f]{{8}}\.partial", left.name)
+    with Output(str(path)) as file:
+        file.add(Record("1", "next", ""), np.full(4, 2, np.float32))
+    assert written(path) == ([[2] * 4] if kind == "npy" else ["next"])
 
 
 def test_a_run_that_is_stopped_says_how_to_go_on(server, tmp_path):

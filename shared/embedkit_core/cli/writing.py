@@ -1,13 +1,10 @@
-"""Vectors into a file, as they come: Parquet, JSONL or .npy; the file is there when it is whole."""
+"""Write vectors to Parquet, JSONL or .npy row by row; the output file appears when it is complete."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 import secrets
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -33,13 +30,13 @@ class Sink(Protocol):
 
 
 class Output:
-    """A file that takes rows under a name that no other run has, and has its own when all are there.
+    """A file that is written under a temporary name and replaces `path` when all rows are there.
 
-    Of several runs that write the same file at once, the last to finish has it. What a killed run has left is deleted
-    by the next that finishes.
+    Each run has its own temporary file, `NAME.<random>.partial`, in the folder of the output. If several runs write
+    the same output at once, the last to finish wins. A failed run deletes its temporary file; a killed one leaves it.
 
     Raises:
-        ConfigurationError: its name ends with none of those known, or its folder is not there.
+        ConfigurationError: The suffix is unknown, or the folder does not exist.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,11 +49,12 @@ class Output:
 
     def __enter__(self) -> Output:
         kinds: dict[str, type[_Parquet | _Jsonl | _Npy]] = {".parquet": _Parquet, ".jsonl": _Jsonl, ".npy": _Npy}
-        self._partial, self._held = _begun(self.path)
+        self._partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
+        self._partial.touch(exist_ok=False)
         try:
             self._sink: Sink = kinds[self.path.suffix.lower()](self._partial)
         except BaseException:
-            self._leave()
+            self._partial.unlink()
             raise
         return self
 
@@ -70,54 +68,8 @@ class Output:
             self._sink.finish()
             if kind is None:
                 self._partial.replace(self.path)
-                _sweep(self.path)
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._partial.unlink(missing_ok=True)
-        self._held.close()
-
-
-def _begun(path: Path) -> tuple[Path, IO[bytes]]:
-    """Make a file that rows of another go to, and hold it open, locked, so that others see that its run is alive."""
-    while True:
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-        held = partial.open("xb")
-        if not _lock(held, wait=True):
-            held.close()
-        if partial.exists():  # else another run took it for a leftover before it was locked
-            return partial, held
-        held.close()
-
-
-def _sweep(path: Path) -> None:
-    """Delete what runs that were killed have left of a file."""
-    leftover = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.partial")
-    with contextlib.suppress(OSError):  # it is somebody else's, or gone
-        for left in path.parent.iterdir():
-            if leftover.fullmatch(left.name):
-                with left.open("rb") as file:
-                    if _lock(file, wait=False):
-                        left.unlink(missing_ok=True)
-
-
-if sys.platform == "win32":
-
-    def _lock(file: IO[bytes], *, wait: bool) -> bool:  # noqa: ARG001
-        """Lock nothing: what is open can be neither moved nor deleted, so that leftovers stay."""
-        return False
-
-else:
-    import fcntl
-
-    def _lock(file: IO[bytes], *, wait: bool) -> bool:
-        """Lock a file until it is closed, be it by death; False where another run has it, or the disk has none."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+            self._partial.unlink(missing_ok=True)
 
 
 class _Jsonl:
