@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from math import ceil
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,12 @@ from embedkit_core.common.usage import MILLION, Usage
 from embedkit_core.common.validation import whole_number
 from embedkit_core.costs.tracker import amount, track_usage
 from embedkit_core.embedder import Embedder
+from embedkit_core.tools.charts import SpeedPoint, draw_bench, save
+from embedkit_core.tools.report import write_report
 from embedkit_core.tools.tables import quiet, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIZES = (100, 500, 1000)
 MOST = 64  # requests in flight that are tried
@@ -124,16 +129,18 @@ class BenchResult:
 
     def chart(self, path: str | PathLike[str]) -> None:
         """Draw the speeds, into a PNG, SVG or PDF file."""
-        from embedkit_core.tools.charts import draw_bench, save
-
-        save(draw_bench(self), path)
+        save(self._figure(), path)
 
     def report(self, path: str | PathLike[str]) -> None:
         """Write one HTML file with tables, chart and numbers, which needs nothing beside it."""
-        from embedkit_core.tools.charts import draw_bench
-        from embedkit_core.tools.report import write_report
+        write_report(path, f"Speed of {self.model}", self.table(), [self._figure()], self.to_dict())
 
-        write_report(path, f"Speed of {self.model}", self.table(), [draw_bench(self)], self.to_dict())
+    def _figure(self) -> Figure:
+        jobs, search = (
+            [SpeedPoint(run.texts, run.concurrency, run.texts_per_second) for run in runs]
+            for runs in (self.runs, self.search)
+        )
+        return draw_bench(self.model, self.concurrency, jobs, search)
 
 
 def bench(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +21,14 @@ from embedkit_core.costs.tracker import amount, track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.observability.progress import ProgressTo
 from embedkit_core.tools import ranking
+from embedkit_core.tools.charts import QualityPoint, draw_comparison, save
 from embedkit_core.tools.comparison_plan import announce, rows_of
+from embedkit_core.tools.report import write_report
 from embedkit_core.tools.tables import quiet, table
 from embedkit_core.tools.tasks import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAIN = "nDCG@10"
 KS = (10, 100)
@@ -139,17 +144,23 @@ class Comparison:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from embedkit_core.tools.charts import draw_comparison, save
-
-        save(draw_comparison(self), path)
+        save(self._figure(), path)
 
     def report(self, path: str | PathLike[str]) -> None:
         """Write one HTML file with the table, the chart and the numbers, which needs nothing beside it."""
-        from embedkit_core.tools.charts import draw_comparison
-        from embedkit_core.tools.report import write_report
-
         title = f"Models compared on {self.task.name}"
-        write_report(path, title, self.table(), [draw_comparison(self)], self.to_dict())
+        write_report(path, title, self.table(), [self._figure()], self.to_dict())
+
+    def _figure(self) -> Figure:
+        points = []
+        for one in self.contenders:
+            if one.error is None:
+                usd, score = one.corpus_usd, one.scores[MAIN]
+                cost = None if usd is None else float(usd)
+                points.append(
+                    QualityPoint(one.model, one.dtype, one.dimensions, cost, score.mean, score.low, score.high)
+                )
+        return draw_comparison(self.task.name, len(self.task.documents), points)
 
 
 def compare(

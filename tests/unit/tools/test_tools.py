@@ -274,9 +274,7 @@ def test_a_chart_is_drawn_and_labelled(tmp_path, kind):
     found.chart(tmp_path / f"chart.{kind}")
     data = (tmp_path / f"chart.{kind}").read_bytes()
     assert len(data) > 5000
-    from embedkit_core.tools.charts import draw_comparison
-
-    figure = draw_comparison(found)
+    figure = found._figure()
     assert [axes.get_xlabel() for axes in figure.axes] == ["cost of these 30 documents, USD", "dimensions"]
     assert all("nDCG@10" in axes.get_ylabel() for axes in figure.axes)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fake:good", "fake:other"]
