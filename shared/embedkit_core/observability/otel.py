@@ -62,13 +62,12 @@ def instrument(
         from opentelemetry.trace import get_tracer
     except ImportError:
         raise MissingExtraError("OpenTelemetry", "otel") from None
-    from embedkit_core import __version__
-
+    version = _version()
     if capture_content is None:
         capture_content = os.environ.get(CAPTURE, "").strip().lower() in CAPTURING
     made = _Instrumented(
-        get_tracer("embedkit_core", __version__, tracer_provider),
-        get_meter("embedkit_core", __version__, meter_provider),
+        get_tracer("embedkit_core", version, tracer_provider),
+        get_meter("embedkit_core", version, meter_provider),
         latest=LATEST in os.environ.get(OPT_IN, "").replace(" ", "").split(","),
         content=capture_content,
     )
@@ -76,6 +75,16 @@ def instrument(
         uninstrument()
         _instrumented = made
         add_watcher(made)
+
+
+def _version() -> str:
+    """Return the version of the installed distribution, "" if only the source tree is there."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("rag-embedkit")
+    except PackageNotFoundError:
+        return ""
 
 
 def uninstrument() -> None:

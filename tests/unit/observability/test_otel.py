@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -101,6 +102,24 @@ class Began:
 
     def shutdown(self):
         pass
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_version_of_spans_and_metrics_is_the_installed_distributions(monkeypatch, installed):
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    if not installed:
+        monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    expected = importlib.metadata.version("rag-embedkit") if installed else ""
+    recorded = Recorded()
+    try:
+        on_fake(FakeServer()).embed(["one"])
+        [span], [metrics] = recorded.spans, recorded.reader.get_metrics_data().resource_metrics
+    finally:
+        uninstrument()
+    assert span.instrumentation_scope.version == expected
+    assert {scope.scope.version for scope in metrics.scope_metrics} == {expected}
 
 
 def test_a_call_is_a_span_with_the_conventions_names(recorded):
