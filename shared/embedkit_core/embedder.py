@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from embedkit_core.cache.tiered import Store
 from embedkit_core.calls.call import Call
@@ -13,13 +13,16 @@ from embedkit_core.calls.import_vectors import Imported, import_vectors
 from embedkit_core.calls.plan import check_list
 from embedkit_core.calls.stream import Stream
 from embedkit_core.calls.verify_cache import Verified, verify_cache
-from embedkit_core.common.fork_safety import importing
+from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.validation import check_input_type, whole_number
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.engine.runtime.process import off_loop, refuse_engine_thread
 from embedkit_core.observability.progress import ProgressTo, check_progress
+
+if TYPE_CHECKING:
+    from embedkit_core.calls.async_stream import AsyncStream
 
 
 class Embedder(BaseEmbedder):
@@ -119,10 +122,10 @@ class Embedder(BaseEmbedder):
         progress: ProgressTo = None,
     ) -> AsyncGenerator[Vectors, None]:
         """Embed a stream, as `embed_iter` does, of a plain or an async iterable, without holding the caller's loop."""
-        with importing.lock:
-            from embedkit_core.calls.async_stream import AsyncStream
+        module = import_module("embedkit_core.calls.async_stream")
         check_input_type(input_type)
-        return AsyncStream(self, self._roles[input_type], texts, self._reporting(progress)).rows()
+        stream: AsyncStream = module.AsyncStream(self, self._roles[input_type], texts, self._reporting(progress))
+        return stream.rows()
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.fork_safety import ForkLock, importing
+from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.types import Cache
 
 if TYPE_CHECKING:
@@ -21,21 +21,18 @@ _lock = ForkLock()
 
 def open_cache(folder: Path | str) -> Cache:
     """Give the cache in a folder, one object for all who name the same one; nothing is opened before it is used."""
-    with importing.lock:
-        from embedkit_core.cache.disk.cache import DiskCache
+    disk = import_module("embedkit_core.cache.disk.cache")
     path = Path(folder).expanduser().resolve()
     with _lock.lock:
         cache = _open.get(path)
         if cache is None:
-            cache = _open[path] = DiskCache(path)
+            cache = _open[path] = disk.DiskCache(path)
         return cache
 
 
 def default_folder() -> Path:
     """Give the user's cache folder."""
-    with importing.lock:
-        import platformdirs
-    return Path(platformdirs.user_cache_dir("rag-embedkit", appauthor=False))
+    return Path(import_module("platformdirs").user_cache_dir("rag-embedkit", appauthor=False))
 
 
 def open_folder(name: str | PathLike[str]) -> Cache:

@@ -5,9 +5,11 @@ from __future__ import annotations
 # A module that hooks into the fork itself must do so before a fork waits for us: of one that is imported meanwhile the
 # hook that follows the fork would run without the one that precedes it, and open a lock that somebody holds.
 import concurrent.futures.thread  # noqa: F401
+import importlib
 import os
 import threading
 import weakref
+from types import ModuleType
 from typing import Protocol
 
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
@@ -46,6 +48,12 @@ PATIENCE = 10.0  # seconds for which a fork waits for an import of ours that is 
 # meanwhile, the interpreter's of the module and tqdm's own: the child finds half a module, or waits for ever.
 importing, drawing = ForkLock(), ForkLock()
 _held: dict[int, list[threading.RLock]] = {}  # by threads that fork
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module on first use; a fork in another thread waits until the import is complete."""
+    with importing.lock:
+        return importlib.import_module(name)
 
 
 def _wait() -> None:

@@ -10,11 +10,10 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.fork_safety import importing
+from embedkit_core.common.fork_safety import import_module
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -86,8 +85,7 @@ def load(group: str, name: str) -> object:
     """
     if ours := BUILT_IN[group].get(name):
         module, _, attribute = ours.partition(":")
-        with importing.lock:
-            built_in: object = getattr(import_module(module), attribute)
+        built_in: object = getattr(import_module(module), attribute)
         return built_in
     first, *others = registered(group)[name]
     for other in others:

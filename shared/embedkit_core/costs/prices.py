@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.fork_safety import importing
+from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.usage import MILLION
 from embedkit_core.common.validation import amount_of_money
 from embedkit_core.providers.base import Provider
@@ -61,9 +61,10 @@ def _second_source(provider: str, model: str) -> Decimal | None:
     if importlib.util.find_spec(GENAI_PRICES) is None:
         return None
     try:
-        with importing.lock:
-            from genai_prices import Usage, calc_price
-        found = calc_price(Usage(input_tokens=int(MILLION)), model_ref=model, provider_id=provider)
+        genai_prices = import_module(GENAI_PRICES)
+        found = genai_prices.calc_price(
+            genai_prices.Usage(input_tokens=int(MILLION)), model_ref=model, provider_id=provider
+        )
         price = Decimal(found.input_price)
     except Exception:  # it does not know the model, or has changed
         return None

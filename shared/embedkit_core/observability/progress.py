@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
-from embedkit_core.common.fork_safety import drawing, importing
+from embedkit_core.common.fork_safety import drawing, import_module
 from embedkit_core.common.formatting import ROUGHLY, dollars, shortened
 from embedkit_core.common.usage import Usage
 
@@ -196,8 +196,7 @@ def _described(progress: Progress) -> list[str]:
 
 @functools.cache
 def _bar_class() -> Any:
-    with importing.lock:
-        from tqdm.auto import tqdm
+    tqdm: Any = import_module("tqdm.auto").tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
         """A bar without the thread by which tqdm watches its own: it would outlive a fork."""

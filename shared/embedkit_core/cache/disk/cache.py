@@ -17,7 +17,7 @@ from embedkit_core.cache.disk import folder as folders
 from embedkit_core.cache.disk.pool import BLOCK, GATE, Mode, Pool, close_all, connect
 from embedkit_core.cache.disk.schema import foreign_content
 from embedkit_core.common.errors import CacheError
-from embedkit_core.common.fork_safety import ForkLock, importing
+from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.types import Entry
 
 WRITE_AGAIN_SECONDS = 60.0  # after a write that failed: a full disk may be emptied, a stuck process may end
@@ -317,9 +317,7 @@ def _open_as(path: Path, mode: Mode) -> Pool | str:
 
 
 def _create(own: Path) -> None:
-    with importing.lock:
-        from embedkit_core.cache.disk.create import create  # imports diskcache
-    create(own)
+    import_module("embedkit_core.cache.disk.create").create(own)  # imports diskcache
 
 
 def _code(error: Exception) -> Any:

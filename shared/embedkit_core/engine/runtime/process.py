@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from embedkit_core.common.errors import EmbedKitError
-from embedkit_core.common.fork_safety import ForkLock, importing
+from embedkit_core.common.fork_safety import ForkLock, import_module
 
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.engine import Engine
@@ -27,11 +27,10 @@ def engine() -> Engine:
     """Give this process's engine, started on first use."""
     global _engine
     if _engine is None:
-        with importing.lock:
-            from embedkit_core.engine.runtime.engine import Engine
+        module = import_module("embedkit_core.engine.runtime.engine")
         with _lock.lock:
             if _engine is None:
-                _engine = Engine()
+                _engine = module.Engine()
     return _engine
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.common.errors import BadRequestError, ProviderError, RequestTooLargeError, TextTooLongError
-from embedkit_core.common.fork_safety import importing
+from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.types import Batch, Reply
 from embedkit_core.providers.local.batches import batches
 from embedkit_core.providers.local.folder import OWN_CODE, folder_digest
@@ -83,15 +83,12 @@ class LocalModel:
 
     def load(self, device: str | None = None) -> SentenceTransformer:
         """Load the model to a device, by default that of the options."""
-        with importing.lock:
-            import torch
-            import transformers
-            from sentence_transformers import SentenceTransformer
-
+        torch, transformers = import_module("torch"), import_module("transformers")
+        sentence_transformers = import_module("sentence_transformers")
         # Where it is not named, transformers takes the type of the weights' file since version 5, and float32 before.
         version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         dtype = "dtype" if version >= (4, 56) else "torch_dtype"
-        model = SentenceTransformer(
+        model: SentenceTransformer = sentence_transformers.SentenceTransformer(
             str(self._folder),
             device=device or next(iter(self.options.device), None),
             local_files_only=True,
