@@ -1,4 +1,4 @@
-"""The commands, and how every failure becomes one line and an exit code."""
+"""The app that commands register with, its exit codes, and helpers to print and to ask."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from rich.console import Console
 
 from embedkit_core.costs.tracker import amount
 
-# What is wrong with a command line: click's own class, of which some versions of typer bring a copy.
-COMMAND_LINE: Any = typer.BadParameter.__mro__[2]
 FAILED, USAGE, BUDGET, PARTIAL, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 app = typer.Typer(

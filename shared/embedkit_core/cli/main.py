@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
-from embedkit_core.cli.console import BUDGET, COMMAND_LINE, FAILED, INTERRUPTED, PARTIAL, USAGE, app, err
+from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - they add the commands
+from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, USAGE, app, err
 from embedkit_core.common.errors import (
     AuthenticationError,
     BudgetError,
@@ -17,11 +19,12 @@ from embedkit_core.common.errors import (
     PartialFailureError,
 )
 
+# The error of a wrong command line: click's own class, of which some versions of typer bring a copy.
+COMMAND_LINE: Any = typer.BadParameter.__mro__[2]
+
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and give its exit code; what goes wrong is one line on standard error."""
-    from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - they add the commands
-
     try:
         code = app(args=arguments, prog_name="rag-embedkit", standalone_mode=False)
     except typer.Exit as end:
