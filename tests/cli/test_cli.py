@@ -19,7 +19,7 @@ from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Embedder
 from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE
-from embedkit_core.cli.main import run
+from embedkit_core.cli.run import run
 from embedkit_core.cli.reading import Record, Source
 from embedkit_core.cli.writing import Output
 

@@ -15,6 +15,6 @@ def main() -> None:
         sys.exit(2)
     # A local model that is loaded draws bars of its own, between ours and with --quiet too.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from embedkit_core.cli.main import run
+    from embedkit_core.cli.run import run
 
     sys.exit(run())
