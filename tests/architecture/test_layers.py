@@ -1,6 +1,6 @@
 """The layers of the code: which package may import which, read from the source, not from what happens to be loaded.
 
-Imports under `if TYPE_CHECKING:` and inside functions count like all others.
+Imports under `if TYPE_CHECKING:`, inside functions and by `import_module` count like all others.
 """
 
 import ast
@@ -86,6 +86,8 @@ def imported_names(module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module"):
+            yield from (name.value for name in node.args if isinstance(name, ast.Constant))
 
 
 def module_of(name: str) -> str | None:

@@ -19,8 +19,8 @@ from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Embedder
 from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE
-from embedkit_core.cli.run import run
 from embedkit_core.cli.reading import Record, Source
+from embedkit_core.cli.run import run
 from embedkit_core.cli.writing import Output
 
 MODEL = "openai:text-embedding-3-small"
