@@ -50,7 +50,6 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
     ca_bundle: str | PathLike[str] | None = None
     dimensions: int | None = None
     dtype: DType = "float32"
-    fetch_dimensions: int | None = None
     model_info: Mapping[str, Any] | None = None
     cache: Any = None
     query_prompt: str | None = None
@@ -86,7 +85,6 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
             ca_bundle: str | PathLike[str] | None = None,
             dimensions: int | None = None,
             dtype: DType = "float32",
-            fetch_dimensions: int | None = None,
             model_info: Mapping[str, Any] | None = None,
             cache: Any = None,
             query_prompt: str | None = None,

@@ -60,7 +60,6 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
     ca_bundle: str | PathLike[str] | None = Field(default=None, exclude=True, frozen=True)
     dimensions: int | None = Field(default=None, frozen=True)
     dtype: DType = Field(default="float32", frozen=True)
-    fetch_dimensions: int | None = Field(default=None, exclude=True, frozen=True)
     model_info: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)
     cache: Any = Field(default=None, exclude=True, frozen=True)
     query_prompt: str | None = Field(default=None, frozen=True)
@@ -98,7 +97,6 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
             ca_bundle: str | PathLike[str] | None = None,
             dimensions: int | None = None,
             dtype: DType = "float32",
-            fetch_dimensions: int | None = None,
             model_info: Mapping[str, Any] | None = None,
             cache: Any = None,
             query_prompt: str | None = None,

@@ -40,7 +40,6 @@ class Embedder(BaseEmbedder):
         dimensions: how many the vectors have; by default the model's number.
         dtype: of the vectors: "float32", "float16", "int8", "uint8", "binary" or "ubinary" (eight dimensions in a
             number, as np.packbits has them).
-        fetch_dimensions: how many are asked for and kept in the cache, where more are wanted later than are used now.
         model_info: what the catalogue does not know of the model, or knows otherwise; see `embedkit_core.models`.
         cache: a folder; None for the user's cache folder, False for none, the address of a cache that a package has
             registered (scheme://...), or an object with the cache's methods.

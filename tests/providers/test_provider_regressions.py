@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from llama_index.core.ingestion.pipeline import get_transformation_hash
-from llama_index.core.schema import TextNode
 from support.cohere_server import CohereServer
 from support.embedders import embedder, long_text, numbered
 from support.openai_replies import Fault
@@ -19,7 +17,6 @@ from embedkit_core import (
     TextTooLongError,
 )
 from embedkit_core.adapters.base import embed_lists
-from llamaindex_embedkit import EmbedKitEmbedding
 
 SMALL = "openai:text-embedding-3-small"
 TEXTS = numbered(3)
@@ -28,19 +25,6 @@ TEXTS = numbered(3)
 def voyage(server, **settings):
     settings = {"base_url": server.base_url, "api_key": "test-key", "cache": False, **settings}
     return Embedder("voyage:voyage-4", **settings)
-
-
-def test_what_is_fetched_is_not_what_is_told_of():
-    """Two hosts of 256 and 512 dimensions that fetch 1536 shared one hash of LlamaIndex's cache."""
-    settings = [{"dimensions": 256, "fetch_dimensions": 1536}, {"dimensions": 512, "fetch_dimensions": 1536}, {}]
-    made = [EmbedKitEmbedding(model=SMALL, api_key="k", cache=False, **one) for one in settings]
-    assert [one.to_dict()["dimensions"] for one in made] == [256, 512, 1536]
-    assert len({one.embedder.fingerprint for one in made}) == 3
-    assert len({get_transformation_hash([TextNode(text="x")], one) for one in made}) == 3
-    again = EmbedKitEmbedding.from_dict({**made[0].to_dict(), "api_key": "k"})
-    assert again.embedder.dimensions == 256
-    signs = Embedder(SMALL, api_key="k", cache=False, dtype="ubinary", fetch_dimensions=1536)
-    assert signs.fingerprint != Embedder(SMALL, api_key="k", cache=False).fingerprint
 
 
 @pytest.mark.parametrize("index", [1, 7])
@@ -172,13 +156,12 @@ def embedded(made, texts):
 
 
 @pytest.mark.parametrize("ask", [embedded, lambda made, texts: embed_lists(made, texts).rows], ids=["matrix", "lists"])
-@pytest.mark.parametrize("fetch", [{}, {"dimensions": 1536, "fetch_dimensions": 1536}], ids=["kept", "fetched"])
-def test_a_number_that_does_not_fit_is_not_made_of_a_cached_one_either(ask, fetch, tmp_path):
+def test_a_number_that_does_not_fit_is_not_made_of_a_cached_one_either(ask, tmp_path):
     """Infinities came of it. The text is asked for again, and what comes is refused likewise."""
     info = {"dimensions": 1536, "allowed_dimensions": [256, 1536], "cut": "prefix"}
     with OpenAIServer() as server:
         server.faults = [Fault(transform=overflowing)]
-        settings = {"cache": tmp_path, "model_info": info, **fetch}
+        settings = {"cache": tmp_path, "model_info": info}
         assert embedder(server, "some-model", **settings).embed(TEXTS).vectors.max() == 70_000
         half = embedder(server, "some-model", dtype="float16", max_retries=0, **settings)
         assert len(ask(half, TEXTS[1:])) == 2

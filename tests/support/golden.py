@@ -34,11 +34,7 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
     "a new line and an emoji": ({"model": SMALL}, "document", "line one\nline two \U0001f600"),
     "half the precision": ({"model": SMALL, "dtype": "float16"}, "document", "hello"),
     "the signs of fewer dimensions": ({"model": SMALL, "dtype": "ubinary", "dimensions": 256}, "document", "hello"),
-    "more dimensions kept than used": (
-        {"model": SMALL, "dimensions": 256, "fetch_dimensions": 512},
-        "document",
-        "hello",
-    ),
+    "other dimensions": ({"model": SMALL, "dimensions": 512}, "document", "hello"),
     "Voyage, a document": ({"model": "voyage:voyage-4"}, "document", "hello"),
     "Voyage, a query": ({"model": "voyage:voyage-4"}, "query", "hello"),
     "Voyage, another type and width": (

@@ -203,8 +203,7 @@ class Call(Waits):
             cache=owner.store.keeper,
             purse=self._billing,
             wake=wake,
-            kept=self._role.kept,
-            view=self._role.view,
+            form=self._role.form,
         )
         wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]
         owner.join(look_up.account)

@@ -49,11 +49,8 @@ def import_vectors(
     keeper = embedder.store.keeper
     if keeper is None:
         raise ConfigurationError("import_vectors puts vectors into the cache, and this embedder has cache=False")
-    if role.kept != role.form or role.form.dtype != "float32":
-        raise ConfigurationError(
-            "import_vectors takes vectors as they are kept, in float32: use an embedder without fetch_dimensions= and "
-            "dtype="
-        )
+    if role.form.dtype != "float32":
+        raise ConfigurationError("import_vectors takes vectors in float32: use an embedder without dtype=")
     texts = check_list(texts)
     rows = list(vectors)
     if len(rows) != len(texts):
@@ -62,7 +59,7 @@ def import_vectors(
     stands = _positions(plan, rows)
     doubtful = _doubtful(plan, role, embedder.provider.longest_text) & stands.keys()
     offers = [_Offer(p, at, _row(rows[at], at)) for p, at in stands.items() if p not in doubtful]
-    _check_width(offers, role.kept.dimensions or embedder.dimensions, embedder.model)
+    _check_width(offers, role.form.dimensions or embedder.dimensions, embedder.model)
     if embedder.has_unit_length:
         _check_lengths(offers, embedder.model)
     _check_sample(embedder, role.input_type, plan, offers, verify, embed)

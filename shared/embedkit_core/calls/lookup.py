@@ -55,7 +55,7 @@ class LookUp:
         self._role = role
         self._plan = plan
         self._rows = rows
-        self._dimensions = role.kept.dimensions or owner.dimensions
+        self._dimensions = role.form.dimensions or owner.dimensions
         self._found: set[int] = set()  # dimensions that there are
         self.account: Account | None = None
         self.hits: set[int] = set()
@@ -74,23 +74,23 @@ class LookUp:
         running = is_running()
         if running:
             self._open()
-        self._take(self._read(), self._role.view)
+        self._take(self._read())
         if self.misses and not running:  # nothing was under way when we began
             started = is_running()
             if self._open() or started:
-                self._take(self._read(), self._role.view)
+                self._take(self._read())
         self._look_in_sources()
 
     def peek(self) -> None:
         """Look as `run` does, for who only wants to know: nothing is remembered for it."""
         self._look_in_memory()
         if self.misses:
-            self._take(self._read(), self._role.view)
+            self._take(self._read())
         self._look_in_sources()
 
     def _look_in_memory(self) -> None:
         if self._role.input_type == "query":
-            self._take([self._owner.store.remembered(self._plan.keys)], self._role.view)
+            self._take([self._owner.store.remembered(self._plan.keys)])
 
     def _look_in_sources(self) -> None:
         for source in self._role.sources:
@@ -113,51 +113,56 @@ class LookUp:
 
     def _take_from(self, source: Source) -> None:
         """Look for vectors that those asked for can be made from; queries' are remembered as if they were these."""
-        texts, hot = self._plan.texts, self._role.input_type == "query" and self._role.view is None
+        texts, hot = self._plan.texts, self._role.input_type == "query"
         places = {key_of(source.prefix, texts[place]): place for place in self.misses}
         for found in self._owner.store.read(list(places), hot=False):
             entries = {places[key]: e for key, e in found.items() if key in places and self._is_made_of(e, source.form)}
-            made = self._put(entries, source.finish)
+            made = self._finished(entries, source.finish)
+            self._put(made)
             if hot:
                 self._owner.store.remember({self._plan.keys[place]: entry for place, entry in made.items()})
         self._check_widths()
         self.misses = [place for place in self.misses if place not in self.hits]
 
-    def _take(self, blocks: Iterable[Found], view: Finish | None) -> None:
+    def _take(self, blocks: Iterable[Found]) -> None:
         for found in blocks:
             entries: dict[int, Entry] = {}
             for key, entry in found.items():
                 place = self._plan.places.get(key)
                 if place is not None and place not in self.hits and self._fits(entry):
                     entries[place] = entry
-            self._put(entries, view)
+            self._put(entries)
         self._check_widths()
         if self.hits:
             self.misses = [place for place in self.misses if place not in self.hits]
 
-    def _put(self, entries: dict[int, Entry], finish: Finish | None) -> dict[int, Entry]:
-        """Take entries as `finish` makes them, and give them so; those that do not fit into the type remain misses."""
-        if finish is not None and entries:
-            rows = finish(np.stack([entry.vector for entry in entries.values()]))
-            lost = set(overflown(rows))
-            made = enumerate(zip(entries.items(), rows, strict=True))
-            entries = {place: Entry(row, entry.truncated) for n, ((place, entry), row) in made if n not in lost}
+    @staticmethod
+    def _finished(entries: dict[int, Entry], finish: Finish) -> dict[int, Entry]:
+        """Return entries as `finish` makes them, without those that do not fit into the type."""
+        if not entries:
+            return entries
+        rows = finish(np.stack([entry.vector for entry in entries.values()]))
+        lost = set(overflown(rows))
+        made = enumerate(zip(entries.items(), rows, strict=True))
+        return {place: Entry(row, entry.truncated) for n, ((place, entry), row) in made if n not in lost}
+
+    def _put(self, entries: dict[int, Entry]) -> None:
+        """Put entries into the rows and count them as hits."""
         if entries:
             self._rows.put(list(entries), [entry.vector for entry in entries.values()])
             self.hits.update(entries)
             self.truncated += [place for place, entry in entries.items() if entry.truncated]
-        return entries
 
     def _check_widths(self) -> None:
-        if len(self._found) > 1 and self._role.kept.dimensions is None:
+        if len(self._found) > 1 and self._role.form.dimensions is None:
             raise ConfigurationError(
                 f"the cache holds vectors of two widths for {self._owner.model}: the model behind that name has "
                 "changed; name dimensions=, or another cache"
             )
 
     def _fits(self, entry: Entry) -> bool:
-        kept = self._role.kept
-        return self._is_of_one_width(kept.dimensions_of(len(entry.vector))) and entry.vector.dtype == kept.element
+        form = self._role.form
+        return self._is_of_one_width(form.dimensions_of(len(entry.vector))) and entry.vector.dtype == form.element
 
     def _is_made_of(self, entry: Entry, form: Form) -> bool:
         """Tell whether the vector asked for can be made of one of a source: of as many dimensions at least."""

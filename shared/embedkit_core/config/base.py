@@ -55,7 +55,6 @@ class BaseEmbedder:
         ca_bundle: str | PathLike[str] | None = None,
         dimensions: int | None = None,
         dtype: DType = "float32",
-        fetch_dimensions: int | None = None,
         model_info: Mapping[str, Any] | None = None,
         cache: Literal[False] | str | PathLike[str] | Cache | None = None,
         query_prompt: str | None = None,
@@ -90,7 +89,7 @@ class BaseEmbedder:
         self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error, progress)
         check_progress(progress)
         choice = choose(arguments)
-        wanted = plan(choice, dimensions=dimensions, fetch=fetch_dimensions, dtype=dtype, long_text=on_long_text)
+        wanted = plan(choice, dimensions=dimensions, dtype=dtype, long_text=on_long_text)
         self.provider = wanted.provider
         self._info = choice.info
         self.model = f"{self.provider.name}:{self.provider.model}"
@@ -162,8 +161,7 @@ class BaseEmbedder:
     @property
     def fingerprint(self) -> str:
         """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
-        used = [repr(role.form).encode() for role in self._roles.values() if role.view is not None]
-        return hashlib.sha256(b"".join([*(role.prefix for role in self._roles.values()), *used])).hexdigest()[:32]
+        return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
 
     def learn_dimensions(self, dimensions: int) -> None:
         """Learn how many the vectors of a model have that is not in the catalogue."""

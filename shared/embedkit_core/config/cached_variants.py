@@ -41,52 +41,37 @@ class Plan:
         return tuple(Source(prefix, form, finish) for prefix, (form, finish) in found.items() if prefix != mine)
 
 
-def plan(choice: Choice, *, dimensions: int | None, fetch: int | None, dtype: DType, long_text: LongText) -> Plan:
+def plan(choice: Choice, *, dimensions: int | None, dtype: DType, long_text: LongText) -> Plan:
     """Decide what is asked for and where else to look, for vectors of these dimensions and this type.
 
     Raises:
-        ConfigurationError: the model does not offer them, or `fetch` more than it can be cut from.
+        ConfigurationError: the model does not offer them.
     """
-    asked = wanted = choice.order(dimensions, dtype)
-    if fetch is not None:
-        asked = _fetched(choice, wanted, fetch)
+    asked = choice.order(dimensions, dtype)
     provider = choice.make(asked)
-    if long_text == "mean" and wanted.form.dtype not in ("float32", "float16"):
+    if long_text == "mean" and asked.form.dtype not in ("float32", "float16"):
         raise ConfigurationError(
             f"on_long_text='mean' needs floats, and dtype={dtype!r} are none; use 'truncate', or dtype='float32'"
         )
-    form = wanted.form if wanted.form.dimensions else Form(dtype, provider.dimensions)
+    form = asked.form if asked.form.dimensions else Form(dtype, provider.dimensions)
     others: list[tuple[Provider, Order, Finish]] = []
-    for width, kind in _candidates(choice, wanted, dimensions):
+    for width, kind in _candidates(choice, asked, dimensions):
         other = choice.order(width, kind)
         same = (other.dimensions, other.dtype) == (asked.dimensions, asked.dtype)
-        finish = Finish(form.dimensions, wanted.finish.centres(other.finish), source=other.form.dtype, dtype=dtype)
+        finish = Finish(form.dimensions, asked.finish.centres(other.finish), source=other.form.dtype, dtype=dtype)
         others.append((provider if same else choice.make(other), other, finish))
     return Plan(provider, asked, form, tuple(others))
 
 
-def _fetched(choice: Choice, wanted: Order, fetch: int) -> Order:
-    """Give what is asked for where longer vectors are to be kept than are used."""
-    name, width, info = choice.settings.name, wanted.form.dimensions, choice.info
-    if info is None or info.cut is None:
-        raise ConfigurationError(f"fetch_dimensions: nobody documents that vectors of {name} can be cut")
-    if wanted.form.dtype in CALIBRATED:
-        raise ConfigurationError(f"fetch_dimensions: vectors of dtype={wanted.form.dtype!r} cannot be cut")
-    if width is None or fetch < width:
-        raise ConfigurationError(f"fetch_dimensions={fetch} is less than the {width} dimensions asked for")
-    return choice.order(fetch, wanted.dtype)
-
-
-def _candidates(choice: Choice, wanted: Order, dimensions: int | None) -> Iterator[tuple[int | None, DType]]:
+def _candidates(choice: Choice, asked: Order, dimensions: int | None) -> Iterator[tuple[int | None, DType]]:
     """Name the dimensions and types that vectors can be made from: as long as asked for first, then the model's own."""
-    info, width = choice.info, wanted.form.dimensions
-    yield dimensions, wanted.form.dtype
-    if wanted.form.dtype != wanted.dtype:
-        yield dimensions, wanted.dtype
-    if info is None or info.cut is None or width is None or wanted.form.dtype in CALIBRATED:
+    info, width = choice.info, asked.form.dimensions
+    if asked.form.dtype != asked.dtype:
+        yield dimensions, asked.dtype
+    if info is None or info.cut is None or width is None or asked.form.dtype in CALIBRATED:
         return
     allowed = info.allowed_dimensions or ()
     longer = [n for n in (COMMON if isinstance(allowed, range) else sorted(allowed, reverse=True)) if n in allowed]
     for n in dict.fromkeys([info.dimensions or 0, *longer]):
         if n > width:
-            yield n, wanted.dtype
+            yield n, asked.dtype

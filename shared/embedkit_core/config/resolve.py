@@ -63,9 +63,8 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
     """
     one_of("on_long_text", arguments["on_long_text"], get_args(LongText))
     one_of("dtype", arguments["dtype"], get_args(DType))
-    for name in ("dimensions", "fetch_dimensions"):
-        if arguments[name] is not None:
-            whole_number(name, arguments[name], 1)
+    if arguments["dimensions"] is not None:
+        whole_number("dimensions", arguments["dimensions"], 1)
     for name in ("query_prompt", "document_prompt"):
         if arguments[name] is not None and not is_text(arguments[name]):
             raise ConfigurationError(f"{name} must be a string of valid Unicode, not {type(arguments[name]).__name__}")

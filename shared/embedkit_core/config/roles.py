@@ -45,17 +45,15 @@ class Source:
 class Role:
     """What an embedder does for one input type.
 
-    That is the lane of its requests, its keys' beginning and what that covers, the form of the caller's rows and the
-    `view` that makes them of those that are kept, and the `sources` to look into where the cache has none of these.
+    That is the lane of its requests, its keys' beginning and what that covers, the `form` of rows in the cache and in
+    results, and the `sources` to look into where the cache has none of these.
     """
 
     input_type: InputType
     lane: Lane
     prefix: bytes
     parts: Mapping[str, Any]
-    kept: Form
     form: Form
-    view: Finish | None = None
     sources: tuple[Source, ...] = ()
 
     def at_most(self, texts: int | None) -> Role:
@@ -95,7 +93,6 @@ def make_role(
     """Make the role of an input type from an embedder's settings."""
     prefix, parts = beginning(provider, asked, input_type, long_text)
     reply = Form(asked.dtype, provider.dimensions)
-    kept = Form(asked.form.dtype, asked.form.dimensions or provider.dimensions)
     lane = Lane(
         wire_id=prefix,
         timeout=None if provider.on_this_machine else timeout,
@@ -113,15 +110,4 @@ def make_role(
         added_tokens=provider.added_tokens(input_type),
         sorts=provider.on_this_machine,
     )
-    view = Finish(form.dimensions, asked.finish.centres(asked.finish), source=kept.dtype, dtype=form.dtype)
-    is_viewed = form.dtype != kept.dtype or (form.dimensions or 0) < (kept.dimensions or 0)
-    return Role(
-        input_type,
-        lane,
-        prefix,
-        parts,
-        kept=kept,
-        form=form if form.dimensions else Form(form.dtype, kept.dimensions),
-        view=view if is_viewed else None,
-        sources=sources,
-    )
+    return Role(input_type, lane, prefix, parts, form=form, sources=sources)

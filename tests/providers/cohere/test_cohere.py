@@ -166,8 +166,6 @@ def test_other_dimensions_are_asked_for_and_never_cut_here(server, tmp_path):
     assert server.requests[-1].body["output_dimension"] == 256
     assert result.usage.sent == 5
     np.testing.assert_allclose(result.vectors, expected(TEXTS, dimensions=256), atol=1e-6)
-    with pytest.raises(ConfigurationError, match="nobody documents"):
-        cohere(server, dimensions=256, fetch_dimensions=1536)
 
 
 def test_no_request_holds_more_than_96_texts(server):

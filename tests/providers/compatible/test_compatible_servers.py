@@ -307,12 +307,13 @@ def test_a_server_that_refuses_dimensions_is_named_with_the_way_out():
     np.testing.assert_allclose(rows[0], vector_of("a", 64, 384, "new-model"), atol=1e-7)
 
 
-def test_a_gateway_that_refuses_the_dimensions_of_openais_models_has_a_way_out_too():
+def test_a_gateway_that_refuses_the_dimensions_of_openais_models_has_a_way_out_too(tmp_path):
     with VLLMServer(dimensions=1536) as server:
-        small = {"model": "text-embedding-3-small", "api_key": "k", "dimensions": 256}
-        with pytest.raises(BadRequestError, match=r"for a model of the catalogue fetch_dimensions="):
-            at(server, **small).embed(["a"])
-        rows = at(server, fetch_dimensions=1536, **small).embed(["a"]).vectors
+        small = {"model": "text-embedding-3-small", "api_key": "k", "cache": tmp_path}
+        with pytest.raises(BadRequestError, match=r"in the catalog, embed the texts once without dimensions="):
+            at(server, dimensions=256, **small).embed(["a"])
+        at(server, **small).embed(["a"])
+        rows = at(server, dimensions=256, **small).embed(["a"]).vectors
     np.testing.assert_allclose(rows[0], vector_of("a", 256), atol=1e-7)
     assert "dimensions" not in server.requests[-1].body
 

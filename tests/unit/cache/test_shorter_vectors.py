@@ -134,56 +134,13 @@ def test_rows_are_centred_once_however_they_are_kept(dtype, tmp_path):
         from_longer = made(dimensions=64, dtype=dtype, cache=folder).embed(TEXTS)
         assert from_longer.usage.sent == 0
         np.testing.assert_allclose(from_longer.vectors, direct, atol=1e-6 if dtype == "float32" else 1e-3)
-        fetched = made(dimensions=64, fetch_dimensions=kept, dtype=dtype, cache=False).embed(TEXTS)
-        np.testing.assert_allclose(fetched.vectors, direct, atol=1e-6 if dtype == "float32" else 1e-3)
 
 
-# fetch_dimensions
-
-
-def test_fetch_dimensions_keeps_more_than_it_gives(server, tmp_path):
-    fetching = embedder(server, dimensions=256, fetch_dimensions=1536, cache=tmp_path)
-    result = fetching.embed([*TEXTS, TEXTS[1]])
-    assert (fetching.dimensions, result.vectors.shape) == (256, (7, 256))
-    assert "dimensions" not in server.requests[0].body
-    np.testing.assert_allclose(result.vectors, expected([*TEXTS, TEXTS[1]], 256), atol=1e-6)
-    whole = embedder(server, cache=tmp_path).embed(TEXTS)
-    again = fetching.embed(TEXTS)
-    assert (whole.usage.requests, again.usage.requests) == (0, 0)
-    assert np.array_equal(whole.vectors, expected(TEXTS, 1536))
-    assert np.array_equal(again.vectors, result.vectors[:6])
-    lists = embed_lists(embedder(server, dimensions=256, fetch_dimensions=1536), TEXTS).rows
-    assert np.array_equal(np.array(lists, dtype=np.float32), again.vectors)
-
-
-def test_fetch_dimensions_takes_what_is_there_in_the_dimensions_asked_for(server, tmp_path):
-    embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
-    result = embedder(server, dimensions=256, fetch_dimensions=1536, cache=tmp_path).embed(TEXTS)
-    assert result.usage.requests == 0
-
-
-async def test_fetched_vectors_reach_async_callers_cut(server, tmp_path):
-    fetching = embedder(server, dimensions=256, fetch_dimensions=1024, dtype="ubinary", cache=tmp_path)
-    row = await fetching.aembed_query(TEXTS[0])
+async def test_the_signs_of_a_longer_vector_reach_async_callers(server, tmp_path):
+    embedder(server, dimensions=1024, cache=tmp_path).embed(TEXTS)
+    row = await embedder(server, dimensions=256, dtype="ubinary", cache=tmp_path).aembed_query(TEXTS[0])
     assert np.array_equal(row, np.packbits(vector_of(TEXTS[0], 256) > 0))
-    assert server.requests[0].body["dimensions"] == 1024
-
-
-@pytest.mark.parametrize(
-    ("settings_", "message"),
-    [
-        ({"dimensions": 512, "fetch_dimensions": 256}, "fetch_dimensions=256 is less than the 512 dimensions"),
-        ({"dimensions": 256, "fetch_dimensions": 4096}, "does not offer 4096 dimensions; it offers 1 to 1536"),
-        ({"fetch_dimensions": 0}, "fetch_dimensions=0 must be a whole number"),
-        ({"model": "text-embedding-ada-002", "fetch_dimensions": 1536}, "nobody documents that vectors of"),
-        ({"model": "an-unknown-model", "dimensions": 8, "fetch_dimensions": 16}, "nobody documents that vectors of"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_fetched_is_refused_before_anything_is_sent(server, settings_, message):
-    with pytest.raises(ConfigurationError, match=message):
-        embedder(server, **settings_)
-    assert not server.requests
+    assert len(server.requests) == 1
 
 
 # A server that pays no heed to the dimensions asked for

@@ -72,8 +72,8 @@ def test_a_provider_s_own_types_can_be_compared(dtype, tmp_path):
 
 def test_longer_vectors_that_are_kept_are_compared_as_they_are_used(tmp_path):
     with OpenAIServer() as server:
-        made = embedder(server, dimensions=256, fetch_dimensions=1536, cache=tmp_path)
-        made.embed(TEXTS)
+        embedder(server, cache=tmp_path).embed(TEXTS)
+        made = embedder(server, dimensions=256, cache=tmp_path)
         assert made.verify_cache(TEXTS).lowest == pytest.approx(1.0, abs=1e-6)
 
 

@@ -82,8 +82,8 @@ class Ticket:
     """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
 
     `pending` is how many of its wants are neither served nor given up, `deadline` the time after which it waits no
-    more. Rows of the form `kept` become its caller's by `view`. `wake` is called once, on the engine's side, when
-    nothing is pending any more; `stir`, where a caller can be told more, when there are `notes` for it to log.
+    more, `form` that of its rows. `wake` is called once, on the engine's side, when nothing is pending any more;
+    `stir`, where a caller can be told more, when there are `notes` for it to log.
     """
 
     __slots__ = (
@@ -93,9 +93,9 @@ class Ticket:
         "closed",
         "deadline",
         "failed",
+        "form",
         "items",
         "joined",
-        "kept",
         "max_retries",
         "notes",
         "pace",
@@ -108,7 +108,6 @@ class Ticket:
         "truncated",
         "urgent",
         "usage",
-        "view",
         "wake",
     )
 
@@ -125,8 +124,7 @@ class Ticket:
         cache: Cache | None,
         purse: CallBilling,
         wake: Callable[[], None],
-        kept: Form = FLOATS,
-        view: Finish | None = None,
+        form: Form = FLOATS,
     ) -> None:
         self.rows = rows
         self.pending = pending
@@ -138,8 +136,7 @@ class Ticket:
         self.cache = cache
         self.purse = purse
         self.wake = wake
-        self.kept = kept
-        self.view = view
+        self.form = form
         self.stir: Callable[[], None] | None = None
         self.notes: deque[Note] = deque(maxlen=64)
         self.items: list[Item] = []

@@ -73,26 +73,21 @@ def finished(reply: Reply, lane: Lane) -> Reply:
     return replace(reply, vectors=rows)
 
 
-def seen(vectors: Vectors, ticket: Ticket) -> Vectors:
-    """Give kept rows as a caller wants them.
+def check_width(vectors: Vectors, ticket: Ticket) -> None:
+    """Check that a caller can take rows, which may be those of another caller's request.
 
     Raises:
-        BadReplyError: they are not as wide as the caller knows them to be, which goes for those of another's request
-            too; they do not go with those it has; or a number does not fit into half the precision.
+        BadReplyError: their width is not that of the caller's form, or not that of the rows the caller already has.
     """
-    found, kept = vectors.shape[1], ticket.kept
-    if kept.width not in (None, found):
-        wrong = f"{kept.dimensions_of(found)} dimensions instead of {kept.dimensions}"
+    found, form = vectors.shape[1], ticket.form
+    if form.width not in (None, found):
+        wrong = f"{form.dimensions_of(found)} dimensions instead of {form.dimensions}"
         raise BadReplyError(f"the model answered another caller of the same text vectors of {wrong}")
-    rows = vectors if ticket.view is None else ticket.view(vectors)
-    if ticket.rows.width not in (None, rows.shape[1]):
+    if ticket.rows.width not in (None, found):
         raise BadReplyError(
-            f"the model answers rows of {rows.shape[1]} numbers and the cache holds vectors of another width: it has "
+            f"the model answers rows of {found} numbers and the cache holds vectors of another width: it has "
             "changed; name dimensions=, or another cache"
         )
-    if overflown(rows):
-        raise BadReplyError("the model answered a number that does not fit into float16")
-    return rows
 
 
 def collect(flight: Flight, reply: Reply) -> None:

@@ -34,7 +34,7 @@ from embedkit_core.engine.scheduler.log_events import Notes
 from embedkit_core.engine.scheduler.queues import Actions, Flight, LaneQueue, Parked
 from embedkit_core.engine.scheduler.recent import Recent, RecentRows
 from embedkit_core.engine.scheduler.registry import Registry
-from embedkit_core.engine.scheduler.replies import check, collect, finished, seen
+from embedkit_core.engine.scheduler.replies import check, check_width, collect, finished
 from embedkit_core.engine.scheduler.retry import RetryPolicy
 
 
@@ -334,12 +334,12 @@ class Scheduler:
         if ticket.closed:
             return
         try:
-            rows = seen(vectors, ticket)
+            check_width(vectors, ticket)
         except BadReplyError as error:
             for want in wants:
                 self.registry.give_up(ticket, want, copy.copy(error))
             return
-        ticket.rows.put_wants(wants, rows)
+        ticket.rows.put_wants(wants, vectors)
         ticket.pending -= len(wants)
         ticket.sent += paid
         ticket.joined += len(wants) - paid

@@ -105,7 +105,8 @@ def translated(
         if error is not None:
             return error
     if asked is not None and (detail.param == "dimensions" or ABOUT_DIMENSIONS.search(detail.message)):
-        return refusal.bad_request(f"; {way_to_cut(asked)}, or for a model of the catalogue fetch_dimensions=")
+        stored = "for a model in the catalog, embed the texts once without dimensions=, into the same cache"
+        return refusal.bad_request(f"; {way_to_cut(asked)}; {stored}")
     return _about_input(refusal, detail, hint)
 
 
