@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from embedkit_core.common.float_lists import to_lists
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.usage import Usage
 
@@ -38,8 +39,6 @@ class EmbeddingResult:
 
     def to_lists(self) -> list[list[float] | None]:
         """Give the vectors as Python floats, with None for a row that failed."""
-        from embedkit_core.common.float_lists import to_lists
-
         rows: list[list[float] | None] = [*to_lists(self.vectors)]
         for position in self.failed:
             rows[position] = None
