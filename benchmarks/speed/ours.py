@@ -36,16 +36,15 @@ def core(setting: Setting) -> Doors:
 
 
 def core_lists(setting: Setting) -> Doors:
-    """The core, and lists made of its matrix as the adapters share it."""
+    """The core, and lists made of its matrix at the end."""
     from embedkit_core import Embedder
-    from embedkit_core.adapters.base import ato_lists, to_lists
 
     embedder = Embedder(**_arguments(setting))
 
     async def aembed(texts: list[str]) -> Any:
-        return await ato_lists((await embedder.aembed(texts)).vectors)
+        return (await embedder.aembed(texts)).to_lists()
 
-    return Doors(embed=lambda texts: to_lists(embedder.embed(texts).vectors), aembed=aembed, close=embedder.close)
+    return Doors(embed=lambda texts: embedder.embed(texts).to_lists(), aembed=aembed, close=embedder.close)
 
 
 def langchain(setting: Setting) -> Doors:
@@ -78,7 +77,7 @@ def llamaindex(setting: Setting) -> Doors:
 
 CLIENTS = {
     "core": Client(core, ("embedkit_core", *SDK)),
-    "core-lists": Client(core_lists, ("embedkit_core.adapters.base", *SDK)),
+    "core-lists": Client(core_lists, ("embedkit_core", *SDK)),
     "langchain": Client(langchain, ("langchain_embedkit.embeddings", *SDK)),
     "llamaindex": Client(llamaindex, ("llamaindex_embedkit.embedding", *SDK)),
 }

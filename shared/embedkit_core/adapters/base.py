@@ -11,7 +11,6 @@ from embedkit_core.calls.import_vectors import Imported
 from embedkit_core.calls.plan import check_list
 from embedkit_core.calls.verify_cache import Verified
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.float_lists import ato_lists, to_lists
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import parameter_names
@@ -24,13 +23,11 @@ __all__ = [
     "Lists",
     "UsageHeard",
     "aembed_lists",
-    "ato_lists",
     "by_model",
     "changed_copy",
     "complaint",
     "embed_lists",
     "make_embedder",
-    "to_lists",
 ]
 
 

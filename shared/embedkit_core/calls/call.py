@@ -16,7 +16,7 @@ from embedkit_core.calls.plan import make_plan
 from embedkit_core.calls.rows import ListRows, Rows
 from embedkit_core.calls.waiting import Waits
 from embedkit_core.common.errors import EmbedKitError, ProviderError
-from embedkit_core.common.float_lists import collector_at_ease
+from embedkit_core.common.float_lists import relaxed_gc
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
@@ -139,7 +139,7 @@ class Call(Waits):
         return Outcome(Usage(texts=asked) + self.standing()[1])
 
     def _collector(self) -> contextlib.AbstractContextManager[None]:
-        return collector_at_ease() if self._lists and not self._is_small else NOTHING
+        return relaxed_gc() if self._lists and not self._is_small else NOTHING
 
     async def off_loop(self, step: Callable[[], T]) -> T:
         """Take a step of an async caller's, on a thread of ours where it may take long."""

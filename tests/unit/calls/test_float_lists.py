@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 import time
 
@@ -11,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from support.openai_server import OpenAIServer, vector_of
+from support.scripts import finish, start
 
-from embedkit_core.adapters.base import ato_lists, to_lists
-from embedkit_core.common.float_lists import SLICE, collector_paused
+from embedkit_core.common.float_lists import RELAXED_THRESHOLD, SLICE, relaxed_gc, to_lists
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
@@ -23,10 +24,12 @@ BEATS = 60
 
 
 @pytest.fixture(autouse=True)
-def _collector_on():
+def _collector_as_found():
+    found = gc.get_threshold()
     assert gc.isenabled()
     yield
     assert gc.isenabled()
+    assert gc.get_threshold() == found
 
 
 @given(MATRICES)
@@ -34,95 +37,121 @@ def test_lists_are_the_matrix_in_python_floats(matrix):
     lists = to_lists(matrix)
     assert np.array_equal(np.array(lists, dtype=np.float32).reshape(matrix.shape), matrix, equal_nan=True)
     assert all(type(number) is float for row in lists for number in row)
+    assert repr(lists) == repr(matrix.tolist())
 
 
-@given(MATRICES)
-def test_the_async_door_gives_the_same_lists(matrix):
-    assert repr(asyncio.run(ato_lists(matrix))) == repr(to_lists(matrix)) == repr(matrix.tolist())
+def collections(make) -> int:
+    """Return how often the collector runs while `make` makes objects."""
+    starts = []
+    gc.collect()
+    gc.callbacks.append(watch := lambda phase, info: starts.append(phase == "start"))
+    try:
+        make()
+    finally:
+        gc.callbacks.remove(watch)
+    return sum(starts)
 
 
-async def test_the_loop_runs_between_slices():
-    turns = 0
-
-    async def others():
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    other = asyncio.create_task(others())
-    await ato_lists(np.zeros((10 * SLICE, 2), dtype=np.float32))
-    other.cancel()
-    assert turns >= 9
+def test_20_000_lists_cost_one_collection_at_most():
+    matrix = np.zeros((20_000, 2), dtype=np.float32)
+    assert collections(lambda: to_lists(matrix)) <= 1  # once the threshold is restored
+    assert collections(matrix.tolist) > 5
 
 
-async def test_the_collector_is_on_whenever_the_loop_runs():
-    seen = []
-
-    async def watch():
-        while True:
-            seen.append(gc.isenabled())
-            await asyncio.sleep(0)
-
-    watcher = asyncio.create_task(watch())
-    await ato_lists(np.zeros((4 * SLICE, 2), dtype=np.float32))
-    watcher.cancel()
-    assert seen
-    assert all(seen)
+def test_other_threads_garbage_is_collected_while_the_collector_is_relaxed():
+    with relaxed_gc():
+        assert gc.isenabled()
+        assert collections(lambda: [[] for _ in range(RELAXED_THRESHOLD + 5_000)]) > 0
 
 
-def test_the_collector_is_off_inside_and_on_after_the_outermost():
-    with collector_paused():
-        with collector_paused():
-            assert not gc.isenabled()
-        assert not gc.isenabled()
-    assert gc.isenabled()
+def test_the_collector_is_relaxed_inside_and_as_it_was_after_the_outermost():
+    found = gc.get_threshold()
+    with relaxed_gc():
+        with relaxed_gc():
+            assert gc.get_threshold() == (RELAXED_THRESHOLD, *found[1:])
+        assert gc.get_threshold()[0] == RELAXED_THRESHOLD
+    assert gc.get_threshold() == found
+
+
+@pytest.mark.parametrize("own", [0, RELAXED_THRESHOLD * 2])
+def test_a_higher_threshold_of_the_user_is_left_alone(own):
+    found = gc.get_threshold()
+    gc.set_threshold(own, *found[1:])
+    try:
+        with relaxed_gc():
+            assert gc.get_threshold()[0] == own
+        assert gc.get_threshold()[0] == own
+    finally:
+        gc.set_threshold(*found)
 
 
 def test_a_failure_inside_restores_the_collector():
-    with pytest.raises(ZeroDivisionError), collector_paused(), collector_paused():
+    found = gc.get_threshold()
+    with pytest.raises(ZeroDivisionError), relaxed_gc(), relaxed_gc():
         raise ZeroDivisionError
-    assert gc.isenabled()
+    assert gc.get_threshold() == found
 
 
 def test_a_collector_that_was_off_stays_off():
     gc.disable()
     try:
-        with collector_paused():
-            pass
+        with relaxed_gc():
+            assert not gc.isenabled()
         assert not gc.isenabled()
     finally:
         gc.enable()
 
 
 def test_the_last_of_several_threads_restores_the_collector():
+    found = gc.get_threshold()
     inside, leave_first, leave_last = threading.Barrier(3), threading.Event(), threading.Event()
 
-    def pause(leave: threading.Event) -> None:
-        with collector_paused():
+    def relax(leave: threading.Event) -> None:
+        with relaxed_gc():
             inside.wait(10)
             leave.wait(10)
 
-    first, last = (threading.Thread(target=pause, args=[leave]) for leave in (leave_first, leave_last))
+    first, last = (threading.Thread(target=relax, args=[leave]) for leave in (leave_first, leave_last))
     first.start()
     last.start()
     inside.wait(10)
     leave_first.set()
     first.join(10)
-    assert not gc.isenabled()
+    assert gc.get_threshold()[0] == RELAXED_THRESHOLD
     leave_last.set()
     last.join(10)
-    assert gc.isenabled()
+    assert gc.get_threshold() == found
 
 
 def test_many_threads_at_once_leave_the_collector_as_it_was():
+    found = gc.get_threshold()
     matrix = np.ones((2 * SLICE, 3), dtype=np.float32)
     threads = [threading.Thread(target=lambda: [to_lists(matrix) for _ in range(50)]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert gc.isenabled()
+    assert gc.get_threshold() == found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_meanwhile_has_the_collector_as_it_was(tmp_path):
+    with OpenAIServer() as server:
+        process = start(
+            """
+            import gc
+            from embedkit_core.common.float_lists import relaxed_gc
+            found = gc.get_threshold()
+            with relaxed_gc():
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(7 if gc.isenabled() and gc.get_threshold() == found else 1)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            """,
+            server.base_url,
+            tmp_path,
+        )
+        assert finish(process) == "7\n"
 
 
 class Heart:

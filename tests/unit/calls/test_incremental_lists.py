@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import threading
 
 import numpy as np
@@ -15,7 +14,7 @@ from support.scripts import finish, interrupt, start
 from embedkit_core import Embedder, InputError, PartialFailureError, ProviderError
 from embedkit_core.adapters.base import aembed_lists, embed_lists
 from embedkit_core.calls.rows import ListRows
-from embedkit_core.common.float_lists import PATIENCE, SLICE, collector_at_ease
+from embedkit_core.common.float_lists import SLICE
 from embedkit_core.testing import FakeServer
 
 
@@ -172,57 +171,6 @@ async def test_a_cancelled_caller_withdraws_while_lists_are_made():
     server.release()
     await asyncio.to_thread(embedder.embed, ["the next one"])
     assert [seen.texts for seen in server.seen[2:]] == [("the next one",)]
-
-
-# The collector
-
-
-def test_the_collector_is_at_ease_inside_and_as_it_was_after_the_outermost():
-    found = gc.get_threshold()
-    with collector_at_ease():
-        with collector_at_ease():
-            assert gc.get_threshold() == (PATIENCE, *found[1:])
-        assert gc.get_threshold()[0] == PATIENCE
-    assert gc.get_threshold() == found
-
-
-@pytest.mark.parametrize("own", [0, PATIENCE * 2])
-def test_a_collector_that_the_user_set_to_rest_longer_is_left_alone(own):
-    found = gc.get_threshold()
-    gc.set_threshold(own, *found[1:])
-    try:
-        with collector_at_ease():
-            assert gc.get_threshold()[0] == own
-        assert gc.get_threshold()[0] == own
-    finally:
-        gc.set_threshold(*found)
-
-
-def test_a_failure_inside_gives_the_collector_back():
-    found = gc.get_threshold()
-    with pytest.raises(ZeroDivisionError), collector_at_ease():
-        raise ZeroDivisionError
-    assert gc.get_threshold() == found
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_that_is_forked_meanwhile_has_the_collector_as_it_was(tmp_path):
-    with OpenAIServer() as server:
-        process = start(
-            """
-            import gc
-            from embedkit_core.common.float_lists import collector_at_ease, collector_paused
-            found = gc.get_threshold()
-            with collector_at_ease(), collector_paused():
-                pid = os.fork()
-                if pid == 0:
-                    os._exit(7 if gc.isenabled() and gc.get_threshold() == found else 1)
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-            """,
-            server.base_url,
-            tmp_path,
-        )
-        assert finish(process) == "7\n"
 
 
 # One query, from memory
