@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter, Usage
-from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, key_or_function, take_arguments
-from embedkit_core.adapters.base import CacheTools, aembed_lists, changed_copy, complaint, embed_lists, make_embedder
+from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
+from embedkit_core.adapters.base import (
+    CacheTools,
+    aembed_lists,
+    changed_copy,
+    embed_lists,
+    invalid_fields,
+    make_embedder,
+    validated_embedder,
+)
 from langchain_embedkit.arguments import RULES
 from langchain_embedkit.usage import areported, current_run, reported
 
@@ -41,9 +49,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
     )
 
     model: str
-    api_key: Annotated[SecretStr | SkipJsonSchema[Callable[[], str]] | None, BeforeValidator(key_or_function)] = Field(
-        default=None, exclude=True
-    )
+    api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True)
     base_url: str | None = None
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
     proxy: str | None = Field(default=None, exclude=True, repr=False)
@@ -114,14 +120,16 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
             taken = self._take(arguments if model is NOT_GIVEN else {"model": model, **arguments})
             if "model" not in taken and type(self).model_fields["model"].is_required():
                 taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
+            given = self.model_construct(**taken)._arguments()
+            embedder = make_embedder(given)  # first: an error of the core says what to do
             found: list[Any] = []
             try:
                 super().__init__(**taken)
             except ValidationError as error:
                 found = error.errors(include_input=False)
-            if found:  # raised here: the host's error holds what was given
-                raise complaint(type(self).__name__, found, taken)
-            self._embedder = make_embedder(dict(self), api_key=self.api_key)
+            if found:  # raised here: the error of pydantic holds the values
+                raise invalid_fields(type(self).__name__, found)
+            self._embedder = validated_embedder(embedder, given, self._arguments())
             self._show_key_of_environment()
 
     @classmethod
@@ -134,6 +142,10 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
         if self.api_key is None and variable is not None:
             self.__pydantic_fields_set__.discard("api_key")
             self.__dict__["api_key"] = secret_from_env(variable, default=None)()
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the fields under the names that the core has for them."""
+        return dict(self)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; with another setting, a new object is made and checked."""

@@ -7,19 +7,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter, Usage
-from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, key_or_function, take_arguments
-from embedkit_core.adapters.base import CacheTools, aembed_lists, changed_copy, complaint, embed_lists, make_embedder
+from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
+from embedkit_core.adapters.base import (
+    CacheTools,
+    aembed_lists,
+    changed_copy,
+    embed_lists,
+    invalid_fields,
+    make_embedder,
+    validated_embedder,
+)
 from llamaindex_embedkit.arguments import RULES
 from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
 
@@ -51,9 +59,7 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
     embeddings_cache: Any = Field(default=None, exclude=True)
     # What the embedder is made from does not change after it: make another one, or `model_copy`.
     model_name: str = Field(frozen=True)
-    api_key: Annotated[SecretStr | SkipJsonSchema[Callable[[], str]] | None, BeforeValidator(key_or_function)] = Field(
-        default=None, exclude=True, frozen=True
-    )
+    api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True, frozen=True)
     base_url: str | None = Field(default=None, frozen=True)
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False, frozen=True)
     proxy: str | None = Field(default=None, exclude=True, repr=False, frozen=True)
@@ -133,14 +139,16 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
                 taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
             if taken.pop("embeddings_cache", None) is not None:
                 warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
+            given = self.model_construct(**taken)._arguments()
+            embedder = make_embedder(given)  # first: an error of the core says what to do
             found: list[Any] = []
             try:
                 super().__init__(**taken)
             except ValidationError as error:
                 found = error.errors(include_input=False)
-            if found:  # raised here: the host's error holds what was given
-                raise complaint(type(self).__name__, found, {**taken, "model": taken.get("model_name")})
-            self._embedder = make_embedder({**dict(self), "model": self.model_name}, api_key=self.api_key)
+            if found:  # raised here: the error of pydantic holds the values
+                raise invalid_fields(type(self).__name__, found)
+            self._embedder = validated_embedder(embedder, given, self._arguments())
 
     @classmethod
     def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +156,10 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
         if isinstance(name := taken.get("model_name"), str):
             taken["model_name"] = str.__str__(name)  # the host names its models by enumerations
         return taken
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the fields under the names that the core has for them."""
+        return {**dict(self), "model": self.model_name}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; with another setting, a new object is made and checked."""

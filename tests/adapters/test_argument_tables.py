@@ -8,7 +8,7 @@ from langchain_cohere import CohereEmbeddings
 from langchain_openai import AzureOpenAIEmbeddings, OpenAIEmbeddings
 from langchain_voyageai import VoyageAIEmbeddings
 from llama_index.embeddings.openai import OpenAIEmbedding, OpenAIEmbeddingModelType
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 from support.argument_tables import argument_table
 from support.embedders import numbered
 from support.openai_server import OpenAIServer, vector_of
@@ -189,6 +189,24 @@ def test_a_value_that_the_host_refuses_is_explained_as_the_core_does(host, argum
     assert way_out in str(refused.value)
     assert refused.value.__cause__ is None
     assert "Input should be" not in str(refused.value)
+
+
+def test_a_field_that_only_the_framework_has_is_refused_in_its_words():
+    with pytest.raises(ConfigurationError, match="EmbedKitEmbedding: embed_batch_size: Input should be") as refused:
+        made(EmbedKitEmbedding, embed_batch_size=0)
+    assert refused.value.__context__ is None
+
+
+@hosts
+def test_a_validator_of_a_subclass_decides_what_the_embedder_gets(host):
+    class Halved(host):
+        @field_validator("dimensions")
+        @classmethod
+        def half(cls, value):
+            return value // 2
+
+    model = made(Halved, dimensions=512)
+    assert (model.dimensions, model.embedder.dimensions) == (256, 256)
 
 
 def test_a_timeout_object_is_refused_with_the_number_to_give():

@@ -94,7 +94,7 @@ def take_arguments(
             if value is None and not rule.needed:
                 continue
         if taken.get(target) is not None:
-            if value is not None and not _same(taken[target], value):
+            if value is not None and not same_value(taken[target], value):
                 raise ConfigurationError(
                     f"{owner}: {spelled[target]}= and {name}= are the same argument; give one of them"
                 )
@@ -104,7 +104,7 @@ def take_arguments(
     return taken
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_value(one: Any, other: Any) -> bool:
     """Compare two spellings' values, of whatever kind; a secret by what it holds."""
     one, other = (value.get_secret_value() if hasattr(value, "get_secret_value") else value for value in (one, other))
     try:
@@ -116,7 +116,7 @@ def _same(one: Any, other: Any) -> bool:
 def _weigh_up(owner: str, name: str, value: Any, rule: Rule) -> None:
     if value is None:
         return
-    if isinstance(rule, Refused) and not any(_same(value, harmless) for harmless in rule.harmless):
+    if isinstance(rule, Refused) and not any(same_value(value, harmless) for harmless in rule.harmless):
         raise ConfigurationError(f"{owner} takes no {name}: {rule.way_out}")
 
 
@@ -136,13 +136,6 @@ def cut_or_refuse(name: str, value: Any) -> str:
         raise ConfigurationError(
             f"{name}={value!r}: use on_long_text='truncate' (cut at the end), 'error' or 'mean'"
         ) from None
-
-
-def key_or_function(value: Any) -> Any:
-    """Refuse what can be no key, in place of the host's own words about its types."""
-    if value is None or isinstance(value, str) or callable(value) or hasattr(value, "get_secret_value"):
-        return value
-    raise ValueError(f"must be a string, a SecretStr or a function, not {type(value).__name__}")
 
 
 def one_type(name: str, value: Any) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from embedkit_core.adapters.arguments import same_value
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.calls.import_vectors import Imported
 from embedkit_core.calls.plan import check_list
@@ -25,9 +25,10 @@ __all__ = [
     "aembed_lists",
     "by_model",
     "changed_copy",
-    "complaint",
     "embed_lists",
+    "invalid_fields",
     "make_embedder",
+    "validated_embedder",
 ]
 
 
@@ -62,16 +63,23 @@ async def aembed_lists(
     return Lists(await call.aserve(call.finish_lists), call.usage)
 
 
-class _SecretStr(Protocol):
-    def get_secret_value(self) -> str: ...
+def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
+    """Make an embedder from those fields of an adapter that are arguments of it; the rest are the framework's own."""
+    known = {name: value for name, value in arguments.items() if name in parameter_names()}
+    if (key := known.get("api_key")) is not None and hasattr(key, "get_secret_value"):
+        known["api_key"] = key.get_secret_value()
+    return Embedder(**known)
 
 
-def make_embedder(arguments: Mapping[str, Any], *, api_key: _SecretStr | Callable[[], str] | None) -> Embedder:
-    """Make an embedder from those of an adapter's fields that are arguments of it; the rest are the host's own."""
-    known = {name: value for name, value in arguments.items() if name in parameter_names() and name != "api_key"}
-    held: Any = api_key
-    plain = held.get_secret_value() if hasattr(held, "get_secret_value") else held
-    return Embedder(**known, api_key=plain)
+def validated_embedder(embedder: Embedder, given: Mapping[str, Any], validated: Mapping[str, Any]) -> Embedder:
+    """Return `embedder`, made from `given`, or a new one if a validator of a subclass changed one of its arguments."""
+    same = all(same_value(given.get(name), validated.get(name)) for name in parameter_names())
+    return embedder if same else make_embedder(validated)
+
+
+def invalid_fields(owner: str, errors: Iterable[Mapping[str, Any]]) -> ConfigurationError:
+    """Return one error for what a framework finds wrong with its fields, without the values given."""
+    return ConfigurationError(f"{owner}: " + "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors))
 
 
 class CacheTools:
@@ -129,16 +137,3 @@ def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
     if not {"budget_usd", "budget_tokens"} & changed.keys():
         other.embedder.budget = model.embedder.budget
     return other
-
-
-def complaint(owner: str, errors: Iterable[Mapping[str, Any]], arguments: Mapping[str, Any]) -> ConfigurationError:
-    """Give what is wrong with arguments that a host refuses: in the core's words, which name the way out, if it does.
-
-    Else the host's findings about its fields (their `loc` and `msg`) in one error of ours, without any value.
-    """
-    with suppress(Exception):  # the core may find nothing, or trip over what it does not check
-        try:
-            make_embedder(arguments, api_key=arguments.get("api_key"))
-        except ConfigurationError as error:
-            return error.with_traceback(None)
-    return ConfigurationError(f"{owner}: " + "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors))
