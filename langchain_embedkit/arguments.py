@@ -11,41 +11,27 @@ from collections.abc import Mapping
 from typing import Final
 
 from embedkit_core.adapters.arguments import (
+    AZURE,
+    COMMON_RULES,
+    ONE_CLIENT,
     Mapped,
     NoEffect,
     Refused,
     Rule,
-    cut_or_refuse,
-    one_type,
     or_none,
     seconds,
     wire_options,
 )
 
 TOKENIZER = "no tokenizer is used and strings are sent, so a compatible server understands them too"
-ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
-AZURE = (
-    "use Azure's v1 endpoint, which needs no version: model='azure:DEPLOYMENT', base_url="
-    "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for what it serves, "
-    "api_key= Azure's key"
-)
 BACKOFF = "waits follow the server's Retry-After, else grow with full jitter, for all callers together"
 
 RULES: Final[Mapping[str, Rule]] = {
+    **COMMON_RULES,
     "model_name": Mapped("model", needed=True),
-    "openai_api_key": Mapped("api_key"),
-    "voyage_api_key": Mapped("api_key"),
-    "cohere_api_key": Mapped("api_key"),
-    "openai_api_base": Mapped("base_url"),
-    "output_dimension": Mapped("dimensions"),
-    "chunk_size": Mapped("max_batch_texts"),
     "batch_size": Mapped("max_batch_texts"),
     "request_timeout": Mapped("timeout", seconds),
     "model_kwargs": Mapped("provider_options", wire_options),
-    "truncation": Mapped("on_long_text", cut_or_refuse),
-    "truncate": Mapped("on_long_text", cut_or_refuse),
-    "show_progress_bar": Mapped("progress"),
-    "show_progress": Mapped("progress"),
     "deployment": NoEffect("OpenAIEmbeddings sends no deployment either; with Azure's v1 endpoint it is the model"),
     "check_embedding_ctx_length": NoEffect(f"{TOKENIZER}; on_long_text says what becomes of a long text"),
     "embedding_ctx_length": NoEffect("the model's own limit counts; on_long_text says what becomes of a longer text"),
@@ -57,33 +43,20 @@ RULES: Final[Mapping[str, Rule]] = {
     "retry_max_seconds": NoEffect(BACKOFF),
     "user_agent": NoEffect("it changes no vector"),
     "validate_base_url": NoEffect("an address is always checked"),
-    "on_error": Refused("the host has no place for texts that failed; use .embedder, made with on_error='return'"),
-    "normalize": Refused(
-        "vectors have length 1 where their model promises it, and where they are made or cut here", (True,)
-    ),
     "encode_kwargs": Refused(
         "provider_options= has batch_size, precision and device; dtype= makes smaller types", ({},)
     ),
-    "query_instruction": Mapped("query_prompt"),
     "embed_instruction": Mapped("document_prompt"),
     "skip_empty": Refused("leave empty texts out of the list: each position gets a vector here", (False,)),
     "organization": Refused("set the environment variable OPENAI_ORG_ID"),
     "openai_organization": Refused("set the environment variable OPENAI_ORG_ID"),
     "openai_proxy": Mapped("proxy", or_none),
-    "default_headers": Mapped("headers", or_none),
     "default_query": Refused("a query of your own is not sent; give an endpoint that needs none", ({},)),
-    "http_client": Refused(ONE_CLIENT),
     "http_async_client": Refused(ONE_CLIENT),
     "client": Refused(ONE_CLIENT),
     "async_client": Refused(ONE_CLIENT),
     "openai_api_type": Refused(AZURE, ("", "open_ai", "openai")),
-    "api_version": Refused(AZURE, ("",)),
     "openai_api_version": Refused(AZURE, ("",)),
-    "azure_endpoint": Refused(AZURE),
-    "azure_deployment": Refused(AZURE),
     "azure_ad_token": Mapped("api_key"),
-    "azure_ad_token_provider": Mapped("api_key"),
     "azure_ad_async_token_provider": Refused("give a function that can simply be called: it has a thread of its own"),
-    "embedding_types": Mapped("dtype", one_type),
-    "output_dtype": Mapped("dtype", one_type),
 }

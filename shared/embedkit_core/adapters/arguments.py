@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.validation import unknown_argument
@@ -171,3 +171,38 @@ def default_model(owner: str, replaced: str) -> str:
         stacklevel=3,
     )
     return model
+
+
+ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
+AZURE = (
+    "use Azure's v1 endpoint, which needs no version: model='azure:DEPLOYMENT', base_url="
+    "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for what it serves, "
+    "api_key= Azure's key"
+)
+
+# Arguments that classes of both frameworks have.
+COMMON_RULES: Final[Mapping[str, Rule]] = {
+    "openai_api_key": Mapped("api_key"),
+    "voyage_api_key": Mapped("api_key"),
+    "cohere_api_key": Mapped("api_key"),
+    "openai_api_base": Mapped("base_url"),
+    "output_dimension": Mapped("dimensions"),
+    "chunk_size": Mapped("max_batch_texts"),
+    "truncation": Mapped("on_long_text", cut_or_refuse),
+    "truncate": Mapped("on_long_text", cut_or_refuse),
+    "show_progress_bar": Mapped("progress"),
+    "show_progress": Mapped("progress"),
+    "on_error": Refused("the host has no place for texts that failed; use .embedder, made with on_error='return'"),
+    "normalize": Refused(
+        "vectors have length 1 where their model promises it, and where they are made or cut here", (True,)
+    ),
+    "query_instruction": Mapped("query_prompt"),
+    "default_headers": Mapped("headers", or_none),
+    "http_client": Refused(ONE_CLIENT),
+    "api_version": Refused(AZURE, ("",)),
+    "azure_endpoint": Refused(AZURE),
+    "azure_deployment": Refused(AZURE),
+    "azure_ad_token_provider": Mapped("api_key"),
+    "embedding_types": Mapped("dtype", one_type),
+    "output_dtype": Mapped("dtype", one_type),
+}
