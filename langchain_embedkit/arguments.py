@@ -8,12 +8,14 @@ installed classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from embedkit_core.adapters.arguments import (
     AZURE,
     COMMON_RULES,
     ONE_CLIENT,
+    ApiKey,
+    CommonOptions,
     Mapped,
     NoEffect,
     Refused,
@@ -60,3 +62,26 @@ RULES: Final[Mapping[str, Rule]] = {
     "azure_ad_token": Mapped("api_key"),
     "azure_ad_async_token_provider": Refused("give a function that can simply be called: it has a thread of its own"),
 }
+
+
+class LangChainOptions(CommonOptions, total=False):
+    """The keyword arguments of `EmbedKitEmbeddings`: those of `Embedder`, the accepted ones of `RULES`."""
+
+    model_name: str
+    batch_size: int | None
+    request_timeout: float | None
+    model_kwargs: Mapping[str, Any] | None
+    embed_instruction: str | None
+    openai_proxy: str | None
+    azure_ad_token: ApiKey
+    deployment: object
+    check_embedding_ctx_length: object
+    embedding_ctx_length: object
+    tiktoken_enabled: object
+    tiktoken_model_name: object
+    allowed_special: object
+    disallowed_special: object
+    retry_min_seconds: object
+    retry_max_seconds: object
+    user_agent: object
+    validate_base_url: object

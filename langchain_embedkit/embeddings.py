@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
@@ -23,7 +23,7 @@ from embedkit_core.adapters.base import (
     make_embedder,
     validated_embedder,
 )
-from langchain_embedkit.arguments import RULES
+from langchain_embedkit.arguments import RULES, LangChainOptions
 from langchain_embedkit.usage import areported, current_run, reported
 
 
@@ -78,59 +78,22 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
 
     _embedder: Embedder = PrivateAttr()
 
-    if TYPE_CHECKING:  # what a checker and an editor see; `spelled` are the names that the replaced classes have
-
-        def __init__(
-            self,
-            model: str = "",
-            *,
-            api_key: str | SecretStr | Callable[[], str] | None = None,
-            base_url: str | None = None,
-            headers: Mapping[str, str] | None = None,
-            proxy: str | None = None,
-            ca_bundle: str | PathLike[str] | None = None,
-            dimensions: int | None = None,
-            dtype: DType = "float32",
-            model_info: Mapping[str, Any] | None = None,
-            cache: Any = None,
-            query_prompt: str | None = None,
-            document_prompt: str | None = None,
-            on_long_text: Literal["truncate", "error", "mean"] = "truncate",
-            max_concurrency: int = 16,
-            requests_per_minute: int | None = None,
-            tokens_per_minute: int | None = None,
-            max_batch_texts: int | None = None,
-            max_retries: int = 6,
-            timeout: float | None = 60.0,
-            deadline: float | None = None,
-            provider_options: Mapping[str, Any] | None = None,
-            rate_limiter: RateLimiter | None = None,
-            budget_usd: float | str | Decimal | None = None,
-            budget_tokens: int | None = None,
-            prices: Mapping[str, float | str | Decimal] | None = None,
-            progress: bool | Callable[[Progress], object] | None = None,
-            pickle_api_key: bool = False,
-            **spelled: Any,
-        ) -> None: ...
-
-    else:
-
-        def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
-            """Take the arguments in either spelling; see the class."""
-            taken = self._take(arguments if model is NOT_GIVEN else {"model": model, **arguments})
-            if "model" not in taken and type(self).model_fields["model"].is_required():
-                taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
-            given = self.model_construct(**taken)._arguments()
-            embedder = make_embedder(given)  # first: an error of the core says what to do
-            found: list[Any] = []
-            try:
-                super().__init__(**taken)
-            except ValidationError as error:
-                found = error.errors(include_input=False)
-            if found:  # raised here: the error of pydantic holds the values
-                raise invalid_fields(type(self).__name__, found)
-            self._embedder = validated_embedder(embedder, given, self._arguments())
-            self._show_key_of_environment()
+    def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LangChainOptions]) -> None:
+        """Take the arguments in either spelling; see the class."""
+        taken = self._take(options if model is NOT_GIVEN else {"model": model, **options})
+        if "model" not in taken and type(self).model_fields["model"].is_required():
+            taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
+        given = self.model_construct(**taken)._arguments()
+        embedder = make_embedder(given)  # first: an error of the core says what to do
+        found: list[Any] = []
+        try:
+            super().__init__(**taken)
+        except ValidationError as error:
+            found = error.errors(include_input=False)
+        if found:  # raised here: the error of pydantic holds the values
+            raise invalid_fields(type(self).__name__, found)
+        self._embedder = validated_embedder(embedder, given, self._arguments())
+        self._show_key_of_environment()
 
     @classmethod
     def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,18 +7,22 @@ classes have for the same things. docs/llamaindex.md shows this table; a test ho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from embedkit_core.adapters.arguments import (
     AZURE,
     COMMON_RULES,
     ONE_CLIENT,
+    CommonOptions,
     Mapped,
     NoEffect,
     Refused,
     Rule,
     wire_options,
 )
+
+if TYPE_CHECKING:
+    from llama_index.core.callbacks.base import CallbackManager
 
 RULES: Final[Mapping[str, Rule]] = {
     **COMMON_RULES,
@@ -33,3 +37,18 @@ RULES: Final[Mapping[str, Rule]] = {
     "max_length": Refused("the model's own limit counts; on_long_text says what becomes of a longer text"),
     "async_http_client": Refused(ONE_CLIENT),
 }
+
+
+class LlamaIndexOptions(CommonOptions, total=False):
+    """The keyword arguments of `EmbedKitEmbedding`: LlamaIndex's, those of `Embedder`, the accepted ones of `RULES`."""
+
+    callback_manager: CallbackManager | None
+    embed_batch_size: int
+    num_workers: int | None
+    embeddings_cache: object
+    model_name: str
+    api_base: str | None
+    additional_kwargs: Mapping[str, Any] | None
+    text_instruction: str | None
+    mode: object
+    reuse_client: object

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.base import CallbackManager
@@ -28,7 +28,7 @@ from embedkit_core.adapters.base import (
     make_embedder,
     validated_embedder,
 )
-from llamaindex_embedkit.arguments import RULES
+from llamaindex_embedkit.arguments import RULES, LlamaIndexOptions
 from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
 
 dispatcher = get_dispatcher(__name__)
@@ -90,65 +90,25 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
 
     _embedder: Embedder = PrivateAttr()
 
-    if TYPE_CHECKING:  # what a checker and an editor see; `spelled` are the names that the replaced classes have
-
-        def __init__(
-            self,
-            model: str = "",
-            *,
-            api_key: str | SecretStr | Callable[[], str] | None = None,
-            base_url: str | None = None,
-            headers: Mapping[str, str] | None = None,
-            proxy: str | None = None,
-            ca_bundle: str | PathLike[str] | None = None,
-            dimensions: int | None = None,
-            dtype: DType = "float32",
-            model_info: Mapping[str, Any] | None = None,
-            cache: Any = None,
-            query_prompt: str | None = None,
-            document_prompt: str | None = None,
-            on_long_text: Literal["truncate", "error", "mean"] = "truncate",
-            max_concurrency: int = 16,
-            requests_per_minute: int | None = None,
-            tokens_per_minute: int | None = None,
-            max_batch_texts: int | None = None,
-            max_retries: int = 6,
-            timeout: float | None = 60.0,
-            deadline: float | None = None,
-            provider_options: Mapping[str, Any] | None = None,
-            rate_limiter: RateLimiter | None = None,
-            budget_usd: float | str | Decimal | None = None,
-            budget_tokens: int | None = None,
-            prices: Mapping[str, float | str | Decimal] | None = None,
-            progress: bool | Callable[[Progress], object] | None = None,
-            pickle_api_key: bool = False,
-            callback_manager: CallbackManager | None = None,
-            embed_batch_size: int = 10,
-            num_workers: int | None = None,
-            **spelled: Any,
-        ) -> None: ...
-
-    else:
-
-        def __init__(self, model: str = NOT_GIVEN, **arguments: Any) -> None:
-            """Take the arguments in either spelling; see the class."""
-            # What to_dict() gives beside the arguments comes back through the host's own from_dict().
-            given = {name: value for name, value in arguments.items() if name not in ("class_name", "fingerprint")}
-            taken = self._take(given if model is NOT_GIVEN else {"model": model, **given})
-            if "model_name" not in taken and type(self).model_fields["model_name"].is_required():
-                taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
-            if taken.pop("embeddings_cache", None) is not None:
-                warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-            given = self.model_construct(**taken)._arguments()
-            embedder = make_embedder(given)  # first: an error of the core says what to do
-            found: list[Any] = []
-            try:
-                super().__init__(**taken)
-            except ValidationError as error:
-                found = error.errors(include_input=False)
-            if found:  # raised here: the error of pydantic holds the values
-                raise invalid_fields(type(self).__name__, found)
-            self._embedder = validated_embedder(embedder, given, self._arguments())
+    def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LlamaIndexOptions]) -> None:
+        """Take the arguments in either spelling; see the class."""
+        # What to_dict() gives beside the arguments comes back through the host's own from_dict().
+        named = {name: value for name, value in options.items() if name not in ("class_name", "fingerprint")}
+        taken = self._take(named if model is NOT_GIVEN else {"model": model, **named})
+        if "model_name" not in taken and type(self).model_fields["model_name"].is_required():
+            taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
+        if taken.pop("embeddings_cache", None) is not None:
+            warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
+        given = self.model_construct(**taken)._arguments()
+        embedder = make_embedder(given)  # first: an error of the core says what to do
+        found: list[Any] = []
+        try:
+            super().__init__(**taken)
+        except ValidationError as error:
+            found = error.errors(include_input=False)
+        if found:  # raised here: the error of pydantic holds the values
+            raise invalid_fields(type(self).__name__, found)
+        self._embedder = validated_embedder(embedder, given, self._arguments())
 
     @classmethod
     def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Union, get_args, get_type_hints
 
 import pytest
 from langchain_cohere import CohereEmbeddings
@@ -15,11 +16,15 @@ from support.openai_server import OpenAIServer, vector_of
 
 import langchain_embedkit.arguments
 import llamaindex_embedkit.arguments
-from embedkit_core import ConfigurationError
-from embedkit_core.adapters.arguments import Mapped, NoEffect, Refused
+from embedkit_core import ConfigurationError, Embedder
+from embedkit_core.adapters.arguments import EmbedderOptions, Mapped, NoEffect, Refused, SecretString
+from embedkit_core.providers.http.connection import Connection
+from embedkit_core.providers.secrets import Secret
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
+from langchain_embedkit.arguments import LangChainOptions
 from llamaindex_embedkit import EmbedKitEmbedding
+from llamaindex_embedkit.arguments import LlamaIndexOptions
 
 ROOT = Path(__file__).parents[2]
 MODEL = "text-embedding-3-small"
@@ -81,6 +86,36 @@ def names_of(peer):
 def test_every_argument_of_the_class_that_is_replaced_is_known(host, peer):
     assert len(names_of(peer)) > 5
     assert not names_of(peer) - {*host.model_fields, *HOSTS[host]}
+
+
+def without_types_of_the_core(hint):
+    """Leave out of a union what only the core itself passes."""
+    return Union[tuple(kind for kind in get_args(hint) if kind not in (Connection, Secret))]  # noqa: UP007
+
+
+def test_the_options_are_the_keyword_arguments_of_the_embedder():
+    signature = inspect.signature(Embedder).parameters.values()
+    names = [p.name for p in signature if p.kind is p.KEYWORD_ONLY and p.name != "on_error"]
+    meant, options = get_type_hints(Embedder.__init__), get_type_hints(EmbedderOptions)
+    assert list(options) == names
+    assert options.pop("api_key") == Union[without_types_of_the_core(meant["api_key"]), SecretString]  # noqa: UP007
+    assert options.pop("headers") == without_types_of_the_core(meant["headers"])
+    assert options == {name: meant[name] for name in options}
+
+
+@pytest.mark.parametrize(
+    ("host", "options"), [(EmbedKitEmbeddings, LangChainOptions), (EmbedKitEmbedding, LlamaIndexOptions)]
+)
+def test_an_editor_offers_the_arguments_that_are_accepted_and_no_others(host, options):
+    accepted = {name for name, rule in HOSTS[host].items() if not isinstance(rule, Refused)}
+    assert options.__annotations__.keys() | {"model"} == {*accepted, *host.model_fields, "model"}
+
+
+@hosts
+def test_a_field_has_the_default_of_the_embedder_s_argument(host):
+    defaults = {p.name: p.default for p in inspect.signature(Embedder).parameters.values()}
+    names = EmbedderOptions.__annotations__
+    assert {name: host.model_fields[name].default for name in names} == {name: defaults[name] for name in names}
 
 
 @pytest.mark.parametrize(("document", "rules"), [("langchain.md", LANGCHAIN), ("llamaindex.md", LLAMAINDEX)])

@@ -4,12 +4,82 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from decimal import Decimal
+from os import PathLike
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import Cache, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument
+from embedkit_core.common.vectors import DType
+from embedkit_core.observability.progress import ProgressTo
+
+
+class SecretString(Protocol):
+    """A string that is hidden in logs, such as pydantic's SecretStr."""
+
+    def get_secret_value(self) -> str:
+        """Return the string."""
+
+
+ApiKey: TypeAlias = str | SecretString | Callable[[], str] | None
+
+
+class EmbedderOptions(TypedDict, total=False):
+    """The keyword arguments of `embedkit_core.Embedder` that the adapters take too: all but `on_error`.
+
+    For editors and type checkers. A test compares it with the signature.
+    """
+
+    api_key: ApiKey
+    base_url: str | None
+    headers: Mapping[str, str] | None
+    proxy: str | None
+    ca_bundle: str | PathLike[str] | None
+    dimensions: int | None
+    dtype: DType
+    fetch_dimensions: int | None
+    model_info: Mapping[str, Any] | None
+    cache: Literal[False] | str | PathLike[str] | Cache | None
+    query_prompt: str | None
+    document_prompt: str | None
+    on_long_text: LongText
+    max_concurrency: int
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_batch_texts: int | None
+    max_retries: int
+    timeout: float | None
+    deadline: float | None
+    provider_options: Mapping[str, Any] | None
+    rate_limiter: RateLimiter | None
+    budget_usd: float | str | Decimal | None
+    budget_tokens: int | None
+    prices: Mapping[str, float | str | Decimal] | None
+    progress: ProgressTo
+    pickle_api_key: bool
+
+
+class CommonOptions(EmbedderOptions, total=False):
+    """The arguments of `Embedder`, and those of `COMMON_RULES` that are accepted."""
+
+    openai_api_key: ApiKey
+    voyage_api_key: ApiKey
+    cohere_api_key: ApiKey
+    openai_api_base: str | None
+    output_dimension: int | None
+    chunk_size: int | None
+    truncation: bool | None
+    truncate: Literal["END", "NONE"] | None
+    show_progress_bar: bool | None
+    show_progress: bool | None
+    query_instruction: str | None
+    default_headers: Mapping[str, str] | None
+    azure_ad_token_provider: Callable[[], str] | None
+    embedding_types: Sequence[str] | None
+    output_dtype: str | None
 
 __all__ = [
     "NOT_GIVEN",
