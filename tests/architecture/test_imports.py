@@ -1,5 +1,6 @@
 """Importing costs no provider SDK, torch, tokenizer or framework but one's own; and what is missing says so."""
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from support.embedders import MINILM, needs_local_model
 
+import embedkit_core
 from embedkit_core import ConfigurationError, MissingExtraError
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +78,21 @@ def test_an_adapter_imports_no_more_than_its_framework_does_by_itself(package):
 
 def test_an_adapter_on_langchain_loads_neither_llamaindex_nor_a_tokenizer_at_all():
     assert not loads("import langchain_embedkit") & {"llama_index", "tiktoken", "torch", "openai", "transformers"}
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_an_adapter_imports_public_names_of_the_core_and_what_adapters_share(package):
+    allowed = {"embedkit_core", "embedkit_core.adapters.arguments", "embedkit_core.adapters.base"}
+    found = set()
+    for file in (ROOT / package).glob("**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "embedkit_core":
+                found.add(node.module)
+                if node.module == "embedkit_core":
+                    assert {alias.name for alias in node.names} <= {*embedkit_core.__all__}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names if alias.name.startswith("embedkit_core")}
+    assert found == allowed
 
 
 @pytest.mark.parametrize("package", NAMES)
