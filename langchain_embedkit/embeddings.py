@@ -9,19 +9,18 @@ from typing import Any, Literal, Self, Unpack
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter, Usage
+from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter
 from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
 from embedkit_core.adapters.base import (
     CacheTools,
     aembed_lists,
     changed_copy,
     embed_lists,
-    invalid_fields,
-    make_embedder,
-    validated_embedder,
+    fields_not_pickled,
+    validate_with_core,
 )
 from langchain_embedkit.arguments import RULES, LangChainOptions
 from langchain_embedkit.usage import areported, current_run, reported
@@ -83,16 +82,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
         taken = self._take(options if model is NOT_GIVEN else {"model": model, **options})
         if "model" not in taken and type(self).model_fields["model"].is_required():
             taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
-        given = self.model_construct(**taken)._arguments()
-        embedder = make_embedder(given)  # first: an error of the core says what to do
-        found: list[Any] = []
-        try:
-            super().__init__(**taken)
-        except ValidationError as error:
-            found = error.errors(include_input=False)
-        if found:  # raised here: the error of pydantic holds the values
-            raise invalid_fields(type(self).__name__, found)
-        self._embedder = validated_embedder(embedder, given, self._arguments())
+        self._embedder = validate_with_core(self, taken, super().__init__)
         self._show_key_of_environment()
 
     @classmethod
@@ -119,16 +109,6 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""
         return self.model_copy(update=update, deep=deep)
-
-    @property
-    def embedder(self) -> Embedder:
-        """The core's object behind this one."""
-        return self._embedder
-
-    @property
-    def usage(self) -> Usage:
-        """What this object has asked and paid for so far."""
-        return self._embedder.usage
 
     def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
         """Embed documents; `chunk_size` bounds the texts in one request of this call."""
@@ -167,10 +147,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
     def __getstate__(self) -> dict[Any, Any]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
         state = super().__getstate__()
-        travels = self.pickle_api_key and "api_key" in self.model_fields_set and not callable(self.api_key)
-        left: dict[str, Any] = {"rate_limiter": None, "progress": None} | ({} if travels else {"api_key": None})
-        left |= {} if self.pickle_api_key else {"headers": None, "proxy": None}
-        return {**state, "__dict__": {**state["__dict__"], **left}}
+        return {**state, "__dict__": {**state["__dict__"], **fields_not_pickled(self)}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)

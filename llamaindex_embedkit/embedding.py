@@ -14,19 +14,18 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
-from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter, Usage
+from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter
 from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
 from embedkit_core.adapters.base import (
     CacheTools,
     aembed_lists,
     changed_copy,
     embed_lists,
-    invalid_fields,
-    make_embedder,
-    validated_embedder,
+    fields_not_pickled,
+    validate_with_core,
 )
 from llamaindex_embedkit.arguments import RULES, LlamaIndexOptions
 from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
@@ -99,16 +98,7 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
             taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
         if taken.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-        given = self.model_construct(**taken)._arguments()
-        embedder = make_embedder(given)  # first: an error of the core says what to do
-        found: list[Any] = []
-        try:
-            super().__init__(**taken)
-        except ValidationError as error:
-            found = error.errors(include_input=False)
-        if found:  # raised here: the error of pydantic holds the values
-            raise invalid_fields(type(self).__name__, found)
-        self._embedder = validated_embedder(embedder, given, self._arguments())
+        self._embedder = validate_with_core(self, taken, super().__init__)
 
     @classmethod
     def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,16 +140,6 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
             "model_name": self.model_name,
             "embed_batch_size": self.embed_batch_size,
         }
-
-    @property
-    def embedder(self) -> Embedder:
-        """The core's object behind this one."""
-        return self._embedder
-
-    @property
-    def usage(self) -> Usage:
-        """What this object has asked and paid for so far."""
-        return self._embedder.usage
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return embed_lists(self._embedder, [query], "query").rows[0]
@@ -268,11 +248,8 @@ class EmbedKitEmbedding(BaseEmbedding, CacheTools):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
         self._embedder.__reduce__()  # the host would drop what cannot be pickled, a cache of the user's say, in silence
-        travels = self.pickle_api_key and "api_key" in self.model_fields_set and not callable(self.api_key)
-        left: dict[str, Any] = {"rate_limiter": None, "progress": None} | ({} if travels else {"api_key": None})
-        left |= {} if self.pickle_api_key else {"headers": None, "proxy": None}
         twin = BaseModel.__copy__(self)  # of its own fields: the host takes those out that cannot be pickled
-        twin.__dict__ |= left
+        twin.__dict__ |= fields_not_pickled(self)
         state: dict[str, Any] = super(EmbedKitEmbedding, twin).__getstate__()
         return state
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from embedkit_core.adapters.arguments import same_value
 from embedkit_core.calls.estimate import Estimate
@@ -26,9 +26,8 @@ __all__ = [
     "by_model",
     "changed_copy",
     "embed_lists",
-    "invalid_fields",
-    "make_embedder",
-    "validated_embedder",
+    "fields_not_pickled",
+    "validate_with_core",
 ]
 
 
@@ -71,24 +70,20 @@ def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
     return Embedder(**known)
 
 
-def validated_embedder(embedder: Embedder, given: Mapping[str, Any], validated: Mapping[str, Any]) -> Embedder:
-    """Return `embedder`, made from `given`, or a new one if a validator of a subclass changed one of its arguments."""
-    same = all(same_value(given.get(name), validated.get(name)) for name in parameter_names())
-    return embedder if same else make_embedder(validated)
-
-
-def invalid_fields(owner: str, errors: Iterable[Mapping[str, Any]]) -> ConfigurationError:
-    """Return one error for what a framework finds wrong with its fields, without the values given."""
-    return ConfigurationError(f"{owner}: " + "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors))
-
-
 class CacheTools:
     """What an adapter's object tells beforehand and does with the cache, by the core's object behind it."""
+
+    _embedder: Embedder
 
     @property
     def embedder(self) -> Embedder:
         """The core's object behind this one."""
-        raise NotImplementedError
+        return self._embedder
+
+    @property
+    def usage(self) -> Usage:
+        """What this object has asked and paid for so far."""
+        return self._embedder.usage
 
     def estimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
         """Say what embedding these texts would take; send nothing: see `embedkit_core.Embedder.estimate`."""
@@ -115,14 +110,62 @@ class CacheTools:
 
 
 class _Model(Protocol):
+    """An object of an adapter, as its base class in pydantic and `CacheTools` make it."""
+
+    api_key: Any
+    pickle_api_key: bool
+
     @property
     def model_fields_set(self) -> set[str]: ...
 
     @property
     def embedder(self) -> Embedder: ...
 
+    @classmethod
+    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self: ...
+
+    def _arguments(self) -> dict[str, Any]: ...
+
 
 M = TypeVar("M", bound=_Model)
+
+
+def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Callable[..., None]) -> Embedder:
+    """Return the embedder of a new object; the core checks the fields first, since its errors say what to do.
+
+    Args:
+        model: the object, without fields as yet.
+        fields: the values given.
+        validate: pydantic's constructor of the object.
+
+    Raises:
+        ConfigurationError: the core or pydantic refuses a value. It holds no value that pydantic refused.
+    """
+    given = model.model_construct(**fields)._arguments()  # with the defaults of a subclass
+    embedder = make_embedder(given)
+    found = None
+    try:
+        validate(**fields)
+    except ValueError as error:
+        if not hasattr(error, "errors"):
+            raise
+        found = error.errors(include_input=False)
+    if found is not None:  # raised here, since pydantic's error, which would be its context, holds the values
+        reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+        raise ConfigurationError(f"{type(model).__name__}: {reasons}")
+    validated = model._arguments()
+    changed = any(not same_value(given.get(name), validated.get(name)) for name in parameter_names())
+    return make_embedder(validated) if changed else embedder  # a validator of a subclass may change an argument
+
+
+def fields_not_pickled(model: _Model) -> dict[str, None]:
+    """Return the fields that a pickle leaves out, each as None."""
+    names = ["rate_limiter", "progress"]
+    if not (model.pickle_api_key and "api_key" in model.model_fields_set and not callable(model.api_key)):
+        names.append("api_key")
+    if not model.pickle_api_key:
+        names += ["headers", "proxy"]
+    return dict.fromkeys(names)
 
 
 def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
