@@ -16,6 +16,25 @@ from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
 from embedkit_core.observability.progress import ProgressTo
 
+__all__ = [
+    "AZURE",
+    "COMMON_RULES",
+    "NOT_GIVEN",
+    "ONE_CLIENT",
+    "ApiKey",
+    "CommonOptions",
+    "EmbedderOptions",
+    "Mapped",
+    "NoEffect",
+    "Refused",
+    "Rule",
+    "default_model",
+    "or_none",
+    "seconds",
+    "take_arguments",
+    "wire_options",
+]
+
 
 class SecretString(Protocol):
     """A string that is hidden in logs, such as pydantic's SecretStr."""
@@ -40,7 +59,6 @@ class EmbedderOptions(TypedDict, total=False):
     ca_bundle: str | PathLike[str] | None
     dimensions: int | None
     dtype: DType
-    fetch_dimensions: int | None
     model_info: Mapping[str, Any] | None
     cache: Literal[False] | str | PathLike[str] | Cache | None
     query_prompt: str | None
@@ -80,22 +98,6 @@ class CommonOptions(EmbedderOptions, total=False):
     azure_ad_token_provider: Callable[[], str] | None
     embedding_types: Sequence[str] | None
     output_dtype: str | None
-
-__all__ = [
-    "NOT_GIVEN",
-    "Mapped",
-    "NoEffect",
-    "Refused",
-    "Rule",
-    "cut_or_refuse",
-    "default_model",
-    "key_or_function",
-    "one_type",
-    "or_none",
-    "seconds",
-    "take_arguments",
-    "wire_options",
-]
 
 
 @dataclass(frozen=True, slots=True)
