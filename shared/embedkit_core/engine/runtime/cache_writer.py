@@ -7,11 +7,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import Cache, Entry
-from embedkit_core.engine.scheduler.queues import Flight
+
+if TYPE_CHECKING:  # a warm start loads this module for its lock, and no scheduler
+    from embedkit_core.engine.scheduler.queues import Flight
 
 logger = logging.getLogger("embedkit_core")
 
