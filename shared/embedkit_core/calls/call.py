@@ -339,6 +339,6 @@ def call_info(owner: BaseEmbedder, role: Role, texts: object = None) -> Facts:
         input_type=role.input_type,
         dimensions=owner.dimensions,
         dtype=role.form.dtype,
-        encodings=provider.encodings(role.lane.wire),
+        encodings=provider.encodings,
         texts=texts if isinstance(texts, (list, tuple)) else None,
     )

@@ -112,7 +112,8 @@ class Provider(ABC):
     the providers whose models it may serve, its own first, which are all at its own host; `key_name` stands for it in
     keys, where two names lead to one. Where it `promises_unit_length` or says nothing of it, rows of a model that is
     not in the catalogue stay as they come; else they are brought to length 1. A request to such a model has the
-    `unknown_limits`. A `secret` that changes is asked for anew before each request. Telemetry has its `telemetry_name`.
+    `unknown_limits`. A `secret` that changes is asked for anew before each request. Telemetry has its `telemetry_name`,
+    and the `encodings` that requests ask for vectors in, as the provider names them; empty if it offers no choice.
     """
 
     name: ClassVar[str]
@@ -139,6 +140,7 @@ class Provider(ABC):
     connection: Connection = Connection()
     dimensions: int | None = None
     usd_per_million: Decimal | None = None
+    encodings: tuple[str, ...] = ()
 
     @abstractmethod
     def __init__(self, settings: ProviderSettings) -> None: ...
@@ -181,10 +183,6 @@ class Provider(ABC):
     def reached_at(self) -> str | None:
         """The address requests go to; None where there is none, or only a key that changes tells."""
         return self.address or self.endpoint or None
-
-    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002 - for those whose wire has them
-        """Give the encodings that vectors are asked for in, as the provider names them; none where it has one."""
-        return ()
 
     def added_tokens(self, input_type: InputType) -> int:
         """Give how many tokens a text may be billed at beside its own, at most: a prompt's bytes, and marks around it.

@@ -87,7 +87,7 @@ class Cohere(Provider):
         default = info.dimensions if info else None
         self.dimensions = settings.dimensions or default
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
-        self._dtype = settings.dtype
+        self.encodings = (KINDS[settings.dtype],)
         self.limits = info.limits if info else self.unknown_limits
         self.usd_per_million = info.usd_per_million if info else None
         self._prompts = settings.prompts
@@ -106,7 +106,7 @@ class Cohere(Provider):
         wire: dict[str, Any] = {
             "model": self.model,
             "input_type": INPUT_TYPES[input_type],
-            "embedding_types": [KINDS[self._dtype]],
+            "embedding_types": [*self.encodings],
             "truncate": "NONE",
         }
         if self._sent_dimensions is not None:
@@ -115,10 +115,6 @@ class Cohere(Provider):
         if self._prompts[input_type]:
             wire["prompt"] = self._prompts[input_type]
         return wire
-
-    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:
-        """Give what Cohere calls embedding types."""
-        return tuple(wire["embedding_types"])
 
     def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Cohere's own truncation at the end."""

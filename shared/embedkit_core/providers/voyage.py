@@ -45,6 +45,7 @@ MONGODB = "https://ai.mongodb.com/v1"  # for keys that begin with "al-", as the 
 # https://www.mongodb.com/docs/voyageai/geographies and .../api-reference/overview, read 2026-11-25.
 SCOPED = re.compile(r"https://[a-z]+\.ai\.mongodb\.com/v1")
 SURCHARGE = Decimal("1.1")
+ENCODING = "base64"
 FOREVER = 86_400.0  # the SDK reads None as 600 seconds
 
 # What refusals say; tests/golden/voyage has them as they were seen.
@@ -69,6 +70,7 @@ class Voyage(Provider):
     own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
         *("output_dimension", "output_dtype", "truncation", "encoding_format", "api_key", "base_url", "headers")
     }
+    encodings = (ENCODING,)  # for every dtype
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.model = settings.name
@@ -118,10 +120,6 @@ class Voyage(Provider):
         if self._prompts[input_type]:
             wire["prompt"] = self._prompts[input_type]
         return wire
-
-    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002 - it is asked for beside the wire
-        """Give the one that is asked for, whatever the type."""
-        return ("base64",)
 
     def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Voyage's own truncation."""
@@ -209,7 +207,7 @@ class VoyageClient:
         key = self._secret.reveal()
         address = self._provider.address_for(key)
         requestor = self._requestor(key, address)
-        params = {**fields, "input": texts, "encoding_format": "base64"}
+        params = {**fields, "input": texts, "encoding_format": ENCODING}
         timeout = FOREVER if batch.timeout is None else batch.timeout
         own = self._provider.connection.authorization
         try:

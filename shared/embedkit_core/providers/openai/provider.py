@@ -63,6 +63,7 @@ class OpenAI(Provider):
         *("encoding_format", "embed_dtype", "endianness"),
         *("api_key", "extra_body", "extra_headers", "extra_query", "timeout"),
     }
+    encodings = (ENCODING,)  # the first attempt; a server that refuses it is asked for floats from then on
     server: ClassVar[Server] = OPENAI
     unknown_limits: ClassVar[Limits] = OPENAI.limits
 
@@ -134,10 +135,6 @@ class OpenAI(Provider):
     def reached_at(self) -> str | None:
         """The address requests go to, OpenAI's own too."""
         return self._base_url
-
-    def encodings(self, wire: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002 - it is asked for beside the wire
-        """Give what is asked for first; a server that does not know it is asked for floats from then on."""
-        return (ENCODING,)
 
     def wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
