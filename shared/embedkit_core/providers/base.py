@@ -70,16 +70,18 @@ class ProviderSettings:
                 takes = f"it takes {', '.join(used)}" if used else "it takes no settings"
                 raise ConfigurationError(f"the model {self.name!r} takes no {name}; {takes}")
 
-    def find_key(self, variable: str) -> Secret | None:
-        """Give the user's key, or the one in an environment variable; None where there is neither.
+    def find_key(self, *variables: str) -> Secret | None:
+        """Return the user's key, else the first that these environment variables have, else None.
 
         A key that was given in another process stays there: where the environment has none either, the Secret is lost,
         and revealing it is the AuthenticationError of the first request.
         """
         if self.api_key is not None and not self.api_key.is_lost:
             return self.api_key
-        found = os.environ.get(variable)
-        return Secret(clean(found, f"the environment variable {variable}")) if found else self.api_key
+        for variable in variables:
+            if found := os.environ.get(variable):
+                return Secret(clean(found, f"the environment variable {variable}"))
+        return self.api_key
 
     @property
     def prompts(self) -> dict[InputType, str]:

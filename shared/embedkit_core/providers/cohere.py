@@ -18,18 +18,17 @@ from urllib.parse import urlsplit
 from embedkit_core.common.errors import (
     BadReplyError,
     BadTextError,
-    ConfigurationError,
     ProviderError,
     TextTooLongError,
     TimedOutError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import ELEMENTS, DType
-from embedkit_core.providers.base import Client, Provider, ProviderSettings
-from embedkit_core.providers.http.decoding import decoded, decoder, read_tokens
+from embedkit_core.providers.base import Client, ProviderSettings
+from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
+from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import Refusal, out_of_reach
-from embedkit_core.providers.secrets import Secret, clean
 
 if TYPE_CHECKING:
     from cohere import AsyncClientV2
@@ -59,7 +58,7 @@ ABOUT_REQUEST = re.compile(r"input_type|embedding_types|output_dimension|truncat
 A_MONTH = re.compile(r"month", re.I)
 
 
-class Cohere(Provider):
+class Cohere(HTTPProvider):
     """A model of Cohere's, or of a server at `base_url` that speaks its API."""
 
     name: ClassVar[str] = "cohere"
@@ -69,32 +68,16 @@ class Cohere(Provider):
     unknown_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of all that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
     promises_unit_length: ClassVar[bool] = False
-    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
+    own_fields: ClassVar[frozenset[str]] = HTTPProvider.own_fields | {
         *("texts", "images", "inputs", "embedding_types", "output_dimension", "truncate", "stream")
     }
+    dimensions_field: ClassVar[str] = "output_dimension"
 
     def __init__(self, settings: ProviderSettings) -> None:
-        self.model = settings.name
         self.address: str = _address(settings.base_url)
-        canonical = canonical_url(self.address)
-        self.endpoint = "" if canonical in (HOST, OTHER_HOST) else canonical
-        self.secret = _key(settings)
-        if self.secret is None and not self.endpoint:
-            raise ConfigurationError(
-                f"no API key for cohere:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
-            )
-        info = settings.info
-        default = info.dimensions if info else None
-        self.dimensions = settings.dimensions or default
-        self._sent_dimensions = self.dimensions if self.dimensions != default else None
+        canonical, secret = canonical_url(self.address), settings.find_key(KEY_VARIABLE, OTHER_KEY_VARIABLE)
+        super().__init__(settings, canonical, secret, needs_key=False)
         self.encodings = (KINDS[settings.dtype],)
-        self.limits = info.limits if info else self.unknown_limits
-        self.usd_per_million = info.usd_per_million if info else None
-        self._prompts = settings.prompts
-        self._options = dict(settings.options)
-        self.connection = settings.connection
-        mark = self.secret.mark if self.secret else ""
-        self.account = (self.name, canonical, mark, settings.connection.mark)
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -102,19 +85,10 @@ class Cohere(Provider):
         return canonical_url(_address(base_url)) in (HOST, OTHER_HOST)
 
     def wire(self, input_type: InputType) -> dict[str, Any]:
-        """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
-        wire: dict[str, Any] = {
-            "model": self.model,
-            "input_type": INPUT_TYPES[input_type],
-            "embedding_types": [*self.encodings],
-            "truncate": "NONE",
-        }
-        if self._sent_dimensions is not None:
-            wire["output_dimension"] = self._sent_dimensions
-        wire |= self._options
-        if self._prompts[input_type]:
-            wire["prompt"] = self._prompts[input_type]
-        return wire
+        """Return the request without its texts; `prompt` is put before each text and is not a field of its own."""
+        return self.request_fields(
+            input_type, input_type=INPUT_TYPES[input_type], embedding_types=[*self.encodings], truncate="NONE"
+        )
 
     def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Cohere's own truncation at the end."""
@@ -123,11 +97,10 @@ class Cohere(Provider):
     def connect(self) -> Client:
         """Open the SDK's async client."""
         self.connection.check_not_lost()
-        if self.secret is not None and self.secret.source is None:
-            self.secret.reveal()
+        self.secret.reveal()
         return CohereClient(self)
 
-    def open_sdk(self, secret: Secret) -> AsyncClientV2:
+    def open_sdk(self) -> AsyncClientV2:
         """Give the SDK's client; each request has the key that is valid then."""
         import cohere
         import httpx
@@ -140,7 +113,7 @@ class Cohere(Provider):
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             verify=given.ssl_context() or True,
         )
-        return cohere.AsyncClientV2(api_key=secret.reveal(), base_url=self.address, httpx_client=transport)
+        return cohere.AsyncClientV2(api_key=self.secret.reveal(), base_url=self.address, httpx_client=transport)
 
 
 def _address(base_url: str | None) -> str:
@@ -148,28 +121,17 @@ def _address(base_url: str | None) -> str:
     return re.sub(r"/v[12](/embed)?$", "", given.strip().rstrip("/")) if isinstance(given, str) else given
 
 
-def _key(settings: ProviderSettings) -> Secret | None:
-    found = settings.find_key(KEY_VARIABLE)
-    if found is None or found.is_lost:
-        other = os.environ.get(OTHER_KEY_VARIABLE)
-        return Secret(clean(other, f"the environment variable {OTHER_KEY_VARIABLE}")) if other else found
-    return found
-
-
 class CohereClient:
     """The SDK's transport, with its reply as bytes."""
 
     def __init__(self, provider: Cohere) -> None:
         import httpx
-        import orjson
 
-        self._json = orjson
-        self._decode64 = decoder()
+        self._reader = ReplyReader()
         self._provider = provider
-        self._secret = provider.secret or Secret("no-key-needed")
         self._headers = {_titled(name): value for name, value in provider.connection.headers.items()}
         self._timed_out, self._lost = httpx.TimeoutException, httpx.RequestError
-        self._sdk = provider.open_sdk(self._secret)
+        self._sdk = provider.open_sdk()
         self._http: Any = self._sdk._client_wrapper.httpx_client
 
     async def embed(self, batch: Batch) -> Reply:
@@ -177,7 +139,7 @@ class CohereClient:
         fields = dict(batch.wire)
         fields.pop("prompt", None)
         texts = batch.prompted()
-        key = self._secret.reveal()
+        key = self._provider.secret.reveal()
         timeout = FOREVER if batch.timeout is None else batch.timeout
         try:
             response = await self._http.request(
@@ -211,28 +173,21 @@ class CohereClient:
 
     def _decode(self, body: bytes, n_texts: int, kind: str) -> Reply:
         try:
-            reply = self._json.loads(body)
+            reply = self._reader.json.loads(body)
             encoded = reply["embeddings"][kind]
             billed = (reply.get("meta") or {}).get("billed_units")
-            n_rows = len(encoded)
             if not isinstance(encoded, list):
                 raise TypeError("no list of rows")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadReplyError(f"the server answered something that is not embeddings of type {kind}") from None
         tokens = read_tokens(billed, "input_tokens")
         dtype: DType = next(name for name, called in KINDS.items() if called == kind)
-        try:
-            if n_rows != n_texts:
-                raise BadReplyError(f"the server answered {n_rows} vectors for {n_texts} texts")
-            return Reply(decoded(encoded, ELEMENTS[dtype], self._decode64), tokens)
-        except BadReplyError as error:
-            error.tokens = tokens
-            raise
+        return self._reader.read_rows(encoded, n_texts, ELEMENTS[dtype], tokens)
 
     def _said(self, body: bytes) -> dict[str, str]:
         """Read a refusal: {"message": ..., "id": ...}."""
         try:
-            found = self._json.loads(body)
+            found = self._reader.json.loads(body)
         except ValueError:
             found = None
         found = found if isinstance(found, dict) else {}

@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import (
     AuthenticationError,
-    BadReplyError,
     BadRequestError,
     BadTextError,
     ConfigurationError,
@@ -28,8 +27,9 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import ELEMENTS, DType
-from embedkit_core.providers.base import Client, Provider, ProviderSettings
-from embedkit_core.providers.http.decoding import decoded, decoder, in_order, read_tokens
+from embedkit_core.providers.base import Client, ProviderSettings
+from embedkit_core.providers.http.decoding import ReplyReader
+from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import ELSEWHERE, Refusal, out_of_reach
 from embedkit_core.providers.secrets import Secret, clean
@@ -58,7 +58,7 @@ OTHER_ENDPOINT = re.compile(r"voyage-(context|multimodal)\b")
 NO_PAYMENT = re.compile(r"payment method", re.I)
 
 
-class Voyage(Provider):
+class Voyage(HTTPProvider):
     """A model of Voyage AI's, at any of its hosts or behind a gateway at `base_url`."""
 
     name: ClassVar[str] = "voyage"
@@ -67,41 +67,26 @@ class Voyage(Provider):
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     unknown_limits: ClassVar[Limits] = Limits(texts=1000, tokens=120_000)  # the least of those that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
-    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
+    own_fields: ClassVar[frozenset[str]] = HTTPProvider.own_fields | {
         *("output_dimension", "output_dtype", "truncation", "encoding_format", "api_key", "base_url", "headers")
     }
+    dimensions_field: ClassVar[str] = "output_dimension"
     encodings = (ENCODING,)  # for every dtype
 
     def __init__(self, settings: ProviderSettings) -> None:
-        self.model = settings.name
-        if other := OTHER_ENDPOINT.match(self.model):
+        if other := OTHER_ENDPOINT.match(settings.name):
             raise ConfigurationError(
-                f"{self.model} takes its texts in another way ({other[1]}), which is not spoken here; its SDK does"
+                f"{settings.name} takes its texts in another way ({other[1]}), which is not spoken here; its SDK does"
             )
-        self.secret = _key(settings)
-        given = settings.base_url.strip().rstrip("/") if settings.base_url is not None else None
-        self.endpoint = "" if self.is_own_host(given) else canonical_url(given or HOST)
-        is_known = self.secret is not None and self.secret.source is None and not self.secret.is_lost
-        by_key = _own_host(self.secret.reveal()) if self.secret is not None and is_known else None
-        self.address = given or by_key
+        secret = _key(settings)
+        is_known = secret is not None and secret.source is None and not secret.is_lost
+        by_key = _own_host(secret.reveal()) if secret is not None and is_known else None
+        self.address = settings.base_url.strip().rstrip("/") if settings.base_url is not None else by_key
         canonical = "" if self.address is None else canonical_url(self.address)
-        if self.secret is None and not self.endpoint:
-            raise ConfigurationError(
-                f"no API key for voyage:{self.model}: pass api_key=, or set the environment variable {KEY_VARIABLE}"
-            )
-        info = settings.info
-        default = info.dimensions if info else None
-        self.dimensions = settings.dimensions or default
-        self._sent_dimensions = self.dimensions if self.dimensions != default else None
-        self._dtype = settings.dtype
-        self.limits = info.limits if info else self.unknown_limits
-        self.usd_per_million = info.usd_per_million if info else None
+        super().__init__(settings, canonical, secret, needs_key=False)
         if self.usd_per_million is not None and SCOPED.fullmatch(canonical):
             self.usd_per_million *= SURCHARGE
-        self._prompts = settings.prompts
-        self._options = dict(settings.options)
-        self.connection = settings.connection
-        self.account = (self.name, canonical, self.secret and self.secret.mark, settings.connection.mark)
+        self._dtype = settings.dtype
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -110,16 +95,9 @@ class Voyage(Provider):
         return canonical in (HOST, MONGODB) or SCOPED.fullmatch(canonical) is not None
 
     def wire(self, input_type: InputType) -> dict[str, Any]:
-        """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
-        wire: dict[str, Any] = {"model": self.model, "input_type": input_type, "truncation": False}
-        if self._sent_dimensions is not None:
-            wire["output_dimension"] = self._sent_dimensions
-        if self._dtype != "float32":
-            wire["output_dtype"] = self._dtype
-        wire |= self._options
-        if self._prompts[input_type]:
-            wire["prompt"] = self._prompts[input_type]
-        return wire
+        """Return the request without its texts; `prompt` is put before each text and is not a field of its own."""
+        dtype = {} if self._dtype == "float32" else {"output_dtype": self._dtype}
+        return self.request_fields(input_type, input_type=input_type, truncation=False, **dtype)
 
     def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Voyage's own truncation."""
@@ -132,8 +110,7 @@ class Voyage(Provider):
     def connect(self) -> Client:
         """Open a session, which the SDK would otherwise do for each request."""
         self.connection.check_not_lost()
-        if self.secret is not None and self.secret.source is None:
-            self.secret.reveal()
+        self.secret.reveal()
         return VoyageClient(self)
 
     def open_session(self) -> ClientSession:
@@ -186,17 +163,14 @@ class VoyageClient:
 
     def __init__(self, provider: Voyage) -> None:
         import aiohttp
-        import orjson
         from voyageai import error as sdk_errors
         from voyageai.api_resources.api_requestor import APIRequestor
 
         self._requestor: Any = APIRequestor
         self._errors = sdk_errors
         self._lost = (aiohttp.ClientError, OSError)
-        self._json = orjson
-        self._decode64 = decoder()
+        self._reader = ReplyReader()
         self._provider = provider
-        self._secret = provider.secret or Secret("no-key-needed")
         self._session = provider.open_session()
 
     async def embed(self, batch: Batch) -> Reply:
@@ -204,7 +178,7 @@ class VoyageClient:
         fields = dict(batch.wire)
         fields.pop("prompt", None)
         texts = batch.prompted()
-        key = self._secret.reveal()
+        key = self._provider.secret.reveal()
         address = self._provider.address_for(key)
         requestor = self._requestor(key, address)
         params = {**fields, "input": texts, "encoding_format": ENCODING}
@@ -234,27 +208,12 @@ class VoyageClient:
                 request_id=headers.get("x-request-id") or headers.get("request-id"),
             )
             raise _translated(refusal, address)
-        return self._decode(body, len(texts), fields.get("output_dtype", "float32"))
+        dtype: DType = fields.get("output_dtype", "float32")
+        return self._reader.read_data(body, len(texts), ELEMENTS[dtype], "total_tokens")
 
     async def aclose(self) -> None:
         """Close the session."""
         await self._session.close()
-
-    def _decode(self, body: bytes, n_texts: int, dtype: DType) -> Reply:
-        try:
-            reply = self._json.loads(body)
-            encoded = [row["embedding"] for row in reply["data"]]
-            indices = [row.get("index") for row in reply["data"]]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadReplyError("the server answered something that is not a list of embeddings") from None
-        tokens = read_tokens(reply.get("usage"), "total_tokens")
-        try:
-            if len(encoded) != n_texts:
-                raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
-            return Reply(in_order(decoded(encoded, ELEMENTS[dtype], self._decode64), indices), tokens)
-        except BadReplyError as error:
-            error.tokens = tokens
-            raise
 
     def _said(self, body: bytes) -> str:
         """Read what a refusal says: {"detail": ..., "error_code": ...}, or a gateway's {"error": {"message": ...}}.
@@ -262,7 +221,7 @@ class VoyageClient:
         A detail may be a list of findings, each with the place (`loc`) it is about.
         """
         try:
-            fields = self._json.loads(body)
+            fields = self._reader.json.loads(body)
             detail = next(fields[name] for name in ("detail", "error", "message") if name in fields)
         except (ValueError, TypeError, StopIteration):
             return ""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from embedkit_core.common.errors import BadReplyError
-from embedkit_core.common.types import Vectors
+from embedkit_core.common.types import Reply, Vectors
 
 Decode = Callable[[str], bytes]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
@@ -19,15 +19,59 @@ class OtherEncodingError(BadReplyError):
     """A reply in an encoding that cannot be told from its numbers."""
 
 
-def decoder() -> Decode:
-    """Give what turns base64 into bytes, and refuses what is none with a ValueError."""
-    import pybase64
+class ReplyReader:
+    """Reads the replies of HTTP providers; the packages it needs are imported when one is made."""
 
-    def decode(text: str) -> bytes:
-        decoded: bytes = pybase64.b64decode(text, validate=True)
+    def __init__(self) -> None:
+        import orjson
+        import pybase64
+
+        self.json = orjson
+        self._pybase64 = pybase64
+
+    def read_data(
+        self, body: bytes, n_texts: int, element: np.dtype[Any], *token_fields: str, widths: Sequence[int] = ()
+    ) -> Reply:
+        """Read `{"data": [{"embedding": ..., "index": ...}], "usage": {...}}`; the tokens are the first of the fields.
+
+        Raises:
+            BadReplyError: The body has another shape, or as for `read_rows`.
+        """
+        try:
+            reply = self.json.loads(body)
+            encoded = [row["embedding"] for row in reply["data"]]
+            indices = [row.get("index") for row in reply["data"]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadReplyError("the server answered something that is not a list of embeddings") from None
+        tokens = read_tokens(reply.get("usage"), *token_fields)
+        return self.read_rows(encoded, n_texts, element, tokens, indices=indices, widths=widths)
+
+    def read_rows(
+        self,
+        encoded: Sequence[Any],
+        n_texts: int,
+        element: np.dtype[Any],
+        tokens: int | None,
+        *,
+        indices: Sequence[Any] = (),
+        widths: Sequence[int] = (),
+    ) -> Reply:
+        """Return rows of base64 or of numbers as vectors in the order of the texts.
+
+        Raises:
+            BadReplyError: A row is missing or cannot be read; its `tokens` are those of the reply.
+        """
+        try:
+            if len(encoded) != n_texts:
+                raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
+            return Reply(in_order(decoded(encoded, element, self._decode, widths), indices), tokens)
+        except BadReplyError as error:
+            error.tokens = tokens
+            raise
+
+    def _decode(self, text: str) -> bytes:
+        decoded: bytes = self._pybase64.b64decode(text, validate=True)
         return decoded
-
-    return decode
 
 
 def decoded(encoded: Sequence[Any], element: np.dtype[Any], decode: Decode, widths: Sequence[int] = ()) -> Vectors:

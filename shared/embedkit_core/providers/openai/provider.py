@@ -20,37 +20,34 @@ import numpy as np
 
 from embedkit_core.common.errors import (
     AuthenticationError,
-    BadReplyError,
-    ConfigurationError,
     EncodingRefusedError,
     ProviderError,
     TimedOutError,
     UnavailableError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
-from embedkit_core.providers.base import Client, Provider, ProviderSettings
-from embedkit_core.providers.http.decoding import OtherEncodingError, decoded, decoder, in_order, read_tokens
+from embedkit_core.providers.base import Client, ProviderSettings
+from embedkit_core.providers.http.decoding import OtherEncodingError, ReplyReader
 from embedkit_core.providers.http.headers import headroom
+from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import Refusal, out_of_reach
 from embedkit_core.providers.openai.refusals import read_detail, translated
 from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
-from embedkit_core.providers.secrets import Secret, clean
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 FLOAT32 = np.dtype(np.float32)
 ENCODING = "base64"
-PLACEHOLDER_KEY = "no-key-needed"
 KEY_VARIABLE = "OPENAI_API_KEY"
 # As the SDK spells them; in other letters it would take them for headers that it is to leave out.
 SPELLED = {name.lower(): name for name in ("OpenAI-Organization", "OpenAI-Project")}
 SAYS_IT_ALL = (401, 402, 403, 408, 409, 429)  # statuses of refusals that are not about the encoding
 
 
-class OpenAI(Provider):
+class OpenAI(HTTPProvider):
     """A model of OpenAI's, or of a compatible server at `base_url`; `server` holds what is known of that."""
 
     name: ClassVar[str] = "openai"
@@ -59,7 +56,7 @@ class OpenAI(Provider):
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     rows_of: ClassVar[tuple[str, ...]] = ("openai", "local")
     # Of vLLM's, `embed_dtype` and `endianness` would change what base64 means.
-    own_fields: ClassVar[frozenset[str]] = Provider.own_fields | {
+    own_fields: ClassVar[frozenset[str]] = HTTPProvider.own_fields | {
         *("encoding_format", "embed_dtype", "endianness"),
         *("api_key", "extra_body", "extra_headers", "extra_query", "timeout"),
     }
@@ -68,27 +65,13 @@ class OpenAI(Provider):
     unknown_limits: ClassVar[Limits] = OPENAI.limits
 
     def __init__(self, settings: ProviderSettings) -> None:
-        self.model = settings.name
         address = self.locate(settings.base_url)
-        canonical = canonical_url(address)
-        self.endpoint = "" if canonical == OPENAI.address else canonical
-        self._base_url = address.strip()
-        info = settings.info
-        default = info.dimensions if info else None
-        self.dimensions = settings.dimensions or default
-        self._sent_dimensions = self.dimensions if self.dimensions != default else None
-        self.limits = info.limits if info else self.unknown_limits
-        self.usd_per_million = info.usd_per_million if info else None
-        self._has_openais_tokens = info is not None and info.provider == self.key_name
-        self._prompts = settings.prompts
-        self._options = dict(settings.options)
         self._organization, self._project = self._names(settings.connection.headers)
-        self.connection = settings.connection
-        self.secret: Secret = self._key_from(settings)
-        self.account = (
-            *(self.name, canonical, self.secret.mark, self._organization, self._project),
-            self.connection.mark,
-        )
+        canonical, secret = canonical_url(address), settings.find_key(*self.server.key_variables)
+        super().__init__(settings, canonical, secret, needs_key=self.server.needs_key)
+        self._base_url = address.strip()
+        self.account = (self.account, self._organization, self._project)
+        self._has_openais_tokens = settings.info is not None and settings.info.provider == self.key_name
 
     @classmethod
     def locate(cls, base_url: str | None) -> str:
@@ -115,36 +98,14 @@ class OpenAI(Provider):
             None if "openai-project" in given else project,
         )
 
-    def _key_from(self, settings: ProviderSettings) -> Secret:
-        given = settings.api_key
-        if given is not None and not given.is_lost:
-            return given
-        for variable in self.server.key_variables:
-            if found := os.environ.get(variable):
-                return Secret(clean(found, f"the environment variable {variable}"))
-        if given is not None:
-            return given
-        if self.server.needs_key or not self.endpoint:
-            raise ConfigurationError(
-                f"no API key for {self.name}:{self.model}: pass api_key=, or set the environment variable "
-                f"{self.key_variable}"
-            )
-        return Secret(PLACEHOLDER_KEY)
-
     @property
     def reached_at(self) -> str | None:
         """The address requests go to, OpenAI's own too."""
         return self._base_url
 
     def wire(self, input_type: InputType) -> dict[str, Any]:
-        """Give the request without its texts; `prompt` is put before each text and is not a field of its own."""
-        wire: dict[str, Any] = {"model": self.model}
-        if self._sent_dimensions is not None:
-            wire["dimensions"] = self._sent_dimensions
-        wire |= self._options
-        if self._prompts[input_type]:
-            wire["prompt"] = self._prompts[input_type]
-        return wire
+        """Return the request without its texts; `prompt` is put before each text and is not a field of its own."""
+        return self.request_fields(input_type)
 
     def count_tokens(self, text: str) -> int | None:
         """Count with tiktoken, where it is installed and has its vocabulary, for models that are known to use it."""
@@ -187,7 +148,6 @@ class OpenAIClient:
 
     def __init__(self, provider: OpenAI) -> None:
         import openai
-        import orjson
 
         # SDK 3 speaks through httpx2, SDK 2 through httpx.
         transport = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
@@ -195,8 +155,7 @@ class OpenAIClient:
             importlib.import_module("anyio._backends._asyncio")
         self._response: Any = transport.Response
         self._openai = openai
-        self._json = orjson
-        self._decode64 = decoder()
+        self._reader = ReplyReader()
         self._provider = provider
         self._sdk = provider.open_sdk()
         self._encoding = ENCODING
@@ -208,7 +167,7 @@ class OpenAIClient:
         texts = batch.prompted()
         encoding, key = self._encoding, self._provider.secret.reveal()
         self._sdk.api_key = key  # another one, where it changes
-        body = self._json.dumps({**fields, "input": texts, "encoding_format": encoding})
+        body = self._reader.json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
             response = await self._sdk.post(
                 "/embeddings", content=body, cast_to=self._response, options={"timeout": batch.timeout}
@@ -236,25 +195,13 @@ class OpenAIClient:
 
     def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
         try:
-            reply = self._json.loads(content)
-            data = reply["data"]
-            usage = reply.get("usage") or {}
-            encoded = [row["embedding"] for row in data]
-            indices = [row.get("index") for row in data]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadReplyError("the server answered something that is not a list of embeddings") from None
-        tokens = read_tokens(usage, "total_tokens", "prompt_tokens")
-        try:
-            if len(encoded) != n_texts:
-                raise BadReplyError(f"the server answered {len(encoded)} vectors for {n_texts} texts")
-            return Reply(in_order(decoded(encoded, FLOAT32, self._decode64, widths), indices), tokens)
-        except BadReplyError as error:
-            error.tokens = tokens
-            if not isinstance(error, OtherEncodingError) or encoding == "float":
+            return self._reader.read_data(content, n_texts, FLOAT32, "total_tokens", "prompt_tokens", widths=widths)
+        except OtherEncodingError as error:
+            if encoding == "float":
                 raise
             again = EncodingRefusedError(str(error))
+            again.tokens = error.tokens
         self._encoding = "float"
-        again.tokens = tokens
         raise again
 
     def _translate(
