@@ -2,17 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.embedders import MINILM, copied_model, needs_local_model, sentence_transformer, truth
+from support.embedders import FOLDER, MINILM, copied_model, needs_local_model, sentence_transformer, truth
 from support.local_models import configure, in_hub_cache, static_model
 
 from embedkit_core import Embedder
-from embedkit_core.common.errors import BadRequestError, ConfigurationError
+from embedkit_core.common.errors import BadRequestError, ConfigurationError, UnavailableError
+from embedkit_core.common.types import Batch
 from embedkit_core.providers.local.batches import BATCH_COSTS, MOST_CHARACTERS, batches
+from embedkit_core.providers.local.folder import folder_digest
+from embedkit_core.providers.local.options import LocalOptions
+from embedkit_core.providers.local.pool import PooledModel
 
 pytestmark = needs_local_model
 
@@ -298,3 +303,21 @@ def test_a_file_behind_a_linked_folder_is_part_of_a_model_s_identity(tmp_path):
         config = tmp_path / "pooling" / "config.json"
         config.write_text(config.read_text().replace("mean", "MEAN", 1))
         assert Embedder(f"local:{folder}", cache=False).fingerprint != one
+
+
+def test_a_pool_whose_processes_were_killed_is_an_outage_and_is_started_again():
+    folder = Path(FOLDER)
+    model = PooledModel(folder, folder_digest(folder), LocalOptions(device=("cpu", "cpu")))
+    batch = Batch(TEXTS, {"truncation": True})
+    try:
+        rows = model.embed(batch).vectors
+        pool = model._pool
+        assert np.array_equal(model.embed(batch).vectors, rows)
+        assert model._pool is pool
+        for process in pool["processes"]:
+            process.kill()
+        with pytest.raises(UnavailableError, match="2 of a model's 2 processes have ended"):
+            model.embed(batch)
+        assert np.array_equal(model.embed(batch).vectors, rows)
+    finally:
+        model.close()

@@ -67,7 +67,11 @@ class PooledModel(LocalModel):
 
 
 class Answers:
-    """The queue of a pool's answers; sentence-transformers waits for ever for those of a dead process before 6.2."""
+    """The queue of a pool's answers, which reports a process that has ended.
+
+    sentence-transformers waits forever for the answer of such a process before 6.2, and later raises a RuntimeError,
+    which cannot be told from a failure of the model and is not retried.
+    """
 
     def __init__(self, answers: Any, processes: Sequence[Any]) -> None:
         self._answers = answers
