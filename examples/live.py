@@ -19,7 +19,7 @@ import embedkit_core
 from embedkit_core import AuthenticationError, Embedder, EmbedKitError, UnavailableError
 from embedkit_core.common.types import Batch
 from embedkit_core.common.usage import Usage
-from embedkit_core.common.vectors import Finish
+from embedkit_core.common.vectors import PostProcessing
 
 MODELS = {
     "openai": "text-embedding-3-small",
@@ -59,7 +59,7 @@ class Live:
     def raw(self, texts: list[str], **wire: Any) -> Any:
         """The reply to one request exactly as it is put, past all of the engine's care."""
         provider = self.embedder().provider
-        fields = {**provider.wire("document"), **wire}
+        fields = {**provider.request_body("document"), **wire}
 
         async def ask() -> Any:
             client = provider.connect()
@@ -102,7 +102,7 @@ def a_request(live: Live) -> Findings:
     yield f"{len(reply.vectors)} vectors of {reply.vectors.shape[1]} dimensions (expected {info.dimensions})"
     yield f"lengths from {lengths.min():.7f} to {lengths.max():.7f} as they come"
     yield f"billed tokens: {reply.tokens}"
-    yield f"headers about limits: {reply.headroom or 'none'}"
+    yield f"headers about limits: {reply.rate_limits or 'none'}"
 
 
 def the_same_again(live: Live) -> Findings:
@@ -116,7 +116,7 @@ def the_same_again(live: Live) -> Findings:
 def roles(live: Live) -> Findings:
     """Whether a query has another vector than a document, and whether the server's own prompt is billed."""
     yield f"query against document: cosine {cosine(live.vectors(TEXTS), live.vectors(TEXTS, role='query')):.6f}"
-    if live.embedder().provider.wire("document").get("input_type") == "document":
+    if live.embedder().provider.request_body("document").get("input_type") == "document":
         told, bare = live.raw(TEXTS).tokens, live.raw(TEXTS, input_type=None).tokens
         yield f"billed tokens: {told} with an input type, {bare} without"
 
@@ -131,7 +131,7 @@ def dimensions(live: Live) -> Findings:
     widths = [n for n in (2048, 1536, 1024, 512, 256) if n in allowed]
     whole = live.vectors(TEXTS, dimensions=widths[0])
     for width in widths[1:]:
-        own, cut = live.vectors(TEXTS, dimensions=width), Finish(cut=width)(whole)
+        own, cut = live.vectors(TEXTS, dimensions=width), PostProcessing(truncate_to=width)(whole)
         apart = abs(own - cut).max()
         yield f"{width} of {widths[0]}: cosine {cosine(own, cut):.8f}, largest difference {apart:.1e}"
 

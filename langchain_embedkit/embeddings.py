@@ -15,7 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter
 from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
 from embedkit_core.adapters.base import (
-    CacheTools,
+    EmbedderMixin,
     aembed_lists,
     changed_copy,
     embed_lists,
@@ -26,7 +26,7 @@ from langchain_embedkit.arguments import RULES, LangChainOptions
 from langchain_embedkit.usage import areported, current_run, reported
 
 
-class EmbedKitEmbeddings(BaseModel, Embeddings, CacheTools):
+class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
     """LangChain embeddings with a shared cache, batching, bounded concurrency and known cost.
 
     ```python

@@ -18,7 +18,7 @@ from langchain_core.runnables.config import (
 )
 
 from embedkit_core import EmbedKitError, InputType, Usage, UsageTracker, track_usage
-from embedkit_core.adapters.base import UsageHeard, by_model
+from embedkit_core.adapters.base import UsageAccumulator, usage_by_model
 
 EVENT = "embedkit_usage"
 
@@ -29,7 +29,7 @@ class EmbeddingUsage(UsageTracker):
     @property
     def usage_metadata(self) -> dict[str, UsageMetadata]:
         """Tokens as billed, by model, as LangChain's own handler has them for chat models."""
-        return _metadata(by_model(self.rows))
+        return _metadata(usage_by_model(self.rows))
 
 
 def get_embedding_usage(
@@ -50,7 +50,7 @@ class EmbeddingUsageHandler(BaseCallbackHandler):
     """
 
     def __init__(self) -> None:
-        self._heard = UsageHeard()
+        self._heard = UsageAccumulator()
 
     @property
     def usage(self) -> Usage:
@@ -60,7 +60,7 @@ class EmbeddingUsageHandler(BaseCallbackHandler):
     @property
     def usage_metadata(self) -> dict[str, UsageMetadata]:
         """Tokens as billed, by model."""
-        return _metadata(by_model(self._heard.rows))
+        return _metadata(usage_by_model(self._heard.rows))
 
     def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the host's signature
         """Take in the usage of a call."""

@@ -13,12 +13,12 @@ from embedkit_core.adapters.arguments import (
     AZURE,
     COMMON_RULES,
     ONE_CLIENT,
+    Alias,
     CommonOptions,
-    Mapped,
-    NoEffect,
-    Refused,
+    Ignored,
     Rule,
-    wire_options,
+    Unsupported,
+    request_options,
 )
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 RULES: Final[Mapping[str, Rule]] = {
     **COMMON_RULES,
-    "model": Mapped("model_name", needed=True),
-    "api_base": Mapped("base_url"),
-    "additional_kwargs": Mapped("provider_options", wire_options),
-    "text_instruction": Mapped("document_prompt"),
-    "mode": NoEffect("the models it chose among are gone; those of today have one name for queries and documents"),
-    "reuse_client": NoEffect("one client is kept for all callers, and works from any event loop"),
-    "deployment_name": Refused(AZURE),
-    "use_azure_ad": Refused(AZURE, (False,)),
-    "max_length": Refused("the model's own limit counts; on_long_text says what becomes of a longer text"),
-    "async_http_client": Refused(ONE_CLIENT),
+    "model": Alias("model_name", needed=True),
+    "api_base": Alias("base_url"),
+    "additional_kwargs": Alias("provider_options", request_options),
+    "text_instruction": Alias("document_prompt"),
+    "mode": Ignored("the models it chose among are gone; those of today have one name for queries and documents"),
+    "reuse_client": Ignored("one client is kept for all callers, and works from any event loop"),
+    "deployment_name": Unsupported(AZURE),
+    "use_azure_ad": Unsupported(AZURE, (False,)),
+    "max_length": Unsupported("the model's own limit counts; on_long_text says what becomes of a longer text"),
+    "async_http_client": Unsupported(ONE_CLIENT),
 }
 
 

@@ -20,7 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter
 from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
 from embedkit_core.adapters.base import (
-    CacheTools,
+    EmbedderMixin,
     aembed_lists,
     changed_copy,
     embed_lists,
@@ -33,7 +33,7 @@ from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
 dispatcher = get_dispatcher(__name__)
 
 
-class EmbedKitEmbedding(BaseEmbedding, CacheTools):
+class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
     """A LlamaIndex embedding model with a shared cache, batching, bounded concurrency and known cost.
 
     ```python

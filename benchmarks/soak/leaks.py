@@ -63,8 +63,8 @@ def wait_until_idle(seconds: float) -> list[str]:
             held += [f"{len(scheduler.recent.lookups)} look-ups open"] if scheduler.recent.lookups else []
             held += [f"{scheduler.in_flight} slots taken"] if scheduler.in_flight else []
             held += ["a bound of no caller"] if any(scheduler.dispatcher._bounds.values()) else []
-            paces = list(scheduler.dispatcher._paces.values())
-            held += ["a limit of no caller"] if any(pace.own.callers for pace in paces) else []
+            paces = list(scheduler.dispatcher._rate_controllers.values())
+            held += ["a limit of no caller"] if any(pace.user_limits.callers for pace in paces) else []
             held += [f"{n} requests of a pace" for pace in paces if (n := pace.in_flight)]
             held += [f"{n} deadlines" for n in [len(scheduler._with_deadline)] if n]
             held += [f"{len(account._waiting)} tickets waiting"] if account._waiting else []

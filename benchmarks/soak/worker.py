@@ -58,7 +58,7 @@ def run(settings: Settings) -> None:
     defects.before_the_look(settings.defect)
     for left in left_in_the_end(files, threads_before):
         events.add("violation", what=f"left after close(): {left}", key=settings.key)
-    if usage.texts != usage.cache_hits + usage.duplicates + usage.joined + usage.sent + usage.failed:
+    if usage.texts != usage.cache_hits + usage.duplicates + usage.coalesced + usage.sent + usage.failed:
         events.add("violation", what=f"usage does not add up: {usage!r}")
     events.add("report", key=settings.key, counts=actions.counts, memory=memory, usage=str(usage))
 

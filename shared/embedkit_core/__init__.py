@@ -2,8 +2,8 @@
 
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.calls.explain import Explanation
-from embedkit_core.calls.import_vectors import Imported
-from embedkit_core.calls.verify_cache import Verified
+from embedkit_core.calls.import_vectors import ImportReport
+from embedkit_core.calls.verify_cache import CacheVerification
 from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
@@ -43,6 +43,7 @@ __all__ = [
     "BadTextError",
     "BudgetError",
     "CacheError",
+    "CacheVerification",
     "ConfigurationError",
     "DType",
     "EmbedKitError",
@@ -50,7 +51,7 @@ __all__ = [
     "EmbeddingResult",
     "Estimate",
     "Explanation",
-    "Imported",
+    "ImportReport",
     "InputError",
     "InputType",
     "MissingExtraError",
@@ -68,7 +69,6 @@ __all__ = [
     "UnavailableError",
     "Usage",
     "UsageTracker",
-    "Verified",
     "__version__",
     "models",
     "snapshot",

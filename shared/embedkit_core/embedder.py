@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
-from embedkit_core.cache.tiered import Store
+from embedkit_core.cache.tiered import TieredCache
 from embedkit_core.calls.call import Call
 from embedkit_core.calls.estimate import Estimate, estimate
-from embedkit_core.calls.explain import Explanation, explained
-from embedkit_core.calls.import_vectors import Imported, import_vectors
-from embedkit_core.calls.plan import check_list
+from embedkit_core.calls.explain import Explanation, explain
+from embedkit_core.calls.import_vectors import ImportReport, import_vectors
+from embedkit_core.calls.plan import as_list
 from embedkit_core.calls.stream import Stream
-from embedkit_core.calls.verify_cache import Verified, verify_cache
+from embedkit_core.calls.verify_cache import CacheVerification, verify_cache
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import InputType, Vectors
-from embedkit_core.common.validation import check_input_type, whole_number
+from embedkit_core.common.validation import check_input_type, check_integer
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.engine.runtime.process import off_loop, refuse_engine_thread
-from embedkit_core.observability.progress import ProgressTo, check_progress
+from embedkit_core.observability.progress import ProgressOption, check_progress
 
 if TYPE_CHECKING:
     from embedkit_core.calls.async_stream import AsyncStream
@@ -71,7 +71,7 @@ class Embedder(BaseEmbedder):
         *,
         input_type: InputType = "document",
         max_batch_texts: int | None = None,
-        progress: ProgressTo = None,
+        progress: ProgressOption = None,
     ) -> EmbeddingResult:
         """Embed texts, each distinct one once, and say what it took.
 
@@ -83,7 +83,7 @@ class Embedder(BaseEmbedder):
             ProviderError: all failed.
         """
         call = self._call(texts, input_type, max_batch_texts, progress=progress)
-        return call.serve("embed", call.finish)
+        return call.run("embed", call.finish)
 
     async def aembed(
         self,
@@ -91,14 +91,14 @@ class Embedder(BaseEmbedder):
         *,
         input_type: InputType = "document",
         max_batch_texts: int | None = None,
-        progress: ProgressTo = None,
+        progress: ProgressOption = None,
     ) -> EmbeddingResult:
         """Embed texts, as `embed` does, without holding the caller's loop."""
-        call = self._call(check_list(texts), input_type, max_batch_texts, progress=progress)
-        return await call.aserve(call.finish)
+        call = self._call(as_list(texts), input_type, max_batch_texts, progress=progress)
+        return await call.arun(call.finish)
 
     def embed_iter(
-        self, texts: Iterable[str], *, input_type: InputType = "document", progress: ProgressTo = None
+        self, texts: Iterable[str], *, input_type: InputType = "document", progress: ProgressOption = None
     ) -> Generator[Vectors, None, None]:
         """Embed a stream, however long: one float32 (dimensions,) for each text, in order.
 
@@ -111,25 +111,25 @@ class Embedder(BaseEmbedder):
         """
         refuse_engine_thread("embed_iter")
         check_input_type(input_type)
-        return Stream(self, self._roles[input_type], texts, self._reporting(progress)).rows()
+        return Stream(self, self._specs[input_type], texts, self._reporting(progress)).rows()
 
     def aembed_iter(
         self,
         texts: Iterable[str] | AsyncIterable[str],
         *,
         input_type: InputType = "document",
-        progress: ProgressTo = None,
+        progress: ProgressOption = None,
     ) -> AsyncGenerator[Vectors, None]:
         """Embed a stream, as `embed_iter` does, of a plain or an async iterable, without holding the caller's loop."""
         module = import_module("embedkit_core.calls.async_stream")
         check_input_type(input_type)
-        stream: AsyncStream = module.AsyncStream(self, self._roles[input_type], texts, self._reporting(progress))
+        stream: AsyncStream = module.AsyncStream(self, self._specs[input_type], texts, self._reporting(progress))
         return stream.rows()
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
         call = self._call([text], "query")
-        row: Vectors = call.serve("embed_query", call.finish_vectors)[0]
+        row: Vectors = call.run("embed_query", call.finish_vectors)[0]
         return row
 
     def embed_documents(self, texts: Iterable[str]) -> Vectors:
@@ -139,7 +139,7 @@ class Embedder(BaseEmbedder):
     async def aembed_query(self, text: str) -> Vectors:
         """Embed a query: float32 (dimensions,)."""
         call = self._call([text], "query")
-        row: Vectors = (await call.aserve(call.finish_vectors))[0]
+        row: Vectors = (await call.arun(call.finish_vectors))[0]
         return row
 
     async def aembed_documents(self, texts: Iterable[str]) -> Vectors:
@@ -153,7 +153,7 @@ class Embedder(BaseEmbedder):
         *,
         input_type: InputType = "document",
         verify: int = 3,
-    ) -> Imported:
+    ) -> ImportReport:
         """Take vectors that this model gave elsewhere into the cache, so that they are not paid for again.
 
         `vectors` has one for each text, None where there is none. `verify` of them are compared with the model's own,
@@ -165,10 +165,12 @@ class Embedder(BaseEmbedder):
         """
         refuse_engine_thread("import_vectors")
         check_input_type(input_type)
-        whole_number("verify", verify, 0)
-        return import_vectors(self, self._roles[input_type], texts, vectors, verify=verify, embed=self.embed)
+        check_integer("verify", verify, 0)
+        return import_vectors(self, self._specs[input_type], texts, vectors, verify=verify, embed=self.embed)
 
-    def verify_cache(self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20) -> Verified:
+    def verify_cache(
+        self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20
+    ) -> CacheVerification:
         """Embed some of these texts that are cached once more, and compare: a model may change under its name.
 
         The cache holds no texts, so that they have to be given again. At most `sample` of them are paid for once more.
@@ -179,43 +181,45 @@ class Embedder(BaseEmbedder):
         """
         refuse_engine_thread("verify_cache")
         check_input_type(input_type)
-        whole_number("sample", sample, 1)
+        check_integer("sample", sample, 1)
         uncached = self.without_cache()
         uncached.meter = self.meter  # the cost is this object's
-        return verify_cache(self, self._roles[input_type], texts, sample=sample, embed_again=uncached.embed)
+        return verify_cache(self, self._specs[input_type], texts, sample=sample, embed_again=uncached.embed)
 
     def without_cache(self) -> Self:
         """Give a copy that neither asks the cache nor keeps anything."""
         other = self.__copy__()
-        other.store = Store(None)
+        other.tiered_cache = TieredCache(None)
         return other
 
-    def estimate(self, texts: Iterable[str], *, input_type: InputType = "document", by_bills: bool = True) -> Estimate:
+    def estimate(
+        self, texts: Iterable[str], *, input_type: InputType = "document", calibrated: bool = True
+    ) -> Estimate:
         """Say what embedding these texts would take: hits, tokens, dollars, requests, seconds; send nothing.
 
-        Tokens are corrected by what this process was billed for others; with `by_bills=False` they are not, and thus
+        Tokens are corrected by what this process was billed for others; with `calibrated=False` they are not, and thus
         the same in every process.
 
         Raises:
             InputError: some texts cannot be embedded.
         """
         check_input_type(input_type)
-        return estimate(self, self._roles[input_type], texts, by_bills=by_bills)
+        return estimate(self, self._specs[input_type], texts, calibrated=calibrated)
 
     async def aestimate(
-        self, texts: Iterable[str], *, input_type: InputType = "document", by_bills: bool = True
+        self, texts: Iterable[str], *, input_type: InputType = "document", calibrated: bool = True
     ) -> Estimate:
         """Say what embedding these texts would take, as `estimate` does, without holding the caller's loop."""
         check_input_type(input_type)
-        given = check_list(texts)
-        return await off_loop(lambda: estimate(self, self._roles[input_type], given, by_bills=by_bills))
+        given = as_list(texts)
+        return await off_loop(lambda: estimate(self, self._specs[input_type], given, calibrated=calibrated))
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""
         check_input_type(input_type)
-        return explained(self.provider, self.price, self.store, self._roles[input_type], text)
+        return explain(self.provider, self.price, self.tiered_cache, self._specs[input_type], text)
 
-    def _reporting(self, progress: ProgressTo) -> ProgressTo:
+    def _reporting(self, progress: ProgressOption) -> ProgressOption:
         """Say where a call reports: to what it was given, else where the object says."""
         if progress is None:
             return self.settings.progress
@@ -229,10 +233,10 @@ class Embedder(BaseEmbedder):
         max_batch_texts: int | None = None,
         *,
         lists: bool = False,
-        progress: ProgressTo = None,
+        progress: ProgressOption = None,
     ) -> Call:
         check_input_type(input_type)
         if max_batch_texts is not None:
-            whole_number("max_batch_texts", max_batch_texts, 1)
-        role = self._roles[input_type].at_most(max_batch_texts)
+            check_integer("max_batch_texts", max_batch_texts, 1)
+        role = self._specs[input_type].with_max_texts(max_batch_texts)
         return Call(self, role, texts, lists=lists, progress=self._reporting(progress))

@@ -132,7 +132,7 @@ def test_an_estimate_sends_nothing(host, tmp_path):
     told = made.model.estimate(["one", "two", "three"])
     assert (told.cache_hits, told.texts_to_send) == (2, 1)
     assert asyncio.run(made.model.aestimate(["one", "two", "three"])).cache_hits == 2
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 @hosts
@@ -221,7 +221,7 @@ def test_a_handler_hears_of_what_its_runs_embed(is_async):
 
 def test_a_run_hears_of_a_call_that_failed_too():
     server = FakeServer()
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     model = EmbedKitEmbeddings("fake:model", base_url=server.url, cache=False)
     handler = EmbeddingUsageHandler()
     with pytest.raises(PartialFailureError):

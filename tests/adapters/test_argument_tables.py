@@ -17,7 +17,7 @@ from support.openai_server import OpenAIServer, vector_of
 import langchain_embedkit.arguments
 import llamaindex_embedkit.arguments
 from embedkit_core import ConfigurationError, Embedder
-from embedkit_core.adapters.arguments import EmbedderOptions, Mapped, NoEffect, Refused, SecretString
+from embedkit_core.adapters.arguments import Alias, EmbedderOptions, Ignored, SecretString, Unsupported
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Secret
 from embedkit_core.testing import FakeServer
@@ -107,7 +107,7 @@ def test_the_options_are_the_keyword_arguments_of_the_embedder():
     ("host", "options"), [(EmbedKitEmbeddings, LangChainOptions), (EmbedKitEmbedding, LlamaIndexOptions)]
 )
 def test_an_editor_offers_the_arguments_that_are_accepted_and_no_others(host, options):
-    accepted = {name for name, rule in HOSTS[host].items() if not isinstance(rule, Refused)}
+    accepted = {name for name, rule in HOSTS[host].items() if not isinstance(rule, Unsupported)}
     assert options.__annotations__.keys() | {"model"} == {*accepted, *host.model_fields, "model"}
 
 
@@ -126,7 +126,7 @@ def test_the_documentation_shows_the_table(document, rules):
 
 @pytest.mark.parametrize(
     ("host", "name"),
-    [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Mapped and not rule.needed],
+    [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Alias and not rule.needed],
 )
 def test_an_alias_means_the_argument_it_stands_for(host, name):
     rule = HOSTS[host][name]
@@ -149,23 +149,23 @@ def test_the_model_has_the_names_that_the_frameworks_give_it(host, alias):
 
 
 @pytest.mark.parametrize(
-    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is NoEffect]
+    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Ignored]
 )
 def test_an_argument_without_effect_is_accepted(host, name):
     rule = HOSTS[host][name]
-    assert len(rule.why) > 15
+    assert len(rule.reason) > 15
     assert made(host, **{name: 5}).embedder.fingerprint == made(host).embedder.fingerprint
 
 
 @pytest.mark.parametrize(
-    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Refused]
+    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Unsupported]
 )
 def test_a_refused_argument_names_the_way_out(host, name):
     rule = HOSTS[host][name]
     with pytest.raises(ConfigurationError) as refused:
         made(host, **{name: object()})
-    assert f"takes no {name}: {rule.way_out}" in str(refused.value)
-    for harmless in (None, *rule.harmless):
+    assert f"takes no {name}: {rule.fix}" in str(refused.value)
+    for harmless in (None, *rule.allowed):
         made(host, **{name: harmless})
 
 
@@ -336,4 +336,4 @@ def test_prompts_in_the_hosts_spelling_reach_the_wire():
     )
     model.get_query_embedding("x")
     model.get_text_embedding("x")
-    assert [seen.wire["prompt"] for seen in server.seen] == ["q: ", "d: "]
+    assert [seen.body["prompt"] for seen in server.received] == ["q: ", "d: "]

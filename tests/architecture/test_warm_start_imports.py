@@ -31,8 +31,8 @@ engine.rate_limits.provider_limits engine.rate_limits.user_limits engine.runtime
 engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
 observability.hooks observability.progress observability.snapshot providers providers.base providers.catalogue
 providers.catalogue.rows providers.http providers.http.connection providers.http.decoding providers.http.headers
-providers.http.redaction providers.http.refusals providers.openai providers.openai.provider providers.openai.refusals
-providers.openai.servers providers.openai.tokenizer providers.registry providers.secrets
+providers.http.provider providers.http.redaction providers.http.refusals providers.openai providers.openai.provider
+providers.openai.refusals providers.openai.servers providers.openai.tokenizer providers.registry providers.secrets
 """
 CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}
 LANGCHAIN = {

@@ -19,7 +19,7 @@ from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Embedder
 from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE
-from embedkit_core.cli.reading import Record, Source
+from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.run import run
 from embedkit_core.cli.writing import Output
 
@@ -56,7 +56,7 @@ def lines(path, texts):
 
 def written(path):
     """The rows of a matrix, the texts of a table."""
-    return np.load(path).tolist() if path.suffix == ".npy" else list(Source([str(path)], "text", "id").texts())
+    return np.load(path).tolist() if path.suffix == ".npy" else list(RecordSource([str(path)], "text", "id").texts())
 
 
 TEXTS = [f"line number {i}" for i in range(40)]
@@ -200,7 +200,7 @@ def test_a_text_that_cannot_be_embedded_is_named_by_its_line_and_id(shell, serve
 def test_a_text_that_the_provider_refuses_is_named_by_its_line_and_id(shell, server, tmp_path, bad):
     lines(tmp_path / "first.txt", [f"line number {i}" for i in range(bad)])
     (tmp_path / "then.csv").write_text("id,text\nx,poison\ny,fine\n")
-    server.poison.add("poison")
+    server.rejected_texts.add("poison")
     code, _, err = shell("embed", "first.txt", "then.csv", "-o", "x.jsonl", "-m", MODEL, "-y")
     assert code == (PARTIAL if bad else FAILED)
     told = err.splitlines()[-1]
@@ -226,7 +226,7 @@ def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
     path.write_text(
         '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,2\r\n', newline=""
     )
-    found = [(record.id, record.text, record.place) for record in Source([str(path)], "text", "id").records()]
+    found = [(record.id, record.text, record.place) for record in RecordSource([str(path)], "text", "id").records()]
     assert found == [
         ("a", 'two\r\nlines, "quoted"', f"{path}, line 2, id 'a'"),
         ("b", 'a 5" pipe', f"{path}, line 5, id 'b'"),
@@ -258,7 +258,7 @@ def test_a_row_that_is_wrong_is_told_what_is_wrong_with_it(shell, server, tmp_pa
 def test_a_row_without_an_id_has_the_number_of_its_line(tmp_path):
     rows = [{"text": "no id"}, {"id": None, "text": "null"}, {"id": "", "text": "empty"}, {"id": 0, "text": "zero"}]
     path = lines(tmp_path / "in.jsonl", map(json.dumps, rows))
-    assert [record.id for record in Source([str(path)], "text", "id").records()] == ["1", "2", "3", "0"]
+    assert [record.id for record in RecordSource([str(path)], "text", "id").records()] == ["1", "2", "3", "0"]
 
 
 def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
@@ -464,7 +464,7 @@ def test_models_and_explanations_are_for_people_and_machines(shell):
     listed = json.loads(shell("models", "--json")[1])
     assert any(row["model"] == MODEL and row["usd_per_million"] == "0.02" for row in listed)
     told = json.loads(shell("explain", "a text", "-m", MODEL, "--json")[1])
-    assert (told["served_from"], told["wire"]["model"]) == ("provider", "text-embedding-3-small")
+    assert (told["served_from"], told["request_body"]["model"]) == ("provider", "text-embedding-3-small")
     assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]
 
 
@@ -521,7 +521,7 @@ def test_a_destroyed_cache_is_no_empty_one(shell, tmp_path, command):
     assert (code, out.count("\n")) == (FAILED, 1)
     assert "was set aside; what it held is paid for again" in out
     code, out, _ = shell("cache", command, "--cache", "other", "--json")
-    assert (code, json.loads(out)["set_aside"]) == (FAILED, True)
+    assert (code, json.loads(out)["quarantined"]) == (FAILED, True)
 
 
 def test_the_user_s_own_cache_may_not_be_there_yet(shell):

@@ -26,7 +26,7 @@ def test_it_names_every_model_with_its_sources(row):
     assert str(row.dimensions) in line
     if row.usd_per_million is not None:
         assert f"[{row.usd_per_million}]({row.price_source})" in line
-        assert row.read in line
+        assert row.checked_on in line
 
 
 def test_the_file_it_shows_is_valid_and_does_what_it_says(tmp_path, monkeypatch):

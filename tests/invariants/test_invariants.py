@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from embedkit_core.calls.rows import Rows
+from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import (
     AuthenticationError,
     BadTextError,
@@ -27,16 +27,16 @@ from embedkit_core.common.errors import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.common.types import Allowance, Headroom, Limits, Reply
+from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, Reply
 from embedkit_core.common.usage import Usage
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
-from embedkit_core.engine.rate_limits.limiter import Gate
-from embedkit_core.engine.rate_limits.user_limits import Rates
-from embedkit_core.engine.scheduler.dispatch import QUERIES_IN_A_ROW
-from embedkit_core.engine.scheduler.items import Lane, Ticket
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
+from embedkit_core.engine.rate_limits.user_limits import RateSettings
+from embedkit_core.engine.scheduler.dispatch import MAX_CONSECUTIVE_QUERIES
+from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
+from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 from embedkit_core.testing import fake_vector
 
@@ -88,32 +88,32 @@ class Engine(RuleBasedStateMachine):
         self.cache = FakeCache()
         self.limits = Limits(texts=texts, tokens=tokens, text_tokens=LONG_TOKENS)
         self.policy = policy
-        gate = Gate(Unasked()) if gated else None
+        gate = LimiterAdapter(Unasked()) if gated else None
         # The last has the texts of the first, and no rate limiter.
         self.lanes = [self.lane(b"one", gate), self.lane(b"two"), self.lane(b"one")]
         self.callers: list[Caller] = []
-        self.opened: list[tuple[object, list[str], Lane]] = []
-        self.asked: list[Flight] = []
-        self.permitted: list[Flight] = []
-        self.air: list[Flight] = []
-        self.to_commit: list[Flight] = []
+        self.opened: list[tuple[object, list[str], RequestSpec]] = []
+        self.asked: list[Request] = []
+        self.permitted: list[Request] = []
+        self.air: list[Request] = []
+        self.to_commit: list[Request] = []
         self.answered: set[bytes] = set()
         self.sends = 0
         self.billed = 0
         self.queries_in_a_row = 0
         self.wake_at: float | None = None
-        self.headroom: Headroom | None = None
+        self.headroom: RateLimitStatus | None = None
         self.budgets = [None, None, Budget(PRICE * 200 / 10**6), Budget(None, 60), Budget(PRICE * 40 / 10**6, 1000)]
         self.unheard = 0  # billed by the server for requests whose answer was lost
 
-    def lane(self, wire_id: bytes, gate: Gate | None = None) -> Lane:
-        return Lane(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, {"id": wire_id.decode()}, gate)
+    def lane(self, wire_id: bytes, gate: LimiterAdapter | None = None) -> RequestSpec:
+        return RequestSpec(wire_id, 60.0, self.limits, self.policy, "fake:model", 8, {"id": wire_id.decode()}, gate)
 
-    def key(self, lane: Lane, text: str) -> bytes:
-        return lane.wire_id + text.encode()
+    def key(self, lane: RequestSpec, text: str) -> bytes:
+        return lane.id + text.encode()
 
-    def truth(self, lane: Lane, text: str) -> np.ndarray:
-        return fake_vector(text, model=lane.wire_id.decode())
+    def truth(self, lane: RequestSpec, text: str) -> np.ndarray:
+        return fake_vector(text, model=lane.id.decode())
 
     # What callers do
 
@@ -136,7 +136,9 @@ class Engine(RuleBasedStateMachine):
         urgent=st.booleans(),
         retries=st.integers(0, 3),
         bound=st.integers(1, 4),
-        rates=st.sampled_from([Rates(), Rates(), Rates(60, None), Rates(None, 300), Rates(30, 3000)]),
+        rates=st.sampled_from(
+            [RateSettings(), RateSettings(), RateSettings(60, None), RateSettings(None, 300), RateSettings(30, 3000)]
+        ),
         patience=st.sampled_from([float("inf"), float("inf"), 5.0, 30.0]),
         budgets=st.sets(st.integers(0, 4), max_size=2),
         data=st.data(),
@@ -146,7 +148,7 @@ class Engine(RuleBasedStateMachine):
         urgent: bool,
         retries: int,
         bound: int,
-        rates: Rates,
+        rates: RateSettings,
         patience: float,
         budgets: set[int],
         data: st.DataObject,
@@ -154,15 +156,15 @@ class Engine(RuleBasedStateMachine):
         token, texts, lane = self.opened.pop(data.draw(st.integers(0, len(self.opened) - 1)))
         caller: list[Caller] = []
         ticket = Ticket(
-            rows=Rows(len(texts), np.arange(len(texts))),
+            rows=MatrixBuffer(len(texts), np.arange(len(texts))),
             pending=len(texts),
-            urgent=urgent,
+            is_query=urgent,
             max_retries=retries,
-            bound=bound,
+            max_in_flight=bound,
             rates=rates,
             deadline=self.now + patience,
             cache=self.cache,
-            purse=CallBilling([self.meter], PRICE, [b for n in budgets if (b := self.budgets[n]) is not None]),
+            billing=CallBilling([self.meter], PRICE, [b for n in budgets if (b := self.budgets[n]) is not None]),
             wake=lambda: self.finish(caller[0]),
         )
         caller.append(Caller(ticket, [(lane, text) for text in texts], token))
@@ -184,9 +186,9 @@ class Engine(RuleBasedStateMachine):
     @precondition(lambda self: self.asked)
     @rule()
     def permit(self) -> None:
-        flight = self.asked.pop()
-        self.permitted.append(flight)
-        self.scheduler.permit_granted(flight)
+        request = self.asked.pop()
+        self.permitted.append(request)
+        self.scheduler.permit_granted(request)
         self.pump()
 
     @precondition(lambda self: self.asked)
@@ -202,7 +204,9 @@ class Engine(RuleBasedStateMachine):
     )
     def tell(self, limit: float, left: float, reset: float | None) -> None:
         """From now on say what is left, true or not."""
-        self.headroom = Headroom(Allowance(limit, limit * left, reset), Allowance(10 * limit, 10 * limit * left, reset))
+        self.headroom = RateLimitStatus(
+            LimitStatus(limit, limit * left, reset), LimitStatus(10 * limit, 10 * limit * left, reset)
+        )
 
     def bill_of(self, texts: Sequence[str]) -> int:
         """Count tokens as the server does: some for each text, and never more than it has bytes."""
@@ -211,29 +215,29 @@ class Engine(RuleBasedStateMachine):
     @precondition(lambda self: self.air)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
-        flight = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
-        self.reply(flight)
+        request = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
+        self.reply(request)
         self.pump()
 
-    def reply(self, flight: Flight) -> None:
-        texts = list(flight.batch.texts)
+    def reply(self, request: Request) -> None:
+        texts = list(request.batch.texts)
         over = {i: len(t) // 4 for i, t in enumerate(texts) if len(t) // 4 > LONG_TOKENS}
         if over:
             named = {} if len(texts) > 1 and len(texts) % 2 else over
             error = TextTooLongError(positions=named, tokens=max(over.values()), limit=LONG_TOKENS)
-            self.scheduler.failed(flight, error, self.now)
+            self.scheduler.failed(request, error, self.now)
         elif POISON in texts:
-            self.scheduler.failed(flight, BadTextError("a text is refused"), self.now)
+            self.scheduler.failed(request, BadTextError("a text is refused"), self.now)
         else:
-            lane = flight.lane.lane
+            lane = request.queue.spec
             vectors = np.stack([self.truth(lane, text) for text in texts])
             self.billed += self.bill_of(texts)
-            for item in flight.items:
+            for item in request.items:
                 if item.parent is None:
                     # Law 2: once answered, a text is never sent again.
                     assert item.key not in self.answered
                     self.answered.add(item.key)
-            self.scheduler.replied(flight, Reply(vectors, self.bill_of(texts), (), self.headroom), self.now)
+            self.scheduler.replied(request, Reply(vectors, self.bill_of(texts), (), self.headroom), self.now)
 
     @precondition(lambda self: self.air)
     @rule(
@@ -242,9 +246,9 @@ class Engine(RuleBasedStateMachine):
         done=st.booleans(),
     )
     def refuse(self, data: st.DataObject, kind: str, done: bool) -> None:
-        flight = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
+        request = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
         if kind in ("500", "timeout", "lost") and done:  # the work was done, and nobody here hears of it
-            self.unheard += self.bill_of(flight.batch.texts)
+            self.unheard += self.bill_of(request.batch.texts)
         error = {
             "500": UnavailableError("failed", status=500),
             "lost": UnavailableError("connection lost"),
@@ -256,23 +260,23 @@ class Engine(RuleBasedStateMachine):
             "key": AuthenticationError("no such key"),
             "encoding": EncodingRefusedError("no base64"),
         }[kind]
-        self.scheduler.failed(flight, error, self.now)
+        self.scheduler.failed(request, error, self.now)
         self.pump()
 
     @precondition(lambda self: self.air)
     @rule(data=st.data(), damage=st.sampled_from(["short", "nan", "wide", "double"]))
     def answer_badly(self, data: st.DataObject, damage: str) -> None:
         """Law 1: a reply that does not fit is never believed."""
-        flight = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
-        n = len(flight.items)
+        request = self.air.pop(data.draw(st.integers(0, len(self.air) - 1)))
+        n = len(request.items)
         vectors = {
             "short": np.zeros((n - 1, 8), np.float32),
             "nan": np.full((n, 8), np.nan, np.float32),
             "wide": np.zeros((n, 9), np.float32),
             "double": np.zeros((n, 8), np.float64),
         }[damage]
-        self.billed += self.bill_of(flight.batch.texts)
-        self.scheduler.replied(flight, Reply(vectors, self.bill_of(flight.batch.texts)), self.now)
+        self.billed += self.bill_of(request.batch.texts)
+        self.scheduler.replied(request, Reply(vectors, self.bill_of(request.batch.texts)), self.now)
         self.pump()
 
     @precondition(lambda self: self.to_commit)
@@ -281,13 +285,13 @@ class Engine(RuleBasedStateMachine):
         self.keep(self.to_commit.pop(data.draw(st.integers(0, len(self.to_commit) - 1))))
         self.pump()
 
-    def keep(self, flight: Flight) -> None:
+    def keep(self, request: Request) -> None:
         """Law 9: every row goes to the cache of those who wanted it, and only then to them."""
-        ((cache, places),) = flight.to_keep() or [(self.cache, [])]
+        ((cache, places),) = request.take_writes() or [(self.cache, [])]
         assert cache is self.cache
         for place in places:
-            self.cache.rows[flight.done[place].key] = flight.rows[place].copy()
-        self.scheduler.committed(flight)
+            self.cache.rows[request.done[place].key] = request.rows[place].copy()
+        self.scheduler.committed(request)
 
     @rule(seconds=st.floats(0.01, 40.0))
     def pass_time(self, seconds: float) -> None:
@@ -298,11 +302,11 @@ class Engine(RuleBasedStateMachine):
 
     def pump(self) -> None:
         step = self.scheduler.poll(self.now)
-        bounds = [c.ticket.bound for c in self.callers if not c.ticket.closed]
-        for flight in step.acquire:
-            self.check_kind(flight)
-        for flight in step.send:
-            self.check_send(flight)
+        bounds = [c.ticket.max_in_flight for c in self.callers if not c.ticket.closed]
+        for request in step.acquire:
+            self.check_kind(request)
+        for request in step.send:
+            self.check_send(request)
         self.air += step.send
         self.asked += step.acquire
         # A query need not wait for more than one request that waits for the limiter.
@@ -319,14 +323,14 @@ class Engine(RuleBasedStateMachine):
         # Law 17: nobody waits beyond a deadline.
         assert all(c.finished or c.left or c.ticket.deadline > self.now for c in self.callers)
 
-    def check_send(self, flight: Flight) -> None:
+    def check_send(self, request: Request) -> None:
         self.sends += 1
-        if flight.lane.lane.gate is not None:
+        if request.queue.spec.limiter is not None:
             # Law 15: a permit for each request, and each permit for one request at most: one that nobody wants is lost.
-            self.permitted.remove(flight)
+            self.permitted.remove(request)
         else:
-            self.check_kind(flight)
-        items = flight.items
+            self.check_kind(request)
+        items = request.items
         sizes = [item.size for item in items]
         # Law 3: no request exceeds a limit; a text over one travels alone.
         assert len(items) <= self.limits.texts
@@ -338,12 +342,12 @@ class Engine(RuleBasedStateMachine):
             if item.parent is None:
                 assert item.key not in {other.key for f in self.air for other in f.items if other.parent is None}
 
-    def check_kind(self, flight: Flight) -> None:
+    def check_kind(self, request: Request) -> None:
         """Law 8: a query's request carries queries only, as it is made, and bulk gets at least every eighth slot."""
-        assert len({item.urgent for item in flight.items}) == 1
-        urgent = flight.items[0].urgent
+        assert len({item.is_query for item in request.items}) == 1
+        urgent = request.items[0].is_query
         self.queries_in_a_row = self.queries_in_a_row + 1 if urgent and self.bulk_waits() else 0
-        assert self.queries_in_a_row <= QUERIES_IN_A_ROW + 1
+        assert self.queries_in_a_row <= MAX_CONSECUTIVE_QUERIES + 1
 
     def bulk_waits(self) -> bool:
         return any(q.ready(urgent=False) for q in self.scheduler.dispatcher.busy)
@@ -355,7 +359,7 @@ class Engine(RuleBasedStateMachine):
         for index, (lane, text) in enumerate(caller.texts):
             if index in caller.ticket.failed:
                 error = caller.ticket.failed[index]
-                assert not isinstance(error, BudgetError) or caller.ticket.purse.budgets
+                assert not isinstance(error, BudgetError) or caller.ticket.billing.budgets
                 continue
             row = caller.ticket.rows.matrix[index]
             assert self.key(lane, text) in self.cache.rows
@@ -370,7 +374,7 @@ class Engine(RuleBasedStateMachine):
                 assert np.isfinite(row).all()
         ticket = caller.ticket
         # Law 7: usage adds up.
-        assert ticket.sent + ticket.joined + len(ticket.failed) == len(caller.texts)
+        assert ticket.sent + ticket.coalesced + len(ticket.failed) == len(caller.texts)
 
     @invariant()
     def usage_adds_up(self) -> None:
@@ -399,9 +403,9 @@ class Engine(RuleBasedStateMachine):
         assert self.unheard <= total.possibly_billed_tokens
         for budget in self.budgets:
             if budget is not None:
-                payers = [c.ticket for c in self.callers if budget in c.ticket.purse.budgets]
+                payers = [c.ticket for c in self.callers if budget in c.ticket.billing.budgets]
                 assert budget.spent_tokens == sum(ticket.usage.tokens for ticket in payers)
-                assert budget.lost_tokens == sum(ticket.usage.possibly_billed_tokens for ticket in payers)
+                assert budget.unconfirmed_tokens == sum(ticket.usage.possibly_billed_tokens for ticket in payers)
 
     @invariant()
     def somebody_will_act(self) -> None:

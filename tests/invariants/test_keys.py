@@ -11,7 +11,7 @@ from support.golden import CASES, key
 
 from embedkit_core import Embedder
 from embedkit_core.cache.key import key_parts, key_prefix
-from embedkit_core.calls.plan import make_plan
+from embedkit_core.calls.plan import plan_call
 from embedkit_core.testing import FakeServer, fake_vector
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "golden_keys.json").read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def test_a_field_at_its_neutral_value_leaves_the_key_as_it_was():
 
 @given(TEXTS)
 def test_a_plan_asks_each_distinct_text_once_and_knows_whose_it_is(texts):
-    plan = make_plan(texts, b"prefix")
+    plan = plan_call(texts, b"prefix")
     assert len(set(plan.keys)) == len(plan.keys) == len(set(texts))
     assert [plan.texts[i] for i in plan.source] == texts
     assert [texts[i] for i in plan.first] == plan.texts
@@ -69,7 +69,7 @@ def test_a_plan_asks_each_distinct_text_once_and_knows_whose_it_is(texts):
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"), min_size=1))
 def test_two_texts_share_a_key_only_if_they_are_equal(one, two):
     if not one.isspace() and not two.isspace():
-        keys = {make_plan([t], b"prefix").keys[0] for t in (one, two)}
+        keys = {plan_call([t], b"prefix").keys[0] for t in (one, two)}
         assert len(keys) == len({one, two})
 
 
@@ -82,7 +82,7 @@ def test_a_role_safe_cache_keeps_query_and_document_apart(tmp_path):
         query = embedder.embed_query("one text")
         assert np.array_equal(document, fake_vector("one text", role="document", model="model"))
         assert np.array_equal(query, fake_vector("one text", role="query", model="model"))
-    assert len(server.seen) == 2
+    assert len(server.received) == 2
 
 
 def test_a_symmetric_model_serves_a_query_from_the_documents_entry(tmp_path):
@@ -90,7 +90,7 @@ def test_a_symmetric_model_serves_a_query_from_the_documents_entry(tmp_path):
     embedder = Embedder("fake:model", base_url=server.url, cache=tmp_path)
     document = embedder.embed_documents(["one text"])[0]
     assert np.array_equal(embedder.embed_query("one text"), document)
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 def test_two_configurations_in_one_cache_are_never_served_each_others_vectors(tmp_path):
@@ -106,5 +106,5 @@ def test_two_configurations_in_one_cache_are_never_served_each_others_vectors(tm
     for n, chosen in enumerate(settings, start=1):
         embedder = Embedder(**chosen, base_url=server.url, cache=tmp_path)
         vector = embedder.embed_documents(["one text"])[0]
-        assert len(server.seen) == n
-        assert np.array_equal(vector, server.vector("one text", server.seen[-1].wire))
+        assert len(server.received) == n
+        assert np.array_equal(vector, server.vector("one text", server.received[-1].body))

@@ -61,7 +61,7 @@ def test_a_stored_cache_answers_every_text(tmp_path):
 def test_a_stored_cache_is_verified_as_intact(tmp_path):
     unpack(tmp_path, gzip.decompress(PACKED.read_bytes()))
     found = CacheFolder(tmp_path).verify()
-    assert (found.vectors, found.damaged, found.set_aside) == (EXPECTED["entries"], 0, False)
+    assert (found.vectors, found.damaged, found.quarantined) == (EXPECTED["entries"], 0, False)
 
 
 def test_the_stored_cases_cover_each_type_and_a_truncated_text():

@@ -269,13 +269,13 @@ def test_what_will_not_pass_is_not_tried_again(host, served, server, status, err
 
 def test_one_bad_text_among_many_is_named_and_the_others_are_kept(host, served, server, tmp_path):
     texts = numbered(100)
-    server.poison = {texts[61]}
+    server.rejected_texts = {texts[61]}
     model = made(host, served, server, cache=tmp_path)
     with pytest.raises(PartialFailureError) as caught:
         documents(model, texts)
     assert list(caught.value.failed) == [61]
     assert len(caught.value.succeeded) == 99
-    server.poison = set()
+    server.rejected_texts = set()
     seen = len(server.requests)
     assert_rows(documents(model, texts), served, texts)
     assert [request.texts for request in server.requests[seen:]] == [(texts[61],)]

@@ -63,7 +63,7 @@ def test_a_row_of_ours_is_complete_and_says_where_it_was_read(raw):
         {"usd_per_million": "a little"},
         {"status": "new"},
         {"source": "somewhere"},
-        {"read": "yesterday"},
+        {"checked_on": "yesterday"},
         {"tokenizer": "cl100k_base"},
         {"space": None},
         {"allowed_dimensions": []},
@@ -78,7 +78,7 @@ def test_the_schema_refuses_a_row_of_ours_that_is_wrong(flaw):
     assert not valid(RAW["models"][0] | flaw)
 
 
-@pytest.mark.parametrize("gone", ["status", "dimensions", "allowed_dimensions", "source", "read", "price_source"])
+@pytest.mark.parametrize("gone", ["status", "dimensions", "allowed_dimensions", "source", "checked_on", "price_source"])
 def test_the_schema_refuses_a_row_of_ours_that_is_not_whole(gone):
     assert not valid({name: value for name, value in RAW["models"][0].items() if name != gone})
 
@@ -134,8 +134,8 @@ def test_a_row_says_what_fits_together(row):
         assert price is None or (type(price) is Decimal and 0 < price < 10)
     if row.usd_per_million_batch is not None:
         assert row.usd_per_million_batch < row.usd_per_million
-    for date in (row.released, row.retired, row.read):
-        assert date is None or datetime.date.fromisoformat(date) <= datetime.date.fromisoformat(row.read)
+    for date in (row.released, row.retired, row.checked_on):
+        assert date is None or datetime.date.fromisoformat(date) <= datetime.date.fromisoformat(row.checked_on)
 
 
 @each_row
@@ -157,7 +157,7 @@ def test_models_of_one_space_have_dimensions_in_common():
 
 @each_api_row
 def test_a_model_of_an_api_has_its_limits_and_its_price(row):
-    assert row.limits.texts <= provider_class(row.provider).unknown_limits.texts or row.provider == "openai"
+    assert row.limits.texts <= provider_class(row.provider).default_limits.texts or row.provider == "openai"
     assert row.unit_length is not None
     assert row.limits.text_tokens is not None
     if row.status != "retired":

@@ -117,7 +117,7 @@ class TestFake(ProviderSuite):
         return {"task": "classification"}
 
     def requests_seen(self):
-        return len(self.server.seen)
+        return len(self.server.received)
 
     def fail(self, kind):
         errors = {

@@ -46,14 +46,14 @@ def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
         (ROWS, "np.stack(rows * 0 + [rows[0]] * len(rows))", "test_different_texts", "have one vector"),
         (ROWS, "np.stack(rows)[:, 1:]", "test_a_row_is_finite", "dimensions"),
         ("default_rng(seed)", "default_rng()", "test_a_client_answers", "second connection answers other"),
-        ("batch.prompted()", "batch.texts", "test_a_query_prompt", "changes no vector"),
+        ("batch.texts_with_prompt()", "batch.texts", "test_a_query_prompt", "changes no vector"),
         (WIRE, '"prompt": ""', "test_a_document_prompt", "refuse the setting"),
         (WIRE, WIRE + ', "at": __import__("time").time_ns()', "test_a_wire_is_json", "No time, no random id"),
         (WIRE, WIRE + ', "role": input_type', "test_the_roles_differ", "asymmetric = True"),
         (WIRE, WIRE + ', "tags": ("a",)', "test_a_wire_is_json", "no tuples"),
-        ('"model": self.model', '"model": "small"', "test_another_model", "changes nothing in wire"),
-        ("settings.only(", "len((", "test_options_make", "provider_options="),
-        ("settings.only(", "len((", "test_an_address_makes", "base_url is ignored"),
+        ('"model": self.model', '"model": "small"', "test_another_model", "changes nothing in request_body"),
+        ("settings.check_only_used(", "len((", "test_options_make", "provider_options="),
+        ("settings.check_only_used(", "len((", "test_an_address_makes", "base_url is ignored"),
         ('settings.name, "acme"', "settings.name, object()", "test_an_account", "two accounts"),
         ("blob[0] == 1", "False", "test_what_was_cut", "Entry.truncated is not kept"),
         ("key.hex()", "key.hex()[:8]", "test_keys_that_differ", "came back"),
@@ -223,16 +223,18 @@ def test_the_long_texts_fit_what_the_provider_states(limits, characters):
 
 
 CUTS = {
-    'name = "acme"': 'name = "acme"\n    cuts_long_texts = True',
+    'name = "acme"': 'name = "acme"\n    truncates_long_texts = True',
     "settings.prompts": "settings.prompts\n        self.cuts = settings.on_long_text == 'truncate'",
     WIRE: WIRE + ', "cuts": self.cuts',
-    "for text in batch.prompted()": "for text in (t[:3000] if batch.wire['cuts'] else t for t in batch.prompted())",
+    "for text in batch.texts_with_prompt()": (
+        "for text in (t[:3000] if batch.body['cuts'] else t for t in batch.texts_with_prompt())"
+    ),
 }
 NAMES = {
     ROWS + ", tokens=None": ROWS
-    + ", None, [i for i, t in enumerate(batch.texts) if batch.wire['cuts'] and len(t) > 3000]"
+    + ", None, [i for i, t in enumerate(batch.texts) if batch.body['cuts'] and len(t) > 3000]"
 }
-ALWAYS = {**CUTS, "for text in batch.prompted()": "for text in (t[:3000] for t in batch.prompted())"}
+ALWAYS = {**CUTS, "for text in batch.texts_with_prompt()": "for text in (t[:3000] for t in batch.texts_with_prompt())"}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ class Failing(ProviderSuite):
         return {"base_url": self.server.url}
 
     def requests_seen(self):
-        return self.factor * len(self.server.seen)
+        return self.factor * len(self.server.received)
 
     def fail(self, kind):
         self.server.fault_for = lambda texts: self.error(texts) if kind else None

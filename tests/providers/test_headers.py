@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedkit_core.common.types import Allowance, Headroom
+from embedkit_core.common.types import LimitStatus, RateLimitStatus
 from embedkit_core.providers.http.headers import duration, headroom
 
 
@@ -38,8 +38,8 @@ def test_a_duration_is_read_as_go_writes_it_or_as_seconds(text, seconds):
 
 def test_what_is_left_is_read_for_requests_and_tokens():
     told = headers(10_000, 9_999, "6ms", "requests") | headers(1_000_000, 400_000, "36s")
-    assert headroom(told) == Headroom(
-        Allowance(10_000, 9_999, pytest.approx(0.006)), Allowance(1_000_000, 400_000, 36.0)
+    assert headroom(told) == RateLimitStatus(
+        LimitStatus(10_000, 9_999, pytest.approx(0.006)), LimitStatus(1_000_000, 400_000, 36.0)
     )
 
 
@@ -55,7 +55,7 @@ def test_limits_that_cannot_be_are_not_believed(limit, remaining):
 
 
 def test_a_limit_without_a_reset_is_a_limit_all_the_same():
-    assert headroom(headers(100, 50, None)) == Headroom(None, Allowance(100, 50, None))
+    assert headroom(headers(100, 50, None)) == RateLimitStatus(None, LimitStatus(100, 50, None))
 
 
 @given(st.dictionaries(st.sampled_from(list(headers(1, 1, 1)) + list(headers(1, 1, 1, "requests"))), st.text()))

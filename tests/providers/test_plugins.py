@@ -148,7 +148,7 @@ def test_a_broken_package_harms_nobody_who_does_not_name_it(site):
     assert Embedder("fake:any", base_url=(server := FakeServer()).url, cache=False).embed(["x"]).vectors.any()
     with pytest.raises(ConfigurationError, match="did you mean 'acme:small'"):
         Embedder("acne:small", cache=False)
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 # A cache at an address
@@ -157,7 +157,7 @@ def test_a_broken_package_harms_nobody_who_does_not_name_it(site):
 def test_the_built_in_cache_has_an_address(tmp_path):
     folder = tmp_path / "with space & ü"
     for address in (folder.as_uri(), folder.as_uri().replace("file:///", "FILE://localhost/")):
-        assert kept_at(address).store.keeper is open_cache(folder)
+        assert kept_at(address).tiered_cache.backend is open_cache(folder)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_an_address_without_a_secret_is_the_caches_to_read_and_a_folder_may_have
     kept_at("acme://host:6379/0?db=1&size=5#part")
     assert sys.modules["acme_caches"].made[0].url == "acme://host:6379/0?db=1&size=5#part"
     for name in ("me@home", "a;b&c=d", "password=none"):
-        assert kept_at((tmp_path / name).as_uri()).store.keeper is open_cache(tmp_path / name)
+        assert kept_at((tmp_path / name).as_uri()).tiered_cache.backend is open_cache(tmp_path / name)
 
 
 @pytest.mark.parametrize("address", ["file:/abs/folder", "file:folder", "FILE:/abs/folder", "file:"])
@@ -314,7 +314,7 @@ def test_a_drive_or_a_colon_is_no_scheme(name, tmp_path, monkeypatch):
     embedder = Embedder("fake:any", base_url=(server := FakeServer()).url, cache=name)
     embedder.embed(["one"])
     assert (tmp_path / Path(name)).is_dir()
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 # What a provider is given
@@ -330,26 +330,26 @@ def test_a_provider_refuses_the_settings_it_does_not_use():
         "options": {"user": "me"},
     }
     names = ["provider_options" if name == "options" else name for name in everything]
-    ProviderSettings("small", **everything).only(*names)
+    ProviderSettings("small", **everything).check_only_used(*names)
     for name, value in everything.items():
         user_name = "provider_options" if name == "options" else name
         others = [other for other in names if other != user_name]
         with pytest.raises(
             ConfigurationError, match=f"'small' takes no {user_name}; it takes {', '.join(others)}"
         ) as no:
-            ProviderSettings("small", **{name: value}).only(*others)
+            ProviderSettings("small", **{name: value}).check_only_used(*others)
         assert "sk-mine" not in str(no.value)
     with pytest.raises(ConfigurationError, match="it takes no settings"):
-        ProviderSettings("small", dimensions=5).only()
+        ProviderSettings("small", dimensions=5).check_only_used()
 
 
 def test_what_was_not_given_is_not_refused():
-    ProviderSettings("small", query_prompt="", document_prompt="", options={}).only()
+    ProviderSettings("small", query_prompt="", document_prompt="", options={}).check_only_used()
 
 
 def test_a_setting_that_does_not_exist_is_the_providers_mistake():
     with pytest.raises(TypeError, match="dimension"):
-        ProviderSettings("small").only("dimension")
+        ProviderSettings("small").check_only_used("dimension")
 
 
 def test_a_key_is_the_users_or_the_environments_or_lost(monkeypatch):

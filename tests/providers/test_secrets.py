@@ -129,7 +129,7 @@ def test_no_pickle_holds_the_key(made, door):
 
 def test_a_key_by_itself_is_neither_shown_nor_pickled():
     secret = Secret(KEY)
-    assert_clean((repr(secret), str(secret), f"{secret}", secret.mark))
+    assert_clean((repr(secret), str(secret), f"{secret}", secret.fingerprint))
     assert not hasattr(secret, "__dict__")
     with pytest.raises(TypeError, match="not pickled") as refused:
         pickle.dumps(secret)
@@ -169,7 +169,7 @@ def test_no_failure_shows_the_key_or_a_text(server, tmp_path, caplog, door, faul
 
 def test_a_partial_failure_shows_neither(server, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "embedkit_core")
-    server.poison.add(TEXT)
+    server.rejected_texts.add(TEXT)
     thing = Embedder(OPENAI, base_url=server.base_url, api_key=KEY, cache=tmp_path)
     with pytest.raises(PartialFailureError) as failed:
         thing.embed([TEXT, *(f"fine {i}" for i in range(20))])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from embedkit_core.adapters.arguments import Mapped, NoEffect, Rule
+from embedkit_core.adapters.arguments import Alias, Ignored, Rule
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEAD = "| argument | what becomes of it |\n|---|---|\n"
@@ -14,11 +14,11 @@ def argument_table(rules: Mapping[str, Rule]) -> str:
     """Give a table in Markdown: first what is mapped, then what has no effect, then what is refused."""
 
     def told(rule: Rule) -> str:
-        if isinstance(rule, Mapped):
+        if isinstance(rule, Alias):
             return f"is `{rule.to}`"
-        return f"no effect: {rule.why}" if isinstance(rule, NoEffect) else f"refused: {rule.way_out}"
+        return f"no effect: {rule.reason}" if isinstance(rule, Ignored) else f"refused: {rule.fix}"
 
-    ordered = sorted(rules.items(), key=lambda item: ["Mapped", "NoEffect", "Refused"].index(type(item[1]).__name__))
+    ordered = sorted(rules.items(), key=lambda item: ["Alias", "Ignored", "Unsupported"].index(type(item[1]).__name__))
     return HEAD + "".join(f"| `{name}` | {told(rule)} |\n" for name, rule in ordered)
 
 

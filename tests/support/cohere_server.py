@@ -65,7 +65,7 @@ class CohereServer(EmbeddingsServer):
         if not texts:
             return 400, self.error("invalid request: texts must be provided")
         for place, text in enumerate(texts):
-            if not text or text in self.poison:
+            if not text or text in self.rejected_texts:
                 return 400, self.error(
                     f"invalid request: texts contains an element that is the empty string at {place}"
                 )

@@ -89,7 +89,7 @@ class TEIServer(CompatibleServer):
             return 413, self.error(
                 f"Input validation error: `inputs` must have less than {limit} tokens. Given: {longest}"
             )
-        if any(self.untokenizable in text for text in texts) or not self.poison.isdisjoint(texts):
+        if any(self.untokenizable in text for text in texts) or not self.rejected_texts.isdisjoint(texts):
             return 422, self.error("Tokenization error: invalid sequence", 422, "Tokenizer")
         if exchange.tokens > self.out_of_memory:
             why = 'Backend error: Inference error: DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")'

@@ -28,7 +28,7 @@ class EmbeddingsServer(LocalServer):
     echo_input_in_errors: bool = False  # shows the first text and the Authorization header
     headers: Mapping[str, str] = field(default_factory=dict)  # on every answer
     faults: list[Fault | None] = field(default_factory=list)  # one a request, in order; None: that one goes well
-    poison: set[str] = field(default_factory=set)  # texts no request may contain
+    rejected_texts: set[str] = field(default_factory=set)  # texts no request may contain
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ def _api(rows: tuple[ModelInfo, ...], provider: str) -> str:
                 f"{_count(row.limits.texts)} texts, {_count(row.limits.tokens)} tokens",
                 f"[{row.usd_per_million}]({row.price_source})" if row.price_source else "?",
                 str(row.usd_per_million_batch or "?"),
-                row.read or "?",
+                row.checked_on or "?",
                 row.note or "",
             ]
             for row in rows

@@ -70,7 +70,7 @@ class OpenAIServer(EmbeddingsServer):
             return 400, error("you must provide a model parameter")
         if self.models is not None and model not in self.models:
             return 404, error(f"The model `{model}` does not exist.", code="model_not_found")
-        if not 1 <= len(texts) <= self.max_inputs or "" in texts or not self.poison.isdisjoint(texts):
+        if not 1 <= len(texts) <= self.max_inputs or "" in texts or not self.rejected_texts.isdisjoint(texts):
             return 400, error(INVALID_INPUT)
         if dimensions is not None and model == "text-embedding-ada-002":
             return 400, error("This model does not support specifying dimensions.")

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedkit_core.calls.rows import Rows
+from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import ProviderError, RateLimitError
-from embedkit_core.common.types import Allowance, Headroom, Limits, Reply
+from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, Reply
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Meter
-from embedkit_core.engine.rate_limits.user_limits import Rates
-from embedkit_core.engine.scheduler.items import Lane, Ticket
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.engine.rate_limits.user_limits import RateSettings
+from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
+from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
-NO_LIMITS = Rates()
+NO_LIMITS = RateSettings()
 LIMITS = Limits(texts=2048, tokens=300_000, text_tokens=8192)
 
 
@@ -61,7 +61,7 @@ class VirtualServer:
                 self._levels[name] = min(most, self._levels[name] + rate * (now - self._at))
         self._at = now
 
-    def headroom(self, now: float) -> Headroom | None:
+    def headroom(self, now: float) -> RateLimitStatus | None:
         if not self.tells:
             return None
         self._fill(now)
@@ -73,8 +73,8 @@ class VirtualServer:
             if rate < float("inf"):
                 limit = 60 * rate if self.limits_a_minute else most
                 reset = self.window - now % self.window if self.window else (most - self._levels[name]) / rate
-                told[name] = Allowance(limit, self._levels[name], reset)
-        return Headroom(**told)
+                told[name] = LimitStatus(limit, self._levels[name], reset)
+        return RateLimitStatus(**told)
 
     def ask(self, texts: list[str], sizes: list[int], now: float) -> tuple[float, ProviderError | None, int, object]:
         """Give when the answer comes, the refusal if it is one, the bill, and the headroom as of now."""
@@ -87,7 +87,7 @@ class VirtualServer:
             self.refused += 1
             waits = (tokens - self._levels["tokens"]) / self.tokens_per_second if self.asks_to_wait else None
             error = RateLimitError("slow down", retry_after=waits)
-            error.headroom = self.headroom(now)
+            error.rate_limits = self.headroom(now)
             error.counts_requests = self._levels["requests"] < 1
             return now + self.refusal, error, 0, None
         self._levels["tokens"] -= tokens
@@ -114,8 +114,8 @@ class World:
         self._numbers = itertools.count()
         self._wake_at: float | None = None
 
-    def lane(self, wire_id: bytes = b"wire", limits: Limits = LIMITS) -> Lane:
-        return Lane(wire_id, 60.0, limits, "truncate", "fake:model", 2, {})
+    def lane(self, wire_id: bytes = b"wire", limits: Limits = LIMITS) -> RequestSpec:
+        return RequestSpec(wire_id, 60.0, limits, "truncate", "fake:model", 2, {})
 
     def at(self, time: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), action))
@@ -128,20 +128,20 @@ class World:
         urgent: bool = False,
         bound: int = 16,
         retries: int = 6,
-        rates: Rates = NO_LIMITS,
+        rates: RateSettings = NO_LIMITS,
         deadline: float = float("inf"),
-        lane: Lane | None = None,
+        lane: RequestSpec | None = None,
     ) -> Ticket:
         ticket = Ticket(
-            rows=Rows(len(texts), np.arange(len(texts))),
+            rows=MatrixBuffer(len(texts), np.arange(len(texts))),
             pending=len(texts),
-            urgent=urgent,
+            is_query=urgent,
             max_retries=retries,
-            bound=bound,
+            max_in_flight=bound,
             rates=rates,
             deadline=deadline,
             cache=None,
-            purse=CallBilling([Meter()]),
+            billing=CallBilling([Meter()]),
             wake=lambda: self.finished.append(ticket),
         )
         wants = [(text.encode(), text, size) for text in texts]
@@ -153,27 +153,27 @@ class World:
         again = True
         while again:
             step = self.scheduler.poll(self.now)
-            for flight in step.send:
-                self._fly(flight)
-            for flight in step.commit:
-                self.scheduler.committed(flight)
+            for request in step.send:
+                self._fly(request)
+            for request in step.commit:
+                self.scheduler.committed(request)
             for ticket in step.wake:
                 ticket.wake()
             again = bool(step.commit)
         self._wake_at = step.wake_at
         self.peak = max(self.peak, self.scheduler.in_flight)
 
-    def _fly(self, flight: Flight) -> None:
-        texts = list(flight.batch.texts)
-        when, error, tokens, headroom = self.server.ask(texts, [item.size for item in flight.items], self.now)
+    def _fly(self, request: Request) -> None:
+        texts = list(request.batch.texts)
+        when, error, tokens, headroom = self.server.ask(texts, [item.size for item in request.items], self.now)
 
         def land() -> None:
             if error is not None:
-                self.scheduler.failed(flight, error, self.now)
+                self.scheduler.failed(request, error, self.now)
             else:
                 told = self.server.headroom(self.now) if self.server.told_late else headroom
                 vectors = np.ones((len(texts), 2), np.float32)
-                self.scheduler.replied(flight, Reply(vectors, tokens, (), told), self.now)
+                self.scheduler.replied(request, Reply(vectors, tokens, (), told), self.now)
             self.pump()
 
         self.at(when, land)

@@ -67,7 +67,7 @@ class VoyageServer(EmbeddingsServer):
         if self.api_key is not None and exchange.headers.get("authorization") != f"Bearer {self.api_key}":
             return 401, self.error("Provided API key is invalid.")
         texts = exchange.texts
-        if not texts or "" in texts or not self.poison.isdisjoint(texts):
+        if not texts or "" in texts or not self.rejected_texts.isdisjoint(texts):
             empty = "Error for argument 'input': Value error, Input cannot contain empty strings or empty lists"
             return 400, self.error(MALFORMED + empty)
         return self._beyond(exchange)

@@ -14,25 +14,25 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import Cache, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
-from embedkit_core.observability.progress import ProgressTo
+from embedkit_core.observability.progress import ProgressOption
 
 __all__ = [
     "AZURE",
     "COMMON_RULES",
     "NOT_GIVEN",
     "ONE_CLIENT",
+    "Alias",
     "ApiKey",
     "CommonOptions",
     "EmbedderOptions",
-    "Mapped",
-    "NoEffect",
-    "Refused",
+    "Ignored",
     "Rule",
+    "Unsupported",
     "default_model",
-    "or_none",
+    "none_if_empty",
+    "request_options",
     "seconds",
     "take_arguments",
-    "wire_options",
 ]
 
 
@@ -76,7 +76,7 @@ class EmbedderOptions(TypedDict, total=False):
     budget_usd: float | str | Decimal | None
     budget_tokens: int | None
     prices: Mapping[str, float | str | Decimal] | None
-    progress: ProgressTo
+    progress: ProgressOption
     pickle_api_key: bool
 
 
@@ -101,7 +101,7 @@ class CommonOptions(EmbedderOptions, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class Alias:
     """An argument of another class that is one of ours; `convert` gives our value, None for none.
 
     None counts as not given, as it is the default in those classes, but for a `needed` one.
@@ -113,21 +113,21 @@ class Mapped:
 
 
 @dataclass(frozen=True, slots=True)
-class NoEffect:
+class Ignored:
     """An argument that is accepted and does nothing, and why."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Unsupported:
     """An argument that would change what is sent, and the way out; its `harmless` values ask for nothing."""
 
-    way_out: str
-    harmless: tuple[Any, ...] = ()
+    fix: str
+    allowed: tuple[Any, ...] = ()
 
 
-Rule = Mapped | NoEffect | Refused
+Rule = Alias | Ignored | Unsupported
 
 
 class _NotGiven:
@@ -155,10 +155,10 @@ def take_arguments(
         if name not in names:
             rule = rules.get(name)
             if rule is None:
-                useful = names | {alias for alias, one in rules.items() if isinstance(one, Mapped)}
+                useful = names | {alias for alias, one in rules.items() if isinstance(one, Alias)}
                 raise unknown_argument(owner, name, sorted(useful), listed=sorted(names))
-            if not isinstance(rule, Mapped):
-                _weigh_up(owner, name, value, rule)
+            if not isinstance(rule, Alias):
+                _apply_rule(owner, name, value, rule)
                 continue
             target = rule.to
             if value is not None and rule.convert:
@@ -185,11 +185,11 @@ def same_value(one: Any, other: Any) -> bool:
         return False
 
 
-def _weigh_up(owner: str, name: str, value: Any, rule: Rule) -> None:
+def _apply_rule(owner: str, name: str, value: Any, rule: Rule) -> None:
     if value is None:
         return
-    if isinstance(rule, Refused) and not any(same_value(value, harmless) for harmless in rule.harmless):
-        raise ConfigurationError(f"{owner} takes no {name}: {rule.way_out}")
+    if isinstance(rule, Unsupported) and not any(same_value(value, harmless) for harmless in rule.allowed):
+        raise ConfigurationError(f"{owner} takes no {name}: {rule.fix}")
 
 
 def seconds(name: str, value: Any) -> float:
@@ -199,7 +199,7 @@ def seconds(name: str, value: Any) -> float:
     return float(value)
 
 
-def cut_or_refuse(name: str, value: Any) -> str:
+def long_text_policy(name: str, value: Any) -> str:
     """Give our rule for long texts in place of Voyage's truncation (True, False) and Cohere's truncate (END, NONE)."""
     known = {True: "truncate", False: "error", "END": "truncate", "NONE": "error"}
     try:
@@ -210,7 +210,7 @@ def cut_or_refuse(name: str, value: Any) -> str:
         ) from None
 
 
-def one_type(name: str, value: Any) -> str:
+def single_dtype(name: str, value: Any) -> str:
     """Give our dtype for Cohere's embedding_types (a list) and Voyage's output_dtype; both call float32 "float"."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or len(names) != 1 or not isinstance(names[0], str):
@@ -218,12 +218,12 @@ def one_type(name: str, value: Any) -> str:
     return "float32" if names[0] == "float" else names[0]
 
 
-def or_none(name: str, value: Any) -> Any:  # noqa: ARG001 - the signature of a conversion
+def none_if_empty(name: str, value: Any) -> Any:  # noqa: ARG001 - the signature of a conversion
     """Give what is there, None for what is empty."""
     return value or None
 
 
-def wire_options(name: str, value: Any) -> dict[str, Any] | None:
+def request_options(name: str, value: Any) -> dict[str, Any] | None:
     """Give further fields of the request; the encoding is left out, since a reply in any is read.
 
     The SDKs' `extra_body` holds such fields too.
@@ -254,27 +254,27 @@ AZURE = (
 
 # Arguments that classes of both frameworks have.
 COMMON_RULES: Final[Mapping[str, Rule]] = {
-    "openai_api_key": Mapped("api_key"),
-    "voyage_api_key": Mapped("api_key"),
-    "cohere_api_key": Mapped("api_key"),
-    "openai_api_base": Mapped("base_url"),
-    "output_dimension": Mapped("dimensions"),
-    "chunk_size": Mapped("max_batch_texts"),
-    "truncation": Mapped("on_long_text", cut_or_refuse),
-    "truncate": Mapped("on_long_text", cut_or_refuse),
-    "show_progress_bar": Mapped("progress"),
-    "show_progress": Mapped("progress"),
-    "on_error": Refused("the host has no place for texts that failed; use .embedder, made with on_error='return'"),
-    "normalize": Refused(
+    "openai_api_key": Alias("api_key"),
+    "voyage_api_key": Alias("api_key"),
+    "cohere_api_key": Alias("api_key"),
+    "openai_api_base": Alias("base_url"),
+    "output_dimension": Alias("dimensions"),
+    "chunk_size": Alias("max_batch_texts"),
+    "truncation": Alias("on_long_text", long_text_policy),
+    "truncate": Alias("on_long_text", long_text_policy),
+    "show_progress_bar": Alias("progress"),
+    "show_progress": Alias("progress"),
+    "on_error": Unsupported("the host has no place for texts that failed; use .embedder, made with on_error='return'"),
+    "normalize": Unsupported(
         "vectors have length 1 where their model promises it, and where they are made or cut here", (True,)
     ),
-    "query_instruction": Mapped("query_prompt"),
-    "default_headers": Mapped("headers", or_none),
-    "http_client": Refused(ONE_CLIENT),
-    "api_version": Refused(AZURE, ("",)),
-    "azure_endpoint": Refused(AZURE),
-    "azure_deployment": Refused(AZURE),
-    "azure_ad_token_provider": Mapped("api_key"),
-    "embedding_types": Mapped("dtype", one_type),
-    "output_dtype": Mapped("dtype", one_type),
+    "query_instruction": Alias("query_prompt"),
+    "default_headers": Alias("headers", none_if_empty),
+    "http_client": Unsupported(ONE_CLIENT),
+    "api_version": Unsupported(AZURE, ("",)),
+    "azure_endpoint": Unsupported(AZURE),
+    "azure_deployment": Unsupported(AZURE),
+    "azure_ad_token_provider": Alias("api_key"),
+    "embedding_types": Alias("dtype", single_dtype),
+    "output_dtype": Alias("dtype", single_dtype),
 }

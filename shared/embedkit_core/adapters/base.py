@@ -7,31 +7,31 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from embedkit_core.adapters.arguments import same_value
 from embedkit_core.calls.estimate import Estimate
-from embedkit_core.calls.import_vectors import Imported
-from embedkit_core.calls.plan import check_list
-from embedkit_core.calls.verify_cache import Verified
+from embedkit_core.calls.import_vectors import ImportReport
+from embedkit_core.calls.plan import as_list
+from embedkit_core.calls.verify_cache import CacheVerification
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import parameter_names
-from embedkit_core.costs.tracker import UsageHeard, by_model
+from embedkit_core.costs.tracker import UsageAccumulator, usage_by_model
 from embedkit_core.embedder import Embedder
-from embedkit_core.observability.progress import ProgressTo
+from embedkit_core.observability.progress import ProgressOption
 
 __all__ = [
-    "CacheTools",
-    "Lists",
-    "UsageHeard",
+    "EmbedderMixin",
+    "ListResult",
+    "UsageAccumulator",
     "aembed_lists",
-    "by_model",
     "changed_copy",
     "embed_lists",
     "fields_not_pickled",
+    "usage_by_model",
     "validate_with_core",
 ]
 
 
-class Lists(NamedTuple):
+class ListResult(NamedTuple):
     """Vectors as Python floats, in the order of the texts, and what they took."""
 
     rows: list[list[float]]
@@ -43,11 +43,11 @@ def embed_lists(
     texts: Iterable[str],
     input_type: InputType = "document",
     max_batch_texts: int | None = None,
-    progress: ProgressTo = None,
-) -> Lists:
+    progress: ProgressOption = None,
+) -> ListResult:
     """Embed texts as `embed` does; the lists are made while the server is waited for, and there is no matrix."""
     call = embedder._call(texts, input_type, max_batch_texts, lists=True, progress=progress)
-    return Lists(call.serve("embed", call.finish_lists), call.usage)
+    return ListResult(call.run("embed", call.finish_lists), call.usage)
 
 
 async def aembed_lists(
@@ -55,11 +55,11 @@ async def aembed_lists(
     texts: Iterable[str],
     input_type: InputType = "document",
     max_batch_texts: int | None = None,
-    progress: ProgressTo = None,
-) -> Lists:
+    progress: ProgressOption = None,
+) -> ListResult:
     """Embed texts as `aembed` does, letting the caller's loop run while lists are made."""
-    call = embedder._call(check_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
-    return Lists(await call.aserve(call.finish_lists), call.usage)
+    call = embedder._call(as_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
+    return ListResult(await call.arun(call.finish_lists), call.usage)
 
 
 def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
@@ -70,7 +70,7 @@ def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
     return Embedder(**known)
 
 
-class CacheTools:
+class EmbedderMixin:
     """What an adapter's object tells beforehand and does with the cache, by the core's object behind it."""
 
     _embedder: Embedder
@@ -100,17 +100,19 @@ class CacheTools:
         *,
         input_type: InputType = "document",
         verify: int = 3,
-    ) -> Imported:
+    ) -> ImportReport:
         """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
         return self.embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
 
-    def verify_cache(self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20) -> Verified:
+    def verify_cache(
+        self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20
+    ) -> CacheVerification:
         """Compare cached vectors with what the model gives today: see `embedkit_core.Embedder.verify_cache`."""
         return self.embedder.verify_cache(texts, input_type=input_type, sample=sample)
 
 
 class _Model(Protocol):
-    """An object of an adapter, as its base class in pydantic and `CacheTools` make it."""
+    """An object of an adapter, as its base class in pydantic and `EmbedderMixin` make it."""
 
     api_key: Any
     pickle_api_key: bool

@@ -27,7 +27,7 @@ class CacheStats:
     vectors: int
     bytes_on_disk: int
     damaged: int | None = None
-    set_aside: bool = False
+    quarantined: bool = False
 
 
 class CacheFolder:
@@ -55,20 +55,20 @@ class CacheFolder:
         Raises:
             CacheError: there is a cache that cannot be used.
         """
-        before = self._cache.stats.set_aside
+        before = self._cache.stats.quarantined
         vectors = sum(len(keys) for keys in self._cache.all_keys())
         size = sum(path.stat().st_size for path in self._own.glob("*") if path.is_file()) if self._own.is_dir() else 0
         if self._cache.is_off:
             raise CacheError(f"the cache in {self.folder} cannot be used")
-        return CacheStats(str(self.folder), vectors, size, set_aside=self._cache.stats.set_aside > before)
+        return CacheStats(str(self.folder), vectors, size, quarantined=self._cache.stats.quarantined > before)
 
     def verify(self) -> CacheStats:
         """Read every vector and check it against its checksum."""
-        before = self._cache.stats.set_aside
+        before = self._cache.stats.quarantined
         stats = self.stats()
         whole = sum(len(block) for block in self.entries())
-        aside = self._cache.stats.set_aside > before
-        return replace(stats, damaged=stats.vectors - whole, set_aside=aside)
+        aside = self._cache.stats.quarantined > before
+        return replace(stats, damaged=stats.vectors - whole, quarantined=aside)
 
     def entries(self) -> Iterator[dict[bytes, Entry]]:
         """Give all that is whole, block by block."""

@@ -49,7 +49,7 @@ def open_url(url: str) -> Cache:
         raise ConfigurationError(f"no cache is installed for {scheme}://; there are {listed}{hint and f'; {hint}'}")
     _refuse_secrets(url, scheme)
     opener = plugins.load(plugins.CACHES, scheme)
-    where = plugins.described(known[scheme][0])
+    where = plugins.describe(known[scheme][0])
     if not callable(opener):
         raise ConfigurationError(f"the cache {scheme}:// cannot be called with an address: {where}")
     try:

@@ -7,27 +7,33 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 
-from embedkit_core.calls.plan import iterator_over
-from embedkit_core.calls.stream import PATIENCE
-from embedkit_core.calls.stream_parts import Piece, Reach
+from embedkit_core.calls.plan import iterate_texts
+from embedkit_core.calls.stream import MAX_FILL_SECONDS
+from embedkit_core.calls.stream_parts import StreamChunk, StreamWindow
 from embedkit_core.common.types import Vectors
 from embedkit_core.config.base import BaseEmbedder
-from embedkit_core.config.roles import Role
-from embedkit_core.observability.progress import ProgressTo
+from embedkit_core.config.roles import InputTypeSpec
+from embedkit_core.observability.progress import ProgressOption
 
-TURN = 64  # rows after which an async caller's loop has its turn
-BREATH = 0.005  # seconds for which a plain iterator may hold an async caller's loop, unless one text takes longer
+ROWS_PER_YIELD = 64  # rows after which an async caller's loop has its turn
+MAX_LOOP_BLOCK_SECONDS = (
+    0.005  # seconds for which a plain iterator may hold an async caller's loop, unless one text takes longer
+)
 
 
 class AsyncStream:
     """A stream for a caller on a loop; a task of its own pulls the texts, so that nothing waits for a slow source."""
 
     def __init__(
-        self, owner: BaseEmbedder, role: Role, texts: Iterable[str] | AsyncIterable[str], progress: ProgressTo = None
+        self,
+        owner: BaseEmbedder,
+        role: InputTypeSpec,
+        texts: Iterable[str] | AsyncIterable[str],
+        progress: ProgressOption = None,
     ) -> None:
-        self._source = aiter(texts) if isinstance(texts, AsyncIterable) else _InTurns(iterator_over(texts))
-        self._reach = Reach(owner, role, texts, progress)
-        self._pieces: deque[tuple[Piece, asyncio.Task[None]]] = deque()
+        self._source = aiter(texts) if isinstance(texts, AsyncIterable) else _YieldingIterator(iterate_texts(texts))
+        self._window = StreamWindow(owner, role, texts, progress)
+        self._chunks: deque[tuple[StreamChunk, asyncio.Task[None]]] = deque()
         self._filling: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -36,9 +42,9 @@ class AsyncStream:
 
     async def rows(self) -> AsyncGenerator[Vectors, None]:
         """Give float32 (dimensions,) for each text, and withdraw what is pending when it is closed."""
-        reach = self._reach
+        reach = self._window
         error: Exception | None = None
-        with reach.watched():
+        with reach.observe():
             pulling = asyncio.create_task(self._pull())
             pulling.add_done_callback(lambda _: self._end())
             try:
@@ -47,10 +53,10 @@ class AsyncStream:
                         self._leave()
                     for place in range(len(piece.rows)):
                         yield piece.rows[place].copy()
-                        if place % TURN == TURN - 1:
+                        if place % ROWS_PER_YIELD == ROWS_PER_YIELD - 1:
                             await asyncio.sleep(0)
-                    reach.gave(piece)
-                    reach.report(piece for piece, _ in self._pieces)
+                    reach.delivered(piece)
+                    reach.report(piece for piece, _ in self._chunks)
                     self._room.set()
                     error = reach.error_after(piece)
                     del piece  # its rows, before the next piece is waited for
@@ -64,21 +70,23 @@ class AsyncStream:
                 pulling.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _next(self) -> Piece | None:
-        while not self._pieces:
-            if not self._reach.open:
+    async def _next(self) -> StreamChunk | None:
+        while not self._chunks:
+            if not self._window.open:
                 return None
             self._news.clear()
             await self._news.wait()
-        piece, task = self._pieces[0]
-        while self._reach.nap and not (await asyncio.wait((task,), timeout=self._reach.nap))[0]:
-            self._reach.report(piece for piece, _ in self._pieces)
+        piece, task = self._chunks[0]
+        while (
+            self._window.report_interval and not (await asyncio.wait((task,), timeout=self._window.report_interval))[0]
+        ):
+            self._window.report(piece for piece, _ in self._chunks)
         await task
-        self._pieces.popleft()
+        self._chunks.popleft()
         return piece
 
     async def _pull(self) -> None:
-        reach = self._reach
+        reach = self._window
         try:
             async for text in self._source:
                 self._take(text)
@@ -88,61 +96,63 @@ class AsyncStream:
                 if not reach.open:
                     return
         finally:  # also what the source gave before it raised, or was cancelled on its own
-            self._begin_piece()
+            self._begin_chunk()
 
     def _end(self) -> None:
         """Take in that the source gives nothing more, be it that it was cancelled on its own."""
-        self._reach.open = False
+        self._window.open = False
         self._news.set()
 
     def _fits(self) -> bool:
         """Tell whether there is room for the next text, and, where it begins a piece, for the whole of that."""
         filling = len(self._filling)
-        return self._reach.fits(filling + 1 if filling else self._reach.size)
+        return self._window.fits(filling + 1 if filling else self._window.size)
 
     def _take(self, text: str) -> None:
         loop = asyncio.get_running_loop()
         if not self._filling:
-            patience = PATIENCE if self._pieces else 0.0  # what finds nothing under way need not wait for company
-            self._due = loop.time() + PATIENCE
-            self._timer = loop.call_later(patience, self._begin_piece)
+            patience = (
+                MAX_FILL_SECONDS if self._chunks else 0.0
+            )  # what finds nothing under way need not wait for company
+            self._due = loop.time() + MAX_FILL_SECONDS
+            self._timer = loop.call_later(patience, self._begin_chunk)
         self._filling.append(text)
-        if len(self._filling) == self._reach.size or loop.time() >= self._due:
-            self._begin_piece()
+        if len(self._filling) == self._window.size or loop.time() >= self._due:
+            self._begin_chunk()
 
-    def _begin_piece(self) -> None:
+    def _begin_chunk(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         texts, self._filling = self._filling, []
-        if not texts or not self._reach.open:
+        if not texts or not self._window.open:
             return
-        piece = self._reach.cut(texts)
-        self._pieces.append((piece, asyncio.get_running_loop().create_task(self._serve(piece))))
+        piece = self._window.next_chunk(texts)
+        self._chunks.append((piece, asyncio.get_running_loop().create_task(self._run(piece))))
         self._news.set()
 
-    async def _serve(self, piece: Piece) -> None:
-        await piece.serve()
+    async def _run(self, piece: StreamChunk) -> None:
+        await piece.run()
         if piece.error is not None:
-            self._reach.open = False
+            self._window.open = False
             self._room.set()
 
     def _leave(self) -> list[asyncio.Task[None]]:
-        self._reach.open = False
-        self._reach.close()
+        self._window.open = False
+        self._window.close()
         self._room.set()
         if self._timer is not None:
             self._timer.cancel()
         tasks = []
-        while self._pieces:
-            piece, task = self._pieces.popleft()
+        while self._chunks:
+            piece, task = self._chunks.popleft()
             piece.leave()
             task.cancel()
             tasks.append(task)
         return tasks
 
 
-class _InTurns:
+class _YieldingIterator:
     """A plain iterator as an async one that lets the loop have its turn now and then."""
 
     def __init__(self, texts: Iterator[str]) -> None:
@@ -153,7 +163,7 @@ class _InTurns:
         return self
 
     async def __anext__(self) -> str:
-        if time.monotonic() - self._since > BREATH:
+        if time.monotonic() - self._since > MAX_LOOP_BLOCK_SECONDS:
             await asyncio.sleep(0)
             self._since = time.monotonic()
         try:

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from embedkit_core.calls.failures import error_name, failure_of, price_unknown
-from embedkit_core.calls.lookup import LookUp
-from embedkit_core.calls.plan import make_plan
-from embedkit_core.calls.rows import ListRows, Rows
+from embedkit_core.calls.failures import call_error, error_name, unknown_price_error
+from embedkit_core.calls.lookup import CacheLookup
+from embedkit_core.calls.plan import plan_call
+from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
 from embedkit_core.calls.waiting import Waits
 from embedkit_core.common.errors import EmbedKitError, ProviderError
 from embedkit_core.common.float_lists import relaxed_gc
@@ -21,25 +21,25 @@ from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import BaseEmbedder
-from embedkit_core.config.roles import Role
+from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.costs.billing import CallBilling
-from embedkit_core.costs.meter import Counts
-from embedkit_core.costs.tracker import UsageTracker, trackers
+from embedkit_core.costs.meter import TextCounts
+from embedkit_core.costs.tracker import UsageTracker, active_trackers
 from embedkit_core.engine.runtime.process import engine, off_loop, refuse_engine_thread
-from embedkit_core.engine.scheduler.items import Ticket, most_in_all
-from embedkit_core.observability.hooks import Facts, Outcome, watched
-from embedkit_core.observability.progress import ProgressTo, reporter
+from embedkit_core.engine.scheduler.items import Ticket, max_tokens_to_send
+from embedkit_core.observability.hooks import CallInfo, CallOutcome, observe_call
+from embedkit_core.observability.progress import ProgressOption, make_reporter
 
 # What an async caller's loop is held for at most; more is prepared and assembled on threads of our own.
-INLINE, INLINE_CHARACTERS = 64, 50_000
-NOTHING = contextlib.nullcontext()
+INLINE_TEXTS, INLINE_CHARACTERS = 64, 50_000
+NO_CONTEXT = contextlib.nullcontext()
 T = TypeVar("T")
 
 
 class Call(Waits):
     """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them.
 
-    Whoever makes a call must `leave` it, whatever happens, before it is finished; `serve` and `aserve` do. A call for
+    Whoever makes a call must `leave` it, whatever happens, before it is finished; `serve` and `arun` do. A call for
     `lists` makes them while it waits, and is finished with `finish_lists`. `start` is where its first text stands in a
     stream that it is a piece of; it is `tracked` by those of the caller, unless others are named.
     """
@@ -48,13 +48,13 @@ class Call(Waits):
         "_billing",
         "_deadline",
         "_done",
+        "_embedder",
         "_failed",
         "_left",
         "_lists",
-        "_look_up",
-        "_owner",
+        "_lookup",
         "_plan",
-        "_role",
+        "_spec",
         "_start",
         "_texts",
         "_truncated",
@@ -63,20 +63,20 @@ class Call(Waits):
     def __init__(
         self,
         owner: BaseEmbedder,
-        role: Role,
+        role: InputTypeSpec,
         texts: Iterable[str],
         *,
         lists: bool = False,
         start: int = 0,
         tracked: tuple[UsageTracker, ...] | None = None,
-        progress: ProgressTo = None,
+        progress: ProgressOption = None,
     ) -> None:
-        self._owner = owner
-        self._role = role
+        self._embedder = owner
+        self._spec = role
         self._texts = texts
         self._lists = lists
         self._start = start
-        self._look_up: LookUp | None = None
+        self._lookup: CacheLookup | None = None
         self._ticket = None
         self._left = False
         self._done = False
@@ -86,24 +86,24 @@ class Call(Waits):
             owner.meter,
             owner.budget,
             owner.price.usd_per_million,
-            trackers() if tracked is None else tracked,
+            active_trackers() if tracked is None else tracked,
             model=owner.model,
             input_type=role.input_type,
         )
-        self._reporter = reporter(progress, owner.model)
+        self._reporter = make_reporter(progress, owner.model)
         patience = owner.settings.deadline
         self._deadline = math.inf if patience is None else time.monotonic() + patience
 
     # All the steps
 
-    def serve(self, door: str, finish: Callable[[], T]) -> T:
+    def run(self, door: str, finish: Callable[[], T]) -> T:
         """Get everything there is to get, and `finish`, on a thread that may block: `door` names who asks.
 
         Raises:
             EmbedKitError: it is one of the engine's own threads.
         """
         refuse_engine_thread(door)
-        with watched(self._info, self._outcome):
+        with observe_call(self._info, self._outcome):
             try:
                 with self._collector():
                     self.prepare()
@@ -115,9 +115,9 @@ class Call(Waits):
                 self.leave()
             return finish()
 
-    async def aserve(self, finish: Callable[[], T]) -> T:
+    async def arun(self, finish: Callable[[], T]) -> T:
         """Get everything there is to get, and `finish`, without holding the caller's loop."""
-        with watched(self._info, self._outcome):
+        with observe_call(self._info, self._outcome):
             try:
                 with self._collector():
                     await self.off_loop(self.prepare)
@@ -129,26 +129,26 @@ class Call(Waits):
                 self.leave()
             return await self.off_loop(finish)
 
-    def _info(self) -> Facts:
-        return call_info(self._owner, self._role, self._texts)
+    def _info(self) -> CallInfo:
+        return call_info(self._embedder, self._spec, self._texts)
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> CallOutcome:
         if self._done:
-            return Outcome(self.usage, error_name(self._failed, len(self._plan.keys)))
-        asked = 0 if self._look_up is None else self._plan.n
-        return Outcome(Usage(texts=asked) + self.standing()[1])
+            return CallOutcome(self.usage, error_name(self._failed, len(self._plan.keys)))
+        asked = 0 if self._lookup is None else self._plan.n
+        return CallOutcome(Usage(texts=asked) + self.progress()[1])
 
     def _collector(self) -> contextlib.AbstractContextManager[None]:
-        return relaxed_gc() if self._lists and not self._is_small else NOTHING
+        return relaxed_gc() if self._lists and not self._is_small else NO_CONTEXT
 
     async def off_loop(self, step: Callable[[], T]) -> T:
         """Take a step of an async caller's, on a thread of ours where it may take long."""
-        return step() if self._is_small and not self._owner.store.may_block else await off_loop(step)
+        return step() if self._is_small and not self._embedder.tiered_cache.may_block else await off_loop(step)
 
     @property
     def _is_small(self) -> bool:
         texts = self._texts
-        if not isinstance(texts, list) or len(texts) > INLINE:
+        if not isinstance(texts, list) or len(texts) > INLINE_TEXTS:
             return False
         return sum(len(text) for text in texts if isinstance(text, str)) <= INLINE_CHARACTERS
 
@@ -156,10 +156,10 @@ class Call(Waits):
 
     def prepare(self) -> None:
         """Check the texts, key them, and fill in the rows that the cache has."""
-        plan = self._plan = make_plan(self._texts, self._role.prefix)
-        role = self._role
-        self._rows = (ListRows if self._lists else Rows)(plan.n, plan.first, role.form)
-        look_up = self._look_up = LookUp(self._owner, self._role, plan, self._rows)
+        plan = self._plan = plan_call(self._texts, self._spec.key_prefix)
+        role = self._spec
+        self._rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, role.format)
+        look_up = self._lookup = CacheLookup(self._embedder, self._spec, plan, self._rows)
         try:
             look_up.run()
         except BaseException:
@@ -170,54 +170,54 @@ class Call(Waits):
             look_up.close()
         elif self._billing.price_is_missing:
             look_up.close()
-            self._failed = dict.fromkeys(look_up.misses, price_unknown(self._owner.model))
-        elif limit := role.lane.limits.text_tokens:
+            self._failed = dict.fromkeys(look_up.misses, unknown_price_error(self._embedder.model))
+        elif limit := role.request_spec.limits.text_tokens:
             self._count_long(look_up.misses, limit // 2)
 
     def _count_long(self, misses: Iterable[int], most: int) -> None:
         """Count the tokens of texts that may be too long, where that can be done here, rather than estimate them."""
         sizes = self._plan.sizes
         for place in misses:
-            if sizes[place] > most and (tokens := self._owner.provider.count_tokens(self._plan.texts[place])):
+            if sizes[place] > most and (tokens := self._embedder.provider.count_tokens(self._plan.texts[place])):
                 sizes[place] = tokens
 
     @property
     def needs_engine(self) -> bool:
         """Tell whether anything has to be sent."""
-        return self._look_up is not None and bool(self._look_up.misses) and not self._failed
+        return self._lookup is not None and bool(self._lookup.misses) and not self._failed
 
     def submit(self, wake: Callable[[], None]) -> None:
         """Hand the misses over; `wake` is called on the engine's side when all are served or given up."""
-        plan, owner, look_up = self._plan, self._owner, self._look_up
+        plan, owner, look_up = self._plan, self._embedder, self._lookup
         assert look_up is not None
         assert look_up.account is not None
         self._rows.positions = plan.first[look_up.misses]
         self._ticket = Ticket(
             rows=self._rows,
             pending=len(look_up.misses),
-            urgent=self._role.input_type == "query",
+            is_query=self._spec.input_type == "query",
             max_retries=owner.settings.max_retries,
-            bound=owner.settings.max_concurrency,
+            max_in_flight=owner.settings.max_concurrency,
             rates=owner.settings.rates,
             deadline=self._deadline,
-            cache=owner.store.keeper,
-            purse=self._billing,
+            cache=owner.tiered_cache.backend,
+            billing=self._billing,
             wake=wake,
-            form=self._role.form,
+            vector_format=self._spec.format,
         )
         wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]
-        owner.join(look_up.account)
-        engine().submit(look_up.account, self._ticket, self._role.lane, wants, look_up)
+        owner.use_account(look_up.account)
+        engine().submit(look_up.account, self._ticket, self._spec.request_spec, wants, look_up)
 
     def report(self, *, finished: bool = False) -> None:
         """Tell the user how far it is, where they want to know."""
         if self._reporter is not None:
             self._reporter.begin(self._plan.n)
-            self._reporter.report(*self.standing(), finished=finished)
+            self._reporter.report(*self.progress(), finished=finished)
 
-    def standing(self) -> tuple[int, Usage]:
+    def progress(self) -> tuple[int, Usage]:
         """Give how many texts are done, and the usage so far; from any thread, at any time."""
-        look_up, ticket = self._look_up, self._ticket
+        look_up, ticket = self._lookup, self._ticket
         if look_up is None:
             return 0, Usage()
         unique = len(self._plan.keys)
@@ -232,7 +232,7 @@ class Call(Waits):
         self._left = True
         if self._reporter is not None:
             self._reporter.close()
-        look_up = self._look_up
+        look_up = self._lookup
         if look_up is None:
             return
         if self._ticket is None:
@@ -262,7 +262,7 @@ class Call(Waits):
         rows = self._finished()
         assert isinstance(rows, list)
         if self._failed:
-            self._raise_failures(self._result(np.array(rows).astype(self._role.form.element)))
+            self._raise_failures(self._result(np.array(rows).astype(self._spec.format.numpy_dtype)))
         return rows
 
     @property
@@ -273,22 +273,22 @@ class Call(Waits):
 
     # What it comes to
 
-    def _counts(self) -> Counts:
+    def _counts(self) -> TextCounts:
         plan, ticket = self._plan, self._ticket
-        joined, sent = (0, 0) if ticket is None else (ticket.joined, ticket.sent)
-        assert self._look_up is not None
-        hits, sizes = self._look_up.hits, plan.sizes
+        joined, sent = (0, 0) if ticket is None else (ticket.coalesced, ticket.sent)
+        assert self._lookup is not None
+        hits, sizes = self._lookup.hits, plan.sizes
         saved = sum(sizes) if len(hits) == len(sizes) else sum(sizes[place] for place in hits)
-        return Counts(plan.n, len(hits), plan.n - len(plan.keys), joined, sent, len(self._failed), saved)
+        return TextCounts(plan.n, len(hits), plan.n - len(plan.keys), joined, sent, len(self._failed), saved)
 
     def _finished(self) -> Vectors | list[list[float]]:
         """Count the call, and give its rows in the order asked."""
-        plan, owner, ticket, look_up = self._plan, self._owner, self._ticket, self._look_up
+        plan, owner, ticket, look_up = self._plan, self._embedder, self._ticket, self._lookup
         assert look_up is not None
         self._truncated = look_up.truncated
         if ticket is not None:
-            if ticket.broken is not None:
-                raise ticket.broken
+            if ticket.internal_error is not None:
+                raise ticket.internal_error
             failed = self._billing.refresh_errors(ticket.failed)
             self._failed = {look_up.misses[index]: error for index, error in failed.items()}
             self._truncated += [look_up.misses[index] for index in ticket.truncated]
@@ -297,22 +297,22 @@ class Call(Waits):
         if self._rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
         origin = plan.first[plan.source] if len(plan.keys) < plan.n else None
-        form = self._role.form
+        form = self._spec.format
         width = form.width_of(owner.dimensions or 0)
         rows = self._rows.finished(origin, self._positions(self._failed), width)
         if owner.dimensions is None and self._rows.width:
             owner.learn_dimensions(form.dimensions_of(self._rows.width))
         if self._truncated:
-            owner.warn_of_cuts([self._start + p for p in self._positions(self._truncated)], plan.n)
+            owner.warn_of_truncation([self._start + p for p in self._positions(self._truncated)], plan.n)
         return rows
 
     def _result(self, vectors: Vectors) -> EmbeddingResult:
-        owner, failed = self._owner, self._positions(self._failed)
+        owner, failed = self._embedder, self._positions(self._failed)
         return EmbeddingResult(
             vectors=vectors,
             usage=self.usage,
             model=owner.model,
-            input_type=self._role.input_type,
+            input_type=self._spec.input_type,
             space=owner.space,
             truncated=self._positions(self._truncated),
             failed={p: self._failed[int(self._plan.source[p])] for p in failed},
@@ -324,21 +324,21 @@ class Call(Waits):
         return tuple(np.flatnonzero(np.isin(self._plan.source, chosen)).tolist()) if chosen else ()
 
     def _raise_failures(self, result: EmbeddingResult) -> None:
-        if result.failed and self._owner.settings.on_error == "raise":
-            needed = sum(most_in_all(self._plan.texts[place], self._role.lane) for place in self._failed)
-            raise failure_of(result, needed, kept=self._owner.store.keeper is not None)
+        if result.failed and self._embedder.settings.on_error == "raise":
+            needed = sum(max_tokens_to_send(self._plan.texts[place], self._spec.request_spec) for place in self._failed)
+            raise call_error(result, needed, kept=self._embedder.tiered_cache.backend is not None)
 
 
-def call_info(owner: BaseEmbedder, role: Role, texts: object = None) -> Facts:
+def call_info(owner: BaseEmbedder, role: InputTypeSpec, texts: object = None) -> CallInfo:
     """Return what observers are given when a call or a stream begins; `texts` only if they are a list or a tuple."""
     provider = owner.provider
-    return Facts(
+    return CallInfo(
         provider=provider.telemetry_name,
         model=provider.model,
-        address=provider.reached_at,
+        address=provider.url,
         input_type=role.input_type,
         dimensions=owner.dimensions,
-        dtype=role.form.dtype,
+        dtype=role.format.dtype,
         encodings=provider.encodings,
         texts=texts if isinstance(texts, (list, tuple)) else None,
     )

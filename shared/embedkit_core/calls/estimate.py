@@ -9,24 +9,24 @@ from decimal import Context, Decimal
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from embedkit_core.calls.lookup import LookUp, Nowhere
-from embedkit_core.calls.plan import Plan, complaint, flaw_of, iterator_over, make_plan
+from embedkit_core.calls.lookup import CacheLookup, NullRows
+from embedkit_core.calls.plan import Plan, input_error, iterate_texts, plan_call, reason_for
 from embedkit_core.common.errors import InputError
-from embedkit_core.common.formatting import counted_noun, dollars
+from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.config.base import BaseEmbedder
-from embedkit_core.config.roles import Role
-from embedkit_core.costs.meter import known_usd
-from embedkit_core.costs.tokens import estimate_tokens, usd_of
-from embedkit_core.engine.batching import CAP_TEXTS, USUAL_SECONDS, Room, spread
+from embedkit_core.config.roles import InputTypeSpec
+from embedkit_core.costs.meter import cost_of
+from embedkit_core.costs.tokens import cost_usd, estimate_tokens
+from embedkit_core.engine.batching import DEFAULT_SECONDS_PER_TOKEN, MAX_TEXTS, RequestCapacity, texts_per_request
 from embedkit_core.engine.runtime.process import engine, is_running
-from embedkit_core.engine.scheduler.items import most_in_all
+from embedkit_core.engine.scheduler.items import max_tokens_to_send
 
 if TYPE_CHECKING:
-    from embedkit_core.engine.rate_limits.controller import Pace
+    from embedkit_core.engine.rate_limits.controller import RateController
 
-PIECE = 5000  # texts that are in memory at once
-ROUND_TRIP = 0.3  # seconds that a request takes at a provider besides its tokens, until it shows
-SHORT = Context(prec=6)  # digits of a cost per text
+TEXTS_PER_CHUNK = 5000  # texts that are in memory at once
+ROUND_TRIP_SECONDS = 0.3  # seconds that a request takes at a provider besides its tokens, until it shows
+SIX_DIGITS = Context(prec=6)  # digits of a cost per text
 COUNTED = "counted by the model's own tokenizer"
 GUESSED = "estimated from the texts' bytes"
 CORRECTED = "estimated from the texts' bytes, corrected by bills"
@@ -61,37 +61,37 @@ class Estimate:
 
     def __str__(self) -> str:
         """Give it in one line: "1,000 texts, 200 from cache, 800 to send in 4 requests, about 96,000 tokens, ..."."""
-        said = [counted_noun(self.texts, "text")]
+        said = [count_noun(self.texts, "text")]
         if self.texts != self.unique_texts:
             said.append(f"{self.unique_texts:,} different ones")
         said.append(f"{self.cache_hits:,} from cache")
-        said.append(f"{self.texts_to_send:,} to send in {counted_noun(self.requests, 'request')}")
+        said.append(f"{self.texts_to_send:,} to send in {count_noun(self.requests, 'request')}")
         if self.texts_to_send:
-            said.append(f"about {counted_noun(self.tokens, 'token')}")
+            said.append(f"about {count_noun(self.tokens, 'token')}")
             if self.cost_usd is None or self.max_cost_usd is None:
                 said.append("price unknown")
             else:
-                said.append(f"about ${dollars(self.cost_usd)}, ${dollars(self.max_cost_usd)} at most")
+                said.append(f"about ${format_usd(self.cost_usd)}, ${format_usd(self.max_cost_usd)} at most")
             said.append("time unknown" if self.seconds is None else f"about {self.seconds:,.1f} s")
         if self.saved_usd:
-            said.append(f"the cache saves ${dollars(self.saved_usd)}")
+            said.append(f"the cache saves ${format_usd(self.saved_usd)}")
         return ", ".join(said)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the numbers as JSON has them: dollars as strings, which lose nothing, None where unknown."""
         told = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: dollars(value) if isinstance(value, Decimal) else value for name, value in told.items()}
+        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in told.items()}
 
 
-def estimate(owner: BaseEmbedder, role: Role, texts: Iterable[str], *, by_bills: bool = True) -> Estimate:
+def estimate(owner: BaseEmbedder, role: InputTypeSpec, texts: Iterable[str], *, calibrated: bool = True) -> Estimate:
     """Say what a call for these texts would take; reads the cache, holds some thousand texts, sends nothing."""
-    pace = _pace(owner, role)
-    billed = pace if by_bills else None
-    needs = _Needs()
+    pace = _rate_controller(owner, role)
+    billed = pace if calibrated else None
+    needs = _Totals()
     for plan in _plans(texts, role):
         needs.add(owner, role, plan, billed)
     price = owner.price.usd_per_million
-    cost = known_usd(needs.tokens, price)
+    cost = cost_of(needs.tokens, price)
     requests = _requests(owner, role, needs.to_send, needs.tokens)
     return Estimate(
         model=owner.model,
@@ -102,9 +102,9 @@ def estimate(owner: BaseEmbedder, role: Role, texts: Iterable[str], *, by_bills:
         tokens=needs.tokens,
         max_tokens=needs.max_tokens,
         cost_usd=cost,
-        max_cost_usd=None if cost is None else usd_of(needs.max_tokens, price),
-        saved_usd=known_usd(needs.saved, price),
-        cost_per_text_usd=None if cost is None or not needs.texts else SHORT.divide(cost, needs.texts),
+        max_cost_usd=None if cost is None else cost_usd(needs.max_tokens, price),
+        saved_usd=cost_of(needs.saved, price),
+        cost_per_text_usd=None if cost is None or not needs.texts else SIX_DIGITS.divide(cost, needs.texts),
         requests=requests,
         seconds=_seconds(owner, pace, requests, needs.tokens),
         token_source=needs.source or _guess(billed),
@@ -112,7 +112,7 @@ def estimate(owner: BaseEmbedder, role: Role, texts: Iterable[str], *, by_bills:
     )
 
 
-class _Needs:
+class _Totals:
     """What texts need, added up piece by piece; a text that comes again, be it in another piece, needs nothing more."""
 
     def __init__(self) -> None:
@@ -120,9 +120,9 @@ class _Needs:
         self.texts = self.hits = self.to_send = self.tokens = self.max_tokens = self.saved = 0
         self.source: str | None = None
 
-    def add(self, owner: BaseEmbedder, role: Role, plan: Plan, pace: Pace | None) -> None:
+    def add(self, owner: BaseEmbedder, role: InputTypeSpec, plan: Plan, pace: RateController | None) -> None:
         """Take in a piece."""
-        look_up = LookUp(owner, role, plan, Nowhere())
+        look_up = CacheLookup(owner, role, plan, NullRows())
         look_up.peek()
         hits = [place for place in look_up.hits if plan.keys[place] not in self.seen]
         misses = [place for place in look_up.misses if plan.keys[place] not in self.seen]
@@ -133,83 +133,85 @@ class _Needs:
         self.hits += len(hits)
         self.to_send += len(misses)
         self.tokens += sum(sizes)
-        self.max_tokens += sum(most_in_all(plan.texts[place], role.lane) for place in misses)
+        self.max_tokens += sum(max_tokens_to_send(plan.texts[place], role.request_spec) for place in misses)
         self.saved += sum(plan.sizes[place] for place in hits)
 
 
-def _plans(texts: Iterable[str], role: Role) -> Iterator[Plan]:
+def _plans(texts: Iterable[str], role: InputTypeSpec) -> Iterator[Plan]:
     """Give the texts in pieces.
 
     Raises:
         InputError: some cannot be embedded, with the positions of all of them.
     """
-    stream, start, flaws = iterator_over(texts), 0, dict[int, str]()
-    while piece := list(itertools.islice(stream, PIECE)):
+    stream, start, flaws = iterate_texts(texts), 0, dict[int, str]()
+    while piece := list(itertools.islice(stream, TEXTS_PER_CHUNK)):
         try:
-            plan = make_plan(piece, role.prefix)
+            plan = plan_call(piece, role.key_prefix)
         except InputError as refusal:
-            flaws.update({start + place: flaw_of(piece[place]) for place in refusal.indices})
+            flaws.update({start + place: reason_for(piece[place]) for place in refusal.indices})
         start += len(piece)
         if not flaws:
             yield plan
     if flaws:
-        raise complaint(flaws, start)
+        raise input_error(flaws, start)
 
 
-def _pace(owner: BaseEmbedder, role: Role) -> Pace | None:
+def _rate_controller(owner: BaseEmbedder, role: InputTypeSpec) -> RateController | None:
     """Give what is known of how fast the model answers and counts, where this process has used it."""
     account = engine().known_account(owner.provider) if is_running() else None
-    return None if account is None else account.known_pace(role.lane.model)
+    return None if account is None else account.known_rate_controller(role.request_spec.model)
 
 
 def _sizes(
-    owner: BaseEmbedder, role: Role, plan: Plan, places: Sequence[int], pace: Pace | None
+    owner: BaseEmbedder, role: InputTypeSpec, plan: Plan, places: Sequence[int], pace: RateController | None
 ) -> tuple[list[int], str]:
     """Give the tokens of each text to send, and how they are known."""
     texts = [plan.texts[place] for place in places]
     counted = [owner.provider.count_tokens(text) for text in texts]
-    prompt = str(role.lane.wire.get("prompt", ""))
+    prompt = str(role.request_spec.body.get("prompt", ""))
     added = estimate_tokens(prompt, prompt.encode()) if prompt else 0
-    limit = owner.provider.longest_text
+    limit = owner.provider.max_text_tokens
     if counted and None not in counted:
         sizes, source = [n or 0 for n in counted], COUNTED
     else:
-        each = pace.tokens_each if pace is not None and pace.has_bills else 1.0
+        each = pace.tokens_per_estimated if pace is not None and pace.has_bills else 1.0
         sizes = [max(1, round(plan.sizes[place] * each)) for place in places]
         source = _guess(pace)
-    longest = limit if limit is not None and role.lane.long_text == "truncate" else None
+    longest = limit if limit is not None and role.request_spec.long_text == "truncate" else None
     return [size + added if longest is None else min(size + added, longest) for size in sizes], source
 
 
-def _guess(pace: Pace | None) -> str:
+def _guess(pace: RateController | None) -> str:
     return CORRECTED if pace is not None and pace.has_bills else GUESSED
 
 
-def _requests(owner: BaseEmbedder, role: Role, n: int, tokens: int) -> int:
+def _requests(owner: BaseEmbedder, role: InputTypeSpec, n: int, tokens: int) -> int:
     if not n:
         return 0
-    room = Room.of(role.lane.limits)
+    room = RequestCapacity.from_limits(role.request_spec.limits)
     slots = _slots(owner)
-    texts = spread(n, slots, min(CAP_TEXTS, room.texts), tokens=tokens, cap_tokens=room.tokens)
+    texts = texts_per_request(n, slots, min(MAX_TEXTS, room.texts), tokens=tokens, cap_tokens=room.tokens)
     return max(ceil(n / texts), ceil(tokens / room.tokens))
 
 
 def _slots(owner: BaseEmbedder) -> int:
-    return owner.provider.limits.at_once(owner.settings.max_concurrency)
+    return owner.provider.limits.max_in_flight(owner.settings.max_concurrency)
 
 
-def _seconds(owner: BaseEmbedder, pace: Pace | None, requests: int, tokens: int) -> float | None:
+def _seconds(owner: BaseEmbedder, pace: RateController | None, requests: int, tokens: int) -> float | None:
     """Give the seconds at the limits that are known; None for a model on this machine that has not run yet."""
     if not requests:
         return 0.0
-    local = owner.provider.on_this_machine
-    each = pace.seconds_each if pace is not None and pace.has_bills else None
+    local = owner.provider.is_local
+    each = pace.seconds_per_token if pace is not None and pace.has_bills else None
     if local and each is None:
         return None
     slots = min(_slots(owner), requests)
-    working = (ROUND_TRIP * requests + USUAL_SECONDS * tokens if each is None else each * tokens) / slots
+    working = (
+        ROUND_TRIP_SECONDS * requests + DEFAULT_SECONDS_PER_TOKEN * tokens if each is None else each * tokens
+    ) / slots
     rates = owner.settings.rates
-    waits = [working if local else max(working, ROUND_TRIP)]
+    waits = [working if local else max(working, ROUND_TRIP_SECONDS)]
     if rates.requests_per_minute is not None:
         waits.append(60.0 * (requests - 1) / rates.requests_per_minute)
     if rates.tokens_per_minute is not None:

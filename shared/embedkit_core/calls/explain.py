@@ -8,9 +8,9 @@ from decimal import Decimal
 from typing import Any
 
 from embedkit_core.cache.key import key_of
-from embedkit_core.cache.tiered import Store
-from embedkit_core.calls.plan import make_plan
-from embedkit_core.config.roles import Role
+from embedkit_core.cache.tiered import TieredCache
+from embedkit_core.calls.plan import plan_call
+from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.costs.prices import Price
 from embedkit_core.providers.base import Provider
 
@@ -25,7 +25,7 @@ class Explanation:
 
     model: str
     endpoint: str
-    wire: Mapping[str, Any]
+    request_body: Mapping[str, Any]
     key: str
     key_parts: Mapping[str, Any]
     served_from: str
@@ -34,16 +34,18 @@ class Explanation:
     price_source: str
 
 
-def explained(provider: Provider, price: Price, store: Store, role: Role, text: str) -> Explanation:
+def explain(provider: Provider, price: Price, store: TieredCache, role: InputTypeSpec, text: str) -> Explanation:
     """Say what a call for one text would send, and where its vector would come from."""
-    plan = make_plan([text], role.prefix)
-    places = (store.where(key) for key in (plan.keys[0], *(key_of(s.prefix, plan.texts[0]) for s in role.sources)))
+    plan = plan_call([text], role.key_prefix)
+    places = (
+        store.where(key) for key in (plan.keys[0], *(key_of(s.prefix, plan.texts[0]) for s in role.cached_variants))
+    )
     return Explanation(
-        model=role.lane.model,
+        model=role.request_spec.model,
         endpoint=provider.endpoint or "the provider's own",
-        wire=dict(role.lane.wire),
+        request_body=dict(role.request_spec.body),
         key=plan.keys[0].hex(),
-        key_parts=dict(role.parts),
+        key_parts=dict(role.key_parts),
         served_from=next((place for place in places if place != "provider"), "provider"),
         estimated_tokens=plan.sizes[0],
         usd_per_million=price.usd_per_million,

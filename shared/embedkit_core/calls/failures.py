@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError, PartialFailureError
-from embedkit_core.common.formatting import dollars, first_positions
+from embedkit_core.common.formatting import format_positions, format_usd
 from embedkit_core.common.results import EmbeddingResult
-from embedkit_core.costs.tokens import usd_of
+from embedkit_core.costs.tokens import cost_usd
 
 logger = logging.getLogger("embedkit_core")
 
 
-def failure_of(result: EmbeddingResult, needed: int, *, kept: bool) -> EmbedKitError:
+def call_error(result: EmbeddingResult, needed: int, *, kept: bool) -> EmbedKitError:
     """Give the error for a result in which texts failed, which may still need so many tokens.
 
     `kept` says whether the others are in a cache.
@@ -24,13 +24,13 @@ def failure_of(result: EmbeddingResult, needed: int, *, kept: bool) -> EmbedKitE
     succeeded = [p for p in range(n) if p not in failed]
     for error in failed.values():
         if isinstance(error, BudgetError):
-            return _over_budget(result, error, needed, succeeded, kept=kept)
+            return _budget_error(result, error, needed, succeeded, kept=kept)
     if not succeeded:
         first.usage = result.usage
         return first
     rerun = " and in the cache: a rerun sends only what failed" if kept else ""
     failure = PartialFailureError(
-        f"{len(failed)} of {n} texts failed (positions {first_positions(failed)}): {str(first).rstrip('.')}. "
+        f"{len(failed)} of {n} texts failed (positions {format_positions(failed)}): {str(first).rstrip('.')}. "
         f"{len(succeeded)} succeeded and are in .result{rerun}",
         failed=failed,
         succeeded=succeeded,
@@ -50,7 +50,7 @@ def error_name(failed: Mapping[int, EmbedKitError], n: int) -> str | None:
     return type(errors[0]).__name__ if len(errors) == n else PartialFailureError.__name__
 
 
-def price_unknown(model: str) -> BudgetError:
+def unknown_price_error(model: str) -> BudgetError:
     """Give the error for a budget in dollars and a price that nobody knows."""
     return BudgetError(
         f"the price of {model} is not known, so budget_usd= cannot be kept: give it in USD per million tokens, as in "
@@ -58,13 +58,13 @@ def price_unknown(model: str) -> BudgetError:
     )
 
 
-def _over_budget(
+def _budget_error(
     result: EmbeddingResult, first: BudgetError, needed: int, succeeded: list[int], *, kept: bool
 ) -> BudgetError:
     """Give the error for a call that a budget has stopped: what is done, what is left, and what that needs at most."""
-    usd = None if first.usd_per_million is None else usd_of(needed, first.usd_per_million)
+    usd = None if first.usd_per_million is None else cost_usd(needed, first.usd_per_million)
     rest = f"{len(result.failed):,} of {len(result.vectors):,} texts were not sent or failed"
-    most = "" if usd is None else f" (${dollars(usd)})"
+    most = "" if usd is None else f" (${format_usd(usd)})"
     rerun = " What is done is in the cache: a rerun sends only the rest." if kept and succeeded else ""
     failure = BudgetError(
         f"{str(first).rstrip('.')}. {rest}, and need up to {needed:,} tokens{most}; {len(succeeded):,} are done and in "

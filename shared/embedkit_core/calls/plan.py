@@ -34,13 +34,13 @@ class Plan(NamedTuple):
     source: npt.NDArray[np.intp]
 
 
-def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
+def plan_call(texts: Iterable[str], prefix: bytes) -> Plan:
     """Check the texts, give each its key, and find the distinct ones.
 
     Raises:
         InputError: with the positions, for what is not a string, holds a lone surrogate, or is empty or white space.
     """
-    texts = check_list(texts)
+    texts = as_list(texts)
     start = hashlib.sha256(prefix)
     places: dict[bytes, int] = {}
     keys: list[bytes] = []
@@ -72,22 +72,22 @@ def make_plan(texts: Iterable[str], prefix: bytes) -> Plan:
             first.append(position)
         source[position] = place
     if bad:
-        raise complaint({position: flaw_of(texts[position]) for position in bad}, len(texts))
+        raise input_error({position: reason_for(texts[position]) for position in bad}, len(texts))
     return Plan(len(texts), keys, places, kept, sizes, np.array(first, dtype=np.intp), source)
 
 
-def check_list(texts: Iterable[str]) -> list[str]:
+def as_list(texts: Iterable[str]) -> list[str]:
     """Give the texts as a list, refusing a lone string, which would fall apart into characters."""
     if type(texts) is list:
         return texts.copy()
-    refuse_no_list(texts)
+    check_is_list(texts)
     try:
         return list(texts)
     except TypeError:
-        raise no_texts(texts) from None
+        raise not_iterable_error(texts) from None
 
 
-def refuse_no_list(texts: object) -> None:
+def check_is_list(texts: object) -> None:
     """Refuse what can be iterated over and is no list of texts all the same."""
     if isinstance(texts, (str, bytes)):
         raise InputError("expected a list of texts and got a single one; use embed_query(text) or embed([text])", ())
@@ -95,12 +95,12 @@ def refuse_no_list(texts: object) -> None:
         raise InputError(f"expected a list of texts and got a {type(texts).__name__}, give its texts as a list", ())
 
 
-def no_texts(texts: object) -> InputError:
+def not_iterable_error(texts: object) -> InputError:
     """Give the error for what cannot be iterated over."""
     return InputError(f"expected a list of texts and got {type(texts).__name__}", ())
 
 
-def complaint(flaws: Mapping[int, str], n: int) -> InputError:
+def input_error(flaws: Mapping[int, str], n: int) -> InputError:
     """Give the error for those of n texts that cannot be embedded, by their positions."""
     reasons: dict[str, list[int]] = {}
     for position, flaw in flaws.items():
@@ -109,7 +109,7 @@ def complaint(flaws: Mapping[int, str], n: int) -> InputError:
     return InputError(f"{len(flaws)} of {n} texts cannot be embedded, and nothing was sent: {found}", list(flaws))
 
 
-def flaw_of(text: object) -> str:
+def reason_for(text: object) -> str:
     """Say why a text that was refused cannot be embedded."""
     if not isinstance(text, str):
         return f"not a string but {type(text).__name__}"
@@ -123,14 +123,14 @@ def _listed(positions: list[int]) -> str:
     return shown + (f" and {len(positions) - SHOWN_POSITIONS} more" if len(positions) > SHOWN_POSITIONS else "")
 
 
-def iterator_over(texts: Iterable[str]) -> Iterator[str]:
+def iterate_texts(texts: Iterable[str]) -> Iterator[str]:
     """Give an iterator over what may be a stream of texts.
 
     Raises:
         InputError: it is none.
     """
-    refuse_no_list(texts)
+    check_is_list(texts)
     try:
         return iter(texts)
     except TypeError:
-        raise no_texts(texts) from None
+        raise not_iterable_error(texts) from None

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embedkit_core.common.float_lists import SLICE, as_floats
+from embedkit_core.common.float_lists import ROWS_PER_SLICE, as_floats
 from embedkit_core.common.types import Vectors
-from embedkit_core.common.vectors import FLOATS, Form
+from embedkit_core.common.vectors import FLOAT32, VectorFormat
 
 
-class Rows:
+class MatrixBuffer:
     """The result's matrix, (n, width) of the form asked for, allocated when the first row tells its width.
 
     `positions` maps the wants of a ticket to rows of the matrix. A row that is never put holds anything: `finished` is
     told which those are.
     """
 
-    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS) -> None:
+    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: VectorFormat = FLOAT32) -> None:
         self.n = n
         self.positions = positions
         self.put_count = 0
@@ -60,18 +60,18 @@ class Rows:
 
     def _matrix(self, width: int) -> Vectors:
         if self.matrix is None:
-            self.matrix = np.empty((self.n, width), dtype=self._form.element)
+            self.matrix = np.empty((self.n, width), dtype=self._form.numpy_dtype)
         return self.matrix
 
 
-class ListRows:
+class ListBuffer:
     """The result as lists of Python floats. There is no matrix: a reply's rows are kept until lists are made of them.
 
     The engine puts rows, as into `Rows`, and calls `landed`; the caller makes the lists, which takes longer than all
     the rest, while the engine waits for the server.
     """
 
-    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: Form = FLOATS) -> None:
+    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: VectorFormat = FLOAT32) -> None:
         self.n = n
         self._form = form
         self.positions = positions
@@ -101,9 +101,9 @@ class ListRows:
         """Make lists of what has landed, a slice at each step."""
         while self._waiting:
             positions, vectors = self._waiting.popleft()
-            for start in range(0, len(positions), SLICE):
-                made = as_floats(vectors[start : start + SLICE]).tolist()
-                for position, row in zip(positions[start : start + SLICE], made, strict=True):
+            for start in range(0, len(positions), ROWS_PER_SLICE):
+                made = as_floats(vectors[start : start + ROWS_PER_SLICE]).tolist()
+                for position, row in zip(positions[start : start + ROWS_PER_SLICE], made, strict=True):
                     self._lists[position] = row
                 yield
 
@@ -112,7 +112,7 @@ class ListRows:
         for _ in self.slices():
             pass
         for position in failed:
-            self._lists[position] = [math.nan if self._form.element.kind == "f" else 0.0] * (self.width or width)
+            self._lists[position] = [math.nan if self._form.numpy_dtype.kind == "f" else 0.0] * (self.width or width)
         if origin is not None:
             self._copy(origin)
         return self._lists

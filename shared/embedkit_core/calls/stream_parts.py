@@ -11,22 +11,24 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from embedkit_core.calls.call import Call, call_info
-from embedkit_core.calls.plan import flaw_of
+from embedkit_core.calls.plan import reason_for
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import BaseEmbedder
-from embedkit_core.config.roles import Role
-from embedkit_core.costs.tracker import UsageTracker, trackers
-from embedkit_core.engine.batching import CAP_TEXTS, FLOOR_TEXTS
-from embedkit_core.observability.hooks import Facts, Outcome, watched
-from embedkit_core.observability.progress import OFTEN, ProgressTo, reporter
+from embedkit_core.config.roles import InputTypeSpec
+from embedkit_core.costs.tracker import UsageTracker, active_trackers
+from embedkit_core.engine.batching import MAX_TEXTS, MIN_TEXTS
+from embedkit_core.observability.hooks import CallInfo, CallOutcome, observe_call
+from embedkit_core.observability.progress import REPORT_INTERVAL, ProgressOption, make_reporter
 
-PIECES = 4  # under way or done ahead; two keep all slots busy with full requests, two wait for a slot or for the caller
+MAX_CHUNKS = (
+    4  # under way or done ahead; two keep all slots busy with full requests, two wait for a slot or for the caller
+)
 
 
-class Piece:
+class StreamChunk:
     """Neighbouring texts of a stream, asked for in one call.
 
     When it is finished there are `rows`, float32 (n, dimensions), and perhaps an `error` that comes after them. Where
@@ -34,7 +36,7 @@ class Piece:
     """
 
     def __init__(
-        self, owner: BaseEmbedder, role: Role, texts: list[str], start: int, tracked: tuple[UsageTracker, ...]
+        self, owner: BaseEmbedder, role: InputTypeSpec, texts: list[str], start: int, tracked: tuple[UsageTracker, ...]
     ) -> None:
         self.start = start
         self.done = threading.Event()
@@ -42,8 +44,8 @@ class Piece:
         self.usage = Usage()
         self.error: Exception | None = None
         self.failed = False
-        self._owner = owner
-        self._role = role
+        self._embedder = owner
+        self._spec = role
         self._texts = texts
         self._left = False
         self._broken = False
@@ -61,7 +63,7 @@ class Piece:
             self._break(error)
         self.done.set()
 
-    async def serve(self) -> None:
+    async def run(self) -> None:
         """Go through all steps without holding the caller's loop."""
         try:
             await self._call.off_loop(self._prepare)
@@ -78,14 +80,14 @@ class Piece:
         self._left = True
         self._call.leave()
 
-    def standing(self) -> tuple[int, Usage]:
+    def progress(self) -> tuple[int, Usage]:
         """Give how many texts are done, and the usage so far."""
-        return self._call.standing()
+        return self._call.progress()
 
     @property
     def spent(self) -> Usage:
         """What it took so far, be it that nobody takes its rows any more."""
-        return self.usage if self.usage.texts else self.standing()[1]
+        return self.usage if self.usage.texts else self.progress()[1]
 
     def finish(self) -> None:
         """Take in what came of the call: the rows before the first text that failed, and that text's error."""
@@ -115,10 +117,10 @@ class Piece:
     def _end_before(self, place: int) -> None:
         """Go on with the texts before one that cannot be embedded."""
         position = self.start + place
-        flaw = flaw_of(self._texts[place])
+        flaw = reason_for(self._texts[place])
         self.error = InputError(f"the text at position {position} cannot be embedded: {flaw}", [position])
         self._texts = self._texts[:place]
-        self._call = call = Call(self._owner, self._role, self._texts, start=self.start, tracked=self._tracked)
+        self._call = call = Call(self._embedder, self._spec, self._texts, start=self.start, tracked=self._tracked)
         if not self._left:  # by a cancelled caller, while this runs on a thread of ours; the old call was left then
             call.prepare()
 
@@ -131,57 +133,57 @@ class Piece:
         self._broken = True
 
 
-class Reach:
+class StreamWindow:
     """How far a stream has come, and how far it may go: `size` texts in a piece, `most` pulled and not yet given."""
 
-    def __init__(self, owner: BaseEmbedder, role: Role, texts: object, progress: ProgressTo) -> None:
-        self._owner = owner
-        self._role = role
-        self._reporter = reporter(progress, owner.model, len(texts) if isinstance(texts, Sized) else None)
-        limits = role.lane.limits
-        slots = limits.at_once(owner.settings.max_concurrency)
-        self.size = max(min(CAP_TEXTS, limits.texts) * -(-slots // 2), FLOOR_TEXTS)
-        self.most = self.size * PIECES
+    def __init__(self, owner: BaseEmbedder, role: InputTypeSpec, texts: object, progress: ProgressOption) -> None:
+        self._embedder = owner
+        self._spec = role
+        self._reporter = make_reporter(progress, owner.model, len(texts) if isinstance(texts, Sized) else None)
+        limits = role.request_spec.limits
+        slots = limits.max_in_flight(owner.settings.max_concurrency)
+        self.size = max(min(MAX_TEXTS, limits.texts) * -(-slots // 2), MIN_TEXTS)
+        self.max_texts = self.size * MAX_CHUNKS
         self.open = True
         self._pulled = 0
         self._given = 0
         self._usage = Usage()
-        self._tracked = trackers()  # of whoever begins the stream
-        self._cut: deque[Piece] = deque()  # those whose rows were not all taken
+        self._tracked = active_trackers()  # of whoever begins the stream
+        self._chunks: deque[StreamChunk] = deque()  # those whose rows were not all taken
 
     def fits(self, texts: int) -> bool:
         """Tell whether there is room for so many more texts."""
-        return self._pulled - self._given + texts <= self.most
+        return self._pulled - self._given + texts <= self.max_texts
 
-    def cut(self, texts: list[str]) -> Piece:
+    def next_chunk(self, texts: list[str]) -> StreamChunk:
         """Make the next piece."""
         start = self._pulled
         self._pulled += len(texts)
-        piece = Piece(self._owner, self._role, texts, start, self._tracked)
-        self._cut.append(piece)
+        piece = StreamChunk(self._embedder, self._spec, texts, start, self._tracked)
+        self._chunks.append(piece)
         return piece
 
-    def gave(self, piece: Piece) -> None:
+    def delivered(self, piece: StreamChunk) -> None:
         """Note that all rows of a piece were taken, the first of those that were cut."""
-        self._cut.popleft()
+        self._chunks.popleft()
         self._given = piece.start + len(piece.rows)
         self._usage += piece.usage
 
     # What the user is told
 
     @property
-    def nap(self) -> float | None:
+    def report_interval(self) -> float | None:
         """The seconds after which a caller who waits looks up, None for no need to."""
-        return None if self._reporter is None else OFTEN
+        return None if self._reporter is None else REPORT_INTERVAL
 
-    def report(self, pieces: Iterable[Piece], *, finished: bool = False) -> None:
+    def report(self, pieces: Iterable[StreamChunk], *, finished: bool = False) -> None:
         """Tell the user how far it is, where they want to know and it is time; `pieces` are those under way."""
         told = self._reporter
         if told is None or not (finished or told.due()):
             return
         done, usage = self._given, self._usage
         for piece in pieces:
-            more, theirs = piece.standing()
+            more, theirs = piece.progress()
             done, usage = done + more, usage + theirs
         if finished:
             told.begin(done)
@@ -192,17 +194,17 @@ class Reach:
         if self._reporter is not None:
             self._reporter.close()
 
-    def watched(self) -> AbstractContextManager[object]:
+    def observe(self) -> AbstractContextManager[object]:
         """Watch the stream as one call, from here to its end; its texts are too many to be shown."""
-        return watched(self._info, self._outcome)
+        return observe_call(self._info, self._outcome)
 
-    def _info(self) -> Facts:
-        return call_info(self._owner, self._role)
+    def _info(self) -> CallInfo:
+        return call_info(self._embedder, self._spec)
 
-    def _outcome(self) -> Outcome:
-        return Outcome(sum((piece.spent for piece in self._cut), self._usage))
+    def _outcome(self) -> CallOutcome:
+        return CallOutcome(sum((piece.spent for piece in self._chunks), self._usage))
 
-    def error_after(self, piece: Piece) -> Exception | None:
+    def error_after(self, piece: StreamChunk) -> Exception | None:
         """Give what is to be raised after the rows of a piece, in terms of the stream."""
         error = piece.error
         if piece.failed and isinstance(error, BudgetError):
@@ -215,8 +217,8 @@ class Reach:
         return error
 
     def _failure(self, error: ProviderError) -> PartialFailureError:
-        position, owner = self._given, self._owner
-        kept = " and are in the cache: a rerun sends only the rest" if owner.store.keeper else ""
+        position, owner = self._given, self._embedder
+        kept = " and are in the cache: a rerun sends only the rest" if owner.tiered_cache.backend else ""
         return PartialFailureError(
             f"the text at position {position} failed: {str(error).rstrip('.')}. The rows before it were given{kept}",
             failed={position: error},
@@ -225,7 +227,7 @@ class Reach:
                 vectors=np.empty((0, owner.dimensions or 0), dtype=np.float32),
                 usage=self._usage,
                 model=owner.model,
-                input_type=self._role.input_type,
+                input_type=self._spec.input_type,
                 space=owner.space,
             ),
         )

@@ -7,9 +7,9 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 
-from embedkit_core.calls.rows import ListRows, Rows
+from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
 from embedkit_core.engine.scheduler.items import Ticket
-from embedkit_core.observability.progress import OFTEN, Reporter
+from embedkit_core.observability.progress import REPORT_INTERVAL, ProgressReporter
 
 logger = logging.getLogger("embedkit_core")
 
@@ -19,8 +19,8 @@ class Waits:
 
     __slots__ = ("_reporter", "_rows", "_ticket")
 
-    _reporter: Reporter | None
-    _rows: Rows | ListRows
+    _reporter: ProgressReporter | None
+    _rows: MatrixBuffer | ListBuffer
     _ticket: Ticket | None
 
     def submit(self, wake: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class Waits:
 
     def log(self) -> None:
         """Log what the engine noted for this call, on the caller's side."""
-        notes = self._ticket.notes if self._ticket is not None else ()
+        notes = self._ticket.log_events if self._ticket is not None else ()
         while notes:
             note = notes.popleft()
             logger.log(note.level, "%s", note.text)
@@ -43,7 +43,7 @@ class Waits:
         awake = threading.Event()
         for made in self._while_waiting(awake.set):
             if not made:
-                awake.wait(None if self._reporter is None else OFTEN)
+                awake.wait(None if self._reporter is None else REPORT_INTERVAL)
                 awake.clear()
 
     async def await_(self) -> None:
@@ -65,18 +65,18 @@ class Waits:
                 awake.clear()
             else:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(OFTEN):
+                    async with asyncio.timeout(REPORT_INTERVAL):
                         await awake.wait()
                 awake.clear()
 
     def _while_waiting(self, wake: Callable[[], None]) -> Iterator[bool]:
         """Submit, and give True after each slice of lists that was made, False when there is nothing to do but wait."""
-        rows = self._rows if isinstance(self._rows, ListRows) else None
+        rows = self._rows if isinstance(self._rows, ListBuffer) else None
         if rows is not None:
             rows.landed = wake
         self.submit(wake)
         assert self._ticket is not None
-        self._ticket.stir = wake
+        self._ticket.notify = wake
         while True:
             self.log()
             closed = self._ticket.closed  # before the look at what has landed: nothing lands after it

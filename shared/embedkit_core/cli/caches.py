@@ -11,9 +11,9 @@ from embedkit_core.cache.maintenance import CacheFolder, CacheStats
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import FAILED, about, cache_app, confirm, err, show
 from embedkit_core.cli.embedding import embed_all, role
-from embedkit_core.cli.reading import Source
+from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import counted_noun
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.embedder import Embedder
 
 Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
@@ -46,7 +46,7 @@ def verify(
         if not inputs or model is None:
             raise ConfigurationError("--live needs --model and the texts, since the cache holds none")
         with (
-            Source(inputs, column, "id") as source,
+            RecordSource(inputs, column, "id") as source,
             o.make(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder,
         ):
             texts = list(source.texts())
@@ -62,8 +62,8 @@ def verify(
 def _tell(text: str, found: CacheStats, *, as_json: bool) -> None:
     """Print what a cache holds; one with damage is a failure."""
     aside = f"{found.folder}: its database was damaged, or not ours, and was set aside; what it held is paid for again"
-    show(aside if found.set_aside else text, asdict(found), as_json=as_json)
-    if found.damaged or found.set_aside:
+    show(aside if found.quarantined else text, asdict(found), as_json=as_json)
+    if found.damaged or found.quarantined:
         raise typer.Exit(FAILED)
 
 
@@ -83,7 +83,7 @@ def _ask(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> Non
     each = embedder.without_cache().estimate(texts).cost_per_text_usd
     cost = None if each is None else again * each
     if again and cost != 0:
-        confirm(f"embed {counted_noun(again, 'cached text')} again for {about(cost)}?", yes=yes)
+        confirm(f"embed {count_noun(again, 'cached text')} again for {about(cost)}?", yes=yes)
 
 
 @cache_app.command()
@@ -126,7 +126,7 @@ def warm(
 ) -> None:
     """Embed texts into the cache, so that they are there when they are wanted."""
     with (
-        Source(inputs, column, "id") as source,
+        RecordSource(inputs, column, "id") as source,
         o.make(model, dimensions, dtype, cache=cache, base_url=base_url, budget_usd=budget_usd) as embedder,
     ):
         embed_all(embedder, source, None, role(input_type), yes=yes, quiet=quiet)

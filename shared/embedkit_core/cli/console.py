@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from embedkit_core.costs.tracker import amount
+from embedkit_core.costs.tracker import format_cost
 
 FAILED, USAGE, BUDGET, PARTIAL, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -47,4 +47,4 @@ def confirm(question: str, *, yes: bool) -> None:
 
 def about(usd: Decimal | None) -> str:
     """Give a price for a question: in dollars, or that nobody knows it."""
-    return "a price nobody knows" if usd is None else f"about {amount(usd)}"
+    return "a price nobody knows" if usd is None else f"about {format_cost(usd)}"

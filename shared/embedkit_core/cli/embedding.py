@@ -11,10 +11,10 @@ import typer
 
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import about, app, confirm, err, show
-from embedkit_core.cli.reading import Record, Source
+from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.writing import Output
 from embedkit_core.common.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
-from embedkit_core.common.formatting import counted_noun
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.types import InputType
 from embedkit_core.embedder import Embedder
 from embedkit_core.providers.catalogue import models as catalogue_models
@@ -46,7 +46,7 @@ def embed(
     Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
     """
     with (
-        Source(inputs, column, id_column, output=output) as source,
+        RecordSource(inputs, column, id_column, output=output) as source,
         o.make(
             model,
             dimensions,
@@ -81,7 +81,7 @@ def estimate(
 ) -> None:
     """Say what embedding texts would take: hits, tokens, dollars, requests, seconds. Sends nothing."""
     with (
-        Source(inputs, column, "id") as source,
+        RecordSource(inputs, column, "id") as source,
         o.make(
             model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price, sends=False
         ) as embedder,
@@ -132,7 +132,7 @@ def explain(
     data: dict[str, Any] = {
         "model": told.model,
         "endpoint": told.endpoint,
-        "wire": dict(told.wire),
+        "request_body": dict(told.request_body),
         "key": told.key,
         "key_parts": dict(told.key_parts),
         "served_from": told.served_from,
@@ -144,14 +144,14 @@ def explain(
 
 
 def embed_all(
-    embedder: Embedder, source: Source, file: Output | None, input_type: InputType, *, yes: bool, quiet: bool
+    embedder: Embedder, source: RecordSource, file: Output | None, input_type: InputType, *, yes: bool, quiet: bool
 ) -> None:
     """Embed all that a source holds into a file, or into the cache alone; say what it costs and ask first."""
     told = embedder.estimate(source.texts(), input_type=input_type)
     if not quiet:
         err.print(f"{embedder.model}: {told}")
     if told.cost_usd is None or told.cost_usd > 0:
-        confirm(f"send {counted_noun(told.texts_to_send, 'text')} for {about(told.cost_usd)}?", yes=yes)
+        confirm(f"send {count_noun(told.texts_to_send, 'text')} for {about(told.cost_usd)}?", yes=yes)
     n, progress = told.texts, not quiet
     ahead, behind = itertools.tee(source.records())
     texts: Iterator[str] = (record.text for record in ahead)
@@ -166,11 +166,11 @@ def embed_all(
         raise _placed(error, embedder, source) from None
 
 
-def _placed(error: EmbedKitError, embedder: Embedder, source: Source) -> EmbedKitError:
+def _placed(error: EmbedKitError, embedder: Embedder, source: RecordSource) -> EmbedKitError:
     """Give the error of a text with the file and the line it is in, rather than its position."""
     position, cause = next(iter(error.failed.items())) if isinstance(error, PartialFailureError) else (0, error)
     record = next(itertools.islice(source.records(), position, None))
-    rerun = ". What is done is in the cache: a rerun sends only the rest" if embedder.store.keeper else ""
+    rerun = ". What is done is in the cache: a rerun sends only the rest" if embedder.tiered_cache.backend else ""
     error.args = (f"{record.place}: {str(cause).rstrip('.')}{rerun}",)
     return error
 

@@ -28,7 +28,7 @@ class Record(NamedTuple):
     place: str
 
 
-class Source:
+class RecordSource:
     """What a command's inputs hold, to be read as often as it takes; standard input is copied to a file first.
 
     Raises:

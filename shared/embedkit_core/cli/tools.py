@@ -10,12 +10,12 @@ import typer
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import BUDGET, FAILED, about, app, confirm, err, show
 from embedkit_core.cli.outputs import Outputs
-from embedkit_core.cli.reading import Source
+from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools import (
+    Candidate,
     Comparison,
-    Contender,
     Task,
     bench,
     choose,
@@ -24,7 +24,7 @@ from embedkit_core.tools import (
     load_questions,
     self_retrieval,
 )
-from embedkit_core.tools.bench import outlay
+from embedkit_core.tools.bench import estimate_cost
 from embedkit_core.tools.comparison_plan import asked_at
 
 Models = Annotated[list[str], typer.Argument(help="Models, as in openai:text-embedding-3-small.")]
@@ -65,9 +65,9 @@ def compare_command(
     found = _compared(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
     show(found.table(), found.to_dict(), as_json=as_json)
     outputs.write(found)
-    if any(contender.over_budget for contender in found.contenders):
+    if any(contender.over_budget for contender in found.candidates):
         raise typer.Exit(BUDGET)
-    if all(contender.error is not None for contender in found.contenders):
+    if all(contender.error is not None for contender in found.candidates):
         raise typer.Exit(FAILED)
 
 
@@ -106,7 +106,7 @@ def choose_command(
         queries_per_month=queries_per_month,
         months=months,
     )
-    chosen = None if choice.chosen is None else choice.chosen.contender
+    chosen = None if choice.chosen is None else choice.chosen.candidate
     listed: dict[str, Any] = {"asked": choice.asked, "chosen": None}
     text = choice.table()
     if chosen is not None:
@@ -134,10 +134,10 @@ def bench_command(
     outputs = Outputs(chart, report)
     jobs = _numbers("--sizes", sizes)
     with Embedder(model, base_url=base_url, cache=False) as embedder:
-        told = outlay(embedder, jobs, most=most)
+        told = estimate_cost(embedder, jobs, most=most)
         if told.cost_usd is None or told.cost_usd > 0:
             confirm(f"measure {told}?", yes=yes)
-    found = bench(model, sizes=jobs, most=most, base_url=base_url, say=_say(quiet))
+    found = bench(model, sizes=jobs, most=most, base_url=base_url, log=_say(quiet))
     show(found.table(), found.to_dict(), as_json=as_json)
     outputs.write(found)
 
@@ -164,7 +164,7 @@ def _compared(
         dimensions=widths,
         dtypes=[name.strip() for name in dtypes.split(",")],  # type: ignore[misc]  # the embedder refuses what is none
         progress=not quiet and err.is_terminal,
-        say=_say(quiet),
+        log=_say(quiet),
         **settings,
     )
 
@@ -191,11 +191,11 @@ def _task(data: str | None, questions: str | None, texts: list[str] | None, colu
         return load_beir(data)
     if questions is not None:
         return load_questions(questions)
-    with Source(texts or [], column, "id") as source:
+    with RecordSource(texts or [], column, "id") as source:
         return self_retrieval(source.texts())
 
 
-def _arguments(chosen: Contender) -> dict[str, Any]:
+def _arguments(chosen: Candidate) -> dict[str, Any]:
     """Give the arguments of an embedder that is as the one compared."""
     named = {"model": chosen.model, "dimensions": chosen.dimensions, "dtype": chosen.dtype}
     base_url = chosen.settings.get("base_url")

@@ -19,7 +19,7 @@ KINDS = (".parquet", ".jsonl", ".npy")
 BLOCK = 1024  # rows that are written at once
 
 
-class Sink(Protocol):
+class RecordWriter(Protocol):
     """Where rows go."""
 
     def add(self, record: Record, vector: Vectors) -> None:
@@ -52,7 +52,7 @@ class Output:
         self._partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
         self._partial.touch(exist_ok=False)
         try:
-            self._sink: Sink = kinds[self.path.suffix.lower()](self._partial)
+            self._sink: RecordWriter = kinds[self.path.suffix.lower()](self._partial)
         except BaseException:
             self._partial.unlink()
             raise

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from embedkit_core.common.results import EmbeddingResult
-    from embedkit_core.common.types import Headroom
+    from embedkit_core.common.types import RateLimitStatus
     from embedkit_core.common.usage import Usage
 
 
@@ -131,13 +131,13 @@ class PartialFailureError(EmbedKitError):
 class ProviderError(EmbedKitError):
     """The provider refused or failed a request; raised as itself when everything failed for one cause.
 
-    `retry_after` is the seconds the provider asks to wait, `headroom` what it says is left of its limits. `unsent` says
+    `retry_after` is the seconds the provider asks to wait, `rate_limits` what is left of its limits. `unsent` says
     that the request never reached the provider, and was not billed for sure.
     """
 
     retryable = False
     unsent = False
-    headroom: Headroom | None = None
+    rate_limits: RateLimitStatus | None = None
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import Vectors
 
-SLICE = 64  # rows converted at a time, about 10 ms; other threads run in between
+ROWS_PER_SLICE = 64  # rows converted at a time, about 10 ms; other threads run in between
 RELAXED_THRESHOLD = 50_000  # new objects between two collections, in place of 700
 
 _lock = ForkLock()
@@ -71,8 +71,8 @@ def to_lists(vectors: Vectors) -> list[list[float]]:
     """Return the rows of a matrix (n, dimensions), of any dtype, as n lists of Python floats."""
     rows: list[list[float]] = []
     with relaxed_gc():
-        for start in range(0, len(vectors), SLICE):
-            rows += as_floats(vectors[start : start + SLICE]).tolist()
+        for start in range(0, len(vectors), ROWS_PER_SLICE):
+            rows += as_floats(vectors[start : start + ROWS_PER_SLICE]).tolist()
     return rows
 
 

@@ -13,17 +13,17 @@ from types import ModuleType
 from typing import Protocol
 
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
-_others: weakref.WeakSet[InChild] = weakref.WeakSet()
+_others: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 
 
-class InChild(Protocol):
+class ForkAware(Protocol):
     """What has to begin anew in a forked child."""
 
-    def in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Let go of what is the parent's."""
 
 
-def tell_child(thing: InChild) -> None:
+def register_after_fork(thing: ForkAware) -> None:
     """Have something told in a forked child, as long as it lives."""
     _others.add(thing)
 
@@ -42,23 +42,23 @@ class ForkLock:
         _locks.add(self)
 
 
-PATIENCE = 10.0  # seconds for which a fork waits for an import of ours that is under way, and for a bar
+MAX_FORK_WAIT_SECONDS = 10.0  # seconds for which a fork waits for an import of ours that is under way, and for a bar
 
 # Held by our threads while they import, and while they draw a bar. Others' locks stay shut in a child that is forked
 # meanwhile, the interpreter's of the module and tqdm's own: the child finds half a module, or waits for ever.
-importing, drawing = ForkLock(), ForkLock()
+import_lock, progress_lock = ForkLock(), ForkLock()
 _held: dict[int, list[threading.RLock]] = {}  # by threads that fork
 
 
 def import_module(name: str) -> ModuleType:
     """Import a module on first use; a fork in another thread waits until the import is complete."""
-    with importing.lock:
+    with import_lock.lock:
         return importlib.import_module(name)
 
 
 def _wait() -> None:
-    locks = (importing.lock, drawing.lock)
-    _held[threading.get_ident()] = [lock for lock in locks if lock.acquire(timeout=PATIENCE)]
+    locks = (import_lock.lock, progress_lock.lock)
+    _held[threading.get_ident()] = [lock for lock in locks if lock.acquire(timeout=MAX_FORK_WAIT_SECONDS)]
 
 
 def _go_on() -> None:
@@ -71,7 +71,7 @@ def _renew() -> None:
     for holder in list(_locks):
         holder.lock = threading.RLock()
     for thing in list(_others):
-        thing.in_child()
+        thing.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):

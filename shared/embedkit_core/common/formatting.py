@@ -6,21 +6,21 @@ import difflib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 
-ROUGHLY = Context(prec=2)  # for people, of what is an estimate anyway
+TWO_DIGITS = Context(prec=2)  # for people, of what is an estimate anyway
 
 
-def first_positions(positions: Iterable[int]) -> str:
+def format_positions(positions: Iterable[int]) -> str:
     """Name ten positions at most, for a message."""
     named = list(map(str, positions))
     return ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
 
 
-def dollars(usd: Decimal) -> str:
+def format_usd(usd: Decimal) -> str:
     """Give an amount as people write it: no exponent, no zeros at the end."""
     return f"{usd.normalize():f}"
 
 
-def shortened(model: str, most: int) -> str:
+def shorten_model_name(model: str, most: int) -> str:
     """Give a model's name in so many characters at most: of one that is a long path its end."""
     provider, colon, name = model.partition(":")
     return model if len(model) <= most else f"{provider}{colon}…{name[len(provider) + 2 - most :]}"
@@ -40,12 +40,12 @@ def suggest(name: object, candidates: Iterable[str], *, cutoff: float = 0.5) -> 
     return f"did you mean {candidates[close[0]] if isinstance(candidates, Mapping) else close[0]!r}?"
 
 
-def counted_noun(n: int, noun: str) -> str:
+def count_noun(n: int, noun: str) -> str:
     """Give a number of things as people write it: "1 text", "2,000 texts"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
     """Give a table whose columns are as wide as what is in them, those at `right` aligned to the right."""
     widths = [max(3, *(len(line[column]) for line in [head, *rows])) for column in range(len(head))]
 

@@ -62,7 +62,7 @@ def _ours_first(group: str, points: list[EntryPoint]) -> tuple[EntryPoint, ...]:
     ours = tuple(point for point in points if is_built_in(point))
     for other in points if ours else ():
         if not is_built_in(other):  # two points that lead to one place are equal, whoever registers them
-            logger.warning("%s is ignored: that %s is built in", described(other), _KINDS[group])
+            logger.warning("%s is ignored: that %s is built in", describe(other), _KINDS[group])
     return ours or tuple(points)
 
 
@@ -71,7 +71,7 @@ def is_built_in(point: EntryPoint) -> bool:
     return point.dist is not None and re.sub(r"[-_.]+", "-", point.dist.name).lower() == _OURS
 
 
-def described(point: EntryPoint) -> str:
+def describe(point: EntryPoint) -> str:
     """Name an entry point and the package it is from."""
     package = f" of the package {point.dist.name}" if point.dist else ""
     return f"the entry point {point.name} = {point.value}{package}"
@@ -91,13 +91,13 @@ def load(group: str, name: str) -> object:
     for other in others:
         if other.value != first.value:
             raise ConfigurationError(
-                f"the {_KINDS[group]} {name!r} is claimed twice: {described(first)}, {described(other)}; remove one"
+                f"the {_KINDS[group]} {name!r} is claimed twice: {describe(first)}, {describe(other)}; remove one"
             )
     try:
         loaded: object = first.load()
     except Exception as error:  # whatever a module may do while it is imported
         what = f"the {_KINDS[group]} {name!r} cannot be loaded"
-        refused = refusal(error, what, f"{described(first)}; repair or remove that package")
+        refused = refusal(error, what, f"{describe(first)}; repair or remove that package")
     else:
         return loaded
     raise refused

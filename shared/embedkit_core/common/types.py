@@ -28,11 +28,11 @@ class Limits:
     text_tokens: int | None = None
     in_flight: int | None = None
 
-    def at_once(self, bound: int) -> int:
+    def max_in_flight(self, bound: int) -> int:
         """Give how many requests may be under way where a caller allows no more than `bound`."""
         return min(bound, self.in_flight or bound)
 
-    def at_most(self, texts: int | None, tokens: int | None = None) -> Limits:
+    def capped(self, texts: int | None, tokens: int | None = None) -> Limits:
         """Give the same limits with no more than this many texts and tokens a request."""
         fewer_texts = self.texts if texts is None else min(texts, self.texts)
         fewer_tokens = min((n for n in (tokens, self.tokens) if n is not None), default=None)
@@ -68,7 +68,7 @@ class ModelInfo:
     space: str | None = None
     tokenizer: str | None = None
     released: str | None = None
-    read: str | None = None
+    checked_on: str | None = None
     price_source: str | None = None
     retired: str | None = None
     successor: str | None = None
@@ -121,22 +121,22 @@ class RateLimiter(Protocol):
 class Batch:
     """What a provider is asked: texts that share one request.
 
-    `wire` is the request without the texts, as the provider's own `wire()` gave it; `timeout` is in seconds. `widths`
+    `body` is the request without the texts, from the provider's `request_body()`; `timeout` is in seconds. `widths`
     are the numbers a row of the reply may have, none where only a reply can tell.
     """
 
     texts: Sequence[str]
-    wire: Mapping[str, Any]
+    body: Mapping[str, Any]
     timeout: float | None = None
     widths: tuple[int, ...] = ()
 
-    def prompted(self) -> list[str]:
+    def texts_with_prompt(self) -> list[str]:
         """Give the texts with the wire's `prompt` before each, for a provider that has no field for it."""
-        prompt = self.wire.get("prompt", "")
+        prompt = self.body.get("prompt", "")
         return [prompt + text for text in self.texts]
 
 
-class Allowance(NamedTuple):
+class LimitStatus(NamedTuple):
     """What a provider says is left of one of its limits: `reset` is the seconds until all of it is there again."""
 
     limit: float
@@ -144,11 +144,11 @@ class Allowance(NamedTuple):
     reset: float | None = None
 
 
-class Headroom(NamedTuple):
+class RateLimitStatus(NamedTuple):
     """What a provider says is left of its limits on requests and on tokens; None where it says nothing."""
 
-    requests: Allowance | None = None
-    tokens: Allowance | None = None
+    requests: LimitStatus | None = None
+    tokens: LimitStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +157,10 @@ class Reply:
 
     `vectors` is (n_texts, width) in the order asked, of the dtype asked for: float32 unless the settings name another.
     `tokens` are as billed, or None where the provider does not say, `truncated` the places of the texts the provider
-    cut, `headroom` what it says is left of its limits.
+    cut, `rate_limits` what it says is left of its limits.
     """
 
     vectors: Vectors
     tokens: int | None
     truncated: Sequence[int] = ()
-    headroom: Headroom | None = None
+    rate_limits: RateLimitStatus | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, Self
 
-from embedkit_core.common.formatting import ROUGHLY, counted_noun, dollars
+from embedkit_core.common.formatting import TWO_DIGITS, count_noun, format_usd
 
 MILLION = Decimal(1_000_000)  # tokens, for which prices are given
 
@@ -31,7 +31,7 @@ class Usage:
     texts: int = 0
     cache_hits: int = 0
     duplicates: int = 0
-    joined: int = 0
+    coalesced: int = 0
     sent: int = 0
     failed: int = 0
     requests: int = 0
@@ -54,37 +54,39 @@ class Usage:
         counts = {
             "from cache": self.cache_hits,
             "given twice": self.duplicates,
-            "shared with other callers": self.joined,
+            "shared with other callers": self.coalesced,
             "sent": self.sent,
             "failed": self.failed,
         }
-        said = [counted_noun(self.texts, "text"), *(f"{n:,} {what}" for what, n in counts.items() if n)]
+        said = [count_noun(self.texts, "text"), *(f"{n:,} {what}" for what, n in counts.items() if n)]
         said.append(
-            counted_noun(self.requests, "request") + (f" ({self.retries:,} of them again)" if self.retries else "")
+            count_noun(self.requests, "request") + (f" ({self.retries:,} of them again)" if self.retries else "")
         )
         if self.tokens:
-            cost = "price unknown" if self.cost_usd is None else f"${dollars(self.cost_usd)}"
-            said += [counted_noun(self.tokens, "token"), cost]
+            cost = "price unknown" if self.cost_usd is None else f"${format_usd(self.cost_usd)}"
+            said += [count_noun(self.tokens, "token"), cost]
         if self.saved_usd:
-            said.append(f"about ${dollars(ROUGHLY.plus(self.saved_usd))} saved")
+            said.append(f"about ${format_usd(TWO_DIGITS.plus(self.saved_usd))} saved")
         if self.possibly_billed_tokens:
-            most = "" if self.possibly_billed_usd is None else f" (${dollars(self.possibly_billed_usd)})"
-            said.append(f"up to {counted_noun(self.possibly_billed_tokens, 'token')}{most} possibly billed beside")
+            most = "" if self.possibly_billed_usd is None else f" (${format_usd(self.possibly_billed_usd)})"
+            said.append(f"up to {count_noun(self.possibly_billed_tokens, 'token')}{most} possibly billed beside")
         return ", ".join(said)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(_sum(getattr(self, name), getattr(other, name)) for name in USAGE))
+        return Usage(*(_sum(getattr(self, name), getattr(other, name)) for name in USAGE_FIELDS))
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Self:
         """Give the usage that `to_dict` told of."""
-        read: dict[str, Any] = {n: Decimal(v) if isinstance(v, str) else v for n, v in told.items() if n in USAGE}
+        read: dict[str, Any] = {
+            n: Decimal(v) if isinstance(v, str) else v for n, v in told.items() if n in USAGE_FIELDS
+        }
         return cls(**read)
 
     def to_dict(self) -> dict[str, int | str | None]:
         """Give the numbers as JSON has them: dollars as strings, which lose nothing, None where unknown."""
-        told: dict[str, Any] = {name: getattr(self, name) for name in USAGE} | {"cost_usd": self.cost_usd}
-        return {name: dollars(value) if isinstance(value, Decimal) else value for name, value in told.items()}
+        told: dict[str, Any] = {name: getattr(self, name) for name in USAGE_FIELDS} | {"cost_usd": self.cost_usd}
+        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in told.items()}
 
 
-USAGE = tuple(f.name for f in fields(Usage))
+USAGE_FIELDS = tuple(f.name for f in fields(Usage))

@@ -11,19 +11,19 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import InputType
 
-LEAST = {
+MINIMUMS = {
     "max_concurrency": 1,
     "requests_per_minute": 1,
     "tokens_per_minute": 1,
     "max_batch_texts": 1,
     "max_retries": 0,
 }
-MOST = 1_000_000_000
-NEEDED = ("max_concurrency", "max_retries")
+MAX_NUMBER = 1_000_000_000
+REQUIRED_NUMBERS = ("max_concurrency", "max_retries")
 SECONDS = ("timeout", "deadline")
 
 
-def is_text(value: object) -> bool:
+def is_valid_text(value: object) -> bool:
     """Tell whether something is a string that UTF-8 can carry."""
     if not isinstance(value, str):
         return False
@@ -34,7 +34,7 @@ def is_text(value: object) -> bool:
     return True
 
 
-def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise ConfigurationError unless a setting has one of the values allowed."""
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
@@ -43,12 +43,12 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ConfigurationError(f"{name}={value!r} is not one of {listed}{hint and f'; {hint}'}")
 
 
-def whole_number(name: str, value: object, least: int) -> None:
+def check_integer(name: str, value: object, least: int) -> None:
     """Raise ConfigurationError unless a setting is a whole number that is large enough."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name}={value!r:.80} must be a whole number of at least {least}")
-    if value > MOST:
-        raise ConfigurationError(f"{name} is more than {MOST:,}; leave it out for no limit")
+    if value > MAX_NUMBER:
+        raise ConfigurationError(f"{name} is more than {MAX_NUMBER:,}; leave it out for no limit")
 
 
 def check_limiter(limiter: object) -> None:
@@ -65,28 +65,28 @@ def check_limiter(limiter: object) -> None:
 
 def check_numbers(arguments: Mapping[str, Any]) -> None:
     """Raise ConfigurationError unless the settings that are numbers are such as can be."""
-    for name, least in LEAST.items():
-        if arguments[name] is not None or name in NEEDED:
-            whole_number(name, arguments[name], least)
+    for name, least in MINIMUMS.items():
+        if arguments[name] is not None or name in REQUIRED_NUMBERS:
+            check_integer(name, arguments[name], least)
     for name in SECONDS:
-        positive_seconds(name, arguments[name])
+        check_seconds(name, arguments[name])
 
 
-def positive_seconds(name: str, value: object) -> None:
+def check_seconds(name: str, value: object) -> None:
     """Raise ConfigurationError unless a setting is a time in seconds, or None for no limit."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_NUMBER:
         raise ConfigurationError(f"{name}={value!r:.80} must be a number of seconds above 0, or None for no limit")
 
 
-def amount_of_money(name: str, value: object) -> Decimal:
+def parse_usd(name: str, value: object) -> Decimal:
     """Give an amount of USD, 0 or more, of a number or the text of one; raise ConfigurationError for anything else."""
     try:
         if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
             raise ValueError
         usd = Decimal(str(value).strip().removeprefix("$"))
-        if not usd.is_finite() or not 0 <= usd <= MOST:
+        if not usd.is_finite() or not 0 <= usd <= MAX_NUMBER:
             raise ValueError
     except (ValueError, ArithmeticError):
         raise ConfigurationError(
@@ -95,7 +95,7 @@ def amount_of_money(name: str, value: object) -> Decimal:
     return usd
 
 
-def refuse_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+def check_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:
     """Raise ConfigurationError for arguments that do not exist, naming the nearest that do."""
     names = list(known)
     for name in unknown:
@@ -110,4 +110,4 @@ def unknown_argument(owner: str, name: str, known: list[str], *, listed: list[st
 
 def check_input_type(input_type: str) -> None:
     """Raise ConfigurationError unless the input type is one of ours."""
-    one_of("input_type", input_type, get_args(InputType))
+    check_choice("input_type", input_type, get_args(InputType))

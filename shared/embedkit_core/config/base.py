@@ -14,24 +14,24 @@ from decimal import Decimal
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
-from embedkit_core.cache.tiered import Store, open_store
+from embedkit_core.cache.tiered import TieredCache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import first_positions
+from embedkit_core.common.formatting import format_positions
 from embedkit_core.common.types import Cache, InputType, LongText, RateLimiter
 from embedkit_core.common.usage import Usage
-from embedkit_core.common.validation import check_limiter, check_numbers, one_of, refuse_unknown
+from embedkit_core.common.validation import check_choice, check_limiter, check_numbers, check_unknown
 from embedkit_core.common.vectors import DType
-from embedkit_core.config.cached_variants import Plan, plan
-from embedkit_core.config.pickling import Luggage, described, kept, packed, unpacked
-from embedkit_core.config.resolve import choose
-from embedkit_core.config.roles import CallSettings, OnError, Role, make_role
+from embedkit_core.config.cached_variants import ResolvedModel, resolve_model
+from embedkit_core.config.pickling import PickledSecrets, from_pickle, identity_arguments, snapshot_arguments, to_pickle
+from embedkit_core.config.resolve import resolve_provider
+from embedkit_core.config.roles import CallSettings, InputTypeSpec, OnError, make_input_type_spec
 from embedkit_core.costs.meter import Meter
 from embedkit_core.costs.prices import price_of
 from embedkit_core.costs.tracker import make_budget
-from embedkit_core.engine.rate_limits.limiter import Gate
-from embedkit_core.engine.rate_limits.user_limits import Rates
+from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
+from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.runtime.process import engine, off_loop
-from embedkit_core.observability.progress import ProgressTo, check_progress
+from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Secret
 
@@ -73,39 +73,39 @@ class BaseEmbedder:
         budget_usd: float | str | Decimal | None = None,
         budget_tokens: int | None = None,
         prices: Mapping[str, float | str | Decimal] | None = None,
-        progress: ProgressTo = None,
+        progress: ProgressOption = None,
         pickle_api_key: bool = False,
         **unknown: Never,
     ) -> None:
-        refuse_unknown("Embedder", unknown, parameter_names())
+        check_unknown("Embedder", unknown, parameter_names())
         arguments = {name: value for name, value in locals().items() if name in parameter_names()}
         check_numbers(arguments)
-        self._arguments = kept(arguments)
-        self._luggage = Luggage(arguments)
+        self._arguments = snapshot_arguments(arguments)
+        self._secrets = PickledSecrets(arguments)
         self.rate_limiter = rate_limiter
-        one_of("on_error", on_error, get_args(OnError))
+        check_choice("on_error", on_error, get_args(OnError))
         check_limiter(rate_limiter)
-        rates = Rates(requests_per_minute, tokens_per_minute)
+        rates = RateSettings(requests_per_minute, tokens_per_minute)
         self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error, progress)
         check_progress(progress)
-        choice = choose(arguments)
-        wanted = plan(choice, dimensions=dimensions, dtype=dtype, long_text=on_long_text)
+        choice = resolve_provider(arguments)
+        wanted = resolve_model(choice, dimensions=dimensions, dtype=dtype, long_text=on_long_text)
         self.provider = wanted.provider
         self._info = choice.info
         self.model = f"{self.provider.name}:{self.provider.model}"
         self.price = price_of(self.provider, prices)
         self.budget = make_budget(budget_usd, budget_tokens)
         self.meter = Meter(self.price.usd_per_million)
-        self.store: Store = open_store(cache)
-        self._form = wanted.form
-        self._joined: dict[Account, weakref.finalize[Any, Any]] = {}
-        self.has_warned = False
-        gate = Gate(rate_limiter) if rate_limiter is not None else None
-        self._roles: dict[str, Role] = {
-            kind: make_role(
-                *(wanted.provider, wanted.asked, kind),
-                form=wanted.form,
-                sources=wanted.sources(kind, on_long_text),
+        self.tiered_cache: TieredCache = open_tiered(cache)
+        self._format = wanted.format
+        self._accounts: dict[Account, weakref.finalize[Any, Any]] = {}
+        self.has_warned_of_truncation = False
+        gate = LimiterAdapter(rate_limiter) if rate_limiter is not None else None
+        self._specs: dict[str, InputTypeSpec] = {
+            kind: make_input_type_spec(
+                *(wanted.provider, wanted.output, kind),
+                form=wanted.format,
+                sources=wanted.cached_variants(kind, on_long_text),
                 long_text=on_long_text,
                 max_texts=max_batch_texts,
                 timeout=timeout,
@@ -113,7 +113,7 @@ class BaseEmbedder:
             )
             for kind in get_args(InputType)
         }
-        self._space_mark = self._mark(wanted, provider_options)
+        self._space_suffix = self._suffix_of_space(wanted, provider_options)
 
     # Facts
 
@@ -125,28 +125,30 @@ class BaseEmbedder:
     @property
     def dimensions(self) -> int | None:
         """How many the vectors have; None until the first reply of a model that is not in the catalogue."""
-        return self._form.dimensions
+        return self._format.dimensions
 
     @property
-    def has_unit_length(self) -> bool:
+    def is_normalized(self) -> bool:
         """Whether vectors are known to have length 1: the model promises it, or they are brought to it here."""
         return self._info is not None and self._info.unit_length is not None
 
     @property
     def space(self) -> str:
         """The name of the vector space: vectors of different spaces must not be compared or share an index."""
-        wire = self._roles["document"].lane.wire
+        wire = self._specs["document"].request_spec.body
         shared = self._info.space if self._info else None
         identity = shared or str(wire.get("model", self.provider.model))[:64]
         where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
-        name = f"{self.provider.key_name}:{identity}{where}/{self.dimensions or 'unknown'}/{self._form.dtype}"
-        return name + self._space_mark
+        name = (
+            f"{self.provider.cache_key_provider}:{identity}{where}/{self.dimensions or 'unknown'}/{self._format.dtype}"
+        )
+        return name + self._space_suffix
 
-    def _mark(self, wanted: Plan, options: Mapping[str, Any] | None) -> str:
+    def _suffix_of_space(self, wanted: ResolvedModel, options: Mapping[str, Any] | None) -> str:
         """Give what tells spaces of one model apart that its name, width and type do not."""
-        wire = self._roles["document"].lane.wire
+        wire = self._specs["document"].request_spec.body
         told = {name: wire[name] for name in options or {} if name in wire}
-        made = {name: value for name, value in wanted.asked.parts().items() if name == "centred"}
+        made = {name: value for name, value in wanted.output.key_parts().items() if name == "centred"}
         if not (told or made):
             return ""
         return "/" + hashlib.sha256(json.dumps([told, made], sort_keys=True).encode()).hexdigest()[:8]
@@ -154,41 +156,41 @@ class BaseEmbedder:
     def identity(self) -> dict[str, Any]:
         """Give the arguments that change vectors, each in one spelling, and the fingerprint of all that does."""
         return {
-            **described(self._arguments, self.provider, self._roles["document"].form),
+            **identity_arguments(self._arguments, self.provider, self._specs["document"].format),
             "fingerprint": self.fingerprint,
         }
 
     @property
     def fingerprint(self) -> str:
         """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
-        return hashlib.sha256(b"".join(role.prefix for role in self._roles.values())).hexdigest()[:32]
+        return hashlib.sha256(b"".join(role.key_prefix for role in self._specs.values())).hexdigest()[:32]
 
     def learn_dimensions(self, dimensions: int) -> None:
         """Learn how many the vectors of a model have that is not in the catalogue."""
-        self._form = replace(self._form, dimensions=dimensions)
+        self._format = replace(self._format, dimensions=dimensions)
 
-    def warn_of_cuts(self, truncated: Sequence[int], n_texts: int) -> None:
+    def warn_of_truncation(self, truncated: Sequence[int], n_texts: int) -> None:
         """Say once that texts were cut. On the caller's side."""
-        if not self.has_warned:
-            self.has_warned = True
-            warn_of_cuts(self.model, truncated, n_texts)
+        if not self.has_warned_of_truncation:
+            self.has_warned_of_truncation = True
+            log_truncation(self.model, truncated, n_texts)
 
     # Life
 
-    def join(self, account: Account) -> None:
+    def use_account(self, account: Account) -> None:
         """Note that this object uses an account, so that its client is kept open."""
-        if account not in self._joined:
-            self._joined[account] = leaving = weakref.finalize(self, engine().leave, account)
+        if account not in self._accounts:
+            self._accounts[account] = leaving = weakref.finalize(self, engine().leave, account)
             leaving.atexit = False
             engine().join(account)
 
     def close(self) -> None:
         """Let go of the client and the cache; another call opens them again."""
-        while self._joined:
-            account, leaving = self._joined.popitem()
+        while self._accounts:
+            account, leaving = self._accounts.popitem()
             if leaving.detach() is not None:
                 engine().close_account(account)
-        self.store.close()
+        self.tiered_cache.close()
 
     async def aclose(self) -> None:
         """Close without holding the caller's loop."""
@@ -234,7 +236,7 @@ class BaseEmbedder:
             raise ConfigurationError(
                 "an embedder with a budget cannot be pickled: each process would spend it anew; give each its own"
             )
-        return unpacked, (type(self), packed(self._arguments, self.provider), self._luggage.packed())
+        return from_pickle, (type(self), to_pickle(self._arguments, self.provider), self._secrets.to_pickle())
 
 
 @functools.cache
@@ -244,7 +246,7 @@ def parameter_names() -> tuple[str, ...]:
     return tuple(name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD)
 
 
-def warn_of_cuts(model: str, truncated: Collection[int], n_texts: int) -> None:
+def log_truncation(model: str, truncated: Collection[int], n_texts: int) -> None:
     """Say that texts were cut to fit the model."""
     logger.warning(
         "%d of %d texts are longer than %s takes and were cut (positions %s): embed(...).truncated names them "
@@ -252,5 +254,5 @@ def warn_of_cuts(model: str, truncated: Collection[int], n_texts: int) -> None:
         len(truncated),
         n_texts,
         model,
-        first_positions(truncated),
+        format_positions(truncated),
     )

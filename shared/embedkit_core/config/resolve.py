@@ -12,20 +12,20 @@ from typing import Any, get_args
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import LongText, ModelInfo
-from embedkit_core.common.validation import is_text, one_of, whole_number
+from embedkit_core.common.validation import check_choice, check_integer, is_valid_text
 from embedkit_core.common.vectors import DType
-from embedkit_core.config.output_spec import Order, order
+from embedkit_core.config.output_spec import OutputSpec, resolve_output_spec
 from embedkit_core.providers import catalogue
 from embedkit_core.providers.base import Provider, ProviderSettings
 from embedkit_core.providers.http.connection import Connection, connection
 from embedkit_core.providers.registry import is_provider, provider_class, provider_names
 from embedkit_core.providers.secrets import Secret, clean
 
-KEYS = ("sk-", "pa-", "al-")  # as OpenAI's and Voyage's begin
+API_KEY_PREFIXES = ("sk-", "pa-", "al-")  # as OpenAI's and Voyage's begin
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ResolvedProvider:
     """What a user's arguments come to: the class of a provider, the settings to make one from, and the row known."""
 
     provider: type[Provider]
@@ -36,48 +36,48 @@ class Choice:
         """The catalogue's row."""
         return self.settings.info
 
-    def order(self, dimensions: int | None, dtype: DType) -> Order:
+    def output_spec(self, dimensions: int | None, dtype: DType) -> OutputSpec:
         """Share out the work on vectors of these dimensions and this type between the provider and us."""
         info, chosen = self.info, self.provider
-        own = info is not None and info.provider == chosen.key_name
-        return order(
+        own = info is not None and info.provider == chosen.cache_key_provider
+        return resolve_output_spec(
             self.settings.name,
             info,
             dimensions=dimensions,
             dtype=dtype,
             offered=tuple(kind for kind in chosen.dtypes if kind in (info.dtypes if own and info else chosen.dtypes)),
-            unit=chosen.promises_unit_length,
+            unit=chosen.returns_normalized,
             cuts=info is None or (chosen.takes_dimensions and own),
         )
 
-    def make(self, asked: Order) -> Provider:
+    def make(self, asked: OutputSpec) -> Provider:
         """Make the provider that is asked so."""
         return self.provider(replace(self.settings, dimensions=asked.dimensions, dtype=asked.dtype))
 
 
-def choose(arguments: Mapping[str, Any]) -> Choice:
+def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
     """Find the provider a model string names, and check what goes to it.
 
     Raises:
         ConfigurationError: for a model, provider, key or setting that cannot work; the message names the way out.
     """
-    one_of("on_long_text", arguments["on_long_text"], get_args(LongText))
-    one_of("dtype", arguments["dtype"], get_args(DType))
+    check_choice("on_long_text", arguments["on_long_text"], get_args(LongText))
+    check_choice("dtype", arguments["dtype"], get_args(DType))
     if arguments["dimensions"] is not None:
-        whole_number("dimensions", arguments["dimensions"], 1)
+        check_integer("dimensions", arguments["dimensions"], 1)
     for name in ("query_prompt", "document_prompt"):
-        if arguments[name] is not None and not is_text(arguments[name]):
+        if arguments[name] is not None and not is_valid_text(arguments[name]):
             raise ConfigurationError(f"{name} must be a string of valid Unicode, not {type(arguments[name]).__name__}")
     model, base_url = arguments["model"], arguments["base_url"]
     if isinstance(model, str):
         model = str.__str__(model)  # an enumeration may show itself otherwise
     provider, name = split_model(model, base_url)
     chosen = provider_class(provider)
-    info = _row(chosen, chosen.catalogue_name(name), base_url, arguments["model_info"])
-    if chosen.is_own_host(base_url) and not chosen.on_this_machine:
-        _refuse_what_is_not_served(provider, name, info)
+    info = _catalogue_entry(chosen, chosen.catalogue_name(name), base_url, arguments["model_info"])
+    if chosen.is_own_host(base_url) and not chosen.is_local:
+        _check_served(provider, name, info)
     chosen.check_installed()
-    return Choice(
+    return ResolvedProvider(
         chosen,
         ProviderSettings(
             name=name,
@@ -93,21 +93,23 @@ def choose(arguments: Mapping[str, Any]) -> Choice:
     )
 
 
-def _row(chosen: type[Provider], name: str, base_url: str | None, given: Mapping[str, Any] | None) -> ModelInfo | None:
+def _catalogue_entry(
+    chosen: type[Provider], name: str, base_url: str | None, given: Mapping[str, Any] | None
+) -> ModelInfo | None:
     """Give what is known of a model: at a provider's own host only of its own, elsewhere of any that it may serve.
 
     What nobody but the user knows is one of the last of these: an open model's vectors are cut here, if at all.
     """
-    homes, unknown = chosen.rows_of or (chosen.name,), chosen.unknown(name)
+    homes, unknown = chosen.catalogue_providers or (chosen.name,), chosen.default_info(name)
     if chosen.is_own_host(base_url):
         return catalogue.find_for(name, homes[:1], given, unknown)
     return catalogue.find_for(name, homes, given, replace(unknown, provider=homes[-1]))
 
 
-def _refuse_what_is_not_served(provider: str, name: str, info: ModelInfo | None) -> None:
+def _check_served(provider: str, name: str, info: ModelInfo | None) -> None:
     """Refuse slips of the pen, and what the provider has retired. A new model must not wait for a release."""
     other = catalogue.find(name) if info is None else None
-    if other is not None and not provider_class(other.provider).on_this_machine:
+    if other is not None and not provider_class(other.provider).is_local:
         raise ConfigurationError(f"{name!r} is not {provider}'s; did you mean '{other.provider}:{name}'?")
     if info is None and (hint := catalogue.suggest_model(name, provider)):
         raise ConfigurationError(f"no model {name!r} is known at {provider}; {hint} If not, model_info={{}} says so")
@@ -128,7 +130,7 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
     The part before the first colon is the provider only if one is registered by that name; otherwise the provider
     comes from the catalogue, or is "openai" where a base_url is given.
     """
-    if isinstance(model, str) and model.strip().startswith(KEYS):
+    if isinstance(model, str) and model.strip().startswith(API_KEY_PREFIXES):
         raise ConfigurationError(
             "model= holds what looks like an API key: give the key as api_key=, and a model's name"
         )
@@ -142,7 +144,7 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
     info = catalogue.find(model)
     if info is not None and not is_provider(info.provider):
         raise ConfigurationError(f"the provider {info.provider!r}, which a row of {model!r} names, is not installed")
-    if info is not None and (base_url is None or not provider_class(info.provider).on_this_machine):
+    if info is not None and (base_url is None or not provider_class(info.provider).is_local):
         return info.provider, model
     if base_url is not None:
         return "openai", model
@@ -203,19 +205,19 @@ def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[
         return {}
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise ConfigurationError("provider_options must be a mapping from names of fields to their values")
-    taken = sorted(provider.own_fields & given.keys())
+    taken = sorted(provider.reserved_fields & given.keys())
     if taken:
         raise ConfigurationError(f"provider_options may not hold {', '.join(taken)}: the library sets that itself")
     try:
         listed = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)
         listed.encode()
-        copied: dict[str, Any] = json.loads(listed, parse_int=_bounded)
+        copied: dict[str, Any] = json.loads(listed, parse_int=_parse_int)
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError("provider_options must hold values that JSON can carry") from None
     return copied
 
 
-def _bounded(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     """Read a number that every JSON parser can."""
     number = int(digits)
     if abs(number) >= 1 << 63:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError
-from embedkit_core.common.formatting import dollars
+from embedkit_core.common.formatting import format_usd
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.costs.budget import Budget
-from embedkit_core.costs.meter import Counts, Meter, counted
-from embedkit_core.costs.tokens import usd_of
+from embedkit_core.costs.meter import Meter, TextCounts, usage_of
+from embedkit_core.costs.tokens import cost_usd
 from embedkit_core.costs.tracker import UsageTracker
 
 
@@ -50,23 +50,23 @@ class CallBilling:
         """True if a budget limits dollars and the price of the model is unknown."""
         return self.price is None and any(budget.limit_usd is not None for budget in self.budgets)
 
-    def count(self, counts: Counts) -> None:
+    def count(self, counts: TextCounts) -> None:
         """Count the outcome of the call's texts."""
         for meter in self.meters:
             meter.count(counts)
 
-    def usage(self, counts: Counts) -> Usage:
+    def usage(self, counts: TextCounts) -> Usage:
         """Return the outcome of the call's texts, and what the cache hits among them saved."""
-        return counted(counts, self.price)
+        return usage_of(counts, self.price)
 
-    def admits(self, tokens: int) -> bool:
+    def allows(self, tokens: int) -> bool:
         """Tell whether all budgets allow so many tokens."""
-        return all(budget.admits(tokens, self.price) for budget in self.budgets)
+        return all(budget.allows(tokens, self.price) for budget in self.budgets)
 
-    def refusal(self, tokens: int) -> BudgetError | None:
+    def check(self, tokens: int) -> BudgetError | None:
         """Give the error for so many tokens, unless they may yet be paid for with what is reserved and comes back."""
         for budget in self.budgets:
-            if not budget.waits and not budget.admits(tokens, self.price):
+            if not budget.has_reservations and not budget.allows(tokens, self.price):
                 return budget_error(budget, tokens, self.price)
         return None
 
@@ -78,7 +78,7 @@ class CallBilling:
         """Return the error of one of these budgets with its current figures, unless the text has room by now."""
         for budget in self.budgets:
             mine = (budget.limit_usd, budget.limit_tokens) == (error.limit_usd, error.limit_tokens)
-            if mine and error.needed_tokens is not None and not budget.admits(error.needed_tokens, self.price):
+            if mine and error.needed_tokens is not None and not budget.allows(error.needed_tokens, self.price):
                 return budget_error(budget, error.needed_tokens, self.price)
         return error
 
@@ -95,31 +95,33 @@ class CallBilling:
             return Usage()
         if self.price is None:
             return Usage(tokens=billed, unpriced_tokens=billed)
-        return Usage(tokens=billed, priced_usd=usd_of(billed, self.price))
+        return Usage(tokens=billed, priced_usd=cost_usd(billed, self.price))
 
-    def lose(self, reserved: int, most: int) -> Usage:
+    def mark_unconfirmed(self, reserved: int, most: int) -> Usage:
         """Count what may have been billed, at `most` so many tokens, and give the usage it comes to."""
         for budget in self.budgets:
-            budget.lose(reserved, self.price)
-        usd = None if self.price is None else usd_of(most, self.price)
+            budget.mark_unconfirmed(reserved, self.price)
+        usd = None if self.price is None else cost_usd(most, self.price)
         return Usage(possibly_billed_tokens=most, possibly_billed_usd=usd)
 
 
 def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetError:
     """Give the error for a text of at most so many tokens that a budget does not allow."""
     usd, left = budget.left_usd, budget.left_tokens
-    if usd is not None and budget.limit_usd is not None and (price is None or usd_of(tokens, price) > usd):
-        message = f"of the budget of ${dollars(budget.limit_usd)}, ${dollars(usd)} is left, and a text may cost up to "
-        message += "an amount nobody knows" if price is None else f"${dollars(usd_of(tokens, price))}"
+    if usd is not None and budget.limit_usd is not None and (price is None or cost_usd(tokens, price) > usd):
+        message = (
+            f"of the budget of ${format_usd(budget.limit_usd)}, ${format_usd(usd)} is left, and a text may cost up to "
+        )
+        message += "an amount nobody knows" if price is None else f"${format_usd(cost_usd(tokens, price))}"
     else:
         message = f"of the budget of {budget.limit_tokens:,} tokens, {left:,} are left, and a text may have {tokens:,}"
     return BudgetError(
         message,
         limit_usd=budget.limit_usd,
-        spent_usd=budget.spent_usd + budget.lost_usd,
-        needed_usd=None if price is None else usd_of(tokens, price),
+        spent_usd=budget.spent_usd + budget.unconfirmed_usd,
+        needed_usd=None if price is None else cost_usd(tokens, price),
         limit_tokens=budget.limit_tokens,
-        spent_tokens=budget.spent_tokens + budget.lost_tokens,
+        spent_tokens=budget.spent_tokens + budget.unconfirmed_tokens,
         needed_tokens=tokens,
         usd_per_million=price,
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Protocol
 
-from embedkit_core.common.fork_safety import tell_child
+from embedkit_core.common.fork_safety import register_after_fork
 from embedkit_core.common.usage import MILLION
-from embedkit_core.costs.tokens import usd_of
+from embedkit_core.costs.tokens import cost_usd
 
 
 class BudgetWaiter(Protocol):
@@ -26,33 +26,33 @@ class Budget:
 
     __slots__ = (
         "__weakref__",
-        "blocked",
         "limit_tokens",
         "limit_usd",
-        "lost_tokens",
-        "lost_usd",
         "reserved_tokens",
         "reserved_usd",
         "spent_tokens",
         "spent_usd",
+        "unconfirmed_tokens",
+        "unconfirmed_usd",
+        "waiting",
     )
 
     def __init__(self, limit_usd: Decimal | None = None, limit_tokens: int | None = None) -> None:
         self.limit_usd = limit_usd
         self.limit_tokens = limit_tokens
-        self.spent_tokens = self.lost_tokens = 0
-        self.spent_usd = self.lost_usd = Decimal(0)
-        self.in_child()
-        tell_child(self)
+        self.spent_tokens = self.unconfirmed_tokens = 0
+        self.spent_usd = self.unconfirmed_usd = Decimal(0)
+        self.after_fork_in_child()
+        register_after_fork(self)
 
-    def in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Reserve nothing: what was is the parent's to settle."""
         self.reserved_tokens = 0
         self.reserved_usd = Decimal(0)
-        self.blocked: set[BudgetWaiter] = set()
+        self.waiting: set[BudgetWaiter] = set()
 
     @property
-    def waits(self) -> bool:
+    def has_reservations(self) -> bool:
         """Tell whether something is reserved that may come back."""
         return bool(self.reserved_tokens)
 
@@ -61,16 +61,16 @@ class Budget:
         """The dollars that may still be spent, None for no limit."""
         if self.limit_usd is None:
             return None
-        return self.limit_usd - self.spent_usd - self.lost_usd - self.reserved_usd
+        return self.limit_usd - self.spent_usd - self.unconfirmed_usd - self.reserved_usd
 
     @property
     def left_tokens(self) -> int | None:
         """The tokens that may still be spent, None for no limit."""
         if self.limit_tokens is None:
             return None
-        return self.limit_tokens - self.spent_tokens - self.lost_tokens - self.reserved_tokens
+        return self.limit_tokens - self.spent_tokens - self.unconfirmed_tokens - self.reserved_tokens
 
-    def admits(self, tokens: int, price: Decimal | None) -> bool:
+    def allows(self, tokens: int, price: Decimal | None) -> bool:
         """Tell whether so many tokens at this price may still be spent."""
         usd, left = self.left_usd, self.left_tokens
         if usd is not None and (price is None or tokens * price / MILLION > usd):
@@ -80,23 +80,23 @@ class Budget:
     def reserve(self, tokens: int, price: Decimal | None) -> None:
         """Set so many tokens aside."""
         self.reserved_tokens += tokens
-        self.reserved_usd += usd_of(tokens, price)
+        self.reserved_usd += cost_usd(tokens, price)
 
     def settle(self, reserved: int, billed: int, price: Decimal | None) -> None:
         """Take a bill in place of what was reserved for it."""
-        self._free(reserved, price)
+        self._release(reserved, price)
         self.spent_tokens += billed
-        self.spent_usd += usd_of(billed, price)
+        self.spent_usd += cost_usd(billed, price)
 
-    def lose(self, reserved: int, price: Decimal | None) -> None:
+    def mark_unconfirmed(self, reserved: int, price: Decimal | None) -> None:
         """Count as spent what was reserved for a request of which nobody knows what became."""
-        self._free(reserved, price)
-        self.lost_tokens += reserved
-        self.lost_usd += usd_of(reserved, price)
+        self._release(reserved, price)
+        self.unconfirmed_tokens += reserved
+        self.unconfirmed_usd += cost_usd(reserved, price)
 
-    def _free(self, reserved: int, price: Decimal | None) -> None:
+    def _release(self, reserved: int, price: Decimal | None) -> None:
         self.reserved_tokens -= reserved
-        self.reserved_usd -= usd_of(reserved, price)
-        blocked, self.blocked = self.blocked, set()
+        self.reserved_usd -= cost_usd(reserved, price)
+        blocked, self.waiting = self.waiting, set()
         for one in blocked:
             one.on_budget_released()

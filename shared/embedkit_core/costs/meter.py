@@ -9,13 +9,13 @@ from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.usage import MILLION, Usage
 
 
-class Counts(NamedTuple):
+class TextCounts(NamedTuple):
     """What became of the texts of a call, as `Usage` has it; `saved_tokens` are those of the hits, estimated."""
 
     texts: int
     cache_hits: int
     duplicates: int
-    joined: int
+    coalesced: int
     sent: int
     failed: int
     saved_tokens: int
@@ -51,7 +51,7 @@ class Meter:
         with self._lock.lock:
             self._billed += usage
 
-    def count(self, counts: Counts) -> None:
+    def count(self, counts: TextCounts) -> None:
         """Add what became of the texts of one call."""
         texts, cache_hits, duplicates, joined, sent, failed, saved = counts
         with self._lock.lock:
@@ -66,7 +66,7 @@ class Meter:
     def read(self) -> Usage:
         """Give the total so far."""
         with self._lock.lock:
-            told = Counts(
+            told = TextCounts(
                 self._texts,
                 self._cache_hits,
                 self._duplicates,
@@ -75,16 +75,16 @@ class Meter:
                 self._failed,
                 self._saved,
             )
-            return counted(told, self._price) + self._billed
+            return usage_of(told, self._price) + self._billed
 
 
-def counted(counts: Counts, price: Decimal | None) -> Usage:
+def usage_of(counts: TextCounts, price: Decimal | None) -> Usage:
     """Give the usage of texts by what became of them, and what the hits among them saved at a price."""
     saved = counts.saved_tokens
-    return Usage(*counts[:-1], saved_tokens=saved, saved_usd=known_usd(saved, price))
+    return Usage(*counts[:-1], saved_tokens=saved, saved_usd=cost_of(saved, price))
 
 
-def known_usd(tokens: int, price: Decimal | None) -> Decimal | None:
+def cost_of(tokens: int, price: Decimal | None) -> Decimal | None:
     """Give what so many tokens cost, None where there are any and their price is unknown."""
     if price is None:
         return None if tokens else Decimal(0)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.usage import MILLION
-from embedkit_core.common.validation import amount_of_money
+from embedkit_core.common.validation import parse_usd
 from embedkit_core.providers.base import Provider
 
 GENAI_PRICES = "genai_prices"
@@ -34,12 +34,16 @@ def price_of(provider: Provider, prices: Mapping[str, Any] | None) -> Price:
         ConfigurationError: a price is no number of 0 or more.
     """
     given = checked(prices)
-    for name in (f"{provider.name}:{provider.model}", f"{provider.key_name}:{provider.model}", provider.model):
+    for name in (
+        f"{provider.name}:{provider.model}",
+        f"{provider.cache_key_provider}:{provider.model}",
+        provider.model,
+    ):
         if name in given:
             return Price(given[name], "prices=")
     if provider.usd_per_million is not None:
-        return Price(provider.usd_per_million, "this machine" if provider.on_this_machine else "catalogue")
-    if not provider.endpoint and (found := _second_source(provider.key_name, provider.model)) is not None:
+        return Price(provider.usd_per_million, "this machine" if provider.is_local else "catalogue")
+    if not provider.endpoint and (found := _second_source(provider.cache_key_provider, provider.model)) is not None:
         return Price(found, "genai-prices")
     return Price(None, "unknown")
 
@@ -54,7 +58,7 @@ def checked(prices: Mapping[str, Any] | None) -> dict[str, Decimal]:
         return {}
     if not isinstance(prices, Mapping):
         raise ConfigurationError("prices must map models to USD per million tokens, as in {'openai:my-model': 0.02}")
-    return {str(name): amount_of_money(f"prices[{name!r}]", value) for name, value in prices.items()}
+    return {str(name): parse_usd(f"prices[{name!r}]", value) for name, value in prices.items()}
 
 
 def _second_source(provider: str, model: str) -> Decimal | None:

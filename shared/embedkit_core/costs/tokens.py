@@ -9,12 +9,12 @@ from decimal import Decimal
 from embedkit_core.common.usage import MILLION
 
 
-def usd_of(tokens: int, price: Decimal | None) -> Decimal:
+def cost_usd(tokens: int, price: Decimal | None) -> Decimal:
     """Give what so many tokens cost, 0 where the price is unknown."""
     return Decimal(0) if price is None else tokens * price / MILLION
 
 
-def most_tokens(text: str) -> int:
+def max_tokens(text: str) -> int:
     """Give how many tokens a text may be at most: its bytes, also in the longer form some tokenizers bring it to."""
     if text.isascii():
         return len(text)
@@ -29,7 +29,7 @@ def estimate_tokens(text: str, encoded: bytes) -> int:
     return int(len(encoded) / 3.6 + 0.4 * (len(encoded) - len(text))) + 1
 
 
-def share_out(total: int, sizes: Sequence[int]) -> list[int]:
+def split_bill(total: int, sizes: Sequence[int]) -> list[int]:
     """Divide billed tokens over texts by their size, in whole numbers that add up to the total."""
     weight = sum(sizes)
     if not weight:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import ForkLock
-from embedkit_core.common.formatting import dollars, markdown, shortened, suggest
+from embedkit_core.common.formatting import format_usd, markdown_table, shorten_model_name, suggest
 from embedkit_core.common.types import InputType
-from embedkit_core.common.usage import USAGE, Usage
-from embedkit_core.common.validation import amount_of_money, whole_number
+from embedkit_core.common.usage import USAGE_FIELDS, Usage
+from embedkit_core.common.validation import check_integer, parse_usd
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _active: ContextVar[tuple[UsageTracker, ...]] = ContextVar("embedkit_trackers", default=())
 
 
-def trackers() -> tuple[UsageTracker, ...]:
+def active_trackers() -> tuple[UsageTracker, ...]:
     """Give those of the blocks that the caller is in."""
     return _active.get()
 
@@ -132,9 +132,9 @@ class UsageTracker:
         return [UsageRow(*name, usage) for name, usage in found.items()]
 
     def __getattr__(self, name: str) -> Any:
-        if name in USAGE or name == "cost_usd":
+        if name in USAGE_FIELDS or name == "cost_usd":
             return getattr(self.usage, name)
-        hint = suggest(name, [*USAGE, "cost_usd"]) or f"Usage has {', '.join(USAGE)}"
+        hint = suggest(name, [*USAGE_FIELDS, "cost_usd"]) or f"Usage has {', '.join(USAGE_FIELDS)}"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; {hint}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _listed(row: UsageRow) -> dict[str, Any]:
     return {"model": row.model, "input_type": row.input_type, **row.usage.to_dict()}
 
 
-def by_model(rows: Iterable[UsageRow]) -> dict[str, Usage]:
+def usage_by_model(rows: Iterable[UsageRow]) -> dict[str, Usage]:
     """Give the usage of each model, in all roles together."""
     found: dict[str, Usage] = {}
     for row in rows:
@@ -168,7 +168,7 @@ def by_model(rows: Iterable[UsageRow]) -> dict[str, Usage]:
     return found
 
 
-class UsageHeard:
+class UsageAccumulator:
     """The usage of calls as it was told of in dictionaries, each that of a `UsageRow`; safe to add to in any thread."""
 
     def __init__(self) -> None:
@@ -199,29 +199,32 @@ COLUMNS: Mapping[str, Callable[[Usage], str]] = {
     "failed": lambda usage: f"{usage.failed:,}",
     "requests": lambda usage: f"{usage.requests:,}",
     "tokens": lambda usage: f"{usage.tokens:,}",
-    "cost": lambda usage: amount(usage.cost_usd),
-    "saved, about": lambda usage: amount(usage.saved_usd),
-    "possibly billed": lambda usage: amount(usage.possibly_billed_usd),
+    "cost": lambda usage: format_cost(usage.cost_usd),
+    "saved, about": lambda usage: format_cost(usage.saved_usd),
+    "possibly billed": lambda usage: format_cost(usage.possibly_billed_usd),
 }
 
 
-MAIN = ("texts", "sent", "tokens", "cost")
+DEFAULT_COLUMNS = ("texts", "sent", "tokens", "cost")
 
 
 def usage_table(rows: list[UsageRow]) -> str:
     """Give rows of usage as a table in Markdown; columns of nothing but zeros are left out, but for the main ones."""
     total = sum((row.usage for row in rows), Usage())
-    columns = {name: show for name, show in COLUMNS.items() if name in MAIN or show(total) not in ("0", "$0")}
+    columns = {
+        name: show for name, show in COLUMNS.items() if name in DEFAULT_COLUMNS or show(total) not in ("0", "$0")
+    }
     head = ["model", "role", *columns]
     cells = [
-        [shortened(row.model, 30), row.input_type, *(show(row.usage) for show in columns.values())] for row in rows
+        [shorten_model_name(row.model, 30), row.input_type, *(show(row.usage) for show in columns.values())]
+        for row in rows
     ]
-    return markdown(head, cells, right=range(2, len(head)))
+    return markdown_table(head, cells, right=range(2, len(head)))
 
 
-def amount(usd: Decimal | None) -> str:
+def format_cost(usd: Decimal | None) -> str:
     """Give dollars for people: "unknown" where nobody knows."""
-    return "unknown" if usd is None else f"${dollars(usd)}"
+    return "unknown" if usd is None else f"${format_usd(usd)}"
 
 
 def track_usage(*, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None) -> UsageTracker:
@@ -239,9 +242,9 @@ def make_budget(budget_usd: object, budget_tokens: object) -> Budget | None:
     Raises:
         ConfigurationError: one of them is no number that can be one.
     """
-    usd = None if budget_usd is None else amount_of_money("budget_usd", budget_usd)
+    usd = None if budget_usd is None else parse_usd("budget_usd", budget_usd)
     if budget_tokens is not None:
-        whole_number("budget_tokens", budget_tokens, 0)
+        check_integer("budget_tokens", budget_tokens, 0)
     if usd is None and budget_tokens is None:
         return None
     return Budget(usd, budget_tokens)  # type: ignore[arg-type]

@@ -8,14 +8,14 @@ from math import ceil
 
 from embedkit_core.common.types import Limits
 
-FLOOR_TEXTS = 32  # 20 waiting texts must not become 16 requests
-CAP_TEXTS = 256  # a query must not wait long behind a bulk request, and a crash loses what is in flight
-CAP_TOKENS = 16_000
-USUAL_SECONDS = 20e-6  # that a server takes for a token, until it shows
+MIN_TEXTS = 32  # 20 waiting texts must not become 16 requests
+MAX_TEXTS = 256  # a query must not wait long behind a bulk request, and a crash loses what is in flight
+MAX_TOKENS = 16_000
+DEFAULT_SECONDS_PER_TOKEN = 20e-6  # that a server takes for a token, until it shows
 
 
 @dataclass(slots=True)
-class Room:
+class RequestCapacity:
     """How much one request may hold: the model's limits, and what refusals taught. Tokens are as estimated."""
 
     texts: int
@@ -23,9 +23,9 @@ class Room:
     text_tokens: int
 
     @classmethod
-    def of(cls, limits: Limits) -> Room:
+    def from_limits(cls, limits: Limits) -> RequestCapacity:
         """Give the room a model's limits leave; where they say nothing of tokens, our own cap."""
-        tokens = limits.tokens or CAP_TOKENS
+        tokens = limits.tokens or MAX_TOKENS
         return cls(limits.texts, tokens, min(limits.text_tokens or tokens, tokens))
 
     def halve(self, sizes: Sequence[int], *, counts_texts: bool = False) -> None:
@@ -36,7 +36,7 @@ class Room:
             self.tokens = max(1, min(self.tokens, sum(sizes) // 2))
 
 
-def spread(waiting: int, slots: int, cap: int, *, tokens: float = 0, cap_tokens: float = 1) -> int:
+def texts_per_request(waiting: int, slots: int, cap: int, *, tokens: float = 0, cap_tokens: float = 1) -> int:
     """Give the number of texts a request should hold: equal waves over the slots, between floor and cap.
 
     `tokens` are those of all that wait, of which a request takes `cap_tokens` at most. 500 texts and 8 slots give 63;
@@ -44,4 +44,4 @@ def spread(waiting: int, slots: int, cap: int, *, tokens: float = 0, cap_tokens:
     """
     slots = max(1, slots)
     waves = max(1, ceil(waiting / (slots * cap)), ceil(tokens / (slots * cap_tokens)))
-    return min(cap, max(FLOOR_TEXTS, ceil(waiting / (waves * slots))))
+    return min(cap, max(MIN_TEXTS, ceil(waiting / (waves * slots))))

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from embedkit_core.common.errors import MissingExtraError
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.usage import Usage
-from embedkit_core.observability.hooks import Facts, Outcome, Watch, add_watcher, remove_watcher
+from embedkit_core.observability.hooks import CallInfo, CallOutcome, CallSpan, add_observer, remove_observer
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter, MeterProvider
@@ -34,7 +34,7 @@ PORTS = {"http": 80, "https": 443}
 OUTCOMES: Mapping[str, str] = {
     "cache_hits": "embedkit.cache.hits",
     "duplicates": "embedkit.duplicates",
-    "joined": "embedkit.joined",
+    "coalesced": "embedkit.coalesced",
     "sent": "embedkit.sent",
     "failed": "embedkit.failed",
 }
@@ -74,7 +74,7 @@ def instrument(
     with _lock.lock:
         uninstrument()
         _instrumented = made
-        add_watcher(made)
+        add_observer(made)
 
 
 def _version() -> str:
@@ -92,7 +92,7 @@ def uninstrument() -> None:
     global _instrumented
     with _lock.lock:
         if _instrumented is not None:
-            remove_watcher(_instrumented)
+            remove_observer(_instrumented)
             _instrumented = None
 
 
@@ -119,7 +119,7 @@ class _Instrumented:
         self.cost = meter.create_counter("embedkit.cost", "{USD}", "Cost of tokens with a known price.")
         self.saved = meter.create_counter("embedkit.saved", "{USD}", "What cache hits would have cost, estimated.")
 
-    def begin(self, facts: Facts) -> Watch:
+    def begin(self, facts: CallInfo) -> CallSpan:
         """Begin a span, whose parent is that of the caller."""
         from opentelemetry.trace import SpanKind
 
@@ -149,7 +149,7 @@ class _Call:
         self._common = common
         self._began = time.monotonic()
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: CallOutcome) -> None:
         """End the span and count the call."""
         from opentelemetry.trace import Status, StatusCode
 

@@ -14,14 +14,14 @@ from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
-from embedkit_core.common.fork_safety import drawing, import_module
-from embedkit_core.common.formatting import ROUGHLY, dollars, shortened
+from embedkit_core.common.fork_safety import import_module, progress_lock
+from embedkit_core.common.formatting import TWO_DIGITS, format_usd, shorten_model_name
 from embedkit_core.common.usage import Usage
 
 logger = logging.getLogger("embedkit_core")
 
 SHRINKS = 5  # columns that a bar of ten gives up before anything is left out beside it
-OFTEN = 0.1  # seconds between two reports at least, but for the last
+REPORT_INTERVAL = 0.1  # seconds between two reports at least, but for the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,15 @@ class Progress:
         return self.seconds * (self.texts - self.done) / sent
 
 
-ProgressTo: TypeAlias = bool | Callable[[Progress], object] | None
+ProgressOption: TypeAlias = bool | Callable[[Progress], object] | None
 
 
-def reporter(to: ProgressTo, name: str, texts: int | None = None) -> Reporter | None:
+def make_reporter(to: ProgressOption, name: str, texts: int | None = None) -> ProgressReporter | None:
     """Give what reports of a call to one model, None where nobody wants to know."""
-    return None if to is None or to is False else Reporter(to, name, texts)
+    return None if to is None or to is False else ProgressReporter(to, name, texts)
 
 
-class Shows(Protocol):
+class ProgressSink(Protocol):
     """What a report goes to."""
 
     def show(self, progress: Progress) -> None:
@@ -88,11 +88,11 @@ def check_progress(value: object) -> None:
         raise ConfigurationError("progress is an async function; give one that can simply be called")
 
 
-class Reporter:
+class ProgressReporter:
     """Reports of one call or stream, to a bar or a function; one that fails is not called again, the call goes on."""
 
     def __init__(self, to: bool | Callable[[Progress], object], name: str, texts: int | None) -> None:
-        self._to: Shows | None = _Bar(name) if isinstance(to, bool) else _Told(to)
+        self._to: ProgressSink | None = _Bar(name) if isinstance(to, bool) else _CallbackSink(to)
         self._texts = texts
         self._began = self._reported = time.monotonic()
 
@@ -102,7 +102,7 @@ class Reporter:
 
     def due(self) -> bool:
         """Tell whether it is time for another report."""
-        return time.monotonic() - self._reported >= OFTEN
+        return time.monotonic() - self._reported >= REPORT_INTERVAL
 
     def report(self, done: int, usage: Usage, *, finished: bool = False) -> None:
         """Tell how far it is."""
@@ -128,7 +128,7 @@ class Reporter:
                 to.close()
 
 
-class _Told:
+class _CallbackSink:
     """Calls a function of the user's."""
 
     def __init__(self, function: Callable[[Progress], object]) -> None:
@@ -145,14 +145,14 @@ class _Bar:
     """A tqdm bar, in a terminal or a notebook. A single text has none."""
 
     def __init__(self, name: str) -> None:
-        self._name = shortened(name, 30)
+        self._name = shorten_model_name(name, 30)
         self._bar: Any = None
 
     def show(self, progress: Progress) -> None:
         if progress.texts == 1:
             return
         made = _bar_class()
-        with drawing.lock:
+        with progress_lock.lock:
             if self._bar is None:
                 self._bar = made(desc=self._name, total=progress.texts, unit=" texts", dynamic_ncols=True)
             bar = self._bar
@@ -176,7 +176,7 @@ class _Bar:
 
     def close(self) -> None:
         if self._bar is not None:
-            with drawing.lock:
+            with progress_lock.lock:
                 self._bar.close()
 
 
@@ -184,7 +184,9 @@ def _described(progress: Progress) -> list[str]:
     """Say how it stands, the most important first."""
     said = []
     if progress.tokens:
-        said.append("price unknown" if progress.cost_usd is None else f"${dollars(ROUGHLY.plus(progress.cost_usd))}")
+        said.append(
+            "price unknown" if progress.cost_usd is None else f"${format_usd(TWO_DIGITS.plus(progress.cost_usd))}"
+        )
     if progress.failed:
         said.append(f"{progress.failed:,} failed")
     if progress.cache_hits:

@@ -12,7 +12,7 @@ from embedkit_core.engine.runtime.process import engine, is_running
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.account import Account
 
-PATIENCE = 5.0  # seconds for the engine's answer, which takes microseconds
+MAX_WAIT_SECONDS = 5.0  # seconds for the engine's answer, which takes microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +56,36 @@ def snapshot() -> list[Snapshot]:
 
     def take(accounts: list[Account]) -> None:
         for account in accounts:
-            found.extend(_standing(account))
+            found.extend(_account_snapshots(account))
         taken.set()
 
-    engine().ask_all(take)
-    if not taken.wait(PATIENCE):
-        raise EmbedKitError(f"the engine did not answer in {PATIENCE:.0f} s")
+    engine().inspect_accounts(take)
+    if not taken.wait(MAX_WAIT_SECONDS):
+        raise EmbedKitError(f"the engine did not answer in {MAX_WAIT_SECONDS:.0f} s")
     return sorted(found, key=lambda one: (one.model, one.endpoint))
 
 
-def _standing(account: Account) -> list[Snapshot]:
+def _account_snapshots(account: Account) -> list[Snapshot]:
     now, scheduler = account.loop.time(), account.scheduler
     told: list[Snapshot] = []
     parked, unpaid = scheduler.retry_queue.items(), scheduler.ledger.awaiting_budget
-    for pace, queues in scheduler.dispatcher.by_pace().items():
-        limits = {limit.kind: limit.most for limit in pace.limits_known()}
+    for pace, queues in scheduler.dispatcher.by_rate_controller().items():
+        limits = {limit.kind: limit.value for limit in pace.known_limits()}
         failure, window = pace.last_failure, limits.get("requests in flight")
-        rooms = [queue.room for queue in queues]
+        rooms = [queue.capacity for queue in queues]
         told.append(
             Snapshot(
-                model=queues[0].lane.model,
+                model=queues[0].spec.model,
                 endpoint=account.endpoint,
-                waiting=sum(queue.waiting for queue in queues) + sum(item.lane in queues for item in unpaid),
-                retrying=sum(item.lane in queues for item in parked),
+                waiting=sum(queue.waiting_texts for queue in queues) + sum(item.queue in queues for item in unpaid),
+                retrying=sum(item.queue in queues for item in parked),
                 in_flight=pace.in_flight,
                 requests_per_minute=limits.get("requests a minute"),
                 tokens_per_minute=limits.get("tokens a minute"),
                 max_in_flight=None if window is None else int(window),
                 texts_per_request=min(room.texts for room in rooms),
                 tokens_per_request=min(room.tokens for room in rooms),
-                paused_seconds=pace.paused_for(now),
+                paused_seconds=pace.pause_remaining(now),
                 last_failure=None if failure is None else str(failure),
                 failed_seconds_ago=None if failure is None else now - failure.at,
             )

@@ -20,7 +20,7 @@ from embedkit_core.common.vectors import DType
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Secret, clean
 
-MARKS = 4  # tokens that begin, end or separate a text
+SPECIAL_TOKENS = 4  # tokens that begin, end or separate a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ProviderSettings:
     info: ModelInfo | None = None
     connection: Connection = field(default_factory=Connection)
 
-    def only(self, *used: str) -> None:
+    def check_only_used(self, *used: str) -> None:
         """Refuse the settings that were given and that the provider does not use, named as the user names them.
 
         They are api_key, base_url, dimensions, query_prompt, document_prompt, provider_options, headers, proxy and
@@ -106,31 +106,30 @@ class Provider(ABC):
 
     `endpoint` is "" at the provider's own host, else its canonical address; `address` is where requests go, where the
     provider has several hosts. `account` names what shares a bound and a client: provider, endpoint and credential.
-    `dimensions` is the width of the vectors, None where only a reply can tell. A model `on_this_machine` has as long as
-    it takes: no timeout applies. `cuts_long_texts` says that the provider itself cuts a text over its limit,
-    `key_variable` which environment variable its key comes from. `own_fields` are those of the wire that the user's
+    `dimensions` is the width of the vectors, None where only a reply can tell. A model `is_local` has as long as
+    it takes: no timeout applies. `truncates_long_texts` says that the provider itself cuts a text over its limit,
+    `key_variable` which environment variable its key comes from. `reserved_fields` are those that the user's
     options may not name, because arguments of ours or the provider set them. `dtypes` are those that a model which is
-    not in the catalogue can be asked for, `takes_dimensions` says whether a model that is in it can be. `rows_of` names
-    the providers whose models it may serve, its own first, which are all at its own host; `key_name` stands for it in
-    keys, where two names lead to one. Where it `promises_unit_length` or says nothing of it, rows of a model that is
+    not in the catalogue can be asked for, `takes_dimensions` says whether a model that is in it can be. `catalogue_providers`
+    are those whose models it may serve, its own first; `cache_key_provider` stands for it in keys, where two names lead to one. Where it `returns_normalized` or says nothing of it, rows of a model that is
     not in the catalogue stay as they come; else they are brought to length 1. A request to such a model has the
-    `unknown_limits`. A `secret` that changes is asked for anew before each request. Telemetry has its `telemetry_name`,
+    `default_limits`. A `secret` that changes is asked for anew before each request. Telemetry has its `telemetry_name`,
     and the `encodings` that requests ask for vectors in, as the provider names them; empty if it offers no choice.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
-    on_this_machine: ClassVar[bool] = False
-    cuts_long_texts: ClassVar[bool] = False
+    is_local: ClassVar[bool] = False
+    truncates_long_texts: ClassVar[bool] = False
     key_variable: ClassVar[str | None] = None
-    own_fields: ClassVar[frozenset[str]] = frozenset({"model", "input", "dimensions", "prompt", "role"})
+    reserved_fields: ClassVar[frozenset[str]] = frozenset({"model", "input", "dimensions", "prompt", "role"})
     dtypes: ClassVar[tuple[DType, ...]] = ("float32",)
     takes_dimensions: ClassVar[bool] = True
-    rows_of: ClassVar[tuple[str, ...]] = ()
-    promises_unit_length: ClassVar[bool] = True
-    unknown_limits: ClassVar[Limits] = Limits()
-    key_name: ClassVar[str]
+    catalogue_providers: ClassVar[tuple[str, ...]] = ()
+    returns_normalized: ClassVar[bool] = True
+    default_limits: ClassVar[Limits] = Limits()
+    cache_key_provider: ClassVar[str]
     telemetry_name: ClassVar[str]
 
     model: str
@@ -148,32 +147,32 @@ class Provider(ABC):
     def __init__(self, settings: ProviderSettings) -> None: ...
 
     @classmethod
-    def unknown(cls, name: str) -> ModelInfo:
+    def default_info(cls, name: str) -> ModelInfo:
         """Give what is thought of a model that is not in the catalogue, where the user says the rest."""
-        unit = None if cls.promises_unit_length else False
+        unit = None if cls.returns_normalized else False
         return ModelInfo(
-            *(cls.key_name, name, None, None, cls.unknown_limits, None, "unknown", ""),
+            *(cls.cache_key_provider, name, None, None, cls.default_limits, None, "unknown", ""),
             dtypes=cls.dtypes,
             unit_length=unit,
         )
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "key_name" not in vars(cls) and "name" in vars(cls):
-            cls.key_name = cls.name
+        if "cache_key_provider" not in vars(cls) and "name" in vars(cls):
+            cls.cache_key_provider = cls.name
         if "telemetry_name" not in vars(cls) and "name" in vars(cls):
             cls.telemetry_name = cls.name
 
     @property
-    def longest_text(self) -> int | None:
+    def max_text_tokens(self) -> int | None:
         """The tokens a text may have before it is refused or cut; None where that is not known."""
         return self.limits.text_tokens
 
     @abstractmethod
-    def wire(self, input_type: InputType) -> dict[str, Any]:
+    def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Give the request without its texts: all that changes a vector, and nothing else. JSON values only."""
 
-    def cutting_wire(self, input_type: InputType) -> dict[str, Any] | None:  # noqa: ARG002 - for those who can
+    def truncating_body(self, input_type: InputType) -> dict[str, Any] | None:  # noqa: ARG002 - for those who can
         """Give the request by which the provider itself cuts texts to its limit; None where it cannot be asked to.
 
         A text goes out by `wire` first, which has it refused if it is too long, and by this one after that: so it is
@@ -182,16 +181,16 @@ class Provider(ABC):
         return None
 
     @property
-    def reached_at(self) -> str | None:
+    def url(self) -> str | None:
         """The address requests go to; None where there is none, or only a key that changes tells."""
         return self.address or self.endpoint or None
 
-    def added_tokens(self, input_type: InputType) -> int:
+    def overhead_tokens(self, input_type: InputType) -> int:
         """Give how many tokens a text may be billed at beside its own, at most: a prompt's bytes, and marks around it.
 
         A budget holds that much back for each text.
         """
-        return len(str(self.wire(input_type).get("prompt", "")).encode()) + MARKS
+        return len(str(self.request_body(input_type).get("prompt", "")).encode()) + SPECIAL_TOKENS
 
     @abstractmethod
     def connect(self) -> Client:

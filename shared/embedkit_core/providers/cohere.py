@@ -23,12 +23,12 @@ from embedkit_core.common.errors import (
     TimedOutError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
-from embedkit_core.common.vectors import ELEMENTS, DType
+from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import Refusal, out_of_reach
+from embedkit_core.providers.http.refusals import Refusal, connection_error
 
 if TYPE_CHECKING:
     from cohere import AsyncClientV2
@@ -46,7 +46,7 @@ KINDS: Mapping[DType, str] = {  # what `embedding_types` calls each; its base64 
     "binary": "binary",
     "ubinary": "ubinary",
 }
-FOREVER = 86_400  # seconds; the SDK reads None as 300
+SDK_TIMEOUT_SECONDS = 86_400  # seconds; the SDK reads None as 300
 
 TOO_MANY_TEXTS = re.compile(r"total number of (texts|inputs) must be|at most \d+ (texts|inputs)", re.I)
 TOO_LONG = re.compile(r"too many tokens|too long|exceeds? the (maximum|max) (context|input|token)", re.I)
@@ -65,10 +65,10 @@ class Cohere(HTTPProvider):
     extra: ClassVar[str | None] = "cohere"
     needs: ClassVar[tuple[str, ...]] = ("cohere", "httpx", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
-    unknown_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of all that are known
+    default_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of all that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
-    promises_unit_length: ClassVar[bool] = False
-    own_fields: ClassVar[frozenset[str]] = HTTPProvider.own_fields | {
+    returns_normalized: ClassVar[bool] = False
+    reserved_fields: ClassVar[frozenset[str]] = HTTPProvider.reserved_fields | {
         *("texts", "images", "inputs", "embedding_types", "output_dimension", "truncate", "stream")
     }
     dimensions_field: ClassVar[str] = "output_dimension"
@@ -84,15 +84,15 @@ class Cohere(HTTPProvider):
         """Tell whether an address, given or from the environment, is Cohere's own."""
         return canonical_url(_address(base_url)) in (HOST, OTHER_HOST)
 
-    def wire(self, input_type: InputType) -> dict[str, Any]:
+    def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request without its texts; `prompt` is put before each text and is not a field of its own."""
         return self.request_fields(
             input_type, input_type=INPUT_TYPES[input_type], embedding_types=[*self.encodings], truncate="NONE"
         )
 
-    def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
+    def truncating_body(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Cohere's own truncation at the end."""
-        return self.wire(input_type) | {"truncate": "END"}
+        return self.request_body(input_type) | {"truncate": "END"}
 
     def connect(self) -> Client:
         """Open the SDK's async client."""
@@ -136,11 +136,11 @@ class CohereClient:
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
-        fields = dict(batch.wire)
+        fields = dict(batch.body)
         fields.pop("prompt", None)
-        texts = batch.prompted()
+        texts = batch.texts_with_prompt()
         key = self._provider.secret.reveal()
-        timeout = FOREVER if batch.timeout is None else batch.timeout
+        timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
         try:
             response = await self._http.request(
                 "v2/embed",
@@ -154,7 +154,9 @@ class CohereClient:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except self._lost as lost:
             where = urlsplit(self._provider.address).netloc
-            raise out_of_reach(f"the server at {where} could not be reached ({type(lost).__name__})", lost) from None
+            raise connection_error(
+                f"the server at {where} could not be reached ({type(lost).__name__})", lost
+            ) from None
         if response.status_code != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}
             said = self._said(response.content)
@@ -163,7 +165,7 @@ class CohereClient:
                 secrets=self._provider.connection.secrets_with(key),
                 request_id=said["id"] or headers.get("x-request-id"),
             )
-            raise _translated(refusal)
+            raise _to_provider_error(refusal)
         [kind] = fields["embedding_types"]
         return self._decode(response.content, len(texts), kind)
 
@@ -182,7 +184,7 @@ class CohereClient:
             raise BadReplyError(f"the server answered something that is not embeddings of type {kind}") from None
         tokens = read_tokens(billed, "input_tokens")
         dtype: DType = next(name for name, called in KINDS.items() if called == kind)
-        return self._reader.read_rows(encoded, n_texts, ELEMENTS[dtype], tokens)
+        return self._reader.read_rows(encoded, n_texts, NUMPY_DTYPES[dtype], tokens)
 
     def _said(self, body: bytes) -> dict[str, str]:
         """Read a refusal: {"message": ..., "id": ...}."""
@@ -200,7 +202,7 @@ def _titled(name: str) -> str:
     return known.get(name.lower(), name)
 
 
-def _translated(refusal: Refusal) -> ProviderError:
+def _to_provider_error(refusal: Refusal) -> ProviderError:
     """Turn a refusal into one of our errors, by status and message."""
     message = refusal.message
     if refusal.status == 429 and A_MONTH.search(message):
@@ -211,7 +213,7 @@ def _translated(refusal: Refusal) -> ProviderError:
         return refusal.bad_request()
     if refusal.status == 499:  # it saw the connection closed
         return refusal.unavailable()
-    if (error := refusal.general(KEY_VARIABLE)) is not None:
+    if (error := refusal.common_error(KEY_VARIABLE)) is not None:
         return error
     if TOO_MANY_TEXTS.search(message):
         return refusal.too_large(counts_texts=True)
@@ -223,7 +225,9 @@ def _translated(refusal: Refusal) -> ProviderError:
         return TextTooLongError(tokens=known.get("tokens"), limit=known.get("limit"), **refusal.where)
     about_text = ABOUT_TEXT.search(message) and not ABOUT_REQUEST.search(message)
     if refusal.status in (400, 422) and (about_text or EMPTY.search(message) or not message):
-        return BadTextError(f"the server refuses a text (HTTP {refusal.status}){refusal.said}", **refusal.where)
+        return BadTextError(
+            f"the server refuses a text (HTTP {refusal.status}){refusal.server_message}", **refusal.where
+        )
     return refusal.bad_request()
 
 
@@ -233,4 +237,4 @@ def _reset(headers: Mapping[str, str]) -> float | None:
         seconds = float(headers.get("x-ratelimit-reset", "")) - time.time()
     except ValueError:
         return None
-    return seconds if 0 <= seconds <= FOREVER else None
+    return seconds if 0 <= seconds <= SDK_TIMEOUT_SECONDS else None

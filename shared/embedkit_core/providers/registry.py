@@ -31,5 +31,5 @@ def provider_class(name: str) -> type[Provider]:
         return loaded
     else:  # it is in the keys: two providers of one name would serve each other's vectors
         flaw = f"calls itself {called!r}, and must not"
-    where = plugins.described(plugins.registered(plugins.PROVIDERS)[name][0])
+    where = plugins.describe(plugins.registered(plugins.PROVIDERS)[name][0])
     raise ConfigurationError(f"the provider {name!r} {flaw}: {where}")

@@ -88,7 +88,7 @@ class Secret:
         return not self._value and self.source is None
 
     @property
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """Give a salted digest; of a source, whatever it gives."""
         of = self._value
         if self.source is not None:  # a bound method is another object each time

@@ -26,12 +26,12 @@ from embedkit_core.common.errors import (
     TimedOutError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
-from embedkit_core.common.vectors import ELEMENTS, DType
+from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import ELSEWHERE, Refusal, out_of_reach
+from embedkit_core.providers.http.refusals import REDIRECT_HINT, Refusal, connection_error
 from embedkit_core.providers.secrets import Secret, clean
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ MONGODB = "https://ai.mongodb.com/v1"  # for keys that begin with "al-", as the 
 SCOPED = re.compile(r"https://[a-z]+\.ai\.mongodb\.com/v1")
 SURCHARGE = Decimal("1.1")
 ENCODING = "base64"
-FOREVER = 86_400.0  # the SDK reads None as 600 seconds
+SDK_TIMEOUT_SECONDS = 86_400.0  # the SDK reads None as 600 seconds
 
 # What refusals say; tests/golden/voyage has them as they were seen.
 TOO_MANY_TOKENS = re.compile(r"max allowed tokens per (submitted )?batch|TOO_MANY_TOKENS_IN_BATCH", re.I)
@@ -65,9 +65,9 @@ class Voyage(HTTPProvider):
     extra: ClassVar[str | None] = "voyage"
     needs: ClassVar[tuple[str, ...]] = ("voyageai", "aiohttp", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
-    unknown_limits: ClassVar[Limits] = Limits(texts=1000, tokens=120_000)  # the least of those that are known
+    default_limits: ClassVar[Limits] = Limits(texts=1000, tokens=120_000)  # the least of those that are known
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
-    own_fields: ClassVar[frozenset[str]] = HTTPProvider.own_fields | {
+    reserved_fields: ClassVar[frozenset[str]] = HTTPProvider.reserved_fields | {
         *("output_dimension", "output_dtype", "truncation", "encoding_format", "api_key", "base_url", "headers")
     }
     dimensions_field: ClassVar[str] = "output_dimension"
@@ -94,18 +94,18 @@ class Voyage(HTTPProvider):
         canonical = HOST if base_url is None else canonical_url(base_url)
         return canonical in (HOST, MONGODB) or SCOPED.fullmatch(canonical) is not None
 
-    def wire(self, input_type: InputType) -> dict[str, Any]:
+    def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request without its texts; `prompt` is put before each text and is not a field of its own."""
         dtype = {} if self._dtype == "float32" else {"output_dtype": self._dtype}
         return self.request_fields(input_type, input_type=input_type, truncation=False, **dtype)
 
-    def cutting_wire(self, input_type: InputType) -> dict[str, Any]:
+    def truncating_body(self, input_type: InputType) -> dict[str, Any]:
         """Give the same with Voyage's own truncation."""
-        return self.wire(input_type) | {"truncation": True}
+        return self.request_body(input_type) | {"truncation": True}
 
-    def added_tokens(self, input_type: InputType) -> int:
+    def overhead_tokens(self, input_type: InputType) -> int:
         """Count Voyage's own prompt too: "Represent the query for retrieving supporting documents: "."""
-        return super().added_tokens(input_type) + 64
+        return super().overhead_tokens(input_type) + 64
 
     def connect(self) -> Client:
         """Open a session, which the SDK would otherwise do for each request."""
@@ -139,7 +139,7 @@ class Voyage(HTTPProvider):
 
 async def _refuse_redirect(session: object, context: object, redirect: Any) -> None:  # noqa: ARG001 - aiohttp's hook
     """Follow no redirect: headers of the user's would go to whoever a server names."""
-    raise BadRequestError(f"the server answered with a redirect (HTTP {redirect.response.status}){ELSEWHERE}")
+    raise BadRequestError(f"the server answered with a redirect (HTTP {redirect.response.status}){REDIRECT_HINT}")
 
 
 def _own_host(key: str) -> str:
@@ -175,14 +175,14 @@ class VoyageClient:
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
-        fields = dict(batch.wire)
+        fields = dict(batch.body)
         fields.pop("prompt", None)
-        texts = batch.prompted()
+        texts = batch.texts_with_prompt()
         key = self._provider.secret.reveal()
         address = self._provider.address_for(key)
         requestor = self._requestor(key, address)
         params = {**fields, "input": texts, "encoding_format": ENCODING}
-        timeout = FOREVER if batch.timeout is None else batch.timeout
+        timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
         own = self._provider.connection.authorization
         try:
             response = await requestor.arequest_raw(
@@ -199,7 +199,7 @@ class VoyageClient:
             raise TimedOutError("the server did not answer in time; timeout= gives it longer") from None
         except (self._errors.APIConnectionError, *self._lost) as lost:
             where = urlsplit(address).netloc
-            raise out_of_reach(f"the server at {where} could not be reached ({_cause(lost)})", lost) from None
+            raise connection_error(f"the server at {where} could not be reached ({_cause(lost)})", lost) from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
             refusal = Refusal(
@@ -207,9 +207,9 @@ class VoyageClient:
                 secrets=self._provider.connection.secrets_with(key),
                 request_id=headers.get("x-request-id") or headers.get("request-id"),
             )
-            raise _translated(refusal, address)
+            raise _to_provider_error(refusal, address)
         dtype: DType = fields.get("output_dtype", "float32")
-        return self._reader.read_data(body, len(texts), ELEMENTS[dtype], "total_tokens")
+        return self._reader.read_data(body, len(texts), NUMPY_DTYPES[dtype], "total_tokens")
 
     async def aclose(self) -> None:
         """Close the session."""
@@ -243,7 +243,7 @@ def _cause(error: BaseException) -> str:
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(cause).__name__
 
 
-def _translated(refusal: Refusal, address: str) -> ProviderError:
+def _to_provider_error(refusal: Refusal, address: str) -> ProviderError:
     """Turn a refusal into one of our errors, by status and message."""
     status, message = refusal.status, refusal.message
     if status == 429 and NO_PAYMENT.search(message):
@@ -254,7 +254,7 @@ def _translated(refusal: Refusal, address: str) -> ProviderError:
             f"for {MONGODB} or the geography it was made for, another for {HOST}",
             **refusal.where,
         )
-    if (error := refusal.general(KEY_VARIABLE)) is not None:
+    if (error := refusal.common_error(KEY_VARIABLE)) is not None:
         return error
     if found := TOO_LONG.search(message):
         limit = int(found[3]) if found[3] else None
@@ -265,7 +265,7 @@ def _translated(refusal: Refusal, address: str) -> ProviderError:
         return refusal.too_large(counts_texts=True)
     about_texts = ABOUT_TEXTS.search(message) or (status == 400 and not ABOUT_REQUEST.search(message))
     if status in (400, 422) and about_texts:
-        return BadTextError(f"the server refuses a text (HTTP {status}){refusal.said}", **refusal.where)
+        return BadTextError(f"the server refuses a text (HTTP {status}){refusal.server_message}", **refusal.where)
     return refusal.bad_request(_way_out(status, address))
 
 

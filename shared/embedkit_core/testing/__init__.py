@@ -9,13 +9,13 @@ dimensions; its server counts what reaches it and fails as it is told to.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from embedkit_core.testing.fake import Fake, FakeServer, Seen, fake_vector
+from embedkit_core.testing.fake import Fake, FakeServer, ReceivedRequest, fake_vector
 
 if TYPE_CHECKING:
     from embedkit_core.testing.cache_suite import CacheSuite
     from embedkit_core.testing.provider_suite import ProviderSuite
 
-__all__ = ["CacheSuite", "Fake", "FakeServer", "ProviderSuite", "Seen", "fake_vector"]
+__all__ = ["CacheSuite", "Fake", "FakeServer", "ProviderSuite", "ReceivedRequest", "fake_vector"]
 
 _SUITES = {"CacheSuite": "cache_suite", "ProviderSuite": "provider_suite"}
 

@@ -209,7 +209,7 @@ class CacheSuite(Suite):
             assert np.array_equal(embedder.embed(TEXTS).vectors, rows)
             assert np.array_equal(asyncio.run(embedder.aembed(TEXTS)).vectors, rows)
             assert embedder.usage.cache_hits == 2 * len(TEXTS)
-        assert len(server.seen) == 1, "a text whose vector was kept is sent again"
+        assert len(server.received) == 1, "a text whose vector was kept is sent again"
 
     def test_an_embedder_with_it_is_served_nothing_of_another_role_or_width(self, tmp_path: Path) -> None:
         server, cache = FakeServer(asymmetric=True), self.make(tmp_path)

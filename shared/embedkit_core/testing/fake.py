@@ -37,11 +37,11 @@ def fake_vector(text: str, *, role: str = "", dimensions: int = 8, model: str = 
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ReceivedRequest:
     """One request as it reached the fake server."""
 
     texts: tuple[str, ...]
-    wire: dict[str, Any]
+    body: dict[str, Any]
 
 
 class FakeServer:
@@ -81,8 +81,8 @@ class FakeServer:
         self.cuts = cuts
         self.faults: deque[ProviderError | None] = deque()
         self.fault_for: Callable[[Sequence[str]], ProviderError | None] | None = None
-        self.poison: set[str] = set()
-        self.seen: list[Seen] = []
+        self.rejected_texts: set[str] = set()
+        self.received: list[ReceivedRequest] = []
         self.billed: Counter[str] = Counter()
         self.in_flight = 0
         self.peak_in_flight = 0
@@ -103,14 +103,14 @@ class FakeServer:
     def wait_for_requests(self, n: int, timeout: float = 10.0) -> None:
         """Block until n requests have arrived in all."""
         with self._gate:
-            if not self._gate.wait_for(lambda: len(self.seen) >= n, timeout):
-                raise TimeoutError(f"{len(self.seen)} of {n} requests arrived")
+            if not self._gate.wait_for(lambda: len(self.received) >= n, timeout):
+                raise TimeoutError(f"{len(self.received)} of {n} requests arrived")
 
     async def answer(self, batch: Batch) -> Reply:
         """Answer one request, or fail it."""
         texts = tuple(batch.texts)
         with self._gate:
-            self.seen.append(Seen(texts, dict(batch.wire)))
+            self.received.append(ReceivedRequest(texts, dict(batch.body)))
             self.in_flight += 1
             self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
             self._gate.notify_all()
@@ -119,8 +119,8 @@ class FakeServer:
                 await asyncio.sleep(self.latency)
             while self._held:  # noqa: ASYNC110 - other threads open the gate
                 await asyncio.sleep(0.001)
-            self._refuse(texts, cut=bool(batch.wire.get("cut")))
-            vectors = np.stack([self.vector(text, batch.wire) for text in texts])
+            self._refuse(texts, cut=bool(batch.body.get("cut")))
+            vectors = np.stack([self.vector(text, batch.body) for text in texts])
             self.billed.update(texts)
             return Reply(vectors, sum(len(text.split()) for text in texts))
         finally:
@@ -142,7 +142,7 @@ class FakeServer:
             fault = self.fault_for(texts)
         if fault is not None:
             raise fault
-        if not self.poison.isdisjoint(texts):
+        if not self.rejected_texts.isdisjoint(texts):
             raise BadTextError("the fake server refuses a text", status=400)
         words = [len(text.split()) for text in texts]
         if self.max_words is not None and cut:
@@ -171,14 +171,14 @@ class Fake(Provider):
         self._server = server
         self.model = settings.name
         self.endpoint = server.url
-        self.account = (self.name, server.url, settings.api_key.mark if settings.api_key else "")
+        self.account = (self.name, server.url, settings.api_key.fingerprint if settings.api_key else "")
         self.limits = server.limits
         self.dimensions = settings.dimensions or server.dimensions
         self.usd_per_million = server.usd_per_million
         self._prompts = settings.prompts
         self._options = dict(settings.options)
 
-    def wire(self, input_type: InputType) -> dict[str, Any]:
+    def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Give the request without its texts."""
         wire: dict[str, Any] = {"model": self.model, "dimensions": self.dimensions} | self._options
         if self._server.asymmetric:
@@ -189,9 +189,9 @@ class Fake(Provider):
             wire["cut"] = False
         return wire
 
-    def cutting_wire(self, input_type: InputType) -> dict[str, Any] | None:
+    def truncating_body(self, input_type: InputType) -> dict[str, Any] | None:
         """Give the request that has long texts cut, of a server that does."""
-        return self.wire(input_type) | {"cut": True} if self._server.cuts else None
+        return self.request_body(input_type) | {"cut": True} if self._server.cuts else None
 
     def connect(self) -> Client:
         """Reach the server, which is in this process."""

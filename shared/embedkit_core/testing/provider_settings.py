@@ -37,16 +37,16 @@ class SettingCases(ProviderCases):
     def test_a_wire_is_json_and_the_same_for_equal_settings(self) -> None:
         one, other = self.embedder().provider, self.embedder().provider
         for role in ROLES:
-            wire = one.wire(role)
+            wire = one.request_body(role)
             try:
                 carried = json.loads(json.dumps(wire, allow_nan=False))
             except (TypeError, ValueError) as error:
-                raise AssertionError(f"wire({role!r}) is no JSON: {error}") from None
+                raise AssertionError(f"request_body({role!r}) is no JSON: {error}") from None
             assert carried == wire, (
-                f"wire({role!r}) comes back from JSON as something else: no tuples, names are strings"
+                f"request_body({role!r}) comes back from JSON as something else: no tuples, names are strings"
             )
-            assert wire == one.wire(role) == other.wire(role), (
-                f"wire({role!r}) is not the same twice: nothing would be served from the cache. No time, no random id"
+            assert wire == one.request_body(role) == other.request_body(role), (
+                f"request_body({role!r}) is not the same twice: the cache would serve nothing. No time, no random id"
             )
 
     def test_nothing_that_is_shown_holds_the_key(self) -> None:
@@ -86,7 +86,7 @@ class SettingCases(ProviderCases):
         rows = [embedder.embed([TEXT]).vectors for embedder in (one, other)]  # both open: they may share a client
         assert self.differ(*rows), (
             "two models that are in use at once give one vector: does the client keep the model it was connected for? "
-            "What shares an account shares a client; the model is in batch.wire"
+            "What shares an account shares a client; the model is in batch.body"
         )
 
     def test_dimensions_make_a_difference_or_are_refused(self) -> None:
@@ -96,7 +96,7 @@ class SettingCases(ProviderCases):
             half = max(1, own // 2)
             refusal(
                 lambda: self.embedder(dimensions=half),
-                f"dimensions={half} is accepted: refuse it with settings.only(...), or name it as other_dimensions",
+                f"dimensions={half} is accepted: refuse it with check_only_used(...), or name it as other_dimensions",
             )
             return
         other = self.embedder(dimensions=self.other_dimensions)
@@ -130,12 +130,12 @@ class SettingCases(ProviderCases):
         if prompted is None:
             return
         assert_differ(plain, prompted, role, name)
-        assert plain.provider.wire(other_role) == prompted.provider.wire(other_role), (
+        assert plain.provider.request_body(other_role) == prompted.provider.request_body(other_role), (
             f"{name} changes the other role too"
         )
         vectors = [embedder.embed([TEXT], input_type=role).vectors for embedder in (plain, prompted)]
         assert self.differ(*vectors), (
-            f"{name} is in the wire and changes no vector: put it before each text (batch.prompted()), or refuse it"
+            f"{name} is in the wire and changes no vector: use batch.texts_with_prompt(), or refuse it"
         )
 
     def test_options_make_a_difference_or_are_refused(self) -> None:
@@ -154,7 +154,7 @@ class SettingCases(ProviderCases):
         if made is None:
             return
         assert made.provider.endpoint, (
-            "base_url is ignored: put it in the endpoint, or refuse it with settings.only(...)"
+            "base_url is ignored: put it in the endpoint, or refuse it with settings.check_only_used(...)"
         )
         assert made.provider.account != self.embedder().provider.account, "two addresses share one account"
         assert made.explain(TEXT).key != self.embedder().explain(TEXT).key
@@ -162,8 +162,8 @@ class SettingCases(ProviderCases):
     def test_a_text_is_not_cut_in_silence(self) -> None:
         """A provider that cuts texts itself must be told not to, in the wire, and say which it has cut."""
         cutting, refusing = self.embedder(), self.embedder(on_long_text="error", on_error="return")
-        if cutting.provider.cuts_long_texts and cutting.provider.cutting_wire("document") is None:
-            assert cutting.provider.wire("document") != refusing.provider.wire("document"), (
+        if cutting.provider.truncates_long_texts and cutting.provider.truncating_body("document") is None:
+            assert cutting.provider.request_body("document") != refusing.provider.request_body("document"), (
                 "the provider cuts long texts itself, and on_long_text='error' changes nothing in the wire"
             )
         assert cutting.explain(TEXT).key != refusing.explain(TEXT).key
@@ -190,9 +190,9 @@ class SettingCases(ProviderCases):
 
 def assert_differ(one: Embedder, other: Embedder, role: InputType, what: str) -> None:
     """Fail unless two embedders send different requests and keep them under different keys."""
-    assert one.provider.wire(role) != other.provider.wire(role), (
-        f"{what} changes nothing in wire({role!r}), so that one's vectors are served for the other's: put in the wire "
-        "what changes a vector, or refuse the setting with settings.only(...)"
+    assert one.provider.request_body(role) != other.provider.request_body(role), (
+        f"{what} changes nothing in request_body({role!r}), so one's vectors serve the other's texts: put in the wire "
+        "what changes a vector, or refuse the setting with settings.check_only_used(...)"
     )
     assert one.explain(TEXT, input_type=role).key != other.explain(TEXT, input_type=role).key
 

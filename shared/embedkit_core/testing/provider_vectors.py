@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 
 from embedkit_core.common.types import InputType
-from embedkit_core.costs.tokens import most_tokens
+from embedkit_core.costs.tokens import max_tokens
 from embedkit_core.embedder import Embedder
 from embedkit_core.providers import Batch, Reply
 from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, alone, numbered
@@ -31,7 +31,7 @@ class VectorCases(ProviderCases):
         async def ask() -> Reply:
             client = provider.connect()
             try:
-                return await client.embed(Batch(texts, provider.wire("document"), timeout=60.0))
+                return await client.embed(Batch(texts, provider.request_body("document"), timeout=60.0))
             finally:
                 await client.aclose()
 
@@ -108,11 +108,11 @@ class VectorCases(ProviderCases):
     def test_the_roles_differ_where_that_is_declared(self) -> None:
         """On the wire, in the key and in the vector alike: a query is served from a document's entry if they agree."""
         embedder, text = self.embedder(), TEXTS[0]
-        wires = {role: embedder.provider.wire(role) for role in ("query", "document")}
+        wires = {role: embedder.provider.request_body(role) for role in ("query", "document")}
         query, document = embedder.embed_query(text), embedder.embed_documents([text])[0]
         on_wire, in_vector = wires["query"] != wires["document"], self.differ(query, document)
         assert on_wire == self.asymmetric, (
-            f"wire('query') and wire('document') {'differ' if on_wire else 'are equal'}: asymmetric = {on_wire}, "
+            f"the request bodies of query and document {'differ' if on_wire else 'are equal'}: asymmetric = {on_wire}, "
             "or put in the wire what tells them apart"
         )
         assert in_vector == self.asymmetric, (
@@ -144,15 +144,17 @@ class VectorCases(ProviderCases):
         assert np.array_equal(second.embed(texts).vectors, rows), (
             "the cache serves other vectors than the first run had"
         )
-        assert self.requests_of(second, before) == 0, "a second run sends texts: does wire() give the same twice?"
+        assert self.requests_of(second, before) == 0, (
+            "a second run sends texts: does request_body() give the same twice?"
+        )
 
     def test_no_bill_is_more_than_a_budget_holds_back(self) -> None:
         for role in get_args(InputType):
             embedder = self.embedder()
             billed = embedder.embed(TEXTS, input_type=role).usage.tokens
-            most = sum(most_tokens(text) + embedder.provider.added_tokens(role) for text in dict.fromkeys(TEXTS))
+            most = sum(max_tokens(text) + embedder.provider.overhead_tokens(role) for text in dict.fromkeys(TEXTS))
             assert billed <= most, (
-                f"{billed} tokens were billed for texts of {most} at most: added_tokens() says what is added to a text"
+                f"{billed} tokens were billed for texts of {most} at most: overhead_tokens() is what is added"
             )
 
     def test_threads_at_once_get_their_own_rows(self) -> None:

@@ -2,15 +2,15 @@
 
 from embedkit_core.tools.bench import BenchResult, bench
 from embedkit_core.tools.choose import Choice, choose
-from embedkit_core.tools.compare import Comparison, Contender, compare
+from embedkit_core.tools.compare import Candidate, Comparison, compare
 from embedkit_core.tools.space_guard import SpaceGuard
 from embedkit_core.tools.tasks import Task, load_beir, load_questions, self_retrieval
 
 __all__ = [
     "BenchResult",
+    "Candidate",
     "Choice",
     "Comparison",
-    "Contender",
     "SpaceGuard",
     "Task",
     "bench",

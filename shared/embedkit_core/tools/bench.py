@@ -17,8 +17,8 @@ import numpy as np
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.usage import MILLION, Usage
-from embedkit_core.common.validation import whole_number
-from embedkit_core.costs.tracker import amount, track_usage
+from embedkit_core.common.validation import check_integer
+from embedkit_core.costs.tracker import format_cost, track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.charts import SpeedPoint, draw_bench, save
 from embedkit_core.tools.report import write_report
@@ -51,7 +51,7 @@ class Run:
         return self.texts / self.seconds
 
 
-class Outlay(NamedTuple):
+class BenchCost(NamedTuple):
     """What a benchmark will spend at most, estimated; USD are None where the price is unknown."""
 
     model: str
@@ -59,7 +59,7 @@ class Outlay(NamedTuple):
     cost_usd: Decimal | None
 
     def __str__(self) -> str:
-        cost = "price unknown" if self.cost_usd is None else f"about {amount(self.cost_usd)}"
+        cost = "price unknown" if self.cost_usd is None else f"about {format_cost(self.cost_usd)}"
         return f"{self.model}: up to {self.tokens:,} tokens in all, {cost}"
 
 
@@ -95,7 +95,7 @@ class BenchResult:
                 "" if run.concurrency == 1 else f"{self.speed_up(run.texts):.1f}x",
                 f"{run.usage.requests:,}",
                 f"{run.usage.tokens:,}",
-                amount(run.usage.cost_usd),
+                format_cost(run.usage.cost_usd),
             ]
             for run in self.runs
         ]
@@ -150,7 +150,7 @@ def bench(
     texts: Sequence[str] | None = None,
     most: int = MOST,
     max_batch_texts: int | None = 32,
-    say: Callable[[str], object] = quiet,
+    log: Callable[[str], object] = quiet,
     **settings: Any,
 ) -> BenchResult:
     """Measure a model at this account: jobs of these sizes, one request at a time and at a good concurrency.
@@ -162,25 +162,25 @@ def bench(
     sizes = _checked(sizes)
     settings = {**settings, "cache": False, "max_batch_texts": max_batch_texts}
     sample = Embedder(model, **settings)
-    say(str(outlay(sample, sizes, most=most, texts=texts)))
+    log(str(estimate_cost(sample, sizes, most=most, texts=texts)))
     make, largest = _maker(texts), max(sizes)
     bounds = _bounds(sample, most)
     with track_usage() as usage:
         sample.embed(make(FIRST))
         waits = [_timed(lambda: sample.embed_query(make(1)[0])) for _ in range(QUERIES)]
-        search = _search(model, make(largest), bounds, settings, say, make)
+        search = _search(model, make(largest), bounds, settings, log, make)
         chosen = _chosen(search)
         runs = []
         for size, bound in itertools.product(sizes, dict.fromkeys((1, chosen))):
             runs.append(_job(model, make(size), bound, settings))
-            say(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts a second")
+            log(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts a second")
     sample.close()
     return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(waits), usage.usage)
 
 
-def outlay(
+def estimate_cost(
     embedder: Embedder, sizes: int | Sequence[int] = SIZES, *, most: int = MOST, texts: Sequence[str] | None = None
-) -> Outlay:
+) -> BenchCost:
     """Say what a benchmark of this embedder's model will spend at most.
 
     Raises:
@@ -189,9 +189,9 @@ def outlay(
     sizes = _checked(sizes)
     largest = max(sizes)
     sent = FIRST + QUERIES + largest * len(_bounds(embedder, most)) + 2 * sum(sizes)
-    sample = embedder.estimate(_maker(texts, MARK)(largest), by_bills=False).tokens
+    sample = embedder.estimate(_maker(texts, MARK)(largest), calibrated=False).tokens
     tokens, price = ceil(sample * sent / largest), embedder.price.usd_per_million
-    return Outlay(embedder.model, tokens, None if price is None else tokens * price / MILLION)
+    return BenchCost(embedder.model, tokens, None if price is None else tokens * price / MILLION)
 
 
 def _checked(sizes: int | Sequence[int]) -> tuple[int, ...]:
@@ -199,13 +199,13 @@ def _checked(sizes: int | Sequence[int]) -> tuple[int, ...]:
     if not sizes:
         raise ConfigurationError("sizes= names no job; give one such as sizes=(100, 500, 1000)")
     for size in sizes:
-        whole_number("sizes", size, 1)
+        check_integer("sizes", size, 1)
     return sizes
 
 
 def _bounds(embedder: Embedder, most: int) -> list[int]:
     """Give the requests in flight that are tried: doubled up to `most`, or what the model takes."""
-    most = embedder.provider.limits.at_once(most)
+    most = embedder.provider.limits.max_in_flight(most)
     bounds = [1]
     while bounds[-1] * 2 <= most:
         bounds.append(bounds[-1] * 2)

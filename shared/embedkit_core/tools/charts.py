@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
-from embedkit_core.common.formatting import shortened
+from embedkit_core.common.formatting import shorten_model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +106,7 @@ def draw_comparison(task: str, documents: int, points: Sequence[QualityPoint]) -
         own = sorted((p for p in points if (p.model, p.dtype) == (model, dtype)), key=lambda p: p.dimensions or 0)
         kind = dtypes.index(dtype)
         look = (COLOURS[models.index(model) % 7], MARKERS[(models.index(model) + 3 * kind) % 7], LINES[kind % 4])
-        name = shortened(model, 30) + (f" {dtype}" if len(dtypes) > 1 else "")
+        name = shorten_model_name(model, 30) + (f" {dtype}" if len(dtypes) > 1 else "")
         _points(by_cost, [(p.cost_usd, p) for p in own if p.cost_usd is not None], look, name, "")
         beside = 2 ** (0.05 * kind)  # so that types of the same dimensions can be told apart
         _points(by_size, [((p.dimensions or 0) * beside, p) for p in own], look, name, look[2])
@@ -182,5 +182,5 @@ def draw_bench(model: str, concurrency: int, jobs: Sequence[SpeedPoint], search:
     by_bound.set_ylabel("texts a second")
     by_bound.set_ylim(bottom=0)
     by_bound.legend()
-    figure.suptitle(f"{shortened(model, 60)}: speed")
+    figure.suptitle(f"{shorten_model_name(model, 60)}: speed")
     return figure

@@ -8,13 +8,13 @@ from decimal import Decimal
 from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError
-from embedkit_core.common.formatting import shortened
+from embedkit_core.common.formatting import shorten_model_name
 from embedkit_core.common.usage import MILLION
-from embedkit_core.common.validation import amount_of_money, whole_number
-from embedkit_core.costs.tracker import amount
+from embedkit_core.common.validation import check_integer, parse_usd
+from embedkit_core.costs.tracker import format_cost
 from embedkit_core.embedder import Embedder
-from embedkit_core.tools.compare import MAIN, Comparison, Contender
-from embedkit_core.tools.comparison_plan import Kept
+from embedkit_core.tools.compare import MAIN, Candidate, Comparison
+from embedkit_core.tools.comparison_plan import InMemoryCache
 from embedkit_core.tools.tables import table
 
 
@@ -25,7 +25,7 @@ class Option:
     The numbers are None where they are unknown, `gigabytes`, those of the index, where the model failed.
     """
 
-    contender: Contender
+    candidate: Candidate
     corpus_usd: Decimal | None
     month_usd: Decimal | None
     total_usd: Decimal | None
@@ -55,13 +55,13 @@ class Choice:
         """
         if self.chosen is None:
             raise ConfigurationError(f"no model will do: {self.asked}; the table says why")
-        return Embedder(**_arguments(self.chosen.contender, settings))
+        return Embedder(**_arguments(self.chosen.candidate, settings))
 
 
-def _arguments(one: Contender, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(one: Candidate, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Give the arguments that a model was compared with, but for `settings`."""
     compared = {name: value for name, value in one.settings.items() if name != "on_error"}
-    if isinstance(compared.get("cache"), Kept):
+    if isinstance(compared.get("cache"), InMemoryCache):
         compared["cache"] = False
     own = {"model": one.model, "dimensions": one.dimensions, "dtype": one.dtype}
     return {**own, **compared, **settings}
@@ -94,27 +94,27 @@ def choose(
         raise ConfigurationError(f"choose takes what compare() gives, not {type(comparison).__name__}")
     if floor is None and budget_usd is None:
         raise ConfigurationError("choose needs floor=, the nDCG@10 that is good enough, or budget_usd=, or both")
-    budget = None if budget_usd is None else amount_of_money("budget_usd", budget_usd)
-    whole_number("queries_per_month", queries_per_month, 0)
-    whole_number("months", months, 1)
+    budget = None if budget_usd is None else parse_usd("budget_usd", budget_usd)
+    check_integer("queries_per_month", queries_per_month, 0)
+    check_integer("months", months, 1)
     own = None if texts is None else list(texts)
     size = len(own) if own is not None else corpus_texts or len(comparison.task.documents)
-    whole_number("corpus_texts", size, 1)
-    weighed = [_weighed(c, comparison, size, own, queries_per_month, months, settings) for c in comparison.contenders]
+    check_integer("corpus_texts", size, 1)
+    weighed = [_weighed(c, comparison, size, own, queries_per_month, months, settings) for c in comparison.candidates]
     best = comparison.best
     options = [_judged(option, best, floor, budget, significant=significant) for option in weighed]
     good = [option for option in options if not option.rejected]
     if floor is not None:  # the cheapest of those that are good enough, the better of equals
-        good.sort(key=lambda o: (o.total_usd is None, o.total_usd or 0, -o.contender.quality, o.gigabytes or 0))
+        good.sort(key=lambda o: (o.total_usd is None, o.total_usd or 0, -o.candidate.quality, o.gigabytes or 0))
     else:
-        good.sort(key=lambda o: (-o.contender.quality, o.total_usd or 0, o.gigabytes or 0))
+        good.sort(key=lambda o: (-o.candidate.quality, o.total_usd or 0, o.gigabytes or 0))
     asked = _asked(floor, budget, size, queries_per_month, months)
     ordered = sorted(options, key=lambda o: (o.total_usd is None, o.total_usd or 0, -_quality(o)))
     return Choice(good[0] if good else None, tuple(ordered), asked)
 
 
 def _weighed(
-    one: Contender,
+    one: Candidate,
     comparison: Comparison,
     size: int,
     own: list[str] | None,
@@ -125,14 +125,14 @@ def _weighed(
     if one.error is not None:
         return Option(one, None, None, None, None, one.error)
     price, task = one.usd_per_million, comparison.task
-    gigabytes = size * one.bytes_a_vector / 1e9
+    gigabytes = size * one.bytes_per_vector / 1e9
     if price is None:
         return Option(one, None, None, None, gigabytes, "its price is not known: prices= says it")
     tokens = Decimal(one.corpus_tokens) / len(task.documents) * size
     if own is not None:
         try:
             with Embedder(**_arguments(one, settings)) as embedder:
-                tokens = Decimal(embedder.estimate(own, by_bills=False).tokens)
+                tokens = Decimal(embedder.estimate(own, calibrated=False).tokens)
         except EmbedKitError as error:
             return Option(one, None, None, None, gigabytes, str(error))
     each = Decimal(one.query_tokens) / len(task.queries)
@@ -141,21 +141,21 @@ def _weighed(
 
 
 def _judged(
-    option: Option, best: Contender, floor: float | None, budget: Decimal | None, *, significant: bool
+    option: Option, best: Candidate, floor: float | None, budget: Decimal | None, *, significant: bool
 ) -> Option:
     if option.rejected:
         return option
-    quality, p = option.contender.quality, option.contender.p_value
+    quality, p = option.candidate.quality, option.candidate.p_value
     as_good = significant and p is not None and p > 0.05 and floor is not None and best.quality >= floor
     if floor is not None and quality < floor and not as_good:
         return replace(option, rejected=f"{MAIN} {quality:.4f} is under {floor}")
     if budget is not None and option.total_usd is not None and option.total_usd > budget:
-        return replace(option, rejected=f"{amount(option.total_usd)} is over {amount(budget)}")
+        return replace(option, rejected=f"{format_cost(option.total_usd)} is over {format_cost(budget)}")
     return option
 
 
 def _quality(option: Option) -> float:
-    return option.contender.quality if option.contender.error is None else -1.0
+    return option.candidate.quality if option.candidate.error is None else -1.0
 
 
 def _cents(usd: Decimal) -> Decimal:
@@ -168,20 +168,20 @@ def _asked(floor: float | None, budget: Decimal | None, size: int, queries: int,
     if floor is not None:
         wanted.append(f"the cheapest with {MAIN} of {floor} or more")
     if budget is not None:
-        wanted.append(f"within {amount(budget)}" if wanted else f"the best within {amount(budget)}")
+        wanted.append(f"within {format_cost(budget)}" if wanted else f"the best within {format_cost(budget)}")
     return f"{', '.join(wanted)}, for {size:,} texts and {queries:,} queries a month over {months} months"
 
 
 def _cells(option: Option, chosen: bool) -> list[str]:
-    one = option.contender
+    one = option.candidate
     return [
-        shortened(one.model, 40),
+        shorten_model_name(one.model, 40),
         str(one.dimensions or "?"),
         one.dtype,
         "" if one.error is not None else f"{one.quality:.4f}",
-        amount(option.corpus_usd),
-        amount(option.month_usd),
-        amount(option.total_usd),
+        format_cost(option.corpus_usd),
+        format_cost(option.month_usd),
+        format_cost(option.total_usd),
         "unknown" if option.gigabytes is None else f"{option.gigabytes:,.3f} GB",
         "chosen" if chosen else option.rejected or "dearer, or not as good",
     ]

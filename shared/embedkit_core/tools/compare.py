@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
-from embedkit_core.common.formatting import counted_noun, dollars, shortened
+from embedkit_core.common.formatting import count_noun, format_usd, shorten_model_name
 from embedkit_core.common.usage import MILLION, Usage
 from embedkit_core.common.vectors import DType
-from embedkit_core.costs.tracker import amount, track_usage
+from embedkit_core.costs.tracker import format_cost, track_usage
 from embedkit_core.embedder import Embedder
-from embedkit_core.observability.progress import ProgressTo
+from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.tools import ranking
 from embedkit_core.tools.charts import QualityPoint, draw_comparison, save
 from embedkit_core.tools.comparison_plan import announce, rows_of
@@ -35,7 +35,7 @@ KS = (10, 100)
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Candidate:
     """One model at some dimensions and a type, and what came of it; where it failed, `error` says why.
 
     `over_budget` says that it failed because a budget did not suffice. `usage` is what this comparison took,
@@ -43,7 +43,7 @@ class Contender:
     counted without the bills, so that a model has the same in every row and every run. `p_value` is how likely so
     large a difference to the best one's nDCG@10 is by chance, corrected after Holm for how many are compared.
     `truncated` counts texts that were cut to the model's limit.
-    `bytes_a_vector` are those of the numbers alone.
+    `bytes_per_vector` are those of the numbers alone.
     """
 
     model: str
@@ -53,7 +53,7 @@ class Contender:
     scores: Mapping[str, ranking.Score] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
-    bytes_a_vector: int = 0
+    bytes_per_vector: int = 0
     usd_per_million: Decimal | None = None
     corpus_tokens: int = 0
     query_tokens: int = 0
@@ -84,16 +84,16 @@ class Comparison:
     """What models are worth on a task, the best first; those that failed are last."""
 
     task: Task
-    contenders: tuple[Contender, ...]
+    candidates: tuple[Candidate, ...]
 
     @property
-    def best(self) -> Contender:
+    def best(self) -> Candidate:
         """The one with the highest nDCG@10."""
-        return self.contenders[0]
+        return self.candidates[0]
 
     def table(self) -> str:
         """Give a table in Markdown, and what its scores are worth."""
-        measures = list(next((c.scores for c in self.contenders if c.scores), {}))
+        measures = list(next((c.scores for c in self.candidates if c.scores), {}))
         head = [
             "model",
             "dimensions",
@@ -106,17 +106,17 @@ class Comparison:
             "seconds",
             "bytes a vector",
         ]
-        rows = [_cells(contender, measures) for contender in self.contenders if contender.error is None]
-        failed = "".join(f"\n{c.name}: {c.error}" for c in self.contenders if c.error is not None)
+        rows = [_cells(contender, measures) for contender in self.candidates if contender.error is None]
+        failed = "".join(f"\n{c.name}: {c.error}" for c in self.candidates if c.error is not None)
         failed += "".join(
-            f"\n{c.name}: {counted_noun(c.truncated, 'text')} cut to the model's limit"
-            for c in self.contenders
+            f"\n{c.name}: {count_noun(c.truncated, 'text')} cut to the model's limit"
+            for c in self.candidates
             if c.truncated
         )
-        size = counted_noun(len(self.task.documents), "document")
+        size = count_noun(len(self.task.documents), "document")
         size += f", {len(self.task.queries):,} {'query' if len(self.task.queries) == 1 else 'queries'}"
         legend = "scores: mean and 95 % confidence interval; p: of the difference to the best, by chance"
-        return f"{self.task.name}: {size}; {self.task.worth}\n{legend}\n\n{table(head, rows)}{failed}"
+        return f"{self.task.name}: {size}; {self.task.validity}\n{legend}\n\n{table(head, rows)}{failed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Give all numbers, as JSON has them."""
@@ -124,13 +124,13 @@ class Comparison:
             "task": self.task.name,
             "documents": len(self.task.documents),
             "queries": len(self.task.queries),
-            "worth": self.task.worth,
-            "models": [_listed(contender) for contender in self.contenders],
+            "validity": self.task.validity,
+            "models": [_listed(contender) for contender in self.candidates],
         }
 
     def to_csv(self) -> str:
         """Give all numbers, a line for each model."""
-        rows = [_flat(_listed(contender)) for contender in self.contenders]
+        rows = [_flat(_listed(contender)) for contender in self.candidates]
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -153,7 +153,7 @@ class Comparison:
 
     def _figure(self) -> Figure:
         points = []
-        for one in self.contenders:
+        for one in self.candidates:
             if one.error is None:
                 usd, score = one.corpus_usd, one.scores[MAIN]
                 cost = None if usd is None else float(usd)
@@ -172,8 +172,8 @@ def compare(
     ks: Sequence[int] = KS,
     seed: int = 0,
     budget_usd: float | str | Decimal | None = None,
-    progress: ProgressTo = None,
-    say: Callable[[str], object] = quiet,
+    progress: ProgressOption = None,
+    log: Callable[[str], object] = quiet,
     **settings: Any,
 ) -> Comparison:
     """Embed a task's texts with each model, rank by exact cosine, and judge; each model against itself only.
@@ -192,21 +192,21 @@ def compare(
     wanted = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
     if not wanted:
         raise ConfigurationError("compare needs at least one model, such as 'openai:text-embedding-3-small'")
-    found: list[tuple[Contender, Mapping[str, ranking.Numbers]]] = []
+    found: list[tuple[Candidate, Mapping[str, ranking.Numbers]]] = []
     rows = [rows_of({**settings, **arguments}, dimensions, dtypes, arguments) for arguments in wanted]
     for first, *_ in rows:
-        announce(first, task, say)
+        announce(first, task, log)
     with track_usage(budget_usd=budget_usd):
         for own in rows:
             paid = False
             for asked in own:
                 try:
-                    found.append(_tried(asked, task, ks, seed, progress, say, paid=paid))
+                    found.append(_tried(asked, task, ks, seed, progress, log, paid=paid))
                     paid = True
                 except EmbedKitError as error:
                     name = str(asked["model"])
-                    say(f"{name}: {error}")
-                    failed = Contender(name, asked["dimensions"], asked["dtype"], error=str(error), settings=asked)
+                    log(f"{name}: {error}")
+                    failed = Candidate(name, asked["dimensions"], asked["dtype"], error=str(error), settings=asked)
                     over = isinstance(error, BudgetError)
                     found.append((replace(failed, usage=error.usage or Usage(), over_budget=over), {}))
     return Comparison(task, tuple(_judged(found, seed)))
@@ -217,11 +217,11 @@ def _tried(
     task: Task,
     ks: Sequence[int],
     seed: int,
-    progress: ProgressTo,
+    progress: ProgressOption,
     say: Callable[[str], object],
     *,
     paid: bool,
-) -> tuple[Contender, Mapping[str, ranking.Numbers]]:
+) -> tuple[Candidate, Mapping[str, ranking.Numbers]]:
     documents, queries = list(task.documents.values()), list(task.queries.values())
     with Embedder(**asked) as embedder:
         if paid and embedder.estimate(documents).texts_to_send:
@@ -230,7 +230,9 @@ def _tried(
                 "as far as anybody documents, and would be paid again; to have that, name it as a model of its own: "
                 "{'model': ..., 'dimensions': ..., 'dtype': ...}"
             )
-        embedder.has_warned = paid  # of texts that are cut, by the model's first row: they are the same in all
+        embedder.has_warned_of_truncation = (
+            paid  # of texts that are cut, by the model's first row: they are the same in all
+        )
         began = time.perf_counter()
         with track_usage() as usage:
             embedded = embedder.embed(documents, progress=progress)
@@ -243,7 +245,7 @@ def _tried(
             ranking.comparable(rows, dtype), ranking.comparable(asking, dtype), max(ranking.LEAST, *ks)
         )
         values = ranking.judge(task, places, ks)
-        contender = Contender(
+        contender = Candidate(
             model=embedder.model,
             dimensions=embedder.dimensions,
             dtype=dtype,
@@ -251,10 +253,10 @@ def _tried(
             scores=ranking.means(values, seed),
             usage=usage.usage,
             seconds=seconds,
-            bytes_a_vector=rows.shape[1] * rows.itemsize,
+            bytes_per_vector=rows.shape[1] * rows.itemsize,
             usd_per_million=embedder.price.usd_per_million,
-            corpus_tokens=anew.estimate(documents, by_bills=False).tokens,
-            query_tokens=anew.estimate(queries, input_type="query", by_bills=False).tokens,
+            corpus_tokens=anew.estimate(documents, calibrated=False).tokens,
+            query_tokens=anew.estimate(queries, input_type="query", calibrated=False).tokens,
             truncated=len(embedded.truncated) + len(searching.truncated),
             settings=asked,
         )
@@ -262,7 +264,7 @@ def _tried(
         return contender, values
 
 
-def _judged(found: Sequence[tuple[Contender, Mapping[str, ranking.Numbers]]], seed: int) -> list[Contender]:
+def _judged(found: Sequence[tuple[Candidate, Mapping[str, ranking.Numbers]]], seed: int) -> list[Candidate]:
     """Order by quality and say how far each is from the best by chance."""
     ordered = sorted(found, key=lambda pair: (pair[0].error is not None, -np.nan_to_num(pair[0].quality, nan=-1.0)))
     _, best = ordered[0]
@@ -272,23 +274,23 @@ def _judged(found: Sequence[tuple[Contender, Mapping[str, ranking.Numbers]]], se
     return [judged[0], *(replace(c, p_value=p) for c, p in zip(judged[1:], ps, strict=False)), *judged[1 + len(ps) :]]
 
 
-def _cells(contender: Contender, measures: Sequence[str]) -> list[str]:
+def _cells(contender: Candidate, measures: Sequence[str]) -> list[str]:
     p = "" if contender.p_value is None else f"{contender.p_value:.3f}"
     return [
-        shortened(contender.model, 40),
+        shorten_model_name(contender.model, 40),
         str(contender.dimensions or "?"),
         contender.dtype,
         *(str(contender.scores[measure]) if measure in contender.scores else "" for measure in measures),
         p,
         f"{contender.corpus_tokens:,}",
-        amount(contender.corpus_usd),
-        amount(contender.usage.cost_usd),
+        format_cost(contender.corpus_usd),
+        format_cost(contender.usage.cost_usd),
         f"{contender.seconds:,.1f}",
-        f"{contender.bytes_a_vector:,}",
+        f"{contender.bytes_per_vector:,}",
     ]
 
 
-def _listed(contender: Contender) -> dict[str, Any]:
+def _listed(contender: Candidate) -> dict[str, Any]:
     usd = contender.corpus_usd
     return {
         "model": contender.model,
@@ -300,9 +302,9 @@ def _listed(contender: Contender) -> dict[str, Any]:
         "corpus_tokens": contender.corpus_tokens,
         "query_tokens": contender.query_tokens,
         "truncated": contender.truncated,
-        "corpus_usd": None if usd is None else dollars(usd),
+        "corpus_usd": None if usd is None else format_usd(usd),
         "seconds": contender.seconds,
-        "bytes_a_vector": contender.bytes_a_vector,
+        "bytes_per_vector": contender.bytes_per_vector,
         "usage": contender.usage.to_dict(),
         "error": contender.error,
     }

@@ -22,7 +22,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Give the arguments of a model's embedders: what others can be cut from first."""
     cache = given.get("cache")
-    kept = {"cache": Kept() if cache is False else cache, "on_error": "raise"}
+    kept = {"cache": InMemoryCache() if cache is False else cache, "on_error": "raise"}
     widths = [own["dimensions"]] if "dimensions" in own else sorted(set(dimensions), key=lambda d: -(d or 1 << 30))
     types = [own["dtype"]] if "dtype" in own else sorted(dict.fromkeys(dtypes), key=lambda t: t != "float32")
     pairs = itertools.product(types, widths)
@@ -32,7 +32,7 @@ def rows_of(
 def asked_at(model: str, base_url: str | None) -> dict[str, Any]:
     """Give a model's arguments with the address it is asked at; one on this machine has none."""
     with contextlib.suppress(EmbedKitError), Embedder(model, cache=False) as embedder:
-        if embedder.provider.on_this_machine:
+        if embedder.provider.is_local:
             return {"model": model}
     return {"model": model, "base_url": base_url}
 
@@ -44,7 +44,7 @@ def announce(asked: Mapping[str, Any], task: Task, say: Callable[[str], object])
         say(f"{embedder.model}, queries: {embedder.estimate(task.queries.values(), input_type='query')}")
 
 
-class Kept:
+class InMemoryCache:
     """A cache for one comparison, so that all rows of a model are cut from the same vectors."""
 
     def __init__(self) -> None:

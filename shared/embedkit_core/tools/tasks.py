@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import counted_noun
+from embedkit_core.common.formatting import count_noun
 
 JUDGED = "judged by people, or by whoever made the data set"
 SHORTEST = 40  # characters that either half of a text has at least, where a text is to find its other half
@@ -28,7 +28,7 @@ class Task:
     documents: Mapping[str, str]
     queries: Mapping[str, str]
     judgements: Mapping[str, Mapping[str, int]]
-    worth: str = JUDGED
+    validity: str = JUDGED
 
     def __post_init__(self) -> None:
         if not self.documents or not self.queries:
@@ -79,9 +79,9 @@ def load_beir(folder: str | PathLike[str], split: str = "test") -> Task:
     judged_queries = {query: text for query, text in queries.items() if known.get(query)}
     worth = JUDGED
     if empty:
-        worth += f"; {counted_noun(len(empty), 'empty document')} left out"
+        worth += f"; {count_noun(len(empty), 'empty document')} left out"
     if lost:  # which BEIR's own evaluation counts as never found
-        worth += f"; {counted_noun(lost, 'right answer')} not among the documents, and not looked for"
+        worth += f"; {count_noun(lost, 'right answer')} not among the documents, and not looked for"
     return Task(
         place.resolve().name, documents, judged_queries, {query: known[query] for query in judged_queries}, worth
     )

@@ -153,7 +153,7 @@ def test_a_query_of_an_asymmetric_model_is_asked_as_a_query():
     server = FakeServer()
     embeddings = EmbedKitEmbeddings(model="fake:any", base_url=server.url, cache=False)
     assert embeddings.embed_query("x") != embeddings.embed_documents(["x"])[0]
-    assert [seen.wire["role"] for seen in server.seen] == ["query", "document"]
+    assert [seen.body["role"] for seen in server.received] == ["query", "document"]
 
 
 def test_the_key_comes_from_the_environment(server, monkeypatch):
@@ -198,7 +198,7 @@ async def test_a_vector_of_one_role_is_never_served_for_the_other(first, tmp_pat
         assert call() == row
     assert (index.get_text_embedding("x"), lang.embed_query("x")) == (document, query)
     assert (await index.aget_text_embedding("x"), await lang.aembed_query("x")) == (document, query)
-    assert len(server.seen) == 2
+    assert len(server.received) == 2
 
 
 def test_a_symmetric_models_query_is_served_from_the_documents_entry(server, tmp_path):

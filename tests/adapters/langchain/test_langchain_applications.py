@@ -119,7 +119,7 @@ async def test_a_store_asks_queries_as_queries(store, search_type):
     truth = nearest(ASKED, 3, vector=in_role("document"), query_vector=in_role("query"))
     assert contents(retriever.invoke(ASKED)) == truth
     assert contents(await retriever.ainvoke(ASKED)) == truth
-    roles = {(seen.wire["role"], text) for seen in server.seen for text in seen.texts}
+    roles = {(seen.body["role"], text) for seen in server.received for text in seen.texts}
     assert roles == {*(("document", text) for text in TEXTS), ("query", ASKED)}
 
 
@@ -248,7 +248,7 @@ async def test_a_graphs_store_asks_queries_as_queries(use_async):
     else:
         store.put(("m",), "x", {"text": "x"})
         store.search(("m",), query="x")
-    assert [seen.wire["role"] for seen in server.seen] == ["document", "query"]
+    assert [seen.body["role"] for seen in server.received] == ["document", "query"]
 
 
 async def test_a_bare_function_makes_a_graphs_store_ask_queries_as_documents():
@@ -257,7 +257,7 @@ async def test_a_bare_function_makes_a_graphs_store_ask_queries_as_documents():
     store = memories(asymmetric(server).embed_documents, dims=8)
     await store.aput(("m",), "x", {"text": "x"})
     await store.asearch(("m",), query="y")
-    assert [seen.wire["role"] for seen in server.seen] == ["document", "document"]
+    assert [seen.body["role"] for seen in server.received] == ["document", "document"]
 
 
 class State(TypedDict):

@@ -365,7 +365,7 @@ async def test_a_call_that_fails_has_one_usage_event_too(server, heard, method):
 
 
 def test_a_call_that_fails_in_part_has_one_usage_event_of_what_it_took(server, heard):
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     with pytest.raises(PartialFailureError) as failed:
         index_model(server).get_text_embedding_batch(["fine", "bad", "fine too"])
     [event] = heard.of(EmbeddingUsageEvent)

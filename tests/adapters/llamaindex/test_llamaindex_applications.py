@@ -117,7 +117,7 @@ async def test_an_index_asks_queries_as_queries(mode):
     truth = nearest(ASKED, 3, TEXTS, *roles)
     assert contents(retriever.retrieve(ASKED)) == truth
     assert contents(await retriever.aretrieve(ASKED)) == truth
-    assert [seen.wire["role"] for seen in server.seen] == ["document", "query", "query"]
+    assert [seen.body["role"] for seen in server.received] == ["document", "query", "query"]
 
 
 async def test_a_query_engine_puts_what_was_found_before_the_model(server):

@@ -25,7 +25,7 @@ from embedkit_core import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.common.vectors import ELEMENTS
+from embedkit_core.common.vectors import NUMPY_DTYPES
 from embedkit_core.providers import Secret
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.cohere import Cohere
@@ -153,7 +153,7 @@ def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
     made = cohere(server, dtype=dtype, cache=tmp_path)
     vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
     assert server.requests[0].body["embedding_types"] == [dtype]
-    assert vectors.dtype == ELEMENTS[dtype]
+    assert vectors.dtype == NUMPY_DTYPES[dtype]
     assert np.array_equal(vectors, np.stack([of_type(row, dtype) for row in as_it_comes(TEXTS)]))
     assert np.array_equal(again.vectors, vectors)
     assert again.usage.requests == 0

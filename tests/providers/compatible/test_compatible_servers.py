@@ -28,7 +28,7 @@ from embedkit_core import (
     UnavailableError,
 )
 from embedkit_core.providers.http.refusals import Refusal
-from embedkit_core.providers.openai.refusals import read_detail, translated
+from embedkit_core.providers.openai.refusals import read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import PRESETS
 from embedkit_core.providers.registry import provider_class
 from embedkit_core.testing import ProviderSuite
@@ -262,7 +262,7 @@ def test_an_open_models_name_is_known_by_address_too_and_has_the_servers_limits(
 
 def test_an_open_model_is_not_openais_at_its_own_host():
     embedder = Embedder(f"openai:{E5}", api_key="k", cache=False)
-    assert (embedder.dimensions, embedder.explain("a").wire) == (None, {"model": E5})
+    assert (embedder.dimensions, embedder.explain("a").request_body) == (None, {"model": E5})
 
 
 @pytest.mark.parametrize(("model", "width", "centred"), [(QWEN, 1024, False), (NOMIC, 768, True)])
@@ -533,7 +533,7 @@ def refused(status, body):
     """What becomes of a refusal with this body."""
     detail = read_detail(body)
     refusal = Refusal("vllm", "m", status, detail.message, {}, ["some text"], ["key"])
-    return translated(refusal, detail, "VLLM_API_KEY", asked=None, hint="")
+    return to_provider_error(refusal, detail, "VLLM_API_KEY", asked=None, hint="")
 
 
 @pytest.mark.parametrize(

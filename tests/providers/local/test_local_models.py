@@ -72,8 +72,8 @@ def test_a_model_with_prompts_tells_queries_from_documents(tmp_path):
 @pytest.mark.parametrize("name", ["document", "passage", "corpus"])
 def test_a_document_prompt_is_found_under_each_of_its_names(name):
     with copied_model(prompts={name: "passage: "}) as folder, Embedder(f"local:{folder}", cache=False) as local:
-        assert local.explain("x").wire["prompt"] == "passage: "
-        assert "prompt" not in local.explain("x", input_type="query").wire
+        assert local.explain("x").request_body["prompt"] == "passage: "
+        assert "prompt" not in local.explain("x", input_type="query").request_body
 
 
 def test_a_prompt_of_the_user_s_own_beats_the_model_s():

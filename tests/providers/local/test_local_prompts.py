@@ -27,7 +27,9 @@ def hub(tmp_path, monkeypatch):
 
 def prompts(model, **options):
     embedder = Embedder(f"local:{model}", cache=False, **options)
-    return tuple(embedder.explain("x", input_type=role).wire.get("prompt", "") for role in ("query", "document"))
+    return tuple(
+        embedder.explain("x", input_type=role).request_body.get("prompt", "") for role in ("query", "document")
+    )
 
 
 def test_a_model_whose_folder_has_no_prompts_gets_the_catalogue_s(hub):
@@ -113,7 +115,7 @@ def test_the_width_is_read_from_folders_that_newer_versions_wrote(mode):
 
 def test_the_packaged_model_keeps_the_key_it_always_had():
     """No prompt, and no row, since its folder is in no cache of the hub's."""
-    wire = Embedder(MINILM, cache=False).explain("x").wire
+    wire = Embedder(MINILM, cache=False).explain("x").request_body
     assert {name: value for name, value in wire.items() if name != "model"} == {
         "backend": "torch",
         "precision": "float32",

@@ -27,7 +27,7 @@ async def test_a_bad_server_can_echo_the_text_and_the_key():
 
 
 async def test_a_poisonous_text_spoils_the_requests_that_contain_it(server):
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     await embed(server, ["a", "b"])
     with pytest.raises(openai.BadRequestError, match="is invalid"):
         await embed(server, ["a", "bad"])

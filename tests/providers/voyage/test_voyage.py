@@ -22,7 +22,7 @@ from embedkit_core import (
     UnavailableError,
 )
 from embedkit_core.common.errors import BadTextError, RequestTooLargeError
-from embedkit_core.common.vectors import ELEMENTS
+from embedkit_core.common.vectors import NUMPY_DTYPES
 from embedkit_core.testing import ProviderSuite
 
 MODEL = "voyage:voyage-4"
@@ -148,7 +148,7 @@ def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
     made = voyage(server, dtype=dtype, cache=tmp_path)
     vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
     assert server.requests[0].body["output_dtype"] == dtype
-    assert vectors.dtype == ELEMENTS[dtype]
+    assert vectors.dtype == NUMPY_DTYPES[dtype]
     assert np.array_equal(vectors, np.stack([of_type(row, dtype) for row in expected(TEXTS)]))
     assert np.array_equal(again.vectors, vectors)
     assert again.usage.requests == 0

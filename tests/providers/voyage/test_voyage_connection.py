@@ -152,7 +152,7 @@ async def test_a_client_opens_one_session_and_closes_it(server, monkeypatch):
     provider = Voyage(ProviderSettings("voyage-4", api_key=Secret("test-key"), base_url=server.base_url))
     client = provider.connect()
     for text in TEXTS:
-        await client.embed(Batch([text], provider.wire("document"), 60.0))
+        await client.embed(Batch([text], provider.request_body("document"), 60.0))
     assert [one.closed for one in opened] == [False]
     await client.aclose()
     assert [one.closed for one in opened] == [True]
@@ -222,7 +222,7 @@ async def test_the_user_s_proxy_comes_first_and_his_headers_go_along(server, mon
         settings = ProviderSettings("voyage-4", Secret("test-key"), base_url, connection=Connection(**connection))
         client = Voyage(settings).connect()
         try:
-            return await client.embed(Batch(TEXTS, Voyage(settings).wire("document"), 60.0))
+            return await client.embed(Batch(TEXTS, Voyage(settings).request_body("document"), 60.0))
         finally:
             await client.aclose()
 

@@ -17,7 +17,7 @@ from support.voyage_server import VoyageServer
 from embedkit_core import Embedder
 from embedkit_core.common import errors
 from embedkit_core.common.types import Batch
-from embedkit_core.common.vectors import ELEMENTS
+from embedkit_core.common.vectors import NUMPY_DTYPES
 from embedkit_core.providers import Secret
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.voyage import Voyage
@@ -56,7 +56,7 @@ def test_a_reply_becomes_the_vectors_it_holds(server, name):
     result = made.embed(asked["texts"], input_type=asked["input_type"])
     assert [request.body for request in server.requests] == [pair["request"]]
     assert result.usage.tokens == pair["tokens"]
-    assert result.vectors.dtype == ELEMENTS[dtype]
+    assert result.vectors.dtype == NUMPY_DTYPES[dtype]
     for row, known in zip(result.vectors, pair["vectors"], strict=True):
         assert_is(row, known)
 
@@ -86,7 +86,7 @@ async def test_a_refusal_becomes_the_error_it_means(server, name):
     provider = Voyage(ProviderSettings(asked["model"], api_key=Secret("test-key"), base_url=server.base_url))
     client = provider.connect()
     with pytest.raises(getattr(errors, known["type"]), match=known["says"]) as caught:
-        await client.embed(Batch(asked["texts"], provider.wire(asked["input_type"]), 60.0))
+        await client.embed(Batch(asked["texts"], provider.request_body(asked["input_type"]), 60.0))
     await client.aclose()
     assert [request.body for request in server.requests] == [pair["request"]]
     assert type(caught.value).__name__ == known["type"]

@@ -21,7 +21,7 @@ from embedkit_core.cache.disk import folder as folders
 from embedkit_core.cache.disk import pool as connections
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.disk.create import PAGE_BYTES, RawDisk
-from embedkit_core.cache.disk.schema import SCHEMA, SETTINGS, foreign_content
+from embedkit_core.cache.disk.schema import SCHEMA, SETTINGS, schema_mismatch
 from embedkit_core.common.types import Entry
 
 
@@ -246,7 +246,7 @@ def test_a_planted_expiry_hides_nothing(folder):
 
 def test_a_new_database_is_exactly_what_is_checked_for(folder):
     with contextlib.closing(sqlite3.connect(own(folder) / "cache.db")) as connection:
-        assert foreign_content(connection) is None
+        assert schema_mismatch(connection) is None
         assert set(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")) == SCHEMA
         assert connection.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -351,9 +351,9 @@ def test_a_disk_that_damages_everything_is_given_up(folder, caplog):
 
 def test_a_folder_another_process_has_set_aside_is_not_set_aside_again(folder):
     seen = folders.identity(own(folder))
-    assert folders.set_aside(own(folder), seen)
+    assert folders.quarantine(own(folder), seen)
     DiskCache(folder).set_many(entries([1]))
-    assert not folders.set_aside(own(folder), seen)
+    assert not folders.quarantine(own(folder), seen)
     assert_holds(DiskCache(folder), [1])
 
 

@@ -10,7 +10,7 @@ from support.embedders import embedder, numbered, texts_sent
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, InputError
-from embedkit_core.calls.import_vectors import Imported
+from embedkit_core.calls.import_vectors import ImportReport
 from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
@@ -73,7 +73,7 @@ def test_a_folder_of_langchains_cache_is_taken_without_paying_again(host, server
     before = len(texts_sent(server))
     vectors = old_cache(tmp_path / "old", **options).document_embedding_store.mget(texts)
     new = host(model=MODEL, base_url=server.base_url, api_key="test-key", cache=tmp_path / "new")
-    assert new.import_vectors(texts, vectors, verify=0) == Imported(imported=50, missing=0, doubtful=())
+    assert new.import_vectors(texts, vectors, verify=0) == ImportReport(imported=50, missing=0, doubtful=())
     rows = getattr(new, "embedder", new).embed_documents(texts)
     assert rows.tolist() == np.array(written, dtype=np.float32).tolist()
     assert len(texts_sent(server)) == before
@@ -84,7 +84,7 @@ def test_a_folder_of_langchains_cache_is_taken_without_paying_again(host, server
 def test_another_namespace_has_nothing_to_take(server, tmp_path, new):
     old_cache(tmp_path / "old", server, namespace=MODEL).embed_documents(["a"])
     vectors = old_cache(tmp_path / "old", namespace="other").document_embedding_store.mget(["a"])
-    assert new.import_vectors(["a"], vectors) == Imported(imported=0, missing=1, doubtful=())
+    assert new.import_vectors(["a"], vectors) == ImportReport(imported=0, missing=1, doubtful=())
 
 
 @sha1_is_the_default
@@ -124,7 +124,7 @@ def test_unverified_vectors_need_neither_a_key_nor_a_provider(tmp_path):
 def test_a_vector_that_is_missing_is_paid_for_when_it_is_asked(server, new):
     texts = numbered(10)
     vectors = [None if position % 2 else vector for position, vector in enumerate(paid(texts))]
-    assert new.import_vectors(texts, vectors, verify=1) == Imported(imported=5, missing=5, doubtful=())
+    assert new.import_vectors(texts, vectors, verify=1) == ImportReport(imported=5, missing=5, doubtful=())
     assert new.embed_documents(texts).tolist() == paid(texts)
     assert texts_sent(server) == [texts[0], *texts[1::2]]
 
@@ -132,14 +132,14 @@ def test_a_vector_that_is_missing_is_paid_for_when_it_is_asked(server, new):
 def test_a_second_import_sends_nothing_and_changes_nothing(server, new):
     texts = numbered(10)
     for _ in range(2):
-        assert new.import_vectors(texts, paid(texts)) == Imported(imported=10, missing=0, doubtful=())
+        assert new.import_vectors(texts, paid(texts)) == ImportReport(imported=10, missing=0, doubtful=())
     assert len(texts_sent(server)) == 3
     assert new.embed_documents(texts).tolist() == paid(texts)
 
 
 def test_nothing_to_import_is_no_request(server, new):
-    assert new.import_vectors([], []) == Imported(imported=0, missing=0, doubtful=())
-    assert new.import_vectors(["a"], [None]) == Imported(imported=0, missing=1, doubtful=())
+    assert new.import_vectors([], []) == ImportReport(imported=0, missing=0, doubtful=())
+    assert new.import_vectors(["a"], [None]) == ImportReport(imported=0, missing=1, doubtful=())
     assert server.requests == []
 
 
@@ -151,7 +151,9 @@ def test_more_of_them_are_checked_on_request(server, new, verify):
 
 def test_duplicates_are_one_text_and_any_of_their_vectors_will_do(server, new):
     texts, vectors = ["a", "b", "a", "c", "b"], paid(["a", "b", "a", "c", "b"])
-    assert new.import_vectors(texts, [None, *vectors[1:3], None, None]) == Imported(imported=2, missing=1, doubtful=())
+    assert new.import_vectors(texts, [None, *vectors[1:3], None, None]) == ImportReport(
+        imported=2, missing=1, doubtful=()
+    )
     assert new.embed_documents(texts).tolist() == vectors
     assert sorted(texts_sent(server)) == ["a", "b", "c"]
 
@@ -290,7 +292,7 @@ def test_a_check_that_cannot_be_made_is_its_own_error(server, tmp_path, on_error
 def test_a_text_that_may_be_over_the_limit_is_left_out_and_paid_for(server, new):
     over, under = "é" * 4097, "e" * 8192
     texts = ["a", over, under, over]
-    assert new.import_vectors(texts, paid(texts), verify=0) == Imported(imported=2, missing=0, doubtful=(1,))
+    assert new.import_vectors(texts, paid(texts), verify=0) == ImportReport(imported=2, missing=0, doubtful=(1,))
     assert new.embed_documents(texts).tolist() == paid(texts)
     assert texts_sent(server) == [over]
 
@@ -301,4 +303,4 @@ def test_a_prompt_counts_towards_the_limit(server, tmp_path):
 
 
 def test_a_missing_vector_is_not_doubtful(new):
-    assert new.import_vectors(["e" * 9000], [None]) == Imported(imported=0, missing=1, doubtful=())
+    assert new.import_vectors(["e" * 9000], [None]) == ImportReport(imported=0, missing=1, doubtful=())

@@ -14,11 +14,11 @@ from embedkit_core import ConfigurationError, Embedder
 from embedkit_core.adapters.base import embed_lists
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.common.types import Entry
-from embedkit_core.common.vectors import ELEMENTS, Finish, Form
+from embedkit_core.common.vectors import NUMPY_DTYPES, PostProcessing, VectorFormat
 from embedkit_core.testing import FakeServer
 
 TEXTS = numbered(5)
-DTYPES = sorted(ELEMENTS)
+DTYPES = sorted(NUMPY_DTYPES)
 rows_of_floats = npst.arrays(
     np.float32,
     npst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24).map(lambda shape: (shape[0], 8 * shape[1])),
@@ -37,7 +37,7 @@ def unit(rows):
 
 @given(rows_of_floats, st.integers(1, 300))
 def test_cut_rows_are_the_first_numbers_at_unit_length(rows, cut):
-    cut_rows = Finish(cut=cut)(rows)
+    cut_rows = PostProcessing(truncate_to=cut)(rows)
     expected = rows if cut >= rows.shape[1] else unit(rows[:, :cut])
     assert cut_rows.dtype == np.float32
     assert np.array_equal(cut_rows, expected)
@@ -45,13 +45,16 @@ def test_cut_rows_are_the_first_numbers_at_unit_length(rows, cut):
 
 @given(rows_of_floats, st.integers(1, 300))
 def test_a_cut_twice_is_the_shorter_cut(rows, cut):
-    once, twice = Finish(cut=cut // 2 + 1)(rows), Finish(cut=cut // 2 + 1)(Finish(cut=cut + 1)(rows))
+    once, twice = (
+        PostProcessing(truncate_to=cut // 2 + 1)(rows),
+        PostProcessing(truncate_to=cut // 2 + 1)(PostProcessing(truncate_to=cut + 1)(rows)),
+    )
     np.testing.assert_allclose(once, twice, atol=1e-6)
 
 
 @given(rows_of_floats)
 def test_packed_rows_are_those_of_sentence_transformers(rows):
-    ubinary, binary = (Finish(dtype=dtype)(rows) for dtype in ("ubinary", "binary"))
+    ubinary, binary = (PostProcessing(dtype=dtype)(rows) for dtype in ("ubinary", "binary"))
     packed = np.packbits(rows > 0).reshape(len(rows), -1)
     assert np.array_equal(ubinary, packed)
     assert np.array_equal(binary, (packed - 128).view(np.int8))
@@ -63,29 +66,35 @@ def test_layer_normalisation_before_a_cut_is_taking_the_mean_away():
     rows = np.random.default_rng(1).standard_normal((7, 768)).astype(np.float32) * 3 + 0.5
     whole = torch.nn.functional.layer_norm(torch.from_numpy(rows), (768,))
     expected = torch.nn.functional.normalize(whole[:, :256], dim=1).numpy()
-    np.testing.assert_allclose(Finish(cut=256, centred=True)(rows), expected, atol=1e-6)
-    np.testing.assert_allclose(Finish(cut=256, centred=True)(unit(rows)), expected, atol=1e-6)  # of a cached one
+    np.testing.assert_allclose(PostProcessing(truncate_to=256, center=True)(rows), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        PostProcessing(truncate_to=256, center=True)(unit(rows)), expected, atol=1e-6
+    )  # of a cached one
 
 
 @pytest.mark.parametrize("dtype", ["binary", "ubinary"])
 def test_packed_rows_are_cut_between_their_bytes(dtype):
     rows = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
-    whole, short = Finish(dtype=dtype)(rows), Finish(dtype=dtype)(rows[:, :32])
-    assert np.array_equal(Finish(cut=32, source=dtype, dtype=dtype)(whole), short)
+    whole, short = PostProcessing(dtype=dtype)(rows), PostProcessing(dtype=dtype)(rows[:, :32])
+    assert np.array_equal(PostProcessing(truncate_to=32, source=dtype, dtype=dtype)(whole), short)
 
 
 def test_a_finish_that_does_nothing_says_so_and_is_in_no_key():
-    assert not Finish()
-    assert Finish().parts() == {}
-    assert Finish(cut=8, unit=True, dtype="binary").parts() == {"cut": 8, "unit": True, "dtype": "binary"}
+    assert not PostProcessing()
+    assert PostProcessing().key_parts() == {}
+    assert PostProcessing(truncate_to=8, normalize=True, dtype="binary").key_parts() == {
+        "cut": 8,
+        "unit": True,
+        "dtype": "binary",
+    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_form_knows_its_width(dtype):
-    form = Form(dtype, 64)
+    form = VectorFormat(dtype, 64)
     assert form.width == (8 if dtype in ("binary", "ubinary") else 64)
     assert form.dimensions_of(form.width) == 64
-    assert Form(dtype).width is None
+    assert VectorFormat(dtype).width is None
 
 
 # In a cache
@@ -116,13 +125,13 @@ def test_every_type_comes_back_from_bytes_as_it_went_in(data):
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
 def test_types_that_a_provider_does_not_have_are_made_of_its_floats(dtype, tmp_path):
     with OpenAIServer() as server:
-        expected = Finish(dtype=dtype)(np.stack([vector_of(text) for text in TEXTS]))
+        expected = PostProcessing(dtype=dtype)(np.stack([vector_of(text) for text in TEXTS]))
         asking = embedder(server, dtype=dtype, cache=tmp_path)
         first, again = asking.embed([*TEXTS, TEXTS[0]]), asking.embed(TEXTS)
         query = asking.embed_query(TEXTS[1])
         assert (asking.dimensions, asking.space.rpartition("/")[2]) == (1536, dtype)
         assert server.requests[0].body.keys() == {"model", "input", "encoding_format"}
-    assert first.vectors.dtype == ELEMENTS[dtype]
+    assert first.vectors.dtype == NUMPY_DTYPES[dtype]
     assert np.array_equal(first.vectors, expected[[*range(5), 0]])
     assert np.array_equal(again.vectors, expected)
     assert np.array_equal(query, expected[1])
@@ -137,14 +146,14 @@ def test_they_are_made_of_cached_floats_without_a_request(dtype, tmp_path):
         assert made.explain(TEXTS[0]).served_from == "cache"
         result = made.embed(TEXTS)
     assert result.usage.requests == 0
-    assert np.array_equal(result.vectors, Finish(dtype=dtype)(floats.vectors))
+    assert np.array_equal(result.vectors, PostProcessing(dtype=dtype)(floats.vectors))
 
 
 def test_a_cache_of_half_the_numbers_takes_half_the_room(tmp_path):
     with OpenAIServer() as server:
         embedder(server, dtype="float16", cache=tmp_path).embed(TEXTS)
         stored = embedder(server, dtype="float16", cache=tmp_path)
-        entries = stored.store.keeper.get_many([bytes.fromhex(stored.explain(text).key) for text in TEXTS])
+        entries = stored.tiered_cache.backend.get_many([bytes.fromhex(stored.explain(text).key) for text in TEXTS])
     assert {entry.vector.nbytes for entry in entries.values()} == {1536 * 2}
 
 
@@ -183,7 +192,7 @@ def test_a_mean_of_packed_vectors_is_refused_before_anything_is_sent():
 
 @pytest.mark.parametrize(("dtype", "left"), [("float16", np.nan), ("ubinary", 0)])
 def test_rows_that_failed_are_named_and_are_nan_or_nothing(dtype, left):
-    with OpenAIServer(poison={TEXTS[2]}) as server:
+    with OpenAIServer(rejected_texts={TEXTS[2]}) as server:
         result = embedder(server, dtype=dtype, on_error="return").embed(TEXTS)
         lists = embed_lists(embedder(server, dtype=dtype, on_error="return"), TEXTS).rows
     assert list(result.failed) == [2]

@@ -14,11 +14,11 @@ from hypothesis.extra import numpy as arrays
 from support.openai_server import OpenAIServer, vector_of
 from support.scripts import finish, start
 
-from embedkit_core.common.float_lists import RELAXED_THRESHOLD, SLICE, relaxed_gc, to_lists
+from embedkit_core.common.float_lists import RELAXED_THRESHOLD, ROWS_PER_SLICE, relaxed_gc, to_lists
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
-MATRICES = arrays.arrays(np.float32, st.tuples(st.integers(0, 3 * SLICE), st.integers(0, 5)))
+MATRICES = arrays.arrays(np.float32, st.tuples(st.integers(0, 3 * ROWS_PER_SLICE), st.integers(0, 5)))
 LONGEST_STALL = 0.5  # seconds in which the loop answers nobody because it is busy itself
 BEATS = 60
 
@@ -125,7 +125,7 @@ def test_the_last_of_several_threads_restores_the_collector():
 
 def test_many_threads_at_once_leave_the_collector_as_it_was():
     found = gc.get_threshold()
-    matrix = np.ones((2 * SLICE, 3), dtype=np.float32)
+    matrix = np.ones((2 * ROWS_PER_SLICE, 3), dtype=np.float32)
     threads = [threading.Thread(target=lambda: [to_lists(matrix) for _ in range(50)]) for _ in range(8)]
     for thread in threads:
         thread.start()

@@ -13,8 +13,8 @@ from support.scripts import finish, interrupt, start
 
 from embedkit_core import Embedder, InputError, PartialFailureError, ProviderError
 from embedkit_core.adapters.base import aembed_lists, embed_lists
-from embedkit_core.calls.rows import ListRows
-from embedkit_core.common.float_lists import SLICE
+from embedkit_core.calls.rows import ListBuffer
+from embedkit_core.common.float_lists import ROWS_PER_SLICE
 from embedkit_core.testing import FakeServer
 
 
@@ -31,7 +31,7 @@ def fake(server, **settings) -> Embedder:
 
 
 def truth(server, texts):
-    return [server.vector(text, server.seen[0].wire).tolist() for text in texts]
+    return [server.vector(text, server.received[0].body).tolist() for text in texts]
 
 
 @settings(deadline=None, max_examples=30)
@@ -94,14 +94,14 @@ def test_lists_are_made_while_other_replies_are_awaited():
 
 
 def test_a_slice_is_made_at_a_time_and_every_row_has_its_place():
-    rows = ListRows(200, np.arange(200)[::-1])
+    rows = ListBuffer(200, np.arange(200)[::-1])
     matrix = np.arange(600, dtype=np.float32).reshape(200, 3)
     landed = []
     rows.landed = lambda: landed.append(None)
     rows.put_wants(range(150), matrix[:150])
     rows.put_wants(range(150, 200), matrix[150:])
     assert len(landed) == 2
-    assert len(list(rows.slices())) == -(-150 // SLICE) + 1
+    assert len(list(rows.slices())) == -(-150 // ROWS_PER_SLICE) + 1
     assert rows.put_count == 200
     assert rows.finished(None, [], 3) == matrix[::-1].tolist()
 
@@ -109,7 +109,7 @@ def test_a_slice_is_made_at_a_time_and_every_row_has_its_place():
 @pytest.mark.parametrize("with_loop", [False, True])
 def test_failures_among_lists_are_the_error_that_a_matrix_has(with_loop):
     server = FakeServer()
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     texts = ["bad", "good", "bad", "fine"]
     ask = (lambda *args: asyncio.run(aembed_lists(*args))) if with_loop else embed_lists
     with pytest.raises(PartialFailureError) as found:
@@ -123,7 +123,7 @@ def test_failures_among_lists_are_the_error_that_a_matrix_has(with_loop):
 
 def test_when_all_fail_the_error_is_the_providers():
     server = FakeServer()
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     with pytest.raises(ProviderError, match=r".") as found:
         embed_lists(fake(server), ["bad"])
     assert not isinstance(found.value, PartialFailureError)
@@ -170,7 +170,7 @@ async def test_a_cancelled_caller_withdraws_while_lists_are_made():
         await task
     server.release()
     await asyncio.to_thread(embedder.embed, ["the next one"])
-    assert [seen.texts for seen in server.seen[2:]] == [("the next one",)]
+    assert [seen.texts for seen in server.received[2:]] == [("the next one",)]
 
 
 # One query, from memory
@@ -188,7 +188,7 @@ def known(tmp_path):
 
 def test_every_door_serves_a_query_from_memory_and_counts_it(known):
     embedder, server = known
-    expected = server.vector("known", server.seen[0].wire).tolist()
+    expected = server.vector("known", server.received[0].body).tolist()
     before = embedder.usage
     rows = [
         embedder.embed_query("known").tolist(),
@@ -199,7 +199,7 @@ def test_every_door_serves_a_query_from_memory_and_counts_it(known):
     ]
     assert rows == [expected] * 5
     assert embedder.usage.texts - before.texts == embedder.usage.cache_hits - before.cache_hits == 5
-    assert embedder.usage.requests == len(server.seen) == 1
+    assert embedder.usage.requests == len(server.received) == 1
 
 
 def test_what_a_query_gets_is_its_own(known):
@@ -223,7 +223,7 @@ def test_a_query_that_cannot_be_embedded_is_refused_at_every_door(known, bad):
     ):
         with pytest.raises(InputError):
             door(bad)
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
     assert embedder.usage.texts == 2
 
 

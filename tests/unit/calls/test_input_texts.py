@@ -37,7 +37,7 @@ def provider(name: str) -> Iterator[tuple[Embedder, Any]]:
             yield embedder(server), lambda: len(server.requests)
     elif name == "fake":
         far = FakeServer()
-        yield Embedder("fake:any", base_url=far.url, cache=False), lambda: len(far.seen)
+        yield Embedder("fake:any", base_url=far.url, cache=False), lambda: len(far.received)
     else:
         yield Embedder(MINILM, cache=False), lambda: 0
 
@@ -107,7 +107,7 @@ async def test_an_async_caller_is_told_so_too(texts):
     far = FakeServer()
     with pytest.raises(InputError, match="expected a list of texts"):
         await Embedder("fake:any", base_url=far.url, cache=False).aembed(texts)
-    assert far.seen == []
+    assert far.received == []
 
 
 def test_many_bad_texts_are_counted_and_the_first_ones_listed():
@@ -132,7 +132,7 @@ def test_an_object_that_can_encode_is_no_text_for_that():
     far = FakeServer()
     with pytest.raises(InputError, match="not a string but Codec at position 1") as caught:
         Embedder("fake:any", base_url=far.url, cache=False).embed(["fine", Codec()])
-    assert (caught.value.indices, far.seen) == ((1,), [])
+    assert (caught.value.indices, far.received) == ((1,), [])
 
 
 def test_every_kind_of_iterable_of_strings_is_taken():
@@ -154,4 +154,4 @@ def test_an_input_type_that_does_not_exist_is_refused_with_the_nearest_that_does
     far = FakeServer()
     with pytest.raises(ConfigurationError, match=r"did you mean 'document'\?"):
         Embedder("fake:any", base_url=far.url, cache=False).embed(["x"], input_type="documents")
-    assert far.seen == []
+    assert far.received == []

@@ -43,7 +43,7 @@ def test_a_row_is_an_array_of_its_own(door, tmp_path):
 def test_an_empty_source_gives_nothing(door):
     server = FakeServer()
     assert taken(streaming(server), iter([]), door) == ([], None)
-    assert not server.seen
+    assert not server.received
 
 
 @each_door
@@ -63,7 +63,7 @@ def test_a_text_that_comes_again_is_sent_once(door, tmp_path):
     usage = embedder.usage
     assert usage.texts == 2000
     assert usage.sent == 300
-    assert usage.texts == usage.sent + usage.joined + usage.duplicates + usage.cache_hits
+    assert usage.texts == usage.sent + usage.coalesced + usage.duplicates + usage.cache_hits
 
 
 def test_nothing_is_pulled_that_there_is_no_room_for():
@@ -115,7 +115,7 @@ def test_a_stream_sends_full_requests_when_it_is_on_its_way():
     server = FakeServer()
     texts = [f"text {i}" for i in range(20_000)]
     taken(streaming(server, max_concurrency=8), texts, "sync")
-    assert len(server.seen) < 1.5 * 20_000 / 256
+    assert len(server.received) < 1.5 * 20_000 / 256
 
 
 # Errors in their place
@@ -139,7 +139,7 @@ def test_a_text_that_cannot_be_embedded_is_named_after_the_rows_before_it(door, 
 @each_door
 def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_paid_again(door, tmp_path):
     server = FakeServer()
-    server.poison = {TEXTS[700]}
+    server.rejected_texts = {TEXTS[700]}
     embedder = streaming(server, cache=tmp_path)
     rows, error = taken(embedder, iter(TEXTS), door)
     assert are_vectors_of(rows, TEXTS[:700])
@@ -151,7 +151,7 @@ def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_p
     assert error.usage.texts >= 700
     assert "the text at position 700 failed" in str(error)
 
-    server.poison.clear()
+    server.rejected_texts.clear()
     again = streaming(server, cache=tmp_path)
     rows, error = taken(again, iter(TEXTS), door)
     assert are_vectors_of(rows, TEXTS)
@@ -163,7 +163,7 @@ def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_p
 @each_door
 def test_a_refusal_of_the_first_text_is_the_providers_own(door):
     server = FakeServer()
-    server.poison = {TEXTS[0]}
+    server.rejected_texts = {TEXTS[0]}
     rows, error = taken(streaming(server), TEXTS[:10], door)
     assert rows == []
     assert type(error) is BadTextError
@@ -172,7 +172,7 @@ def test_a_refusal_of_the_first_text_is_the_providers_own(door):
 @each_door
 def test_a_failed_row_is_nan_and_the_stream_goes_on_where_errors_are_returned(door):
     server = FakeServer()
-    server.poison = {TEXTS[3], TEXTS[700]}
+    server.rejected_texts = {TEXTS[3], TEXTS[700]}
     rows, error = taken(streaming(server, on_error="return"), TEXTS[:1000], door)
     assert error is None
     assert [place for place, row in enumerate(rows) if np.isnan(row).all()] == [3, 700]
@@ -207,7 +207,7 @@ async def test_a_source_that_is_cancelled_on_its_own_ends_the_stream():
 
 def test_a_failure_withdraws_what_is_pending_at_once():
     server = FakeServer()
-    server.poison = {"text 0"}
+    server.rejected_texts = {"text 0"}
     embedder = streaming(server, max_concurrency=1)
     with pytest.raises(BadTextError):
         list(embedder.embed_iter(itertools.chain(["text 0"], (f"text {i}" for i in range(1, 100_000)))))
@@ -355,7 +355,7 @@ WORDS = st.sampled_from([*(f"word {i}" for i in range(20)), "bad", "poison", "wo
 )
 def test_a_stream_is_what_embed_says_up_to_the_first_error(texts, slots, per_request, on_error, door):
     server = FakeServer()
-    server.poison = {"bad", "poison", "worse"}
+    server.rejected_texts = {"bad", "poison", "worse"}
     embedder = Embedder(
         "fake:model",
         base_url=server.url,
@@ -364,11 +364,11 @@ def test_a_stream_is_what_embed_says_up_to_the_first_error(texts, slots, per_req
         max_batch_texts=per_request,
         on_error=on_error,
     )
-    stops = {" "} | (server.poison if on_error == "raise" else set())
+    stops = {" "} | (server.rejected_texts if on_error == "raise" else set())
     end = next((place for place, text in enumerate(texts) if text in stops), None)
     rows, error = taken(embedder, texts, door)
     before = texts[:end]
-    good = [place for place, text in enumerate(before) if text not in server.poison]
+    good = [place for place, text in enumerate(before) if text not in server.rejected_texts]
     assert len(rows) == len(before)
     assert are_vectors_of([rows[place] for place in good], [before[place] for place in good])
     assert all(np.isnan(rows[place]).all() for place in set(range(len(before))) - set(good))

@@ -248,19 +248,19 @@ async def test_a_stream_cancelled_while_it_looks_up_leaves_nothing_behind():
     for _ in range(2):
         await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     assert not engine().account(embedder.provider).scheduler.recent.lookups
-    assert not server.seen
+    assert not server.received
 
 
 async def test_a_piece_that_is_left_while_its_bad_text_is_found_is_not_begun_again(monkeypatch):
     cache, found, gate = GatedCache(), threading.Event(), threading.Event()
     cache.gate.set()
 
-    def flaw_of(text):
+    def reason_for(text):
         found.set()
         assert gate.wait(20)
         return "flawed"
 
-    monkeypatch.setattr("embedkit_core.calls.stream_parts.flaw_of", flaw_of)
+    monkeypatch.setattr("embedkit_core.calls.stream_parts.reason_for", reason_for)
     embedder = Embedder("fake:model", base_url=(server := FakeServer()).url, cache=cache)
     task = asyncio.create_task(anext(embedder.aembed_iter([*TEXTS[:100], " "])))
     await asyncio.to_thread(found.wait, 20)
@@ -271,7 +271,7 @@ async def test_a_piece_that_is_left_while_its_bad_text_is_found_is_not_begun_aga
     for _ in range(2):
         await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     assert not cache.asked.is_set()
-    assert not server.seen
+    assert not server.received
 
 
 def test_streams_and_queries_share_an_embedder_from_many_threads(tmp_path):

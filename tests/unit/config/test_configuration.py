@@ -185,7 +185,7 @@ def test_only_a_registered_provider_is_split_off_the_models_name():
     assert Embedder("text-embedding-3-small", api_key="x", cache=False).model == OPENAI
     assert Embedder("text-embedding-3-small", **local).model == OPENAI
     assert Embedder("fake:a:b", base_url=(fake := FakeServer()).url, cache=False).model == "fake:a:b"
-    assert fake.seen == []
+    assert fake.received == []
 
 
 @needs_local_model
@@ -247,7 +247,7 @@ def test_provider_options_are_on_the_wire_and_in_the_key(door, server):
     made = door(**at(server, provider_options={"user": "me", "extra": {"deep": [1, None, True]}}))
     core = made if door is Embedder else made.embedder
     assert core.explain("x").key != embedder(server).explain("x").key
-    assert core.explain("x").wire["user"] == "me"
+    assert core.explain("x").request_body["user"] == "me"
     core.embed(["x"])
     assert (server.requests[0].body["user"], server.requests[0].body["extra"]) == ("me", {"deep": [1, None, True]})
 
@@ -283,7 +283,7 @@ def test_explain_says_where_a_vector_would_come_from_and_sends_nothing(server, t
 
 def test_explain_holds_the_request_without_text_and_key(server):
     told = embedder(server, dimensions=64, document_prompt="d: ").explain("some text")
-    assert told.wire == {"model": "text-embedding-3-small", "dimensions": 64, "prompt": "d: "}
+    assert told.request_body == {"model": "text-embedding-3-small", "dimensions": 64, "prompt": "d: "}
     assert (told.endpoint, str(told.usd_per_million)) == (server.base_url, "0.02")
     assert told.estimated_tokens >= 1
     assert "some text" not in repr(told)

@@ -77,8 +77,8 @@ def test_a_copy_goes_where_the_first_one_does_whatever_its_own_environment_says(
     here = core(pickle.loads(state))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.example/v1")
     there = core(pickle.loads(state))
-    assert there.provider.reached_at == here.provider.reached_at == "https://api.openai.com/v1"
-    assert there.fingerprint == here.fingerprint == Embedder(OPENAI, base_url=here.provider.reached_at).fingerprint
+    assert there.provider.url == here.provider.url == "https://api.openai.com/v1"
+    assert there.fingerprint == here.fingerprint == Embedder(OPENAI, base_url=here.provider.url).fingerprint
     assert there.space == here.space
 
 

@@ -71,7 +71,7 @@ def test_a_price_nobody_knows_is_refused_before_the_first_request_and_hits_are_n
         embedder.embed(["kept", "new"])
     assert list(caught.value.failed) == [1]
     assert caught.value.result.usage.cache_hits == 1
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
     assert on_fake(server, budget_usd=1, prices={"model": "0.02"}).embed(["new"]).usage.sent == 1
 
 
@@ -88,7 +88,7 @@ def test_what_was_possibly_billed_stays_spent():
         embedder.embed(["one text"])
     assert caught.value.spent_usd == most
     assert caught.value.usage.possibly_billed_usd == most
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 def test_a_refusal_costs_nothing():
@@ -157,7 +157,7 @@ class Losing(FakeServer):
 
     def __init__(self, **options):
         super().__init__(max_words=10, **options)
-        self.fault_for = lambda texts: UnavailableError("lost", retry_after=0.001) if len(self.seen) == 2 else None
+        self.fault_for = lambda texts: UnavailableError("lost", retry_after=0.001) if len(self.received) == 2 else None
 
 
 @pytest.mark.parametrize("tokens", [303, 309, 327])
@@ -218,7 +218,7 @@ def test_a_key_function_that_fails_costs_nothing():
 
         embedder = openai_embedder(server, api_key=key, budget_tokens=40, max_retries=5)
         assert embedder.embed(["a text of some length"]).usage.sent == 1
-        assert embedder.budget.lost_tokens == 0
+        assert embedder.budget.unconfirmed_tokens == 0
         assert embedder.usage.possibly_billed_tokens == 0
 
 
@@ -290,5 +290,5 @@ def test_no_interleaving_of_callers_and_failures_passes_a_budget(calls, dollars,
     billed = sum(len(text.split()) * times for text, times in server.billed.items())
     assert known == billed
     assert billed + unheard <= known + possible <= dollars
-    assert (embedder.budget.spent_usd, embedder.budget.lost_usd) == (known, possible)
+    assert (embedder.budget.spent_usd, embedder.budget.unconfirmed_usd) == (known, possible)
     assert embedder.budget.reserved_usd == 0

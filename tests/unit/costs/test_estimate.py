@@ -10,7 +10,7 @@ from support.embedders import embedder as openai_embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder, InputError
-from embedkit_core.calls.estimate import PIECE
+from embedkit_core.calls.estimate import TEXTS_PER_CHUNK
 from embedkit_core.common.types import Limits
 from embedkit_core.testing import FakeServer
 
@@ -22,9 +22,9 @@ def test_an_estimate_asks_the_cache_and_sends_nothing(tmp_path):
     server = FakeServer(usd_per_million=PRICE)
     embedder = on_fake(server, cache=tmp_path)
     embedder.embed([f"kept {i}" for i in range(30)])
-    sent = len(server.seen)
+    sent = len(server.received)
     told = embedder.estimate([f"kept {i}" for i in range(50)] + ["kept 0"])
-    assert len(server.seen) == sent
+    assert len(server.received) == sent
     assert (told.texts, told.unique_texts, told.cache_hits, told.texts_to_send) == (51, 50, 30, 20)
     assert told.cost_usd == told.tokens * PRICE / 1_000_000
     assert told.max_cost_usd == told.max_tokens * PRICE / 1_000_000
@@ -53,22 +53,22 @@ def test_an_estimate_is_near_and_its_most_is_never_passed():
 def test_a_stream_is_estimated_as_a_call_and_what_comes_again_much_later_costs_once(tmp_path, monkeypatch):
     embedder = on_fake(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     embedder.embed([f"text {i}" for i in range(100)])
-    texts = [f"text {i}" for i in range(PIECE)] * 2 + ["text 0", "one more"]
+    texts = [f"text {i}" for i in range(TEXTS_PER_CHUNK)] * 2 + ["text 0", "one more"]
     told = embedder.estimate(iter(texts))
-    monkeypatch.setattr("embedkit_core.calls.estimate.PIECE", 100_000)
+    monkeypatch.setattr("embedkit_core.calls.estimate.TEXTS_PER_CHUNK", 100_000)
     assert told == embedder.estimate(texts)
-    assert (told.texts, told.unique_texts, told.cache_hits) == (2 * PIECE + 2, PIECE + 1, 100)
+    assert (told.texts, told.unique_texts, told.cache_hits) == (2 * TEXTS_PER_CHUNK + 2, TEXTS_PER_CHUNK + 1, 100)
     assert told.requests == embedder.estimate(list(dict.fromkeys(texts))).requests
 
 
 def test_texts_that_cannot_be_embedded_are_named_by_their_places_in_all():
-    texts = ["fine"] * (PIECE + 10)
+    texts = ["fine"] * (TEXTS_PER_CHUNK + 10)
     texts[3] = ""
-    texts[PIECE + 1] = "bad \ud800"
-    with pytest.raises(InputError, match=f"2 of {PIECE + 10} texts cannot be embedded") as caught:
+    texts[TEXTS_PER_CHUNK + 1] = "bad \ud800"
+    with pytest.raises(InputError, match=f"2 of {TEXTS_PER_CHUNK + 10} texts cannot be embedded") as caught:
         on_fake(FakeServer()).estimate(texts)
-    assert caught.value.indices == (3, PIECE + 1)
-    assert f"(a lone surrogate; decode with errors='replace') at position {PIECE + 1}" in str(caught.value)
+    assert caught.value.indices == (3, TEXTS_PER_CHUNK + 1)
+    assert f"(a lone surrogate; decode with errors='replace') at position {TEXTS_PER_CHUNK + 1}" in str(caught.value)
 
 
 def test_all_hits_take_nothing(tmp_path):
@@ -157,7 +157,7 @@ def test_the_most_covers_the_prompt_of_each_piece_of_a_text_that_is_cut():
     server = FakeServer(limits=Limits(text_tokens=10))
     embedder = on_fake(server, on_long_text="mean", document_prompt="passage: ")
     text = " ".join(["aa"] * 100)
-    lane = embedder._roles["document"].lane
-    assert lane.added_tokens >= len("passage: ")
-    assert embedder.estimate([text]).max_tokens == len(text) + 2 * 30 * lane.added_tokens
-    assert embedder.estimate(["short"]).max_tokens == 5 + lane.added_tokens
+    lane = embedder._specs["document"].request_spec
+    assert lane.overhead_tokens >= len("passage: ")
+    assert embedder.estimate([text]).max_tokens == len(text) + 2 * 30 * lane.overhead_tokens
+    assert embedder.estimate(["short"]).max_tokens == 5 + lane.overhead_tokens

@@ -40,7 +40,7 @@ def test_usage_is_exact(price, tmp_path):
     assert (usage.tokens, usage.requests, usage.cache_hits) == (17, 3, 3)
     assert usage.cost_usd == (None if price is None else 17 * price / 1_000_000)
     assert usage.saved_usd == (None if price is None else usage.saved_tokens * price / 1_000_000)
-    assert usage.texts == usage.cache_hits + usage.duplicates + usage.joined + usage.sent + usage.failed
+    assert usage.texts == usage.cache_hits + usage.duplicates + usage.coalesced + usage.sent + usage.failed
 
 
 async def test_a_block_counts_what_tasks_and_threads_with_its_context_do():
@@ -108,7 +108,7 @@ async def test_a_text_is_paid_by_one_and_joined_by_the_others():
     await asyncio.to_thread(wait_until_joined, embedder, 5)
     server.release()
     usages = await asked
-    assert sorted((usage.sent, usage.joined, usage.tokens, usage.requests) for usage in usages) == [
+    assert sorted((usage.sent, usage.coalesced, usage.tokens, usage.requests) for usage in usages) == [
         *[(0, 1, 0, 0)] * 4,
         (1, 0, 5, 1),
     ]
@@ -205,7 +205,7 @@ def test_a_server_that_cuts_connections_may_have_billed():
 
 def test_a_call_that_fails_is_counted():
     server = FakeServer()
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     with track_usage() as usage, pytest.raises(PartialFailureError):
         on_fake(server).embed(["good", "bad"])
     assert (usage.texts, usage.sent, usage.failed) == (2, 1, 1)

@@ -14,7 +14,7 @@ from embedkit_core import Usage
         (Usage(texts=20_000, cache_hits=20_000), "20,000 texts, 20,000 from cache, 0 requests"),
         (Usage(texts=1, sent=1, requests=1), "1 text, 1 sent, 1 request"),
         (
-            Usage(texts=9, cache_hits=2, duplicates=1, joined=3, sent=2, failed=1, requests=3, retries=2),
+            Usage(texts=9, cache_hits=2, duplicates=1, coalesced=3, sent=2, failed=1, requests=3, retries=2),
             "9 texts, 2 from cache, 1 given twice, 3 shared with other callers, 2 sent, 1 failed, "
             "3 requests (2 of them again)",
         ),

@@ -79,7 +79,7 @@ def test_a_storm_of_refusals_is_a_line_a_second_and_not_one_for_each(log):
     on_fake(server, max_retries=20).embed(texts_of(40))
     retries = [line for line in log.messages if "will be sent again" in line]
     assert 1 <= len(retries) <= 3
-    assert len(server.seen) > 6
+    assert len(server.received) > 6
 
 
 def test_what_is_given_up_is_not_said_to_be_sent_again(log):
@@ -227,6 +227,6 @@ async def test_texts_that_wait_for_money_are_in_a_snapshot():
     server.hold()
     task = asyncio.create_task(embedder.aembed([f"text number {i}" for i in range(8)]))
     await asyncio.to_thread(server.wait_for_requests, 2)
-    assert (await asyncio.to_thread(one, server)).waiting == 8 - len(server.seen[-1].texts)
+    assert (await asyncio.to_thread(one, server)).waiting == 8 - len(server.received[-1].texts)
     server.release()
     await asyncio.gather(task, return_exceptions=True)

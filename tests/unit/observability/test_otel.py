@@ -142,7 +142,7 @@ def test_a_call_is_a_span_with_the_conventions_names(recorded):
         "embedkit.texts": 3,
         "embedkit.cache.hits": 0,
         "embedkit.duplicates": 1,
-        "embedkit.joined": 0,
+        "embedkit.coalesced": 0,
         "embedkit.sent": 2,
         "embedkit.failed": 0,
         "embedkit.requests": 1,
@@ -250,7 +250,7 @@ def test_a_stream_that_is_left_is_no_error(recorded):
 
 def test_errors_are_named_and_nothing_of_their_message_is_told(recorded):
     server = FakeServer(usd_per_million=PRICE)
-    server.poison.add("a poisonous text")
+    server.rejected_texts.add("a poisonous text")
     embedder = on_fake(server)
     with pytest.raises(PartialFailureError):
         embedder.embed(["good", "a poisonous text"])
@@ -501,7 +501,7 @@ def test_retries_are_counted(recorded):
 
 def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
     server = FakeServer()
-    server.poison.add("a poisonous text")
+    server.rejected_texts.add("a poisonous text")
     on_fake(server, on_error="return").embed(["good", "a poisonous text"])
     [span] = recorded.spans
     assert (span.attributes["error.type"], span.attributes["embedkit.failed"]) == ("PartialFailureError", 1)

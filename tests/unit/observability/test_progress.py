@@ -107,7 +107,7 @@ async def test_an_async_stream_tells_on_its_loop():
 
 def test_the_end_is_told_where_texts_fail():
     server = FakeServer()
-    server.poison.add("text 3")
+    server.rejected_texts.add("text 3")
     told = Told()
     with pytest.raises(PartialFailureError):
         on_fake(server).embed(texts_of(20), progress=told)
@@ -255,7 +255,7 @@ def test_nothing_is_done_before_the_engine_has_taken_the_call():
     told, gate = Told(), threading.Event()
     server = FakeServer()
     on_fake(server).embed(["warm up"])
-    engine().ask_all(lambda accounts: gate.wait(20))  # it has no time for the call
+    engine().inspect_accounts(lambda accounts: gate.wait(20))  # it has no time for the call
 
     def tell(progress):
         told(progress)

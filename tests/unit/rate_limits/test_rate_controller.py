@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from support.virtual import LIMITS, VirtualServer, World
 
 from embedkit_core.common.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
-from embedkit_core.common.types import Allowance, Headroom, Limits
-from embedkit_core.engine.rate_limits.provider_limits import Bucket, Flow
-from embedkit_core.engine.rate_limits.user_limits import Rates
-from embedkit_core.engine.scheduler.items import Lane
+from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus
+from embedkit_core.engine.rate_limits.provider_limits import ProviderLimit, TokenBucket
+from embedkit_core.engine.rate_limits.user_limits import RateSettings
+from embedkit_core.engine.scheduler.items import RequestSpec
 
 # The storm of the benchmark: 8 000 texts of 60 tokens, at a bucket that lets 60 % of what is offered through.
 RATE, BURST = 30_000, 125_000
@@ -62,7 +62,7 @@ def test_any_storm_ends_without_paying_twice(rate, burst, tells, seed):
 
 def test_a_server_that_says_what_is_not_true_is_not_believed_for_long():
     world = World(VirtualServer(tokens_per_second=RATE, burst=BURST))
-    lies = Headroom(None, Allowance(10_000_000, 9_999_000, 0.006))
+    lies = RateLimitStatus(None, LimitStatus(10_000_000, 9_999_000, 0.006))
     world.server.headroom = lambda now: lies
     ticket = world.submit([f"text {i}" for i in range(8_000)])
     assert world.run() < 1.15 * (8_000 * 60 - BURST) / RATE
@@ -140,24 +140,24 @@ def test_a_server_that_tells_its_limits_is_met_with_all_that_they_allow_at_once(
 def test_limits_that_cannot_be_are_not_believed():
     world = World(VirtualServer())
     world.server.headroom = lambda now: None
-    flow = Flow(1.0)
-    for allowance in (Allowance(0, 0, 1.0), Allowance(100, -1, 1.0), Allowance(100, 101, 1.0)):
-        flow.hear(allowance, 0.0, 0.0, 1.0)
+    flow = ProviderLimit(1.0)
+    for allowance in (LimitStatus(0, 0, 1.0), LimitStatus(100, -1, 1.0), LimitStatus(100, 101, 1.0)):
+        flow.update_from_headers(allowance, 0.0, 0.0, 1.0)
     assert flow.bucket.rate is None
 
 
 @given(less=st.floats(0, 1), later=st.floats(0.1, 1e6), limit=st.floats(1, 1e9))
 def test_what_is_left_may_differ_by_next_to_nothing_and_nobody_waits_for_ever(less, later, limit):
-    flow = Flow(1.0)
-    flow.hear(Allowance(limit, limit / 2, 1.0), 0.0, 0.0, 0.0)
-    flow.hear(Allowance(limit, limit / 2 - min(less, limit / 2), 1.0 + later), 0.0, 1.0, 1.0)
+    flow = ProviderLimit(1.0)
+    flow.update_from_headers(LimitStatus(limit, limit / 2, 1.0), 0.0, 0.0, 0.0)
+    flow.update_from_headers(LimitStatus(limit, limit / 2 - min(less, limit / 2), 1.0 + later), 0.0, 1.0, 1.0)
     assert flow.wait(limit, 1.0) <= 2 * 86_400
 
 
 def test_an_answer_in_the_instant_of_a_refusal_is_an_answer():
-    flow = Flow(1.0)
-    flow.refused(1.0, flow.take(1.0, 5.0), 5.0, 5.0)
-    flow.passed(1.0, 5.0)
+    flow = ProviderLimit(1.0)
+    flow.rate_limited(1.0, flow.take(1.0, 5.0), 5.0, 5.0)
+    flow.first_success(1.0, 5.0)
     assert flow.wait(1.0, 6.0) == 0.0
 
 
@@ -173,7 +173,7 @@ def test_no_minute_has_more_requests_than_the_user_allows(rpm, texts, seed):
     world = World(VirtualServer(), seed=seed)
     rng = random.Random(seed)
     for i in range(40):
-        world.submit([f"{i} {n}" for n in range(rng.randint(1, texts))], rates=Rates(rpm, None))
+        world.submit([f"{i} {n}" for n in range(rng.randint(1, texts))], rates=RateSettings(rpm, None))
         world.run(until=rng.random())
     world.run()
     assert all(ticket.failed == {} for ticket in world.finished)
@@ -184,7 +184,7 @@ def test_no_minute_has_more_requests_than_the_user_allows(rpm, texts, seed):
 @pytest.mark.parametrize("tpm", [10_000, 100_000, 2_000_000])
 def test_no_minute_has_more_tokens_than_the_user_allows_and_most_of_them_are_used(tpm):
     world = World(VirtualServer())
-    world.submit([f"text {i}" for i in range(tpm // 30)], rates=Rates(None, tpm))
+    world.submit([f"text {i}" for i in range(tpm // 30)], rates=RateSettings(None, tpm))
     seconds = world.run()
     assert per_minute(world.server.times)[1] <= tpm
     assert world.server.tokens > 0.85 * tpm * seconds / 60
@@ -192,7 +192,7 @@ def test_no_minute_has_more_tokens_than_the_user_allows_and_most_of_them_are_use
 
 def test_the_strictest_limit_of_those_with_work_counts_and_idle_ones_restrain_nobody():
     world = World(VirtualServer())
-    world.submit(["a"], rates=Rates(6, None))
+    world.submit(["a"], rates=RateSettings(6, None))
     world.run()
     began = world.now
     for i in range(20):
@@ -200,8 +200,8 @@ def test_the_strictest_limit_of_those_with_work_counts_and_idle_ones_restrain_no
         world.run()
     assert world.now - began < 5
     world.run(until=80)
-    world.submit(["b"], rates=Rates(6, None))
-    world.submit(["c"], rates=Rates(6, None))
+    world.submit(["b"], rates=RateSettings(6, None))
+    world.submit(["c"], rates=RateSettings(6, None))
     world.submit(["free"], urgent=True)
     world.run(until=5)
     assert len(world.server.times) == 21 + 1
@@ -218,7 +218,7 @@ def test_where_requests_are_short_each_holds_more_and_never_more_than_the_model_
 
 def test_requests_grow_no_larger_than_the_tokens_that_go_with_them():
     world = World(VirtualServer())
-    world.submit([f"text {i}" for i in range(1_000)], rates=Rates(3, 10_000))
+    world.submit([f"text {i}" for i in range(1_000)], rates=RateSettings(3, 10_000))
     world.run()
     requests, tokens = per_minute(world.server.times)
     assert requests <= 3
@@ -311,7 +311,7 @@ def test_a_deadline_of_one_caller_leaves_the_text_to_another():
     patient = world.submit(["text"])
     world.run()
     assert list(hasty.failed) == [0]
-    assert (patient.failed, patient.joined + patient.sent) == ({}, 1)
+    assert (patient.failed, patient.coalesced + patient.sent) == ({}, 1)
     assert world.server.billed == {"text": 1}
 
 
@@ -326,7 +326,7 @@ def test_a_deadline_that_was_kept_holds_nothing_of_the_call_for_longer():
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 50)), max_size=30), st.floats(0.1, 100), st.floats(1, 100))
 def test_a_bucket_gives_no_more_than_it_held_and_was_filled_with(takes, rate, capacity):
-    bucket, now, taken = Bucket(), 0.0, 0.0
+    bucket, now, taken = TokenBucket(), 0.0, 0.0
     bucket.set(rate, capacity, now)
     for pause, amount in takes:
         now += pause
@@ -361,7 +361,7 @@ def test_refusals_of_a_query_now_and_then_do_not_slow_an_ingest_down():
 
 def test_whoever_waits_for_the_pace_is_not_looked_at_again_and_again():
     world = World(VirtualServer())
-    world.submit([f"text {i}" for i in range(300)], rates=Rates(None, 6_000))
+    world.submit([f"text {i}" for i in range(300)], rates=RateSettings(None, 6_000))
     polls = 0
     poll = world.scheduler.poll
 
@@ -422,10 +422,10 @@ def test_a_window_that_is_filled_at_once_when_it_ends_is_understood():
 def test_a_limit_of_ones_own_is_kept_when_others_work_in_between():
     world = World(VirtualServer())
     for i in range(6):
-        world.submit([f"limited {i}"], rates=Rates(2, None))
+        world.submit([f"limited {i}"], rates=RateSettings(2, None))
         world.run(until=0.1)
         world.submit([f"free {i}"], urgent=True)
-        world.submit([f"faster {i}"], rates=Rates(600, None))
+        world.submit([f"faster {i}"], rates=RateSettings(600, None))
         world.run()
     limited = [at for at, _ in world.server.times]
     assert all(ticket.failed == {} for ticket in world.finished)
@@ -433,7 +433,7 @@ def test_a_limit_of_ones_own_is_kept_when_others_work_in_between():
     assert len(limited) <= 18
 
 
-@pytest.mark.parametrize("rates", [Rates(1, None), Rates(None, 1), Rates(1, 1)])
+@pytest.mark.parametrize("rates", [RateSettings(1, None), RateSettings(None, 1), RateSettings(1, 1)])
 def test_the_smallest_limits_are_limits(rates):
     world = World(VirtualServer())
     for i in range(3):
@@ -445,9 +445,9 @@ def test_the_smallest_limits_are_limits(rates):
 
 def test_a_bill_that_cannot_be_does_not_stop_the_model():
     world = World(VirtualServer(inflated=1e-9, per_token=0.0))
-    world.submit(["text"], rates=Rates(None, 1_000_000))
+    world.submit(["text"], rates=RateSettings(None, 1_000_000))
     world.run()
-    world.submit(["another"], rates=Rates(None, 1_000_000))
+    world.submit(["another"], rates=RateSettings(None, 1_000_000))
     assert world.run() < 120
 
 
@@ -459,7 +459,7 @@ def test_a_pause_is_kept_however_many_lanes_there_are_meanwhile():
     world.submit(["refused"])
     world.run(until=1)
     for i in range(600):
-        other = Lane(b"other", 60.0, Limits(texts=i + 1), "truncate", "fake:other", 2, {})
+        other = RequestSpec(b"other", 60.0, Limits(texts=i + 1), "truncate", "fake:other", 2, {})
         world.submit([f"other {i}"], lane=other)
         world.run(until=0.001)
     refused_at = world.now

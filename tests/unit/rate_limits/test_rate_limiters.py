@@ -188,7 +188,7 @@ async def test_who_has_no_limiter_waits_for_nobody_elses(server):
     limiter.open.set()
     assert await work == [vector_of(text).tolist() for text in ("a", "b")]
     assert sorted(text for request in server.requests for text in request.texts) == ["a", "b", "c"]
-    assert (limited.usage.sent, free.usage.joined, free.usage.sent) == (2, 1, 1)  # the first who wants a text pays
+    assert (limited.usage.sent, free.usage.coalesced, free.usage.sent) == (2, 1, 1)  # the first who wants a text pays
     assert len(limiter.asked) == 1
 
 
@@ -208,14 +208,14 @@ async def test_a_query_waits_for_one_permit_of_others_at_most():
     limiter.open.set()
     assert await query == fake_vector("a query", model="any").tolist()
     assert len(await bulk) == 50
-    assert server.seen[1].texts == ("a query",)
+    assert server.received[1].texts == ("a query",)
 
 
 @both
 def test_two_objects_with_one_limiter_share_their_requests_and_two_limiters_do_not(server, host, kind):
     limiter = kind()
     one, other, apart = (host(server, limiter) for limiter in (limiter, limiter, kind()))
-    lanes = [model.embedder._roles["document"].lane for model in (one, other, apart)]
+    lanes = [model.embedder._specs["document"].request_spec for model in (one, other, apart)]
     assert lanes[0] == lanes[1]
     assert lanes[0] != lanes[2]
 

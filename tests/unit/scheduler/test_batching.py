@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from embedkit_core.common.errors import BadReplyError, ConfigurationError, RateLimitError, UnavailableError
 from embedkit_core.common.types import Limits, Reply
-from embedkit_core.costs.tokens import estimate_tokens, share_out
-from embedkit_core.engine.batching import CAP_TEXTS, CAP_TOKENS, FLOOR_TEXTS, Room, spread
-from embedkit_core.engine.scheduler.items import Lane
-from embedkit_core.engine.scheduler.replies import check
+from embedkit_core.costs.tokens import estimate_tokens, split_bill
+from embedkit_core.engine.batching import MAX_TEXTS, MAX_TOKENS, MIN_TEXTS, RequestCapacity, texts_per_request
+from embedkit_core.engine.scheduler.items import RequestSpec
+from embedkit_core.engine.scheduler.replies import validate
 from embedkit_core.engine.scheduler.retry import RetryPolicy
 from embedkit_core.providers.http.headers import retry_after
-from embedkit_core.providers.http.redaction import PIECE, SHOWN, canonical_url, quotable
+from embedkit_core.providers.http.redaction import MAX_EXCERPT, MIN_SHARED, canonical_url, safe_excerpt
 
 counts = st.integers(0, 100_000)
 few = st.integers(1, 300)
@@ -29,20 +29,20 @@ sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=300)
 
 @given(waiting=counts, slots=st.integers(0, 100), cap=few)
 def test_a_request_holds_no_more_than_the_cap_and_no_fewer_than_the_floor(waiting, slots, cap):
-    assert min(FLOOR_TEXTS, cap) <= spread(waiting, slots, cap) <= cap
+    assert min(MIN_TEXTS, cap) <= texts_per_request(waiting, slots, cap) <= cap
 
 
-@given(waiting=st.integers(1, 100_000), slots=st.integers(1, 100), cap=st.integers(FLOOR_TEXTS, 300))
+@given(waiting=st.integers(1, 100_000), slots=st.integers(1, 100), cap=st.integers(MIN_TEXTS, 300))
 def test_the_requests_make_no_more_waves_than_they_must(waiting, slots, cap):
-    requests = ceil(waiting / spread(waiting, slots, cap))
-    assert ceil(requests / slots) == ceil(waiting / (slots * cap)) or requests <= ceil(waiting / FLOOR_TEXTS)
+    requests = ceil(waiting / texts_per_request(waiting, slots, cap))
+    assert ceil(requests / slots) == ceil(waiting / (slots * cap)) or requests <= ceil(waiting / MIN_TEXTS)
 
 
 @pytest.mark.parametrize(
     ("waiting", "slots", "texts"), [(500, 8, 63), (20, 16, 32), (20_000, 16, 250), (468, 8, 59), (0, 4, 32), (9, 0, 32)]
 )
 def test_waiting_texts_are_spread_as_documented(waiting, slots, texts):
-    assert spread(waiting, slots, CAP_TEXTS) == texts
+    assert texts_per_request(waiting, slots, MAX_TEXTS) == texts
 
 
 # Room
@@ -54,15 +54,15 @@ limits = st.builds(
 
 @given(limits)
 def test_room_is_within_the_limits(limits):
-    room = Room.of(limits)
+    room = RequestCapacity.from_limits(limits)
     assert 1 <= room.texts <= limits.texts
-    assert 1 <= room.tokens <= (limits.tokens or CAP_TOKENS)
+    assert 1 <= room.tokens <= (limits.tokens or MAX_TOKENS)
     assert 1 <= room.text_tokens <= min(room.tokens, limits.text_tokens or room.tokens)
 
 
 @given(limits, st.lists(sizes, max_size=5))
 def test_room_never_grows_by_a_refusal_and_never_ends(limits, refused):
-    room = Room.of(limits)
+    room = RequestCapacity.from_limits(limits)
     for one in refused:
         before = (room.texts, room.tokens)
         room.halve(one)
@@ -73,17 +73,17 @@ def test_room_never_grows_by_a_refusal_and_never_ends(limits, refused):
 @given(sizes)
 def test_what_was_refused_does_not_fit_again(refused):
     assume(len(refused) > 1)
-    room = Room.of(Limits())
+    room = RequestCapacity.from_limits(Limits())
     room.halve(refused)
     assert room.texts < len(refused) or room.tokens < sum(refused)
 
 
 def test_halving_reaches_a_single_text_in_as_many_steps_as_two_has_powers():
-    room, fitting = Room.of(Limits()), [CAP_TEXTS]
+    room, fitting = RequestCapacity.from_limits(Limits()), [MAX_TEXTS]
     while fitting[-1] > 1 and len(fitting) < 20:
         room.halve([10] * fitting[-1])
         fitting.append(min(room.texts, room.tokens // 10))
-    assert len(fitting) == 1 + log2(CAP_TEXTS)
+    assert len(fitting) == 1 + log2(MAX_TEXTS)
 
 
 # Sizes and shares
@@ -91,7 +91,7 @@ def test_halving_reaches_a_single_text_in_as_many_steps_as_two_has_powers():
 
 @given(st.integers(0, 10**9), st.lists(st.integers(0, 10**6), min_size=1, max_size=300))
 def test_shares_add_up_and_follow_the_sizes(total, sizes):
-    shares = share_out(total, sizes)
+    shares = split_bill(total, sizes)
     assert sum(shares) == total
     assert len(shares) == len(sizes)
     assert min(shares) >= 0
@@ -124,7 +124,7 @@ def test_a_wait_the_server_asks_for_is_kept_up_to_the_cap(seconds, failures):
     policy = RetryPolicy()
     wait = policy.delay(failures, RateLimitError("slow down", retry_after=seconds), random.Random(0))
     if seconds > 0:
-        assert wait == min(max(seconds, policy.least * 2.0 ** min(failures, 16)), policy.retry_after_cap)
+        assert wait == min(max(seconds, policy.minimum * 2.0 ** min(failures, 16)), policy.retry_after_cap)
     else:  # which says nothing
         assert 0 <= wait <= policy.cap
 
@@ -161,14 +161,14 @@ widths = st.integers(1, 16)
 rows = st.integers(1, 12)
 
 
-def lane(model: str) -> Lane:
-    return Lane(b"wire", None, Limits(), "truncate", model, None, {})
+def lane(model: str) -> RequestSpec:
+    return RequestSpec(b"wire", None, Limits(), "truncate", model, None, {})
 
 
 @given(rows, widths, st.booleans(), st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_a_reply_that_fits_is_believed(n, width, told, number):
     assume(number != 0)  # a vector of zeros is none
-    check(Reply(np.full((n, width), number, np.float32), None), n, width if told else None, lane("a:b"))
+    validate(Reply(np.full((n, width), number, np.float32), None), n, width if told else None, lane("a:b"))
 
 
 @given(rows, widths, st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
@@ -176,21 +176,21 @@ def test_one_number_that_is_not_finite_is_found(n, width, odd, data):
     vectors = np.ones((n, width), np.float32)
     vectors[data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, width - 1))] = odd
     with pytest.raises(BadReplyError, match="not finite"):
-        check(Reply(vectors, None), n, width, lane("a:b"))
+        validate(Reply(vectors, None), n, width, lane("a:b"))
 
 
 @given(rows, widths, rows, widths)
 def test_another_count_or_width_is_refused(n, width, rows, columns):
     assume((n, width) != (rows, columns))
     with pytest.raises(BadReplyError) as caught:
-        check(Reply(np.ones((rows, columns), np.float32), None), n, width, lane("some:model"))
+        validate(Reply(np.ones((rows, columns), np.float32), None), n, width, lane("some:model"))
     assert (caught.value.provider, caught.value.model) == ("some", "some:model")
 
 
 @pytest.mark.parametrize("vectors", [np.ones((2, 3)), np.ones(2, np.float32), np.ones((2, 0), np.float32)])
 def test_another_kind_of_array_is_refused(vectors):
     with pytest.raises(BadReplyError):
-        check(Reply(vectors, None), 2, None, lane("a:b"))
+        validate(Reply(vectors, None), 2, None, lane("a:b"))
 
 
 # Addresses
@@ -241,29 +241,29 @@ def test_what_is_no_address_is_a_configuration_error_that_shows_no_password(url)
 KEY = "sk-secret-0123456789"
 
 
-@given(st.text(max_size=90), st.text(min_size=PIECE, max_size=110), st.text(max_size=90), st.data())
+@given(st.text(max_size=90), st.text(min_size=MIN_SHARED, max_size=110), st.text(max_size=90), st.data())
 def test_a_message_that_repeats_a_piece_of_a_text_is_dropped(before, text, after, data):
-    start = data.draw(st.integers(0, len(text) - PIECE))
+    start = data.draw(st.integers(0, len(text) - MIN_SHARED))
     piece = " ".join(text[start:].split())
-    assume(len(piece) >= PIECE)
+    assume(len(piece) >= MIN_SHARED)
     message = " ".join((before + text[start:] + after).split())
-    assume(piece[:PIECE] in message[:SHOWN])
-    assert quotable(message, ["another text", text], [KEY]) == ""
+    assume(piece[:MIN_SHARED] in message[:MAX_EXCERPT])
+    assert safe_excerpt(message, ["another text", text], [KEY]) == ""
 
 
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_a_message_that_repeats_the_key_is_dropped(before, after):
-    assert quotable(before + KEY + after, [], [KEY]) == ""
+    assert safe_excerpt(before + KEY + after, [], [KEY]) == ""
 
 
 @given(st.text(max_size=500), st.lists(st.text(max_size=50), max_size=3))
 def test_what_is_quoted_is_a_short_line_of_the_message(message, texts):
-    quoted = quotable(message, texts, [KEY])
-    assert quoted == "" or (quoted.startswith(": ") and len(quoted) <= SHOWN + 2 and "\n" not in quoted)
+    quoted = safe_excerpt(message, texts, [KEY])
+    assert quoted == "" or (quoted.startswith(": ") and len(quoted) <= MAX_EXCERPT + 2 and "\n" not in quoted)
     assert quoted[2:] in " ".join(message.split())
 
 
 def test_an_innocent_message_is_quoted_and_one_with_a_short_text_is_not():
     message = "The model `nomic` does not exist"
-    assert quotable(message, ["some text", "hi"], [KEY]) == f": {message}"
-    assert quotable(message, ["some text", "NOMIC"], [KEY]) == ""
+    assert safe_excerpt(message, ["some text", "hi"], [KEY]) == f": {message}"
+    assert safe_excerpt(message, ["some text", "NOMIC"], [KEY]) == ""

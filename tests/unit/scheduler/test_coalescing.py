@@ -53,7 +53,7 @@ def test_200_calls_for_one_new_text_from_two_loops_and_threads_make_one_request(
         assert server.billed_texts["the same"] == 1
         assert len(server.requests) == 2
         usage = embedder.usage
-        assert (usage.sent, usage.joined, usage.requests) == (2, 199, 2)
+        assert (usage.sent, usage.coalesced, usage.requests) == (2, 199, 2)
 
 
 @pytest.mark.parametrize("lists", [False, True])
@@ -93,7 +93,7 @@ def test_a_lone_query_on_an_idle_engine_is_sent_before_any_timer_could_run():
     with OpenAIServer() as server:
         embedder = open_ai(server)
         embedder.embed_query("one")
-        account = next(iter(embedder._joined))
+        account = next(iter(embedder._accounts))
         assert account._timer is None
         embedder.embed_query("two")
         assert len(server.requests) == 2
@@ -141,9 +141,9 @@ def test_bulk_gets_a_slot_while_queries_keep_coming():
         stop.set()
         for task in asking:
             task.result(30)
-    roles = [seen.wire["role"] for seen in server.seen[2:]]
+    roles = [seen.body["role"] for seen in server.received[2:]]
     first = roles.index("document")
-    waiting_since = next(i for i, seen in enumerate(server.seen[2:]) if seen.wire["role"] == "query")
+    waiting_since = next(i for i, seen in enumerate(server.received[2:]) if seen.body["role"] == "query")
     assert first - waiting_since <= 16 + 8
 
 
@@ -205,6 +205,6 @@ def test_a_miss_that_raced_a_finish_is_not_paid_again(tmp_path):
     first.embed(["one text"])
     call.wait()
     result = call.finish()
-    assert len(server.seen) == 1
-    assert np.array_equal(result.vectors[0], server.vector("one text", server.seen[0].wire))
-    assert (result.usage.joined, result.usage.sent) == (1, 0)
+    assert len(server.received) == 1
+    assert np.array_equal(result.vectors[0], server.vector("one text", server.received[0].body))
+    assert (result.usage.coalesced, result.usage.sent) == (1, 0)

@@ -90,10 +90,10 @@ def test_a_slot_is_free_again_only_after_its_commit_and_other_requests_fly_meanw
     server.wait_for_requests(3)
     assert cache.arrived.acquire(timeout=20)
     assert cache.arrived.acquire(timeout=20)
-    assert len(server.seen) == 3
+    assert len(server.received) == 3
     cache.gate.set()
     thread.join(20)
-    assert len(server.seen) == 11
+    assert len(server.received) == 11
 
 
 def test_a_write_that_fails_costs_no_answer_and_is_told_once(caplog):
@@ -101,7 +101,7 @@ def test_a_write_that_fails_costs_no_answer_and_is_told_once(caplog):
     failing = embedder(server, FailingCache())
     for text in ("one", "two"):
         vector = failing.embed([text]).vectors[0]
-        assert np.array_equal(vector, server.vector(text, server.seen[-1].wire))
+        assert np.array_equal(vector, server.vector(text, server.received[-1].body))
     assert [record.getMessage() for record in caplog.records] == ["vectors could not be written to the cache (OSError)"]
 
 
@@ -140,7 +140,7 @@ def test_a_caller_with_another_cache_who_joins_during_a_commit_has_its_row_kept_
     second.join(20)
     assert len(other.rows) == 1
     assert joiner.embed(["one"]).usage.cache_hits == 1
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 def test_a_row_finished_during_a_look_up_is_kept_for_the_one_who_looked():
@@ -150,9 +150,9 @@ def test_a_row_finished_during_a_look_up_is_kept_for_the_one_who_looked():
     call.prepare()
     embedder(server, False).embed(["one"])
     call.wait()
-    assert call.finish().usage.joined == 1
+    assert call.finish().usage.coalesced == 1
     assert len(mine.rows) == 1
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 @dataclass
@@ -185,7 +185,7 @@ def test_a_cache_of_the_users_may_be_anything_and_stops_nobody():
         chosen = embedder(server, cache)
         for _ in range(2):
             vector = chosen.embed(["one"]).vectors[0]
-            assert np.array_equal(vector, server.vector("one", server.seen[-1].wire))
+            assert np.array_equal(vector, server.vector("one", server.received[-1].body))
     assert server.billed["one"] == 4
 
 

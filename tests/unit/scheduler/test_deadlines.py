@@ -22,7 +22,7 @@ def test_a_call_ends_at_its_deadline_where_the_server_swallows_its_requests(tmp_
     with pytest.raises(TimedOutError, match="deadline") as caught:
         embedder(server, cache=tmp_path, deadline=SOON).embed([f"text {i}" for i in range(100)])
     assert caught.value.usage.failed == 100
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
     server.release()
 
 
@@ -44,7 +44,7 @@ def test_what_was_under_way_at_the_deadline_is_in_the_cache_for_a_rerun(tmp_path
     patient = embedder(server, cache=tmp_path)
     for _ in range(2):
         patient.embed(["a", "b"])
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
     assert patient.usage.sent == 0
 
 
@@ -82,7 +82,7 @@ async def test_callers_with_different_deadlines_share_a_text():
         await embedder(server, deadline=0.1).aembed(["a"])
     server.release()
     assert (await patient).usage.sent == 1
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
@@ -103,4 +103,4 @@ def test_a_limit_a_minute_holds_back_what_is_over_it_and_a_deadline_ends_the_wai
     slow = embedder(server, requests_per_minute=2, max_batch_texts=5, deadline=SOON)
     with pytest.raises(PartialFailureError, match="deadline"):
         slow.embed([f"text {i}" for i in range(20)])
-    assert len(server.seen) == 1
+    assert len(server.received) == 1

@@ -64,7 +64,7 @@ class Animal(enum.StrEnum):
 def test_a_text_that_shows_itself_as_another_is_sent_as_it_is_keyed():
     server = FakeServer()
     fake(server).embed([Animal.CAT])
-    assert server.seen[0].texts == ("cat",)
+    assert server.received[0].texts == ("cat",)
 
 
 def test_a_row_of_one_number_is_not_spread_over_a_whole_row():
@@ -115,7 +115,7 @@ def test_a_new_lane_for_every_call_costs_no_memory_and_no_time():
     for i in range(1200):
         fake(server, provider_options={"user": str(i)}).embed(["one"])
     scheduler = engine().account(fake(server).provider).scheduler
-    assert len(scheduler.dispatcher._lanes) <= 513
+    assert len(scheduler.dispatcher._queues) <= 513
     assert len(scheduler.dispatcher.busy) <= 2
 
 
@@ -130,7 +130,7 @@ def test_withdrawn_texts_do_not_stay_in_the_queues():
     seen = threading.Event()
     engine().call(account, seen.set)
     assert seen.wait(10)
-    assert all(len(queue._bulk) <= 64 for queue in account.scheduler.dispatcher._lanes.values())
+    assert all(len(queue._bulk) <= 64 for queue in account.scheduler.dispatcher._queues.values())
     server.release()
 
 
@@ -139,7 +139,7 @@ def test_a_server_that_takes_no_request_at_all_is_not_asked_for_each_text():
     server.fault_for = lambda texts: RequestTooLargeError("413")
     with pytest.raises(RequestTooLargeError):
         fake(server).embed([f"text {i}" for i in range(2000)])
-    assert len(server.seen) <= 40
+    assert len(server.received) <= 40
 
 
 def test_one_text_that_is_always_too_large_teaches_no_limit():
@@ -148,9 +148,9 @@ def test_one_text_that_is_always_too_large_teaches_no_limit():
     embedder.embed(["warm up"])
     server.fault_for = lambda texts: RequestTooLargeError("413") if "odd" in texts else None
     assert list(embedder.embed([*(f"text {i}" for i in range(200)), "odd"]).failed) == [200]
-    before = len(server.seen)
+    before = len(server.received)
     embedder.embed([f"other {i}" for i in range(1000)])
-    assert len(server.seen) - before <= 20
+    assert len(server.received) - before <= 20
 
 
 def test_a_refused_parameter_that_is_too_long_is_no_long_text():
@@ -183,7 +183,7 @@ def test_a_width_that_changed_behind_a_name_is_said_and_counted_once():
             "some-model", base_url=server.base_url, api_key="test-key", cache=cache, on_error="return"
         ).embed(["new", "old"])
         usage = failed.usage
-        assert usage.texts == usage.cache_hits + usage.sent + usage.joined + usage.failed
+        assert usage.texts == usage.cache_hits + usage.sent + usage.coalesced + usage.failed
         with pytest.raises(ConfigurationError, match="two widths"):
             Embedder("some-model", base_url=server.base_url, api_key="test-key", cache=cache).embed(["new", "old"])
         assert len(server.requests) == 1
@@ -205,8 +205,8 @@ def test_garbage_from_a_cache_of_the_users_is_a_miss(garbage):
     embedder = fake(server, cache=cache)
     cache.rows[bytes.fromhex(embedder.explain("one").key)] = garbage
     for _ in range(2):
-        assert np.array_equal(embedder.embed(["one"]).vectors[0], server.vector("one", server.seen[0].wire))
-    assert len(server.seen) == 1
+        assert np.array_equal(embedder.embed(["one"]).vectors[0], server.vector("one", server.received[0].body))
+    assert len(server.received) == 1
 
 
 def test_a_cache_cannot_change_what_callers_get():
@@ -217,7 +217,7 @@ def test_a_cache_cannot_change_what_callers_get():
 
     server = FakeServer()
     vector = fake(server, cache=Scribbler()).embed(["one"]).vectors[0]
-    assert np.array_equal(vector, server.vector("one", server.seen[0].wire))
+    assert np.array_equal(vector, server.vector("one", server.received[0].body))
 
 
 def test_a_cache_that_embeds_while_it_is_written_to_is_told_and_does_not_hang():
@@ -267,8 +267,8 @@ def test_a_cache_that_can_never_be_a_folder_is_refused_at_once(tmp_path, where):
 
 def test_many_bad_texts_are_found_and_the_others_kept():
     server = FakeServer()
-    server.poison = {f"text {i}" for i in range(0, 1000, 10)}
+    server.rejected_texts = {f"text {i}" for i in range(0, 1000, 10)}
     result = fake(server, on_error="return").embed([f"text {i}" for i in range(1000)])
     assert sorted(result.failed) == list(range(0, 1000, 10))
     assert all(isinstance(error, BadTextError) for error in result.failed.values())
-    assert len(server.seen) < 1000
+    assert len(server.received) < 1000

@@ -215,7 +215,7 @@ def test_one_batch_of_five_that_fails_for_good_costs_its_texts_only(server, tmp_
 def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poisonous):
     """Scenario 26."""
     texts = numbered(1000)
-    server.poison |= {texts[p] for p in poisonous}
+    server.rejected_texts |= {texts[p] for p in poisonous}
     healthy = [p for p in range(1000) if p not in poisonous]
     with embedder(server, cache=tmp_path) as careful:
         with pytest.raises(PartialFailureError) as caught:
@@ -234,14 +234,14 @@ def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poi
 @pytest.mark.parametrize("poisonous", [range(0, 32, 8), range(500, 560, 3)], ids=["at the start", "a nest"])
 def test_many_poisonous_texts_take_no_healthy_one_with_them(server, poisonous):
     texts = numbered(1000)
-    server.poison |= {texts[p] for p in poisonous}
+    server.rejected_texts |= {texts[p] for p in poisonous}
     result = embedder(server, on_error="return").embed(texts)
     assert set(result.failed) == set(poisonous)
     assert len(server.requests) <= 1 + 16 + len(poisonous) * 2 * 7
 
 
 def test_a_failed_text_given_twice_fails_at_both_positions(server):
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     with pytest.raises(PartialFailureError) as caught:
         embedder(server).embed(["bad", "good", "bad"])
     assert (set(caught.value.failed), caught.value.succeeded) == ({0, 2}, (1,))
@@ -250,7 +250,7 @@ def test_a_failed_text_given_twice_fails_at_both_positions(server):
 
 
 def test_failures_are_returned_where_that_is_asked_for(server):
-    server.poison.add("bad")
+    server.rejected_texts.add("bad")
     result = embedder(server, on_error="return").embed(["good", "bad", "fine"])
     assert np.isnan(result.vectors[1]).all()
     assert {position: type(failure) for position, failure in result.failed.items()} == {1: BadTextError}

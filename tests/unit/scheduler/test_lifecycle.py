@@ -272,4 +272,4 @@ async def test_a_call_cancelled_while_it_looks_up_leaves_nothing_behind():
     await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     assert not engine().account(embedder.provider).scheduler.recent.lookups
-    assert not server.seen
+    assert not server.received

@@ -52,7 +52,7 @@ def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(cou
     assert np.array_equal(result.vectors, truth(texts, role))
     assert result.truncated == tuple(n for n, count in enumerate(counts) if count > WORDS)
     assert set(server.billed.values()) == {1}
-    assert all(len(seen.texts) <= texts_a_request for seen in server.seen)
+    assert all(len(seen.texts) <= texts_a_request for seen in server.received)
 
 
 @settings(deadline=None, max_examples=40)
@@ -70,15 +70,15 @@ def test_texts_that_are_cut_share_requests():
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of([30] * 40)
     assert on_fake(server).embed(texts).truncated == tuple(range(40))
-    assert len(server.seen) <= 3
-    assert all(seen.wire["cut"] for seen in server.seen)
+    assert len(server.received) <= 3
+    assert all(seen.body["cut"] for seen in server.received)
 
 
 @pytest.mark.parametrize("policy", ["error", "mean"])
 def test_another_policy_never_asks_for_the_cut(policy):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     result = on_fake(server, on_long_text=policy, on_error="return").embed(texts_of([2, 30]))
-    assert not any(seen.wire["cut"] for seen in server.seen)
+    assert not any(seen.body["cut"] for seen in server.received)
     assert result.truncated == ()
     assert isinstance(result.failed.get(1), TextTooLongError if policy == "error" else type(None))
 
@@ -103,7 +103,7 @@ def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
     with pytest.raises(PartialFailureError) as caught:
         on_fake(server, max_retries=2).embed(texts_of([2, 9]))
     assert list(caught.value.failed) == [1]
-    assert sum(seen.wire["cut"] for seen in server.seen) == 3
+    assert sum(seen.body["cut"] for seen in server.received) == 3
 
 
 def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
@@ -122,7 +122,7 @@ async def test_many_callers_of_one_long_text_share_it():
     await asyncio.to_thread(wait_until_joined, embedder, 20)
     server.release()
     rows = await asked
-    assert len(server.seen) == 2
+    assert len(server.received) == 2
     assert all(np.array_equal(row, rows[0]) for row in rows)
 
 

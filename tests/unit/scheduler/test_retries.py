@@ -30,7 +30,7 @@ def test_a_text_is_sent_once_and_then_as_often_as_its_caller_allows(retries):
     server.fault_for = lambda texts: soon()
     with pytest.raises(RateLimitError):
         embedder(server, max_retries=retries).embed(["one"])
-    assert len(server.seen) == retries + 1
+    assert len(server.received) == retries + 1
 
 
 def test_a_text_that_succeeds_at_the_last_try_is_no_failure():
@@ -47,18 +47,18 @@ def test_a_refusal_of_the_request_is_one_request_however_many_texts(error):
     server.fault_for = lambda texts: error
     with pytest.raises(type(error)):
         embedder(server).embed([f"text {i}" for i in range(1000)])
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
 def test_a_key_revoked_in_the_middle_stops_what_waits():
     server = FakeServer()
     chosen = embedder(server, max_concurrency=2, max_batch_texts=32)
     chosen.embed(["warm up"])
-    server.fault_for = lambda texts: AuthenticationError("revoked") if len(server.seen) > 4 else None
+    server.fault_for = lambda texts: AuthenticationError("revoked") if len(server.received) > 4 else None
     with pytest.raises(PartialFailureError) as caught:
         chosen.embed([f"text {i}" for i in range(1000)])
     assert len(caught.value.failed) == 1000 - 3 * 32
-    assert len(server.seen) <= 6
+    assert len(server.received) <= 6
 
 
 def test_a_key_revoked_while_texts_wait_for_their_retry_stops_these_too():
@@ -66,11 +66,11 @@ def test_a_key_revoked_while_texts_wait_for_their_retry_stops_these_too():
     chosen = embedder(server, max_concurrency=8, max_batch_texts=32)
     chosen.embed(["warm up"])
     server.fault_for = lambda texts: (
-        UnavailableError("down", retry_after=0.05) if len(server.seen) <= 9 else AuthenticationError("revoked")
+        UnavailableError("down", retry_after=0.05) if len(server.received) <= 9 else AuthenticationError("revoked")
     )
     with pytest.raises((AuthenticationError, PartialFailureError)):
         chosen.embed([f"text {i}" for i in range(256)])
-    assert len(server.seen) <= 9 + 8
+    assert len(server.received) <= 9 + 8
 
 
 def test_a_wait_that_is_no_number_is_not_waited_for():
@@ -89,9 +89,9 @@ def test_the_first_request_of_a_lane_goes_alone():
     server.wait_for_requests(1)
     server.release()
     thread.join(20)
-    assert [len(seen.texts) for seen in server.seen[:3]] == [32, 32, 32]
+    assert [len(seen.texts) for seen in server.received[:3]] == [32, 32, 32]
     assert server.peak_in_flight <= 8
-    assert len(server.seen) <= 3 + 11
+    assert len(server.received) <= 3 + 11
 
 
 def test_one_refusal_slows_everybody_on_the_account_down():
@@ -100,4 +100,4 @@ def test_one_refusal_slows_everybody_on_the_account_down():
     chosen.embed(["warm up"])
     server.faults.append(RateLimitError("slow down", retry_after=0.05))
     chosen.embed([f"text {i}" for i in range(64)])
-    assert len(server.seen) == 4
+    assert len(server.received) == 4

@@ -5,20 +5,20 @@ import random
 
 import numpy as np
 
-from embedkit_core.calls.rows import Rows
+from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import BudgetError, RateLimitError, RequestTooLargeError, UnavailableError
 from embedkit_core.common.types import Limits, Reply
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
-from embedkit_core.engine.rate_limits.limiter import Gate
-from embedkit_core.engine.rate_limits.user_limits import Rates
-from embedkit_core.engine.scheduler.dispatch import QUERIES_IN_A_ROW
-from embedkit_core.engine.scheduler.items import Lane, Ticket
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
+from embedkit_core.engine.rate_limits.user_limits import RateSettings
+from embedkit_core.engine.scheduler.dispatch import MAX_CONSECUTIVE_QUERIES
+from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
+from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
-LANE = Lane(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, {})
+LANE = RequestSpec(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, {})
 
 
 class Desk:
@@ -39,26 +39,26 @@ class Desk:
         urgent: bool = False,
         retries: int = 3,
         bound: int = 4,
-        lane: Lane = LANE,
+        lane: RequestSpec = LANE,
         budget: Budget | None = None,
     ) -> Ticket:
-        rows = Rows(len(texts), np.arange(len(texts)))
+        rows = MatrixBuffer(len(texts), np.arange(len(texts)))
         ticket = Ticket(
             rows=rows,
             pending=len(texts),
-            urgent=urgent,
+            is_query=urgent,
             max_retries=retries,
-            bound=bound,
-            rates=Rates(),
+            max_in_flight=bound,
+            rates=RateSettings(),
             deadline=float("inf"),
             cache=None,
-            purse=CallBilling([Meter()], None, [budget] if budget else []),
+            billing=CallBilling([Meter()], None, [budget] if budget else []),
             wake=lambda: self.woken.append(ticket),
         )
         self.scheduler.submit(ticket, lane, [(text.encode(), text, 1) for text in texts], self.now)
         return ticket
 
-    def poll(self) -> list[Flight]:
+    def poll(self) -> list[Request]:
         step = self.scheduler.poll(self.now)
         for ticket in step.wake:
             ticket.wake()
@@ -66,10 +66,10 @@ class Desk:
         self.asks = step.acquire
         return step.send
 
-    def answer(self, *flights: Flight) -> None:
-        for flight in flights:
-            n = len(flight.items)
-            self.scheduler.replied(flight, Reply(np.ones((n, 2), np.float32), n), self.now)
+    def answer(self, *flights: Request) -> None:
+        for request in flights:
+            n = len(request.items)
+            self.scheduler.replied(request, Reply(np.ones((n, 2), np.float32), n), self.now)
             for done in self.scheduler.poll(self.now).commit:
                 self.scheduler.committed(done)
         self.next_sends = self.poll()
@@ -81,19 +81,19 @@ class Limiter:
     def acquire(self) -> None: ...
 
 
-LIMITED = dataclasses.replace(LANE, wire_id=b"limited", gate=Gate(Limiter()))
+LIMITED = dataclasses.replace(LANE, id=b"limited", limiter=LimiterAdapter(Limiter()))
 
 
-def texts(flight: Flight) -> list[str]:
-    return list(flight.batch.texts)
+def texts(request: Request) -> list[str]:
+    return list(request.batch.texts)
 
 
 def test_a_query_that_joined_a_refused_bulk_request_goes_on_with_queries_only():
     desk = Desk()
     desk.submit(["a", "b", "c", "d"])
-    (flight,) = desk.poll()
+    (request,) = desk.poll()
     desk.submit(["c"], urgent=True)
-    desk.scheduler.failed(flight, RequestTooLargeError("too large"), desk.now)
+    desk.scheduler.failed(request, RequestTooLargeError("too large"), desk.now)
     sent = desk.poll()
     assert texts(sent[0]) == ["c"]
     assert sorted(text for other in sent[1:] for text in texts(other)) == ["a", "b", "d"]
@@ -102,13 +102,13 @@ def test_a_query_that_joined_a_refused_bulk_request_goes_on_with_queries_only():
 def test_a_query_promotes_the_waiting_document_it_joins():
     desk = Desk()
     busy = desk.submit([f"busy {i}" for i in range(4)], bound=1)
-    (flight,) = desk.poll()
+    (request,) = desk.poll()
     desk.submit(["a", "b"], bound=1)
     query = desk.submit(["b"], urgent=True, bound=1)
-    desk.answer(flight)
+    desk.answer(request)
     assert busy in desk.woken
     assert texts(desk.next_sends[0]) == ["b"]
-    assert query.items[0].urgent
+    assert query.items[0].is_query
 
 
 def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
@@ -120,7 +120,7 @@ def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
     del desk.scheduler.recent.lookups["a look-up"]
     assert desk.poll() == []
     assert late in desk.woken
-    assert (late.joined, late.sent) == (1, 0)
+    assert (late.coalesced, late.sent) == (1, 0)
 
 
 def test_rows_finished_meanwhile_are_forgotten_when_no_look_up_is_open():
@@ -137,14 +137,14 @@ def test_rows_finished_meanwhile_are_forgotten_when_no_look_up_is_open():
 def test_a_caller_who_joins_late_has_its_whole_retry_budget():
     desk = Desk()
     first = desk.submit(["a"], retries=1)
-    (flight,) = desk.poll()
-    desk.scheduler.failed(flight, UnavailableError("down", retry_after=1.0), desk.now)
+    (request,) = desk.poll()
+    desk.scheduler.failed(request, UnavailableError("down", retry_after=1.0), desk.now)
     late = desk.submit(["a"], retries=1)
     for _ in range(2):
         desk.poll()
         desk.now = desk.wake_at
-        (flight,) = desk.poll()
-        desk.scheduler.failed(flight, UnavailableError("down", retry_after=1.0), desk.now)
+        (request,) = desk.poll()
+        desk.scheduler.failed(request, UnavailableError("down", retry_after=1.0), desk.now)
     desk.poll()
     assert (list(first.failed), list(late.failed)) == ([0], [0])
     assert first in desk.woken
@@ -154,8 +154,8 @@ def test_a_caller_who_joins_late_has_its_whole_retry_budget():
 def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
     desk = Desk()
     ticket = desk.submit(["a"])
-    (flight,) = desk.poll()
-    desk.scheduler.failed(flight, UnavailableError("down", retry_after=1.0), desk.now)
+    (request,) = desk.poll()
+    desk.scheduler.failed(request, UnavailableError("down", retry_after=1.0), desk.now)
     desk.scheduler.withdraw(ticket)
     desk.now += 10.0
     assert desk.poll() == []
@@ -164,32 +164,32 @@ def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
 
 def test_lanes_take_turns():
     desk = Desk()
-    other = Lane(b"other", 60.0, Limits(), "truncate", "fake:model", 2, {})
+    other = RequestSpec(b"other", 60.0, Limits(), "truncate", "fake:model", 2, {})
     desk.submit([f"one {i}" for i in range(600)], bound=1)
     desk.submit(["two"], lane=other, bound=1)
     lanes = []
     for _ in range(3):
-        (flight,) = desk.poll() or desk.next_sends
-        lanes.append(flight.lane.lane.wire_id)
-        desk.answer(flight)
+        (request,) = desk.poll() or desk.next_sends
+        lanes.append(request.queue.spec.id)
+        desk.answer(request)
     assert b"other" in lanes[:2]
 
 
 def test_bulk_that_no_budget_pays_for_does_not_use_up_the_turn_of_other_bulk():
     desk = Desk()
-    poor, rich = (dataclasses.replace(LANE, wire_id=name) for name in (b"poor", b"rich"))
+    poor, rich = (dataclasses.replace(LANE, id=name) for name in (b"poor", b"rich"))
     sent = []
-    for n in range(2 * QUERIES_IN_A_ROW):
+    for n in range(2 * MAX_CONSECUTIVE_QUERIES):
         desk.submit([f"query {n}"], urgent=True, bound=1)
         if not sent:
             refused = desk.submit(["unpaid"], lane=poor, bound=1, budget=Budget(None, 1))
             desk.submit(["paid"], lane=rich, bound=1)
-        (flight,) = desk.poll() or desk.next_sends
-        sent.append(flight.lane.lane.wire_id)
+        (request,) = desk.poll() or desk.next_sends
+        sent.append(request.queue.spec.id)
         desk.submit([f"query {n}, waiting"], urgent=True, bound=1)
-        desk.answer(flight)
+        desk.answer(request)
     assert isinstance(refused.failed[0], BudgetError)
-    assert sent.index(b"rich") == QUERIES_IN_A_ROW
+    assert sent.index(b"rich") == MAX_CONSECUTIVE_QUERIES
 
 
 def test_a_permit_does_not_overrule_a_bound_that_became_stricter_meanwhile():
@@ -223,11 +223,11 @@ def test_a_permit_that_comes_while_all_are_told_to_slow_down_waits_with_them():
 
 def test_a_permit_of_a_model_that_must_wait_holds_up_no_other_models():
     desk = Desk()
-    other_model = dataclasses.replace(LIMITED, wire_id=b"other", model="fake:other", gate=Gate(Limiter()))
+    other_model = dataclasses.replace(LIMITED, id=b"other", model="fake:other", limiter=LimiterAdapter(Limiter()))
     desk.submit(["limited"], lane=LIMITED)
     desk.submit(["other model"], lane=other_model)
     desk.poll()
-    asked = {flight.lane.lane.model: flight for flight in desk.asks}
+    asked = {request.queue.spec.model: request for request in desk.asks}
     desk.submit(["refused"])
     (refused,) = desk.poll()
     desk.scheduler.failed(refused, RateLimitError("slow down", retry_after=7.0), desk.now)
@@ -242,6 +242,6 @@ def test_a_shared_bill_charges_nobody_more_than_was_reserved_for_them():
     budgets = [Budget(None, 10), Budget(None, 100)]
     desk.submit(["x" * 10], budget=budgets[0])
     desk.submit(["y" * 100], budget=budgets[1])
-    [flight] = desk.poll()
-    desk.scheduler.replied(flight, Reply(np.ones((2, 2), np.float32), 110), desk.now)
+    [request] = desk.poll()
+    desk.scheduler.replied(request, Reply(np.ones((2, 2), np.float32), 110), desk.now)
     assert [budget.spent_tokens for budget in budgets] == [10, 100]

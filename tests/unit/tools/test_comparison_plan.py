@@ -38,8 +38,8 @@ def test_dimensions_and_types_of_a_model_are_paid_once_with_and_without_a_cache(
         dtypes=("binary", "float32"),
         cache=tmp_path if kept else False,
     )
-    assert {one.error for one in rows.contenders} == {None}
-    assert {(one.dimensions, one.dtype) for one in rows.contenders} == {
+    assert {one.error for one in rows.candidates} == {None}
+    assert {(one.dimensions, one.dtype) for one in rows.candidates} == {
         (width, dtype) for width in (8, 16, 64) for dtype in ("float32", "binary")
     }
     assert set(server.billed.values()) == {1}
@@ -48,11 +48,11 @@ def test_dimensions_and_types_of_a_model_are_paid_once_with_and_without_a_cache(
 
 def test_what_would_be_paid_again_is_refused_for_that_row_and_says_the_way_out(server):
     rows = compare(words(server), TASK, dimensions=(None, 16), cache=False)
-    assert [(one.dimensions, one.error is None) for one in rows.contenders] == [(64, True), (16, False)]
-    assert "name it as a model of its own" in rows.contenders[1].error
+    assert [(one.dimensions, one.error is None) for one in rows.candidates] == [(64, True), (16, False)]
+    assert "name it as a model of its own" in rows.candidates[1].error
     assert sum(server.billed.values()) == TEXTS
     own = compare([words(server, dimensions=16)], TASK, dimensions=(None, 8), cache=False)
-    assert [(one.dimensions, one.error) for one in own.contenders] == [(16, None)]
+    assert [(one.dimensions, one.error) for one in own.candidates] == [(16, None)]
 
 
 def test_what_all_models_will_cost_is_said_before_anything_is_sent(server):
@@ -61,7 +61,7 @@ def test_what_all_models_will_cost_is_said_before_anything_is_sent(server):
         [words(server), words(server, dimensions=16)],
         TASK,
         cache=False,
-        say=lambda line: sent.append((len(server.seen), line)),
+        log=lambda line: sent.append((len(server.received), line)),
     )
     told = [line for requests, line in sent if not requests]
     assert [line.split(":")[1].rsplit(", ", 1)[1] for line in told] == ["documents", "queries"] * 2
@@ -71,8 +71,8 @@ def test_one_budget_holds_for_all_models():
     cheap, dear = (FakeServer(usd_per_million=Decimal(price)) for price in ("0.02", "1000"))
     models = [{"model": f"fake:{name}", "base_url": one.url} for name, one in (("cheap", cheap), ("dear", dear))]
     rows = compare(models, TASK, cache=False, budget_usd="0.01")
-    assert [(one.model, one.error is None) for one in rows.contenders] == [("fake:cheap", True), ("fake:dear", False)]
-    assert "of the budget of $0.01" in rows.contenders[1].error
+    assert [(one.model, one.error is None) for one in rows.candidates] == [("fake:cheap", True), ("fake:dear", False)]
+    assert "of the budget of $0.01" in rows.candidates[1].error
 
 
 def test_recall_is_taken_as_deep_as_it_is_asked_for(server):
@@ -85,7 +85,7 @@ def test_recall_is_taken_as_deep_as_it_is_asked_for(server):
 def test_texts_that_were_cut_are_counted(caplog):
     server = FakeServer(max_words=2, cuts=True)
     found = compare(words(server), TASK, dtypes=("float32", "float16", "binary"), cache=False)
-    assert {one.truncated for one in found.contenders} == {TEXTS}
+    assert {one.truncated for one in found.candidates} == {TEXTS}
     assert f"{TEXTS} texts cut to the model's limit" in found.table()
     assert caplog.text.count("said once") == 1
 
@@ -95,10 +95,10 @@ def test_what_is_chosen_is_built_with_the_settings_it_was_compared_with(server, 
     choice = choose(found, floor=0, texts=[*DOCUMENTS.values(), "one more"])
     assert choice.chosen.corpus_usd < Decimal("0.000001")  # of the one that is new
     with choice.embedder(max_concurrency=2) as embedder:
-        requests = len(server.seen)
+        requests = len(server.received)
         embedder.embed([*DOCUMENTS.values()])
-        assert len(server.seen) == requests
-        assert embedder.space == choice.chosen.contender.space
+        assert len(server.received) == requests
+        assert embedder.space == choice.chosen.candidate.space
         assert embedder.settings.max_concurrency == 2
 
 
@@ -106,9 +106,9 @@ def test_a_model_s_tokens_are_one_number_in_every_row_and_every_run(server, tmp_
     before = Embedder(**words(server, cache=False)).estimate(DOCUMENTS.values()).tokens
     given = {"dimensions": (None, 8), "dtypes": ("float32", "binary"), "cache": tmp_path}
     runs = [compare(words(server, model_info=CUT), TASK, **given) for _ in range(2)]
-    assert [sum(one.usage.sent for one in run.contenders) for run in runs] == [TEXTS, 0]
-    assert {one.corpus_tokens for run in runs for one in run.contenders} == {before}
-    assert len({one.query_tokens for run in runs for one in run.contenders}) == 1
+    assert [sum(one.usage.sent for one in run.candidates) for run in runs] == [TEXTS, 0]
+    assert {one.corpus_tokens for run in runs for one in run.candidates} == {before}
+    assert len({one.query_tokens for run in runs for one in run.candidates}) == 1
     weighed = [choose(run, floor=0, texts=[*DOCUMENTS.values(), "one more"], cache=False) for run in runs]
     assert weighed[0].table() == weighed[1].table()
 
@@ -117,7 +117,7 @@ def test_a_model_s_tokens_are_one_number_in_every_row_and_every_run(server, tmp_
 def test_a_local_model_s_tokens_do_not_pass_its_limit():
     task = Task("long", {"d": "word " * 5000, "e": "another " * 5000}, {"q": "word"}, {"q": {"d": 1}})
     found = compare(MINILM, task, dtypes=("float32", "float16", "ubinary"), cache=False)
-    assert {(one.error, one.corpus_tokens) for one in found.contenders} == {(None, 2 * 256)}
+    assert {(one.error, one.corpus_tokens) for one in found.candidates} == {(None, 2 * 256)}
 
 
 def test_a_key_it_was_compared_with_is_shown_nowhere():

@@ -78,7 +78,9 @@ def test_what_is_left_out_of_a_data_set_is_said(tmp_path):
     )
     task = load_beir(folder)
     assert (task.documents, task.judgements) == ({"1": " They purr."}, {"a": {"1": 1}})
-    assert task.worth.endswith("1 empty document left out; 2 right answers not among the documents, and not looked for")
+    assert task.validity.endswith(
+        "1 empty document left out; 2 right answers not among the documents, and not looked for"
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_halves_find_each_other_and_the_result_says_what_that_is_worth():
     task = self_retrieval(texts)
     assert task.queries["3"] == "Title of page 3"
     assert task.documents["3"].startswith("Body of page 3")
-    assert "no judgements" in task.worth
+    assert "no judgements" in task.validity
     plain = self_retrieval([f"{i} " + "word " * 40 for i in range(10)])
     assert len(plain.queries["0"]) == pytest.approx(len(plain.documents["0"]), abs=10)
     with pytest.raises(ConfigurationError, match="and 0 are such"):
@@ -200,7 +202,7 @@ def test_a_model_that_finds_all_is_perfect_and_one_that_guesses_is_not():
         TASK,
         cache=False,
     )
-    good, guess = found.contenders
+    good, guess = found.candidates
     assert (good.model, good.quality, good.scores["recall@10"].mean) == ("fake:good", 1.0, 1.0)
     assert guess.quality < 0.9
     assert guess.p_value < 0.05
@@ -217,9 +219,9 @@ def test_a_model_that_fails_is_a_row_with_its_error(monkeypatch):
         [{"model": "fake:good", "base_url": server.url}, "voyage:voyage-4", "nobody:knows"],
         TASK,
         cache=False,
-        say=told.append,
+        log=told.append,
     )
-    assert [contender.error is None for contender in found.contenders] == [True, False, False]
+    assert [contender.error is None for contender in found.candidates] == [True, False, False]
     assert "no API key for voyage:voyage-4" in found.table()
     [row] = [line for line in choose(found, floor=0).table().splitlines() if "voyage-4" in line]
     assert [cell.strip() for cell in row.split("|")][5:9] == ["unknown"] * 4  # what it costs, and its index
@@ -240,17 +242,17 @@ def test_dimensions_and_types_are_rows_of_their_own_and_cut_ones_cost_nothing(tm
             api_key="test-key",
             cache=tmp_path,
         )
-    names = {(c.dimensions, c.dtype): c for c in found.contenders}
+    names = {(c.dimensions, c.dtype): c for c in found.candidates}
     assert set(names) == {(1536, "float32"), (256, "float32"), (1536, "ubinary"), (256, "ubinary")}
-    assert [c.bytes_a_vector for c in names.values() if c.dtype == "ubinary"] in ([192, 32], [32, 192])
-    assert sum(c.usage.tokens > 0 for c in found.contenders) == 1
-    assert {c.error for c in found.contenders} == {None}
+    assert [c.bytes_per_vector for c in names.values() if c.dtype == "ubinary"] in ([192, 32], [32, 192])
+    assert sum(c.usage.tokens > 0 for c in found.candidates) == 1
+    assert {c.error for c in found.candidates} == {None}
 
 
 def test_what_a_model_does_not_offer_is_refused_kindly_for_that_row():
     server = server_of()
     found = compared(server, dtypes=("float32", "int8"))
-    assert [contender.error is None for contender in found.contenders] == [True, False]
+    assert [contender.error is None for contender in found.candidates] == [True, False]
 
 
 def test_tables_and_numbers_say_the_same():
@@ -313,14 +315,14 @@ def two():
     good, bad = server_of("10"), FakeServer(usd_per_million=Decimal("0.1"))
     models = [{"model": "fake:good", "base_url": good.url}, {"model": "fake:guess", "base_url": bad.url}]
     yield compare(models, TASK, cache=False)
-    assert good.seen
-    assert bad.seen
+    assert good.received
+    assert bad.received
 
 
 def test_the_cheapest_that_is_good_enough_is_chosen(two):
-    assert choose(two, floor=0.0).chosen.contender.model == "fake:guess"
+    assert choose(two, floor=0.0).chosen.candidate.model == "fake:guess"
     choice = choose(two, floor=0.99, corpus_texts=1_000_000, queries_per_month=1000)
-    assert choice.chosen.contender.model == "fake:good"
+    assert choice.chosen.candidate.model == "fake:good"
     [other] = [option for option in choice.options if option is not choice.chosen]
     assert "is under 0.99" in other.rejected
     tokens = two.best.corpus_tokens / 30 * 1_000_000
@@ -329,9 +331,9 @@ def test_the_cheapest_that_is_good_enough_is_chosen(two):
 
 
 def test_the_best_within_a_budget_is_chosen(two):
-    assert choose(two, budget_usd=1000, corpus_texts=1000).chosen.contender.model == "fake:good"
+    assert choose(two, budget_usd=1000, corpus_texts=1000).chosen.candidate.model == "fake:good"
     choice = choose(two, budget_usd="0.01", corpus_texts=10_000)
-    assert choice.chosen.contender.model == "fake:guess"
+    assert choice.chosen.candidate.model == "fake:guess"
     assert "is over $0.01" in choice.table()
 
 
@@ -383,7 +385,7 @@ def test_an_index_takes_vectors_of_one_space():
 def test_sequential_and_concurrent_are_measured_and_a_setting_is_found(tmp_path):
     server = FakeServer(latency=0.01, usd_per_million=Decimal("0.02"))
     told = []
-    found = bench("fake:model", sizes=(64, 128), most=4, max_batch_texts=8, base_url=server.url, say=told.append)
+    found = bench("fake:model", sizes=(64, 128), most=4, max_batch_texts=8, base_url=server.url, log=told.append)
     assert told[0].startswith("fake:model: up to ")
     assert "about $" in told[0]
     assert {(run.texts, run.concurrency) for run in found.runs} >= {(64, 1), (128, 1)}
@@ -402,5 +404,5 @@ def test_sequential_and_concurrent_are_measured_and_a_setting_is_found(tmp_path)
 def test_one_s_own_texts_are_measured_and_each_is_new():
     server = FakeServer()
     bench("fake:model", sizes=(20,), most=2, texts=["my own text"], base_url=server.url)
-    assert all(text.startswith("my own text ") for seen in server.seen for text in seen.texts)
+    assert all(text.startswith("my own text ") for seen in server.received for text in seen.texts)
     assert set(server.billed.values()) == {1}

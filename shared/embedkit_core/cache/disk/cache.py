@@ -14,14 +14,14 @@ from typing import Any
 
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk import folder as folders
-from embedkit_core.cache.disk.pool import BLOCK, GATE, Mode, Pool, close_all, connect
-from embedkit_core.cache.disk.schema import foreign_content
+from embedkit_core.cache.disk.pool import BLOCK, FORK_BARRIER, Mode, Pool, close_all, connect
+from embedkit_core.cache.disk.schema import schema_mismatch
 from embedkit_core.common.errors import CacheError
 from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.types import Entry
 
 WRITE_AGAIN_SECONDS = 60.0  # after a write that failed: a full disk may be emptied, a stuck process may end
-_MAX_SET_ASIDE = 3  # in one process: a disk that damages every database must not be filled with them
+_MAX_QUARANTINED = 3  # in one process: a disk that damages every database must not be filled with them
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _CANNOT_WRITE = frozenset(
@@ -43,7 +43,7 @@ class Stats:
 
     write_failures: int = 0
     damaged: int = 0
-    set_aside: int = 0
+    quarantined: int = 0
 
 
 class DiskCache:
@@ -62,8 +62,8 @@ class DiskCache:
         self._pool: Pool | None = None
         self._off = False
         self._write_again_at = 0.0
-        self._said: set[str] = set()
-        self._to_say: deque[str] = deque()
+        self._logged: set[str] = set()
+        self._pending_logs: deque[str] = deque()
         # In this order: the gate, the writer's lock, the opener's. Nothing is called out to inside them.
         self._writing = ForkLock()
         self._opening = ForkLock()
@@ -87,14 +87,14 @@ class DiskCache:
         """Give one block, or None where nothing can be read now: to try the next one might mean to wait for each."""
         rows: list[tuple[bytes, bytes]] | None = None
         pool = None
-        with GATE.entered():
+        with FORK_BARRIER.entered():
             try:
                 pool = self._pool or self._open(create=False)
                 if pool is not None:
                     rows = pool.read(keys)
             except (OSError, sqlite3.Error, CacheError) as error:
                 self._read_failed(pool, error)
-        self._speak()
+        self._flush_log()
         if rows is None:
             return None
         found = decode_all(rows)
@@ -112,12 +112,12 @@ class DiskCache:
         after = -1
         while True:
             try:
-                with GATE.entered():
+                with FORK_BARRIER.entered():
                     pool = self._pool or self._open(create=False)
                     found = [] if pool is None else pool.keys(after)
             except (OSError, sqlite3.Error) as error:
                 raise CacheError(f"the cache cannot be read ({type(error).__name__})") from None
-            self._speak()
+            self._flush_log()
             if not found:
                 return
             after = found[-1][0]
@@ -133,14 +133,14 @@ class DiskCache:
         rows = [(key, value, now) for key, value in encode_all(items)]
         if not rows:
             return
-        with GATE.entered(), self._writing.lock:
+        with FORK_BARRIER.entered(), self._writing.lock:
             if not self._write(rows):
                 self.stats.write_failures += len(rows)
-        self._speak()
+        self._flush_log()
 
     def close(self) -> None:
         """Close this process's connections, until the next call; the last process to close merges the WAL."""
-        with GATE.entered(), self._opening.lock:
+        with FORK_BARRIER.entered(), self._opening.lock:
             self._drop()
             self._off = False
             self._write_again_at = 0.0
@@ -167,7 +167,7 @@ class DiskCache:
                 if not last and pool is not None and _is_damage(error) and self._replace(pool):
                     continue
                 self._write_again_at = time.monotonic() + WRITE_AGAIN_SECONDS
-                self._say_once("written", error)
+                self._log_once("written", error)
                 return False
             return True
         return False
@@ -190,7 +190,7 @@ class DiskCache:
             if pool is not None and folders.identity(self._database) != pool.file:
                 self._drop(pool)  # deleted or moved: the next call looks again
                 return
-        self._say_once("read", error)
+        self._log_once("read", error)
 
     def _open(self, *, create: bool) -> Pool | None:
         """Give the checked database, or None where there is none to be had."""
@@ -224,7 +224,7 @@ class DiskCache:
                 if isinstance(opened, Pool):
                     return opened
                 reason = opened
-            self._set_aside(reason, seen)
+            self._quarantine(reason, seen)
 
     def _replace(self, pool: Pool) -> bool:
         """Set a damaged database aside; say whether there is reason to try again."""
@@ -237,39 +237,39 @@ class DiskCache:
             self._drop()
             try:
                 if not moved:
-                    self._set_aside("it is damaged", folders.identity(self._own))
+                    self._quarantine("it is damaged", folders.identity(self._own))
             except CacheError as error:
                 self._turn_off(str(error))
             return not self._off
 
-    def _set_aside(self, reason: str, seen: folders.Identity | None) -> None:
-        if self.stats.set_aside >= _MAX_SET_ASIDE:
-            raise CacheError(f"{reason}, for the {_MAX_SET_ASIDE + 1}th time")
+    def _quarantine(self, reason: str, seen: folders.Identity | None) -> None:
+        if self.stats.quarantined >= _MAX_QUARANTINED:
+            raise CacheError(f"{reason}, for the {_MAX_QUARANTINED + 1}th time")
         try:
-            done = folders.set_aside(self._own, seen)
+            done = folders.quarantine(self._own, seen)
         except OSError as error:
             raise CacheError(f"{reason}, and it could not be set aside ({type(error).__name__})") from error
         if done:
-            self.stats.set_aside += 1
-            self._to_say.append(f"the cache {self._own} was set aside and a new one is begun: {reason}")
+            self.stats.quarantined += 1
+            self._pending_logs.append(f"the cache {self._own} was set aside and a new one is begun: {reason}")
 
     def _turn_off(self, reason: str) -> None:
         self._off = True
-        self._to_say.append(f"going on without the cache {self._own}, so that texts are paid for again: {reason}")
+        self._pending_logs.append(f"going on without the cache {self._own}, so that texts are paid for again: {reason}")
 
-    def _say_once(self, done: str, error: Exception) -> None:
-        if done not in self._said:
-            self._said.add(done)
+    def _log_once(self, done: str, error: Exception) -> None:
+        if done not in self._logged:
+            self._logged.add(done)
             what = str(error) if isinstance(error, (CacheError, sqlite3.Error)) else type(error).__name__
-            self._to_say.append(
+            self._pending_logs.append(
                 f"the cache {self._own} cannot be {done} for now ({what}): texts may be paid for again; "
                 "give a writable folder on a local disk, or cache=False"
             )
 
-    def _speak(self) -> None:
+    def _flush_log(self) -> None:
         """Log what there is to say, outside every lock: a log handler may be anything, and may come back to us."""
-        while self._to_say:
-            logger.warning("%s", self._to_say.popleft())
+        while self._pending_logs:
+            logger.warning("%s", self._pending_logs.popleft())
 
     def _drop(self, pool: Pool | None = None) -> None:
         if self._pool is not None and (pool is None or pool is self._pool):
@@ -302,7 +302,7 @@ def _open_as(path: Path, mode: Mode) -> Pool | str:
     reason: str | None = "it is another file by now"
     try:
         if file is not None and file == folders.identity(path):
-            reason = foreign_content(connection)
+            reason = schema_mismatch(connection)
             if reason is None:
                 if mode == "rw":
                     connection.execute("PRAGMA journal_mode = wal")

@@ -80,7 +80,7 @@ def foreign_file(own: Path) -> str | None:
     return None
 
 
-def set_aside(own: Path, seen: Identity | None) -> bool:
+def quarantine(own: Path, seen: Identity | None) -> bool:
     """Give a folder another name beside its own; False where it is no longer the one seen.
 
     Raises:

@@ -57,10 +57,10 @@ _WRITE = (
 _ROW = "(?, 1, ?, NULL, ?, 0, NULL, 0, 1, NULL, ?)"
 # Rows in one statement: at each, SQLite lets go of the interpreter, and gets it back 5 ms later where another thread is
 # busy. Powers of two, so that any number of rows is few statements, and few statements are prepared.
-_TOGETHER = (128, 64, 32, 16, 8, 4, 2, 1)
+_KEYS_PER_READ = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
-class Gate:
+class ForkBarrier:
     """Counts who uses SQLite, and keeps newcomers out while the process forks."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class _Process:
         self.usable = True
 
     def before_fork(self) -> None:
-        self.clean_fork = GATE.shut(_FORK_SECONDS)
+        self.clean_fork = FORK_BARRIER.shut(_FORK_SECONDS)
         for pool in list(self.pools):
             pool.close_idle()
         close_all(self.orphans)
@@ -139,11 +139,11 @@ class _Process:
     def in_child(self) -> None:
         if not self.clean_fork:
             self.usable = False
-            _keep_for_ever(self.connections)
-        GATE._renew()
+            _leak_connections(self.connections)
+        FORK_BARRIER._renew()
 
 
-def _keep_for_ever(connections: Iterable[sqlite3.Connection]) -> None:
+def _leak_connections(connections: Iterable[sqlite3.Connection]) -> None:
     """Keep even the end of the interpreter from closing what belongs to the parent."""
     try:
         from ctypes import py_object, pythonapi
@@ -153,10 +153,12 @@ def _keep_for_ever(connections: Iterable[sqlite3.Connection]) -> None:
         pythonapi.Py_IncRef(py_object(connection))
 
 
-GATE = Gate()
+FORK_BARRIER = ForkBarrier()
 _process = _Process()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_process.before_fork, after_in_parent=GATE.open, after_in_child=_process.in_child)
+    os.register_at_fork(
+        before=_process.before_fork, after_in_parent=FORK_BARRIER.open, after_in_child=_process.in_child
+    )
 
 
 class Pool:
@@ -169,7 +171,7 @@ class Pool:
         self._closed = False
         self._idle = [first]
         _process.pools.add(self)
-        weakref.finalize(self, _let_go, self._idle)
+        weakref.finalize(self, _close_connection, self._idle)
 
     def read(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Give those of up to `BLOCK` keys that there are with their values, in any order. Raises sqlite3.Error."""
@@ -260,7 +262,7 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
 
 def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
     start = 0
-    for together in _TOGETHER:
+    for together in _KEYS_PER_READ:
         statement = _WRITE.replace("ROWS", ",".join([_ROW] * together))
         while len(rows) - start >= together:
             some = rows[start : start + together]
@@ -291,16 +293,16 @@ def close_all(connections: list[sqlite3.Connection]) -> None:
         connection.close()
 
 
-def _let_go(idle: list[sqlite3.Connection]) -> None:
+def _close_connection(idle: list[sqlite3.Connection]) -> None:
     user = object()
-    if not GATE.try_enter(user):
+    if not FORK_BARRIER.try_enter(user):
         _process.orphans.extend(idle)
         return
     try:
         close_all(_process.orphans)
         close_all(idle)
     finally:
-        GATE.leave(user)
+        FORK_BARRIER.leave(user)
 
 
 def _text(raw: bytes) -> str:

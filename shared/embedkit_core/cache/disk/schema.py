@@ -59,7 +59,7 @@ SETTINGS: dict[str, int | str] = {
 _COUNTERS = frozenset({"count", "size", "hits", "misses"})
 
 
-def foreign_content(connection: sqlite3.Connection) -> str | None:
+def schema_mismatch(connection: sqlite3.Connection) -> str | None:
     """Say what in a database we did not make, None where all is ours; values are judged when they are read.
 
     Raises:

@@ -10,14 +10,14 @@ from embedkit_core.common.errors import ProviderError
 from embedkit_core.common.types import RateLimiter
 
 
-class Gate:
+class LimiterAdapter:
     """Holds a rate limiter; equal to another one around the same limiter, whatever the limiter's own equality.
 
     `most_tokens` is what the limiter can grant one request at most, where its `tokens_per_minute` says so: a bucket
     asked for more than it holds would never answer.
     """
 
-    __slots__ = ("_takes_tokens", "limiter", "most_tokens")
+    __slots__ = ("_takes_tokens", "limiter", "max_tokens")
 
     def __init__(self, limiter: RateLimiter) -> None:
         self.limiter = limiter
@@ -30,7 +30,7 @@ class Gate:
         except Exception:  # it is the user's
             most = None
         known = isinstance(most, (int, float)) and math.isfinite(most)
-        self.most_tokens = max(1, int(most)) if known else None
+        self.max_tokens = max(1, int(most)) if known else None
 
     def acquire(self, tokens: int) -> None:
         """Wait for one permit, for a request of so many tokens as we estimate; blocks.
@@ -38,7 +38,7 @@ class Gate:
         Raises:
             ProviderError: the limiter failed or refused, in its own way.
         """
-        told = {"num_tokens": min(tokens, self.most_tokens or tokens)} if self._takes_tokens else {}
+        told = {"num_tokens": min(tokens, self.max_tokens or tokens)} if self._takes_tokens else {}
         try:
             permit = self.limiter.acquire(**told)
         except BaseException as error:  # it is the user's, and its message may hold anything
@@ -52,7 +52,7 @@ class Gate:
             raise ProviderError("rate_limiter.acquire() refused a permit instead of waiting for one; nothing was sent")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Gate) and other.limiter is self.limiter
+        return isinstance(other, LimiterAdapter) and other.limiter is self.limiter
 
     def __hash__(self) -> int:
         return id(self.limiter)

@@ -15,19 +15,19 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError, ProviderError, TimedOutError
-from embedkit_core.common.fork_safety import importing
-from embedkit_core.engine.runtime.cache_writer import WriteJob, Writer
-from embedkit_core.engine.scheduler.items import Lane, Ticket
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.common.fork_safety import import_lock
+from embedkit_core.engine.runtime.cache_writer import CacheWriter, WriteJob
+from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
+from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from embedkit_core.engine.rate_limits.controller import Pace
+    from embedkit_core.engine.rate_limits.controller import RateController
     from embedkit_core.providers.base import Client
     from embedkit_core.providers.secrets import Secret
 
 
-USERS_THREAD = "embedkit-limiter"  # what of the user's waits: rate limiters, functions that give keys
+USER_CODE_THREAD = "embedkit-limiter"  # what of the user's waits: rate limiters, functions that give keys
 
 
 class Account:
@@ -44,7 +44,7 @@ class Account:
         in_flight: int | None,
         loop: asyncio.AbstractEventLoop,
         call: Callable[[Account, Callable[[], None]], None],
-        writer: Writer,
+        writer: CacheWriter,
         secret: Secret | None = None,
         endpoint: str = "",
     ) -> None:
@@ -75,13 +75,15 @@ class Account:
         """Keep nothing more for a caller's look-up."""
         self.scheduler.recent.close(lookup)
 
-    def known_pace(self, model: str) -> Pace | None:
+    def known_rate_controller(self, model: str) -> RateController | None:
         """Return the rate controller of a model that was used lately."""
-        return self.scheduler.dispatcher.known_pace(model)
+        return self.scheduler.dispatcher.known_rate_controller(model)
 
     # For the loop thread
 
-    def submit(self, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object) -> None:
+    def submit(
+        self, ticket: Ticket, lane: RequestSpec, wants: Sequence[tuple[bytes, str, int]], lookup: object
+    ) -> None:
         """Take on a ticket; its look-up of the cache ends here."""
         self._waiting.add(ticket)
         try:
@@ -95,24 +97,24 @@ class Account:
         self._waiting.discard(ticket)
         self.scheduler.withdraw(ticket)
 
-    def _rows_written(self, flight: Flight) -> None:
+    def _rows_written(self, request: Request) -> None:
         """Accept on the writer thread that the rows of a request are in their caches."""
-        self._call(self, partial(self._committed, flight))
+        self._call(self, partial(self._committed, request))
 
-    def _committed(self, flight: Flight) -> None:
-        if self.scheduler.owns(flight):
-            self.scheduler.committed(flight)
+    def _committed(self, request: Request) -> None:
+        if self.scheduler.owns(request):
+            self.scheduler.committed(request)
 
-    def tell(self, event: Callable[[], None]) -> None:
+    def run_guarded(self, event: Callable[[], None]) -> None:
         """Let the scheduler take in an event; a defect of ours must not leave callers waiting for ever."""
         try:
             event()
         except Exception as error:
-            self._give_up_all(error)
+            self._fail_all(error)
 
     def pump(self) -> None:
         """Do what the scheduler has decided, until it has nothing more for now."""
-        self.tell(self._pump)
+        self.run_guarded(self._pump)
 
     def _pump(self) -> None:
         while self._pump_once():
@@ -120,20 +122,23 @@ class Account:
 
     def _pump_once(self) -> bool:
         actions = self.scheduler.poll(self.loop.time())
-        for flight in actions.acquire:
+        for request in actions.acquire:
             threading.Thread(
-                target=self._ask, args=(flight, flight.lane.pace.tokens(flight.size)), name=USERS_THREAD, daemon=True
+                target=self._acquire_permit,
+                args=(request, request.queue.rate_controller.tokens(request.size)),
+                name=USER_CODE_THREAD,
+                daemon=True,
             ).start()
-        for flight in actions.send:
-            task = self.loop.create_task(self._fly(flight), context=contextvars.Context())
+        for request in actions.send:
+            task = self.loop.create_task(self._send(request), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         at_once = False
-        for flight in actions.commit:
-            if keep := flight.to_keep():
-                self._writer.put(WriteJob(flight, keep, partial(self._rows_written, flight)))
+        for request in actions.commit:
+            if keep := request.take_writes():
+                self._writer.put(WriteJob(request, keep, partial(self._rows_written, request)))
             else:
-                self.scheduler.committed(flight)
+                self.scheduler.committed(request)
                 at_once = True
         for ticket in actions.wake:
             self._waiting.discard(ticket)
@@ -143,9 +148,9 @@ class Account:
         self._timer = None if actions.wake_at is None else self.loop.call_at(actions.wake_at, self.pump)
         return at_once
 
-    def _ask(self, flight: Flight, tokens: int) -> None:
+    def _acquire_permit(self, request: Request, tokens: int) -> None:
         """Wait for a rate limiter, on a thread of its own: it is the user's code, and may take its time."""
-        gate = flight.lane.lane.gate
+        gate = request.queue.spec.limiter
         assert gate is not None
         barred: ProviderError | None = None
         try:
@@ -153,28 +158,30 @@ class Account:
         except ProviderError as error:
             barred = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self.loop.call_soon_threadsafe(self._asked, flight, barred)
+            self.loop.call_soon_threadsafe(self._permit_acquired, request, barred)
 
-    def _asked(self, flight: Flight, barred: ProviderError | None) -> None:
-        if self.scheduler.owns(flight):
+    def _permit_acquired(self, request: Request, barred: ProviderError | None) -> None:
+        if self.scheduler.owns(request):
             scheduler = self.scheduler
-            self.tell(lambda: scheduler.limiter_failed(flight, barred) if barred else scheduler.permit_granted(flight))
+            self.run_guarded(
+                lambda: scheduler.limiter_failed(request, barred) if barred else scheduler.permit_granted(request)
+            )
         self.pump()
 
-    async def _fly(self, flight: Flight) -> None:
-        model, timeout = flight.lane.lane.model, flight.batch.timeout
+    async def _send(self, request: Request) -> None:
+        model, timeout = request.queue.spec.model, request.batch.timeout
         error: ProviderError
         sent = False
         try:
             if self._secret is not None:
-                await self._refreshed(self._secret, within=timeout)
+                await self._refresh_key(self._secret, within=timeout)
             if self._client is None:
-                with importing.lock:  # an SDK, most likely
+                with import_lock.lock:  # an SDK, most likely
                     self._client = self._connect()
             # The client's own timeouts are per read or write; this one is for the whole.
             async with asyncio.timeout(timeout):
                 sent = True
-                reply = await self._client.embed(flight.batch)
+                reply = await self._client.embed(request.batch)
         except ProviderError as refusal:
             error = refusal
         except EmbedKitError as ours:
@@ -186,21 +193,21 @@ class Account:
             place = f"{PurePath(where.filename).name}, line {where.lineno}"
             error = ProviderError(f"{model}: the request failed with {type(foreign).__name__} ({place})")
         else:
-            if self.scheduler.owns(flight):
-                self.tell(lambda: self.scheduler.replied(flight, reply, self.loop.time()))
+            if self.scheduler.owns(request):
+                self.run_guarded(lambda: self.scheduler.replied(request, reply, self.loop.time()))
             self.pump()
             return
         error.unsent = error.unsent or not sent
         error.model = error.model or model
         error.provider = error.provider or model.partition(":")[0]
-        if self.scheduler.owns(flight):
-            self.tell(lambda: self.scheduler.failed(flight, error, self.loop.time()))
+        if self.scheduler.owns(request):
+            self.run_guarded(lambda: self.scheduler.failed(request, error, self.loop.time()))
         self.pump()
 
-    async def _refreshed(self, secret: Secret, *, within: float | None) -> None:
+    async def _refresh_key(self, secret: Secret, *, within: float | None) -> None:
         """Have a key that changes asked for, on a thread of its own: it is the user's code, and may take its time."""
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = self._ask_for_key(secret)
+            self._refreshing = self._start_refresh(secret)
         # Shielded: one request's timeout must not end the others' wait.
         try:
             async with asyncio.timeout(within):
@@ -210,7 +217,7 @@ class Account:
         if flaw is not None:
             raise copy.copy(flaw)
 
-    def _ask_for_key(self, secret: Secret) -> asyncio.Future[ProviderError | None]:
+    def _start_refresh(self, secret: Secret) -> asyncio.Future[ProviderError | None]:
         """Start a thread that asks; requests that come meanwhile share the answer."""
         done: asyncio.Future[ProviderError | None] = self.loop.create_future()
 
@@ -227,17 +234,19 @@ class Account:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
                 self.loop.call_soon_threadsafe(tell, flaw)
 
-        contextvars.Context().run(threading.Thread(target=ask, name=USERS_THREAD, daemon=True).start)
+        contextvars.Context().run(threading.Thread(target=ask, name=USER_CODE_THREAD, daemon=True).start)
         return done
 
-    def _give_up_all(self, error: Exception) -> None:
+    def _fail_all(self, error: Exception) -> None:
         """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""
         self.scheduler.stop()
         self.scheduler.ledger.mark_all_unconfirmed()
         self.scheduler = self._new_scheduler()
         waiting, self._waiting = self._waiting, set()
         for ticket in waiting:
-            ticket.broken = ProviderError(f"internal error in the engine ({type(error).__name__}); please report it")
+            ticket.internal_error = ProviderError(
+                f"internal error in the engine ({type(error).__name__}); please report it"
+            )
             ticket.closed = True
             ticket.wake()
 
@@ -246,7 +255,7 @@ class Account:
         return Scheduler(in_flight=self._in_flight, rng=rng, request_poll=lambda: self.loop.call_soon(self.pump))
 
     @property
-    def flying(self) -> bool:
+    def has_requests(self) -> bool:
         """Tell whether a request is in the air."""
         return bool(self._tasks)
 

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from embedkit_core.common.errors import EmbedKitError
-from embedkit_core.engine.runtime.account import USERS_THREAD, Account
-from embedkit_core.engine.runtime.cache_writer import Writer
-from embedkit_core.engine.scheduler.items import Lane, Ticket
+from embedkit_core.engine.runtime.account import USER_CODE_THREAD, Account
+from embedkit_core.engine.runtime.cache_writer import CacheWriter
+from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 
 if TYPE_CHECKING:
     from embedkit_core.providers.base import Provider
 
-GRACE = 10.0  # seconds at exit for requests in flight: they are paid for
-IDLE = 30.0  # seconds after which the client of an account without embedders is closed
+EXIT_GRACE_SECONDS = 10.0  # seconds at exit for requests in flight: they are paid for
+IDLE_SECONDS = 30.0  # seconds after which the client of an account without embedders is closed
 
 
 class Engine:
@@ -34,7 +34,7 @@ class Engine:
         self._accounts: dict[Any, Account] = {}
         self._closing = False
         self._loop = asyncio.new_event_loop()
-        self._writer = Writer()
+        self._writer = CacheWriter()
         self._pool: ThreadPoolExecutor | None = None
         self.thread = threading.Thread(target=self._run, name="embedkit-engine", daemon=True)
         # A thread started in a context would hand the caller's variables to every request.
@@ -67,7 +67,12 @@ class Engine:
         return self._accounts.get(provider.account)
 
     def submit(
-        self, account: Account, ticket: Ticket, lane: Lane, wants: Sequence[tuple[bytes, str, int]], lookup: object
+        self,
+        account: Account,
+        ticket: Ticket,
+        lane: RequestSpec,
+        wants: Sequence[tuple[bytes, str, int]],
+        lookup: object,
     ) -> None:
         """Hand a ticket over: one append and one wake-up, however many texts."""
         if self._closing:
@@ -111,14 +116,14 @@ class Engine:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(self._drain)
 
-    def ask_all(self, action: Callable[[list[Account]], None]) -> None:
+    def inspect_accounts(self, action: Callable[[list[Account]], None]) -> None:
         """Have something look at all accounts on the loop thread, soon."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(lambda: action(list(self._accounts.values())))
 
     def owns(self, thread: threading.Thread) -> bool:
         """Tell whether a thread is one of the engine's own."""
-        return thread.name == USERS_THREAD or thread in (self.thread, self._writer.thread)
+        return thread.name == USER_CODE_THREAD or thread in (self.thread, self._writer.thread)
 
     @property
     def pool(self) -> ThreadPoolExecutor:
@@ -131,14 +136,14 @@ class Engine:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.call_later(IDLE, self._sweep)
+        self._loop.call_later(IDLE_SECONDS, self._sweep)
         self._loop.run_forever()
 
     def _drain(self) -> None:
         touched: dict[Account, None] = {}
         while self._inbox:
             account, action = self._inbox.popleft()
-            account.tell(action)
+            account.run_guarded(action)
             touched[account] = None
         for account in touched:
             account.pump()
@@ -155,17 +160,17 @@ class Engine:
     def _sweep(self) -> None:
         self._drain()
         for account in list(self._accounts.values()):
-            if account.users <= 0 and account.idle and self._loop.time() - account.idle_since > IDLE:
+            if account.users <= 0 and account.idle and self._loop.time() - account.idle_since > IDLE_SECONDS:
                 self._retire(account)
-        self._loop.call_later(IDLE, self._sweep)
+        self._loop.call_later(IDLE_SECONDS, self._sweep)
 
     # At exit
 
     def shut_down(self) -> None:
         """Accept and start nothing, wait a short grace for replies in flight, keep them, and end."""
         self._closing = True
-        self._wait_for(self._settle(), GRACE)
-        self._writer.stop(GRACE)
+        self._wait_for(self._settle(), EXIT_GRACE_SECONDS)
+        self._writer.stop(EXIT_GRACE_SECONDS)
         self._wait_for(self._close_clients(), 2.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self.thread.join(2.0)
@@ -182,7 +187,7 @@ class Engine:
         self._drain()
         for account in self._accounts.values():
             account.scheduler.stop()
-        while any(account.flying for account in self._accounts.values()):  # noqa: ASYNC110 - once, at exit
+        while any(account.has_requests for account in self._accounts.values()):  # noqa: ASYNC110 - once, at exit
             await asyncio.sleep(0.01)
 
     async def _close_clients(self) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _engine: Engine | None = None
 _lock = ForkLock()
-_inherited: list[Engine] = []
+_parents_engines: list[Engine] = []
 
 
 def engine() -> Engine:
@@ -49,7 +49,7 @@ def _after_fork() -> None:
     # The parent's threads do not exist here; its loop and sockets are its own, so nothing of it is closed or freed.
     global _engine
     if _engine is not None:
-        _inherited.append(_engine)
+        _parents_engines.append(_engine)
         _engine = None
 
 

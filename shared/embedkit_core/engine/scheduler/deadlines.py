@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from embedkit_core.common.errors import TimedOutError
-from embedkit_core.common.formatting import counted_noun
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.engine.scheduler.items import Ticket
 
 
@@ -28,7 +28,7 @@ class Deadlines:
         """Let go of a ticket that is closed."""
         self._tickets.pop(id(ticket), None)
 
-    def passed(self, now: float) -> Iterator[Ticket]:
+    def expired(self, now: float) -> Iterator[Ticket]:
         """Take out the tickets whose deadline has passed."""
         while self._heap and (self._heap[0][0] <= now or self._heap[0][1] not in self._tickets):
             _, name = heapq.heappop(self._heap)
@@ -41,10 +41,10 @@ class Deadlines:
         return [at for at, _ in self._heap[:1]]
 
 
-def too_late(ticket: Ticket) -> TimedOutError:
+def deadline_error(ticket: Ticket) -> TimedOutError:
     """Give the error for what a caller does not wait for any more."""
     under_way = "what was under way is billed all the same: a cache would keep it, deadline= gives it longer"
     if ticket.cache is not None:
         under_way = "what was under way goes to the cache: a rerun sends only the rest, or deadline= gives it longer"
-    texts = counted_noun(ticket.pending, "text")
+    texts = count_noun(ticket.pending, "text")
     return TimedOutError(f"the call's deadline passed with {texts} waiting or under way; {under_way}")

@@ -22,11 +22,11 @@ from embedkit_core.common.errors import (
     TextTooLongError,
 )
 from embedkit_core.costs.tokens import estimate_tokens
-from embedkit_core.engine.batching import Room
+from embedkit_core.engine.batching import RequestCapacity
 from embedkit_core.engine.scheduler import long_text
-from embedkit_core.engine.scheduler.items import Group, Item, Waiter
-from embedkit_core.engine.scheduler.log_events import Notes
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.engine.scheduler.items import AtomicBatch, Item, Waiter
+from embedkit_core.engine.scheduler.log_events import LogThrottle
+from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.retry import RetryPolicy
 
 MAX_ENCODING_RETRIES = 3  # per text, before the refusal of an encoding is final
@@ -54,7 +54,7 @@ class Requeue:
 class Split:
     """Send each group as a request of its own, before everything else that waits."""
 
-    groups: list[Group]
+    groups: list[AtomicBatch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +88,23 @@ def exhausted(item: Item) -> list[Waiter]:
 
 
 def _failures_for(waiter: Waiter, item: Item) -> int:
-    return item.failures - (waiter.joined_at if item.parent is None else 0)
+    return item.failures - (waiter.failures_at_join if item.parent is None else 0)
 
 
 class FailurePolicy:
     """Decides what happens to the texts of failed requests, and what the rate controller learns from them."""
 
-    def __init__(self, retry: RetryPolicy, rng: random.Random, log: Notes) -> None:
+    def __init__(self, retry: RetryPolicy, rng: random.Random, log: LogThrottle) -> None:
         self._retry = retry
         self._rng = rng
         self._log = log
 
-    def back_off(self, request: Flight, error: ProviderError, now: float) -> float:
+    def back_off(self, request: Request, error: ProviderError, now: float) -> float:
         """Let the model's rate controller learn from a transient failure. Return the seconds until the next try."""
-        pace = request.lane.pace
-        known = {limit.kind for limit in pace.limits_known()}
-        delay = pace.failed(request.sent, error, now)
-        for limit in pace.limits_known():
+        pace = request.queue.rate_controller
+        known = {limit.kind for limit in pace.known_limits()}
+        delay = pace.on_failure(request.sent, error, now)
+        for limit in pace.known_limits():
             if limit.kind not in known:
                 self._log.learned(request, str(limit), now)
         asked = error.retry_after is not None and error.retry_after > 0
@@ -115,7 +115,7 @@ class FailurePolicy:
         return delay
 
     def decide(
-        self, request: Flight, items: list[Item], error: ProviderError, *, until: float, bound: int, now: float
+        self, request: Request, items: list[Item], error: ProviderError, *, until: float, bound: int, now: float
     ) -> list[Decision]:
         """Decide what happens to the items of a failed request that still have waiters.
 
@@ -129,9 +129,11 @@ class FailurePolicy:
         """
         if error.retryable:
             return [Retry(items, until)]
-        if isinstance(error, EncodingRefusedError) and all(item.asks < MAX_ENCODING_RETRIES for item in items):
+        if isinstance(error, EncodingRefusedError) and all(
+            item.encoding_retries < MAX_ENCODING_RETRIES for item in items
+        ):
             for item in items:
-                item.asks += 1
+                item.encoding_retries += 1
             return [Requeue(items)]
         # A position outside the request is a server's mistake.
         if isinstance(error, TextTooLongError) and any(p in error.positions for p in range(len(request.items))):
@@ -143,42 +145,42 @@ class FailurePolicy:
         lasting = isinstance(error, BadReplyError) and error.lasts
         if lasting or isinstance(error, (AuthenticationError, BadRequestError, QuotaError)):
             # The request itself is at fault: what waits in this queue would fail alike, and may be billed.
-            request.lane.proven = False
+            request.queue.verified = False
             return [FailQueue(error)]
         return [Fail(items, error)]
 
     def _halve(
-        self, request: Flight, items: list[Item], error: TextTooLongError | RequestTooLargeError, now: float
+        self, request: Request, items: list[Item], error: TextTooLongError | RequestTooLargeError, now: float
     ) -> list[Decision]:
         """Halve a request that was too large; a single text that is too large is too long."""
-        queue = request.lane
+        queue = request.queue
         if isinstance(error, TextTooLongError) or (len(request.items) == 1 and items[0].size >= MIN_LONG_TOKENS):
             return [_shorten(items[0], error)] if len(request.items) == 1 else _halves(items)
-        queue.refused += 1
+        queue.consecutive_refusals += 1
         if len(request.items) > 1:
-            queue.room.halve([item.size for item in request.items], counts_texts=error.counts_texts)
-            limits = f"requests hold {queue.room.texts:,} texts and {queue.room.tokens:,} tokens"
+            queue.capacity.halve([item.size for item in request.items], counts_texts=error.counts_texts)
+            limits = f"requests hold {queue.capacity.texts:,} texts and {queue.capacity.tokens:,} tokens"
             self._log.learned(request, limits, now)
             return _halves(items)
         # A short text alone is too large, so no size is right: what was learned on the way down to it is no limit. If
         # nothing passed on the way either, the request itself is at fault.
-        queue.room = Room.of(queue.lane.limits)
-        return [FailQueue(error)] if queue.refused > MAX_PROBE_FAILURES else [Fail(items, error)]
+        queue.capacity = RequestCapacity.from_limits(queue.spec.limits)
+        return [FailQueue(error)] if queue.consecutive_refusals > MAX_PROBE_FAILURES else [Fail(items, error)]
 
-    def _search(self, request: Flight, items: list[Item], error: BadTextError, bound: int) -> list[Decision]:
+    def _search(self, request: Request, items: list[Item], error: BadTextError, bound: int) -> list[Decision]:
         """Search for the text that a refusal is about, by halving; a text that is refused alone fails alone.
 
         Consecutive refusals make the queue unverified: it goes back to one request at a time. If these are refused
         too, down to single texts chosen at random, the request itself is at fault, and what waits fails with it.
         """
-        queue = request.lane
-        queue.refused += 1
-        if queue.proven and queue.refused > bound:
-            queue.proven = False
-        if not queue.proven and queue.in_flight == 0:
-            queue.doubts += 1
-        if queue.doubts >= MAX_PROBE_FAILURES:
-            queue.doubts = 0
+        queue = request.queue
+        queue.consecutive_refusals += 1
+        if queue.verified and queue.consecutive_refusals > bound:
+            queue.verified = False
+        if not queue.verified and queue.in_flight == 0:
+            queue.probe_failures += 1
+        if queue.probe_failures >= MAX_PROBE_FAILURES:
+            queue.probe_failures = 0
             return [FailQueue(error)]
         if len(items) == 1:
             return [Fail(items, error)]
@@ -186,7 +188,7 @@ class FailurePolicy:
         return _halves(items)
 
     @staticmethod
-    def _shorten_named(request: Flight, error: TextTooLongError) -> list[Decision]:
+    def _shorten_named(request: Request, error: TextTooLongError) -> list[Decision]:
         """Shorten the texts that the error names; send the others again."""
         wanted = {position: item for position, item in enumerate(request.items) if item.waiters}
         decisions = [
@@ -199,28 +201,31 @@ class FailurePolicy:
 
 def _halves(items: list[Item]) -> list[Decision]:
     # A query that joined while the batch was in flight goes on with queries only.
-    bulk = [item for item in items if not item.urgent]
+    bulk = [item for item in items if not item.is_query]
     queries: list[Item] = []
     if 0 < len(bulk) < len(items):
-        queries, items = [item for item in items if item.urgent], bulk
+        queries, items = [item for item in items if item.is_query], bulk
     middle = (len(items) + 1) // 2
-    return [Requeue(queries), Split([Group(half, items[0].urgent) for half in (items[:middle], items[middle:])])]
+    return [
+        Requeue(queries),
+        Split([AtomicBatch(half, items[0].is_query) for half in (items[:middle], items[middle:])]),
+    ]
 
 
 def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Decision:
     """Truncate, split or fail one text that the model refuses as too long, by the queue's long-text policy."""
     tokens, limit = (error.tokens, error.limit) if isinstance(error, TextTooLongError) else (None, None)
-    spec = item.lane.lane
-    item.cuts += 1
-    if spec.long_text == "truncate" and spec.cutting is not None:
+    spec = item.queue.spec
+    item.truncations += 1
+    if spec.long_text == "truncate" and spec.truncating_body is not None:
         return Truncate(item)
-    may_shorten = item.cuts <= MAX_TRUNCATIONS
-    if spec.long_text == "truncate" and not spec.cuts and may_shorten:
+    may_shorten = item.truncations <= MAX_TRUNCATIONS
+    if spec.long_text == "truncate" and not spec.provider_truncates and may_shorten:
         shorter = long_text.shorten(item.text, tokens, limit)
         if shorter:
-            item.text, item.cut = shorter, True
+            item.text, item.is_truncated = shorter, True
             item.size = estimate_tokens(shorter, shorter.encode())
-            return Split([Group([item], item.urgent)])
+            return Split([AtomicBatch([item], item.is_query)])
     if spec.long_text == "mean" and may_shorten and len(item.text) > 1:
         return Requeue(_pieces(item, tokens, limit))
     return Fail([item], error)
@@ -230,11 +235,11 @@ def _pieces(item: Item, tokens: int | None, limit: int | None) -> list[Item]:
     """Replace a text by its pieces; the last one that is answered completes it."""
     root = item.root
     texts = long_text.split(item.text, tokens, limit)
-    root.missing += len(texts) - (1 if item.parent else 0)
+    root.missing_pieces += len(texts) - (1 if item.parent else 0)
     pieces = []
     for text in texts:
         size = estimate_tokens(text, text.encode())
-        piece = Item(b"", text, size, item.lane, urgent=item.urgent, parent=root)
-        piece.cuts = item.cuts
+        piece = Item(b"", text, size, item.queue, is_query=item.is_query, parent=root)
+        piece.truncations = item.truncations
         pieces.append(piece)
     return pieces

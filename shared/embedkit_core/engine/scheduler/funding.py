@@ -15,13 +15,13 @@ from embedkit_core.common.errors import (
     QuotaError,
     RateLimitError,
 )
-from embedkit_core.costs.tokens import share_out
-from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter, most_of
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.costs.tokens import split_bill
+from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter, max_billed_tokens
+from embedkit_core.engine.scheduler.queues import Request
 
 # Refusals in which nothing was done; of any other failure of a server it is not known.
-DONE_NOTHING = (AuthenticationError, BadRequestError, QuotaError, RateLimitError)
-OVERLOADED = (501, 503, 529)
+NOT_BILLED = (AuthenticationError, BadRequestError, QuotaError, RateLimitError)
+NOT_BILLED_STATUSES = (501, 503, 529)
 
 
 @dataclass(slots=True)
@@ -46,13 +46,13 @@ class BudgetLedger:
 
     def __init__(self, request_poll: Callable[[], object]) -> None:
         self._request_poll = request_poll
-        self._in_flight: set[Flight] = set()
+        self._in_flight: set[Request] = set()
         self._awaiting: dict[Item, None] = {}
         self._released = False
 
     # Before a request is sent
 
-    def reserve(self, request: Flight) -> Funding:
+    def reserve(self, request: Request) -> Funding:
         """Reserve budget for each text of a request; remove the texts that no caller can pay for."""
         self._in_flight.add(request)
         funding = Funding()
@@ -64,7 +64,7 @@ class BudgetLedger:
         # A refusal for one piece of a text removes the waiter from all its pieces, also from those that are paid for.
         for item in [item for item in funding.paid if not item.waiters]:
             if item.payer is not None:
-                item.payer.purse.settle(item.reserved, 0)
+                item.payer.billing.settle(item.reserved, 0)
                 item.reserved = 0
             funding.paid.remove(item)
             funding.unwanted.append(item)
@@ -78,13 +78,13 @@ class BudgetLedger:
         if not item.waiters:
             return False
         first = item.waiters[0].ticket
-        if not first.purse.budgets:
+        if not first.billing.budgets:
             item.payer = item.root.payer = first
             return True
-        most = most_of(item)
+        most = max_billed_tokens(item)
         for waiter in item.waiters:
-            if waiter.ticket.purse.admits(most):
-                waiter.ticket.purse.reserve(most)
+            if waiter.ticket.billing.allows(most):
+                waiter.ticket.billing.reserve(most)
                 item.reserved = most
                 item.payer = item.root.payer = waiter.ticket
                 return True
@@ -92,9 +92,9 @@ class BudgetLedger:
 
     def _hold(self, item: Item, funding: Funding) -> None:
         """Keep a text for the waiters whose reserved budget may be released; refuse the others."""
-        most = most_of(item)
+        most = max_billed_tokens(item)
         for waiter in list(item.waiters):
-            refusal = waiter.ticket.purse.refusal(most)
+            refusal = waiter.ticket.billing.check(most)
             if refusal is not None:
                 item.waiters.remove(waiter)
                 funding.refused.append((waiter, refusal))
@@ -102,10 +102,10 @@ class BudgetLedger:
             funding.unwanted.append(item)
             return
         self._awaiting[item] = None
-        item.home = self._awaiting
+        item.location = self._awaiting
         funding.parked.append(item)
-        for budget in {budget for waiter in item.waiters for budget in waiter.ticket.purse.budgets}:
-            budget.blocked.add(self)
+        for budget in {budget for waiter in item.waiters for budget in waiter.ticket.billing.budgets}:
+            budget.waiting.add(self)
 
     @property
     def awaiting_budget(self) -> list[Item]:
@@ -114,7 +114,7 @@ class BudgetLedger:
 
     def retry(self, item: Item) -> list[Item]:
         """Stop holding a text, or its pieces, because another caller wants it. Return what to put into the queue."""
-        candidates = [one for one in self._awaiting if one.root is item] if item.missing else [item]
+        candidates = [one for one in self._awaiting if one.root is item] if item.missing_pieces else [item]
         held = [one for one in candidates if one in self._awaiting]
         for one in held:
             del self._awaiting[one]
@@ -139,48 +139,48 @@ class BudgetLedger:
 
     # After a request was answered
 
-    def settle(self, flight: Flight, tokens: int | None) -> None:
+    def settle(self, request: Request, tokens: int | None) -> None:
         """Book the tokens of a reply on those who pay, each text by its size; None where the provider does not say."""
-        self._in_flight.discard(flight)
+        self._in_flight.discard(request)
         if tokens is None:
-            payers = [item.payer for item in flight.items if item.payer is not None]
-            if any(payer.purse.budgets or payer.purse.price for payer in payers):
-                self._mark_unconfirmed(flight)
+            payers = [item.payer for item in request.items if item.payer is not None]
+            if any(payer.billing.budgets or payer.billing.price for payer in payers):
+                self._mark_unconfirmed(request)
                 return
         bills: dict[Ticket, tuple[int, int]] = {}
-        sizes = [item.size for item in flight.items]
-        if any(item.reserved for item in flight.items):  # by their bounds, so that no share is more than was reserved
-            sizes = [item.reserved or most_of(item) for item in flight.items]
-        for item, share in zip(flight.items, share_out(tokens or 0, sizes), strict=True):
+        sizes = [item.size for item in request.items]
+        if any(item.reserved for item in request.items):  # by their bounds, so that no share is more than was reserved
+            sizes = [item.reserved or max_billed_tokens(item) for item in request.items]
+        for item, share in zip(request.items, split_bill(tokens or 0, sizes), strict=True):
             if item.payer is not None:
                 billed, reserved = bills.get(item.payer, (0, 0))
                 bills[item.payer] = billed + share, reserved + item.reserved
                 item.reserved = 0
         for payer, (billed, reserved) in bills.items():
-            payer.charge(payer.purse.settle(reserved, billed))
+            payer.charge(payer.billing.settle(reserved, billed))
 
-    def settle_failure(self, flight: Flight, error: ProviderError) -> None:
+    def settle_failure(self, request: Request, error: ProviderError) -> None:
         """Book what a failed request was billed at: nothing, what the reply said, or nobody knows."""
         if isinstance(error, (BadReplyError, EncodingRefusedError)) and error.tokens is not None:
-            self.settle(flight, error.tokens)
-        elif error.unsent or isinstance(error, DONE_NOTHING) or _is_refusal(error.status):
-            self.settle(flight, 0)
+            self.settle(request, error.tokens)
+        elif error.unsent or isinstance(error, NOT_BILLED) or _is_refusal(error.status):
+            self.settle(request, 0)
         else:
-            self._mark_unconfirmed(flight)
+            self._mark_unconfirmed(request)
 
     def mark_all_unconfirmed(self) -> None:
         """Count all that is under way as possibly billed: nobody listens to it any more."""
-        for flight in list(self._in_flight):
-            self._mark_unconfirmed(flight)
+        for request in list(self._in_flight):
+            self._mark_unconfirmed(request)
 
-    def _mark_unconfirmed(self, flight: Flight) -> None:
-        self._in_flight.discard(flight)
-        for item in flight.items:
+    def _mark_unconfirmed(self, request: Request) -> None:
+        self._in_flight.discard(request)
+        for item in request.items:
             if item.payer is not None:
-                most = item.reserved or most_of(item)
-                item.payer.charge(item.payer.purse.lose(item.reserved, most))
+                most = item.reserved or max_billed_tokens(item)
+                item.payer.charge(item.payer.billing.mark_unconfirmed(item.reserved, most))
                 item.reserved = 0
 
 
 def _is_refusal(status: int | None) -> bool:
-    return status is not None and status != 408 and (status < 500 or status in OVERLOADED)
+    return status is not None and status != 408 and (status < 500 or status in NOT_BILLED_STATUSES)

@@ -11,54 +11,54 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from embedkit_core.common.errors import EmbedKitError, ProviderError
 from embedkit_core.common.types import Cache, Limits, LongText, Vectors
 from embedkit_core.common.usage import Usage
-from embedkit_core.common.vectors import FLOATS, DType, Finish, Form
+from embedkit_core.common.vectors import FLOAT32, DType, PostProcessing, VectorFormat
 from embedkit_core.costs.billing import CallBilling
-from embedkit_core.costs.tokens import most_tokens
+from embedkit_core.costs.tokens import max_tokens
 
 if TYPE_CHECKING:
-    from embedkit_core.engine.rate_limits.controller import Pace
-    from embedkit_core.engine.rate_limits.limiter import Gate
-    from embedkit_core.engine.rate_limits.user_limits import Rates
+    from embedkit_core.engine.rate_limits.controller import RateController
+    from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
+    from embedkit_core.engine.rate_limits.user_limits import RateSettings
 
-NOTHING = Usage()
+NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class RequestSpec:
     """Everything of a request but its texts; texts share a request only in the same lane.
 
     `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. A row of a reply has
     `width` numbers of `dtype`, or is `wider`; it becomes the one that is kept by `finish`. Each request passes the
     `gate` of a rate limiter, if there is one. Texts known to be too long are sent by `cutting`, where the provider cuts
-    them if it is asked to, in a lane that `cuts`. `asks_width` says that the provider was asked for that width, of a
-    model of which nobody here knows whether it has it. A text is billed at `added_tokens` beside its own at most.
+    them if it is asked to, in a lane that `cuts`. `requests_width`: the provider was asked for that width, of a
+    model of which nobody here knows whether it has it. A text is billed at `overhead_tokens` beside its own at most.
     A lane that `sorts` has texts of like length share requests, as models on this machine like it.
     """
 
-    wire_id: bytes
+    id: bytes
     timeout: float | None
     limits: Limits
     long_text: LongText
     model: str
     width: int | None
-    wire: Mapping[str, Any] = field(compare=False)
-    gate: Gate | None = None
+    body: Mapping[str, Any] = field(compare=False)
+    limiter: LimiterAdapter | None = None
     dtype: DType = "float32"
-    wider: int | None = None
-    finish: Finish | None = None
-    cutting: Mapping[str, Any] | None = field(default=None, compare=False)
-    cuts: bool = False
-    asks_width: bool = False
-    added_tokens: int = 0
-    sorts: bool = False
+    fallback_width: int | None = None
+    post_processing: PostProcessing | None = None
+    truncating_body: Mapping[str, Any] | None = field(default=None, compare=False)
+    provider_truncates: bool = False
+    requests_width: bool = False
+    overhead_tokens: int = 0
+    sorts_by_length: bool = False
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The numbers a row of a reply may have; none where only a reply can tell."""
-        return tuple(width for width in (self.width, self.wider) if width is not None)
+        return tuple(width for width in (self.width, self.fallback_width) if width is not None)
 
 
-class Sink(Protocol):
+class RowBuffer(Protocol):
     """Where the engine puts the rows of a ticket."""
 
     @property
@@ -71,7 +71,7 @@ class Sink(Protocol):
         ...
 
 
-class Note(NamedTuple):
+class LogEvent(NamedTuple):
     """A line for the log."""
 
     level: int
@@ -87,91 +87,91 @@ class Ticket:
     """
 
     __slots__ = (
-        "bound",
-        "broken",
+        "billing",
         "cache",
         "closed",
+        "coalesced",
         "deadline",
         "failed",
-        "form",
+        "internal_error",
+        "is_query",
         "items",
-        "joined",
+        "log_events",
+        "max_in_flight",
         "max_retries",
-        "notes",
-        "pace",
+        "notify",
         "pending",
-        "purse",
+        "rate_controller",
         "rates",
         "rows",
         "sent",
-        "stir",
         "truncated",
-        "urgent",
         "usage",
+        "vector_format",
         "wake",
     )
 
     def __init__(
         self,
         *,
-        rows: Sink,
+        rows: RowBuffer,
         pending: int,
-        urgent: bool,
+        is_query: bool,
         max_retries: int,
-        bound: int,
-        rates: Rates,
+        max_in_flight: int,
+        rates: RateSettings,
         deadline: float,
         cache: Cache | None,
-        purse: CallBilling,
+        billing: CallBilling,
         wake: Callable[[], None],
-        form: Form = FLOATS,
+        vector_format: VectorFormat = FLOAT32,
     ) -> None:
         self.rows = rows
         self.pending = pending
-        self.urgent = urgent
+        self.is_query = is_query
         self.max_retries = max_retries
-        self.bound = bound
+        self.max_in_flight = max_in_flight
         self.rates = rates
         self.deadline = deadline
         self.cache = cache
-        self.purse = purse
+        self.billing = billing
         self.wake = wake
-        self.form = form
-        self.stir: Callable[[], None] | None = None
-        self.notes: deque[Note] = deque(maxlen=64)
+        self.vector_format = vector_format
+        self.notify: Callable[[], None] | None = None
+        self.log_events: deque[LogEvent] = deque(maxlen=64)
         self.items: list[Item] = []
         self.closed = False
-        self.broken: ProviderError | None = None
-        self.pace: Pace | None = None
+        self.internal_error: ProviderError | None = None
+        self.rate_controller: RateController | None = None
         self.sent = 0
-        self.joined = 0
+        self.coalesced = 0
         self.failed: dict[int, EmbedKitError] = {}
         self.truncated: list[int] = []
         self.usage = Usage()
 
     def charge(self, usage: Usage) -> None:
         """Book requests and tokens that this ticket pays for, also after its caller has left."""
-        if usage == NOTHING:
+        if usage == NO_USAGE:
             return
         self.usage += usage
-        for meter in self.purse.meters:
+        for meter in self.billing.meters:
             meter.add(usage)
 
 
 @dataclass(slots=True)
 class Waiter:
-    """One ticket's wish for one item: `index` in the ticket, `joined_at` the item's failures when it joined."""
+    """One ticket's wish for one item: `index` in the ticket, `failures_at_join` the item's failures when it joined."""
 
     ticket: Ticket
     index: int
-    joined_at: int
+    failures_at_join: int
 
 
 class ItemQueue(Protocol):
-    """What an item does with the queue it belongs to; `queues.LaneQueue` is the one implementation."""
+    """What an item does with the queue it belongs to; `queues.RequestQueue` is the one implementation."""
 
     @property
-    def lane(self) -> Lane:
+    def spec(self) -> RequestSpec:
         """The specification of the queue's requests."""
         ...
 
@@ -195,7 +195,7 @@ class ItemQueue(Protocol):
         """Remove stale entries."""
         ...
 
-    def plan_job(self, free_slots: int, now: float) -> None:
+    def plan_requests(self, free_slots: int, now: float) -> None:
         """Set how many texts the requests of the waiting bulk should hold."""
         ...
 
@@ -209,43 +209,45 @@ class Item:
     """
 
     __slots__ = (
-        "asks",
         "caches",
-        "cut",
-        "cuts",
+        "encoding_retries",
         "failures",
-        "home",
+        "is_query",
+        "is_truncated",
         "key",
-        "lane",
-        "missing",
+        "location",
+        "missing_pieces",
         "parent",
-        "parts",
         "payer",
+        "piece_vectors",
+        "queue",
         "reserved",
         "size",
         "text",
-        "urgent",
+        "truncations",
         "waiters",
     )
 
-    def __init__(self, key: bytes, text: str, size: int, lane: ItemQueue, *, urgent: bool, parent: Item | None = None):
+    def __init__(
+        self, key: bytes, text: str, size: int, queue: ItemQueue, *, is_query: bool, parent: Item | None = None
+    ):
         self.key = key
         self.text = text
         self.size = size
-        self.lane = lane
-        self.urgent = urgent
+        self.queue = queue
+        self.is_query = is_query
         self.parent = parent
         self.waiters: list[Waiter] = parent.waiters if parent else []
         self.caches: list[Cache] = []
-        self.home: object | None = None
+        self.location: object | None = None
         self.payer: Ticket | None = None
         self.reserved = 0
         self.failures = 0
-        self.asks = 0
-        self.cuts = 0
-        self.cut = False
-        self.parts: list[tuple[int, Vectors]] = []
-        self.missing = 0
+        self.encoding_retries = 0
+        self.truncations = 0
+        self.is_truncated = False
+        self.piece_vectors: list[tuple[int, Vectors]] = []
+        self.missing_pieces = 0
 
     @property
     def root(self) -> Item:
@@ -254,24 +256,24 @@ class Item:
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class AtomicBatch:
     """Items that must travel together and without others: half of a batch that was refused."""
 
     items: list[Item]
-    urgent: bool
+    is_query: bool
 
 
-def most_of(item: Item) -> int:
+def max_billed_tokens(item: Item) -> int:
     """Give how many tokens a text may be billed at, at most."""
-    return most_tokens(item.text) + item.lane.lane.added_tokens
+    return max_tokens(item.text) + item.queue.spec.overhead_tokens
 
 
-def most_in_all(text: str, lane: Lane) -> int:
+def max_tokens_to_send(text: str, lane: RequestSpec) -> int:
     """Give how many tokens a text may be billed at, at most, in as many pieces as "mean" may have to cut it into.
 
     Each is sent with the prompt. Pieces are of equal length, so that twice as many as would be full suffice; where the
     limit is not known, nor is their number.
     """
-    tokens, limit = most_tokens(text), lane.limits.text_tokens
+    tokens, limit = max_tokens(text), lane.limits.text_tokens
     pieces = 2 * ceil(tokens / limit) if lane.long_text == "mean" and limit and tokens > limit else 1
-    return tokens + pieces * lane.added_tokens
+    return tokens + pieces * lane.overhead_tokens

@@ -9,46 +9,49 @@ import logging
 from collections.abc import Iterable
 
 from embedkit_core.common.errors import ProviderError
-from embedkit_core.common.formatting import counted_noun
-from embedkit_core.engine.scheduler.items import Note, Ticket
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.common.formatting import count_noun
+from embedkit_core.engine.scheduler.items import LogEvent, Ticket
+from embedkit_core.engine.scheduler.queues import Request
 
-OFTEN = 1.0  # seconds between two notes of one kind about one model
+MIN_INTERVAL_SECONDS = 1.0  # seconds between two notes of one kind about one model
 
 
-class Notes:
+class LogThrottle:
     """The notes of one account: when the last of each kind was written, and how many were left out since."""
 
     def __init__(self) -> None:
         self._written: dict[tuple[str, str], float] = {}
-        self._left_out: dict[tuple[str, str], int] = {}
+        self._suppressed: dict[tuple[str, str], int] = {}
 
-    def failed(self, flight: Flight, error: ProviderError, texts: int, delay: float, now: float) -> None:
+    def retrying(self, request: Request, error: ProviderError, texts: int, delay: float, now: float) -> None:
         """Note a failure after which so many texts of a request are sent again."""
         said = f"HTTP {error.status}" if error.status is not None else "no answer"
-        again = f"{counted_noun(texts, 'text')} will be sent again in {delay:.1f} s"
-        self._write(flight, "retry", f"{type(error).__name__} ({said}): {again}", now)
+        again = f"{count_noun(texts, 'text')} will be sent again in {delay:.1f} s"
+        self._write(request, "retry", f"{type(error).__name__} ({said}): {again}", now)
 
-    def learned(self, flight: Flight, what: str, now: float) -> None:
+    def learned(self, request: Request, what: str, now: float) -> None:
         """Note a limit that is known from now on."""
-        self._write(flight, "limit", f"from now on {what}", now)
+        self._write(request, "limit", f"from now on {what}", now)
 
-    def _write(self, flight: Flight, kind: str, text: str, now: float) -> None:
-        model = flight.lane.lane.model
+    def _write(self, request: Request, kind: str, text: str, now: float) -> None:
+        model = request.queue.spec.model
         name = (model, kind)
-        if now - self._written.get(name, -OFTEN) < OFTEN:
-            self._left_out[name] = self._left_out.get(name, 0) + 1
+        if now - self._written.get(name, -MIN_INTERVAL_SECONDS) < MIN_INTERVAL_SECONDS:
+            self._suppressed[name] = self._suppressed.get(name, 0) + 1
             return
         self._written[name] = now
-        more = self._left_out.pop(name, 0)
+        more = self._suppressed.pop(name, 0)
         since = f" (and {more:,} more like it since the last line)" if more else ""
-        _tell({w.ticket for item in flight.items for w in item.waiters}, Note(logging.INFO, f"{model}: {text}{since}"))
+        _deliver(
+            {w.ticket for item in request.items for w in item.waiters},
+            LogEvent(logging.INFO, f"{model}: {text}{since}"),
+        )
 
 
-def _tell(tickets: Iterable[Ticket], note: Note) -> None:
+def _deliver(tickets: Iterable[Ticket], note: LogEvent) -> None:
     for ticket in tickets:
         if not ticket.closed:
-            ticket.notes.append(note)
-            if ticket.stir is not None:
-                ticket.stir()
+            ticket.log_events.append(note)
+            if ticket.notify is not None:
+                ticket.notify()
             return  # one of them tells it

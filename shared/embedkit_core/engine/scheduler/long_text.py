@@ -18,8 +18,8 @@ import numpy as np
 
 from embedkit_core.common.types import LongText, Vectors
 
-MARGIN = 0.98
-BLIND = 0.75
+SAFETY_MARGIN = 0.98
+FRACTION_WITHOUT_COUNT = 0.75
 
 
 def rule_name(policy: LongText, *, provider_cuts: bool) -> str:
@@ -31,8 +31,8 @@ def rule_name(policy: LongText, *, provider_cuts: bool) -> str:
 
 def _fraction(tokens: int | None, limit: int | None) -> float:
     if tokens and limit and tokens > limit:
-        return limit / tokens * MARGIN
-    return BLIND
+        return limit / tokens * SAFETY_MARGIN
+    return FRACTION_WITHOUT_COUNT
 
 
 def shorten(text: str, tokens: int | None, limit: int | None) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from embedkit_core.common.types import Cache, Vectors
-from embedkit_core.engine.scheduler.queues import Flight
+from embedkit_core.engine.scheduler.queues import Request
 
 
-class Recent(NamedTuple):
+class RecentRow(NamedTuple):
     """A row finished while somebody was looking it up, and the caches that have it."""
 
     sequence: int
@@ -28,7 +28,7 @@ class RecentRows:
     def __init__(self) -> None:
         self.lookups: dict[object, int] = {}
         self.sequence = 0
-        self._rows: dict[bytes, Recent] = {}
+        self._rows: dict[bytes, RecentRow] = {}
 
     def open(self, lookup: object) -> int:
         """Keep the rows that are completed from now on for a cache look-up. Return how often any were completed."""
@@ -39,16 +39,16 @@ class RecentRows:
         """Keep nothing more for a look-up."""
         self.lookups.pop(lookup, None)
 
-    def note(self, flight: Flight) -> None:
+    def add(self, request: Request) -> None:
         """Remember the rows of a request that are kept, while anybody is looking."""
         self.sequence += 1
-        if not self.lookups or flight.rows is None:
+        if not self.lookups or request.rows is None:
             return
-        for place, item in enumerate(flight.done):
+        for place, item in enumerate(request.done):
             self._rows.pop(item.key, None)  # the oldest stay in front
-            self._rows[item.key] = Recent(self.sequence, flight.rows[place], flight.flags[place], item.caches)
+            self._rows[item.key] = RecentRow(self.sequence, request.rows[place], request.truncated[place], item.caches)
 
-    def get(self, key: bytes) -> Recent | None:
+    def get(self, key: bytes) -> RecentRow | None:
         """Give a row finished a moment ago."""
         return self._rows.get(key)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.engine.scheduler.deadlines import Deadlines
-from embedkit_core.engine.scheduler.dispatch import Turns
+from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.funding import BudgetLedger
 from embedkit_core.engine.scheduler.items import Item, Ticket
 
@@ -15,7 +15,7 @@ from embedkit_core.engine.scheduler.items import Item, Ticket
 class Registry:
     """The items under way by key, and the tickets that are complete since the scheduler last looked."""
 
-    def __init__(self, dispatcher: Turns, ledger: BudgetLedger) -> None:
+    def __init__(self, dispatcher: Dispatcher, ledger: BudgetLedger) -> None:
         self.items: dict[bytes, Item] = {}
         self.completed: list[Ticket] = []
         self.deadlines = Deadlines()
@@ -31,7 +31,7 @@ class Registry:
 
     def drop(self, item: Item) -> None:
         """Remove an item without waiters from the queues and the table."""
-        item.lane.leave(item)
+        item.queue.leave(item)
         self._ledger.forget(item)
         self.forget(item)
 
@@ -70,9 +70,9 @@ class Registry:
         """Remove a ticket from its items; drop the unsent ones that no other ticket waits for."""
         for item in ticket.items:
             item.waiters[:] = [w for w in item.waiters if w.ticket is not ticket]
-            if not item.waiters and (item.home is not None or item.missing):
+            if not item.waiters and (item.location is not None or item.missing_pieces):
                 self.drop(item)
-        for queue in {item.lane for item in ticket.items}:
+        for queue in {item.queue for item in ticket.items}:
             queue.tidy()
         ticket.items.clear()
 

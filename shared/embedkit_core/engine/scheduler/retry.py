@@ -19,7 +19,7 @@ class RetryPolicy:
 
     base: float = 0.5
     cap: float = 30.0
-    least: float = 0.01
+    minimum: float = 0.01
     retry_after_cap: float = 120.0
 
     def delay(self, failures: int, error: ProviderError, rng: random.Random) -> float:
@@ -27,5 +27,5 @@ class RetryPolicy:
         doubled: float = 2.0 ** min(failures, 16)
         asked = error.retry_after
         if asked is not None and asked > 0:  # 0, a date that is past and what is no number say nothing
-            return min(max(asked, self.least * doubled), self.retry_after_cap)
+            return min(max(asked, self.minimum * doubled), self.retry_after_cap)
         return rng.uniform(0.0, min(self.cap, self.base * doubled))

@@ -133,7 +133,7 @@ def _maybe(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 # Fields that change no vector.
 VECTORLESS = frozenset(
     {"text_tokens", "request_texts", "request_tokens", "usd_per_million", "usd_per_million_batch", "price_source"}
-    | {"status", "released", "retired", "successor", "tokenizer", "read", "source", "note"}
+    | {"status", "released", "retired", "successor", "tokenizer", "checked_on", "source", "note"}
 )
 _LIMITS = {"text_tokens": "text_tokens", "request_texts": "texts", "request_tokens": "tokens"}
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
@@ -155,7 +155,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "request_tokens": _maybe(_whole),
     "usd_per_million": _maybe(_price),
     "usd_per_million_batch": _maybe(_price),
-    "read": _maybe(_words),
+    "checked_on": _maybe(_words),
     "source": _words,
     "price_source": _maybe(_words),
     "note": _maybe(_words),

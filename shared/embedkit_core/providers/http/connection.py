@@ -34,7 +34,7 @@ class Connection:
     lost: bool = False
 
     @property
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """Tell two connections apart within this process, without showing either."""
         parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle))
         return hashlib.sha256(SALT + parts.encode()).hexdigest()

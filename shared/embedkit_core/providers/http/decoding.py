@@ -12,7 +12,7 @@ from embedkit_core.common.types import Reply, Vectors
 
 Decode = Callable[[str], bytes]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
-SAMPLE = 8  # rows that are looked at for what they are
+SAMPLE_ROWS = 8  # rows that are looked at for what they are
 
 
 class OtherEncodingError(BadReplyError):
@@ -95,7 +95,7 @@ def decoded(encoded: Sequence[Any], element: np.dtype[Any], decode: Decode, widt
             return _read(joined, element, len(rows))
         for kind in _kinds(len(rows[0]), widths):
             found = _read(joined, kind, len(rows))
-            if not _is_odd(found[:SAMPLE]):
+            if not _is_odd(found[:SAMPLE_ROWS]):
                 return found.astype(element, copy=False)
     except (ValueError, TypeError, OverflowError):
         raise BadReplyError("the server answered vectors of different widths or in an unknown encoding") from None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC
 
-from embedkit_core.common.types import Allowance, Headroom
+from embedkit_core.common.types import LimitStatus, RateLimitStatus
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
@@ -42,21 +42,21 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     return max(0.0, date.timestamp() - now)
 
 
-def headroom(headers: Mapping[str, str]) -> Headroom | None:
+def headroom(headers: Mapping[str, str]) -> RateLimitStatus | None:
     """Read `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; None where there is nothing of it to believe.
 
     Header names are lower case. A reset is a duration as Go writes it ("6m0s", "12ms"), or a number of seconds.
     Source: OpenAI, https://platform.openai.com/docs/guides/rate-limits, read 2026-11-20.
     """
     requests, tokens = _allowance(headers, "requests"), _allowance(headers, "tokens")
-    return Headroom(requests, tokens) if requests or tokens else None
+    return RateLimitStatus(requests, tokens) if requests or tokens else None
 
 
-def _allowance(headers: Mapping[str, str], of: str) -> Allowance | None:
+def _allowance(headers: Mapping[str, str], of: str) -> LimitStatus | None:
     limit, remaining = (_number(headers.get(f"x-ratelimit-{what}-{of}")) for what in ("limit", "remaining"))
     if limit is None or remaining is None or limit < 1 or remaining > limit:
         return None
-    return Allowance(limit, remaining, duration(headers.get(f"x-ratelimit-reset-{of}")))
+    return LimitStatus(limit, remaining, duration(headers.get(f"x-ratelimit-reset-{of}")))
 
 
 def duration(text: str | None) -> float | None:

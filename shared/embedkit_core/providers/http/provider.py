@@ -45,9 +45,9 @@ class HTTPProvider(Provider):
             )
         self.secret = secret or Secret(PLACEHOLDER_KEY)
         self.connection = settings.connection
-        self.account = (self.name, canonical, self.secret.mark, self.connection.mark)
+        self.account = (self.name, canonical, self.secret.fingerprint, self.connection.fingerprint)
         self.dimensions = settings.dimensions or default
-        self.limits = info.limits if info else self.unknown_limits
+        self.limits = info.limits if info else self.default_limits
         self.usd_per_million = info.usd_per_million if info else None
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self._options = dict(settings.options)

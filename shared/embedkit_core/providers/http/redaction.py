@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import ConfigurationError
 
-SHOWN = 200  # characters of a server's text that may go into a message
-SEARCHED = 1_000_000  # characters of texts that are searched for a piece; past that nothing is shown
-PIECE = 12  # characters in common with a text or key that make it one
+MAX_EXCERPT = 200  # characters of a server's text that may go into a message
+MAX_SEARCHED = 1_000_000  # characters of texts that are searched for a piece; past that nothing is shown
+MIN_SHARED = 12  # characters in common with a text or key that make it one
 
 
 def canonical_url(url: str) -> str:
@@ -39,11 +39,11 @@ def _without_login(url: str) -> str:
     return url.rpartition("@")[2]
 
 
-def quotable(message: str, texts: Iterable[str], secrets: Iterable[str]) -> str:
+def safe_excerpt(message: str, texts: Iterable[str], secrets: Iterable[str]) -> str:
     """Give what may be shown of a server's text, as ': ...', or nothing where it repeats a text or a secret."""
-    shown = " ".join(message[:SHOWN].split())
+    shown = " ".join(message[:MAX_EXCERPT].split())
     texts = list(texts)
-    if not shown or any(_shares_piece(shown, secret) for secret in secrets) or sum(map(len, texts)) > SEARCHED:
+    if not shown or any(_shares_piece(shown, secret) for secret in secrets) or sum(map(len, texts)) > MAX_SEARCHED:
         return ""
     # As it stands, and as JSON or Python would show it.
     spellings = (spelling for text in texts for spelling in (text, json.dumps(text)[1:-1], repr(text)[1:-1]))
@@ -55,6 +55,6 @@ def quotable(message: str, texts: Iterable[str], secrets: Iterable[str]) -> str:
 def _shares_piece(message: str, text: str) -> bool:
     """Tell whether a message holds a piece of a text: all of a short one, or a dozen characters of a longer one."""
     message, text = message.casefold(), text.casefold()
-    if len(text) < PIECE:
+    if len(text) < MIN_SHARED:
         return len(text) > 2 and text in message
-    return any(message[i : i + PIECE] in text for i in range(max(1, len(message) - PIECE + 1)))
+    return any(message[i : i + MIN_SHARED] in text for i in range(max(1, len(message) - MIN_SHARED + 1)))

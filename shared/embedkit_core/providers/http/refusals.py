@@ -17,9 +17,9 @@ from embedkit_core.common.errors import (
     UnavailableError,
 )
 from embedkit_core.providers.http.headers import headroom, retry_after
-from embedkit_core.providers.http.redaction import quotable
+from embedkit_core.providers.http.redaction import safe_excerpt
 
-ELSEWHERE = ", which is not followed; give the address it leads to as base_url="
+REDIRECT_HINT = ", which is not followed; give the address it leads to as base_url="
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +46,19 @@ class Refusal:
         }
 
     @property
-    def said(self) -> str:
+    def server_message(self) -> str:
         """What of the server's text may be shown, as ': ...'."""
-        return self.quoted(self.message)
+        return self.excerpt(self.message)
 
-    def quoted(self, text: str) -> str:
+    def excerpt(self, text: str) -> str:
         """Give what may be shown of a part of it, as ': ...'."""
-        return quotable(text, self.texts, self.secrets)
+        return safe_excerpt(text, self.texts, self.secrets)
 
     def quota(self) -> QuotaError:
         """Give the error for an account that has no credit left."""
         return QuotaError(
-            f"the account has no credit left (HTTP {self.status}); waiting does not help{self.said}", **self.where
+            f"the account has no credit left (HTTP {self.status}); waiting does not help{self.server_message}",
+            **self.where,
         )
 
     def rate_limit(
@@ -68,7 +69,7 @@ class Refusal:
         limited = RateLimitError(
             f"{why} (HTTP {self.status})", retry_after=wait if asked is None else asked, **self.where
         )
-        limited.headroom = headroom(self.headers)
+        limited.rate_limits = headroom(self.headers)
         return limited
 
     def unavailable(self) -> UnavailableError:
@@ -79,14 +80,16 @@ class Refusal:
     def too_large(self, why: str | None = None, *, counts_texts: bool = False) -> RequestTooLargeError:
         """Give the error for a request that holds too much."""
         why = why or "the request holds too many texts or tokens"
-        large = RequestTooLargeError(f"{why} (HTTP {self.status}){self.said}", **self.where)
+        large = RequestTooLargeError(f"{why} (HTTP {self.status}){self.server_message}", **self.where)
         large.counts_texts = counts_texts
         return large
 
-    def general(self, variable: str | None) -> ProviderError | None:
+    def common_error(self, variable: str | None) -> ProviderError | None:
         """Give the error for a status that says it all, None for one whose message counts; `variable` has the key."""
         if 300 <= self.status < 400:
-            return BadRequestError(f"the server answered with a redirect (HTTP {self.status}){ELSEWHERE}", **self.where)
+            return BadRequestError(
+                f"the server answered with a redirect (HTTP {self.status}){REDIRECT_HINT}", **self.where
+            )
         if self.status == 402:
             return self.quota()
         if self.status in (401, 403):
@@ -103,7 +106,9 @@ class Refusal:
 
     def bad_request(self, why: str = "") -> BadRequestError:
         """Give the error for a request that cannot be answered as it stands."""
-        return BadRequestError(f"the server refuses the request (HTTP {self.status}){self.said}{why}", **self.where)
+        return BadRequestError(
+            f"the server refuses the request (HTTP {self.status}){self.server_message}{why}", **self.where
+        )
 
 
 # Of what has one of these among its causes no byte was sent: httpx's and aiohttp's own, and the system's.
@@ -112,7 +117,7 @@ NEVER_CONNECTED |= {"ClientConnectorError", "ClientConnectorDNSError", "ClientPr
 NEVER_CONNECTED |= {"ConnectionRefusedError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
 
 
-def out_of_reach(message: str, lost: BaseException) -> UnavailableError:
+def connection_error(message: str, lost: BaseException) -> UnavailableError:
     """Give the error for a connection that failed, and whether that was before anything was sent."""
     error = UnavailableError(message)
     cause: BaseException | None = lost

@@ -74,7 +74,7 @@ def _may_be_hub_name(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "~", "/"))
 
 
-class Facts:
+class FolderInfo:
     """What the files of a model say of it; None where they say nothing.
 
     `max_tokens` is where its configuration has texts cut, `positions` how many tokens it has room for at all.

@@ -15,12 +15,12 @@ from embedkit_core.common.types import Batch, Reply
 from embedkit_core.providers.local.batches import batches
 from embedkit_core.providers.local.folder import OWN_CODE, folder_digest
 from embedkit_core.providers.local.options import LocalOptions
-from embedkit_core.providers.local.token_count import Tally
+from embedkit_core.providers.local.token_count import TokenCount
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Rows = npt.NDArray[np.float32]
+EncodedRows = npt.NDArray[np.float32]
 CHARACTERS = 5  # of a token: what of a text is beyond so many times the limit is not there for the model
 SHOWN = 200  # characters of what is said of a model that cannot be loaded
 
@@ -34,7 +34,7 @@ class LocalModel:
         self.model: SentenceTransformer | None = None
         self._folder = folder
         self._digest = digest
-        self._tally = Tally()
+        self._tally = TokenCount()
 
     def embed(self, batch: Batch) -> Reply:
         """Give the vectors of a batch's texts, their tokens, and which of them were cut.
@@ -47,8 +47,8 @@ class LocalModel:
         """
         if self.model is None:
             self.model = self._loaded()
-        texts, limit = batch.prompted(), _limit(self.model)
-        may_cut = bool(batch.wire["truncation"])
+        texts, limit = batch.texts_with_prompt(), _limit(self.model)
+        may_cut = bool(batch.body["truncation"])
         if not may_cut:  # before anything is computed in vain: a text has no more tokens than bytes, as a rule
             refuse_long(texts, self.measure([text for text in texts if len(text.encode()) > limit]), limit)
         self._tally.clear()
@@ -110,25 +110,25 @@ class LocalModel:
         """Tell whether rows come in float32, in which they are brought to unit length best."""
         return self.options.precision == "float32"
 
-    def answer(self, batch: Batch, texts: list[str], limit: float) -> tuple[Rows, dict[str, int]]:
+    def answer(self, batch: Batch, texts: list[str], limit: float) -> tuple[EncodedRows, dict[str, int]]:
         """Give the rows of a batch's texts, in their order, and the length of each of the `texts` with its prompt."""
         assert self.model is not None
         rows_each = self.options.batch_size
         given = list(batch.texts)
         if self.model.device.type != "cpu":  # where a few long rows more cost nothing beside another batch
-            rows = self.encode(batch.wire, given, batch_size=rows_each)
+            rows = self.encode(batch.body, given, batch_size=rows_each)
         else:
             parts = list(batches(characters(texts, limit), rows_each))
             rows = in_order(
-                [self.encode(batch.wire, [given[n] for n in part], batch_size=len(part)) for part in parts], parts
+                [self.encode(batch.body, [given[n] for n in part], batch_size=len(part)) for part in parts], parts
             )
         return rows, self._lengths(texts, limit)
 
-    def encode(self, wire: Mapping[str, Any], texts: list[str], **how: Any) -> Rows:
+    def encode(self, wire: Mapping[str, Any], texts: list[str], **how: Any) -> EncodedRows:
         """Have the model encode texts."""
         assert self.model is not None
         encode = self.model.encode_query if wire.get("role") == "query" else self.model.encode_document
-        rows: Rows = np.asarray(
+        rows: EncodedRows = np.asarray(
             encode(
                 texts,
                 prompt=wire.get("prompt", ""),
@@ -171,7 +171,7 @@ class LocalModel:
         )
 
 
-def in_order(found: Sequence[Rows], parts: Iterable[Sequence[int]]) -> Rows:
+def in_order(found: Sequence[EncodedRows], parts: Iterable[Sequence[int]]) -> EncodedRows:
     """Put the rows of parts where the places in the parts say."""
     rows = found[0] if len(found) == 1 else np.concatenate(found)
     ordered = np.empty_like(rows)
@@ -196,10 +196,10 @@ def _limit(model: SentenceTransformer) -> float:
     return float("inf") if limit is None else limit
 
 
-def _unit(rows: Rows) -> Rows:
+def _unit(rows: EncodedRows) -> EncodedRows:
     wide = rows.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: Rows = (wide / np.where(lengths == 0, 1.0, lengths)).astype(np.float32)
+    unit: EncodedRows = (wide / np.where(lengths == 0, 1.0, lengths)).astype(np.float32)
     return unit
 
 

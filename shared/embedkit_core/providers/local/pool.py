@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit_core.common.errors import BadRequestError, ProviderError, UnavailableError
 from embedkit_core.common.types import Batch
-from embedkit_core.providers.local.model import LocalModel, Rows, characters, in_order, said
+from embedkit_core.providers.local.model import EncodedRows, LocalModel, characters, in_order, said
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -29,7 +29,7 @@ class PooledModel(LocalModel):
     def listen(self, model: SentenceTransformer) -> None:
         """Hear nothing: the texts are tokenized elsewhere, and what listens cannot be sent there."""
 
-    def answer(self, batch: Batch, texts: list[str], limit: float) -> tuple[Rows, dict[str, int]]:
+    def answer(self, batch: Batch, texts: list[str], limit: float) -> tuple[EncodedRows, dict[str, int]]:
         """Give the rows and lengths of texts; these are counted here while the processes are at work."""
         pool = self._started()
         lengths, size = characters(texts, limit), self.options.batch_size
@@ -37,7 +37,7 @@ class PooledModel(LocalModel):
         given = [batch.texts[place] for place in places]
         with ThreadPoolExecutor(1, thread_name_prefix="embedkit-count") as counter:
             counted = counter.submit(self.measure, texts)
-            rows = self.encode(batch.wire, given, pool=pool, batch_size=size, chunk_size=size)
+            rows = self.encode(batch.body, given, pool=pool, batch_size=size, chunk_size=size)
         return in_order([rows], [places]), counted.result()
 
     def failure(self, error: Exception, n_texts: int) -> ProviderError:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError, ProviderError
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.providers.base import Client, Provider, ProviderSettings
-from embedkit_core.providers.local.folder import Facts, find_folder, folder_digest, hub_name
+from embedkit_core.providers.local.folder import FolderInfo, find_folder, folder_digest, hub_name
 from embedkit_core.providers.local.model import LocalModel
 from embedkit_core.providers.local.options import LocalOptions, read_options
 from embedkit_core.providers.local.pool import PooledModel
@@ -31,17 +31,17 @@ class Local(Provider):
     name: ClassVar[str] = "local"
     extra: ClassVar[str | None] = "local"
     needs: ClassVar[tuple[str, ...]] = ("sentence_transformers", "torch")
-    on_this_machine: ClassVar[bool] = True
-    cuts_long_texts: ClassVar[bool] = True
+    is_local: ClassVar[bool] = True
+    truncates_long_texts: ClassVar[bool] = True
     takes_dimensions: ClassVar[bool] = False
 
     def __init__(self, settings: ProviderSettings) -> None:
-        settings.only(
+        settings.check_only_used(
             "api_key", "dimensions", "query_prompt", "document_prompt", "provider_options"
         )  # no use for a key, and no harm in one
         self._folder = find_folder(settings.name)
         self.model = settings.name
-        facts = Facts(self._folder)
+        facts = FolderInfo(self._folder)
         self._options = read_options(settings.options, longest=facts.positions)
         self._digest = folder_digest(self._folder)
         self.account = (self.name, str(self._folder), self._digest, self._options)
@@ -59,11 +59,11 @@ class Local(Provider):
         return hub_name(name)
 
     @property
-    def longest_text(self) -> int | None:
+    def max_text_tokens(self) -> int | None:
         """The tokens that the model's configuration states."""
         return self._max_tokens
 
-    def wire(self, input_type: InputType) -> dict[str, Any]:
+    def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Give what the model is called with, its identity included."""
         wire: dict[str, Any] = {
             "model": self._digest,
@@ -98,7 +98,7 @@ def _given(settings: ProviderSettings) -> dict[InputType, str]:
     return {role: prompt for role, prompt in given.items() if prompt is not None}
 
 
-def _width(settings: ProviderSettings, facts: Facts) -> int | None:
+def _width(settings: ProviderSettings, facts: FolderInfo) -> int | None:
     """Give the width of the model's vectors; others than these are cut from them, not here."""
     known = settings.info.dimensions if settings.info else None
     if facts.dimensions and known and facts.dimensions != known:

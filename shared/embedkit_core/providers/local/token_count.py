@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class Tally:
+class TokenCount:
     """The lengths in tokens of texts, their prompts included, as the model had them: cut to its limit.
 
     `encode` has its texts tokenized by the model's `tokenize`, and since sentence-transformers 5.3 or so by its

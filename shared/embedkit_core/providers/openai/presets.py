@@ -23,9 +23,9 @@ class Preset(OpenAI):
     def __init_subclass__(cls, preset: str, **arguments: Any) -> None:
         cls.name = preset
         cls.server = PRESETS[preset]
-        cls.unknown_limits = cls.server.limits
+        cls.default_limits = cls.server.limits
         cls.key_variable = next(iter(cls.server.key_variables), None)
-        cls.key_name = OpenAI.key_name
+        cls.cache_key_provider = OpenAI.cache_key_provider
         super().__init_subclass__(**arguments)
 
 

@@ -31,8 +31,8 @@ from embedkit_core.providers.http.decoding import OtherEncodingError, ReplyReade
 from embedkit_core.providers.http.headers import headroom
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import Refusal, out_of_reach
-from embedkit_core.providers.openai.refusals import read_detail, translated
+from embedkit_core.providers.http.refusals import Refusal, connection_error
+from embedkit_core.providers.openai.refusals import read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 
@@ -54,15 +54,15 @@ class OpenAI(HTTPProvider):
     extra: ClassVar[str | None] = "openai"
     needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
-    rows_of: ClassVar[tuple[str, ...]] = ("openai", "local")
+    catalogue_providers: ClassVar[tuple[str, ...]] = ("openai", "local")
     # Of vLLM's, `embed_dtype` and `endianness` would change what base64 means.
-    own_fields: ClassVar[frozenset[str]] = HTTPProvider.own_fields | {
+    reserved_fields: ClassVar[frozenset[str]] = HTTPProvider.reserved_fields | {
         *("encoding_format", "embed_dtype", "endianness"),
         *("api_key", "extra_body", "extra_headers", "extra_query", "timeout"),
     }
     encodings = (ENCODING,)  # the first attempt; a server that refuses it is asked for floats from then on
     server: ClassVar[Server] = OPENAI
-    unknown_limits: ClassVar[Limits] = OPENAI.limits
+    default_limits: ClassVar[Limits] = OPENAI.limits
 
     def __init__(self, settings: ProviderSettings) -> None:
         address = self.locate(settings.base_url)
@@ -71,7 +71,7 @@ class OpenAI(HTTPProvider):
         super().__init__(settings, canonical, secret, needs_key=self.server.needs_key)
         self._base_url = address.strip()
         self.account = (self.account, self._organization, self._project)
-        self._has_openais_tokens = settings.info is not None and settings.info.provider == self.key_name
+        self._has_openais_tokens = settings.info is not None and settings.info.provider == self.cache_key_provider
 
     @classmethod
     def locate(cls, base_url: str | None) -> str:
@@ -99,11 +99,11 @@ class OpenAI(HTTPProvider):
         )
 
     @property
-    def reached_at(self) -> str | None:
+    def url(self) -> str | None:
         """The address requests go to, OpenAI's own too."""
         return self._base_url
 
-    def wire(self, input_type: InputType) -> dict[str, Any]:
+    def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request without its texts; `prompt` is put before each text and is not a field of its own."""
         return self.request_fields(input_type)
 
@@ -162,9 +162,9 @@ class OpenAIClient:
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
-        fields = dict(batch.wire)
+        fields = dict(batch.body)
         fields.pop("prompt", None)
-        texts = batch.prompted()
+        texts = batch.texts_with_prompt()
         encoding, key = self._encoding, self._provider.secret.reveal()
         self._sdk.api_key = key  # another one, where it changes
         body = self._reader.json.dumps({**fields, "input": texts, "encoding_format": encoding})
@@ -179,7 +179,7 @@ class OpenAIClient:
         except self._openai.APIConnectionError as lost:
             raise self._unreachable(lost) from None
         reply = self._decode(response.content, len(texts), batch.widths, encoding)
-        return replace(reply, headroom=headroom(response.headers))
+        return replace(reply, rate_limits=headroom(response.headers))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -191,7 +191,7 @@ class OpenAIClient:
         through = " through proxy=" if self._provider.connection.proxy else ""
         running = "" if server is OPENAI else f"; is {server.title} running there?"
         message = f"the server at {where} could not be reached{through} ({_deepest(lost)}){running}"
-        return out_of_reach(message, lost)
+        return connection_error(message, lost)
 
     def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
         try:
@@ -223,7 +223,7 @@ class OpenAIClient:
             return EncodingRefusedError(f"the server refuses base64 (HTTP {refusal.status})", **refusal.where)
         path = provider.server.path
         lacks_path = refusal.status == 404 and not self._sdk.base_url.path.rstrip("/").endswith(path)
-        return translated(
+        return to_provider_error(
             refusal,
             detail,
             provider.key_variable,

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from embedkit_core.common.errors import BadRequestError, BadTextError, ProviderError, TextTooLongError
-from embedkit_core.common.vectors import way_to_cut
+from embedkit_core.common.vectors import truncation_hint
 from embedkit_core.providers.http.refusals import Refusal
 
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
@@ -51,7 +51,7 @@ NO_SUCH_MODEL = {"model_not_found", "invalid_model", "DeploymentNotFound", "not_
 
 
 @dataclass(frozen=True, slots=True)
-class Detail:
+class ErrorDetail:
     """What a refusal's body says, however it is shaped; "" for what it does not."""
 
     message: str = ""
@@ -65,28 +65,28 @@ class Detail:
         return self.param in ("", "input", "$.input")
 
 
-def read_detail(body: object) -> Detail:
+def read_detail(body: object) -> ErrorDetail:
     """Read what a body says, in any of the shapes above."""
     inner = body.get("error", body) if isinstance(body, Mapping) else body
     if isinstance(inner, Mapping) and isinstance(findings := inner.get("detail"), Sequence):
-        return Detail(findings) if isinstance(findings, str) else _findings(findings)
+        return ErrorDetail(findings) if isinstance(findings, str) else _findings(findings)
     if not isinstance(inner, Mapping):
-        return Detail(inner if isinstance(inner, str) else "")
+        return ErrorDetail(inner if isinstance(inner, str) else "")
     kind = inner.get("type") or inner.get("error_type")
     given = {"message": inner.get("message"), "kind": kind, "param": inner.get("param"), "code": inner.get("code")}
-    return Detail(**{name: str(value or "") for name, value in given.items()})
+    return ErrorDetail(**{name: str(value or "") for name, value in given.items()})
 
 
-def _findings(findings: Sequence[object]) -> Detail:
+def _findings(findings: Sequence[object]) -> ErrorDetail:
     """Read FastAPI's findings; what they are about is the field of the request, not one of ours in a union."""
     found = [one for one in findings if isinstance(one, Mapping)]
     places = [str(part) for one in found if isinstance(place := one.get("loc"), Sequence) for part in place]
     param = next((place for place in places if place in ("dimensions", "encoding_format", "model", "input")), "")
-    return Detail("; ".join(str(one.get("msg") or "") for one in found), "validation", param)
+    return ErrorDetail("; ".join(str(one.get("msg") or "") for one in found), "validation", param)
 
 
-def translated(
-    refusal: Refusal, detail: Detail, variable: str | None, *, asked: int | None, hint: str
+def to_provider_error(
+    refusal: Refusal, detail: ErrorDetail, variable: str | None, *, asked: int | None, hint: str
 ) -> ProviderError:
     """Turn a refusal into one of our errors, by status, code and message.
 
@@ -101,16 +101,16 @@ def translated(
         )
         return limited
     if "too large to process" not in detail.message:  # llama.cpp says 500 to a long text
-        error = refusal.general(variable)
+        error = refusal.common_error(variable)
         if error is not None:
             return error
     if asked is not None and (detail.param == "dimensions" or ABOUT_DIMENSIONS.search(detail.message)):
         stored = "for a model in the catalog, embed the texts once without dimensions=, into the same cache"
-        return refusal.bad_request(f"; {way_to_cut(asked)}; {stored}")
+        return refusal.bad_request(f"; {truncation_hint(asked)}; {stored}")
     return _about_input(refusal, detail, hint)
 
 
-def _about_input(refusal: Refusal, detail: Detail, hint: str) -> ProviderError:
+def _about_input(refusal: Refusal, detail: ErrorDetail, hint: str) -> ProviderError:
     message, status = detail.message, refusal.status
     if detail.is_about_texts and TOO_LONG.search(message) and not TOO_LONG_A_LIST.search(message):
         counts = COUNTS.search(message)
@@ -122,8 +122,8 @@ def _about_input(refusal: Refusal, detail: Detail, hint: str) -> ProviderError:
         why = "the server could not process the request, which may be too large for it" if failed else None
         return refusal.too_large(why, counts_texts=too_many is not None)
     if detail.is_about_texts and status in (400, 422) and not about_request:
-        return BadTextError(f"the server refuses a text (HTTP {status}){refusal.said}", **refusal.where)
-    about = refusal.quoted(detail.param).replace(": ", " for its ", 1)
+        return BadTextError(f"the server refuses a text (HTTP {status}){refusal.server_message}", **refusal.where)
+    about = refusal.excerpt(detail.param).replace(": ", " for its ", 1)
     return BadRequestError(
-        f"the server refuses the request{about} (HTTP {status}){refusal.said}{hint}", **refusal.where
+        f"the server refuses the request{about} (HTTP {status}){refusal.server_message}{hint}", **refusal.where
     )
