@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from support.openai_replies import go_duration
+from .openai_replies import go_duration
 
 
 @dataclass

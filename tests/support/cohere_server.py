@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from support.embeddings_server import EmbeddingsServer
-from support.http import Exchange
-from support.openai_replies import Json, as_json, breathe, tokens_of, vector_of
-from support.voyage_server import of_type
+from .embeddings_server import EmbeddingsServer
+from .http import Exchange
+from .openai_replies import Json, as_json, breathe, tokens_of, vector_of
+from .voyage_server import of_type
 
 INPUT_TYPES = ("search_document", "search_query", "classification", "clustering", "image")
 KINDS = ("float", "int8", "uint8", "binary", "ubinary", "base64")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from support.http import Exchange
-from support.openai_replies import Json, as_json, tokens_of
-from support.openai_server import OpenAIServer
+from .http import Exchange
+from .openai_replies import Json, as_json, tokens_of
+from .openai_server import OpenAIServer
 
 KINDS = {"float32": "<f4", "float64": "<f8", "float16": "<f2", "int8": "<i1"}
 

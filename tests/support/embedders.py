@@ -16,8 +16,9 @@ import pytest
 
 from embedkit_core import Embedder
 from embedkit_core.testing import FakeServer
-from support.openai_client import MODEL
-from support.openai_server import OpenAIServer, tokens_of
+
+from .openai_client import MODEL
+from .openai_server import OpenAIServer, tokens_of
 
 WEIGHTS = "model.safetensors"
 

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from support.http import Connection, Exchange, Gate, LocalServer, Request, Response, Traffic
-from support.openai_replies import Fault, Json, make_writable, tokens_of
+from .http import Connection, Exchange, Gate, LocalServer, Request, Response, Traffic
+from .openai_replies import Fault, Json, make_writable, tokens_of
 
 FaultHook = Callable[[tuple[str, ...], int], Fault | None]
 

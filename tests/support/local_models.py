@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from support.embedders import FOLDER, WEIGHTS
+from .embedders import FOLDER, WEIGHTS
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

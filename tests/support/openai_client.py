@@ -7,7 +7,7 @@ import numpy as np
 import openai
 from openai.types import CreateEmbeddingResponse
 
-from support.openai_server import OpenAIServer, vector_of
+from .openai_server import OpenAIServer, vector_of
 
 MODEL = "text-embedding-3-small"
 Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]

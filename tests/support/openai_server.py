@@ -5,10 +5,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from support.bucket import Bucket
-from support.embeddings_server import EmbeddingsServer
-from support.http import Exchange
-from support.openai_replies import (
+from .bucket import Bucket
+from .embeddings_server import EmbeddingsServer
+from .http import Exchange
+from .openai_replies import (
     INVALID_INPUT,
     Fault,
     Json,

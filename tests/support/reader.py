@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from support.cohere_server import CohereServer
-from support.openai_server import OpenAIServer
-from support.voyage_server import VoyageServer
+from .cohere_server import CohereServer
+from .openai_server import OpenAIServer
+from .voyage_server import VoyageServer
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from support.openai_server import OpenAIServer
+from .openai_server import OpenAIServer
 
 PREAMBLE = """
 import asyncio, os, signal, sys, threading

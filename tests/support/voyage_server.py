@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from support.embeddings_server import EmbeddingsServer
-from support.http import Exchange
-from support.openai_replies import Json, as_json, breathe, tokens_of, vector_of
+from .embeddings_server import EmbeddingsServer
+from .http import Exchange
+from .openai_replies import Json, as_json, breathe, tokens_of, vector_of
 
 PROMPTS = {
     "query": "Represent the query for retrieving supporting documents: ",
