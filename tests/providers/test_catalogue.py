@@ -321,7 +321,7 @@ def test_a_model_can_be_like_another():
         ({"usd_per_million": -1}, "usd_per_million must be a price"),
         ({"usd_per_million": "free"}, "usd_per_million must be a price"),
         ({"usd_per_million": float("nan")}, "usd_per_million must be a price"),
-        ({"cut": "middle"}, "cut must be one of 'prefix', 'centred'"),
+        ({"cut": "middle"}, "cut must be one of 'prefix', 'centered'"),
         ({"dtypes": "int8"}, "dtypes must be a list of float32"),
         ({"prompts": {"passage": "x"}}, "prompts must be a mapping"),
         ({"unit_length": 1}, "unit_length must be one of"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support.cohere_server import CohereServer
-from support.embedders import embedder, long_text, numbered
+from support.embedders import openai_embedder, long_text, numbered
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
 from support.voyage_server import VoyageServer, of_type, voyage_vector
@@ -59,7 +59,7 @@ def test_the_bill_of_a_cut_text_teaches_nothing_of_estimates():
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_a_type_that_a_provider_cannot_be_asked_for_is_refused_whatever_is_said_of_the_model(dtype):
     with OpenAIServer() as server, pytest.raises(ConfigurationError, match="does not offer"):
-        embedder(server, dtype=dtype, model_info={"dtypes": ["float32", "int8", "uint8"]})
+        openai_embedder(server, dtype=dtype, model_info={"dtypes": ["float32", "int8", "uint8"]})
     with CohereServer() as server:
         made = Embedder(
             "cohere:embed-v4.0",
@@ -94,7 +94,7 @@ def overflowing(reply):
 def test_a_number_that_does_not_fit_into_half_the_precision_is_refused_and_not_kept(tmp_path):
     with OpenAIServer() as server:
         server.faults = [Fault(transform=overflowing)]
-        half = embedder(server, dtype="float16", cache=tmp_path)
+        half = openai_embedder(server, dtype="float16", cache=tmp_path)
         with pytest.raises(BadReplyError, match="does not fit into float16"):
             half.embed(TEXTS)
         assert half.embed(TEXTS).usage.sent == 3
@@ -143,7 +143,7 @@ def test_a_vector_that_is_shorter_than_what_it_is_to_be_cut_to_is_refused_and_no
     """It was taken as it was, and kept where no later call believed it."""
     info = {"allowed_dimensions": [256], "cut": "prefix"}
     with OpenAIServer(dimensions=96) as server:
-        made = embedder(server, "some-model", dimensions=256, dtype=dtype, model_info=info, cache=tmp_path)
+        made = openai_embedder(server, "some-model", dimensions=256, dtype=dtype, model_info=info, cache=tmp_path)
         with pytest.raises(BadReplyError, match="96 dimensions, fewer than the 256 wanted"):
             made.embed(TEXTS)
         server.dimensions = 512
@@ -162,8 +162,8 @@ def test_a_number_that_does_not_fit_is_not_made_of_a_cached_one_either(ask, tmp_
     with OpenAIServer() as server:
         server.faults = [Fault(transform=overflowing)]
         settings = {"cache": tmp_path, "model_info": info}
-        assert embedder(server, "some-model", **settings).embed(TEXTS).vectors.max() == 70_000
-        half = embedder(server, "some-model", dtype="float16", max_retries=0, **settings)
+        assert openai_embedder(server, "some-model", **settings).embed(TEXTS).vectors.max() == 70_000
+        half = openai_embedder(server, "some-model", dtype="float16", max_retries=0, **settings)
         assert len(ask(half, TEXTS[1:])) == 2
         assert len(server.requests) == 1
         server.faults = [Fault(transform=overflowing)]
@@ -179,7 +179,7 @@ def test_a_reply_that_is_no_vector_is_refused(row):
         body = {"data": [{"index": 0, "embedding": row}], "usage": {"total_tokens": 1}}
         server.fault_for(lambda texts, number: Fault(status=200, body=body))
         with pytest.raises(BadReplyError):
-            embedder(server, "some-model").embed(["x"])
+            openai_embedder(server, "some-model").embed(["x"])
 
 
 @pytest.mark.parametrize("rows", [{"a": [0.5]}, "abc", 5], ids=repr)
@@ -210,29 +210,29 @@ def test_strange_values_are_refused_before_anything_is_sent(settings):
 
 def test_dimensions_that_cannot_be_packed_are_refused_when_a_reply_tells_of_them():
     with OpenAIServer(dimensions=10) as server, pytest.raises(BadReplyError, match="cannot pack by eight"):
-        embedder(server, "some-model", dtype="ubinary").embed(TEXTS)
+        openai_embedder(server, "some-model", dtype="ubinary").embed(TEXTS)
 
 
 def test_two_widths_under_one_name_are_told_of_for_every_type(tmp_path):
     with OpenAIServer() as server:
         for text, width in (("a", 8), ("b", 16)):
-            embedder(server, "some-model", cache=tmp_path).import_vectors([text], [[1.0] * width], verify=0)
+            openai_embedder(server, "some-model", cache=tmp_path).import_vectors([text], [[1.0] * width], verify=0)
         for dtype in ("float32", "float16", "ubinary"):
             with pytest.raises(ConfigurationError, match="two widths"):
-                embedder(server, "some-model", cache=tmp_path, dtype=dtype).embed(["a", "b"])
+                openai_embedder(server, "some-model", cache=tmp_path, dtype=dtype).embed(["a", "b"])
         with pytest.raises(ConfigurationError, match="two widths"):
-            embedder(server, "some-model", cache=tmp_path).verify_cache(["a", "b"])
+            openai_embedder(server, "some-model", cache=tmp_path).verify_cache(["a", "b"])
 
 
 @pytest.mark.parametrize("texts", ["ab", "ba"])
 def test_two_widths_in_two_types_are_told_of_whoever_asks(texts, tmp_path):
     """Lists came ragged, and a matrix failed with an error of numpy's."""
     with OpenAIServer(dimensions=8) as server:
-        made = {dtype: embedder(server, "some-model", cache=tmp_path, dtype=dtype) for dtype in ("float32", "float16")}
+        made = {dtype: openai_embedder(server, "some-model", cache=tmp_path, dtype=dtype) for dtype in ("float32", "float16")}
         made["float32"].embed(["a"])
         server.dimensions = 16
         made["float16"].embed(["b"])
-        asking = embedder(server, "some-model", cache=tmp_path, dtype="float16")
+        asking = openai_embedder(server, "some-model", cache=tmp_path, dtype="float16")
         for ask in (
             asking.embed,
             lambda texts: embed_lists(asking, texts),
@@ -247,8 +247,8 @@ def test_spaces_that_differ_have_names_that_do():
         return Embedder("some-model", base_url="http://localhost:1/v1", cache=False, **settings).space
 
     info = {"dimensions": 16, "allowed_dimensions": [8, 16]}
-    prefix, centred = ({"model_info": {**info, "cut": cut}, "dimensions": 8} for cut in ("prefix", "centred"))
-    assert space(**prefix) != space(**centred)
+    prefix, centered = ({"model_info": {**info, "cut": cut}, "dimensions": 8} for cut in ("prefix", "centered"))
+    assert space(**prefix) != space(**centered)
     assert space() != space(provider_options={"lora": "a"}) != space(provider_options={"lora": "b"})
 
 
@@ -257,7 +257,7 @@ def test_a_short_secret_within_a_header_is_not_repeated():
         body = {"error": {"message": "no route for hunter2"}}
         server.fault_for(lambda texts, number: Fault(status=404, body=body))
         with pytest.raises(Exception, match="404") as caught:
-            embedder(server, headers={"x-auth": "Basic hunter2"}).embed(TEXTS)
+            openai_embedder(server, headers={"x-auth": "Basic hunter2"}).embed(TEXTS)
     assert "hunter2" not in str(caught.value)
 
 
@@ -268,4 +268,4 @@ def test_a_rate_limit_of_the_key_s_function_is_nobody_s_defect():
         raise RateLimitError("of another provider", retry_after=60.0)
 
     with OpenAIServer() as server, pytest.raises(Exception, match="failed with RateLimitError"):
-        embedder(server, api_key=key, max_retries=0).embed(TEXTS)
+        openai_embedder(server, api_key=key, max_retries=0).embed(TEXTS)

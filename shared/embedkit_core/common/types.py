@@ -44,7 +44,7 @@ class ModelInfo:
     """One row of the catalogue; prices are USD per million input tokens.
 
     `cut` says how a vector of more dimensions becomes the model's own of fewer: its first numbers ("prefix"), after the
-    mean of all was taken away ("centred"), or None where nobody documents that it does. `dtypes` are those the provider
+    mean of all was taken away ("centered"), or None where nobody documents that it does. `dtypes` are those the provider
     offers. `unit_length` is True where the model promises vectors of length 1, False where they are made so here, None
     where they are left as they come. `prompts` are put before texts by us. Models of one `space` may be compared.
     `read` is the date on which limits were read at `source` and prices at `price_source`; `status` is "current",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 DType: TypeAlias = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-Cut: TypeAlias = Literal["prefix", "centred"]
+Cut: TypeAlias = Literal["prefix", "centered"]
 
 # The numbers of each type. The binary ones hold eight dimensions in a number, the first in its highest bit (as
 # np.packbits has them); "binary" is "ubinary" less 128. Source: docs.voyageai.com, "Flexible dimensions and

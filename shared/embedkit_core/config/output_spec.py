@@ -84,7 +84,7 @@ def resolve_output_spec(
         )
     finish = PostProcessing(
         truncate_to=dimensions if here or (known and dimensions != own) else None,
-        center=known and info is not None and info.cut == "centred",
+        center=known and info is not None and info.cut == "centered",
         normalize=(info.unit_length is False if info else not unit) and source in ("float32", "float16"),
         source=source,
         dtype=dtype,

@@ -12,7 +12,7 @@ from support.compatible_servers import (
     TEIServer,
     VLLMServer,
 )
-from support.embedders import long_text, numbered, spoken, statuses, texts_sent
+from support.embedders import long_text, numbered, error_texts, statuses, texts_sent
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import (
@@ -265,12 +265,12 @@ def test_an_open_model_is_not_openais_at_its_own_host():
     assert (embedder.dimensions, embedder.explain("a").request_body) == (None, {"model": E5})
 
 
-@pytest.mark.parametrize(("model", "width", "centred"), [(QWEN, 1024, False), (NOMIC, 768, True)])
-def test_an_open_models_vectors_are_cut_here_and_no_server_is_asked_to(model, width, centred):
+@pytest.mark.parametrize(("model", "width", "centered"), [(QWEN, 1024, False), (NOMIC, 768, True)])
+def test_an_open_models_vectors_are_cut_here_and_no_server_is_asked_to(model, width, centered):
     with VLLMServer(dimensions=width) as server:
         rows = at(server, f"vllm:{model}", dimensions=256).embed(["a"]).vectors
-        whole = expected(["a"], server, model, "search_document: " if centred else "").astype(np.float64)
-        if centred:
+        whole = expected(["a"], server, model, "search_document: " if centered else "").astype(np.float64)
+        if centered:
             whole -= whole.mean()
         cut = whole[:, :256]
         np.testing.assert_allclose(rows, cut / np.linalg.norm(cut), atol=1e-7)
@@ -667,4 +667,4 @@ def test_no_refusal_shows_a_text_or_a_key():
         for key, texts in (("wrong-key-of-mine", ["a private text"]), ("key-of-a-gateway", [long_text(9, "private")])):
             with pytest.raises((AuthenticationError, TextTooLongError)) as failed:
                 at(server, "tei:m", api_key=key, on_long_text="error").embed(texts)
-            assert not [piece for piece in ("private", key) if piece in spoken(failed.value)]
+            assert not [piece for piece in ("private", key) if piece in error_texts(failed.value)]

@@ -208,17 +208,17 @@ def test_shorter_vectors_are_those_of_truncate_dim(listed):
     np.testing.assert_allclose(result.vectors, expected, atol=1e-6)
 
 
-def test_centred_ones_are_normalised_as_a_layer_before_they_are_cut(listed):
+def test_centered_ones_are_normalized_as_a_layer_before_they_are_cut(listed):
     """As nomic-embed-text-v1.5 wants it: huggingface.co/nomic-ai/nomic-embed-text-v1.5, read 2026-11-20."""
     from torch.nn import functional
 
     whole = sentence_transformer().encode(TEXTS, convert_to_tensor=True)
     cut = functional.layer_norm(whole, normalized_shape=(whole.shape[1],))[:, :128]
-    with listed("centred", dimensions=128) as short:
+    with listed("centered", dimensions=128) as short:
         np.testing.assert_allclose(short.embed(TEXTS).vectors, functional.normalize(cut).numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("cut", ["prefix", "centred"])
+@pytest.mark.parametrize("cut", ["prefix", "centered"])
 def test_a_cached_vector_answers_shorter_ones_without_the_model(listed, cut):
     with listed(cut) as whole, listed(cut, dimensions=128) as short, listed(cut, dimensions=128, cache=False) as anew:
         whole.embed(TEXTS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.embedders import MINILM, embedder, long_text, needs_local_model, numbered
+from support.embedders import MINILM, openai_embedder, long_text, needs_local_model, numbered
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import BadReplyError, ConfigurationError, Embedder, Usage
@@ -25,8 +25,8 @@ def expected(texts, dimensions):
 
 
 def test_a_cached_1536_answers_256_with_no_request_and_no_cost(server, tmp_path):
-    embedder(server, cache=tmp_path).embed(TEXTS)
-    short = embedder(server, dimensions=256, cache=tmp_path)
+    openai_embedder(server, cache=tmp_path).embed(TEXTS)
+    short = openai_embedder(server, dimensions=256, cache=tmp_path)
     result = short.embed([*TEXTS, TEXTS[0]])
     assert result.usage == Usage(texts=7, cache_hits=6, duplicates=1)
     assert result.usage.cost_usd == 0
@@ -35,8 +35,8 @@ def test_a_cached_1536_answers_256_with_no_request_and_no_cost(server, tmp_path)
 
 
 def test_a_query_is_answered_from_a_longer_vector_and_then_from_memory(server, tmp_path):
-    embedder(server, cache=tmp_path).embed(TEXTS)
-    short = embedder(server, dimensions=256, cache=tmp_path)
+    openai_embedder(server, cache=tmp_path).embed(TEXTS)
+    short = openai_embedder(server, dimensions=256, cache=tmp_path)
     assert short.explain(TEXTS[0], input_type="query").served_from == "cache"
     first = short.embed_query(TEXTS[0])
     assert short.explain(TEXTS[0], input_type="query").served_from == "memory"
@@ -46,8 +46,8 @@ def test_a_query_is_answered_from_a_longer_vector_and_then_from_memory(server, t
 
 
 async def test_hosts_get_lists_of_a_longer_vector_s_beginning(server, tmp_path):
-    embedder(server, cache=tmp_path).embed(TEXTS)
-    short = embedder(server, dimensions=256, cache=tmp_path)
+    openai_embedder(server, cache=tmp_path).embed(TEXTS)
+    short = openai_embedder(server, dimensions=256, cache=tmp_path)
     for made in (embed_lists(short, TEXTS), await aembed_lists(short, TEXTS)):
         np.testing.assert_allclose(np.array(made.rows), expected(TEXTS, 256), atol=1e-6)
         assert made.usage == Usage(texts=6, cache_hits=6)
@@ -55,9 +55,9 @@ async def test_hosts_get_lists_of_a_longer_vector_s_beginning(server, tmp_path):
 
 
 def test_only_what_no_longer_vector_answers_is_sent(server, tmp_path):
-    embedder(server, cache=tmp_path).embed(TEXTS[:3])
-    embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS[2:5])
-    result = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    openai_embedder(server, cache=tmp_path).embed(TEXTS[:3])
+    openai_embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS[2:5])
+    result = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
     assert (result.usage.cache_hits, result.usage.sent) == (5, 1)
     assert server.requests[-1].texts == (TEXTS[5],)
     assert server.requests[-1].body["dimensions"] == 256
@@ -65,35 +65,35 @@ def test_only_what_no_longer_vector_answers_is_sent(server, tmp_path):
 
 
 def test_a_shorter_vector_never_answers_a_longer_one(server, tmp_path):
-    embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
-    assert embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS).usage.sent == 6
-    assert embedder(server, cache=tmp_path).embed(TEXTS).usage.sent == 6
+    openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    assert openai_embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS).usage.sent == 6
+    assert openai_embedder(server, cache=tmp_path).embed(TEXTS).usage.sent == 6
 
 
 def test_the_exact_vector_comes_before_a_longer_one(server, tmp_path):
-    exact = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
-    embedder(server, cache=tmp_path).embed(TEXTS)
-    again = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    exact = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+    openai_embedder(server, cache=tmp_path).embed(TEXTS)
+    again = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
     assert np.array_equal(again.vectors, exact.vectors)
 
 
 def test_no_more_is_asked_for_than_the_dimensions_named(server):
-    embedder(server, dimensions=256).embed(TEXTS)
+    openai_embedder(server, dimensions=256).embed(TEXTS)
     assert server.requests[0].body["dimensions"] == 256
 
 
 def test_a_mean_of_pieces_is_not_cut(tmp_path):
     with OpenAIServer(max_tokens_per_text=20) as server:
         texts = [long_text(50)]
-        embedder(server, on_long_text="mean", cache=tmp_path).embed(texts)
-        assert embedder(server, on_long_text="mean", dimensions=256, cache=tmp_path).embed(texts).usage.sent == 1
+        openai_embedder(server, on_long_text="mean", cache=tmp_path).embed(texts)
+        assert openai_embedder(server, on_long_text="mean", dimensions=256, cache=tmp_path).embed(texts).usage.sent == 1
 
 
 def test_a_text_that_was_cut_is_named_also_from_a_longer_vector(tmp_path):
     with OpenAIServer(max_tokens_per_text=20) as server:
         texts = ["short", long_text(50)]
-        embedder(server, cache=tmp_path).embed(texts)
-        result = embedder(server, dimensions=256, cache=tmp_path).embed(texts)
+        openai_embedder(server, cache=tmp_path).embed(texts)
+        result = openai_embedder(server, dimensions=256, cache=tmp_path).embed(texts)
     assert result.truncated == (1,)
     assert result.usage.requests == 0
 
@@ -109,20 +109,20 @@ def test_a_text_that_was_cut_is_named_also_from_a_longer_vector(tmp_path):
     ids=str,
 )
 def test_a_longer_vector_of_anything_else_is_none(server, tmp_path, other):
-    embedder(server, cache=tmp_path).embed(TEXTS)
-    assert embedder(server, dimensions=256, cache=tmp_path, **other).embed(TEXTS).usage.cache_hits == 0
+    openai_embedder(server, cache=tmp_path).embed(TEXTS)
+    assert openai_embedder(server, dimensions=256, cache=tmp_path, **other).embed(TEXTS).usage.cache_hits == 0
 
 
 def test_a_model_that_is_not_trained_for_it_is_not_cut(server):
     with pytest.raises(ConfigurationError, match="it offers 1536"):
-        embedder(server, "text-embedding-ada-002", dimensions=256)
+        openai_embedder(server, "text-embedding-ada-002", dimensions=256)
 
 
 @needs_local_model
 @pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
-def test_rows_are_centred_once_however_they_are_kept(dtype, tmp_path):
+def test_rows_are_centered_once_however_they_are_kept(dtype, tmp_path):
     """What nomic's models do before they are cut takes the whole row: a longer row that is kept has been through it."""
-    info = {"dimensions": 384, "allowed_dimensions": [64, 128, 256, 384], "cut": "centred"}
+    info = {"dimensions": 384, "allowed_dimensions": [64, 128, 256, 384], "cut": "centered"}
 
     def made(**options):
         return Embedder(MINILM, model_info=info, **options)
@@ -137,8 +137,8 @@ def test_rows_are_centred_once_however_they_are_kept(dtype, tmp_path):
 
 
 async def test_the_signs_of_a_longer_vector_reach_async_callers(server, tmp_path):
-    embedder(server, dimensions=1024, cache=tmp_path).embed(TEXTS)
-    row = await embedder(server, dimensions=256, dtype="ubinary", cache=tmp_path).aembed_query(TEXTS[0])
+    openai_embedder(server, dimensions=1024, cache=tmp_path).embed(TEXTS)
+    row = await openai_embedder(server, dimensions=256, dtype="ubinary", cache=tmp_path).aembed_query(TEXTS[0])
     assert np.array_equal(row, np.packbits(vector_of(TEXTS[0], 256) > 0))
     assert len(server.requests) == 1
 
@@ -148,8 +148,8 @@ async def test_the_signs_of_a_longer_vector_reach_async_callers(server, tmp_path
 
 def test_a_gateway_that_ignores_the_dimensions_is_cut_here(tmp_path):
     with OpenAIServer(ignores_dimensions=True) as server:
-        first = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
-        again = embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+        first = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
+        again = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
     assert server.requests[0].body["dimensions"] == 256
     assert again.usage.requests == 0
     np.testing.assert_allclose(first.vectors, expected(TEXTS, 256), atol=1e-6)
@@ -158,7 +158,7 @@ def test_a_gateway_that_ignores_the_dimensions_is_cut_here(tmp_path):
 
 def test_a_model_that_nobody_says_can_be_cut_is_refused_where_its_server_ignores_the_dimensions():
     with OpenAIServer(ignores_dimensions=True) as server, pytest.raises(BadReplyError, match=r"1536 .* instead of 256"):
-        embedder(server, "an-unknown-model", dimensions=256).embed(TEXTS)
+        openai_embedder(server, "an-unknown-model", dimensions=256).embed(TEXTS)
 
 
 # The law
@@ -172,7 +172,7 @@ def test_every_row_is_its_text_s_in_the_dimensions_asked_for(tmp_path_factory, c
     with OpenAIServer() as server:
         for dimensions, chosen in calls:
             texts = [TEXTS[n] for n in sorted(chosen)]
-            result = embedder(server, dimensions=dimensions, cache=folder).embed(texts)
+            result = openai_embedder(server, dimensions=dimensions, cache=folder).embed(texts)
             width = dimensions or 1536
             np.testing.assert_allclose(result.vectors, expected(texts, width), atol=1e-6)
             fresh = [n for n in chosen if not any(w >= width for w in seen.get(n, []))]
