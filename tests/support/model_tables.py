@@ -29,7 +29,18 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def _api(rows: tuple[ModelInfo, ...], provider: str) -> str:
-    head = ["model", "status", "dimensions", "types", "a text", "a request", "USD", "in batches", "read", "to know"]
+    head = [
+        "model",
+        "status",
+        "dimensions",
+        "dtypes",
+        "tokens per text",
+        "per request",
+        "USD",
+        "USD (batch)",
+        "checked",
+        "notes",
+    ]
     return _table(
         head,
         [
@@ -52,7 +63,7 @@ def _api(rows: tuple[ModelInfo, ...], provider: str) -> str:
 
 
 def _local(rows: tuple[ModelInfo, ...]) -> str:
-    head = ["model", "dimensions", "tokens", "before a query", "before a document", "to know"]
+    head = ["model", "dimensions", "tokens", "query prompt", "document prompt", "notes"]
     return _table(
         head,
         [
@@ -77,7 +88,7 @@ def _fields() -> str:
     for name, part in schema["$defs"]["model"]["properties"].items():
         of = kinds.get(part.get("$ref", "").rpartition("/")[2], "")
         lines.append([f"`{name}`", "; ".join(filter(None, [part.get("description", ""), of]))])
-    return _table(["field", "is"], lines)
+    return _table(["field", "meaning"], lines)
 
 
 def _status(row: ModelInfo) -> str:
