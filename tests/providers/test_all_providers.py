@@ -16,7 +16,7 @@ import pytest
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from support.cohere_server import LENGTH, CohereServer, cohere_vector
-from support.embedders import MINILM, long_text, needs_local_model, numbered, spoken, truth
+from support.embedders import MINILM, error_texts, long_text, needs_local_model, numbered, truth
 from support.embeddings_server import EmbeddingsServer
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer, tokens_of, vector_of
@@ -261,7 +261,7 @@ def test_what_will_not_pass_is_not_tried_again(host, served, server, status, err
     with pytest.raises(error) as caught:
         documents(made(host, served, server, max_batch_texts=1), numbered(20))
     assert len(server.requests) == 1
-    assert KEY not in spoken(caught.value)
+    assert KEY not in error_texts(caught.value)
 
 
 # 26: partial failure

@@ -9,7 +9,7 @@ import threading
 import pytest
 from langchain_core.load import dumpd
 from support.cohere_server import CohereServer
-from support.embedders import MINILM, needs_local_model, numbered, spoken
+from support.embedders import MINILM, error_texts, needs_local_model, numbered
 from support.openai_server import Fault, OpenAIServer
 from support.proxy import Relay, certificate
 from support.voyage_server import VoyageServer
@@ -146,7 +146,7 @@ def test_a_function_that_fails_is_asked_again_like_a_server_that_does(failure):
             broken.embed(TEXTS)
         assert not server.requests
     assert len(asked) == 2
-    assert SECRET not in spoken(caught.value)
+    assert SECRET not in error_texts(caught.value)
 
 
 @pytest.mark.parametrize("result", [f"{SECRET} with spaces", 5, "", None], ids=repr)
@@ -158,7 +158,7 @@ def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it
         with pytest.raises(AuthenticationError, match="the function that gives the key") as caught:
             made("openai:text-embedding-3-small", server, api_key=key).embed(TEXTS)
         assert not server.requests
-    assert SECRET not in spoken(caught.value)
+    assert SECRET not in error_texts(caught.value)
 
 
 def test_a_function_that_does_not_come_back_holds_nobody_else_up():
@@ -224,7 +224,7 @@ def test_the_way_is_no_part_of_a_key():
 def test_what_cannot_be_is_refused_without_its_value(settings, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         Embedder("openai:text-embedding-3-small", **{"api_key": "k", "cache": False, **settings})
-    assert SECRET not in spoken(caught.value)
+    assert SECRET not in error_texts(caught.value)
 
 
 def test_an_async_function_is_refused():
@@ -324,4 +324,4 @@ def test_an_error_of_a_server_that_repeats_a_header_does_not():
         server.fault_for(lambda texts, number: Fault(status=404, body={"error": {"message": f"no route for {SECRET}"}}))
         with pytest.raises(Exception, match="404") as caught:
             made("openai:text-embedding-3-small", server, headers={"x-key": SECRET}).embed(TEXTS)
-    assert SECRET not in spoken(caught.value)
+    assert SECRET not in error_texts(caught.value)

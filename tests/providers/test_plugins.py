@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.embedders import spoken
+from support.embedders import error_texts
 from support.plugin import on_paper, ran
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder
@@ -218,7 +218,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown(site, address):
     on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, "def Acme(url): raise AssertionError(url)")
     with pytest.raises(ConfigurationError, match="password") as refused:
         kept_at(address)
-    assert "hunt" not in spoken(refused.value)
+    assert "hunt" not in error_texts(refused.value)
 
 
 def test_an_address_without_a_secret_is_the_caches_to_read_and_a_folder_may_have_any_name(site, tmp_path):
@@ -281,7 +281,7 @@ def test_what_a_packages_exception_says_is_neither_told_nor_behind_ours(site, er
     for make in (lambda: Embedder("acme:small"), lambda: kept_at("acme://host/0"), lambda: kept_at("beside://host/0")):
         with pytest.raises(ConfigurationError) as refused:
             make()
-        assert "SEKRET" not in spoken(refused.value)
+        assert "SEKRET" not in error_texts(refused.value)
         assert refused.value.__cause__ is refused.value.__context__ is None
 
 

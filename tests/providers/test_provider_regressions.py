@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support.cohere_server import CohereServer
-from support.embedders import openai_embedder, long_text, numbered
+from support.embedders import long_text, numbered, openai_embedder
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
 from support.voyage_server import VoyageServer, of_type, voyage_vector
@@ -228,7 +228,10 @@ def test_two_widths_under_one_name_are_told_of_for_every_type(tmp_path):
 def test_two_widths_in_two_types_are_told_of_whoever_asks(texts, tmp_path):
     """Lists came ragged, and a matrix failed with an error of numpy's."""
     with OpenAIServer(dimensions=8) as server:
-        made = {dtype: openai_embedder(server, "some-model", cache=tmp_path, dtype=dtype) for dtype in ("float32", "float16")}
+        made = {
+            dtype: openai_embedder(server, "some-model", cache=tmp_path, dtype=dtype)
+            for dtype in ("float32", "float16")
+        }
         made["float32"].embed(["a"])
         server.dimensions = 16
         made["float16"].embed(["b"])

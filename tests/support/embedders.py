@@ -23,12 +23,12 @@ from .openai_server import OpenAIServer, tokens_of
 WEIGHTS = "model.safetensors"
 
 
-def embedder(server: OpenAIServer, model: str = MODEL, **options: Any) -> Embedder:
+def openai_embedder(server: OpenAIServer, model: str = MODEL, **options: Any) -> Embedder:
     """An embedder on the server; without a cache unless one is given."""
     return Embedder(model, **{"base_url": server.base_url, "api_key": server.api_key, "cache": False, **options})
 
 
-def on_fake(server: FakeServer, **options: Any) -> Embedder:
+def fake_embedder(server: FakeServer, **options: Any) -> Embedder:
     """An embedder of the provider that comes with the library; without a cache unless one is given."""
     return Embedder("fake:model", **{"base_url": server.url, "cache": False, **options})
 
@@ -42,10 +42,10 @@ def statuses(server: OpenAIServer) -> list[int | None]:
     return [request.status for request in server.requests]
 
 
-def spoken(error: BaseException) -> str:
+def error_texts(error: BaseException) -> str:
     """All that an error and those behind and inside it say."""
     behind = [one for one in (error.__cause__, error.__context__, *getattr(error, "failed", {}).values()) if one]
-    return "\n".join([str(error), repr(error), repr(vars(error)), *map(spoken, behind)])
+    return "\n".join([str(error), repr(error), repr(vars(error)), *map(error_texts, behind)])
 
 
 def numbered(n: int, tokens: int = 2) -> list[str]:

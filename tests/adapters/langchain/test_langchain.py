@@ -10,7 +10,7 @@ import pytest
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
-from support.embedders import MINILM, embedder, needs_local_model, numbered, texts_sent
+from support.embedders import MINILM, needs_local_model, numbered, openai_embedder, texts_sent
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import AuthenticationError, Embedder
@@ -203,7 +203,7 @@ async def test_a_vector_of_one_role_is_never_served_for_the_other(first, tmp_pat
 
 def test_a_symmetric_models_query_is_served_from_the_documents_entry(server, tmp_path):
     index = EmbedKitEmbedding(model=OPENAI, base_url=server.base_url, api_key="test-key", cache=tmp_path)
-    embeddings, core = lang(server, cache=tmp_path), embedder(server, OPENAI, cache=tmp_path)
+    embeddings, core = lang(server, cache=tmp_path), openai_embedder(server, OPENAI, cache=tmp_path)
     rows = [embeddings.embed_documents(["x"])[0], embeddings.embed_query("x"), core.embed_query("x").tolist()]
     rows += [index.get_query_embedding("x"), index.get_text_embedding("x")]
     assert rows == [vector_of("x").tolist()] * 5
@@ -271,7 +271,7 @@ def test_a_deep_copy_keeps_configuration_and_key(host, server):
 
 
 def test_a_deep_copied_embedder_keeps_its_key(server):
-    other = copy.deepcopy(embedder(server, OPENAI))
+    other = copy.deepcopy(openai_embedder(server, OPENAI))
     assert isinstance(other, Embedder)
     other.embed_query("a")
     assert server.requests[0].headers["authorization"] == "Bearer test-key"

@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 from support.cohere_server import CohereServer, cohere_vector
-from support.embedders import long_text, numbered, spoken, statuses
+from support.embedders import error_texts, long_text, numbered, statuses
 from support.openai_replies import Fault
 from support.voyage_server import of_type
 
@@ -236,7 +236,7 @@ def test_a_refusal_is_the_error_that_it_means(server, status, message, error, sh
         cohere(server, max_retries=0).embed(TEXTS)
     assert len(server.requests) == 1
     assert caught.value.model == MODEL
-    assert "test-key" not in spoken(caught.value)
+    assert "test-key" not in error_texts(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from support.compatible_servers import (
     TEIServer,
     VLLMServer,
 )
-from support.embedders import long_text, numbered, error_texts, statuses, texts_sent
+from support.embedders import error_texts, long_text, numbered, statuses, texts_sent
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import (

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from support.embedders import embedder
+from support.embedders import openai_embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder
@@ -50,8 +50,8 @@ def test_a_text_that_only_seems_too_long_travels_with_the_others(vocabulary):
     # 8 bytes a token: estimated at more than twice its length.
     seeming = " ".join(["international"] * 3_000)
     with OpenAIServer() as server:
-        embedder(server).embed(["first", "second"])
-        embedder(server).embed(["third", seeming, "fourth"])
+        openai_embedder(server).embed(["first", "second"])
+        openai_embedder(server).embed(["third", seeming, "fourth"])
         assert [len(request.texts) for request in server.requests] == [2, 3]
 
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import long_text, numbered, spoken, statuses
+from support.embedders import error_texts, long_text, numbered, statuses
 from support.openai_replies import Fault
 from support.voyage_server import VoyageServer, of_type, voyage_vector
 
@@ -247,7 +247,7 @@ def test_a_refusal_is_the_error_that_it_means(server, fault, error, message):
     assert type(caught.value) is error
     assert len(server.requests) == 1
     assert caught.value.model == MODEL
-    assert "test-key" not in spoken(caught.value)
+    assert "test-key" not in error_texts(caught.value)
 
 
 def test_a_wait_that_the_server_asks_for_is_told(server):

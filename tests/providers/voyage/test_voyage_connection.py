@@ -6,7 +6,7 @@ import sys
 from decimal import Decimal
 
 import pytest
-from support.embedders import numbered, spoken
+from support.embedders import error_texts, numbered
 from support.voyage_server import VoyageServer
 
 from embedkit_core import AuthenticationError, BadRequestError, ConfigurationError, Embedder, ProviderError
@@ -211,7 +211,7 @@ def test_a_proxy_that_cannot_be_used_is_not_gone_past(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "socks5://somebody:hush@127.0.0.1:9")
     with pytest.raises(ProviderError, match="HTTP_PROXY names no proxy") as caught:
         voyage(server, max_retries=0).embed(TEXTS)
-    assert "hush" not in spoken(caught.value)
+    assert "hush" not in error_texts(caught.value)
     assert not server.requests
 
 

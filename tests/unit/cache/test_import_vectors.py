@@ -6,7 +6,7 @@ from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_openai import OpenAIEmbeddings
-from support.embedders import embedder, numbered, texts_sent
+from support.embedders import numbered, openai_embedder, texts_sent
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, InputError
@@ -28,7 +28,7 @@ def server():
 
 @pytest.fixture
 def new(server, tmp_path):
-    return embedder(server, cache=tmp_path / "new")
+    return openai_embedder(server, cache=tmp_path / "new")
 
 
 def paid(texts, **options):
@@ -219,14 +219,14 @@ def test_documents_are_refused_as_queries_of_a_model_that_tells_them_apart(tmp_p
 
 @pytest.mark.parametrize("model", [MODEL, "nomic-embed-text:latest"], ids=["known", "unknown"])
 def test_vectors_of_another_width_are_refused(server, tmp_path, model):
-    new = embedder(server, model, cache=tmp_path)
+    new = openai_embedder(server, model, cache=tmp_path)
     with pytest.raises(ConfigurationError, match=r"position 0 has 256 dimensions and .* here has 1536"):
         new.import_vectors(numbered(5), paid(numbered(5), dimensions=256))
     assert new.explain(numbered(5)[1]).served_from == "provider"
 
 
 def test_the_width_asked_for_counts(server, tmp_path):
-    new = embedder(server, dimensions=256, cache=tmp_path)
+    new = openai_embedder(server, dimensions=256, cache=tmp_path)
     with pytest.raises(ConfigurationError, match=r"has 1536 dimensions and .* here has 256"):
         new.import_vectors(["a"], paid(["a"]))
     assert server.requests == []
@@ -234,7 +234,7 @@ def test_the_width_asked_for_counts(server, tmp_path):
 
 
 def test_vectors_of_several_widths_are_refused_where_the_width_is_not_known(server, tmp_path):
-    new = embedder(server, "nomic-embed-text:latest", cache=tmp_path)
+    new = openai_embedder(server, "nomic-embed-text:latest", cache=tmp_path)
     with pytest.raises(ConfigurationError, match="position 1 has 3 dimensions"):
         new.import_vectors(["a", "b"], [[1.0, 0.0], [1.0, 0.0, 0.0]], verify=0)
     assert server.requests == []
@@ -280,7 +280,7 @@ def test_a_slip_in_its_arguments_is_named(host, tmp_path):
 
 @pytest.mark.parametrize("on_error", ["raise", "return"])
 def test_a_check_that_cannot_be_made_is_its_own_error(server, tmp_path, on_error):
-    new = embedder(server, api_key="wrong", cache=tmp_path, on_error=on_error)
+    new = openai_embedder(server, api_key="wrong", cache=tmp_path, on_error=on_error)
     with pytest.raises(AuthenticationError):
         new.import_vectors(["a"], paid(["a"]))
     assert new.explain("a").served_from == "provider"
@@ -298,7 +298,7 @@ def test_a_text_that_may_be_over_the_limit_is_left_out_and_paid_for(server, new)
 
 
 def test_a_prompt_counts_towards_the_limit(server, tmp_path):
-    new = embedder(server, document_prompt="passage: ", cache=tmp_path)
+    new = openai_embedder(server, document_prompt="passage: ", cache=tmp_path)
     assert new.import_vectors(["e" * 8192], paid(["any"]), verify=0).doubtful == (0,)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.embedders import MINILM, openai_embedder, long_text, needs_local_model, numbered
+from support.embedders import MINILM, long_text, needs_local_model, numbered, openai_embedder
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import BadReplyError, ConfigurationError, Embedder, Usage

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.embedders import embedder, numbered
+from support.embedders import numbered, openai_embedder
 from support.openai_server import OpenAIServer, vector_of
 from support.voyage_server import VoyageServer
 
@@ -13,7 +13,7 @@ TEXTS = numbered(50)
 
 def test_a_model_that_is_the_same_has_cosines_of_1(tmp_path):
     with OpenAIServer() as server:
-        made = embedder(server, cache=tmp_path)
+        made = openai_embedder(server, cache=tmp_path)
         made.embed(TEXTS)
         found = made.verify_cache([*TEXTS, "never seen"], sample=7)
     assert (found.texts, found.cached, len(found.cosines), found.changed) == (51, 50, 7, ())
@@ -27,7 +27,7 @@ def test_a_model_that_is_the_same_has_cosines_of_1(tmp_path):
 
 def test_a_model_that_changed_under_its_name_is_told_and_the_cache_left_alone(tmp_path):
     with OpenAIServer() as server:
-        made = embedder(server, cache=tmp_path)
+        made = openai_embedder(server, cache=tmp_path)
         made.embed(TEXTS)
 
         def another(reply):
@@ -46,7 +46,7 @@ def test_a_model_that_changed_under_its_name_is_told_and_the_cache_left_alone(tm
 
 def test_vectors_of_another_length_are_not_the_model_s(tmp_path):
     with OpenAIServer() as server:
-        made = embedder(server, model_info={"unit_length": None}, cache=tmp_path)
+        made = openai_embedder(server, model_info={"unit_length": None}, cache=tmp_path)
         made.import_vectors(TEXTS, [vector_of(text) * np.float32(1.01) for text in TEXTS], verify=0)
         found = made.verify_cache(TEXTS, sample=3)
         assert len(found.changed) == 3
@@ -56,7 +56,7 @@ def test_vectors_of_another_length_are_not_the_model_s(tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
 def test_every_type_can_be_compared(dtype, tmp_path):
     with OpenAIServer() as server:
-        made = embedder(server, dtype=dtype, dimensions=256, cache=tmp_path)
+        made = openai_embedder(server, dtype=dtype, dimensions=256, cache=tmp_path)
         made.embed(TEXTS)
         assert made.verify_cache(TEXTS, sample=50).lowest == pytest.approx(1.0, abs=1e-3)
 
@@ -72,18 +72,18 @@ def test_a_provider_s_own_types_can_be_compared(dtype, tmp_path):
 
 def test_longer_vectors_that_are_kept_are_compared_as_they_are_used(tmp_path):
     with OpenAIServer() as server:
-        embedder(server, cache=tmp_path).embed(TEXTS)
-        made = embedder(server, dimensions=256, cache=tmp_path)
+        openai_embedder(server, cache=tmp_path).embed(TEXTS)
+        made = openai_embedder(server, dimensions=256, cache=tmp_path)
         assert made.verify_cache(TEXTS).lowest == pytest.approx(1.0, abs=1e-6)
 
 
 def test_nothing_is_sent_where_nothing_is_cached(tmp_path):
     with OpenAIServer() as server:
-        found = embedder(server, cache=tmp_path).verify_cache(TEXTS)
+        found = openai_embedder(server, cache=tmp_path).verify_cache(TEXTS)
         assert (found.lowest, found.usage, len(server.requests)) == (None, Usage(), 0)
         assert "nothing was compared" in str(found)
 
 
 def test_without_a_cache_there_is_nothing_to_verify():
     with OpenAIServer() as server, pytest.raises(ConfigurationError, match="cache=False"):
-        embedder(server).verify_cache(TEXTS)
+        openai_embedder(server).verify_cache(TEXTS)

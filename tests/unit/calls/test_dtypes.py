@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from support.embedders import embedder, numbered
+from support.embedders import numbered, openai_embedder
 from support.openai_server import OpenAIServer, vector_of
 
 from embedkit_core import ConfigurationError, Embedder
@@ -126,7 +126,7 @@ def test_every_type_comes_back_from_bytes_as_it_went_in(data):
 def test_types_that_a_provider_does_not_have_are_made_of_its_floats(dtype, tmp_path):
     with OpenAIServer() as server:
         expected = PostProcessing(dtype=dtype)(np.stack([vector_of(text) for text in TEXTS]))
-        asking = embedder(server, dtype=dtype, cache=tmp_path)
+        asking = openai_embedder(server, dtype=dtype, cache=tmp_path)
         first, again = asking.embed([*TEXTS, TEXTS[0]]), asking.embed(TEXTS)
         query = asking.embed_query(TEXTS[1])
         assert (asking.dimensions, asking.space.rpartition("/")[2]) == (1536, dtype)
@@ -141,8 +141,8 @@ def test_types_that_a_provider_does_not_have_are_made_of_its_floats(dtype, tmp_p
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
 def test_they_are_made_of_cached_floats_without_a_request(dtype, tmp_path):
     with OpenAIServer() as server:
-        floats = embedder(server, cache=tmp_path).embed(TEXTS)
-        made = embedder(server, dtype=dtype, cache=tmp_path)
+        floats = openai_embedder(server, cache=tmp_path).embed(TEXTS)
+        made = openai_embedder(server, dtype=dtype, cache=tmp_path)
         assert made.explain(TEXTS[0]).served_from == "cache"
         result = made.embed(TEXTS)
     assert result.usage.requests == 0
@@ -151,8 +151,8 @@ def test_they_are_made_of_cached_floats_without_a_request(dtype, tmp_path):
 
 def test_a_cache_of_half_the_numbers_takes_half_the_room(tmp_path):
     with OpenAIServer() as server:
-        embedder(server, dtype="float16", cache=tmp_path).embed(TEXTS)
-        stored = embedder(server, dtype="float16", cache=tmp_path)
+        openai_embedder(server, dtype="float16", cache=tmp_path).embed(TEXTS)
+        stored = openai_embedder(server, dtype="float16", cache=tmp_path)
         entries = stored.tiered_cache.backend.get_many([bytes.fromhex(stored.explain(text).key) for text in TEXTS])
     assert {entry.vector.nbytes for entry in entries.values()} == {1536 * 2}
 
@@ -160,8 +160,8 @@ def test_a_cache_of_half_the_numbers_takes_half_the_room(tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
 def test_a_host_gets_floats_of_python_whatever_the_type(dtype):
     with OpenAIServer() as server:
-        rows = embed_lists(embedder(server, dtype=dtype), TEXTS).rows
-        listed = embedder(server, dtype=dtype).embed(TEXTS).to_lists()
+        rows = embed_lists(openai_embedder(server, dtype=dtype), TEXTS).rows
+        listed = openai_embedder(server, dtype=dtype).embed(TEXTS).to_lists()
     assert rows == listed
     assert all(type(number) is float for row in rows for number in row)
     assert json.loads(json.dumps(rows)) == rows
@@ -170,31 +170,31 @@ def test_a_host_gets_floats_of_python_whatever_the_type(dtype):
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_types_that_need_ranges_are_refused_where_the_provider_has_none(dtype):
     with OpenAIServer() as server, pytest.raises(ConfigurationError, match="it offers float32, float16, binary, ub"):
-        embedder(server, dtype=dtype)
+        openai_embedder(server, dtype=dtype)
 
 
 def test_a_mistyped_type_names_the_nearest():
     with OpenAIServer() as server, pytest.raises(ConfigurationError, match=r"did you mean 'float16'\?"):
-        embedder(server, dtype="float61")
+        openai_embedder(server, dtype="float61")
 
 
 def test_dimensions_that_cannot_be_packed_are_refused():
     with OpenAIServer() as server, pytest.raises(ConfigurationError, match="100 is no multiple of 8"):
-        embedder(server, dtype="binary", dimensions=100)
+        openai_embedder(server, dtype="binary", dimensions=100)
 
 
 def test_a_mean_of_packed_vectors_is_refused_before_anything_is_sent():
     with OpenAIServer() as server:
         with pytest.raises(ConfigurationError, match="on_long_text='mean' needs floats"):
-            embedder(server, dtype="binary", on_long_text="mean")
+            openai_embedder(server, dtype="binary", on_long_text="mean")
         assert not server.requests
 
 
 @pytest.mark.parametrize(("dtype", "left"), [("float16", np.nan), ("ubinary", 0)])
 def test_rows_that_failed_are_named_and_are_nan_or_nothing(dtype, left):
     with OpenAIServer(rejected_texts={TEXTS[2]}) as server:
-        result = embedder(server, dtype=dtype, on_error="return").embed(TEXTS)
-        lists = embed_lists(embedder(server, dtype=dtype, on_error="return"), TEXTS).rows
+        result = openai_embedder(server, dtype=dtype, on_error="return").embed(TEXTS)
+        lists = embed_lists(openai_embedder(server, dtype=dtype, on_error="return"), TEXTS).rows
     assert list(result.failed) == [2]
     expected = np.full(result.vectors.shape[1], left, dtype=result.vectors.dtype)
     assert np.array_equal(result.vectors[2], expected, equal_nan=left != 0)
@@ -205,7 +205,8 @@ def test_rows_that_failed_are_named_and_are_nan_or_nothing(dtype, left):
 def test_types_of_one_model_never_share_an_entry(tmp_path):
     with OpenAIServer() as server:
         asking = [
-            embedder(server, dtype=dtype, cache=tmp_path) for dtype in ("float32", "float16", "binary", "ubinary")
+            openai_embedder(server, dtype=dtype, cache=tmp_path)
+            for dtype in ("float32", "float16", "binary", "ubinary")
         ]
         keys = {one.explain(TEXTS[0]).key for one in asking}
         spaces = {one.space for one in asking}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.embedders import MINILM, embedder, needs_local_model, texts_sent
+from support.embedders import MINILM, needs_local_model, openai_embedder, texts_sent
 from support.openai_client import expected
 from support.openai_server import OpenAIServer
 
@@ -34,7 +34,7 @@ def provider(name: str) -> Iterator[tuple[Embedder, Any]]:
     """An embedder, and the far end that counts its requests where there is one."""
     if name == "openai":
         with OpenAIServer() as server:
-            yield embedder(server), lambda: len(server.requests)
+            yield openai_embedder(server), lambda: len(server.requests)
     elif name == "fake":
         far = FakeServer()
         yield Embedder("fake:any", base_url=far.url, cache=False), lambda: len(far.received)
@@ -56,7 +56,7 @@ def test_no_texts_give_no_vectors_and_no_request(name):
 
 def test_no_texts_to_a_model_of_unknown_width_give_no_columns_until_it_is_known():
     with OpenAIServer(dimensions=768) as server:
-        learning = embedder(server, "some-model")
+        learning = openai_embedder(server, "some-model")
         assert (learning.embed_documents([]).shape, learning.dimensions) == ((0, 0), None)
         learning.embed_query("x")
         assert (learning.embed_documents([]).shape, learning.dimensions) == ((0, 768), 768)
@@ -137,7 +137,7 @@ def test_an_object_that_can_encode_is_no_text_for_that():
 
 def test_every_kind_of_iterable_of_strings_is_taken():
     with OpenAIServer() as server:
-        taking = embedder(server)
+        taking = openai_embedder(server)
         texts = ["a", "b", "a"]
         for given in (texts, tuple(texts), iter(texts), (text for text in texts), np.array(texts)):
             assert np.array_equal(taking.embed_documents(given), expected(texts))
@@ -147,7 +147,7 @@ def test_every_kind_of_iterable_of_strings_is_taken():
 
 async def test_an_async_caller_may_give_an_iterator():
     with OpenAIServer() as server:
-        assert np.array_equal(await embedder(server).aembed_documents(iter(["a", "b"])), expected(["a", "b"]))
+        assert np.array_equal(await openai_embedder(server).aembed_documents(iter(["a", "b"])), expected(["a", "b"]))
 
 
 def test_an_input_type_that_does_not_exist_is_refused_with_the_nearest_that_does():

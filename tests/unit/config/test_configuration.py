@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.embedders import MINILM, embedder, needs_local_model
+from support.embedders import MINILM, needs_local_model, openai_embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import ConfigurationError, Embedder
@@ -133,9 +133,9 @@ def test_provider_options_do_not_stand_in_for_what_has_an_argument_of_its_own(do
 def test_an_input_type_that_does_not_exist_is_refused(server):
     for wrong in ("querry", None, ["query"]):
         with pytest.raises(ConfigurationError, match=r"input_type=.*'document', 'query'"):
-            embedder(server).embed(["x"], input_type=wrong)
+            openai_embedder(server).embed(["x"], input_type=wrong)
     with pytest.raises(ConfigurationError, match="did you mean 'query'"):
-        embedder(server).explain("x", input_type="querry")
+        openai_embedder(server).explain("x", input_type="querry")
     assert server.requests == []
 
 
@@ -174,7 +174,7 @@ def test_key_and_address_come_from_the_environment(door, server, monkeypatch):
 def test_an_argument_beats_the_environment(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    embedder(server).embed(["x"])
+    openai_embedder(server).embed(["x"])
     assert [request.status for request in server.requests] == [200]
 
 
@@ -195,7 +195,7 @@ def test_a_local_models_name_is_its_folder():
 
 def test_a_tag_in_a_models_name_reaches_the_server_whole():
     with OpenAIServer(api_key=None, models={"nomic-embed-text:latest"}, dimensions=8) as server:
-        assert embedder(server, "nomic-embed-text:latest", api_key=None).embed_query("x").shape == (8,)
+        assert openai_embedder(server, "nomic-embed-text:latest", api_key=None).embed_query("x").shape == (8,)
 
 
 def test_an_unknown_model_works_at_the_providers_own_host_and_anywhere_else():
@@ -229,7 +229,7 @@ def test_another_address_is_another_key(other):
 
 
 def test_a_prompt_changes_the_keys_of_its_role_only(server):
-    plain, prompted = embedder(server), embedder(server, query_prompt="query: ")
+    plain, prompted = openai_embedder(server), openai_embedder(server, query_prompt="query: ")
     assert prompted.explain("x").key == plain.explain("x").key
     assert prompted.explain("x", input_type="query").key != plain.explain("x", input_type="query").key
     prompted.embed(["x"])
@@ -239,14 +239,17 @@ def test_a_prompt_changes_the_keys_of_its_role_only(server):
 
 
 def test_an_empty_prompt_is_no_prompt(server):
-    assert embedder(server, query_prompt="").explain("x", input_type="query").key == embedder(server).explain("x").key
+    assert (
+        openai_embedder(server, query_prompt="").explain("x", input_type="query").key
+        == openai_embedder(server).explain("x").key
+    )
 
 
 @doors
 def test_provider_options_are_on_the_wire_and_in_the_key(door, server):
     made = door(**at(server, provider_options={"user": "me", "extra": {"deep": [1, None, True]}}))
     core = made if door is Embedder else made.embedder
-    assert core.explain("x").key != embedder(server).explain("x").key
+    assert core.explain("x").key != openai_embedder(server).explain("x").key
     assert core.explain("x").request_body["user"] == "me"
     core.embed(["x"])
     assert (server.requests[0].body["user"], server.requests[0].body["extra"]) == ("me", {"deep": [1, None, True]})
@@ -254,15 +257,15 @@ def test_provider_options_are_on_the_wire_and_in_the_key(door, server):
 
 def test_options_changed_after_the_fact_change_nothing(server):
     options = {"user": "me", "extra": {"deep": 1}}
-    made = embedder(server, provider_options=options)
+    made = openai_embedder(server, provider_options=options)
     before = repr(made.explain("x"))
     options["user"] = options["extra"]["deep"] = "another"
     assert repr(made.explain("x")) == before
 
 
 def test_dimensions_are_sent_where_they_are_not_the_models_own(server):
-    assert embedder(server, dimensions=64).embed_query("x").shape == (64,)
-    assert embedder(server, dimensions=1536).embed_query("x").shape == (1536,)
+    assert openai_embedder(server, dimensions=64).embed_query("x").shape == (64,)
+    assert openai_embedder(server, dimensions=1536).embed_query("x").shape == (1536,)
     assert [request.body.get("dimensions") for request in server.requests] == [64, None]
 
 
@@ -270,19 +273,22 @@ def test_explain_says_where_a_vector_would_come_from_and_sends_nothing(server, t
     def served_from(made):
         return made.explain("x", input_type="query").served_from
 
-    made = embedder(server, cache=tmp_path)
+    made = openai_embedder(server, cache=tmp_path)
     assert served_from(made) == "provider"
     assert server.requests == []
     made.embed(["x"])
     assert served_from(made) == "cache"
     made.embed_query("x")
     assert served_from(made) == "memory"
-    assert (served_from(embedder(server, cache=tmp_path)), served_from(embedder(server))) == ("cache", "provider")
+    assert (served_from(openai_embedder(server, cache=tmp_path)), served_from(openai_embedder(server))) == (
+        "cache",
+        "provider",
+    )
     assert len(server.requests) == 1
 
 
 def test_explain_holds_the_request_without_text_and_key(server):
-    told = embedder(server, dimensions=64, document_prompt="d: ").explain("some text")
+    told = openai_embedder(server, dimensions=64, document_prompt="d: ").explain("some text")
     assert told.request_body == {"model": "text-embedding-3-small", "dimensions": 64, "prompt": "d: "}
     assert (told.endpoint, str(told.usd_per_million)) == (server.base_url, "0.02")
     assert told.estimated_tokens >= 1
@@ -294,7 +300,7 @@ def test_explain_holds_the_request_without_text_and_key(server):
 def test_an_embedder_s_arguments_are_settled_when_it_is_made(name):
     server = FakeServer()
     embedder = Embedder("fake:model", base_url=server.url, cache=False)
-    with pytest.raises(AttributeError, match=f"make another one, with {name}="):
+    with pytest.raises(AttributeError, match=f"Create a new Embedder with {name}="):
         setattr(embedder, name, 3)
     assert embedder.model == "fake:model"
 

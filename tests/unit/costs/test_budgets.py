@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.embedders import embedder as openai_embedder
-from support.embedders import on_fake
+from support.embedders import fake_embedder, openai_embedder
 from support.openai_server import Fault, OpenAIServer
 
 from embedkit_core import (
@@ -35,7 +34,7 @@ def test_a_budget_stops_before_it_is_passed_and_a_rerun_goes_on(tmp_path):
     """Scenario 31."""
     server = FakeServer(usd_per_million=PRICE)
     texts = texts_of(400)
-    embedder = on_fake(server, budget_usd=500, cache=tmp_path)
+    embedder = fake_embedder(server, budget_usd=500, cache=tmp_path)
     with pytest.raises(BudgetError) as caught:
         embedder.embed(texts)
     error = caught.value
@@ -47,7 +46,7 @@ def test_a_budget_stops_before_it_is_passed_and_a_rerun_goes_on(tmp_path):
         vector = fake_vector(texts[place], role="document", model="model")
         assert np.array_equal(error.result.vectors[place], vector)
     assert "a rerun sends only the rest" in str(error)
-    usage = on_fake(server, budget_usd=error.needed_usd, cache=tmp_path).embed(texts).usage
+    usage = fake_embedder(server, budget_usd=error.needed_usd, cache=tmp_path).embed(texts).usage
     assert usage.cache_hits == len(error.succeeded)
     assert set(server.billed.values()) == {1}
 
@@ -55,15 +54,15 @@ def test_a_budget_stops_before_it_is_passed_and_a_rerun_goes_on(tmp_path):
 def test_tokens_may_be_bounded_as_well_and_their_price_need_not_be_known():
     server = FakeServer()
     with pytest.raises(BudgetError, match=r"of the budget of 100 tokens, \d+ are left") as caught:
-        on_fake(server, budget_tokens=100).embed(texts_of(100))
+        fake_embedder(server, budget_tokens=100).embed(texts_of(100))
     assert sum(server.billed.values()) * 3 == caught.value.spent_tokens <= 100
     assert caught.value.needed_usd is None
 
 
 def test_a_price_nobody_knows_is_refused_before_the_first_request_and_hits_are_not(tmp_path):
     server = FakeServer()
-    on_fake(server, cache=tmp_path).embed(["kept"])
-    embedder = on_fake(server, budget_usd=1, cache=tmp_path)
+    fake_embedder(server, cache=tmp_path).embed(["kept"])
+    embedder = fake_embedder(server, budget_usd=1, cache=tmp_path)
     assert embedder.embed(["kept"]).usage.cache_hits == 1
     with pytest.raises(
         BudgetError, match=r"the price of fake:model is not known.*prices=\{'fake:model': 0\.02\}"
@@ -72,18 +71,18 @@ def test_a_price_nobody_knows_is_refused_before_the_first_request_and_hits_are_n
     assert list(caught.value.failed) == [1]
     assert caught.value.result.usage.cache_hits == 1
     assert len(server.received) == 1
-    assert on_fake(server, budget_usd=1, prices={"model": "0.02"}).embed(["new"]).usage.sent == 1
+    assert fake_embedder(server, budget_usd=1, prices={"model": "0.02"}).embed(["new"]).usage.sent == 1
 
 
 def test_a_free_model_needs_no_budget():
-    assert on_fake(FakeServer(usd_per_million=Decimal(0)), budget_usd=0).embed(texts_of(100)).usage.sent == 100
+    assert fake_embedder(FakeServer(usd_per_million=Decimal(0)), budget_usd=0).embed(texts_of(100)).usage.sent == 100
 
 
 def test_what_was_possibly_billed_stays_spent():
     server = FakeServer(usd_per_million=PRICE)
     most = len("one text") + 4
     server.faults.append(TimedOutError("no answer", retry_after=0.001))
-    embedder = on_fake(server, budget_usd=most + 3)
+    embedder = fake_embedder(server, budget_usd=most + 3)
     with pytest.raises(BudgetError) as caught:
         embedder.embed(["one text"])
     assert caught.value.spent_usd == most
@@ -100,7 +99,7 @@ def test_a_refusal_costs_nothing():
 
 def test_a_budget_is_that_of_all_calls_of_an_object_and_of_its_copies():
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server, budget_usd=40)
+    embedder = fake_embedder(server, budget_usd=40)
     embedder.embed(["one two"])
     copy.copy(embedder).embed(["three four"])
     copy.deepcopy(embedder).without_cache().embed(["five six"])
@@ -114,8 +113,8 @@ def test_a_block_bounds_all_models_together():
 
     def spend():
         for i in range(100):
-            on_fake(server).embed([f"text {i}"])
-            on_fake(other).embed([f"text {i}"])
+            fake_embedder(server).embed([f"text {i}"])
+            fake_embedder(other).embed([f"text {i}"])
 
     with track_usage(budget_usd=100) as usage, pytest.raises(BudgetError):
         spend()
@@ -125,7 +124,7 @@ def test_a_block_bounds_all_models_together():
 
 async def test_money_that_another_account_gives_back_is_used():
     server, other = FakeServer(usd_per_million=PRICE), FakeServer(usd_per_million=PRICE)
-    one, two = on_fake(server), on_fake(other)
+    one, two = fake_embedder(server), fake_embedder(other)
     most = len("text") + 4
     server.hold()
     with track_usage(budget_usd=most + 3) as usage:
@@ -140,7 +139,7 @@ async def test_money_that_another_account_gives_back_is_used():
 
 async def test_a_caller_without_money_is_served_by_one_who_has_it():
     server = FakeServer(usd_per_million=PRICE)
-    poor, rich = on_fake(server, budget_usd=5), on_fake(server)
+    poor, rich = fake_embedder(server, budget_usd=5), fake_embedder(server)
     server.hold()
     first = asyncio.create_task(rich.aembed(["another"]))
     await asyncio.to_thread(server.wait_for_requests, 1)
@@ -164,18 +163,18 @@ class Losing(FakeServer):
 def test_pieces_of_a_text_that_cannot_all_be_paid_for_harm_nobody(tokens):
     """The refusal of one piece is that of the text, also in the request that holds both."""
     server = Losing()
-    poor = on_fake(server, budget_tokens=tokens, on_long_text="mean")
+    poor = fake_embedder(server, budget_tokens=tokens, on_long_text="mean")
     with pytest.raises(BudgetError):
         poor.embed([" ".join(["aa"] * 100)])
     assert not poor.budget.reserved_tokens
-    assert on_fake(server).embed(["somebody else's"]).usage.sent == 1
+    assert fake_embedder(server).embed(["somebody else's"]).usage.sent == 1
     assert poor.embed(["x"]).usage.sent == 1 or poor.budget.left_tokens < 5
 
 
 async def test_who_has_money_joins_the_pieces_of_a_text_that_others_cannot_pay_for():
     server = FakeServer(max_words=10)
-    poor = on_fake(server, budget_tokens=304, on_long_text="mean")
-    rich = on_fake(server, on_long_text="mean")
+    poor = fake_embedder(server, budget_tokens=304, on_long_text="mean")
+    rich = fake_embedder(server, on_long_text="mean")
     rich.embed(["warm up"])
     text = " ".join(["aa"] * 100)
     server.fault_for = lambda texts: server.hold() if len(texts) == 1 else None
@@ -189,7 +188,7 @@ async def test_who_has_money_joins_the_pieces_of_a_text_that_others_cannot_pay_f
 
 def test_what_is_left_is_said_as_of_the_end():
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server, budget_usd=500)
+    embedder = fake_embedder(server, budget_usd=500)
     with pytest.raises(BudgetError, match=r"of the budget of \$500, \$320 is left") as caught:
         embedder.embed(["x" * 600, *texts_of(60)])
     assert caught.value.spent_usd == caught.value.usage.cost_usd == 180
@@ -224,7 +223,7 @@ def test_a_key_function_that_fails_costs_nothing():
 
 def test_a_stream_ends_where_the_money_does(tmp_path):
     server = FakeServer(usd_per_million=PRICE)
-    rows = on_fake(server, budget_usd=100, cache=tmp_path).embed_iter(iter(texts_of(1000)))
+    rows = fake_embedder(server, budget_usd=100, cache=tmp_path).embed_iter(iter(texts_of(1000)))
     given_rows = []
     with pytest.raises(BudgetError) as caught:
         given_rows.extend(rows)
@@ -235,7 +234,7 @@ def test_a_stream_ends_where_the_money_does(tmp_path):
 
 def test_failures_are_returned_where_that_is_asked_for():
     server = FakeServer(usd_per_million=PRICE)
-    result = on_fake(server, budget_usd=50, on_error="return").embed(texts_of(20))
+    result = fake_embedder(server, budget_usd=50, on_error="return").embed(texts_of(20))
     assert all(isinstance(error, BudgetError) for error in result.failed.values())
     assert 0 < len(result.failed) < 20
     assert np.isnan(result.vectors[list(result.failed)]).all()
@@ -244,7 +243,7 @@ def test_failures_are_returned_where_that_is_asked_for():
 @pytest.mark.parametrize("value", [-1, "much", float("nan"), float("inf"), True, [1]])
 def test_a_budget_that_can_be_none_is_refused(value):
     with pytest.raises(ConfigurationError, match="budget_usd="):
-        on_fake(FakeServer(), budget_usd=value)
+        fake_embedder(FakeServer(), budget_usd=value)
     with pytest.raises(ConfigurationError, match="budget_usd="):
         track_usage(budget_usd=value)
 
@@ -252,7 +251,7 @@ def test_a_budget_that_can_be_none_is_refused(value):
 @pytest.mark.parametrize("prices", [{"m": -1}, {"m": "cheap"}, {"m": None}, {"m": True}, ["m"]])
 def test_a_price_that_is_none_is_refused(prices):
     with pytest.raises(ConfigurationError, match="prices"):
-        on_fake(FakeServer(), prices=prices)
+        fake_embedder(FakeServer(), prices=prices)
 
 
 @settings(deadline=None, max_examples=40)
@@ -279,7 +278,7 @@ def test_no_interleaving_of_callers_and_failures_passes_a_budget(calls, dollars,
         }.get(kind)
 
     server.fault_for = fault_for
-    embedder = on_fake(server, budget_usd=dollars, max_retries=2, on_error="return")
+    embedder = fake_embedder(server, budget_usd=dollars, max_retries=2, on_error="return")
 
     async def run():
         return await asyncio.gather(*(embedder.aembed([f"text {i}" for i in call]) for call in calls))

@@ -5,8 +5,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import copied_model, needs_local_model, on_fake
-from support.embedders import embedder as openai_embedder
+from support.embedders import copied_model, fake_embedder, needs_local_model, openai_embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder, InputError
@@ -20,7 +19,7 @@ PRICE = Decimal("0.02")
 def test_an_estimate_asks_the_cache_and_sends_nothing(tmp_path):
     """Scenario 30."""
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server, cache=tmp_path)
+    embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed([f"kept {i}" for i in range(30)])
     sent = len(server.received)
     told = embedder.estimate([f"kept {i}" for i in range(50)] + ["kept 0"])
@@ -51,7 +50,7 @@ def test_an_estimate_is_near_and_its_most_is_never_passed():
 
 
 def test_a_stream_is_estimated_as_a_call_and_what_comes_again_much_later_costs_once(tmp_path, monkeypatch):
-    embedder = on_fake(FakeServer(usd_per_million=PRICE), cache=tmp_path)
+    embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     embedder.embed([f"text {i}" for i in range(100)])
     texts = [f"text {i}" for i in range(TEXTS_PER_CHUNK)] * 2 + ["text 0", "one more"]
     told = embedder.estimate(iter(texts))
@@ -66,13 +65,13 @@ def test_texts_that_cannot_be_embedded_are_named_by_their_places_in_all():
     texts[3] = ""
     texts[TEXTS_PER_CHUNK + 1] = "bad \ud800"
     with pytest.raises(InputError, match=f"2 of {TEXTS_PER_CHUNK + 10} texts cannot be embedded") as caught:
-        on_fake(FakeServer()).estimate(texts)
+        fake_embedder(FakeServer()).estimate(texts)
     assert caught.value.indices == (3, TEXTS_PER_CHUNK + 1)
     assert f"(a lone surrogate; decode with errors='replace') at position {TEXTS_PER_CHUNK + 1}" in str(caught.value)
 
 
 def test_all_hits_take_nothing(tmp_path):
-    embedder = on_fake(FakeServer(usd_per_million=PRICE), cache=tmp_path)
+    embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     embedder.embed(["one", "two"])
     told = embedder.estimate(["one", "two", "one"])
     assert (told.texts_to_send, told.tokens, told.max_tokens, told.requests, told.seconds) == (0, 0, 0, 0, 0.0)
@@ -80,7 +79,7 @@ def test_all_hits_take_nothing(tmp_path):
 
 
 def test_an_unknown_price_is_none_and_never_0(tmp_path):
-    embedder = on_fake(FakeServer(), cache=tmp_path)
+    embedder = fake_embedder(FakeServer(), cache=tmp_path)
     told = embedder.estimate(["one"])
     assert (told.cost_usd, told.max_cost_usd, told.cost_per_text_usd) == (None, None, None)
     embedder.embed(["one"])
@@ -89,7 +88,7 @@ def test_an_unknown_price_is_none_and_never_0(tmp_path):
 
 
 def test_a_query_has_its_own_estimate(tmp_path):
-    embedder = on_fake(FakeServer(), cache=tmp_path)
+    embedder = fake_embedder(FakeServer(), cache=tmp_path)
     embedder.embed(["text"])
     assert embedder.estimate(["text"]).cache_hits == 1
     assert embedder.estimate(["text"], input_type="query").cache_hits == 0
@@ -105,33 +104,33 @@ def test_fewer_dimensions_of_a_cached_vector_are_hits(tmp_path):
 
 def test_texts_over_the_limit_cost_no_more_than_the_limit():
     server = FakeServer(limits=Limits(text_tokens=100), usd_per_million=PRICE)
-    assert on_fake(server).estimate(["word " * 10_000]).tokens == 100
-    assert on_fake(server, on_long_text="mean").estimate(["word " * 10_000]).tokens > 1000
+    assert fake_embedder(server).estimate(["word " * 10_000]).tokens == 100
+    assert fake_embedder(server, on_long_text="mean").estimate(["word " * 10_000]).tokens > 1000
 
 
 def test_the_time_is_that_of_the_strictest_limit():
     texts = [f"text {i}" for i in range(3000)]
     server = FakeServer()
-    free, slow = on_fake(server).estimate(texts), on_fake(server, requests_per_minute=2).estimate(texts)
-    few = on_fake(server, tokens_per_minute=1000).estimate(texts)
+    free, slow = fake_embedder(server).estimate(texts), fake_embedder(server, requests_per_minute=2).estimate(texts)
+    few = fake_embedder(server, tokens_per_minute=1000).estimate(texts)
     assert slow.seconds == 30.0 * (slow.requests - 1)
     assert few.seconds == 60.0 * few.tokens / 1000
     assert free.seconds < slow.seconds
 
 
 async def test_a_caller_on_a_loop_is_told_the_same(tmp_path):
-    embedder = on_fake(FakeServer(usd_per_million=PRICE), cache=tmp_path)
+    embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     texts = [f"text {i}" for i in range(300)]
     assert await embedder.aestimate(iter(texts)) == embedder.estimate(texts)
 
 
 def test_a_text_that_cannot_be_embedded_is_refused():
     with pytest.raises(InputError):
-        on_fake(FakeServer()).estimate(["fine", " "])
+        fake_embedder(FakeServer()).estimate(["fine", " "])
 
 
 def test_an_estimate_reads_well_and_goes_into_json():
-    told = on_fake(FakeServer(usd_per_million=PRICE)).estimate([f"text {i}" for i in range(1000)])
+    told = fake_embedder(FakeServer(usd_per_million=PRICE)).estimate([f"text {i}" for i in range(1000)])
     assert str(told).startswith("1,000 texts, 0 from cache, 1,000 to send in 16 requests, about ")
     assert json.loads(json.dumps(told.to_dict()))["cost_usd"] == f"{told.cost_usd.normalize():f}"
 
@@ -147,7 +146,7 @@ def test_a_local_model_costs_nothing_and_takes_nobody_knows_how_long_until_it_ra
 
 
 def test_an_estimate_holds_no_vectors(tmp_path):
-    embedder = on_fake(FakeServer(), cache=tmp_path)
+    embedder = fake_embedder(FakeServer(), cache=tmp_path)
     rows = embedder.embed(["a", "b"]).vectors
     embedder.estimate(["a", "b", "c"])
     assert np.array_equal(embedder.embed(["a", "b"]).vectors, rows)
@@ -155,7 +154,7 @@ def test_an_estimate_holds_no_vectors(tmp_path):
 
 def test_the_most_covers_the_prompt_of_each_piece_of_a_text_that_is_cut():
     server = FakeServer(limits=Limits(text_tokens=10))
-    embedder = on_fake(server, on_long_text="mean", document_prompt="passage: ")
+    embedder = fake_embedder(server, on_long_text="mean", document_prompt="passage: ")
     text = " ".join(["aa"] * 100)
     lane = embedder._specs["document"].request_spec
     assert lane.overhead_tokens >= len("passage: ")

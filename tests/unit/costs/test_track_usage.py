@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
-from support.embedders import embedder as openai_embedder
-from support.embedders import on_fake
+from support.embedders import fake_embedder, openai_embedder
 from support.openai_server import Fault, OpenAIServer
 from support.waiting import wait_until_joined
 
@@ -31,7 +30,7 @@ REQUESTS = (["one two three four five"], ["six seven eight nine ten"], ["one two
 def test_usage_is_exact(price, tmp_path):
     """Scenario 29."""
     server = FakeServer(usd_per_million=price)
-    embedder = on_fake(server, cache=tmp_path)
+    embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed(["a", "b", "c"])
     with track_usage() as usage:
         for texts in REQUESTS:
@@ -45,7 +44,7 @@ def test_usage_is_exact(price, tmp_path):
 
 async def test_a_block_counts_what_tasks_and_threads_with_its_context_do():
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     with track_usage() as usage:
         await asyncio.gather(*(embedder.aembed([f"task {i}"]) for i in range(5)))
         await asyncio.to_thread(embedder.embed, ["thread"])
@@ -59,7 +58,7 @@ async def test_a_block_counts_what_tasks_and_threads_with_its_context_do():
 
 def test_a_bare_thread_counts_where_it_is_bound_and_nowhere_else():
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     with track_usage() as usage:
         threads = [
             threading.Thread(target=usage.bind(embedder.embed), args=(["bound"],)),
@@ -76,7 +75,7 @@ def test_a_bare_thread_counts_where_it_is_bound_and_nowhere_else():
 
 
 def test_blocks_may_stand_in_one_another():
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
     with track_usage() as outer:
         embedder.embed(["one"])
         with track_usage() as inner:
@@ -86,7 +85,7 @@ def test_blocks_may_stand_in_one_another():
 
 
 def test_a_stream_counts_where_it_was_begun():
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
     with track_usage() as usage:
         rows = embedder.embed_iter(f"text {i}" for i in range(2000))
         next(rows)
@@ -96,7 +95,7 @@ def test_a_stream_counts_where_it_was_begun():
 
 async def test_a_text_is_paid_by_one_and_joined_by_the_others():
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     server.hold()
 
     async def ask():
@@ -117,7 +116,7 @@ async def test_a_text_is_paid_by_one_and_joined_by_the_others():
 
 def test_a_bill_of_whoever_has_left_is_counted_all_the_same(tmp_path):
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server, cache=tmp_path)
+    embedder = fake_embedder(server, cache=tmp_path)
     server.hold()
 
     async def leave():
@@ -137,7 +136,10 @@ def test_a_bill_of_whoever_has_left_is_counted_all_the_same(tmp_path):
 
 def test_rows_are_by_model_and_role_and_add_up():
     server = FakeServer(usd_per_million=PRICE)
-    one, other = on_fake(server), Embedder("fake:other", base_url=server.url, cache=False, prices={"fake:other": 3})
+    one, other = (
+        fake_embedder(server),
+        Embedder("fake:other", base_url=server.url, cache=False, prices={"fake:other": 3}),
+    )
     with track_usage() as usage:
         one.embed(["a b"])
         one.embed_query("a")
@@ -163,7 +165,7 @@ def test_what_is_not_known_to_be_billed_shows_as_possibly_billed():
     server = FakeServer(usd_per_million=PRICE)
     server.faults.extend([TimedOutError("no answer"), UnavailableError("connection lost"), None])
     with track_usage() as usage:
-        on_fake(server).embed(["eleven char"])
+        fake_embedder(server).embed(["eleven char"])
     most = len("eleven char") + 4
     assert usage.possibly_billed_tokens == 2 * most
     assert usage.possibly_billed_usd == 2 * most * PRICE / 1_000_000
@@ -181,7 +183,7 @@ def test_what_was_refused_or_never_arrived_is_not_billed(error):
     server = FakeServer(usd_per_million=PRICE)
     error.unsent = error.status is None
     server.faults.extend([error, None])
-    usage = on_fake(server).embed(["text"]).usage
+    usage = fake_embedder(server).embed(["text"]).usage
     assert usage.possibly_billed_tokens == 0
 
 
@@ -207,13 +209,13 @@ def test_a_call_that_fails_is_counted():
     server = FakeServer()
     server.rejected_texts.add("bad")
     with track_usage() as usage, pytest.raises(PartialFailureError):
-        on_fake(server).embed(["good", "bad"])
+        fake_embedder(server).embed(["good", "bad"])
     assert (usage.texts, usage.sent, usage.failed) == (2, 1, 1)
 
 
 def test_a_tracker_says_what_it_has():
     with track_usage() as usage:
-        on_fake(FakeServer()).embed(["one two"])
+        fake_embedder(FakeServer()).embed(["one two"])
     assert str(usage) == "1 text, 1 sent, 1 request, 2 tokens, price unknown"
     assert repr(usage) == f"<UsageTracker: {usage}>"
     with pytest.raises(AttributeError, match=r"no attribute 'token'; did you mean 'tokens'\?"):
@@ -224,7 +226,7 @@ def test_a_tracker_says_what_it_has():
 
 
 def test_a_block_may_end_in_another_context_than_it_began_in():
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
 
     def block():
         with track_usage() as usage:
@@ -241,7 +243,7 @@ def test_a_block_may_end_in_another_context_than_it_began_in():
 
 def test_blocks_that_end_in_another_order_count_and_bound_to_their_own_end():
     """A block in a generator ends when the generator does, in the middle of its caller's own block."""
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
 
     def rows():
         with track_usage() as inner:
@@ -259,7 +261,7 @@ def test_blocks_that_end_in_another_order_count_and_bound_to_their_own_end():
 
 @pytest.mark.parametrize("kind", ["a method", "a function that gives a coroutine", "another function"])
 async def test_a_bound_async_function_counts_when_it_runs(kind):
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
 
     async def ask(texts):
         return await embedder.aembed(texts)
@@ -276,7 +278,7 @@ async def test_a_bound_async_function_counts_when_it_runs(kind):
 
 def test_what_verifying_a_cache_costs_is_the_object_s(tmp_path):
     server = FakeServer()
-    embedder = on_fake(server, cache=tmp_path)
+    embedder = fake_embedder(server, cache=tmp_path)
     texts = [f"text {i}" for i in range(30)]
     embedder.embed(texts)
     verified = embedder.verify_cache(texts)

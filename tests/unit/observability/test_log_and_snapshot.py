@@ -5,8 +5,7 @@ import logging
 import threading
 
 import pytest
-from support.embedders import embedder as openai_embedder
-from support.embedders import on_fake
+from support.embedders import fake_embedder, openai_embedder
 from support.openai_server import Fault, OpenAIServer
 from support.waiting import wait_until_idle, wait_until_joined
 
@@ -39,7 +38,7 @@ def test_a_retry_is_a_line_on_the_caller_s_side(log):
     logging.getLogger("embedkit_core").addHandler(handler)
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    on_fake(server).embed(texts_of(3))
+    fake_embedder(server).embed(texts_of(3))
     logging.getLogger("embedkit_core").removeHandler(handler)
     assert [(record.levelname, record.name) for record in log.records] == [("INFO", "embedkit_core")]
     assert log.messages == ["fake:model: UnavailableError (HTTP 500): 3 texts will be sent again in 0.0 s"]
@@ -49,7 +48,7 @@ def test_a_retry_is_a_line_on_the_caller_s_side(log):
 async def test_an_async_caller_s_lines_are_written_on_its_loop(log):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    await on_fake(server).aembed(texts_of(3))
+    await fake_embedder(server).aembed(texts_of(3))
     assert [record.thread for record in log.records] == [threading.get_ident()]
 
 
@@ -67,7 +66,7 @@ def test_a_line_is_written_while_the_caller_still_waits(log):
     logging.getLogger("embedkit_core").addHandler(handler)
     server.fault_for = lambda texts: server.hold() if not seen.is_set() else None
     try:
-        assert on_fake(server).embed(texts_of(3)).usage.sent == 3
+        assert fake_embedder(server).embed(texts_of(3)).usage.sent == 3
     finally:
         logging.getLogger("embedkit_core").removeHandler(handler)
     assert seen.is_set()
@@ -76,7 +75,7 @@ def test_a_line_is_written_while_the_caller_still_waits(log):
 def test_a_storm_of_refusals_is_a_line_a_second_and_not_one_for_each(log):
     server = FakeServer()
     server.faults.extend([UnavailableError("failed", status=500, retry_after=0.001)] * 6)
-    on_fake(server, max_retries=20).embed(texts_of(40))
+    fake_embedder(server, max_retries=20).embed(texts_of(40))
     retries = [line for line in log.messages if "will be sent again" in line]
     assert 1 <= len(retries) <= 3
     assert len(server.received) > 6
@@ -86,14 +85,14 @@ def test_what_is_given_up_is_not_said_to_be_sent_again(log):
     server = FakeServer()
     server.fault_for = lambda texts: UnavailableError("failed", status=500, retry_after=0.001)
     with pytest.raises(UnavailableError):
-        on_fake(server, max_retries=0).embed(texts_of(3))
+        fake_embedder(server, max_retries=0).embed(texts_of(3))
     assert log.messages == []
 
 
 def test_limits_that_are_learned_are_said(log):
     server = FakeServer(limits=Limits(texts=2048))
     server.fault_for = lambda texts: too_many() if len(texts) > 8 else None
-    on_fake(server).embed(texts_of(64))
+    fake_embedder(server).embed(texts_of(64))
     assert any("from now on requests hold" in line for line in log.messages)
 
 
@@ -118,14 +117,14 @@ def test_nothing_is_said_where_nothing_is_worth_it_and_never_a_text_or_a_key(log
 def test_it_is_quiet_unless_somebody_listens(capsys):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    on_fake(server).embed(texts_of(3))
+    fake_embedder(server).embed(texts_of(3))
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_stream_s_lines_are_written_by_who_takes_its_rows(log):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
-    assert len(list(on_fake(server).embed_iter(texts_of(300)))) == 300
+    assert len(list(fake_embedder(server).embed_iter(texts_of(300)))) == 300
     assert [record.thread for record in log.records] == [threading.get_ident()]
 
 
@@ -140,7 +139,7 @@ def one(server, model="fake:model"):
 
 async def test_a_snapshot_counts_what_waits_and_what_is_in_flight():
     server = FakeServer(limits=Limits(texts=10))
-    embedder = on_fake(server, max_concurrency=2)
+    embedder = fake_embedder(server, max_concurrency=2)
     embedder.embed(["warm up"])
     server.hold()
     task = asyncio.create_task(embedder.aembed(texts_of(100)))
@@ -158,7 +157,7 @@ async def test_a_snapshot_counts_what_waits_and_what_is_in_flight():
 
 async def test_a_snapshot_tells_the_last_failure_and_what_it_taught():
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     server.faults.append(RateLimitError("slow down", status=429, retry_after=60))
     task = asyncio.create_task(embedder.aembed(texts_of(3)))
     while not (shot := await asyncio.to_thread(snapshot_of, server)) or not shot.last_failure:  # noqa: ASYNC110
@@ -187,7 +186,7 @@ def test_a_snapshot_can_be_asked_for_on_a_rate_limiter_s_thread_and_a_cache_s():
         def close(self): ...
 
     curious = Curious()
-    assert on_fake(FakeServer(), rate_limiter=curious, cache=curious).embed(texts_of(2)).usage.sent == 2
+    assert fake_embedder(FakeServer(), rate_limiter=curious, cache=curious).embed(texts_of(2)).usage.sent == 2
     assert len(found) == 2
 
 
@@ -214,7 +213,7 @@ def test_limits_that_a_provider_tells_are_in_a_snapshot():
 
 def test_a_snapshot_is_data():
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     embedder.embed(["text"])
     assert isinstance(one(server), Snapshot)
     assert embedkit_core.snapshot is snapshot
@@ -222,7 +221,7 @@ def test_a_snapshot_is_data():
 
 async def test_texts_that_wait_for_money_are_in_a_snapshot():
     server = FakeServer()
-    embedder = on_fake(server, budget_tokens=40)
+    embedder = fake_embedder(server, budget_tokens=40)
     embedder.embed(["warm up"])
     server.hold()
     task = asyncio.create_task(embedder.aembed([f"text number {i}" for i in range(8)]))

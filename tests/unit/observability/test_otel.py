@@ -22,8 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.cohere_server import CohereServer
-from support.embedders import embedder as openai_embedder
-from support.embedders import on_fake
+from support.embedders import fake_embedder, openai_embedder
 from support.openai_server import Fault, OpenAIServer
 from support.waiting import wait_until_joined
 
@@ -114,7 +113,7 @@ def test_the_version_of_spans_and_metrics_is_the_installed_distributions(monkeyp
     expected = importlib.metadata.version("rag-embedkit") if installed else ""
     recorded = Recorded()
     try:
-        on_fake(FakeServer()).embed(["one"])
+        fake_embedder(FakeServer()).embed(["one"])
         [span], [metrics] = recorded.spans, recorded.reader.get_metrics_data().resource_metrics
     finally:
         uninstrument()
@@ -159,7 +158,7 @@ def test_metrics_have_the_names_of_both_generations(monkeypatch):
         monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
         recorded = Recorded()
         server = FakeServer(usd_per_million=PRICE)
-        on_fake(server).embed(["one two"])
+        fake_embedder(server).embed(["one two"])
         names[opted] = set(recorded.points())
         [tokens] = next(p for n, p in recorded.points().items() if n.endswith(("usage", "input_tokens")))
         [seconds] = next(p for n, p in recorded.points().items() if n.endswith("duration"))
@@ -184,7 +183,7 @@ def test_metrics_have_the_names_of_both_generations(monkeypatch):
 
 def test_hits_are_not_billable(recorded, tmp_path):
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server, cache=tmp_path)
+    embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed(["one two"])
     embedder.embed(["one two"])
     first, second = recorded.spans
@@ -199,7 +198,7 @@ def test_hits_are_not_billable(recorded, tmp_path):
 
 async def test_tokens_that_several_wait_for_are_counted_once(recorded):
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     server.hold()
     asked = asyncio.gather(*(embedder.aembed(["five words that all want"]) for _ in range(3)))
     await asyncio.to_thread(wait_until_joined, embedder, 3)
@@ -211,7 +210,7 @@ async def test_tokens_that_several_wait_for_are_counted_once(recorded):
 
 def test_the_parent_is_the_caller_s_span_in_tasks_and_threads(recorded):
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     tracer = recorded.tracers.get_tracer("mine")
 
     async def in_a_task():
@@ -229,7 +228,7 @@ def test_the_parent_is_the_caller_s_span_in_tasks_and_threads(recorded):
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_stream_is_one_span(recorded, is_async):
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
 
     async def run():
         return [row async for row in embedder.aembed_iter(f"text {i}" for i in range(5000))]
@@ -242,7 +241,7 @@ def test_a_stream_is_one_span(recorded, is_async):
 
 
 def test_a_stream_that_is_left_is_no_error(recorded):
-    rows = on_fake(FakeServer()).embed_iter(f"text {i}" for i in range(5000))
+    rows = fake_embedder(FakeServer()).embed_iter(f"text {i}" for i in range(5000))
     next(rows)
     rows.close()
     assert recorded.spans[0].status.is_unset
@@ -251,13 +250,13 @@ def test_a_stream_that_is_left_is_no_error(recorded):
 def test_errors_are_named_and_nothing_of_their_message_is_told(recorded):
     server = FakeServer(usd_per_million=PRICE)
     server.rejected_texts.add("a poisonous text")
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     with pytest.raises(PartialFailureError):
         embedder.embed(["good", "a poisonous text"])
     with pytest.raises(InputError):
         embedder.embed([" "])
     with pytest.raises(BudgetError):
-        on_fake(server, budget_usd=0).embed(["a poisonous text"])
+        fake_embedder(server, budget_usd=0).embed(["a poisonous text"])
     with pytest.raises(PartialFailureError):
         list(embedder.embed_iter(["fine", "a poisonous text"]))
     assert [span.attributes["error.type"] for span in recorded.spans] == [
@@ -274,7 +273,7 @@ def test_errors_are_named_and_nothing_of_their_message_is_told(recorded):
 
 async def test_a_caller_who_leaves_ends_its_span(recorded):
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     server.hold()
     task = asyncio.create_task(embedder.aembed(["text"]))
     await asyncio.to_thread(server.wait_for_requests, 1)
@@ -288,14 +287,14 @@ async def test_a_caller_who_leaves_ends_its_span(recorded):
 def test_texts_are_told_only_where_content_is_asked_for(monkeypatch):
     recorded = Recorded()
     server = FakeServer()
-    on_fake(server).embed(["a secret text"])
+    fake_embedder(server).embed(["a secret text"])
     assert "secret" not in recorded.all_told()
     recorded = Recorded(capture_content=True)
-    on_fake(server).embed(["a secret text"])
+    fake_embedder(server).embed(["a secret text"])
     assert recorded.spans[0].attributes["embedkit.input"] == ("a secret text",)
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
     recorded = Recorded()
-    on_fake(server).embed(["a secret text"])
+    fake_embedder(server).embed(["a secret text"])
     uninstrument()
     assert "secret" in recorded.all_told()
 
@@ -303,7 +302,7 @@ def test_texts_are_told_only_where_content_is_asked_for(monkeypatch):
 def test_what_is_told_of_a_text_can_always_be_exported():
     recorded = Recorded(capture_content=True)
     with pytest.raises(InputError):
-        on_fake(FakeServer()).embed(["half a \ud83d", 5, "fine"])
+        fake_embedder(FakeServer()).embed(["half a \ud83d", 5, "fine"])
     uninstrument()
     assert recorded.spans[0].attributes["embedkit.input"] == ("half a ?", "fine")
     assert recorded.all_told().encode()
@@ -368,7 +367,7 @@ def test_cohere_s_types_are_encodings(recorded):
 
 def test_no_name_is_the_beginning_of_another(recorded):
     """A store that makes objects of names with dots refuses a span that has both."""
-    on_fake(FakeServer(usd_per_million=PRICE)).embed(["one"])
+    fake_embedder(FakeServer(usd_per_million=PRICE)).embed(["one"])
     names = set(recorded.spans[0].attributes)
     assert not [(one, other) for one in names for other in names if other.startswith(f"{one}.")]
 
@@ -376,7 +375,7 @@ def test_no_name_is_the_beginning_of_another(recorded):
 @pytest.mark.parametrize("door", ["embed", "aembed", "embed_iter", "aembed_iter"])
 def test_an_error_that_the_caller_is_handling_is_not_the_call_s(recorded, door):
     """As where the embeddings are a way out of something else."""
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
 
     async def run():
         try:
@@ -401,7 +400,7 @@ def test_an_error_that_the_caller_is_handling_is_not_the_call_s(recorded, door):
 
 
 def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
     refused = Future()
     account = engine().account(embedder.provider)
 
@@ -418,13 +417,13 @@ def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
 
 def test_a_stream_that_nobody_takes_anything_from_is_no_call(recorded):
     with Began(recorded) as began:
-        on_fake(FakeServer()).embed_iter(["text"]).close()
+        fake_embedder(FakeServer()).embed_iter(["text"]).close()
     assert began.spans == []
 
 
 def test_a_stream_that_is_left_tells_what_was_billed_by_then(recorded):
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     rows = embedder.embed_iter(f"text {i}" for i in range(50))  # one request
     next(rows)
     rows.close()
@@ -448,7 +447,7 @@ async def test_a_caller_who_leaves_while_the_cache_is_read_ends_its_span(recorde
             pass
 
     cache = Slow()
-    task = asyncio.create_task(on_fake(FakeServer(), cache=cache).aembed(["text"] * 100))
+    task = asyncio.create_task(fake_embedder(FakeServer(), cache=cache).aembed(["text"] * 100))
     await asyncio.to_thread(cache.asked.wait, 20)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -502,7 +501,7 @@ def test_retries_are_counted(recorded):
 def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
     server = FakeServer()
     server.rejected_texts.add("a poisonous text")
-    on_fake(server, on_error="return").embed(["good", "a poisonous text"])
+    fake_embedder(server, on_error="return").embed(["good", "a poisonous text"])
     [span] = recorded.spans
     assert (span.attributes["error.type"], span.attributes["embedkit.failed"]) == ("PartialFailureError", 1)
 
@@ -510,7 +509,7 @@ def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
 def test_a_call_that_is_under_way_ends_its_span_after_uninstrument(recorded):
     server = FakeServer()
     server.hold()
-    caller = threading.Thread(target=on_fake(server).embed, args=[["text"]])
+    caller = threading.Thread(target=fake_embedder(server).embed, args=[["text"]])
     caller.start()
     server.wait_for_requests(1)
     uninstrument()
@@ -521,7 +520,7 @@ def test_a_call_that_is_under_way_ends_its_span_after_uninstrument(recorded):
 
 def test_instrumenting_again_records_once(recorded):
     again = Recorded()
-    on_fake(FakeServer()).embed(["text"])
+    fake_embedder(FakeServer()).embed(["text"])
     assert (len(recorded.spans), len(again.spans)) == (0, 1)
 
 
@@ -530,7 +529,7 @@ ROW = re.compile(r"^\| (`.*?) \|", re.M)
 
 @pytest.mark.parametrize("opted", ["", LATEST])
 def test_the_page_names_every_attribute_and_metric_and_no_others(monkeypatch, tmp_path, opted):
-    page = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "opentelemetry.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
     recorded = Recorded(capture_content=True)
@@ -564,7 +563,7 @@ def test_what_fails_in_a_processor_harms_no_call(recorded, caplog):
             raise RuntimeError("broken")
 
     recorded.tracers.add_span_processor(Broken(InMemorySpanExporter()))
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
     assert [embedder.embed([text]).usage.sent for text in ("one", "two")] == [1, 1]
     assert caplog.text.count("what watches calls failed with RuntimeError") == 1
 
@@ -574,14 +573,14 @@ def test_what_fails_at_the_end_harms_no_call_and_leaves_no_span_open(recorded, m
         raise RuntimeError
 
     monkeypatch.setattr("opentelemetry.sdk.metrics.Counter.add", broken)
-    assert on_fake(FakeServer()).embed(["text"]).usage.sent == 1
+    assert fake_embedder(FakeServer()).embed(["text"]).usage.sent == 1
     assert len(recorded.spans) == 1
 
 
 def test_nothing_is_recorded_after_uninstrument(recorded):
     uninstrument()
     uninstrument()
-    on_fake(FakeServer()).embed(["text"])
+    fake_embedder(FakeServer()).embed(["text"])
     assert recorded.spans == ()
 
 
@@ -593,7 +592,7 @@ def test_spans_are_ended_on_no_thread_of_the_engine_s(recorded):
             threads.add(threading.current_thread().name)
 
     recorded.tracers.add_span_processor(Seen(InMemorySpanExporter()))
-    embedder = on_fake(FakeServer())
+    embedder = fake_embedder(FakeServer())
     embedder.embed(["text"])
     asyncio.run(embedder.aembed([f"text {i}" for i in range(500)]))
     assert not threads & {"embedkit-engine", "embedkit-writer"}

@@ -11,7 +11,7 @@ import time
 from decimal import Decimal
 
 import pytest
-from support.embedders import on_fake
+from support.embedders import fake_embedder
 from support.waiting import wait_until_joined
 from tqdm import tqdm
 
@@ -58,7 +58,7 @@ def held_up(server, embedder, run):
 def test_a_function_is_told_while_a_call_waits_and_at_its_end(tmp_path):
     """Scenario 33, as a plain callback."""
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server, cache=tmp_path)
+    embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed(texts_of(100))
     told = held_up(server, embedder, lambda tell: embedder.embed([*texts_of(500), "text 0"], progress=tell))
     first, last = told[0], told[-1]
@@ -73,7 +73,7 @@ def test_a_function_is_told_while_a_call_waits_and_at_its_end(tmp_path):
 
 def test_a_function_of_an_async_caller_runs_on_its_loop():
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
 
     async def run(tell):
         await embedder.aembed(texts_of(300), progress=tell)
@@ -86,7 +86,7 @@ def test_a_function_of_an_async_caller_runs_on_its_loop():
 @pytest.mark.parametrize("known", [True, False])
 def test_a_stream_tells_too_and_its_total_where_it_has_one(known):
     server = FakeServer()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     texts = texts_of(3000)
     told = held_up(
         server, embedder, lambda tell: list(embedder.embed_iter(texts if known else iter(texts), progress=tell))
@@ -99,7 +99,7 @@ def test_a_stream_tells_too_and_its_total_where_it_has_one(known):
 async def test_an_async_stream_tells_on_its_loop():
     told = Told()
     server = FakeServer()
-    rows = [row async for row in on_fake(server).aembed_iter(texts_of(700), progress=told)]
+    rows = [row async for row in fake_embedder(server).aembed_iter(texts_of(700), progress=told)]
     assert len(rows) == told[-1].done == 700
     assert told[-1].finished
     assert told.threads == {threading.current_thread()}
@@ -110,13 +110,13 @@ def test_the_end_is_told_where_texts_fail():
     server.rejected_texts.add("text 3")
     told = Told()
     with pytest.raises(PartialFailureError):
-        on_fake(server).embed(texts_of(20), progress=told)
+        fake_embedder(server).embed(texts_of(20), progress=told)
     assert (told[-1].done, told[-1].failed, told[-1].finished) == (20, 1, True)
 
 
 async def test_a_caller_who_leaves_is_not_told_that_all_is_done():
     server, told = FakeServer(), Told()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     server.hold()
     task = asyncio.create_task(embedder.aembed(texts_of(20), progress=told))
     await asyncio.to_thread(wait_until_joined, embedder, 20)
@@ -135,7 +135,7 @@ def test_a_function_that_fails_is_not_called_again_and_the_call_goes_on(caplog):
         raise RuntimeError("secret text")
 
     with caplog.at_level(logging.WARNING, logger="embedkit_core"):
-        assert on_fake(FakeServer()).embed(texts_of(50), progress=broken).usage.sent == 50
+        assert fake_embedder(FakeServer()).embed(texts_of(50), progress=broken).usage.sent == 50
     assert len(calls) == 1
     assert "progress= failed with RuntimeError" in caplog.text
     assert "secret text" not in caplog.text
@@ -143,7 +143,7 @@ def test_a_function_that_fails_is_not_called_again_and_the_call_goes_on(caplog):
 
 def test_an_object_tells_of_all_its_calls_unless_one_says_otherwise():
     told = Told()
-    embedder = on_fake(FakeServer(), progress=told)
+    embedder = fake_embedder(FakeServer(), progress=told)
     embedder.embed(["one"])
     embedder.embed_query("two")
     assert [p.texts for p in told if p.finished] == [1, 1]
@@ -156,7 +156,7 @@ def test_a_bar_counts_texts_and_ends_at_100_percent(tmp_path, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
     server = FakeServer(usd_per_million=PRICE)
-    embedder = on_fake(server, cache=tmp_path, progress=True)
+    embedder = fake_embedder(server, cache=tmp_path, progress=True)
     embedder.embed(texts_of(40))
     embedder.embed(texts_of(100))
     last = shown.getvalue().rstrip().splitlines()[-1]
@@ -199,7 +199,7 @@ def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
     monkeypatch.setattr("sys.stderr", shown)
     before = set(threading.enumerate())
     server = FakeServer()
-    embedder = on_fake(server, progress=True)
+    embedder = fake_embedder(server, progress=True)
     embedder.embed_query("text")
     assert shown.getvalue() == ""
     embedder.embed(texts_of(2))
@@ -211,7 +211,7 @@ def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
 def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
-    embedder = on_fake(FakeServer(), progress=True)
+    embedder = fake_embedder(FakeServer(), progress=True)
 
     async def run():
         await asyncio.gather(*(embedder.aembed([f"{i} {n}" for n in range(50)]) for i in range(4)))
@@ -223,25 +223,25 @@ def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
 @pytest.mark.parametrize("value", ["yes", 1, 0.5, [print]])
 def test_what_can_be_told_nothing_is_refused(value):
     with pytest.raises(ConfigurationError, match="progress="):
-        on_fake(FakeServer(), progress=value)
+        fake_embedder(FakeServer(), progress=value)
     with pytest.raises(ConfigurationError, match="progress="):
-        on_fake(FakeServer()).embed(["text"], progress=value)
+        fake_embedder(FakeServer()).embed(["text"], progress=value)
 
 
 def test_an_async_function_and_a_bar_without_tqdm_are_refused(monkeypatch):
     async def tell(progress): ...
 
     with pytest.raises(ConfigurationError, match="async"):
-        on_fake(FakeServer(), progress=tell)
+        fake_embedder(FakeServer(), progress=tell)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"rag-embedkit\[progress\]"):
-        on_fake(FakeServer(), progress=True)
+        fake_embedder(FakeServer(), progress=True)
 
 
 def test_a_pickled_embedder_has_the_bar_and_no_function_of_this_process():
     server = FakeServer()
-    assert pickle.loads(pickle.dumps(on_fake(server, progress=True))).settings.progress is True
-    assert pickle.loads(pickle.dumps(on_fake(server, progress=lambda p: None))).settings.progress is None
+    assert pickle.loads(pickle.dumps(fake_embedder(server, progress=True))).settings.progress is True
+    assert pickle.loads(pickle.dumps(fake_embedder(server, progress=lambda p: None))).settings.progress is None
 
 
 def test_numbers_make_sense_before_anything_is_done():
@@ -254,7 +254,7 @@ def test_numbers_make_sense_before_anything_is_done():
 def test_nothing_is_done_before_the_engine_has_taken_the_call():
     told, gate = Told(), threading.Event()
     server = FakeServer()
-    on_fake(server).embed(["warm up"])
+    fake_embedder(server).embed(["warm up"])
     engine().inspect_accounts(lambda accounts: gate.wait(20))  # it has no time for the call
 
     def tell(progress):
@@ -262,7 +262,7 @@ def test_nothing_is_done_before_the_engine_has_taken_the_call():
         if len(told) == 3:
             gate.set()
 
-    on_fake(server).embed(texts_of(20), progress=tell)
+    fake_embedder(server).embed(texts_of(20), progress=tell)
     assert [progress.done for progress in told[:3]] == [0, 0, 0]
 
 
@@ -274,7 +274,7 @@ def test_a_terminal_that_fails_as_a_bar_is_closed_costs_no_call(monkeypatch):
             return super().write(text)
 
     monkeypatch.setattr("sys.stderr", shown := Terminal())
-    assert on_fake(FakeServer()).embed(texts_of(50), progress=True).usage.sent == 50
+    assert fake_embedder(FakeServer()).embed(texts_of(50), progress=True).usage.sent == 50
     assert "fake:model" in shown.getvalue()
     # Nor does it leave the lock shut that all bars of the process share, those of a model that is loaded too.
     free = threading.Event()
@@ -291,7 +291,7 @@ def test_a_bar_s_speed_is_that_of_what_was_sent(tmp_path, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
     server = FakeServer()
-    embedder = on_fake(server, cache=tmp_path, progress=True)
+    embedder = fake_embedder(server, cache=tmp_path, progress=True)
     embedder.embed(texts_of(2000), progress=False)
     server.fault_for = lambda texts: time.sleep(0.5)
     embedder.embed(texts_of(2002))

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from support.embedders import embedder, numbered, tokens_of
+from support.embedders import numbered, openai_embedder, tokens_of
 from support.openai_replies import Fault, error
 from support.openai_server import Bucket, OpenAIServer, vector_of
 
@@ -17,7 +17,7 @@ def test_a_storm_ends_with_every_vector_and_nothing_is_billed_twice(silent):
     texts = numbered(3_000, tokens=20)
     total = sum(map(tokens_of, texts))
     with OpenAIServer(latency=0.02, bucket=Bucket(total / 4, total / 4, silent)) as server:
-        result = embedder(server, dimensions=8).embed(texts)
+        result = openai_embedder(server, dimensions=8).embed(texts)
         assert server.billed_texts == Counter(texts)
         refused = sum(exchange.outcome == "refused" for exchange in server.requests)
         assert refused < len(server.requests) / 2
@@ -32,5 +32,5 @@ def test_the_refusal_says_whether_it_was_requests_that_were_too_many():
         with OpenAIServer() as server:
             server.faults.append(Fault(status=429, body=error(f"Rate limit reached on {message}")))
             with pytest.raises(RateLimitError) as caught:
-                embedder(server, max_retries=0).embed(["a"])
+                openai_embedder(server, max_retries=0).embed(["a"])
         assert caught.value.counts_requests is requests

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import embedder, numbered, spoken, statuses, texts_sent
+from support.embedders import error_texts, numbered, openai_embedder, statuses, texts_sent
 from support.openai_client import expected
 from support.openai_replies import INVALID_INPUT, error
 from support.openai_server import Fault, OpenAIServer, vector_of
@@ -42,7 +42,7 @@ def server():
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_text_is_sent_at_most_once_more_than_it_may_be_retried(server, retries):
     server.fault_for(lambda texts, number: Fault.rate_limited(retry_after_ms=1))
-    patient = embedder(server, max_retries=retries)
+    patient = openai_embedder(server, max_retries=retries)
     with pytest.raises(RateLimitError) as caught:
         patient.embed(["a", "b"])
     assert len(server.requests) == retries + 1
@@ -65,7 +65,7 @@ def test_a_text_is_sent_at_most_once_more_than_it_may_be_retried(server, retries
 )
 def test_a_passing_failure_heals(server, fault):
     server.faults.append(fault)
-    result = embedder(server, timeout=1.0).embed(["a", "b"])
+    result = openai_embedder(server, timeout=1.0).embed(["a", "b"])
     assert np.array_equal(result.vectors, expected(["a", "b"]))
     assert statuses(server) == [fault.status or (502 if fault.raw else None), 200]
     # Nobody knows whether a request was billed that was cut off, or failed within the server.
@@ -91,7 +91,7 @@ def test_a_passing_failure_heals(server, fault):
 def test_a_failure_that_stays_is_named(server, fault, kind, status):
     server.fault_for(lambda texts, number: fault)
     with pytest.raises(kind) as caught:
-        embedder(server, max_retries=0, timeout=0.3).embed(["a"])
+        openai_embedder(server, max_retries=0, timeout=0.3).embed(["a"])
     assert type(caught.value) is kind
     assert (caught.value.status, caught.value.provider) == (status, "openai")
     assert len(server.requests) == 1
@@ -101,12 +101,12 @@ def test_a_server_out_of_reach_is_unavailable():
     with OpenAIServer() as gone:
         url = gone.base_url
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:\d+ could not be reached \(.*refused\)"):
-        embedder(gone, base_url=url, max_retries=0).embed(["a"])
+        openai_embedder(gone, base_url=url, max_retries=0).embed(["a"])
 
 
 def test_the_server_says_how_long_to_wait(server):
     server.faults.append(Fault.rate_limited(retry_after_ms=700))  # longer than a first wait of our own
-    assert np.array_equal(embedder(server).embed_query("a"), vector_of("a"))
+    assert np.array_equal(openai_embedder(server).embed_query("a"), vector_of("a"))
     refused, answered = server.requests
     assert answered.started - refused.ended >= 0.7
 
@@ -125,14 +125,14 @@ def test_the_server_says_how_long_to_wait(server):
 def test_the_wait_asked_for_is_in_the_error(server, asked, seconds):
     server.faults.append(Fault.rate_limited(**asked))
     with pytest.raises(RateLimitError) as caught:
-        embedder(server, max_retries=0).embed(["a"])
+        openai_embedder(server, max_retries=0).embed(["a"])
     assert caught.value.retry_after == (seconds and pytest.approx(seconds, abs=300 if "date" in asked else 1e-9))
 
 
 @pytest.mark.parametrize("said", ["soon", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "nan", "inf", ""])
 def test_a_wait_that_makes_no_sense_is_no_reason_to_give_up(server, said):
     server.faults.append(Fault(status=429, headers={"retry-after": said}))
-    assert np.array_equal(embedder(server).embed_query("a"), vector_of("a"))
+    assert np.array_equal(openai_embedder(server).embed_query("a"), vector_of("a"))
 
 
 # Given up at once
@@ -154,7 +154,7 @@ FINAL = {
 def test_what_no_retry_can_mend_costs_one_request(server, refusal):
     fault, kind = FINAL[refusal]
     server.fault_for(lambda texts, number: fault)
-    refused = embedder(server)
+    refused = openai_embedder(server)
     with pytest.raises(kind) as caught:
         refused.embed(numbered(1000))
     assert type(caught.value) is kind
@@ -166,7 +166,7 @@ def test_what_no_retry_can_mend_costs_one_request(server, refusal):
 
 def test_a_model_the_server_lacks_is_named_as_such():
     with OpenAIServer(models=["other"]) as server, pytest.raises(BadRequestError, match="`text-embedding-3-small`"):
-        embedder(server).embed(numbered(100))
+        openai_embedder(server).embed(numbered(100))
     assert len(server.requests) == 1
 
 
@@ -174,12 +174,12 @@ def test_a_model_the_server_lacks_is_named_as_such():
 def test_when_everything_is_refused_few_requests_find_it_out(server, body):
     server.fault_for(lambda texts, number: Fault(status=400, body=body))
     with pytest.raises(BadRequestError):
-        embedder(server).embed(numbered(1000))
+        openai_embedder(server).embed(numbered(1000))
     assert len(server.requests) == 8
 
 
 def test_a_server_that_begins_to_refuse_everything_is_not_asked_for_each_text(server):
-    stricken = embedder(server)
+    stricken = openai_embedder(server)
     stricken.embed(["it works"])
     server.fault_for(lambda texts, number: Fault(status=400, body=error("No models loaded.")))
     with pytest.raises(BadRequestError):
@@ -193,7 +193,7 @@ def test_a_server_that_begins_to_refuse_everything_is_not_asked_for_each_text(se
 def test_one_batch_of_five_that_fails_for_good_costs_its_texts_only(server, tmp_path):
     texts = numbered(10)
     server.fault_for(lambda sent, number: Fault(status=500, headers=SOON) if texts[4] in sent else None)
-    with embedder(server, cache=tmp_path, max_batch_texts=2, max_concurrency=1, max_retries=1) as careful:
+    with openai_embedder(server, cache=tmp_path, max_batch_texts=2, max_concurrency=1, max_retries=1) as careful:
         with pytest.raises(PartialFailureError, match=r"2 of 10 texts failed \(positions 4, 5\)") as caught:
             careful.embed(texts)
         failure, result = caught.value, caught.value.result
@@ -217,7 +217,7 @@ def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poi
     texts = numbered(1000)
     server.rejected_texts |= {texts[p] for p in poisonous}
     healthy = [p for p in range(1000) if p not in poisonous]
-    with embedder(server, cache=tmp_path) as careful:
+    with openai_embedder(server, cache=tmp_path) as careful:
         with pytest.raises(PartialFailureError) as caught:
             careful.embed(texts)
         assert set(caught.value.failed) == poisonous
@@ -235,7 +235,7 @@ def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poi
 def test_many_poisonous_texts_take_no_healthy_one_with_them(server, poisonous):
     texts = numbered(1000)
     server.rejected_texts |= {texts[p] for p in poisonous}
-    result = embedder(server, on_error="return").embed(texts)
+    result = openai_embedder(server, on_error="return").embed(texts)
     assert set(result.failed) == set(poisonous)
     assert len(server.requests) <= 1 + 16 + len(poisonous) * 2 * 7
 
@@ -243,7 +243,7 @@ def test_many_poisonous_texts_take_no_healthy_one_with_them(server, poisonous):
 def test_a_failed_text_given_twice_fails_at_both_positions(server):
     server.rejected_texts.add("bad")
     with pytest.raises(PartialFailureError) as caught:
-        embedder(server).embed(["bad", "good", "bad"])
+        openai_embedder(server).embed(["bad", "good", "bad"])
     assert (set(caught.value.failed), caught.value.succeeded) == ({0, 2}, (1,))
     usage = caught.value.result.usage
     assert (usage.texts, usage.duplicates, usage.sent, usage.failed) == (3, 1, 1, 1)
@@ -251,7 +251,7 @@ def test_a_failed_text_given_twice_fails_at_both_positions(server):
 
 def test_failures_are_returned_where_that_is_asked_for(server):
     server.rejected_texts.add("bad")
-    result = embedder(server, on_error="return").embed(["good", "bad", "fine"])
+    result = openai_embedder(server, on_error="return").embed(["good", "bad", "fine"])
     assert np.isnan(result.vectors[1]).all()
     assert {position: type(failure) for position, failure in result.failed.items()} == {1: BadTextError}
     assert result.to_lists() == [vector_of("good").tolist(), None, vector_of("fine").tolist()]
@@ -259,7 +259,7 @@ def test_failures_are_returned_where_that_is_asked_for(server):
 
 def test_a_result_of_failures_only_is_returned_too(server):
     server.fault_for(lambda texts, number: Fault.unauthorized())
-    result = embedder(server, on_error="return").embed(["a", "b"])
+    result = openai_embedder(server, on_error="return").embed(["a", "b"])
     assert result.vectors.shape == (2, 1536)
     assert np.isnan(result.vectors).all()
     assert result.to_lists() == [None, None]
@@ -276,10 +276,10 @@ def test_no_error_and_no_log_repeats_a_text_or_the_key(status, caplog):
     caplog.set_level(logging.DEBUG, logger="embedkit_core")
     with OpenAIServer(api_key="sk-very-secret-0123456789", echo_input_in_errors=True) as server:
         server.fault_for(lambda texts, number: Fault(status=status, headers=SOON) if PRIVATE in texts else None)
-        embedder(server).embed(["proven"])
+        openai_embedder(server).embed(["proven"])
         with pytest.raises(EmbedKitError) as caught:
-            embedder(server, max_retries=1).embed([PRIVATE, "public"])
-    said = spoken(caught.value) + caplog.text
+            openai_embedder(server, max_retries=1).embed([PRIVATE, "public"])
+    said = error_texts(caught.value) + caplog.text
     assert "HTTP" in said
     for secret in (PRIVATE, server.api_key):
         assert not any(secret[i : i + 12] in said for i in range(len(secret) - 11))
@@ -290,6 +290,6 @@ def test_a_server_that_answers_another_width_is_asked_once():
     with OpenAIServer(dimensions=64) as server:
         texts = [f"text {i}" for i in range(3000)]
         with pytest.raises(BadReplyError, match="64 dimensions instead of 1536") as caught:
-            embedder(server).embed(texts)
+            openai_embedder(server).embed(texts)
         assert len(server.requests) == 1
         assert caught.value.usage.failed == 3000

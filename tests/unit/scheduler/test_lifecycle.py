@@ -1,6 +1,7 @@
 """Loops, threads, forks, interrupts, kills and exits."""
 
 import asyncio
+import copy
 import threading
 
 import numpy as np
@@ -215,6 +216,19 @@ def test_close_lets_go_of_the_connections_and_the_next_call_opens_them_again():
         embedder.embed_query("two")
         assert server.connections == 2
         asyncio.run(embedder.aclose())
+
+
+def test_closing_a_copy_leaves_the_connection_of_the_original_open():
+    with OpenAIServer() as server, open_ai(server) as embedder:
+        embedder.embed_query("one")
+        copied = copy.copy(embedder)
+        copied.embed_query("two")
+        copied.close()
+        account, closed = engine().account(embedder.provider), threading.Event()
+        engine().call(account, closed.set)
+        assert closed.wait(10)
+        embedder.embed_query("three")
+        assert server.connections == 1
 
 
 def test_a_sync_door_on_the_engines_own_thread_names_its_async_twin():

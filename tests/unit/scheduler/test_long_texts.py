@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from support.embedders import (
     MINILM,
-    embedder,
     long_text,
     needs_local_model,
     numbered,
+    openai_embedder,
     sentence_transformer,
     texts_sent,
     truth,
@@ -62,7 +62,7 @@ def mean_of(text: str) -> np.ndarray:
 
 def test_a_text_over_the_limit_is_cut_and_named(server):
     texts = ["short", long_text(50), "brief"]
-    result = embedder(server).embed(texts)
+    result = openai_embedder(server).embed(texts)
     assert result.truncated == (1,)
     assert texts[1].startswith(cut(texts[1]))
     assert tokens_of(cut(texts[1])) <= LIMIT
@@ -75,7 +75,7 @@ def test_a_text_over_the_limit_is_cut_and_named(server):
 @pytest.mark.parametrize("input_type", ["document", "query"])
 def test_a_text_that_was_cut_is_named_when_it_comes_from_the_cache_too(server, tmp_path, input_type):
     texts = [long_text(50), "short", long_text(50)]
-    with embedder(server, cache=tmp_path) as caching:
+    with openai_embedder(server, cache=tmp_path) as caching:
         first = caching.embed(texts, input_type=input_type)
         sent = len(server.requests)
         again = [caching.embed(texts, input_type=input_type) for _ in range(2)]  # the last query comes from memory
@@ -88,7 +88,7 @@ def test_a_text_that_was_cut_is_named_when_it_comes_from_the_cache_too(server, t
 
 def test_one_warning_says_how_many_texts_were_cut_and_shows_none(server, caplog):
     caplog.set_level(logging.WARNING, logger="embedkit_core")
-    cutting = embedder(server)
+    cutting = openai_embedder(server)
     for mark in "ab":
         cutting.embed([long_text(50, mark), "short", long_text(60, mark)])
     (record,) = caplog.records
@@ -98,7 +98,7 @@ def test_one_warning_says_how_many_texts_were_cut_and_shows_none(server, caplog)
 
 def test_the_mean_is_that_of_the_pieces_by_weight_at_unit_length(server):
     text = long_text(130) + " \U0001f600\U0001f600\U0001f600" * 5  # the end weighs more: four bytes a character
-    result = embedder(server, on_long_text="mean").embed(["short", text])
+    result = openai_embedder(server, on_long_text="mean").embed(["short", text])
     parts = sorted(set(server.billed_texts) - {"short"}, key=text.index)
     assert "".join(parts) == text
     assert parts == pieces(text)
@@ -110,7 +110,7 @@ def test_the_mean_is_that_of_the_pieces_by_weight_at_unit_length(server):
 
 
 def test_where_that_is_asked_for_a_long_text_is_an_error_that_counts(server):
-    strict = embedder(server, on_long_text="error")
+    strict = openai_embedder(server, on_long_text="error")
     with pytest.raises(TextTooLongError, match="has 50 tokens, over the limit of 20") as caught:
         strict.embed([long_text(50)])
     assert (caught.value.tokens, caught.value.limit, caught.value.status) == (50, LIMIT, 400)
@@ -124,7 +124,7 @@ def test_where_that_is_asked_for_a_long_text_is_an_error_that_counts(server):
 def test_the_three_policies_do_not_share_entries(server, tmp_path):
     def ask(policy: str) -> tuple[np.ndarray, int]:
         before = len(server.requests)
-        with embedder(server, cache=tmp_path, on_long_text=policy, on_error="return") as one:
+        with openai_embedder(server, cache=tmp_path, on_long_text=policy, on_error="return") as one:
             return one.embed_documents([long_text(50)]), len(server.requests) - before
 
     first = {policy: ask(policy) for policy in POLICIES}
@@ -142,7 +142,7 @@ def test_many_long_texts_among_short_ones_all_come_out_right(server, policy):
     texts = [long_text(21 + n, f"m{n}-") if n % 5 == 0 else text for n, text in enumerate(numbered(200))]
     long = tuple(range(0, 200, 5))
     short = [n for n in range(200) if n % 5]
-    result = embedder(server, on_long_text=policy, on_error="return").embed(texts)
+    result = openai_embedder(server, on_long_text=policy, on_error="return").embed(texts)
     assert np.array_equal(result.vectors[short], np.array([vector_of(texts[n]) for n in short]))
     assert result.truncated == (long if policy == "truncate" else ())
     assert {n: e.tokens for n, e in result.failed.items()} == ({n: 21 + n for n in long} if policy == "error" else {})
@@ -160,7 +160,7 @@ def test_a_server_that_counts_nothing_is_sent_three_quarters_until_it_is_content
     refusal = Fault(status=400, body=error(message))
     server.fault_for(lambda texts, number: refusal if max(map(tokens_of, texts)) > LIMIT else None)
     text = long_text(50)
-    result = embedder(server).embed([text])
+    result = openai_embedder(server).embed([text])
     tried = texts_sent(server)
     assert tried[0] == text
     assert [len(after) for after in tried[1:]] == [int(len(before) * 0.75) for before in tried[:-1]]
@@ -193,7 +193,7 @@ def test_a_long_text_is_cut_whatever_words_the_server_refuses_it_in(name):
 
     with OpenAIServer(api_key=None) as server:
         server.fault_for(refuse)
-        lenient = embedder(server, "some-model", api_key=None)
+        lenient = openai_embedder(server, "some-model", api_key=None)
         result = lenient.embed(["short", long_text(50), "brief"])
         assert result.truncated == (1,)
         assert np.array_equal(result.vectors[0], vector_of("short", model="some-model"))
@@ -208,13 +208,13 @@ def test_one_character_that_is_too_long_is_an_error_and_no_endless_search():
         server.fault_for(lambda texts, number: Fault(status=400, body=error("maximum context length")))
         for policy in POLICIES:
             with pytest.raises(TextTooLongError):
-                embedder(server, on_long_text=policy).embed(["x" * 50])
+                openai_embedder(server, on_long_text=policy).embed(["x" * 50])
         assert len(server.requests) < 150
 
 
 def test_a_text_that_alone_is_too_much_for_a_request_is_cut_too():
     with OpenAIServer(max_tokens_per_request=1000, max_tokens_per_text=2000) as server:
-        result = embedder(server).embed([long_text(1500), "short"])
+        result = openai_embedder(server).embed([long_text(1500), "short"])
         assert result.truncated == (0,)
         assert np.array_equal(result.vectors[1], vector_of("short"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.embedders import on_fake
+from support.embedders import fake_embedder
 from support.waiting import wait_until_joined
 
 from embedkit_core import PartialFailureError, TextTooLongError, UnavailableError
@@ -48,7 +48,7 @@ def truth(texts, role="document"):
 def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(counts, texts_a_request, role):
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of(counts)
-    result = on_fake(server, max_batch_texts=texts_a_request).embed(texts, input_type=role)
+    result = fake_embedder(server, max_batch_texts=texts_a_request).embed(texts, input_type=role)
     assert np.array_equal(result.vectors, truth(texts, role))
     assert result.truncated == tuple(n for n, count in enumerate(counts) if count > WORDS)
     assert set(server.billed.values()) == {1}
@@ -60,7 +60,7 @@ def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(cou
 def test_a_text_far_over_a_limit_that_is_known_is_not_refused_first(counts):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of(counts)
-    result = on_fake(server).embed(texts)
+    result = fake_embedder(server).embed(texts)
     assert np.array_equal(result.vectors, truth(texts))
     assert set(result.truncated) >= {n for n, count in enumerate(counts) if count > WORDS}
     assert set(server.billed.values()) == {1}
@@ -69,7 +69,7 @@ def test_a_text_far_over_a_limit_that_is_known_is_not_refused_first(counts):
 def test_texts_that_are_cut_share_requests():
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of([30] * 40)
-    assert on_fake(server).embed(texts).truncated == tuple(range(40))
+    assert fake_embedder(server).embed(texts).truncated == tuple(range(40))
     assert len(server.received) <= 3
     assert all(seen.body["cut"] for seen in server.received)
 
@@ -77,7 +77,7 @@ def test_texts_that_are_cut_share_requests():
 @pytest.mark.parametrize("policy", ["error", "mean"])
 def test_another_policy_never_asks_for_the_cut(policy):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
-    result = on_fake(server, on_long_text=policy, on_error="return").embed(texts_of([2, 30]))
+    result = fake_embedder(server, on_long_text=policy, on_error="return").embed(texts_of([2, 30]))
     assert not any(seen.body["cut"] for seen in server.received)
     assert result.truncated == ()
     assert isinstance(result.failed.get(1), TextTooLongError if policy == "error" else type(None))
@@ -86,10 +86,12 @@ def test_another_policy_never_asks_for_the_cut(policy):
 def test_callers_of_two_policies_get_each_their_own():
     server = FakeServer(cuts=True, max_words=WORDS)
     text = texts_of([9])
-    assert np.array_equal(on_fake(server).embed(text).vectors, truth(text))
+    assert np.array_equal(fake_embedder(server).embed(text).vectors, truth(text))
     with pytest.raises(TextTooLongError):
-        on_fake(server, on_long_text="error").embed(text)
-    assert on_fake(server).explain(text[0]).key != on_fake(server, on_long_text="error").explain(text[0]).key
+        fake_embedder(server, on_long_text="error").embed(text)
+    assert (
+        fake_embedder(server).explain(text[0]).key != fake_embedder(server, on_long_text="error").explain(text[0]).key
+    )
 
 
 def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
@@ -101,7 +103,7 @@ def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
 
     server.fault_for = fault
     with pytest.raises(PartialFailureError) as caught:
-        on_fake(server, max_retries=2).embed(texts_of([2, 9]))
+        fake_embedder(server, max_retries=2).embed(texts_of([2, 9]))
     assert list(caught.value.failed) == [1]
     assert sum(seen.body["cut"] for seen in server.received) == 3
 
@@ -109,7 +111,7 @@ def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
 def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of([2, 9])
-    first, again = (on_fake(server, cache=tmp_path).embed(texts) for _ in range(2))
+    first, again = (fake_embedder(server, cache=tmp_path).embed(texts) for _ in range(2))
     assert (first.truncated, again.truncated) == ((1,), (1,))
     assert again.usage.requests == 0
 
@@ -117,7 +119,7 @@ def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
 async def test_many_callers_of_one_long_text_share_it():
     server = FakeServer(cuts=True, max_words=WORDS)
     server.hold()
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
     asked = asyncio.gather(*(embedder.aembed_query(texts_of([9])[0]) for _ in range(20)))
     await asyncio.to_thread(wait_until_joined, embedder, 20)
     server.release()
@@ -129,12 +131,12 @@ async def test_many_callers_of_one_long_text_share_it():
 def test_a_stream_goes_on_after_a_text_that_is_cut():
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of([2, 9, 3] * 20)
-    assert np.array_equal(np.stack(list(on_fake(server).embed_iter(texts))), truth(texts))
+    assert np.array_equal(np.stack(list(fake_embedder(server).embed_iter(texts))), truth(texts))
 
 
 def test_a_caller_who_leaves_leaves_nothing_behind():
     server = FakeServer(cuts=True, max_words=WORDS, latency=0.01)
-    embedder = on_fake(server)
+    embedder = fake_embedder(server)
 
     async def leave():
         task = asyncio.create_task(embedder.aembed(texts_of([9] * 30)))

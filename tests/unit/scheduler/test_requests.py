@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import embedder, numbered, statuses, texts_sent
+from support.embedders import numbered, openai_embedder, statuses, texts_sent
 from support.openai_client import expected
 from support.openai_server import Fault, OpenAIServer, vector_of
 
@@ -40,7 +40,7 @@ def ollama_vectors(texts):
 
 def test_no_request_exceeds_the_limits_of_the_model(server):
     texts = numbered(1000, tokens=1000)
-    result = embedder(server).embed(texts)
+    result = openai_embedder(server).embed(texts)
     assert max(len(request.texts) for request in server.requests) <= 2048
     assert max(request.tokens for request in server.requests) <= 300_000
     assert set(statuses(server)) == {200}
@@ -53,7 +53,7 @@ def test_no_request_exceeds_the_limits_of_the_model(server):
 def test_a_request_that_holds_too_many_tokens_is_halved_until_it_fits_and_the_limit_is_remembered():
     """Scenario 2."""
     with OpenAIServer(max_tokens_per_request=100) as server:
-        small = embedder(server)
+        small = openai_embedder(server)
         first, second = numbered(200, tokens=10), [f"again {text}" for text in numbered(200, tokens=9)]
         result = small.embed(first)
         assert np.array_equal(result.vectors, expected(first))
@@ -66,7 +66,7 @@ def test_a_request_that_holds_too_many_tokens_is_halved_until_it_fits_and_the_li
 
 def test_texts_of_one_request_that_was_too_large_do_not_make_later_ones_travel_alone():
     with OpenAIServer(max_tokens_per_request=3000) as server:
-        small = embedder(server)
+        small = openai_embedder(server)
         small.embed(numbered(2, tokens=2000))
         assert statuses(server) == [400, 200, 200]
         short = [f"short {text}" for text in numbered(64)]
@@ -79,14 +79,14 @@ def test_a_server_that_takes_few_inputs_gets_all_texts_in_requests_it_takes():
         refused = {"error": {"message": "batch size 32 > maximum allowed batch size 10", "type": "Validation"}}
         server.fault_for(lambda texts, number: Fault(status=422, body=refused) if len(texts) > 10 else None)
         texts = numbered(100)
-        assert np.array_equal(embedder(server).embed(texts).vectors, expected(texts))
+        assert np.array_equal(openai_embedder(server).embed(texts).vectors, expected(texts))
         assert server.billed_texts == Counter(texts)
         assert len(server.requests) <= 3 + 100 // 8 + 1
 
 
 def test_waiting_texts_are_spread_over_the_free_slots(server):
     """Scenario 5."""
-    spreading = embedder(server, max_concurrency=8)
+    spreading = openai_embedder(server, max_concurrency=8)
     cold, warm = numbered(500), [f"warm {text}" for text in numbered(500)]
     spreading.embed(cold)
     assert len(server.requests[0].texts) == 32  # the first one tries the way
@@ -97,20 +97,20 @@ def test_waiting_texts_are_spread_over_the_free_slots(server):
 
 
 def test_twenty_texts_are_one_request(server):
-    embedder(server, max_concurrency=16).embed(numbered(20))
+    openai_embedder(server, max_concurrency=16).embed(numbered(20))
     assert len(server.requests) == 1
 
 
 def test_max_batch_texts_bounds_a_request(server):
     texts = numbered(50)
-    assert np.array_equal(embedder(server, max_batch_texts=7).embed(texts).vectors, expected(texts))
+    assert np.array_equal(openai_embedder(server, max_batch_texts=7).embed(texts).vectors, expected(texts))
     assert max(len(request.texts) for request in server.requests) == 7
 
 
 def test_failing_batches_stay_batches(server):
     server.faults += [None] + [Fault(status=503, headers={"retry-after-ms": "1"})] * 8
     texts = numbered(500)
-    result = embedder(server, max_concurrency=8).embed(texts)
+    result = openai_embedder(server, max_concurrency=8).embed(texts)
     assert np.array_equal(result.vectors, expected(texts))
     assert len(server.requests) <= 1 + 8 + 2 * 8
     assert result.usage.requests == len(server.requests)
@@ -119,13 +119,13 @@ def test_failing_batches_stay_batches(server):
 
 def test_no_text_is_altered(server):
     texts = [" leading", "two\nlines\r\n", "tab\tand\0nul", "e\u0301 \u00e9", "\U0001f600 \u202eabc", "A", "a", "a "]
-    result = embedder(server).embed(texts)
+    result = openai_embedder(server).embed(texts)
     assert texts_sent(server) == texts
     assert np.array_equal(result.vectors, expected(texts))
 
 
 def test_a_prompt_goes_before_each_text_of_its_role(server):
-    prompted = embedder(server, query_prompt="query: ", document_prompt="passage: ")
+    prompted = openai_embedder(server, query_prompt="query: ", document_prompt="passage: ")
     assert np.array_equal(prompted.embed_query("x"), vector_of("query: x"))
     assert np.array_equal(prompted.embed_documents(["x"])[0], vector_of("passage: x"))
     assert all("prompt" not in request.body for request in server.requests)
@@ -136,7 +136,7 @@ def test_a_prompt_goes_before_each_text_of_its_role(server):
 
 def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on(ollama):
     texts = numbered(300)
-    with embedder(ollama, OLLAMA) as local:
+    with openai_embedder(ollama, OLLAMA) as local:
         assert np.array_equal(local.embed_documents(texts), ollama_vectors(texts))
         assert np.array_equal(local.embed_query("again"), ollama_vectors(["again"])[0])
         assert local.dimensions == 768
@@ -157,20 +157,20 @@ REFUSALS_OF_BASE64 = {
 def test_a_refusal_of_base64_is_understood_in_several_shapes(server, shape):
     refusal = Fault(status=422, body=REFUSALS_OF_BASE64[shape])
     server.faults.append(refusal)
-    assert np.array_equal(embedder(server).embed_documents(["a", "b"]), expected(["a", "b"]))
+    assert np.array_equal(openai_embedder(server).embed_documents(["a", "b"]), expected(["a", "b"]))
     assert [request.body["encoding_format"] for request in server.requests] == ["base64", "float"]
 
 
 def test_floats_are_read_where_base64_was_asked_for():
     with OpenAIServer(always_floats=True) as server:
         texts = numbered(40)
-        assert np.array_equal(embedder(server).embed_documents(texts), expected(texts))
+        assert np.array_equal(openai_embedder(server).embed_documents(texts), expected(texts))
         assert set(statuses(server)) == {200}
 
 
 def test_an_unknown_model_needs_no_key_has_no_price_and_is_sent_strings(ollama, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    result = embedder(ollama, OLLAMA, api_key=None).embed(["one two", "three"])
+    result = openai_embedder(ollama, OLLAMA, api_key=None).embed(["one two", "three"])
     usage = result.usage
     assert usage == Usage(texts=2, sent=2, requests=2, tokens=3, unpriced_tokens=3)  # base64 was refused once
     assert usage.cost_usd is None
@@ -180,7 +180,7 @@ def test_an_unknown_model_needs_no_key_has_no_price_and_is_sent_strings(ollama, 
 
 
 def test_openai_s_limits_are_not_assumed_of_an_unknown_model(ollama):
-    embedder(ollama, OLLAMA, max_concurrency=1).embed(numbered(1000))
+    openai_embedder(ollama, OLLAMA, max_concurrency=1).embed(numbered(1000))
     assert max(len(request.texts) for request in ollama.requests) <= 256
 
 
@@ -219,18 +219,18 @@ def test_a_query_is_one_request_to_one_host_and_needs_no_tokenizer(server, model
 def test_rows_out_of_order_are_put_right_by_their_index():
     with OpenAIServer(shuffle_index=True) as server:
         texts = numbered(101)
-        assert np.array_equal(embedder(server).embed_documents(texts), expected(texts))
+        assert np.array_equal(openai_embedder(server).embed_documents(texts), expected(texts))
 
 
 def test_without_an_index_position_counts():
     with OpenAIServer(omit_index=True) as server:
         texts = numbered(101)
-        assert np.array_equal(embedder(server).embed_documents(texts), expected(texts))
+        assert np.array_equal(openai_embedder(server).embed_documents(texts), expected(texts))
 
 
 def test_a_reply_without_usage_is_no_failure():
     with OpenAIServer(omit_usage=True) as server:
-        result = embedder(server).embed(["a", "b"])
+        result = openai_embedder(server).embed(["a", "b"])
         assert np.array_equal(result.vectors, expected(["a", "b"]))
         assert (result.usage.requests, result.usage.tokens) == (1, 0)
 
@@ -277,7 +277,7 @@ DAMAGE = {
 def test_a_reply_that_does_not_fit_is_an_error_and_nothing_of_it_is_kept(server, tmp_path, damage):
     server.faults.append(DAMAGE[damage])
     texts = ["a", "b", "c"]
-    with embedder(server, cache=tmp_path) as careful:
+    with openai_embedder(server, cache=tmp_path) as careful:
         with pytest.raises(BadReplyError) as caught:
             careful.embed(texts)
         assert (caught.value.provider, caught.value.model) == ("openai", "openai:text-embedding-3-small")
@@ -291,7 +291,7 @@ def test_a_reply_that_does_not_fit_is_an_error_and_nothing_of_it_is_kept(server,
 @pytest.mark.parametrize("damage", ["not a number", "a vector is missing", "an index twice", "one narrow vector"])
 def test_what_a_refused_reply_cost_is_in_the_usage(server, damage):
     server.faults.append(DAMAGE[damage])
-    careful = embedder(server)
+    careful = openai_embedder(server)
     with pytest.raises(BadReplyError):
         careful.embed(["a", "b", "c"])
     assert careful.usage.tokens == server.billed_tokens == 3
