@@ -1,7 +1,7 @@
 """The frameworks' own documented examples for embeddings, with nothing changed but the import and what is said here.
 
 Examples in docstrings are read from the installed classes; those of documentation pages are told in our own words.
-docs/drop-in.md has the list.
+docs/migrating.md has the list.
 """
 
 import ast
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 THEIRS = "from langchain_openai import OpenAIEmbeddings"
 OURS = "from langchain_embedkit import EmbedKitEmbeddings as OpenAIEmbeddings"
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*without a model is 'text-embedding-ada-002'"),  # as in OpenAIEmbeddings()
+    pytest.mark.filterwarnings("ignore:.*without model= uses 'text-embedding-ada-002'"),  # as in OpenAIEmbeddings()
     pytest.mark.filterwarnings("ignore:Using default key encoder:UserWarning"),  # CacheBackedEmbeddings' own
 ]
 
