@@ -209,9 +209,13 @@ class BaseEmbedder:
         await self.aclose()
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Refuse a new value for an argument of a finished object: caches and cost were settled by the first one."""
-        if name in parameter_names() and "_space_mark" in self.__dict__:
-            raise AttributeError(f"an embedder does not change; make another one, with {name}=")
+        """Set an attribute. Constructor arguments are read-only once the object is made.
+
+        Raises:
+            AttributeError: `name` is a constructor argument.
+        """
+        if name in parameter_names() and "_space_suffix" in self.__dict__:  # the last attribute that __init__ sets
+            raise AttributeError(f"Embedder.{name} is read-only. Create a new Embedder with {name}=.")
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -220,7 +224,7 @@ class BaseEmbedder:
     def __copy__(self) -> Self:
         """Copy within the process: the same settings, key, cache and budget, and a count of its own."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"meter": Meter(self.price.usd_per_million), "_joined": {}}
+        other.__dict__ |= self.__dict__ | {"meter": Meter(self.price.usd_per_million), "_accounts": {}}
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

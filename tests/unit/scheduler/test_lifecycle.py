@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from support.caches import GatedCache
-from support.embedders import cancelled_in_flight
+from support.embedders import cancel_in_flight
 from support.openai_server import OpenAIServer, vector_of
 from support.scripts import finish, interrupt, start
 
@@ -187,7 +187,7 @@ def test_a_cancelled_call_sends_nothing_new_and_its_requests_land_in_the_cache(t
         embedder.embed(["warm up"])
         server.hold()
 
-        asyncio.run(cancelled_in_flight(embedder, server, [f"text {i}" for i in range(500)], 3))
+        asyncio.run(cancel_in_flight(embedder, server, [f"text {i}" for i in range(500)], 3))
         sent = [text for request in server.requests[1:] for text in request.texts]
         assert len(sent) == 64
         server.release()
