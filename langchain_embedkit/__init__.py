@@ -1,4 +1,4 @@
-"""Embeddings for LangChain: `EmbedKitEmbeddings`, in place of the framework's own classes, and what they cost."""
+"""LangChain embeddings (`EmbedKitEmbeddings`) and usage tracking for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbedKitEmbeddings", "EmbeddingUsage", "EmbeddingUsageHandler", "get_embedding_usage"]
 
-_ROOMS = {
+_MODULES = {
     "EmbedKitEmbeddings": "langchain_embedkit.embeddings",
     "EmbeddingUsage": "langchain_embedkit.usage",
     "EmbeddingUsageHandler": "langchain_embedkit.usage",
@@ -20,11 +20,11 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    # As langchain_core itself: the package costs nothing until something of it is asked for.
-    if name not in _ROOMS:
+    # Lazy imports, as in langchain_core: importing the package is cheap.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(_ROOMS[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(("langchain_core", "pydantic")):
             raise

@@ -1,8 +1,8 @@
-"""The arguments of the classes that `EmbedKitEmbeddings` stands in for, and what becomes of each.
+"""Rules for the arguments of the classes that `EmbedKitEmbeddings` replaces. No I/O.
 
-langchain-openai's OpenAIEmbeddings and AzureOpenAIEmbeddings (read at 1.7.4), langchain-voyageai's VoyageAIEmbeddings
-(0.4.1), langchain-cohere's CohereEmbeddings (0.6.0). docs/langchain.md shows this table; a test holds it against the
-installed classes.
+Covered: langchain-openai's OpenAIEmbeddings and AzureOpenAIEmbeddings (read at 1.7.4), langchain-voyageai's
+VoyageAIEmbeddings (0.4.1) and langchain-cohere's CohereEmbeddings (0.6.0). docs/langchain.md shows this table; a test
+compares it with the installed classes.
 """
 
 from __future__ import annotations
@@ -25,35 +25,39 @@ from embedkit_core.adapters.arguments import (
     seconds,
 )
 
-TOKENIZER = "no tokenizer is used and strings are sent, so a compatible server understands them too"
-BACKOFF = "waits follow the server's Retry-After, else grow with full jitter, for all callers together"
+TOKENIZER = "No tokenizer is used: texts are sent as strings, which compatible servers accept too."
+BACKOFF = "Retries wait for the server's Retry-After, else back off exponentially with full jitter, across all callers."
 
 RULES: Final[Mapping[str, Rule]] = {
     **COMMON_RULES,
-    "model_name": Alias("model", needed=True),
+    "model_name": Alias("model", required=True),
     "batch_size": Alias("max_batch_texts"),
     "request_timeout": Alias("timeout", seconds),
     "model_kwargs": Alias("provider_options", request_options),
-    "deployment": Ignored("OpenAIEmbeddings sends no deployment either; with Azure's v1 endpoint it is the model"),
-    "check_embedding_ctx_length": Ignored(f"{TOKENIZER}; on_long_text says what becomes of a long text"),
-    "embedding_ctx_length": Ignored("the model's own limit counts; on_long_text says what becomes of a longer text"),
+    "deployment": Ignored(
+        "OpenAIEmbeddings does not send it either. With Azure's v1 endpoint, the deployment is the model."
+    ),
+    "check_embedding_ctx_length": Ignored(f"{TOKENIZER} on_long_text= decides how long texts are handled."),
+    "embedding_ctx_length": Ignored(
+        "The limit of the model applies. on_long_text= decides how longer texts are handled."
+    ),
     "tiktoken_enabled": Ignored(TOKENIZER),
     "tiktoken_model_name": Ignored(TOKENIZER),
     "allowed_special": Ignored(TOKENIZER),
     "disallowed_special": Ignored(TOKENIZER),
     "retry_min_seconds": Ignored(BACKOFF),
     "retry_max_seconds": Ignored(BACKOFF),
-    "user_agent": Ignored("it changes no vector"),
-    "validate_base_url": Ignored("an address is always checked"),
+    "user_agent": Ignored("It does not affect vectors."),
+    "validate_base_url": Ignored("The URL is always validated."),
     "encode_kwargs": Unsupported(
-        "provider_options= has batch_size, precision and device; dtype= makes smaller types", ({},)
+        "Use provider_options= for batch_size, precision and device, and dtype= for smaller types.", ({},)
     ),
     "embed_instruction": Alias("document_prompt"),
-    "skip_empty": Unsupported("leave empty texts out of the list: each position gets a vector here", (False,)),
-    "organization": Unsupported("set the environment variable OPENAI_ORG_ID"),
-    "openai_organization": Unsupported("set the environment variable OPENAI_ORG_ID"),
+    "skip_empty": Unsupported("Remove empty texts from the list: every position gets a vector.", (False,)),
+    "organization": Unsupported("Set the environment variable OPENAI_ORG_ID."),
+    "openai_organization": Unsupported("Set the environment variable OPENAI_ORG_ID."),
     "openai_proxy": Alias("proxy", none_if_empty),
-    "default_query": Unsupported("a query of your own is not sent; give an endpoint that needs none", ({},)),
+    "default_query": Unsupported("Custom URL queries are not sent. Use an endpoint that needs none.", ({},)),
     "http_async_client": Unsupported(ONE_CLIENT),
     "client": Unsupported(ONE_CLIENT),
     "async_client": Unsupported(ONE_CLIENT),
@@ -61,13 +65,13 @@ RULES: Final[Mapping[str, Rule]] = {
     "openai_api_version": Unsupported(AZURE, ("",)),
     "azure_ad_token": Alias("api_key"),
     "azure_ad_async_token_provider": Unsupported(
-        "give a function that can simply be called: it has a thread of its own"
+        "Use azure_ad_token_provider= with a sync function: it is called on a worker thread."
     ),
 }
 
 
 class LangChainOptions(CommonOptions, total=False):
-    """The keyword arguments of `EmbedKitEmbeddings`: those of `Embedder`, the accepted ones of `RULES`."""
+    """Keyword arguments of `EmbedKitEmbeddings`: those of `Embedder` and the accepted ones of `RULES`."""
 
     model_name: str
     batch_size: int | None

@@ -1,4 +1,4 @@
-"""LangChain's interface over the core: names, types and Python floats, nothing else."""
+"""LangChain adapter: maps names, types and Python floats to the core."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ from langchain_embedkit.usage import areported, current_run, reported
 
 
 class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
-    """LangChain embeddings with a shared cache, batching, bounded concurrency and known cost.
+    """LangChain embeddings with a shared cache, batching, bounded concurrency and cost tracking.
 
     ```python
     embeddings = EmbedKitEmbeddings(model="openai:text-embedding-3-small")
     vectors = embeddings.embed_documents(["first text", "second text"])
     ```
 
-    The arguments are those of `embedkit_core.Embedder`, in its spelling or in that of langchain-openai's,
-    langchain-voyageai's and langchain-cohere's classes; `langchain_embedkit.arguments` says what becomes of each. A
-    LangChain `rate_limiter` is asked once for each request, and never for a hit. An object does not change: make
-    another one, or `model_copy`.
+    Accepts the arguments of `embedkit_core.Embedder` and those of the classes in langchain-openai, langchain-voyageai
+    and langchain-cohere; `langchain_embedkit.arguments` lists how each is handled. A LangChain `rate_limiter` is
+    called once for each request, never for a cache hit. Objects are immutable: use `model_copy` to change a setting.
 
     Raises:
-        ConfigurationError: before any I/O, naming the value and the way out.
+        ConfigurationError: An argument is invalid. Raised before any I/O.
     """
 
     model_config = ConfigDict(
@@ -78,40 +77,40 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LangChainOptions]) -> None:
-        """Take the arguments in either spelling; see the class."""
-        taken = self._take(options if model is NOT_GIVEN else {"model": model, **options})
-        if "model" not in taken and type(self).model_fields["model"].is_required():
-            taken["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
-        self._embedder = validate_with_core(self, taken, super().__init__)
-        self._show_key_of_environment()
+        """Initialize from arguments in either spelling; see the class."""
+        fields = self._translate(options if model is NOT_GIVEN else {"model": model, **options})
+        if "model" not in fields and type(self).model_fields["model"].is_required():
+            fields["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
+        self._embedder = validate_with_core(self, fields, super().__init__)
+        self._set_key_from_environment()
 
     @classmethod
-    def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _translate(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         return take_arguments(cls.__name__, given, cls.model_fields, RULES)
 
-    def _show_key_of_environment(self) -> None:
-        # The embedder finds it by itself; that it is not among the fields set tells it from a key that was passed.
+    def _set_key_from_environment(self) -> None:
+        # Not in the set of explicit fields, so that a pickle leaves the key out.
         variable = self._embedder.provider.key_variable
         if self.api_key is None and variable is not None:
             self.__pydantic_fields_set__.discard("api_key")
             self.__dict__["api_key"] = secret_from_env(variable, default=None)()
 
     def _arguments(self) -> dict[str, Any]:
-        """Return the fields under the names that the core has for them."""
+        """Return the fields under their names in the core."""
         return dict(self)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy; with another setting, a new object is made and checked."""
+        """Return a copy; with `update`, a new object is created and validated."""
         if not update:
             return super().model_copy(deep=deep)
-        return changed_copy(self, self._take(update))
+        return changed_copy(self, self._translate(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
-        """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""
+        """Return a copy (pydantic's former name of `model_copy`); `include` and `exclude` are ignored."""
         return self.model_copy(update=update, deep=deep)
 
     def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
-        """Embed documents; `chunk_size` bounds the texts in one request of this call."""
+        """Embed documents, with at most `chunk_size` texts per request of this call."""
         return self._embed(texts, "document", chunk_size or None)
 
     def embed_query(self, text: str) -> list[float]:
@@ -119,11 +118,11 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         return self._embed([text], "query")[0]
 
     async def aembed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
-        """Embed documents without holding the caller's loop."""
+        """Embed documents without blocking the caller's event loop."""
         return await self._aembed(texts, "document", chunk_size or None)
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Embed a query without holding the caller's loop."""
+        """Embed a query without blocking the caller's event loop."""
         return (await self._aembed([text], "query"))[0]
 
     def _embed(self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None) -> list[list[float]]:
@@ -145,16 +144,16 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         return rows
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
+        """Return the settings for pickle, with an explicit API key only if `pickle_api_key` is set."""
         state = super().__getstate__()
         return {**state, "__dict__": {**state["__dict__"], **fields_not_pickled(self)}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
         self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
-        self._show_key_of_environment()
+        self._set_key_from_environment()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; limiter, cache and budget are shared, as what they bound and hold is."""
-        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache, self.progress)}
+        """Copy the settings; the copy shares rate limiter, cache and budget."""
+        shared = {id(value): value for value in (self.rate_limiter, self.cache, self.progress)}
         return super().__deepcopy__({**(memo or {}), **shared})

@@ -1,4 +1,4 @@
-"""Usage where LangChain looks for it: in `with` blocks, in callbacks, in the traces of the run that embeds."""
+"""Usage in LangChain's terms: `with` blocks, callback handlers, and custom events in the traces of a run."""
 
 from __future__ import annotations
 
@@ -24,48 +24,49 @@ EVENT = "embedkit_usage"
 
 
 class EmbeddingUsage(UsageTracker):
-    """What a block embeds and pays for, as `embedkit_core.track_usage` counts it, in LangChain's shape too."""
+    """Usage of a `with` block, as in `embedkit_core.track_usage`, also in LangChain's format."""
 
     @property
     def usage_metadata(self) -> dict[str, UsageMetadata]:
-        """Tokens as billed, by model, as LangChain's own handler has them for chat models."""
+        """Billed tokens by model, in the format of LangChain's handler for chat models."""
         return _metadata(usage_by_model(self.rows))
 
 
 def get_embedding_usage(
     *, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None
 ) -> EmbeddingUsage:
-    """Count what a block embeds and pays for, and bound it: `with get_embedding_usage() as usage:`.
+    """Track the usage of a `with` block and optionally limit it by a budget.
 
     Raises:
-        ConfigurationError: a budget is no number that can be one.
+        ConfigurationError: A budget is not a valid number.
+
+    Example:
+        >>> with get_embedding_usage() as usage:
+        ...     embeddings.embed_query("a")
     """
     return EmbeddingUsage(track_usage(budget_usd=budget_usd, budget_tokens=budget_tokens).budget)
 
 
 class EmbeddingUsageHandler(BaseCallbackHandler):
-    """A callback handler for `config={"callbacks": [handler]}`: counts what is embedded in the runs that have it.
-
-    `usage_metadata` is LangChain's shape, tokens as billed by model; `usage` is all of it, hits and dollars too.
-    """
+    """Callback handler that tracks the usage of runs: `config={"callbacks": [handler]}`."""
 
     def __init__(self) -> None:
-        self._heard = UsageAccumulator()
+        self._usage = UsageAccumulator()
 
     @property
     def usage(self) -> Usage:
-        """All of it so far."""
-        return self._heard.usage
+        """Usage so far, with cache hits and cost."""
+        return self._usage.usage
 
     @property
     def usage_metadata(self) -> dict[str, UsageMetadata]:
-        """Tokens as billed, by model."""
-        return _metadata(usage_by_model(self._heard.rows))
+        """Billed tokens by model, in LangChain's format."""
+        return _metadata(usage_by_model(self._usage.rows))
 
-    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the host's signature
-        """Take in the usage of a call."""
+    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:  # noqa: ARG002 - LangChain's signature
+        """Add the usage of a call."""
         if name == EVENT:
-            self._heard.add(data)
+            self._usage.add(data)
 
     def __repr__(self) -> str:
         return str(self.usage_metadata)
@@ -80,44 +81,46 @@ def _metadata(usages: Mapping[str, Usage]) -> dict[str, UsageMetadata]:
 
 @dataclass(slots=True)
 class Report:
-    """What a call took, for the run that it is part of."""
+    """Usage of a call, None until the call ends."""
 
     usage: Usage | None = None
 
 
 def current_run() -> RunnableConfig | None:
-    """Give the configuration of the run that the caller is part of, if any."""
+    """Return the configuration of the current run, or None outside of a run."""
     return var_child_runnable_config.get()
 
 
 @contextmanager
 def reported(model: str, input_type: InputType, run: RunnableConfig) -> Iterator[Report]:
-    """Tell a run what a call took, on failure too, as a custom event that tracers keep with it."""
+    """Send the usage of a call to the run as a custom event, also if the call fails."""
     report = Report()
     try:
-        with _failures_too(report):
+        with _usage_of_failure(report):
             yield report
     finally:
         manager = get_callback_manager_for_config(run)
         if report.usage is not None and manager.parent_run_id is not None and manager.handlers:
-            manager.on_custom_event(EVENT, _told(model, input_type, report.usage), run_id=manager.parent_run_id)
+            manager.on_custom_event(EVENT, _event_data(model, input_type, report.usage), run_id=manager.parent_run_id)
 
 
 @asynccontextmanager
 async def areported(model: str, input_type: InputType, run: RunnableConfig) -> AsyncIterator[Report]:
-    """Tell a run what a call took, as `reported` does."""
+    """Send the usage of a call to the run, as `reported` does."""
     report = Report()
     try:
-        with _failures_too(report):
+        with _usage_of_failure(report):
             yield report
     finally:
         manager = get_async_callback_manager_for_config(run)
         if report.usage is not None and manager.parent_run_id is not None and manager.handlers:
-            await manager.on_custom_event(EVENT, _told(model, input_type, report.usage), run_id=manager.parent_run_id)
+            await manager.on_custom_event(
+                EVENT, _event_data(model, input_type, report.usage), run_id=manager.parent_run_id
+            )
 
 
 @contextmanager
-def _failures_too(report: Report) -> Iterator[None]:
+def _usage_of_failure(report: Report) -> Iterator[None]:
     try:
         yield
     except EmbedKitError as error:
@@ -125,5 +128,5 @@ def _failures_too(report: Report) -> Iterator[None]:
         raise
 
 
-def _told(model: str, input_type: InputType, usage: Usage) -> dict[str, Any]:
+def _event_data(model: str, input_type: InputType, usage: Usage) -> dict[str, Any]:
     return {"model": model, "input_type": input_type, **usage.to_dict()}

@@ -1,4 +1,4 @@
-"""Embeddings for LlamaIndex: `EmbedKitEmbedding`, in place of the framework's own classes."""
+"""LlamaIndex embeddings (`EmbedKitEmbedding`) and the usage event."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbedKitEmbedding", "EmbeddingUsageEvent"]
 
-_ROOMS = {"EmbedKitEmbedding": "llamaindex_embedkit.embedding", "EmbeddingUsageEvent": "llamaindex_embedkit.events"}
+_MODULES = {"EmbedKitEmbedding": "llamaindex_embedkit.embedding", "EmbeddingUsageEvent": "llamaindex_embedkit.events"}
 
 
 def __getattr__(name: str) -> Any:
-    # The package costs nothing until something of it is asked for.
-    if name not in _ROOMS:
+    # Lazy imports: importing the package is cheap.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(_ROOMS[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(("llama_index", "pydantic")):
             raise

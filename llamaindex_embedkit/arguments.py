@@ -1,7 +1,8 @@
-"""The arguments of the classes that `EmbedKitEmbedding` stands in for, and what becomes of each.
+"""Rules for the arguments of the classes that `EmbedKitEmbedding` replaces. No I/O.
 
-llama-index-embeddings-openai's OpenAIEmbedding (read at 0.7.0), and the names that the Voyage, Cohere and Hugging Face
-classes have for the same things. docs/llamaindex.md shows this table; a test holds it against the installed class.
+Covered: llama-index-embeddings-openai's OpenAIEmbedding (read at 0.7.0), and the names that the Voyage, Cohere and
+Hugging Face classes use for the same arguments. docs/llamaindex.md shows this table; a test compares it with the
+installed class.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ if TYPE_CHECKING:
 
 RULES: Final[Mapping[str, Rule]] = {
     **COMMON_RULES,
-    "model": Alias("model_name", needed=True),
+    "model": Alias("model_name", required=True),
     "api_base": Alias("base_url"),
     "additional_kwargs": Alias("provider_options", request_options),
     "text_instruction": Alias("document_prompt"),
-    "mode": Ignored("the models it chose among are gone; those of today have one name for queries and documents"),
-    "reuse_client": Ignored("one client is kept for all callers, and works from any event loop"),
+    "mode": Ignored("The models it selects were retired. Current models have one name for queries and documents."),
+    "reuse_client": Ignored("All callers share one client, which works from any event loop."),
     "deployment_name": Unsupported(AZURE),
     "use_azure_ad": Unsupported(AZURE, (False,)),
-    "max_length": Unsupported("the model's own limit counts; on_long_text says what becomes of a longer text"),
+    "max_length": Unsupported("The limit of the model applies. on_long_text= decides how longer texts are handled."),
     "async_http_client": Unsupported(ONE_CLIENT),
 }
 
 
 class LlamaIndexOptions(CommonOptions, total=False):
-    """The keyword arguments of `EmbedKitEmbedding`: LlamaIndex's, those of `Embedder`, the accepted ones of `RULES`."""
+    """Keyword arguments of `EmbedKitEmbedding`: LlamaIndex's, those of `Embedder`, and the accepted ones of `RULES`."""
 
     callback_manager: CallbackManager | None
     embed_batch_size: int

@@ -1,4 +1,4 @@
-"""LlamaIndex's interface over the core: names, events and Python floats, nothing else."""
+"""LlamaIndex adapter: maps names, events and Python floats to the core."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ dispatcher = get_dispatcher(__name__)
 
 
 class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
-    """A LlamaIndex embedding model with a shared cache, batching, bounded concurrency and known cost.
+    """LlamaIndex embedding model with a shared cache, batching, bounded concurrency and cost tracking.
 
     ```python
     Settings.embed_model = EmbedKitEmbedding(model="openai:text-embedding-3-small")
     ```
 
-    The arguments are those of `embedkit_core.Embedder`, in its spelling or in that of LlamaIndex's own classes;
-    `llamaindex_embedkit.arguments` says what becomes of each. The core batches by itself: `embed_batch_size` does not
-    cut its requests, `max_batch_texts` does, and `num_workers` is not needed. A `rate_limiter` is asked once for each
-    request, with its tokens, and never for a hit. An `embeddings_cache` is never consulted, since its keys are bare
-    texts and would serve one model's vectors for another's.
+    Accepts the arguments of `embedkit_core.Embedder` and those of LlamaIndex's own classes;
+    `llamaindex_embedkit.arguments` lists how each is handled. The core batches requests: limit them with
+    `max_batch_texts`; `embed_batch_size` has no effect on them, and `num_workers` is not needed. A `rate_limiter` is
+    called once for each request, with its tokens, never for a cache hit. An `embeddings_cache` is ignored: its keys
+    are bare texts, so it would return vectors of another model.
 
     Raises:
-        ConfigurationError: before any I/O, naming the value and the way out.
+        ConfigurationError: An argument is invalid. Raised before any I/O.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
-    # What changes no vector stays out of the host's transformation hash.
+    # Fields that do not affect vectors are excluded from LlamaIndex's transformation hash.
     embed_batch_size: int = Field(default=10, gt=0, le=2048, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
     embeddings_cache: Any = Field(default=None, exclude=True)
-    # What the embedder is made from does not change after it: make another one, or `model_copy`.
+    # The arguments of the embedder are frozen: use `model_copy` to change one.
     model_name: str = Field(frozen=True)
     api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True, frozen=True)
     base_url: str | None = Field(default=None, frozen=True)
@@ -90,51 +90,52 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LlamaIndexOptions]) -> None:
-        """Take the arguments in either spelling; see the class."""
-        # What to_dict() gives beside the arguments comes back through the host's own from_dict().
-        named = {name: value for name, value in options.items() if name not in ("class_name", "fingerprint")}
-        taken = self._take(named if model is NOT_GIVEN else {"model": model, **named})
-        if "model_name" not in taken and type(self).model_fields["model_name"].is_required():
-            taken["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
-        if taken.pop("embeddings_cache", None) is not None:
-            warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has a cache of its own", stacklevel=2)
-        self._embedder = validate_with_core(self, taken, super().__init__)
+        """Initialize from arguments in either spelling; see the class."""
+        # LlamaIndex's from_dict() passes on the entries of to_dict() that are not arguments.
+        arguments = {name: value for name, value in options.items() if name not in ("class_name", "fingerprint")}
+        fields = self._translate(arguments if model is NOT_GIVEN else {"model": model, **arguments})
+        if "model_name" not in fields and type(self).model_fields["model_name"].is_required():
+            fields["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
+        if fields.pop("embeddings_cache", None) is not None:
+            warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has its own cache.", stacklevel=2)
+        self._embedder = validate_with_core(self, fields, super().__init__)
 
     @classmethod
-    def _take(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        taken = take_arguments(cls.__name__, given, cls.model_fields, RULES)
-        if isinstance(name := taken.get("model_name"), str):
-            taken["model_name"] = str.__str__(name)  # the host names its models by enumerations
-        return taken
+    def _translate(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        fields = take_arguments(cls.__name__, given, cls.model_fields, RULES)
+        if isinstance(name := fields.get("model_name"), str):
+            fields["model_name"] = str.__str__(name)  # LlamaIndex's model names are enumeration members
+        return fields
 
     def _arguments(self) -> dict[str, Any]:
-        """Return the fields under the names that the core has for them."""
+        """Return the fields under their names in the core."""
         return {**dict(self), "model": self.model_name}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy; with another setting, a new object is made and checked."""
+        """Return a copy; with `update`, a new object is created and validated."""
         if not update:
             return super().model_copy(deep=deep)
-        return changed_copy(self, self._take(update))
+        return changed_copy(self, self._translate(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
-        """Copy, by pydantic's former name for it; what is left out of a copy is not supported."""
+        """Return a copy (pydantic's former name of `model_copy`); `include` and `exclude` are ignored."""
         return self.model_copy(update=update, deep=deep)
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name the host serializes under."""
+        """Return the class name that LlamaIndex serializes."""
         return "EmbedKitEmbedding"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Give what changes vectors, from which the same model can be made: the host's caches key by it.
+        """Return the settings that affect vectors, as the key of LlamaIndex's caches.
 
-        `fingerprint` covers what is not an argument: an address from the environment, the content of a model's folder.
+        `fingerprint` covers settings that are not arguments, such as a base URL from the environment or the content
+        of a model folder.
         """
         return {**super().to_dict(**kwargs), **self._embedder.identity()}
 
     def to_payload(self) -> dict[str, Any]:
-        """Give what events show of this model."""
+        """Return the description of this model for events."""
         return {
             "class_name": self.class_name(),
             "model_name": self.model_name,
@@ -159,8 +160,8 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return (await aembed_lists(self._embedder, texts)).rows
 
-    # The host's own versions of what follows consult an embeddings_cache, ask the rate limiter for hits too, cut calls
-    # by embed_batch_size and report no end to one that fails.
+    # The base class's versions of these methods use embeddings_cache, call the rate limiter for cache hits too, split
+    # calls by embed_batch_size and send no end event for a failed call.
 
     @dispatcher.span
     def get_query_embedding(self, query: str) -> Embedding:
@@ -169,7 +170,7 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
 
     @dispatcher.span
     async def aget_query_embedding(self, query: str) -> Embedding:
-        """Embed a query without holding the caller's loop."""
+        """Embed a query without blocking the caller's event loop."""
         return (await self._aembed([query], "query"))[0]
 
     @dispatcher.span
@@ -179,7 +180,7 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
 
     @dispatcher.span
     async def aget_text_embedding(self, text: str) -> Embedding:
-        """Embed a document without holding the caller's loop."""
+        """Embed a document without blocking the caller's event loop."""
         return (await self._aembed([text], "document"))[0]
 
     @dispatcher.span
@@ -187,9 +188,9 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
         self,
         texts: list[str],
         show_progress: bool = False,
-        **kwargs: Any,  # noqa: ARG002 - the host's signature
+        **kwargs: Any,  # noqa: ARG002 - LlamaIndex's signature
     ) -> list[Embedding]:
-        """Embed texts in one call of the core, which batches them."""
+        """Embed documents in one call of the core, which batches them."""
         return self._embed(texts, "document", show_progress or None)
 
     @dispatcher.span
@@ -197,21 +198,21 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
         self,
         texts: list[str],
         show_progress: bool = False,
-        **kwargs: Any,  # noqa: ARG002 - the host's signature
+        **kwargs: Any,  # noqa: ARG002 - LlamaIndex's signature
     ) -> list[Embedding]:
-        """Embed texts in one call of the core, without holding the caller's loop."""
+        """Embed documents in one call of the core, without blocking the caller's event loop."""
         return await self._aembed(texts, "document", show_progress or None)
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
-        """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
+        """Embed queries in one call and aggregate their vectors, by default by their mean."""
         return (agg_fn or mean_agg)(self._embed(queries, "query"))
 
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
-        """Embed queries in one call and aggregate their vectors, by their mean unless told otherwise."""
+        """Embed queries in one call and aggregate their vectors, by default by their mean."""
         return (agg_fn or mean_agg)(await self._aembed(queries, "query"))
 
     def _embed(self, texts: list[str], input_type: InputType, progress: bool | None = None) -> list[Embedding]:
@@ -226,7 +227,7 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
 
     @contextmanager
     def _reported(self, texts: list[str], input_type: InputType) -> Iterator[Report]:
-        """Report a call to the host: its start now, its end with the vectors, on failure with none, and its usage."""
+        """Send the start, end and usage events of a call; a failed call ends without vectors."""
         payload = self.to_payload()
         report = Report()
         dispatcher.event(EmbeddingStartEvent(model_dict=payload))
@@ -238,7 +239,7 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
                 raise
             finally:
                 event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: report.vectors})
-                # Validated, the event would walk and copy every number while the caller's loop waits.
+                # Set after the constructor: its validation would copy every number and block the event loop.
                 end = EmbeddingEndEvent(chunks=[], embeddings=[])
                 end.chunks, end.embeddings = texts, report.vectors
                 dispatcher.event(end)
@@ -246,19 +247,19 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
                 dispatcher.event(EmbeddingUsageEvent(model=model, input_type=input_type, usage=report.usage))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the settings; a key only if it was given with `pickle_api_key`, a limiter only where it can be."""
-        self._embedder.__reduce__()  # the host would drop what cannot be pickled, a cache of the user's say, in silence
-        twin = BaseModel.__copy__(self)  # of its own fields: the host takes those out that cannot be pickled
+        """Return the settings for pickle, with an explicit API key only if `pickle_api_key` is set."""
+        self._embedder.__reduce__()  # raises; LlamaIndex would silently drop what cannot be pickled
+        twin = BaseModel.__copy__(self)  # LlamaIndex removes fields that cannot be pickled from the object
         twin.__dict__ |= fields_not_pickled(self)
         state: dict[str, Any] = super(EmbedKitEmbedding, twin).__getstate__()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        BaseModel.__setstate__(self, state)  # the host would call the constructor, with nothing left to tell it
+        BaseModel.__setstate__(self, state)  # LlamaIndex would call the constructor without arguments
         self.__dict__.setdefault("callback_manager", CallbackManager([]))
         self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; limiter, cache and budget are shared, as what they bound and hold is."""
-        shared = {id(thing): thing for thing in (self.rate_limiter, self.cache, self.progress)}
+        """Copy the settings; the copy shares rate limiter, cache and budget."""
+        shared = {id(value): value for value in (self.rate_limiter, self.cache, self.progress)}
         return super().__deepcopy__({**(memo or {}), **shared})

@@ -1,4 +1,4 @@
-"""The event of ours beside the host's own, and what a call comes to."""
+"""The usage event that is sent in addition to LlamaIndex's own events."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from embedkit_core import InputType, Usage
 
 
 class EmbeddingUsageEvent(BaseEvent):
-    """What one call took, on failure too: tokens as billed, hits, requests, cost.
+    """Usage of one call, also of a failed one.
 
-    `usage` is None where nothing was asked (the texts were refused) or the caller left before it was known.
+    Attributes:
+        usage: Billed tokens, cache hits, requests and cost. None if nothing was requested because the texts are
+            invalid, or if the call was canceled before its usage was complete.
     """
 
     model: str
@@ -21,13 +23,13 @@ class EmbeddingUsageEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name the host serializes under."""
+        """Return the class name that LlamaIndex serializes."""
         return "EmbeddingUsageEvent"
 
 
 @dataclass(slots=True)
 class Report:
-    """What a call comes to, for the events at its end."""
+    """Vectors and usage of a call, for the events at its end."""
 
     vectors: list[list[float]] = field(default_factory=list)
     usage: Usage | None = None

@@ -24,7 +24,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.embeddings.openai import OpenAIEmbedding as TheirEmbedding
 from support.embedders import texts_sent
 from support.openai_server import vector_of
-from support.reader import at_home
+from support.reader import reader_environment
 
 from embedkit_core import ConfigurationError
 from langchain_embedkit import EmbedKitEmbeddings as OpenAIEmbeddings
@@ -46,7 +46,7 @@ pytestmark = [
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A server whose vectors are as wide as those of the model most examples name."""
-    with at_home(tmp_path, monkeypatch) as running:
+    with reader_environment(tmp_path, monkeypatch) as running:
         yield running
 
 

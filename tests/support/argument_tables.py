@@ -1,4 +1,4 @@
-"""The tables of arguments in the documentation; run as a program, it writes them into docs/."""
+"""Tables of arguments in the documentation; run as a program, it writes them into docs/."""
 
 import re
 from collections.abc import Mapping
@@ -7,19 +7,19 @@ from pathlib import Path
 from embedkit_core.adapters.arguments import Alias, Ignored, Rule
 
 DOCS = Path(__file__).parents[2] / "docs"
-HEAD = "| argument | what becomes of it |\n|---|---|\n"
+HEAD = "| argument | effect |\n|---|---|\n"
 
 
 def argument_table(rules: Mapping[str, Rule]) -> str:
-    """Give a table in Markdown: first what is mapped, then what has no effect, then what is refused."""
+    """Return a table in Markdown: aliases first, then arguments without effect, then unsupported ones."""
 
-    def told(rule: Rule) -> str:
+    def effect(rule: Rule) -> str:
         if isinstance(rule, Alias):
-            return f"is `{rule.to}`"
-        return f"no effect: {rule.reason}" if isinstance(rule, Ignored) else f"refused: {rule.fix}"
+            return f"same as `{rule.to}`"
+        return f"no effect. {rule.reason}" if isinstance(rule, Ignored) else f"not supported. {rule.fix}"
 
     ordered = sorted(rules.items(), key=lambda item: ["Alias", "Ignored", "Unsupported"].index(type(item[1]).__name__))
-    return HEAD + "".join(f"| `{name}` | {told(rule)} |\n" for name, rule in ordered)
+    return HEAD + "".join(f"| `{name}` | {effect(rule)} |\n" for name, rule in ordered)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the LangChain and LlamaIndex packages share."""
+"""Shared code of the LangChain and LlamaIndex packages."""

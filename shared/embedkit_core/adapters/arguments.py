@@ -1,4 +1,4 @@
-"""Argument tables: how arguments of the replaced framework classes map to embedkit's, with conversions and refusals."""
+"""Argument tables: how the arguments of the replaced framework classes map to embedkit's. No I/O."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ __all__ = [
 
 
 class SecretString(Protocol):
-    """A string that is hidden in logs, such as pydantic's SecretStr."""
+    """A string whose value is hidden in logs, such as pydantic's SecretStr."""
 
     def get_secret_value(self) -> str:
-        """Return the string."""
+        """Return the value."""
 
 
 ApiKey: TypeAlias = str | SecretString | Callable[[], str] | None
 
 
 class EmbedderOptions(TypedDict, total=False):
-    """The keyword arguments of `embedkit_core.Embedder` that the adapters take too: all but `on_error`.
+    """Keyword arguments that the adapters share with `embedkit_core.Embedder`: all except `on_error`.
 
-    For editors and type checkers. A test compares it with the signature.
+    Used by editors and type checkers. A test compares it with the signature.
     """
 
     api_key: ApiKey
@@ -81,7 +81,7 @@ class EmbedderOptions(TypedDict, total=False):
 
 
 class CommonOptions(EmbedderOptions, total=False):
-    """The arguments of `Embedder`, and those of `COMMON_RULES` that are accepted."""
+    """Arguments of `Embedder` and the accepted arguments of `COMMON_RULES`."""
 
     openai_api_key: ApiKey
     voyage_api_key: ApiKey
@@ -102,26 +102,29 @@ class CommonOptions(EmbedderOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """An argument of another class that is one of ours; `convert` gives our value, None for none.
+    """An argument of a replaced class that has an embedkit counterpart.
 
-    None counts as not given, as it is the default in those classes, but for a `needed` one.
+    Attributes:
+        to: Name of the embedkit argument.
+        convert: Function of the name and the value that returns the embedkit value, or None to leave it unset.
+        required: If False, None means "not set", which is its meaning in the replaced classes.
     """
 
     to: str
     convert: Callable[[str, Any], Any] | None = None
-    needed: bool = False
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """An argument that is accepted and does nothing, and why."""
+    """An argument that is accepted and has no effect, with the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """An argument that would change what is sent, and the way out; its `harmless` values ask for nothing."""
+    """An argument that is rejected unless its value is one of `allowed`, which change nothing."""
 
     fix: str
     allowed: tuple[Any, ...] = ()
@@ -135,124 +138,138 @@ class _NotGiven:
         return "<not given>"
 
 
-NOT_GIVEN: Any = _NotGiven()  # None may be a variable that was meant to hold something
+NOT_GIVEN: Any = _NotGiven()  # not None, which may be an unset variable of the user
 
 
 def take_arguments(
-    owner: str, given: Mapping[str, Any], own: Iterable[str], rules: Mapping[str, Rule]
+    class_name: str, arguments: Mapping[str, Any], fields: Iterable[str], rules: Mapping[str, Rule]
 ) -> dict[str, Any]:
-    """Give the adapter's own arguments for those given, in its spelling or in that of the classes it replaces.
+    """Return the values of the adapter's fields, translated from the arguments of the classes it replaces.
+
+    Args:
+        class_name: The adapter class, for error messages.
+        arguments: The arguments of the constructor.
+        fields: Names of the adapter's own fields.
+        rules: Rules for all other arguments.
 
     Raises:
-        ConfigurationError: for one that is not known, naming the nearest; one that is refused, with the way out; or
-            two spellings of one argument with different values.
+        ConfigurationError: An argument is unknown or unsupported, or two spellings of one argument have different
+            values.
     """
-    names = set(own)
-    taken: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
-    for name, value in given.items():
+    names = set(fields)
+    values: dict[str, Any] = {}
+    spelling: dict[str, str] = {}
+    for name, value in arguments.items():
         target = name
         if name not in names:
             rule = rules.get(name)
             if rule is None:
                 useful = names | {alias for alias, one in rules.items() if isinstance(one, Alias)}
-                raise unknown_argument(owner, name, sorted(useful), listed=sorted(names))
+                raise unknown_argument(class_name, name, sorted(useful), listed=sorted(names))
             if not isinstance(rule, Alias):
-                _apply_rule(owner, name, value, rule)
+                _apply_rule(class_name, name, value, rule)
                 continue
             target = rule.to
             if value is not None and rule.convert:
                 value = rule.convert(name, value)
-            if value is None and not rule.needed:
+            if value is None and not rule.required:
                 continue
-        if taken.get(target) is not None:
-            if value is not None and not same_value(taken[target], value):
+        if values.get(target) is not None:
+            if value is not None and not same_value(values[target], value):
                 raise ConfigurationError(
-                    f"{owner}: {spelled[target]}= and {name}= are the same argument; give one of them"
+                    f"{class_name}: {spelling[target]}= and {name}= are the same argument and differ. Pass one of them."
                 )
             continue
-        taken[target] = copy.deepcopy(value) if type(value) is dict else value
-        spelled[target] = name
-    return taken
+        values[target] = copy.deepcopy(value) if type(value) is dict else value
+        spelling[target] = name
+    return values
 
 
 def same_value(one: Any, other: Any) -> bool:
-    """Compare two spellings' values, of whatever kind; a secret by what it holds."""
+    """Return True if two values are equal; secrets are compared by their content."""
     one, other = (value.get_secret_value() if hasattr(value, "get_secret_value") else value for value in (one, other))
     try:
         return bool(one == other)
-    except Exception:  # an array, say
+    except Exception:  # for example, an array has no truth value
         return False
 
 
-def _apply_rule(owner: str, name: str, value: Any, rule: Rule) -> None:
+def _apply_rule(class_name: str, name: str, value: Any, rule: Rule) -> None:
     if value is None:
         return
-    if isinstance(rule, Unsupported) and not any(same_value(value, harmless) for harmless in rule.allowed):
-        raise ConfigurationError(f"{owner} takes no {name}: {rule.fix}")
+    if isinstance(rule, Unsupported) and not any(same_value(value, allowed) for allowed in rule.allowed):
+        raise ConfigurationError(f"{class_name}: {name}= is not supported. {rule.fix}")
 
 
 def seconds(name: str, value: Any) -> float:
-    """Give a timeout that is a number; the SDKs' own timeout objects bound parts of a request, ours the whole."""
+    """Return a timeout in seconds. Timeout objects of SDKs are rejected: they limit parts of a request."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{name} must be a number of seconds for the whole request, as in {name}=60.0")
+        raise ConfigurationError(
+            f"{name}: must be a number of seconds for the whole request (got {type(value).__name__}). "
+            f"Use for example {name}=60.0."
+        )
     return float(value)
 
 
 def long_text_policy(name: str, value: Any) -> str:
-    """Give our rule for long texts in place of Voyage's truncation (True, False) and Cohere's truncate (END, NONE)."""
-    known = {True: "truncate", False: "error", "END": "truncate", "NONE": "error"}
+    """Return `on_long_text` for Voyage's `truncation` (True, False) or Cohere's `truncate` (END, NONE)."""
+    policies = {True: "truncate", False: "error", "END": "truncate", "NONE": "error"}
     try:
-        return known[value]
+        return policies[value]
     except (KeyError, TypeError):
         raise ConfigurationError(
-            f"{name}={value!r}: use on_long_text='truncate' (cut at the end), 'error' or 'mean'"
+            f"{name}: unknown value (got {value!r}). Use on_long_text='truncate' (truncate at the end), 'error' or "
+            "'mean'."
         ) from None
 
 
 def single_dtype(name: str, value: Any) -> str:
-    """Give our dtype for Cohere's embedding_types (a list) and Voyage's output_dtype; both call float32 "float"."""
+    """Return `dtype` for Cohere's `embedding_types` (a list) or Voyage's `output_dtype`; both call float32 "float"."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or len(names) != 1 or not isinstance(names[0], str):
-        raise ConfigurationError(f"{name}={value!r:.80}: an embedder has one type; give dtype='float32', 'int8', ...")
+        raise ConfigurationError(
+            f"{name}: an embedder has one dtype (got {value!r:.80}). Use dtype='float32', 'int8', ..."
+        )
     return "float32" if names[0] == "float" else names[0]
 
 
 def none_if_empty(name: str, value: Any) -> Any:  # noqa: ARG001 - the signature of a conversion
-    """Give what is there, None for what is empty."""
+    """Return `value`, or None if it is empty."""
     return value or None
 
 
 def request_options(name: str, value: Any) -> dict[str, Any] | None:
-    """Give further fields of the request; the encoding is left out, since a reply in any is read.
+    """Return additional fields of the request body, including those in the SDKs' `extra_body`.
 
-    The SDKs' `extra_body` holds such fields too.
+    `encoding_format` is left out: replies in every encoding are decoded.
     """
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"{name} must be a mapping from names of fields to their values")
+        raise ConfigurationError(
+            f"{name}: must be a mapping from request fields to values (got {type(value).__name__})."
+        )
     fields = {**value, **value["extra_body"]} if isinstance(value.get("extra_body"), Mapping) else dict(value)
     return {field: fields[field] for field in fields if field not in ("encoding_format", "extra_body")} or None
 
 
-def default_model(owner: str, replaced: str) -> str:
-    """Give the model that the replaced class has where none is named, and say so: vectors must match an index."""
+def default_model(class_name: str, replaced: str) -> str:
+    """Return the default model of the replaced class and warn, since vectors must match an existing index."""
     model = "text-embedding-ada-002"
     warnings.warn(
-        f"{owner}() without a model is {model!r}, as in {replaced}(), so that an existing index still fits; name it, "
-        "or for a new index a newer one: model='openai:text-embedding-3-small' costs a fifth",
+        f"{class_name}() without model= uses {model!r}, as {replaced}() does, so that an existing index still matches. "
+        "Pass model= explicitly. For a new index, model='openai:text-embedding-3-small' costs a fifth.",
         stacklevel=3,
     )
     return model
 
 
-ONE_CLIENT = "one client is kept for all callers; headers=, proxy= and ca_bundle= say how it connects"
+ONE_CLIENT = "All callers share one client. Configure it with headers=, proxy= and ca_bundle=."
 AZURE = (
-    "use Azure's v1 endpoint, which needs no version: model='azure:DEPLOYMENT', base_url="
-    "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for what it serves, "
-    "api_key= Azure's key"
+    "Use Azure's v1 endpoint, which needs no API version: model='azure:DEPLOYMENT', base_url="
+    "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for the deployed model, "
+    "and api_key= for the Azure key."
 )
 
-# Arguments that classes of both frameworks have.
+# Arguments of classes in both frameworks.
 COMMON_RULES: Final[Mapping[str, Rule]] = {
     "openai_api_key": Alias("api_key"),
     "voyage_api_key": Alias("api_key"),
@@ -264,9 +281,11 @@ COMMON_RULES: Final[Mapping[str, Rule]] = {
     "truncate": Alias("on_long_text", long_text_policy),
     "show_progress_bar": Alias("progress"),
     "show_progress": Alias("progress"),
-    "on_error": Unsupported("the host has no place for texts that failed; use .embedder, made with on_error='return'"),
+    "on_error": Unsupported(
+        "The framework cannot return failed texts. Use embedkit_core.Embedder with on_error='return'."
+    ),
     "normalize": Unsupported(
-        "vectors have length 1 where their model promises it, and where they are made or cut here", (True,)
+        "Vectors are normalized if the model documents it, or if they are computed or truncated here.", (True,)
     ),
     "query_instruction": Alias("query_prompt"),
     "default_headers": Alias("headers", none_if_empty),

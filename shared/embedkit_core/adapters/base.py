@@ -1,4 +1,4 @@
-"""What the adapters share: how another class's arguments become ours, how an embedder is made, lists of floats."""
+"""Base of the adapters: creating the embedder, validation, copies, and vectors as lists of floats."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class ListResult(NamedTuple):
-    """Vectors as Python floats, in the order of the texts, and what they took."""
+    """Vectors as Python floats, in the order of the texts, and the usage of the call."""
 
     rows: list[list[float]]
     usage: Usage
@@ -45,7 +45,7 @@ def embed_lists(
     max_batch_texts: int | None = None,
     progress: ProgressOption = None,
 ) -> ListResult:
-    """Embed texts as `embed` does; the lists are made while the server is waited for, and there is no matrix."""
+    """Embed texts like `embed`, building the lists of floats while requests are in flight instead of a matrix."""
     call = embedder._call(texts, input_type, max_batch_texts, lists=True, progress=progress)
     return ListResult(call.run("embed", call.finish_lists), call.usage)
 
@@ -57,40 +57,40 @@ async def aembed_lists(
     max_batch_texts: int | None = None,
     progress: ProgressOption = None,
 ) -> ListResult:
-    """Embed texts as `aembed` does, letting the caller's loop run while lists are made."""
+    """Embed texts like `aembed`, without blocking the caller's event loop while lists are built."""
     call = embedder._call(as_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
     return ListResult(await call.arun(call.finish_lists), call.usage)
 
 
 def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
-    """Make an embedder from those fields of an adapter that are arguments of it; the rest are the framework's own."""
-    known = {name: value for name, value in arguments.items() if name in parameter_names()}
-    if (key := known.get("api_key")) is not None and hasattr(key, "get_secret_value"):
-        known["api_key"] = key.get_secret_value()
-    return Embedder(**known)
+    """Create an embedder from the fields of an adapter, ignoring those that are not arguments of `Embedder`."""
+    parameters = {name: value for name, value in arguments.items() if name in parameter_names()}
+    if (key := parameters.get("api_key")) is not None and hasattr(key, "get_secret_value"):
+        parameters["api_key"] = key.get_secret_value()
+    return Embedder(**parameters)
 
 
 class EmbedderMixin:
-    """What an adapter's object tells beforehand and does with the cache, by the core's object behind it."""
+    """Estimates, usage and cache operations of an adapter, delegated to its `Embedder`."""
 
     _embedder: Embedder
 
     @property
     def embedder(self) -> Embedder:
-        """The core's object behind this one."""
+        """The `embedkit_core.Embedder` that this object uses."""
         return self._embedder
 
     @property
     def usage(self) -> Usage:
-        """What this object has asked and paid for so far."""
+        """Usage of this object so far."""
         return self._embedder.usage
 
     def estimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
-        """Say what embedding these texts would take; send nothing: see `embedkit_core.Embedder.estimate`."""
+        """Estimate tokens, cost and time without sending anything: see `embedkit_core.Embedder.estimate`."""
         return self.embedder.estimate(texts, input_type=input_type)
 
     async def aestimate(self, texts: Iterable[str], *, input_type: InputType = "document") -> Estimate:
-        """Say what embedding these texts would take, without holding the caller's loop."""
+        """Estimate as `estimate` does, without blocking the caller's event loop."""
         return await self.embedder.aestimate(texts, input_type=input_type)
 
     def import_vectors(
@@ -101,13 +101,13 @@ class EmbedderMixin:
         input_type: InputType = "document",
         verify: int = 3,
     ) -> ImportReport:
-        """Take vectors that this model gave elsewhere into the cache: see `embedkit_core.Embedder.import_vectors`."""
+        """Store existing vectors of this model in the cache: see `embedkit_core.Embedder.import_vectors`."""
         return self.embedder.import_vectors(texts, vectors, input_type=input_type, verify=verify)
 
     def verify_cache(
         self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20
     ) -> CacheVerification:
-        """Compare cached vectors with what the model gives today: see `embedkit_core.Embedder.verify_cache`."""
+        """Compare cached vectors with current ones of the model: see `embedkit_core.Embedder.verify_cache`."""
         return self.embedder.verify_cache(texts, input_type=input_type, sample=sample)
 
 
@@ -133,27 +133,27 @@ M = TypeVar("M", bound=_Model)
 
 
 def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Callable[..., None]) -> Embedder:
-    """Return the embedder of a new object; the core checks the fields first, since its errors say what to do.
+    """Validate a new object and return its embedder; the core validates first, since its errors name the fix.
 
     Args:
-        model: the object, without fields as yet.
-        fields: the values given.
-        validate: pydantic's constructor of the object.
+        model: The object, whose fields are not set yet.
+        fields: The field values.
+        validate: Pydantic's constructor of the object.
 
     Raises:
-        ConfigurationError: the core or pydantic refuses a value. It holds no value that pydantic refused.
+        ConfigurationError: The core or pydantic rejects a value. The message contains no value pydantic rejected.
     """
     given = model.model_construct(**fields)._arguments()  # with the defaults of a subclass
     embedder = make_embedder(given)
-    found = None
+    problems = None
     try:
         validate(**fields)
     except ValueError as error:
         if not hasattr(error, "errors"):
             raise
-        found = error.errors(include_input=False)
-    if found is not None:  # raised here, since pydantic's error, which would be its context, holds the values
-        reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+        problems = error.errors(include_input=False)
+    if problems is not None:  # raised outside of `except`: as its context, pydantic's error would expose the values
+        reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
         raise ConfigurationError(f"{type(model).__name__}: {reasons}")
     validated = model._arguments()
     changed = any(not same_value(given.get(name), validated.get(name)) for name in parameter_names())
@@ -161,7 +161,7 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
 
 
 def fields_not_pickled(model: _Model) -> dict[str, None]:
-    """Return the fields that a pickle leaves out, each as None."""
+    """Return the fields that are not pickled, each mapped to None."""
     names = ["rate_limiter", "progress"]
     if not (model.pickle_api_key and "api_key" in model.model_fields_set and not callable(model.api_key)):
         names.append("api_key")
@@ -171,10 +171,10 @@ def fields_not_pickled(model: _Model) -> dict[str, None]:
 
 
 def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
-    """Make an adapter's object anew, with other settings; its budget is shared, unless that is what was changed.
+    """Return a new adapter object with changed settings. It shares the budget, unless the budget is changed.
 
     Raises:
-        AuthenticationError: it came out of a pickle, and its headers or proxy stayed in the other process.
+        AuthenticationError: The object was unpickled without its headers or proxy.
     """
     model.embedder.provider.connection.check_not_lost()
     given = {name: getattr(model, name) for name in model.model_fields_set}
