@@ -84,11 +84,11 @@ live: $(INSTALLED)
 	@$(BIN)/python examples/live.py $(PROVIDER) $(ARGS)
 
 soak: $(INSTALLED)
-	@$(BIN)/python benchmarks/soak.py $(ARGS)
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench-retrieval: $(BENCHMARKS_INSTALLED)
 	@test -n "$(DATA)" || { echo "name a data set in BEIR's layout: make bench-retrieval DATA=<folder>" >&2; exit 2; }
-	@$(BIN)/python benchmarks/retrieval.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+	@$(BIN)/python -m benchmarks.micro retrieval --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-speed: $(BENCHMARKS_INSTALLED)
 	@$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -8,10 +8,8 @@ if a measurement failed.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -19,10 +17,10 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks import record
 from benchmarks.compare import trees, worker
 from benchmarks.compare.verdict import TOLERANCE, Verdict, judge
 from benchmarks.speed.bench import Bench, running
@@ -30,7 +28,6 @@ from benchmarks.speed.control import reset
 from benchmarks.speed.corpus import make_texts, vector_of
 from benchmarks.speed.table import shown
 
-RESULTS = trees.ROOT / "benchmarks" / "results"
 MIN_ROUNDS = 5
 MAX_SECONDS = 120  # of one measurement
 HEADINGS = ("row", "what", "base", "current", "ratio", "spread of base", "worse")
@@ -163,20 +160,11 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu_count": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-
-
 def main() -> None:
     """Measure, print the table and write every value to a file."""
     given = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree and the server are removed
-    head, changed, machine = trees.git("rev-parse", "HEAD"), trees.is_changed(), _machine()
+    origin = record.origin()
     with running() as bench, trees.two_trees(given.commit, bench.folder) as sources:
         comparison = Comparison(bench, sources)
         comparison.run(given.rows, given.rounds)
@@ -186,23 +174,12 @@ def main() -> None:
     verdicts, failed = comparison.verdicts(), comparison.failed
     worse = [row for row, verdict in verdicts.items() if verdict.is_worse]
     print(_table(verdicts, failed))
-    file = RESULTS / f"compare-{given.commit[:10]}-{head[:10]}{'-changed' if changed else ''}.json"
-    file.parent.mkdir(exist_ok=True)
-    results = {
-        "base": given.commit,
-        "head": head,
-        "head_has_changes": changed,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "rounds": given.rounds,
-        "tolerance": TOLERANCE,
-        "rows": {
-            row: {"unit": worker.ROWS[row].unit, **comparison.values[row], **asdict(verdict), "worse": verdict.is_worse}
-            for row, verdict in verdicts.items()
-        },
-        "failed": failed,
+    rows = {
+        row: {"unit": worker.ROWS[row].unit, **comparison.values[row], **asdict(verdict), "worse": verdict.is_worse}
+        for row, verdict in verdicts.items()
     }
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    results = {"base": given.commit, "rounds": given.rounds, "tolerance": TOLERANCE, "rows": rows, "failed": failed}
+    file = record.write(f"compare-{given.commit[:10]}", origin, results)
     print(f"\nworse: {', '.join(worse) or 'none'}; failed: {', '.join(failed) or 'none'}; values: {file}")
     sys.exit(bool(worse or failed))
 

@@ -6,14 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("shared", "langchain_embedkit", "llamaindex_embedkit")
-
-
-def git(*arguments: str) -> str:
-    """Return what git prints."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+from benchmarks.record import ROOT, SOURCES, git
 
 
 def commit_id(name: str) -> str | None:
@@ -28,11 +21,6 @@ def known_names() -> list[str]:
     """Return names that a commit can have: the newest branches and tags."""
     names = git("for-each-ref", "--sort=-creatordate", "--count=8", "--format=%(refname:short)")
     return ["HEAD", "HEAD~1", *names.split()]
-
-
-def is_changed() -> bool:
-    """Return True if the sources of the current tree differ from its commit."""
-    return bool(git("status", "--porcelain", "--", *SOURCES))
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""The parts of the soak: a server with faults, processes that use the library, and the books that must balance."""
+"""A soak test against a server that fails: `make soak`, or `python -m benchmarks.soak`."""

@@ -1,4 +1,4 @@
-"""What a process of the soak does with the library, and the check of every row that it gets."""
+"""The calls that a process of the soak test makes, and the check of every row."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import numpy as np
 
+from benchmarks.soak.settings import MAX_IN_FLIGHT, MODEL, TIMEOUT_SECONDS, Events, Settings, expected_vector
 from embedkit_core import Embedder, EmbedKitError, PartialFailureError, ProviderError
-from soak.settings import MODEL, SLOTS, TIMEOUT, Events, Settings, truth
 
 
 class Actions:
-    """One user of the library: its texts, its calls, and what came of them.
+    """The random calls of one process.
 
-    `under_way` has the calls that have not ended, and when they began. Nothing here is shared between processes.
+    Attributes:
+        counts: calls, rows and errors by name.
+        running: method and start time of the calls that have not ended.
     """
 
     def __init__(self, settings: Settings, events: Events) -> None:
         self.settings = settings
         self.events = events
         self.counts: Counter[str] = Counter()
-        self.under_way: dict[object, tuple[str, float]] = {}
-        self.embedder = self.another()
+        self.running: dict[object, tuple[str, float]] = {}
+        self.embedder = self.new_embedder()
 
-    def another(self) -> Embedder:
-        """An embedder of its own, on the same account and cache."""
+    def new_embedder(self) -> Embedder:
+        """Return a new embedder of the same account and cache."""
         settings = self.settings
         return Embedder(
             MODEL,
             base_url=settings.url,
             api_key=settings.key,
             cache=settings.folder,
-            max_concurrency=SLOTS,
-            timeout=TIMEOUT,
+            max_concurrency=MAX_IN_FLIGHT,
+            timeout=TIMEOUT_SECONDS,
         )
 
     # Texts
 
     def texts(self, rng: random.Random, most: int) -> list[str]:
-        """Neighbours out of all texts so far, of which there are more every second; some twice."""
-        known = 300 + int(150 * (time.monotonic() - self.settings.born))
+        """Return consecutive texts, some of them twice; the number of texts grows every second."""
+        known = 300 + int(150 * (time.monotonic() - self.settings.started))
         start, n = rng.randrange(known), rng.randint(1, most)
         texts = [f"{self.settings.lineage} text {i}" for i in range(start, start + n)]
         return texts + rng.choices(texts, k=rng.choice([0, 0, n // 4]))
@@ -56,19 +58,17 @@ class Actions:
     # Checks
 
     def check(self, texts: Sequence[str], rows: Sequence[np.ndarray] | np.ndarray) -> None:
-        """Compare every row with its text's vector."""
-        wrong = [text for text, row in zip(texts, rows, strict=True) if not np.array_equal(row, truth(text))]
+        """Compare every row with the vector of its text."""
+        wrong = [text for text, row in zip(texts, rows, strict=True) if not np.array_equal(row, expected_vector(text))]
         self.counts["rows"] += len(texts)
         if wrong:
-            self.events.add(
-                "violation", what=f"{len(wrong)} of {len(texts)} rows are not their text's", texts=wrong[:3]
-            )
+            self.events.add("violation", what=f"{len(wrong)} of {len(texts)} rows are wrong", texts=wrong[:3])
 
     @contextlib.contextmanager
-    def call(self, door: str, texts: Sequence[str] = ()) -> Iterator[None]:
-        """Note that a call is under way, and what error it ended with; rows that came with it are checked."""
+    def call(self, method: str, texts: Sequence[str] = ()) -> Iterator[None]:
+        """Record a running call and its error; check the rows of a partial failure."""
         token = object()
-        self.under_way[token] = door, time.monotonic()
+        self.running[token] = method, time.monotonic()
         try:
             yield
         except PartialFailureError as error:
@@ -78,16 +78,16 @@ class Actions:
         except ProviderError as error:
             self.counts[type(error).__name__] += 1
         except EmbedKitError as error:
-            self.events.add("violation", what=f"{door}: {type(error).__name__}: {error}")
+            self.events.add("violation", what=f"{method}: {type(error).__name__}: {error}")
         finally:
-            del self.under_way[token]
-            self.counts[door] += 1
+            del self.running[token]
+            self.counts[method] += 1
 
-    # Callers that block
+    # Sync calls
 
-    def block(self, rng: random.Random) -> None:
-        """Make one call of any kind."""
-        rng.choice([self._embed, self._query, self._query, self._stream, self._second])(rng)
+    def call_sync(self, rng: random.Random) -> None:
+        """Make one random call."""
+        rng.choice([self._embed, self._query, self._query, self._stream, self._embed_and_close])(rng)
 
     def _embed(self, rng: random.Random) -> None:
         texts = self.texts(rng, 600)
@@ -99,9 +99,9 @@ class Actions:
         with self.call("embed_query"):
             self.check([text], [self.embedder.embed_query(text)])
 
-    def _second(self, rng: random.Random) -> None:
+    def _embed_and_close(self, rng: random.Random) -> None:
         texts = self.texts(rng, 100)
-        with self.call("an embedder that is closed", texts), self.another() as embedder:
+        with self.call("embed and close", texts), self.new_embedder() as embedder:
             self.check(texts, embedder.embed_documents(texts))
 
     def _stream(self, rng: random.Random) -> None:
@@ -116,10 +116,10 @@ class Actions:
             del stream
         self.check(texts[: len(rows)], rows)
 
-    # Callers on a loop
+    # Async calls
 
     async def session(self, rng: random.Random, until: float) -> None:
-        """Several tasks that make calls, some cancelled, until a time; what they leave on the loop is a violation."""
+        """Make calls in several tasks until a time, some of them cancelled; a task left on the loop is a violation."""
         await asyncio.gather(*(self._task(random.Random(rng.random()), until) for _ in range(6)))
         for _ in range(200):
             left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -131,9 +131,9 @@ class Actions:
     async def _task(self, rng: random.Random, until: float) -> None:
         while time.monotonic() < until:
             action = rng.choice([self._aembed, self._aquery, self._aquery, self._astream])
-            patience = rng.choice([None, None, None, rng.uniform(0.0, 0.3)])
+            timeout = rng.choice([None, None, None, rng.uniform(0.0, 0.3)])
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(timeout):
                     await action(rng)
             except TimeoutError:
                 self.counts["cancelled"] += 1
@@ -163,7 +163,7 @@ class Actions:
 
 
 async def slowly(texts: Sequence[str], rng: random.Random) -> AsyncIterator[str]:
-    """A source that waits now and then."""
+    """Yield texts with pauses."""
     for text in texts:
         if rng.random() < 0.005:
             await asyncio.sleep(rng.uniform(0.0, 0.2))

@@ -1,4 +1,4 @@
-"""Defects to be planted on purpose, which the soak must find: `soak.py --defect NAME` has to fail."""
+"""Planted defects that the soak test must find: `python -m benchmarks.soak --defect NAME` has to fail."""
 
 from __future__ import annotations
 
@@ -10,104 +10,104 @@ from typing import Any
 
 import numpy as np
 
-_kept: list[Any] = []
+_leaked: list[Any] = []
 _planted: set[str] = set()
 
 
-def _rows() -> None:
-    """One call in fifty gets its first two rows the other way round."""
+def _swap_rows() -> None:
+    """Swap the first two rows of one call in fifty."""
     from embedkit_core.calls.call import Call
 
-    assemble = Call._assemble
+    finish = Call._finished
 
-    def swapped(call: Call) -> np.ndarray:
-        rows = assemble(call)
+    def swapped(call: Call) -> Any:
+        rows = finish(call)
         if len(rows) > 1 and random.random() < 0.02:
-            rows[[0, 1]] = rows[[1, 0]]
+            if isinstance(rows, np.ndarray):
+                rows = rows.copy()
+                rows[[0, 1]] = rows[[1, 0]]
+            else:
+                rows[0], rows[1] = rows[1], rows[0]
         return rows
 
-    Call._assemble = swapped
+    Call._finished = swapped
 
 
-def _writes() -> None:
-    """One commit in twenty is forgotten."""
+def _skip_commits() -> None:
+    """Skip one commit in twenty."""
     from embedkit_core.cache.disk.cache import DiskCache
 
     set_many = DiskCache.set_many
 
-    def forgetful(cache: DiskCache, items: Any) -> None:
+    def sometimes(cache: DiskCache, items: Any) -> None:
         if random.random() > 0.05:
             set_many(cache, items)
 
-    DiskCache.set_many = forgetful
+    DiskCache.set_many = sometimes
 
 
-def _sharing() -> None:
-    """A text that is under way is sent once more for whoever comes meanwhile."""
+def _miss_coalescing() -> None:
+    """Send a text again although a request for it is in flight, one time in a hundred."""
     from embedkit_core.engine.scheduler.scheduler import Scheduler
 
     class Forgetful(dict):
         def get(self, key: bytes, default: Any = None) -> Any:
             return default if random.random() < 0.01 else super().get(key, default)
 
-    begin = Scheduler.__init__
+    init = Scheduler.__init__
 
     def forgetful(scheduler: Scheduler, **options: Any) -> None:
-        begin(scheduler, **options)
+        init(scheduler, **options)
         scheduler.registry.items = Forgetful()
 
     Scheduler.__init__ = forgetful
 
 
-def _memory() -> None:
-    """Every result is kept for ever."""
+def _leak_memory() -> None:
+    """Keep every result."""
     from embedkit_core.calls.call import Call
 
     finish = Call.finish
 
-    def hoarding(call: Call) -> Any:
+    def leaking(call: Call) -> Any:
         result = finish(call)
-        _kept.append(result.vectors.repeat(4, axis=0))
+        _leaked.append(result.vectors.repeat(4, axis=0))
         return result
 
-    Call.finish = hoarding
+    Call.finish = leaking
 
 
-def _wakes() -> None:
-    """One caller in fifty is not woken."""
+def _lose_wakeups() -> None:
+    """Do not wake one caller in fifty."""
     from embedkit_core.calls.call import Call
 
     submit = Call.submit
 
-    def asleep(call: Call, wake: Callable[[], None]) -> None:
+    def sometimes(call: Call, wake: Callable[[], None]) -> None:
         submit(call, wake if random.random() > 0.02 else lambda: None)
 
-    Call.submit = asleep
-
-
-def _closing() -> None:
-    """A socket and a thread are left."""
+    Call.submit = sometimes
 
 
 DEFECTS: dict[str, Callable[[], None]] = {
-    "rows": _rows,
-    "writes": _writes,
-    "sharing": _sharing,
-    "memory": _memory,
-    "wakes": _wakes,
-    "closing": _closing,
+    "rows": _swap_rows,
+    "writes": _skip_commits,
+    "coalescing": _miss_coalescing,
+    "memory": _leak_memory,
+    "wakeups": _lose_wakeups,
+    "leaks": lambda: None,  # `leak` plants it at the end
 }
 
 
 def plant(name: str) -> None:
-    """Plant a defect in this process, once."""
-    if name and name not in _planted:  # a forked child has it from its parent
+    """Plant a defect in this process, once: a forked child has it from its parent."""
+    if name and name not in _planted:
         _planted.add(name)
         DEFECTS[name]()
 
 
-def before_the_look(name: str) -> None:
-    """Leave something behind, where that is the defect."""
-    if name == "closing":
-        _kept.append(socket.socket())
-        threading.Thread(target=threading.Event().wait, name="a thread of nobody", daemon=True).start()
+def leak(name: str) -> None:
+    """Leave a socket and a thread open, if the defect is "leaks"."""
+    if name == "leaks":
+        _leaked.append(socket.socket())
+        threading.Thread(target=threading.Event().wait, name="leaked", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The provider of the soak, in a process of its own: OpenAI's answers, and everything that goes wrong on the way."""
+"""The server of the soak test, in a process of its own: OpenAI's replies, and every fault that a request can have."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from support.openai_replies import Fault, Json
-from support.openai_server import OpenAIServer
+from benchmarks.soak.settings import DIMENSIONS, TIMEOUT_SECONDS
+from tests.support.openai_replies import Fault, Json
+from tests.support.openai_server import OpenAIServer
 
-from soak.settings import DIMENSIONS, TIMEOUT
-
-STORM_EVERY, STORM_SECONDS = 20.0, 5.0
-CALM, STORM = 0.06, 0.3  # how many requests go wrong
+STORM_INTERVAL, STORM_SECONDS = 20.0, 5.0
+FAULT_RATE, STORM_FAULT_RATE = 0.06, 0.3  # share of requests with a fault
 LOST = frozenset({"cut after the work", "wrong count", "not a number", "refused after the work", "too slow"})
+RARE = {"too slow", "no answer"}  # each takes seconds
 
 
 class Sent(NamedTuple):
-    """One request as the server saw it; times are time.monotonic(), `ended` None where the server stopped first."""
+    """One request as the server saw it; times are `time.monotonic()`, `ended` is None if the server stopped first."""
 
     number: int
     key: str
@@ -33,8 +33,8 @@ class Sent(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Whether its work was done, billed, and could not reach the client, or not in a form it may believe."""
-        slow = self.ended is not None and self.ended - self.started > 0.8 * TIMEOUT
+        """Return True if the client got no valid answer for work that was billed."""
+        slow = self.ended is not None and self.ended - self.started > 0.8 * TIMEOUT_SECONDS
         return self.fault in LOST or self.outcome == "cut" or slow
 
 
@@ -51,7 +51,7 @@ def _shuffled(reply: Json) -> None:
 
 
 def faults(rng: random.Random) -> dict[str, Fault]:
-    """Everything that may go wrong with a request."""
+    """Return all faults by name."""
     return {
         "429": Fault.rate_limited(),
         "429, Retry-After": Fault.rate_limited(retry_after=rng.choice([0.1, 0.5, 1.0])),
@@ -61,7 +61,7 @@ def faults(rng: random.Random) -> dict[str, Fault]:
         "cut after the work": Fault(cut_after_work=True),
         "refused after the work": Fault(status=500, billed=True),
         "slow": Fault(delay=rng.uniform(0.1, 1.0)),
-        "too slow": Fault(delay=1.3 * TIMEOUT),
+        "too slow": Fault(delay=1.3 * TIMEOUT_SECONDS),
         "no answer": Fault(hang=True),
         "wrong count": Fault(transform=_too_few),
         "not a number": Fault(transform=_not_a_number),
@@ -69,29 +69,26 @@ def faults(rng: random.Random) -> dict[str, Fault]:
     }
 
 
-RARE = {"too slow", "no answer"}  # they take their time
-
-
 def main(seed: int, record: Path) -> None:
-    """Serve until the standard input ends, then write what was seen."""
+    """Serve until the standard input ends, then write all requests to a file."""
     rng = random.Random(seed)
-    kinds: dict[int, str] = {}
-    began = time.monotonic()
+    fault_names: dict[int, str] = {}
+    started = time.monotonic()
 
-    def hook(_: tuple[str, ...], number: int) -> Fault | None:
-        storm = (time.monotonic() - began) % STORM_EVERY > STORM_EVERY - STORM_SECONDS
-        if rng.random() > (STORM if storm else CALM):
+    def choose_fault(_: tuple[str, ...], number: int) -> Fault | None:
+        is_storm = (time.monotonic() - started) % STORM_INTERVAL > STORM_INTERVAL - STORM_SECONDS
+        if rng.random() > (STORM_FAULT_RATE if is_storm else FAULT_RATE):
             return None
-        offered = faults(rng)
-        kind = rng.choices(list(offered), [0.15 if kind in RARE else 1.0 for kind in offered])[0]
-        kinds[number] = kind
-        return offered[kind]
+        choices = faults(rng)
+        name = rng.choices(list(choices), [0.15 if name in RARE else 1.0 for name in choices])[0]
+        fault_names[number] = name
+        return choices[name]
 
     with OpenAIServer(dimensions=DIMENSIONS, latency=0.02, api_key=None) as server:
-        server.fault_for(hook)
+        server.fault_for(choose_fault)
         print(server.base_url, flush=True)
         sys.stdin.read()
-        seen = [
+        sent = [
             Sent(
                 exchange.number,
                 exchange.headers.get("authorization", "").removeprefix("Bearer "),
@@ -100,8 +97,8 @@ def main(seed: int, record: Path) -> None:
                 exchange.ended,
                 exchange.outcome,
                 exchange.billed,
-                kinds.get(exchange.number, ""),
+                fault_names.get(exchange.number, ""),
             )
             for exchange in server.requests
         ]
-    record.write_bytes(pickle.dumps(seen))
+    record.write_bytes(pickle.dumps(sent))

@@ -1,4 +1,4 @@
-"""What all processes of the soak agree on."""
+"""Constants, settings and the event log that all processes of the soak test share."""
 
 from __future__ import annotations
 
@@ -10,49 +10,58 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.random  # now: half of it, in a child forked meanwhile, would be a defect of the soak's own
-from support.openai_replies import vector_of
+import numpy.random  # here: a child that is forked during the import would have half of the module
+
+from tests.support.openai_replies import vector_of
 
 MODEL = "soak-model"
 DIMENSIONS = 64
-SLOTS = 8  # requests in flight of one process
-TIMEOUT = 5.0  # seconds for one request
-HANG = 150.0  # seconds after which a call counts as hanging: all retries of all its texts take less
+MAX_IN_FLIGHT = 8  # requests of one process
+TIMEOUT_SECONDS = 5.0  # of one request
+HANG_SECONDS = 150.0  # more than all retries of a call take
 
 
-def truth(text: str) -> np.ndarray:
-    """The one vector a text may ever get: float32 (DIMENSIONS,)."""
+def expected_vector(text: str) -> np.ndarray:
+    """Return the only correct vector of a text: float32 (DIMENSIONS,)."""
     return vector_of(text, DIMENSIONS, DIMENSIONS, MODEL)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one process is told. `key` is its own: the server's record says by it who has sent what."""
+    """The settings of one process.
+
+    Attributes:
+        folder: the cache folder.
+        events: the file that every process appends events to.
+        lineage: processes of one lineage follow each other and embed the same texts.
+        key: the API key of this process; it identifies the process in the server's record.
+        started: `time.monotonic()` at the start of the run; the number of texts grows from then on.
+    """
 
     url: str
-    folder: str  # of the cache
-    events: str  # the file that every process adds lines to
-    lineage: str  # processes of one lineage follow each other and ask for the same texts
+    folder: str
+    events: str
+    lineage: str
     key: str
     seconds: float
     seed: int
-    born: float  # time.monotonic() when the lineage began: from then on its texts grow in number
+    started: float
     children: bool = True
     defect: str = ""
 
     @classmethod
-    def read(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> Self:
         return cls(**json.loads(text))
 
-    def written(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(asdict(self))
 
-    def but(self, **changes: Any) -> Settings:
+    def replace(self, **changes: Any) -> Settings:
         return replace(self, **changes)
 
 
 class Events:
-    """A file of lines that many processes add to, also those that are killed."""
+    """A file of JSON lines that many processes append to; a killed process loses none of its lines."""
 
     def __init__(self, path: str) -> None:
         self.path = path

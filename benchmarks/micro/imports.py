@@ -1,8 +1,6 @@
-"""What importing costs: each statement in new processes, in turn, and how much ours adds to the frameworks' own.
+"""Import time of each package in a new process, and what it adds to the import of its framework.
 
-    python benchmarks/imports.py [--rounds 15]
-
-Prints medians in milliseconds. What is to hold: `import langchain_embedkit` costs at most 100 ms more than
+Prints medians in milliseconds. The goal: `import langchain_embedkit` takes at most 100 ms more than
 `import langchain_core.embeddings, numpy`.
 """
 
@@ -31,20 +29,16 @@ def seconds(statement: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="processes for each statement (default: 15)")
+    parser.add_argument("--rounds", type=int, default=15, help="processes per statement (default: 15)")
     rounds = parser.parse_args().rounds
     statements = [NOTHING, *(statement for pair in PAIRS for statement in pair)]
     taken: dict[str, list[float]] = {statement: [] for statement in statements}
-    for _ in range(rounds + 1):  # in turn, so that a busy moment falls on all; the first round warms the disk
+    for _ in range(rounds + 1):  # statements take turns, so that load affects all; the first round fills the disk cache
         for statement in statements:
             taken[statement].append(seconds(statement))
     ms = {statement: statistics.median(times[1:]) * 1000 for statement, times in taken.items()}
     for statement in statements:
         print(f"{ms[statement] - ms[NOTHING]:7.0f} ms  {statement}")
     print()
-    for theirs, ours in PAIRS:
-        print(f"{ms[ours] - ms[theirs]:+7.0f} ms ({ms[ours] / ms[theirs]:.2f} x)  {ours}  over  {theirs}")
-
-
-if __name__ == "__main__":
-    main()
+    for framework, ours in PAIRS:
+        print(f"{ms[ours] - ms[framework]:+7.0f} ms ({ms[ours] / ms[framework]:.2f} x)  {ours}  over  {framework}")

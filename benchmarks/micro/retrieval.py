@@ -1,7 +1,7 @@
 """Ranking quality on a data set in BEIR's layout, through LangChain and then, from the cache alone, through LlamaIndex.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/retrieval.py --data <folder> --expect 0.6451      # SciFact, all-MiniLM-L6-v2 at 256 tokens
+    python -m benchmarks.micro retrieval --data <folder> --expect 0.6451      # SciFact, all-MiniLM-L6-v2 at 256 tokens
 
 The folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv. A document is its title, a space and its text.
 Every document is ranked by its exact cosine to the query.
@@ -43,7 +43,7 @@ NAMES = {nDCG @ 10: "nDCG@10", R @ 100: "Recall@100", RR @ 10: "MRR@10"}
 
 
 class Dataset(NamedTuple):
-    """Documents and judged queries by id, and for each query the documents that answer it, by how well."""
+    """Documents and judged queries by id, and the relevance of documents by query."""
 
     corpus: dict[str, str]
     queries: dict[str, str]
@@ -51,7 +51,7 @@ class Dataset(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What one framework's vectors are worth, and what they took."""
+    """The scores, usage and time of one framework."""
 
     scores: dict[Measure, float]
     usage: Usage
@@ -77,11 +77,11 @@ def main() -> int:
 
 
 def read(folder: Path) -> Dataset:
-    """Read a data set; queries without a judgement are left out."""
+    """Read a data set; queries without judgments are left out."""
     corpus = {row["_id"]: f"{row.get('title', '')} {row['text']}" for row in _rows(folder / "corpus.jsonl")}
     qrels: dict[str, dict[str, int]] = {}
-    with (folder / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as judgements:
-        for row in csv.DictReader(judgements, delimiter="\t"):
+    with (folder / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as judgments:
+        for row in csv.DictReader(judgments, delimiter="\t"):
             qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
     queries = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl") if row["_id"] in qrels}
     return Dataset(corpus, queries, qrels)
@@ -108,7 +108,7 @@ def through_llamaindex(dataset: Dataset, model: str, cache: Path) -> Run:
 def score(
     dataset: Dataset, documents: Sequence[Sequence[float]], queries: Sequence[Sequence[float]]
 ) -> dict[Measure, float]:
-    """Rank all documents for each query by cosine, and judge the rankings."""
+    """Rank all documents for each query by cosine, and score the rankings."""
     cosines = _unit(queries) @ _unit(documents).T
     ids = [*dataset.corpus]
     run = {
@@ -124,7 +124,7 @@ def report(langchain: Run, llamaindex: Run) -> None:
     for measure, reference in REFERENCE.items():
         values = (langchain.scores[measure], llamaindex.scores[measure], reference)
         print(f"{NAMES[measure]:<12}" + "".join(f"{value:>12.4f}" for value in values))
-    print("The reference is SciFact's, with all-MiniLM-L6-v2 at 256 tokens.\n")
+    print("Reference: SciFact with all-MiniLM-L6-v2 at 256 tokens.\n")
     for name, (_, usage, seconds) in (("LangChain", langchain), ("LlamaIndex", llamaindex)):
         rate = f"{seconds:.1f} s, {usage.texts / seconds:.0f} texts/s"
         print(f"{name:<12}{rate}, {usage.requests} requests, {usage.sent} sent, {usage.cache_hits} from the cache")
@@ -143,15 +143,9 @@ def _unit(vectors: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder in BEIR's layout")
+    parser.add_argument("--data", type=Path, required=True, help="data set folder in BEIR's layout")
     parser.add_argument("--model", default=f"local:{get_model_path()}", help="default: a packaged all-MiniLM-L6-v2")
-    parser.add_argument("--cache", type=Path, help="folder of the cache (default: a new one, removed at the end)")
-    parser.add_argument("--expect", type=float, help="fail unless nDCG@10 is this")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.001, help="by how much nDCG@10 may differ (default: 0.001)"
-    )
+    parser.add_argument("--cache", type=Path, help="cache folder (default: a temporary one)")
+    parser.add_argument("--expect", type=float, help="expected nDCG@10")
+    parser.add_argument("--tolerance", type=float, default=0.001, help="allowed difference of nDCG@10 (default: 0.001)")
     return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Small benchmarks, run by name: `python -m benchmarks.micro imports`."""
