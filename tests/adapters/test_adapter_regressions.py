@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import pytest
 from support.embedders import MINILM, needs_local_model
-from support.openai_server import Fault, OpenAIServer, vector_of
+from support.openai_server import Fault, vector_of
 
 from embedkit_core import BadRequestError, ConfigurationError, Embedder, EmbedKitError, ProviderError
 from embedkit_core.testing import FakeServer
@@ -21,12 +21,6 @@ MODEL = "text-embedding-3-small"
 DOORS = [Embedder, EmbedKitEmbeddings, EmbedKitEmbedding]
 doors = pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
 hosts = pytest.mark.parametrize("door", DOORS[1:], ids=["langchain", "llamaindex"])
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
 
 
 def at(server, **options):

@@ -12,7 +12,7 @@ from llama_index.embeddings.openai import OpenAIEmbedding, OpenAIEmbeddingModelT
 from pydantic import SecretStr, field_validator
 from support.argument_tables import argument_table
 from support.embedders import numbered
-from support.openai_server import OpenAIServer, vector_of
+from support.openai_server import vector_of
 
 import langchain_embedkit.arguments
 import llamaindex_embedkit.arguments
@@ -45,12 +45,6 @@ MEANT = {
     "query_prompt": "q: ", "document_prompt": "d: ", "base_url": "http://localhost:1/v1", "api_key": SecretStr("k"),
     "proxy": "http://localhost:1", "headers": {"a": "b"}, "dtype": "binary", "progress": True,
 }  # fmt: skip
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.reader import at_home
+from support.reader import reader_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def told(document):
 
 
 def test_the_command_lines_print_what_they_say(tmp_path, monkeypatch):
-    with at_home(tmp_path, monkeypatch):
+    with reader_environment(tmp_path, monkeypatch):
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         commands = list(told("docs/cli.md"))
         assert len(commands) >= 6

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.limiters import needs_limiters
-from support.reader import at_every_provider, at_home
+from support.reader import local_providers, reader_environment
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -41,7 +41,7 @@ def promised(block):
 @pytest.fixture
 def as_a_reader(tmp_path, monkeypatch):
     """A key, an address that answers, and a cache folder of one's own."""
-    with at_home(tmp_path, monkeypatch) as server, at_every_provider(monkeypatch):
+    with reader_environment(tmp_path, monkeypatch) as server, local_providers(monkeypatch):
         yield server
 
 

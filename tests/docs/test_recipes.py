@@ -12,7 +12,7 @@ from langchain_classic.storage import LocalFileStore
 from langchain_openai import OpenAIEmbeddings
 from llama_index.core import Settings
 from support.openai_server import vector_of
-from support.reader import at_home
+from support.reader import reader_environment
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def words_vector(text, dimensions=1536, native=1536, model="any"):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setattr(support.openai_server, "vector_of", words_vector)
-    with at_home(tmp_path, monkeypatch) as running:
+    with reader_environment(tmp_path, monkeypatch) as running:
         yield running
 
 

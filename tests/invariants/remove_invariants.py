@@ -228,14 +228,14 @@ LAWS = [
     Law(
         12,
         "calls/stream.py",
-        "self._end = None  # an error that is raised holds this frame\n                self._leave()",
-        "self._end = None",
+        "self._source_error = None  # a raised error refers to this frame: break the cycle\n                self._leave()",
+        "self._source_error = None",
         "unit/calls/test_stream_lifecycle.py",
     ),
     Law(
         12,
         "calls/async_stream.py",
-        "            piece.leave()\n            task.cancel()",
+        "            chunk.leave()\n            task.cancel()",
         "            pass",
         "unit/calls/test_stream_lifecycle.py",
     ),

@@ -16,7 +16,7 @@ import pytest
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from support.cohere_server import LENGTH, CohereServer, cohere_vector
-from support.embedders import MINILM, error_texts, long_text, needs_local_model, numbered, truth
+from support.embedders import MINILM, error_texts, long_text, needs_local_model, numbered, reference_vectors
 from support.embeddings_server import EmbeddingsServer
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer, tokens_of, vector_of
@@ -53,7 +53,7 @@ class Family:
 
     def vector(self, text, role="document"):
         if self.server is None:
-            return truth([text])[0]
+            return reference_vectors([text])[0]
         if self.server is VoyageServer:
             return voyage_vector(text, role)
         if self.server is CohereServer:

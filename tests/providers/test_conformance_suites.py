@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from support.plugin import pytest_run, ran, suite_run
+from support.plugin import run_command, run_pytest, run_suite
 
 from embedkit_core import testing
 from embedkit_core.common.errors import (
@@ -33,7 +33,7 @@ WIRE = '"prompt": self.prompts[input_type]'
 
 
 def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
-    said = suite_run(acme, tmp_path)
+    said = run_suite(acme, tmp_path)
     assert "failed" not in said
     assert "passed" in said
 
@@ -69,7 +69,7 @@ def test_a_wrong_one_fails_the_case_that_is_about_it_in_words(acme, tmp_path, ol
     changes = {old: new}
     if new == "len((":
         changes['"query_prompt", "document_prompt")'] = '"query_prompt", "document_prompt"))'
-    said = suite_run(acme, tmp_path, changes=changes, only=case, ok=False)
+    said = run_suite(acme, tmp_path, changes=changes, only=case, ok=False)
     failures = [line for line in said.splitlines() if line.startswith("FAILED") and case in line]
     assert failures, said
     assert words in said
@@ -142,7 +142,7 @@ class TestCacheOfAFixture(TestCache):
 
 def test_a_cache_that_is_only_in_a_module_fails_unless_it_says_so_or_another_process_cannot_make_it(tmp_path):
     (tmp_path / "test_mine.py").write_text(IN_THE_MODULE, encoding="utf-8")
-    said = pytest_run(tmp_path, ok=False)
+    said = run_pytest(tmp_path, ok=False)
     failures = [line for line in said.splitlines() if line.startswith("FAILED")]
     assert len(failures) == 1, said
     assert "TestCache::test_another_process_finds_what_was_kept" in failures[0]
@@ -242,7 +242,7 @@ ALWAYS = {**CUTS, "for text in batch.texts_with_prompt()": "for text in (t[:3000
     [({**CUTS, **NAMES}, ""), (CUTS, "Reply.truncated"), ({**ALWAYS, **NAMES}, "although on_long_text='error'")],
 )
 def test_a_provider_that_cuts_says_which_and_does_not_where_it_is_told_not_to(acme, tmp_path, changes, words):
-    said = suite_run(acme, tmp_path, changes=changes, only="test_a_text_is_not_cut_in_silence", ok=not words)
+    said = run_suite(acme, tmp_path, changes=changes, only="test_a_text_is_not_cut_in_silence", ok=not words)
     assert words in said
 
 
@@ -325,7 +325,7 @@ def test_a_case_that_is_overridden_or_removed_fails_the_suite_unless_it_is_marke
     head += "class TestMine(ProviderSuite):\n    model, asymmetric = 'fake:mine', True\n"
     head += "    settings = {'base_url': server.url}\n    other_dimensions = 4\n    "
     (tmp_path / "test_mine.py").write_text(head + override + "\n", encoding="utf-8")
-    said = pytest_run(tmp_path, ok=passes)
+    said = run_pytest(tmp_path, ok=passes)
     assert ("1 failed" in said) is not passes
     assert passes or f"TestMine overrides or removes {CASE}" in said
 
@@ -335,7 +335,7 @@ def test_a_case_that_passes_although_it_is_marked_fails_the_suite(tmp_path):
     head += "class TestMine(ProviderSuite):\n    model, settings = 'fake:mine', {'base_url': server.url}\n    "
     code = f"{head}@pytest.mark.xfail(reason='x', strict=True)\n    def {CASE}(self): pass\n"
     (tmp_path / "test_mine.py").write_text(code, encoding="utf-8")
-    assert "XPASS(strict)" in pytest_run(tmp_path, only=CASE, ok=False)
+    assert "XPASS(strict)" in run_pytest(tmp_path, only=CASE, ok=False)
 
 
 def test_a_case_from_beside_the_suite_is_an_override_too():
@@ -377,11 +377,11 @@ except ImportError as error:
 
 @pytest.mark.parametrize("suite", ["ProviderSuite", "CacheSuite"])
 def test_where_pytest_is_missing_only_the_suites_are_and_the_error_is_the_line_that_installs_it(suite):
-    assert "pip install pytest" in ran(sys.executable, "-c", WITHOUT.format(suite=suite))
+    assert "pip install pytest" in run_command(sys.executable, "-c", WITHOUT.format(suite=suite))
 
 
 def test_importing_the_testing_kit_imports_no_pytest():
-    said = ran(sys.executable, "-c", "import sys, embedkit_core.testing; print('pytest' in sys.modules)")
+    said = run_command(sys.executable, "-c", "import sys, embedkit_core.testing; print('pytest' in sys.modules)")
     assert said == "False\n"
 
 

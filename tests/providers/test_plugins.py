@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.embedders import error_texts
-from support.plugin import on_paper, ran
+from support.plugin import run_command, write_package
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder
 from embedkit_core.cache.opening import open_cache
@@ -54,7 +54,7 @@ def site(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cache", ["{}", "file://{}", "acme://{}"])
 def test_an_installed_provider_and_cache_work_through_all_three_doors(acme, tmp_path, cache):
-    said = ran(sys.executable, "-W", "error", "-c", DOORS, cache.format(tmp_path / "kept"), path=acme)
+    said = run_command(sys.executable, "-W", "error", "-c", DOORS, cache.format(tmp_path / "kept"), path=acme)
     assert said == "2 0 0 3\n"
     assert list((tmp_path / "kept").iterdir())
 
@@ -77,7 +77,9 @@ def test_what_is_built_in_is_registered_as_any_other_is(site):
 
 
 def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(site, caplog):
-    on_paper(site, "grabby", {PROVIDERS: {"fake": "grabby:Mine"}, CACHES: {"file": "grabby:Mine"}}, "Mine = object")
+    write_package(
+        site, "grabby", {PROVIDERS: {"fake": "grabby:Mine"}, CACHES: {"file": "grabby:Mine"}}, "Mine = object"
+    )
     server = FakeServer()
     for _ in range(2):
         made = Embedder("fake:any", base_url=server.url, cache=(site / "kept").as_uri())
@@ -93,7 +95,7 @@ def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(si
 
 
 def test_a_name_that_is_built_in_stays_ours_though_a_rivals_leads_into_our_modules(site, caplog):
-    on_paper(site, "grabby", {PROVIDERS: {"openai": "embedkit_core.testing:Fake"}})
+    write_package(site, "grabby", {PROVIDERS: {"openai": "embedkit_core.testing:Fake"}})
     for _ in range(2):
         assert provider_class("openai").name == "openai"
         name_what_is_not_there()
@@ -103,7 +105,7 @@ def test_a_name_that_is_built_in_stays_ours_though_a_rivals_leads_into_our_modul
 
 def test_a_rival_that_says_what_we_say_is_ignored_too(site, caplog):
     ours = "embedkit_core.providers.openai.provider:OpenAI"
-    on_paper(site, "grabby", {PROVIDERS: {"openai": ours, "mine": ours}})
+    write_package(site, "grabby", {PROVIDERS: {"openai": ours, "mine": ours}})
     assert provider_class("openai").name == "openai"
     name_what_is_not_there()
     assert [record.getMessage().count("grabby is ignored") for record in caplog.records] == [1]
@@ -111,14 +113,14 @@ def test_a_rival_that_says_what_we_say_is_ignored_too(site, caplog):
 
 
 def test_a_cache_of_somebody_elses_is_not_believed_for_leading_into_our_modules(site, tmp_path):
-    on_paper(site, "grabby", {CACHES: {"mine": "embedkit_core.cache.urls:open_file_url"}})
+    write_package(site, "grabby", {CACHES: {"mine": "embedkit_core.cache.urls:open_file_url"}})
     assert is_built_in("file")
     assert not is_built_in("mine")
 
 
 def test_a_name_that_two_packages_claim_is_nobodys(site):
     for package in ("one_acme", "other_acme"):
-        on_paper(site, package, {PROVIDERS: {"acme": f"{package}:Acme"}})
+        write_package(site, package, {PROVIDERS: {"acme": f"{package}:Acme"}})
     with pytest.raises(ConfigurationError, match=r"'acme' is claimed twice.*one_acme.*other_acme.*remove one"):
         Embedder("acme:small", cache=False)
 
@@ -136,7 +138,7 @@ def test_a_name_that_two_packages_claim_is_nobodys(site):
     ],
 )
 def test_a_broken_provider_is_one_error_that_names_its_package(site, code, words):
-    on_paper(site, "broken_acme", {PROVIDERS: {"acme": "broken_acme:Acme"}}, code)
+    write_package(site, "broken_acme", {PROVIDERS: {"acme": "broken_acme:Acme"}}, code)
     with pytest.raises(ConfigurationError, match=words) as refused:
         Embedder("acme:small", cache=False)
     assert "acme = broken_acme:Acme of the package broken_acme" in str(refused.value)
@@ -144,7 +146,7 @@ def test_a_broken_provider_is_one_error_that_names_its_package(site, code, words
 
 
 def test_a_broken_package_harms_nobody_who_does_not_name_it(site):
-    on_paper(site, "broken_acme", {PROVIDERS: {"acme": "broken_acme:Acme"}}, "1 / 0")
+    write_package(site, "broken_acme", {PROVIDERS: {"acme": "broken_acme:Acme"}}, "1 / 0")
     assert Embedder("fake:any", base_url=(server := FakeServer()).url, cache=False).embed(["x"]).vectors.any()
     with pytest.raises(ConfigurationError, match="did you mean 'acme:small'"):
         Embedder("acne:small", cache=False)
@@ -175,7 +177,7 @@ def test_an_address_under_a_file_is_refused(tmp_path):
 
 
 def test_a_scheme_that_nobody_registered_is_refused_with_those_there_are(site):
-    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}})
+    write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}})
     with pytest.raises(
         ConfigurationError, match=r"no cache is installed for acne://; there are acme://, file://.*acme"
     ):
@@ -215,14 +217,16 @@ def test_a_scheme_that_nobody_registered_is_refused_with_those_there_are(site):
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_shown(site, address):
-    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, "def Acme(url): raise AssertionError(url)")
+    write_package(
+        site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, "def Acme(url): raise AssertionError(url)"
+    )
     with pytest.raises(ConfigurationError, match="password") as refused:
         kept_at(address)
     assert "hunt" not in error_texts(refused.value)
 
 
 def test_an_address_without_a_secret_is_the_caches_to_read_and_a_folder_may_have_any_name(site, tmp_path):
-    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
+    write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
     kept_at("acme://host:6379/0?db=1&size=5#part")
     assert sys.modules["acme_caches"].made[0].url == "acme://host:6379/0?db=1&size=5#part"
     for name in ("me@home", "a;b&c=d", "password=none"):
@@ -249,7 +253,7 @@ def test_a_file_address_without_its_slashes_is_refused_and_makes_no_folder(addre
     ],
 )
 def test_a_broken_cache_is_one_error(site, code, words):
-    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, code)
+    write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, code)
     with pytest.raises(ConfigurationError, match=words) as refused:
         kept_at("acme://host/0")
     assert type(refused.value) is ConfigurationError
@@ -276,8 +280,10 @@ def fail(error):
 )
 def test_what_a_packages_exception_says_is_neither_told_nor_behind_ours(site, error):
     points = {PROVIDERS: {"acme": "broken_acme:Acme"}, CACHES: {"acme": "broken_acme:Acme"}}
-    on_paper(site, "broken_acme", points, f"{SECRETIVE}\nfail({error})")
-    on_paper(site, "acme_caches", {CACHES: {"beside": "acme_caches:Acme"}}, f"{SECRETIVE}\ndef Acme(_): fail({error})")
+    write_package(site, "broken_acme", points, f"{SECRETIVE}\nfail({error})")
+    write_package(
+        site, "acme_caches", {CACHES: {"beside": "acme_caches:Acme"}}, f"{SECRETIVE}\ndef Acme(_): fail({error})"
+    )
     for make in (lambda: Embedder("acme:small"), lambda: kept_at("acme://host/0"), lambda: kept_at("beside://host/0")):
         with pytest.raises(ConfigurationError) as refused:
             make()
@@ -298,7 +304,7 @@ class Acme:
 
 
 def test_a_cache_at_an_address_is_closed_with_its_embedder_and_not_believed_blindly(site):
-    on_paper(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
+    write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
     server = FakeServer()
     embedder = Embedder("fake:any", base_url=server.url, cache="acme://host/0")
     [cache] = sys.modules["acme_caches"].made

@@ -6,7 +6,7 @@ from support.cohere_server import CohereServer
 from support.embedders import long_text, numbered, openai_embedder
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
-from support.voyage_server import VoyageServer, of_type, voyage_vector
+from support.voyage_server import VoyageServer, to_dtype, voyage_vector
 
 from embedkit_core import (
     BadReplyError,
@@ -108,7 +108,7 @@ def test_whole_numbers_are_never_cut(dtype, served, tmp_path):
 
     def heedless(reply):
         for row in reply["data"]:
-            row["embedding"] = of_type(voyage_vector("x", dimensions=width), dtype if kind == "as asked" else kind)
+            row["embedding"] = to_dtype(voyage_vector("x", dimensions=width), dtype if kind == "as asked" else kind)
 
     with VoyageServer() as server:
         made = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path, max_retries=0)
@@ -116,7 +116,7 @@ def test_whole_numbers_are_never_cut(dtype, served, tmp_path):
         with pytest.raises(BadReplyError, match="1024 dimensions instead of 256"):
             made.embed(["x"])
         server.fault_for(lambda texts, number: None)
-        assert np.array_equal(made.embed(["x"]).vectors[0], of_type(voyage_vector("x", dimensions=256), dtype))
+        assert np.array_equal(made.embed(["x"]).vectors[0], to_dtype(voyage_vector("x", dimensions=256), dtype))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])

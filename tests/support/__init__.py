@@ -1,1 +1,1 @@
-"""Local servers that answer as the providers document, for tests that go through the real SDKs."""
+"""Local servers, fixtures and helpers that several test files share."""

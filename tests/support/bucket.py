@@ -1,4 +1,4 @@
-"""A rate limit as a server enforces it."""
+"""Token bucket of a rate-limited server."""
 
 import time
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from .openai_replies import go_duration
 
 @dataclass
 class Bucket:
-    """Fills by `rate` tokens a second up to `burst`; `silent` ones tell nothing."""
+    """A bucket that refills by `rate` tokens a second up to `burst`; a silent one sends no headers."""
 
     rate: float
     burst: float
@@ -27,7 +27,7 @@ class Bucket:
         self._level -= tokens if enough else 0
         return enough
 
-    def told(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
         if self.silent:
             return {}
         self._fill()

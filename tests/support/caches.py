@@ -1,20 +1,20 @@
-"""Caches that tests control."""
+"""Caches whose answers tests control."""
 
 import threading
 
 
 class GatedCache:
-    """A cache whose look-ups wait."""
+    """An empty cache whose lookups wait for `gate`."""
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        self.started = threading.Event()
         self.gate = threading.Event()
-        self.answered = threading.Event()
+        self.finished = threading.Event()
 
     def get_many(self, keys):
-        self.asked.set()
+        self.started.set()
         assert self.gate.wait(20)
-        self.answered.set()
+        self.finished.set()
         return {}
 
     def set_many(self, items):

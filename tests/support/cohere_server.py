@@ -1,6 +1,6 @@
-"""A local server that answers `POST /v2/embed` as Cohere documents it, and misbehaves on request.
+"""A local server that implements Cohere's `POST /v2/embed` and fails on request.
 
-Tokens are words. Its vectors are those of `vector_of`, another for each input type, at a length that is not 1.
+Tokens are words. Vectors are those of `vector_of`, differ by input type, and are not normalized.
 """
 
 import base64
@@ -11,8 +11,8 @@ import numpy as np
 
 from .embeddings_server import EmbeddingsServer
 from .http import Exchange
-from .openai_replies import Json, as_json, breathe, tokens_of, vector_of
-from .voyage_server import of_type
+from .openai_replies import Json, as_json, tokens_of, vector_of, yield_to_loop
+from .voyage_server import to_dtype
 
 INPUT_TYPES = ("search_document", "search_query", "classification", "clustering", "image")
 KINDS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
@@ -22,7 +22,7 @@ LENGTH = np.float32(1.25)
 
 
 def cohere_vector(text: str, input_type: str = "search_document", dimensions: int = NATIVE, model: str = "embed-v4.0"):
-    """float32 (dimensions,) as it comes, not of length 1."""
+    """Return the vector of a text: float32 (dimensions,), not normalized."""
     return vector_of(f"{input_type}\0{text}", dimensions, NATIVE, model) * LENGTH
 
 
@@ -84,7 +84,7 @@ class CohereServer(EmbeddingsServer):
         limit = self.max_tokens_per_text
         rows: list[Any] = []
         for n, text in enumerate(exchange.texts):
-            await breathe(n)
+            await yield_to_loop(n)
             words = text.split()
             kept = text if tokens_of(text) <= limit else " ".join(words[:limit])
             rows.append(cohere_vector(kept, body["input_type"], body.get("output_dimension") or NATIVE, body["model"]))
@@ -113,4 +113,4 @@ def _as(kind: str, row: Any) -> Any:
         return row
     if kind == "base64":
         return base64.b64encode(row.astype("<f4").tobytes()).decode()
-    return of_type(row, kind).tolist()
+    return to_dtype(row, kind).tolist()

@@ -1,6 +1,6 @@
-"""Local servers that speak OpenAI's API, each in its own way: limits, shapes of refusals, what they pay heed to.
+"""Local servers with OpenAI's API and the limits, error formats and encodings of other products.
 
-Where the shapes were found is told in `embedkit_core.providers.openai.refusals`.
+`embedkit_core.providers.openai.refusals` names the sources of the error formats.
 """
 
 import base64
@@ -18,7 +18,11 @@ KINDS = {"float32": "<f4", "float64": "<f8", "float16": "<f2", "int8": "<i1"}
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CompatibleServer(OpenAIServer):
-    """What they have in common; `encoding` is what is answered: "asked", "floats", "ints", or base64 of a type."""
+    """Base of the compatible servers.
+
+    Attributes:
+        encoding: Format of the vectors in a reply: "asked", "floats", "ints", or a dtype sent as base64.
+    """
 
     dimensions: int = 384
     api_key: str | None = None
@@ -30,13 +34,13 @@ class CompatibleServer(OpenAIServer):
     def refusal(self, exchange: Exchange) -> tuple[int, Json | str] | None:  # type: ignore[override]
         if self.api_key is not None and exchange.headers.get("authorization") != f"Bearer {self.api_key}":
             return self.unauthorized()
-        return self.complaint(exchange)
+        return self.validation_error(exchange)
 
     def unauthorized(self) -> tuple[int, Json | str]:
         return 401, self.error("Unauthorized")
 
-    def complaint(self, exchange: Exchange) -> tuple[int, Json | str] | None:
-        """What it refuses a request for that has the right key, if it does."""
+    def validation_error(self, exchange: Exchange) -> tuple[int, Json | str] | None:
+        """Return the status and body of the refusal of an authorized request, or None."""
         return None
 
     def echo(self, body: Json, seen: str) -> Json:
@@ -59,7 +63,7 @@ class CompatibleServer(OpenAIServer):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TEIServer(CompatibleServer):
-    """text-embeddings-inference 1.9 with its defaults; `out_of_memory` is how many tokens are too many for its card."""
+    """text-embeddings-inference 1.9 with its defaults; more than `out_of_memory` tokens fail in the GPU."""
 
     ignores_dimensions: bool = True
     max_inputs: int = 32
@@ -75,7 +79,7 @@ class TEIServer(CompatibleServer):
     def unauthorized(self) -> tuple[int, Json | str]:
         return 401, ""
 
-    def complaint(self, exchange: Exchange) -> tuple[int, Json | str] | None:
+    def validation_error(self, exchange: Exchange) -> tuple[int, Json | str] | None:
         texts = exchange.texts
         if int(exchange.headers["content-length"]) > self.payload_limit:
             return 413, "Failed to buffer the request body: length limit exceeded"
@@ -99,7 +103,7 @@ class TEIServer(CompatibleServer):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class VLLMServer(CompatibleServer):
-    """vLLM; `dimensions` only for models that it knows for Matryoshka ones."""
+    """vLLM; it accepts `dimensions` for Matryoshka models only."""
 
     is_matryoshka: bool = False
     max_tokens_per_text: int = 512
@@ -107,7 +111,7 @@ class VLLMServer(CompatibleServer):
     def error(self, message: str, code: int = 400, kind: str = "BadRequestError") -> Json:
         return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
-    def complaint(self, exchange: Exchange) -> tuple[int, Json | str] | None:
+    def validation_error(self, exchange: Exchange) -> tuple[int, Json | str] | None:
         model, longest = exchange.body.get("model"), max(map(tokens_of, exchange.texts))
         if self.models is not None and model not in self.models:
             return 404, self.error(f"The model `{model}` does not exist.", 404, "NotFoundError")
@@ -126,7 +130,7 @@ class VLLMServer(CompatibleServer):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class InfinityServer(CompatibleServer):
-    """infinity: no /v1, FastAPI's findings, a model that is overloaded while its queue is full."""
+    """infinity: no /v1 in the path, errors in FastAPI's format."""
 
     path = "/embeddings"
     max_inputs: int = 2048
@@ -144,7 +148,7 @@ class InfinityServer(CompatibleServer):
         }
         return {"detail": [one, other]}
 
-    def complaint(self, exchange: Exchange) -> tuple[int, Json | str] | None:
+    def validation_error(self, exchange: Exchange) -> tuple[int, Json | str] | None:
         texts, most = exchange.texts, self.max_inputs
         if len(texts) > most:
             message = f"List should have at most {most} items after validation, not {len(texts)}"
@@ -158,14 +162,14 @@ class InfinityServer(CompatibleServer):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OllamaServer(CompatibleServer):
-    """Ollama: strings only, models that were pulled, a context that refuses or cuts."""
+    """Ollama: pulled models only, and a context length that it enforces."""
 
     max_tokens_per_text: int = 2048
 
     def error(self, message: str, kind: str = "invalid_request_error") -> Json:
         return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
-    def complaint(self, exchange: Exchange) -> tuple[int, Json | str] | None:
+    def validation_error(self, exchange: Exchange) -> tuple[int, Json | str] | None:
         model = exchange.body.get("model")
         if self.models is not None and model not in self.models:
             return 404, self.error(f'model "{model}" not found, try pulling it first', "not_found_error")
@@ -178,12 +182,12 @@ class OllamaServer(CompatibleServer):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LMStudioServer(CompatibleServer):
-    """LM Studio: floats whatever is asked, and an error that is a string."""
+    """LM Studio: replies with floats for every encoding, and errors are strings."""
 
     encoding: str = "floats"
     ignores_dimensions: bool = True
 
-    def complaint(self, exchange: Exchange) -> tuple[int, Json | str] | None:
+    def validation_error(self, exchange: Exchange) -> tuple[int, Json | str] | None:
         if not exchange.texts:
             return 400, {"error": "'input' field must be a string or an array of strings"}
         if self.models is not None and exchange.body.get("model") not in self.models:

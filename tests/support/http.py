@@ -1,7 +1,7 @@
-"""A small HTTP/1.1 server on 127.0.0.1 in a thread of its own, with a gate and a record of what it saw.
+"""A small HTTP/1.1 server on 127.0.0.1 in its own thread, which can hold requests and records them.
 
-It serves clients in this process and in its children. A forked child inherits the open sockets, so connections are shut
-down, not only closed: that ends them for everybody.
+It serves this process and its children. A forked child inherits the open sockets, so connections are shut down and not
+only closed: that ends them in every process.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One client's TCP connection."""
+    """The TCP connection of a client."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -61,7 +61,7 @@ class Connection:
             pass
 
     async def read(self) -> Request | None:
-        """The next request, or None once the client has closed the connection."""
+        """Return the next request, or None after the client has closed the connection."""
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
             first, *lines = head[:-4].decode("latin-1").split("\r\n")
@@ -85,17 +85,17 @@ class Connection:
 
 
 class LocalServer:
-    """Answers HTTP requests while its `with` block is open; `answer` is what a subclass says."""
+    """Serves HTTP requests while its `with` block is open; subclasses implement `answer`."""
 
     def __init__(self) -> None:
         self.connections = 0  # accepted so far
-        self.crashes: list[Exception] = []  # bugs in `answer` or in a test's hook; the first is raised on leaving
+        self.crashes: list[Exception] = []  # errors in `answer` or in a hook of a test; the first is raised at exit
         self._address: Future[tuple[str, int]] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=type(self).__name__)
         self._open: dict[asyncio.Task[None], Connection] = {}
 
     async def answer(self, request: Request, connection: Connection) -> Response | None:
-        """The reply to a request; None closes the connection without one."""
+        """Return the response to a request; None closes the connection."""
         raise NotImplementedError
 
     @property
@@ -157,7 +157,7 @@ class LocalServer:
         try:
             await self._answer_all(connection)
         except (ConnectionError, asyncio.CancelledError):
-            pass  # the client has left, or the server stops; there is nobody to tell
+            pass  # the client has disconnected, or the server stops
         except Exception as error:
             self.crashes.append(error)
         finally:
@@ -176,7 +176,7 @@ class LocalServer:
 
 
 class Gate:
-    """Lets requests through, or holds them, in the order in which they came."""
+    """Holds requests and releases them in order of arrival."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -189,7 +189,7 @@ class Gate:
             self._held, self._permits = True, 0
 
     def release(self, n: int | None = None) -> None:
-        """Let everything through again; with `n`, only the next `n`, those that wait first."""
+        """Release all requests; with `n`, the next `n` only, those that are held first."""
         with self._lock:
             if n is None:
                 self._held, leaving = False, len(self._waiting)
@@ -205,7 +205,7 @@ class Gate:
         if not turn.done():  # the server may be stopping
             turn.set_result(None)
 
-    async def passed(self) -> None:
+    async def wait(self) -> None:
         with self._lock:
             if not self._held:
                 return
@@ -223,7 +223,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and what became of it."""
+    """A request and its outcome."""
 
     number: int  # from 1, in order of arrival
     texts: tuple[str, ...]  # empty if the input was not made of strings
@@ -232,13 +232,13 @@ class Exchange:
     headers: dict[str, str]  # names in lower case
     started: float  # time.monotonic()
     ended: float | None = None
-    status: int | None = None  # None while it waits, and if it was cut
+    status: int | None = None  # None while it is held, and if the connection was closed
     outcome: Literal["waiting", "answered", "refused", "cut"] = "waiting"
     billed: bool = False
 
 
 class Traffic:
-    """What a server has seen. Every value handed out is a copy; any thread may ask."""
+    """Thread-safe record of the requests of a server; every value returned is a copy."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -258,7 +258,7 @@ class Traffic:
             return exchange
 
     def leave(self, exchange: Exchange, status: int | None, *, billed: bool) -> None:
-        """Called before the answer is written: whoever has read the answer finds it counted."""
+        """Record the outcome, before the response is written: a client that has read it finds it counted."""
         outcome: Literal["answered", "refused", "cut"]
         outcome = "cut" if status is None else "answered" if status < 400 else "refused"
         with self._changed:

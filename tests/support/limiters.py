@@ -1,4 +1,4 @@
-"""LlamaIndex's rate limiters, which it has from 0.14.16 on; our floor is older."""
+"""LlamaIndex's rate limiters, if the installed version has them (0.14.16 and later)."""
 
 from importlib.metadata import version
 from typing import Any

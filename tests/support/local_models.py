@@ -1,4 +1,4 @@
-"""Copies of MiniLM as they lie about: in the Hugging Face cache, by another name."""
+"""Copies of MiniLM: in a Hugging Face cache, under another name, with other settings."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 def in_hub_cache(hub: Path, name: str, *, prompts: dict[str, str] | None = None) -> Path:
-    """Put MiniLM into a Hugging Face cache under a name; give the folder of its only revision."""
+    """Copy MiniLM into a Hugging Face cache under a name; return the folder of its revision."""
     model = hub / f"models--{name.replace('/', '--')}"
     folder = model / "snapshots" / REVISION
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns(WEIGHTS))
@@ -23,13 +23,13 @@ def in_hub_cache(hub: Path, name: str, *, prompts: dict[str, str] | None = None)
 
 
 def configure(folder: Path, file: str = "config_sentence_transformers.json", **settings: object) -> None:
-    """Change what a file of a model says."""
+    """Change settings in a JSON file of a model."""
     config = json.loads((folder / file).read_text(encoding="utf-8"))
     (folder / file).write_text(json.dumps(config | settings), encoding="utf-8")
 
 
 def static_model(folder: Path) -> Path:
-    """Make a model of one table, as model2vec has them: MiniLM's words, and vectors that a seed draws."""
+    """Make a static embedding model, as model2vec does: MiniLM's vocabulary with seeded random vectors."""
     import numpy as np
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import StaticEmbedding

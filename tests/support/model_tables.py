@@ -1,4 +1,4 @@
-"""The tables of models in docs/models.md; run as a program, it writes them there."""
+"""Tables of models in docs/models.md; run as a program, it writes them there."""
 
 import json
 import re
@@ -12,14 +12,14 @@ ALL_TYPES = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
 def tables() -> dict[str, str]:
-    """Give what stands between `<!-- name -->` and `<!-- end -->`, by name."""
+    """Return the text between `<!-- name -->` and `<!-- end -->`, by name."""
     rows = models()
     found = {name: _api(rows, name) for name in ("openai", "voyage", "cohere")}
     return found | {"local": _local(rows), "fields": _fields()}
 
 
 def written(text: str) -> str:
-    """Give a document with its tables as they should be."""
+    """Return a document with its tables updated."""
     made = tables()
     return re.sub(r"(<!-- (\w+) -->\n)(?:.*?\n)??(<!-- end -->)", lambda m: m[1] + made[m[2]] + m[3], text, flags=re.S)
 

@@ -1,4 +1,4 @@
-"""The real SDK, pointed at the local server."""
+"""The OpenAI SDK, connected to the local server."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,16 +25,16 @@ async def embed(
     client_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> CreateEmbeddingResponse:
-    """One request through the SDK, by a client of its own that does not retry."""
+    """Send one request with the SDK, without retries."""
     async with client(server, **(client_options or {})) as api:
         return await api.embeddings.create(model=model, input=texts, **options)
 
 
 def vectors(reply: CreateEmbeddingResponse) -> Rows:
-    """The rows of a reply, float32 (n_texts, dimensions), in its order."""
+    """Return the rows of a reply, float32 (n_texts, dimensions), in its order."""
     return np.array([item.embedding for item in reply.data], dtype=np.float32)
 
 
 def expected(texts: Iterable[str], **options: Any) -> Rows:
-    """The rows there should be."""
+    """Return the expected rows, float32 (n_texts, dimensions)."""
     return np.array([vector_of(text, **options) for text in texts])

@@ -1,4 +1,4 @@
-"""What OpenAI's embeddings endpoint answers: vectors, bodies, headers, and the ways in which it fails."""
+"""Replies of OpenAI's embeddings endpoint: vectors, bodies, headers and faults."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ INVALID_INPUT = "'$.input' is invalid. Please check the API reference: https://p
 
 
 def tokens_of(text: str) -> int:
-    """The server's idea of tokens: words, at least one."""
+    """Return the number of tokens of a text in the server's count: words, at least one."""
     return max(1, len(text.split()))
 
 
@@ -37,9 +37,9 @@ def _unit(vector: Vector) -> Vector:
 
 
 def vector_of(text: str, dimensions: int = 1536, native: int = 1536, model: str = "text-embedding-3-small") -> Vector:
-    """What the server answers for a text: a unit vector, float32 (dimensions,), read-only.
+    """Return the server's vector of a text: normalized, float32 (dimensions,), read-only.
 
-    Fewer dimensions than the native width give the prefix, renormalised.
+    Fewer dimensions than the native width are the prefix, normalized again.
     """
     whole = _native_vector(text, native, model)
     return whole if dimensions == native else _unit(whole[:dimensions])
@@ -48,7 +48,7 @@ def vector_of(text: str, dimensions: int = 1536, native: int = 1536, model: str 
 def error(
     message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> Json:
-    """The body of a refusal."""
+    """Return the body of a refusal."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -65,7 +65,7 @@ def too_many_tokens(tokens: int, limit: int) -> Json:
 
 
 def go_duration(seconds: float) -> str:
-    """As in "12ms", "1.5s" and "6m0s"."""
+    """Format seconds as Go does: "12ms", "1.5s", "6m0s"."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     minutes, rest = divmod(round(seconds, 3), 60)
@@ -74,10 +74,10 @@ def go_duration(seconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What goes wrong with one request; the fields left alone change nothing.
+    """The fault of one request; fields with their defaults change nothing.
 
-    `transform` gets the reply as a dict whose embeddings are writable float32 arrays, whatever the encoding asked for,
-    and changes it or returns another; what is no longer an array is sent as it is.
+    `transform` gets the reply as a dict with writable float32 arrays, for every encoding, and changes it or returns
+    another. Values that are no arrays are sent as they are.
     """
 
     status: int | None = None  # answer this, with `body`
@@ -95,7 +95,7 @@ class Fault:
     def rate_limited(
         cls, *, retry_after: float | None = None, retry_after_ms: float | None = None, date: datetime | None = None
     ) -> Self:
-        """Too many tokens a minute; `date`, with a time zone, is Retry-After as an HTTP date."""
+        """Return a 429 for too many tokens per minute; `date` is sent as an HTTP date in Retry-After."""
         headers = {}
         if date is not None:
             headers["retry-after"] = format_datetime(date.astimezone(UTC), usegmt=True)
@@ -121,8 +121,8 @@ class Fault:
         return cls(status=401, body=error("Incorrect API key provided.", code="invalid_api_key"))
 
 
-async def breathe(step: int) -> None:
-    """Let other requests be served between the rows of a large one."""
+async def yield_to_loop(step: int) -> None:
+    """Yield to the event loop every 64 rows, so that other requests are served."""
     if step % 64 == 63:
         await asyncio.sleep(0)
 
@@ -133,7 +133,7 @@ def make_writable(reply: Json) -> None:
 
 
 async def encoded(reply: Json, *, as_base64: bool) -> bytes:
-    """The reply as JSON, its arrays as base64 of little-endian float32 or as numbers that round-trip to float32."""
+    """Return the reply as JSON, its arrays as base64 of little-endian float32 or as numbers that round-trip."""
 
     def plain(value: Vector) -> str | list[float]:
         return base64.b64encode(value.astype("<f4").tobytes()).decode() if as_base64 else value.tolist()
@@ -142,13 +142,13 @@ async def encoded(reply: Json, *, as_base64: bool) -> bytes:
 
 
 async def as_json(reply: Json, plain: Callable[[Any], Any]) -> bytes:
-    """The reply as JSON, what is not JSON's own by `plain`, with a breath between the rows of its "data"."""
+    """Return the reply as JSON, other types converted by `plain`; yield to the event loop between rows."""
     encode = json.JSONEncoder(default=plain).encode
     if not isinstance(reply.get("data"), list):
         return encode(reply).encode()
     rows = []
     for index, item in enumerate(reply["data"]):
-        await breathe(index)
+        await yield_to_loop(index)
         rows.append(encode(item))
     rest = encode({name: value for name, value in reply.items() if name != "data"})
     return f'{{"data": [{", ".join(rows)}]{", " if rest != "{}" else ""}{rest[1:]}'.encode()

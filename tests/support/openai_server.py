@@ -1,4 +1,4 @@
-"""A local server that answers `POST /v1/embeddings` as OpenAI documents it, and misbehaves on request."""
+"""A local server that implements OpenAI's `POST /v1/embeddings` and fails on request."""
 
 import time
 from collections.abc import Collection
@@ -12,7 +12,6 @@ from .openai_replies import (
     INVALID_INPUT,
     Fault,
     Json,
-    breathe,
     encoded,
     error,
     go_duration,
@@ -20,6 +19,7 @@ from .openai_replies import (
     too_long,
     too_many_tokens,
     vector_of,
+    yield_to_loop,
 )
 
 __all__ = ["Bucket", "Exchange", "Fault", "OpenAIServer", "tokens_of", "vector_of"]
@@ -27,22 +27,22 @@ __all__ = ["Bucket", "Exchange", "Fault", "OpenAIServer", "tokens_of", "vector_o
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OpenAIServer(EmbeddingsServer):
-    """How a server answers, and what it has seen; the defaults are OpenAI's."""
+    """A local server with the limits of OpenAI's API."""
 
     dimensions: int = 1536  # of every model; a request may ask for fewer
     max_inputs: int = 2048
     max_tokens_per_text: int = 8192
     max_tokens_per_request: int = 300_000
-    models: Collection[str] | None = None  # None: any
-    base64: bool = True  # False: refuses it
-    always_floats: bool = False  # whatever encoding is asked for
+    models: Collection[str] | None = None  # None: every name
+    base64: bool = True  # False: refused
+    always_floats: bool = False  # for every requested encoding
     ignores_dimensions: bool = False
-    shuffle_index: bool = False  # data never in the order of the input, each with its true index
+    shuffle_index: bool = False  # rows out of order, each with its index
     omit_index: bool = False
     omit_usage: bool = False
-    requests_per_minute: int = 10_000  # these two are told, not enforced, unless there is a bucket
+    requests_per_minute: int = 10_000  # sent in headers; enforced by a bucket only
     tokens_per_minute: int = 10_000_000
-    bucket: Bucket | None = None  # enforces tokens, and tells what it holds unless it is silent
+    bucket: Bucket | None = None  # enforces tokens; sends its state unless it is silent
 
     def error(self, message: str) -> Json:
         return error(message)
@@ -93,7 +93,7 @@ class OpenAIServer(EmbeddingsServer):
         dimensions = asked or self.dimensions
         data: list[Json] = []
         for index, text in enumerate(exchange.texts):
-            await breathe(index)
+            await yield_to_loop(index)
             vector = vector_of(text, dimensions, self.dimensions, model)
             data.append({"object": "embedding", "index": index, "embedding": vector})
         if self.shuffle_index:
@@ -106,14 +106,14 @@ class OpenAIServer(EmbeddingsServer):
             reply["usage"] = {"prompt_tokens": exchange.tokens, "total_tokens": exchange.tokens}
         return reply
 
-    def told(self, exchange: Exchange) -> dict[str, str]:
+    def response_headers(self, exchange: Exchange) -> dict[str, str]:
         requests, tokens = self.requests_per_minute, self.tokens_per_minute
         always = {
             "x-request-id": f"req_{exchange.number:08x}",
             "openai-processing-ms": str(round((time.monotonic() - exchange.started) * 1000)),
         }
         if self.bucket is not None:
-            return {**always, **self.bucket.told(), **self.headers}
+            return {**always, **self.bucket.headers(), **self.headers}
         return {
             **always,
             "x-ratelimit-limit-requests": str(requests),

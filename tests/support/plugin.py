@@ -1,4 +1,4 @@
-"""Packages of third parties: the example, installed as its users would, and others that exist on paper only."""
+"""Third-party packages: the example plugin, and packages written into a folder."""
 
 import os
 import shutil
@@ -10,17 +10,17 @@ from pathlib import Path
 EXAMPLE = Path(__file__).parents[1] / "fixtures" / "plugin_example"
 
 
-def install(folder: Path) -> Path:
-    """Build the example and install it into a folder, with nothing from the network."""
+def install_example(folder: Path) -> Path:
+    """Build the example and install it into a folder, without network access."""
     source, site = folder / "source", folder / "site"
     shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "-qq"]
-    ran(sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(source))
+    run_command(sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(source))
     return site
 
 
-def ran(*command: str, path: Path | None = None, folder: Path | None = None, ok: bool = True) -> str:
-    """Give what a command prints, with a folder put before what Python imports from; `ok` says how it is to end."""
+def run_command(*command: str, path: Path | None = None, folder: Path | None = None, ok: bool = True) -> str:
+    """Run a command, `path` first on PYTHONPATH; check that it succeeds (or fails, if not `ok`); return its output."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -29,10 +29,10 @@ def ran(*command: str, path: Path | None = None, folder: Path | None = None, ok:
     return run.stdout + run.stderr
 
 
-def suite_run(
+def run_suite(
     site: Path, folder: Path, *, changes: Mapping[str, str] | None = None, only: str = "", ok: bool = True
 ) -> str:
-    """Give what pytest says of the example's own tests, or some, after changes to its code, by what they replace."""
+    """Run the example's tests after replacing code in it (old: new); return the output of pytest."""
     copied = folder / "site"
     shutil.copytree(site, copied)
     for old, new in (changes or {}).items():
@@ -43,17 +43,17 @@ def suite_run(
     tests = folder / "tests"
     tests.mkdir()
     shutil.copy(EXAMPLE / "test_acme.py", tests)
-    return pytest_run(tests, path=copied, only=only, ok=ok)
+    return run_pytest(tests, path=copied, only=only, ok=ok)
 
 
-def pytest_run(tests: Path, *, path: Path | None = None, only: str = "", ok: bool = True) -> str:
-    """Give what pytest, without any plug-in, says of the tests in a folder; every warning is an error."""
+def run_pytest(tests: Path, *, path: Path | None = None, only: str = "", ok: bool = True) -> str:
+    """Run the tests of a folder with pytest, without plugins, warnings as errors; return the output."""
     options = ["-q", "-rfE", "-W", "error", "-p", "no:cacheprovider", "--tb=line", "--rootdir", str(tests), "-k", only]
-    return ran(sys.executable, "-m", "pytest", *options, str(tests), path=path, folder=tests, ok=ok)
+    return run_command(sys.executable, "-m", "pytest", *options, str(tests), path=path, folder=tests, ok=ok)
 
 
-def on_paper(site: Path, package: str, points: Mapping[str, Mapping[str, str]], code: str = "") -> None:
-    """Put a package into a folder: what it registers, by group, and the code of its one module."""
+def write_package(site: Path, package: str, points: Mapping[str, Mapping[str, str]], code: str = "") -> None:
+    """Write a package into a folder: its entry points by group, and the code of its module."""
     metadata = site / f"{package}-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A forward proxy and a TLS front on this machine, before a server of the tests."""
+"""A local forward proxy and TLS front for the local servers."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """Passes each connection's bytes on; `seen` are the first lines of what came in."""
+    """Forwards the bytes of connections; `seen` holds their request lines."""
 
     def __init__(self, target: str | None = None, context: ssl.SSLContext | None = None) -> None:
         self.seen: list[str] = []
@@ -73,7 +73,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate for localhost that nobody trusts, and what serves with it."""
+    """Create a self-signed certificate for localhost; return its path and a server context."""
     key, pem = folder / "key.pem", folder / "cert.pem"
     subprocess.run(
         [

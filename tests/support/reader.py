@@ -1,4 +1,4 @@
-"""What somebody has who follows the documentation: a key, an address that answers, and a home of one's own."""
+"""Environment for the examples of the documentation: keys, local servers and a home folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from .voyage_server import VoyageServer
 
 
 @contextmanager
-def at_every_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have Voyage's and Cohere's own hosts answer on this machine, and set their keys."""
+def local_providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Redirect Voyage and Cohere to local servers, and set their keys."""
     with VoyageServer() as voyage, CohereServer() as cohere:
         monkeypatch.setattr("embedkit_core.providers.voyage.HOST", voyage.base_url)
         monkeypatch.setenv("CO_API_URL", cohere.base_url)
@@ -23,8 +23,8 @@ def at_every_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @contextmanager
-def at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
-    """Set the environment of a reader whose home is a folder, and give the server that answers."""
+def reader_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
+    """Set key, address, cache and home folder for the examples; yield the local server."""
     with OpenAIServer() as server:
         monkeypatch.setenv("OPENAI_API_KEY", "test-key")
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)

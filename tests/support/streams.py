@@ -1,4 +1,4 @@
-"""Streams, through every door there is, and sources that tell how far they were pulled."""
+"""Streams through every method, and sources that count how many texts were pulled."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -9,19 +9,19 @@ import pytest
 from embedkit_core import Embedder
 from embedkit_core.testing import FakeServer, fake_vector
 
-PIECE = 256  # texts, of an embedder with two slots
-MOST = 4 * PIECE  # pulled and not yet given
+CHUNK_TEXTS = 256  # texts in a chunk of an embedder with max_concurrency=2
+LOOKAHEAD = 4 * CHUNK_TEXTS  # the most texts pulled ahead of the rows
 
-each_door = pytest.mark.parametrize("door", ["sync", "async", "async source"])
+each_method = pytest.mark.parametrize("method", ["sync", "async", "async source"])
 
 
-def streaming(server: FakeServer, **settings) -> Embedder:
-    """An embedder with two slots; without a cache unless one is given."""
+def stream_embedder(server: FakeServer, **settings) -> Embedder:
+    """Return a fake embedder with max_concurrency=2; `cache` defaults to False."""
     return Embedder("fake:model", base_url=server.url, **{"cache": False, "max_concurrency": 2} | settings)
 
 
-class Source:
-    """An iterator that counts what was taken from it."""
+class CountingSource:
+    """An iterator that counts the texts pulled from it."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.pulled = 0
@@ -36,22 +36,24 @@ class Source:
         return text
 
 
-async def as_async(texts: Iterable[str]) -> AsyncIterator[str]:
+async def async_source(texts: Iterable[str]) -> AsyncIterator[str]:
     for text in texts:
         await asyncio.sleep(0)
         yield text
 
 
-def taken(embedder: Embedder, texts: Iterable[str], door: str, **options) -> tuple[list[np.ndarray], Exception | None]:
-    """All rows that a stream gives, and the error that it ends with."""
+def collect_rows(
+    embedder: Embedder, texts: Iterable[str], method: str, **options
+) -> tuple[list[np.ndarray], Exception | None]:
+    """Return all rows of a stream, and the error that ends it, if any."""
     rows: list[np.ndarray] = []
 
     async def take() -> None:
-        async for row in embedder.aembed_iter(texts if door == "async" else as_async(texts), **options):
+        async for row in embedder.aembed_iter(texts if method == "async" else async_source(texts), **options):
             rows.append(row)  # noqa: PERF401 - those before an error count too
 
     try:
-        if door == "sync":
+        if method == "sync":
             rows.extend(embedder.embed_iter(texts, **options))
         else:
             asyncio.run(take())

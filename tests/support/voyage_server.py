@@ -1,8 +1,8 @@
-"""A local server that answers `POST /v1/embeddings` as Voyage AI documents it, and misbehaves on request.
+"""A local server that implements Voyage AI's `POST /v1/embeddings` and fails on request.
 
-Its prompts are those that Voyage documents it puts before texts of an input type, so that a query has another vector
-than a document. Tokens are words; those of the prompt are not counted, as they are not in the replies and refusals of
-the real one, whose words these refusals have (tests/golden/voyage). Its vectors are those of `vector_of`.
+Its prompts are those that Voyage documents for each input type, so that a query and a document have different vectors.
+Tokens are words; tokens of the prompt are not counted, as in the replies of the real API. The refusals have the words
+of the real API (tests/fixtures/recorded/voyage). Vectors are those of `vector_of`.
 """
 
 import base64
@@ -14,7 +14,7 @@ import numpy as np
 
 from .embeddings_server import EmbeddingsServer
 from .http import Exchange
-from .openai_replies import Json, as_json, breathe, tokens_of, vector_of
+from .openai_replies import Json, as_json, tokens_of, vector_of, yield_to_loop
 
 PROMPTS = {
     "query": "Represent the query for retrieving supporting documents: ",
@@ -29,12 +29,12 @@ NATIVE = 2048
 
 
 def voyage_vector(text: str, input_type: str | None = "document", dimensions: int = 1024, model: str = "voyage-4"):
-    """float32 (dimensions,), of length 1: the first numbers of 2048."""
+    """Return the vector of a text: normalized, float32 (dimensions,), a prefix of 2048 numbers."""
     return vector_of(PROMPTS[input_type] + text, dimensions, NATIVE, model)
 
 
-def of_type(vector: Any, dtype: str) -> Any:
-    """The vector in a type as the provider might make it; int8 and uint8 by ranges of its own."""
+def to_dtype(vector: Any, dtype: str) -> Any:
+    """Return the vector in another dtype, quantized as the provider might do it."""
     if dtype == "float":
         return vector
     if dtype in ("binary", "ubinary"):
@@ -110,7 +110,7 @@ class VoyageServer(EmbeddingsServer):
         return None
 
     def kept(self, text: str) -> str:
-        """The text, or its beginning where it is over the limit."""
+        """Return the text, truncated to the token limit."""
         whole = tokens_of(text) <= self.max_tokens_per_text
         return text if whole else " ".join(text.split()[: self.max_tokens_per_text])
 
@@ -119,15 +119,15 @@ class VoyageServer(EmbeddingsServer):
         dimensions, dtype = body.get("output_dimension") or 1024, body.get("output_dtype") or "float"
         data: list[Json] = []
         for index, text in enumerate(exchange.texts):
-            await breathe(index)
+            await yield_to_loop(index)
             vector = voyage_vector(self.kept(text), body.get("input_type"), dimensions, body["model"])
-            data.append({"object": "embedding", "embedding": of_type(vector, dtype), "index": index})
+            data.append({"object": "embedding", "embedding": to_dtype(vector, dtype), "index": index})
         if self.shuffle_index:
             data = data[1::2] + data[::2]
         total = sum(tokens_of(self.kept(text)) for text in exchange.texts)
         return {"object": "list", "data": data, "model": body["model"], "usage": {"total_tokens": total}}
 
-    def told(self, exchange: Exchange) -> Mapping[str, str]:
+    def response_headers(self, exchange: Exchange) -> Mapping[str, str]:
         return {"x-request-id": f"{exchange.number:032x}", **self.headers}
 
     async def encoded(self, reply: Json, exchange: Exchange) -> bytes:

@@ -1,4 +1,4 @@
-"""Waiting for what the engine has, without a timer."""
+"""Wait for states of the engine, without polling by time."""
 
 import threading
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from embedkit_core.engine.scheduler.items import Item
 
 
 def wait_until_joined(embedder: Embedder, callers: int) -> None:
-    """Block until so many texts are waited for at the embedder's account."""
+    """Block until `callers` callers wait for texts at the embedder's account."""
     _wait(embedder, lambda table: sum(len(item.waiters) for item in table.values()) >= callers)
 
 
 def wait_until_idle(embedder: Embedder) -> None:
-    """Block until all that was asked of the embedder's account is served, and its callers woken."""
+    """Block until the embedder's account has no text in progress."""
     _wait(embedder, lambda table: not table)
 
 
 def _wait(embedder: Embedder, until: Callable[[dict[bytes, Item]], bool]) -> None:
-    """Ask the engine's own thread, again and again, between two of its steps."""
+    """Check the condition on the engine's thread, between its steps, until it is true."""
     account = engine().account(embedder.provider)
     seen = threading.Event()
 

@@ -33,12 +33,6 @@ def suite_server():
         yield
 
 
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
-
-
 class Served:
     """A model at the local server."""
 

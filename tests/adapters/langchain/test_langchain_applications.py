@@ -18,7 +18,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.store.base import BaseStore, PutOp, SearchOp
 from langgraph.store.memory import InMemoryStore
 from support.embedders import numbered, texts_sent
-from support.openai_server import OpenAIServer, vector_of
+from support.openai_server import vector_of
 
 from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
@@ -35,12 +35,6 @@ STORES = {
 stores = pytest.mark.parametrize("store", STORES)
 TEXTS = numbered(20)
 ASKED = "which of them?"
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
 
 
 def lang(server, **options):

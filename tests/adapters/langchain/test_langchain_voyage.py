@@ -4,7 +4,7 @@ import pytest
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
-from support.voyage_server import VoyageServer, of_type, voyage_vector
+from support.voyage_server import VoyageServer, to_dtype, voyage_vector
 
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
@@ -61,7 +61,7 @@ async def test_queries_and_documents_are_told_apart_by_all_methods(server):
 def test_voyage_s_own_types_are_python_floats_in_both_hosts(server, host):
     made = host(model=MODEL, base_url=server.base_url, api_key="test-key", cache=False, dtype="int8", dimensions=256)
     row = made.embed_query("x") if host is EmbedKitEmbeddings else made.get_query_embedding("x")
-    assert row == of_type(voyage_vector("x", "query", 256), "int8").tolist()
+    assert row == to_dtype(voyage_vector("x", "query", 256), "int8").tolist()
     assert {type(number) for number in row} == {float}
 
 

@@ -19,19 +19,13 @@ from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import Field
 from support.embedders import copied_model, needs_local_model, numbered
-from support.openai_server import OpenAIServer, vector_of
+from support.openai_server import vector_of
 
 from embedkit_core import AuthenticationError, InputError, PartialFailureError, Usage
 from embedkit_core.testing import FakeServer, fake_vector
 from llamaindex_embedkit import EmbeddingUsageEvent, EmbedKitEmbedding
 
 OPENAI = "openai:text-embedding-3-small"
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
 
 
 def index_model(server, **options):

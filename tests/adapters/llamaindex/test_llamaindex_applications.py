@@ -23,12 +23,6 @@ TEXTS = numbered(20)
 ASKED = "which of them?"
 
 
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def _settings_as_they_were():
     yield

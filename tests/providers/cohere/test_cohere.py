@@ -10,7 +10,7 @@ import pytest
 from support.cohere_server import CohereServer, cohere_vector
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.openai_replies import Fault
-from support.voyage_server import of_type
+from support.voyage_server import to_dtype
 
 from embedkit_core import (
     AuthenticationError,
@@ -154,7 +154,7 @@ def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
     vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
     assert server.requests[0].body["embedding_types"] == [dtype]
     assert vectors.dtype == NUMPY_DTYPES[dtype]
-    assert np.array_equal(vectors, np.stack([of_type(row, dtype) for row in as_it_comes(TEXTS)]))
+    assert np.array_equal(vectors, np.stack([to_dtype(row, dtype) for row in as_it_comes(TEXTS)]))
     assert np.array_equal(again.vectors, vectors)
     assert again.usage.requests == 0
 

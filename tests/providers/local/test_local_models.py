@@ -10,7 +10,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from support.embedders import MINILM, WEIGHTS, copied_model, needs_local_model, numbered, sentence_transformer, truth
+from support.embedders import (
+    MINILM,
+    WEIGHTS,
+    copied_model,
+    needs_local_model,
+    numbered,
+    reference_vectors,
+    sentence_transformer,
+)
 
 from embedkit_core import Embedder, Usage
 from embedkit_core.common.errors import ConfigurationError
@@ -31,7 +39,7 @@ def test_vectors_are_those_of_sentence_transformers():
         result = local.embed(TEXTS)
         assert local.dimensions == 384
     assert (result.vectors.dtype, result.vectors.shape) == (np.float32, (len(TEXTS), 384))
-    np.testing.assert_allclose(result.vectors, truth(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(result.vectors, reference_vectors(TEXTS), atol=1e-6)
     counts = [len(ids) for ids in sentence_transformer().tokenizer(TEXTS)["input_ids"]]
     assert result.usage == Usage(texts=len(TEXTS), sent=len(TEXTS), requests=1, tokens=sum(counts))
     assert result.usage.cost_usd == 0
@@ -41,7 +49,7 @@ def test_many_texts_keep_their_order():
     texts = [f"{text} {'long ' * (n % 8)}" for n, text in enumerate(numbered(100))]
     with Embedder(MINILM, cache=False) as local:
         result = local.embed(texts)
-    np.testing.assert_allclose(result.vectors, truth(texts), atol=1e-6)
+    np.testing.assert_allclose(result.vectors, reference_vectors(texts), atol=1e-6)
     assert result.usage.requests == 2  # one to try the way, then all of the others
 
 
@@ -81,8 +89,8 @@ def test_a_prompt_of_the_user_s_own_beats_the_model_s():
         copied_model(prompts=PROMPTS) as folder,
         Embedder(f"local:{folder}", cache=False, query_prompt="find: ", document_prompt="") as local,
     ):
-        np.testing.assert_allclose(local.embed_query("cats"), truth(["find: cats"])[0], atol=1e-6)
-        np.testing.assert_allclose(local.embed_documents(["cats"]), truth(["cats"]), atol=1e-6)
+        np.testing.assert_allclose(local.embed_query("cats"), reference_vectors(["find: cats"])[0], atol=1e-6)
+        np.testing.assert_allclose(local.embed_documents(["cats"]), reference_vectors(["cats"]), atol=1e-6)
 
 
 # Which model it is
@@ -195,7 +203,7 @@ def test_all_callers_share_one_model_on_one_thread():
             one.close()
     assert len(started) == 1
     for n, vectors in enumerate(answers):
-        np.testing.assert_allclose(vectors, truth([f"{n} {text}" for text in TEXTS]), atol=1e-6)
+        np.testing.assert_allclose(vectors, reference_vectors([f"{n} {text}" for text in TEXTS]), atol=1e-6)
     started.pop().join(timeout=10)
     assert not model_threads() - before
 
@@ -218,5 +226,5 @@ def test_a_folder_whose_model_was_replaced_is_loaded_again(tmp_path):
         pooling.write_text(json.dumps(config), encoding="utf-8")
         after = Embedder(f"local:{folder}", cache=tmp_path).embed(["the quick brown fox"])
         assert after.usage.cache_hits == 0
-        assert np.allclose(after.vectors, truth(["the quick brown fox"], str(folder)), atol=1e-6)
+        assert np.allclose(after.vectors, reference_vectors(["the quick brown fox"], str(folder)), atol=1e-6)
         assert not np.allclose(after.vectors[0], before, atol=1e-2)

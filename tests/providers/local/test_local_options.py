@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.embedders import FOLDER, MINILM, copied_model, needs_local_model, sentence_transformer, truth
+from support.embedders import FOLDER, MINILM, copied_model, needs_local_model, reference_vectors, sentence_transformer
 from support.local_models import configure, in_hub_cache, static_model
 
 from embedkit_core import Embedder
@@ -97,7 +97,7 @@ def test_weights_of_less_precision_give_nearly_the_vector_in_float32_and_unit_le
         vectors = half.embed(TEXTS).vectors
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
-    exact = truth(TEXTS)
+    exact = reference_vectors(TEXTS)
     np.testing.assert_allclose(vectors, exact, atol=apart)
     assert not np.allclose(vectors, exact, atol=1e-6)
 
@@ -143,7 +143,7 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_where_none_may_be_cu
     if policy == "error":
         assert (list(result.failed), str(result.failed[1])[:45]) == (
             [1],
-            "a text has 302 tokens, over the limit of 256;",
+            "A text has 302 tokens, over the limit of 256.",
         )
     else:
         assert not result.failed
@@ -161,7 +161,7 @@ def test_static_embeddings_work_too_and_have_no_limit(tmp_path):
     texts = ["the cat", "word " * 3000, "the cat sits"]
     with Embedder(f"local:{folder}", cache=False) as static:
         result = static.embed(texts)
-    np.testing.assert_allclose(result.vectors, truth(texts, str(folder)), atol=1e-6)
+    np.testing.assert_allclose(result.vectors, reference_vectors(texts, str(folder)), atol=1e-6)
     assert result.truncated == ()
     assert result.usage.tokens == 2 + 3000 + 3
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from support.embedders import MINILM, copied_model, needs_local_model, truth
+from support.embedders import MINILM, copied_model, needs_local_model, reference_vectors
 from support.local_models import configure, in_hub_cache
 
 from embedkit_core import Embedder
@@ -36,8 +36,8 @@ def test_a_model_whose_folder_has_no_prompts_gets_the_catalogue_s(hub):
     """E5's own configuration holds none, and without them it ranks worse: mteb#957."""
     in_hub_cache(hub, E5)
     with Embedder(f"local:{E5}", cache=False) as local:
-        np.testing.assert_allclose(local.embed_query("cats"), truth([f"{QUERY}cats"])[0], atol=1e-6)
-        np.testing.assert_allclose(local.embed_documents(["cats"]), truth([f"{PASSAGE}cats"]), atol=1e-6)
+        np.testing.assert_allclose(local.embed_query("cats"), reference_vectors([f"{QUERY}cats"])[0], atol=1e-6)
+        np.testing.assert_allclose(local.embed_documents(["cats"]), reference_vectors([f"{PASSAGE}cats"]), atol=1e-6)
 
 
 def test_a_folder_in_the_hub_s_cache_has_the_row_of_its_model(hub):

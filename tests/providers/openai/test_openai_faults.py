@@ -11,12 +11,6 @@ from support.openai_client import MODEL, client, embed, expected, vectors
 from support.openai_server import Fault, OpenAIServer
 
 
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
-
-
 async def test_a_bad_server_can_echo_the_text_and_the_key():
     with OpenAIServer(echo_input_in_errors=True) as server:
         server.faults += [Fault.server_error(), None]

@@ -11,12 +11,6 @@ from support.openai_client import MODEL, client, embed, expected, vectors
 from support.openai_server import OpenAIServer, tokens_of, vector_of
 
 
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
-
-
 @pytest.mark.parametrize("encoding", ["base64", "float", None])
 async def test_every_row_is_the_vector_of_its_text_in_either_encoding(server, encoding):
     texts = ["one", "two words", "ünï ✓", "line\nbreak", "one"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.openai_replies import Fault
-from support.voyage_server import VoyageServer, of_type, voyage_vector
+from support.voyage_server import VoyageServer, to_dtype, voyage_vector
 
 from embedkit_core import (
     AuthenticationError,
@@ -149,7 +149,7 @@ def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
     vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
     assert server.requests[0].body["output_dtype"] == dtype
     assert vectors.dtype == NUMPY_DTYPES[dtype]
-    assert np.array_equal(vectors, np.stack([of_type(row, dtype) for row in expected(TEXTS)]))
+    assert np.array_equal(vectors, np.stack([to_dtype(row, dtype) for row in expected(TEXTS)]))
     assert np.array_equal(again.vectors, vectors)
     assert again.usage.requests == 0
     assert made.dimensions == 1024
@@ -160,7 +160,7 @@ def test_fewer_dimensions_come_from_a_longer_cached_vector(server, dtype, tmp_pa
     voyage(server, dimensions=2048, dtype=dtype, cache=tmp_path).embed(TEXTS)
     result = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path).embed(TEXTS)
     assert result.usage.requests == 0
-    whole = np.stack([of_type(row, dtype.replace("float32", "float")) for row in expected(TEXTS, dimensions=256)])
+    whole = np.stack([to_dtype(row, dtype.replace("float32", "float")) for row in expected(TEXTS, dimensions=256)])
     np.testing.assert_allclose(result.vectors, whole, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ from langchain_classic.storage import LocalFileStore
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_openai import OpenAIEmbeddings
 from support.embedders import numbered, openai_embedder, texts_sent
-from support.openai_server import OpenAIServer, vector_of
+from support.openai_server import vector_of
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, InputError
 from embedkit_core.calls.import_vectors import ImportReport
@@ -18,12 +18,6 @@ from llamaindex_embedkit import EmbedKitEmbedding
 MODEL = "text-embedding-3-small"
 hosts = pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding, Embedder])
 sha1_is_the_default = pytest.mark.filterwarnings("ignore:Using default key encoder:UserWarning")
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
 
 
 @pytest.fixture

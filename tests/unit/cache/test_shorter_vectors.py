@@ -14,12 +14,6 @@ TEXTS = numbered(6)
 LARGE = "text-embedding-3-large"
 
 
-@pytest.fixture
-def server():
-    with OpenAIServer() as started:
-        yield started
-
-
 def expected(texts, dimensions):
     return np.stack([vector_of(text, dimensions) for text in texts])
 

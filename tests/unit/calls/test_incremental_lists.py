@@ -13,6 +13,7 @@ from support.scripts import finish, interrupt, start
 
 from embedkit_core import Embedder, InputError, PartialFailureError, ProviderError
 from embedkit_core.adapters.base import aembed_lists, embed_lists
+from embedkit_core.calls import waiting
 from embedkit_core.calls.rows import ListBuffer
 from embedkit_core.common.float_lists import ROWS_PER_SLICE
 from embedkit_core.testing import FakeServer
@@ -75,7 +76,7 @@ def test_lists_are_made_while_other_replies_are_awaited():
     call = embedder._call(texts, "document", lists=True)
     call.prepare()
     awake = threading.Event()
-    steps = call._while_waiting(awake.set)
+    steps = waiting.steps(call, awake.set)
     server.hold()
     server.fault_for = lambda asked: server.hold()  # one reply passes, and no other
     assert next(steps) is False  # nothing to do but wait
@@ -83,7 +84,7 @@ def test_lists_are_made_while_other_replies_are_awaited():
     server.release()
     assert awake.wait(20)
     assert next(steps) is True  # a slice of lists was made
-    assert not call._ticket.closed
+    assert not call.ticket.closed
     server.fault_for = None
     server.release()
     for made in steps:
@@ -97,13 +98,13 @@ def test_a_slice_is_made_at_a_time_and_every_row_has_its_place():
     rows = ListBuffer(200, np.arange(200)[::-1])
     matrix = np.arange(600, dtype=np.float32).reshape(200, 3)
     landed = []
-    rows.landed = lambda: landed.append(None)
+    rows.on_rows = lambda: landed.append(None)
     rows.put_wants(range(150), matrix[:150])
     rows.put_wants(range(150, 200), matrix[150:])
     assert len(landed) == 2
     assert len(list(rows.slices())) == -(-150 // ROWS_PER_SLICE) + 1
     assert rows.put_count == 200
-    assert rows.finished(None, [], 3) == matrix[::-1].tolist()
+    assert rows.assemble(None, [], 3) == matrix[::-1].tolist()
 
 
 @pytest.mark.parametrize("with_loop", [False, True])

@@ -116,8 +116,8 @@ def test_many_bad_texts_are_counted_and_the_first_ones_listed():
         Embedder("fake:any", base_url=far.url, cache=False).embed([*[""] * 30, "fine", None, "\udfff"])
     assert caught.value.indices == (*range(30), 31, 32)
     message = str(caught.value)
-    assert "empty or only white space at position 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in message
-    assert "not a string but NoneType at position 31" in message
+    assert "empty or whitespace only at position 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in message
+    assert "not a string (got NoneType) at position 31" in message
     assert "lone surrogate" in message
 
 
@@ -130,7 +130,7 @@ class Codec:
 
 def test_an_object_that_can_encode_is_no_text_for_that():
     far = FakeServer()
-    with pytest.raises(InputError, match="not a string but Codec at position 1") as caught:
+    with pytest.raises(InputError, match=r"not a string \(got Codec\) at position 1") as caught:
         Embedder("fake:any", base_url=far.url, cache=False).embed(["fine", Codec()])
     assert (caught.value.indices, far.received) == ((1,), [])
 

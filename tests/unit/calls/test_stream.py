@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, each_door, streaming, taken
+from support.streams import (
+    CHUNK_TEXTS,
+    LOOKAHEAD,
+    CountingSource,
+    are_vectors_of,
+    async_source,
+    collect_rows,
+    each_method,
+    stream_embedder,
+)
 from support.waiting import wait_until_idle
 
 from embedkit_core import BadTextError, ConfigurationError, Embedder, EmbedKitError, InputError, PartialFailureError
@@ -17,47 +26,47 @@ from embedkit_core.calls.call import Call
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
-TEXTS = [f"text {i}" for i in range(3 * MOST)]
+TEXTS = [f"text {i}" for i in range(3 * LOOKAHEAD)]
 
 
-@each_door
-def test_a_stream_gives_the_vector_of_each_text_in_order(door):
-    rows, error = taken(streaming(FakeServer()), iter(TEXTS), door)
+@each_method
+def test_a_stream_gives_the_vector_of_each_text_in_order(method):
+    rows, error = collect_rows(stream_embedder(FakeServer()), iter(TEXTS), method)
     assert error is None
     assert are_vectors_of(rows, TEXTS)
     assert {(row.dtype, row.shape) for row in rows} == {(np.dtype(np.float32), (8,))}
 
 
-@each_door
-def test_a_row_is_an_array_of_its_own(door, tmp_path):
-    embedder = streaming(FakeServer(), cache=tmp_path)
+@each_method
+def test_a_row_is_an_array_of_its_own(method, tmp_path):
+    embedder = stream_embedder(FakeServer(), cache=tmp_path)
     for _ in ("sent", "from the cache"):
-        rows, _ = taken(embedder, TEXTS[:300], door)
+        rows, _ = collect_rows(embedder, TEXTS[:300], method)
         assert are_vectors_of(rows, TEXTS[:300])
         assert all(row.base is None and row.flags.owndata and row.flags.writeable for row in rows)
         for row in rows:
             row[:] = 0
 
 
-@each_door
-def test_an_empty_source_gives_nothing(door):
+@each_method
+def test_an_empty_source_gives_nothing(method):
     server = FakeServer()
-    assert taken(streaming(server), iter([]), door) == ([], None)
+    assert collect_rows(stream_embedder(server), iter([]), method) == ([], None)
     assert not server.received
 
 
-@each_door
-def test_a_stream_of_queries_gets_the_vectors_of_queries(door):
-    rows, _ = taken(streaming(FakeServer()), TEXTS[:300], door, input_type="query")
+@each_method
+def test_a_stream_of_queries_gets_the_vectors_of_queries(method):
+    rows, _ = collect_rows(stream_embedder(FakeServer()), TEXTS[:300], method, input_type="query")
     assert are_vectors_of(rows, TEXTS[:300], role="query")
 
 
-@each_door
-def test_a_text_that_comes_again_is_sent_once(door, tmp_path):
+@each_method
+def test_a_text_that_comes_again_is_sent_once(method, tmp_path):
     server = FakeServer()
-    embedder = streaming(server, cache=tmp_path)
+    embedder = stream_embedder(server, cache=tmp_path)
     texts = list(itertools.islice(itertools.cycle(TEXTS[:300]), 2000))
-    rows, _ = taken(embedder, texts, door)
+    rows, _ = collect_rows(embedder, texts, method)
     assert are_vectors_of(rows, texts)
     assert server.billed == dict.fromkeys(TEXTS[:300], 1)
     usage = embedder.usage
@@ -67,34 +76,34 @@ def test_a_text_that_comes_again_is_sent_once(door, tmp_path):
 
 
 def test_nothing_is_pulled_that_there_is_no_room_for():
-    source = Source(TEXTS)
-    for before, _ in enumerate(streaming(FakeServer()).embed_iter(source)):
-        assert source.pulled - before <= MOST
+    source = CountingSource(TEXTS)
+    for before, _ in enumerate(stream_embedder(FakeServer()).embed_iter(source)):
+        assert source.pulled - before <= LOOKAHEAD
 
 
 async def test_the_source_of_an_async_stream_waits_for_the_caller(tmp_path):
-    embedder = streaming(FakeServer(), cache=tmp_path)
+    embedder = stream_embedder(FakeServer(), cache=tmp_path)
     embedder.embed(TEXTS)
-    source = Source(TEXTS)
+    source = CountingSource(TEXTS)
     rows = embedder.aembed_iter(source)
-    for before in range(2 * PIECE):
+    for before in range(2 * CHUNK_TEXTS):
         await anext(rows)
-        assert source.pulled - before <= MOST
-    while source.pulled < PIECE + MOST:  # noqa: ASYNC110 - a source tells nobody
+        assert source.pulled - before <= LOOKAHEAD
+    while source.pulled < CHUNK_TEXTS + LOOKAHEAD:  # noqa: ASYNC110 - a source tells nobody
         await asyncio.sleep(0)
     for _ in range(1000):
         await asyncio.sleep(0)
-    assert source.pulled == PIECE + MOST
+    assert source.pulled == CHUNK_TEXTS + LOOKAHEAD
     await rows.aclose()
 
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_all_slots_are_kept_busy_before_the_first_row_is_given(slots):
     server = FakeServer()
-    embedder = streaming(server, max_concurrency=slots)
+    embedder = stream_embedder(server, max_concurrency=slots)
     embedder.embed(["warm up"])
     server.hold()
-    source, far = Source(TEXTS[:-1]), threading.Event()
+    source, far = CountingSource(TEXTS[:-1]), threading.Event()
 
     def texts():
         for text in source:
@@ -114,34 +123,34 @@ def test_all_slots_are_kept_busy_before_the_first_row_is_given(slots):
 def test_a_stream_sends_full_requests_when_it_is_on_its_way():
     server = FakeServer()
     texts = [f"text {i}" for i in range(20_000)]
-    taken(streaming(server, max_concurrency=8), texts, "sync")
+    collect_rows(stream_embedder(server, max_concurrency=8), texts, "sync")
     assert len(server.received) < 1.5 * 20_000 / 256
 
 
 # Errors in their place
 
 
-@each_door
-@pytest.mark.parametrize("place", [0, 5, PIECE, PIECE + 100])
-def test_a_text_that_cannot_be_embedded_is_named_after_the_rows_before_it(door, place):
+@each_method
+@pytest.mark.parametrize("place", [0, 5, CHUNK_TEXTS, CHUNK_TEXTS + 100])
+def test_a_text_that_cannot_be_embedded_is_named_after_the_rows_before_it(method, place):
     server = FakeServer()
-    source = Source([*TEXTS[:place], "  ", *TEXTS[place:]])
-    rows, error = taken(streaming(server), source, door)
+    source = CountingSource([*TEXTS[:place], "  ", *TEXTS[place:]])
+    rows, error = collect_rows(stream_embedder(server), source, method)
     assert are_vectors_of(rows, TEXTS[:place])
     assert isinstance(error, InputError)
     assert error.indices == (place,)
-    assert f"position {place} cannot be embedded: empty or only white space" in str(error)
-    assert source.pulled <= place + MOST
-    if door == "sync":
-        assert source.pulled <= place + PIECE
+    assert f"position {place} cannot be embedded: empty or whitespace only" in str(error)
+    assert source.pulled <= place + LOOKAHEAD
+    if method == "sync":
+        assert source.pulled <= place + CHUNK_TEXTS
 
 
-@each_door
-def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_paid_again(door, tmp_path):
+@each_method
+def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_paid_again(method, tmp_path):
     server = FakeServer()
     server.rejected_texts = {TEXTS[700]}
-    embedder = streaming(server, cache=tmp_path)
-    rows, error = taken(embedder, iter(TEXTS), door)
+    embedder = stream_embedder(server, cache=tmp_path)
+    rows, error = collect_rows(embedder, iter(TEXTS), method)
     assert are_vectors_of(rows, TEXTS[:700])
     assert isinstance(error, PartialFailureError)
     assert list(error.failed) == [700]
@@ -152,44 +161,44 @@ def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_p
     assert "the text at position 700 failed" in str(error)
 
     server.rejected_texts.clear()
-    again = streaming(server, cache=tmp_path)
-    rows, error = taken(again, iter(TEXTS), door)
+    again = stream_embedder(server, cache=tmp_path)
+    rows, error = collect_rows(again, iter(TEXTS), method)
     assert are_vectors_of(rows, TEXTS)
     assert error is None
     assert set(server.billed.values()) == {1}
     assert again.usage.cache_hits >= 700
 
 
-@each_door
-def test_a_refusal_of_the_first_text_is_the_providers_own(door):
+@each_method
+def test_a_refusal_of_the_first_text_is_the_providers_own(method):
     server = FakeServer()
     server.rejected_texts = {TEXTS[0]}
-    rows, error = taken(streaming(server), TEXTS[:10], door)
+    rows, error = collect_rows(stream_embedder(server), TEXTS[:10], method)
     assert rows == []
     assert type(error) is BadTextError
 
 
-@each_door
-def test_a_failed_row_is_nan_and_the_stream_goes_on_where_errors_are_returned(door):
+@each_method
+def test_a_failed_row_is_nan_and_the_stream_goes_on_where_errors_are_returned(method):
     server = FakeServer()
     server.rejected_texts = {TEXTS[3], TEXTS[700]}
-    rows, error = taken(streaming(server, on_error="return"), TEXTS[:1000], door)
+    rows, error = collect_rows(stream_embedder(server, on_error="return"), TEXTS[:1000], method)
     assert error is None
     assert [place for place, row in enumerate(rows) if np.isnan(row).all()] == [3, 700]
     good = [place for place in range(1000) if place not in (3, 700)]
     assert are_vectors_of([rows[place] for place in good], [TEXTS[place] for place in good])
 
 
-@each_door
-@pytest.mark.parametrize("place", [0, 3, PIECE, 700])
-def test_what_the_source_raises_comes_after_the_rows_of_all_that_it_gave(door, place):
+@each_method
+@pytest.mark.parametrize("place", [0, 3, CHUNK_TEXTS, 700])
+def test_what_the_source_raises_comes_after_the_rows_of_all_that_it_gave(method, place):
     own = LookupError("the source's own")
 
     def source():
         yield from TEXTS[:place]
         raise own
 
-    rows, error = taken(streaming(FakeServer()), source(), door)
+    rows, error = collect_rows(stream_embedder(FakeServer()), source(), method)
     assert are_vectors_of(rows, TEXTS[:place])
     assert error is own
 
@@ -199,7 +208,7 @@ async def test_a_source_that_is_cancelled_on_its_own_ends_the_stream():
         yield "one"
         raise asyncio.CancelledError
 
-    rows = streaming(FakeServer()).aembed_iter(source())
+    rows = stream_embedder(FakeServer()).aembed_iter(source())
     assert are_vectors_of([await anext(rows)], ["one"])
     with pytest.raises(asyncio.CancelledError):
         await anext(rows)
@@ -208,17 +217,17 @@ async def test_a_source_that_is_cancelled_on_its_own_ends_the_stream():
 def test_a_failure_withdraws_what_is_pending_at_once():
     server = FakeServer()
     server.rejected_texts = {"text 0"}
-    embedder = streaming(server, max_concurrency=1)
+    embedder = stream_embedder(server, max_concurrency=1)
     with pytest.raises(BadTextError):
         list(embedder.embed_iter(itertools.chain(["text 0"], (f"text {i}" for i in range(1, 100_000)))))
     embedder.embed(["the next one"])
     assert not engine().account(embedder.provider).scheduler.registry.items
-    assert len(server.billed) <= MOST + 1
+    assert len(server.billed) <= LOOKAHEAD + 1
 
 
-@pytest.mark.parametrize("door", ["embed_iter", "aembed_iter"])
-def test_what_is_no_stream_of_texts_is_refused_at_the_call(door):
-    stream = getattr(streaming(FakeServer()), door)
+@pytest.mark.parametrize("method", ["embed_iter", "aembed_iter"])
+def test_what_is_no_stream_of_texts_is_refused_at_the_call(method):
+    stream = getattr(stream_embedder(FakeServer()), method)
     for texts, said in [("one", "a single one"), (b"one", "a single one"), ({"a": 1}, "a dict"), ({"a"}, "a set")]:
         with pytest.raises(InputError, match=said):
             stream(texts)
@@ -230,11 +239,11 @@ def test_what_is_no_stream_of_texts_is_refused_at_the_call(door):
 
 def test_an_async_source_is_refused_by_the_door_that_cannot_wait_for_it():
     with pytest.raises(InputError, match="use aembed_iter"):
-        streaming(FakeServer()).embed_iter(as_async(["one"]))
+        stream_embedder(FakeServer()).embed_iter(async_source(["one"]))
 
 
 def test_a_stream_on_the_engines_own_thread_names_its_async_twin():
-    embedder = streaming(FakeServer())
+    embedder = stream_embedder(FakeServer())
     embedder.embed(["start the engine"])
     found: list[str] = []
     done = threading.Event()
@@ -262,16 +271,16 @@ def a_second_passes_at_each_look_at_the_clock(monkeypatch):
 
 
 def test_finished_rows_are_given_before_a_slow_source_is_asked_again(tmp_path, monkeypatch):
-    embedder = streaming(FakeServer(), cache=tmp_path)
+    embedder = stream_embedder(FakeServer(), cache=tmp_path)
     embedder.embed(TEXTS[:300])
     a_second_passes_at_each_look_at_the_clock(monkeypatch)
-    source = Source(TEXTS[:300])
+    source = CountingSource(TEXTS[:300])
     for rows, _ in enumerate(embedder.embed_iter(source), 1):
         assert source.pulled == rows
 
 
 def test_all_that_has_finished_is_given_before_a_slow_source_is_asked_again(monkeypatch):
-    embedder = streaming(server := FakeServer())
+    embedder = stream_embedder(server := FakeServer())
     embedder.embed(["warm up"])
     server.hold()
     a_second_passes_at_each_look_at_the_clock(monkeypatch)
@@ -282,7 +291,7 @@ def test_all_that_has_finished_is_given_before_a_slow_source_is_asked_again(monk
         wait_until_idle(embedder)
         yield from TEXTS[50:60]
 
-    source = Source(texts())
+    source = CountingSource(texts())
     for _ in itertools.islice(embedder.embed_iter(source), 50):
         assert source.pulled == 51
 
@@ -297,7 +306,7 @@ async def test_a_slow_async_source_delays_no_row():
             yield text
 
     rows = []
-    async for row in streaming(FakeServer()).aembed_iter(source()):
+    async for row in stream_embedder(FakeServer()).aembed_iter(source()):
         rows.append(row)
         arrived.release()
     assert are_vectors_of(rows, TEXTS[:50])
@@ -324,17 +333,17 @@ async def test_many_texts_are_prepared_and_assembled_off_the_callers_loop(monkey
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count())
-    rows = [row async for row in streaming(FakeServer()).aembed_iter(TEXTS[: 2 * PIECE])]
+    rows = [row async for row in stream_embedder(FakeServer()).aembed_iter(TEXTS[: 2 * CHUNK_TEXTS])]
     counting.cancel()
-    assert are_vectors_of(rows, TEXTS[: 2 * PIECE])
+    assert are_vectors_of(rows, TEXTS[: 2 * CHUNK_TEXTS])
     assert all(name.startswith("embedkit-work") for name in threads)
-    assert turns > 2 * PIECE / 64
+    assert turns > 2 * CHUNK_TEXTS / 64
 
 
 def test_texts_that_were_cut_are_counted_from_the_start(caplog):
     server = FakeServer(max_words=5)
     texts = [*TEXTS[:400], "far too long a text for this model", "x"]
-    rows, error = taken(streaming(server), texts, "sync")
+    rows, error = collect_rows(stream_embedder(server), texts, "sync")
     assert error is None
     assert len(rows) == 402
     assert "(positions 400)" in caplog.text
@@ -351,9 +360,9 @@ WORDS = st.sampled_from([*(f"word {i}" for i in range(20)), "bad", "poison", "wo
     slots=st.integers(1, 3),
     per_request=st.integers(1, 9),
     on_error=st.sampled_from(["raise", "return"]),
-    door=st.sampled_from(["sync", "async", "async source"]),
+    method=st.sampled_from(["sync", "async", "async source"]),
 )
-def test_a_stream_is_what_embed_says_up_to_the_first_error(texts, slots, per_request, on_error, door):
+def test_a_stream_is_what_embed_says_up_to_the_first_error(texts, slots, per_request, on_error, method):
     server = FakeServer()
     server.rejected_texts = {"bad", "poison", "worse"}
     embedder = Embedder(
@@ -366,7 +375,7 @@ def test_a_stream_is_what_embed_says_up_to_the_first_error(texts, slots, per_req
     )
     stops = {" "} | (server.rejected_texts if on_error == "raise" else set())
     end = next((place for place, text in enumerate(texts) if text in stops), None)
-    rows, error = taken(embedder, texts, door)
+    rows, error = collect_rows(embedder, texts, method)
     before = texts[:end]
     good = [place for place, text in enumerate(before) if text not in server.rejected_texts]
     assert len(rows) == len(before)

@@ -13,13 +13,13 @@ import pytest
 from support.caches import GatedCache
 from support.openai_server import OpenAIServer
 from support.scripts import finish, interrupt, start
-from support.streams import MOST, PIECE, Source, are_vectors_of, as_async, streaming
+from support.streams import CHUNK_TEXTS, LOOKAHEAD, CountingSource, are_vectors_of, async_source, stream_embedder
 
 from embedkit_core import Embedder
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
-TEXTS = [f"text {i}" for i in range(3 * MOST)]
+TEXTS = [f"text {i}" for i in range(3 * LOOKAHEAD)]
 
 
 def one_slot(server: OpenAIServer, **settings) -> Embedder:
@@ -35,7 +35,7 @@ def texts_of_two_pieces_and_more(server: OpenAIServer) -> Iterator[str]:
     """Texts of which the first piece is answered, in its two requests, once others are handed over too."""
     server.hold()
     for place, text in enumerate(TEXTS):
-        if place == 2 * PIECE:
+        if place == 2 * CHUNK_TEXTS:
             server.release(2)
         yield text
 
@@ -54,7 +54,7 @@ def check_that_nothing_more_was_sent(embedder: Embedder, server: OpenAIServer) -
 def test_a_stream_that_is_left_sends_nothing_new(how):
     with OpenAIServer() as server:
         embedder = one_slot(server)
-        source = Source(texts_of_two_pieces_and_more(server))
+        source = CountingSource(texts_of_two_pieces_and_more(server))
         rows = embedder.embed_iter(source)
         next(rows)
         if how == "closed":
@@ -66,14 +66,14 @@ def test_a_stream_that_is_left_sends_nothing_new(how):
             with contextlib.suppress(LookupError):
                 rows.throw(LookupError())
         check_that_nothing_more_was_sent(embedder, server)
-        assert source.pulled <= MOST
+        assert source.pulled <= LOOKAHEAD
         assert next(source) == TEXTS[source.pulled - 1]
 
 
 @pytest.mark.parametrize("how", ["closed", "abandoned", "cancelled"])
 def test_an_async_stream_that_is_left_sends_nothing_new_and_leaves_no_task(how):
     async def leave(embedder: Embedder) -> None:
-        rows = embedder.aembed_iter(as_async(texts_of_two_pieces_and_more(server)))
+        rows = embedder.aembed_iter(async_source(texts_of_two_pieces_and_more(server)))
         await anext(rows)
         await asyncio.to_thread(server.wait_for_requests, 3)
         if how == "closed":
@@ -112,7 +112,7 @@ async def test_a_stream_that_is_closed_while_its_source_is_waited_for_ends_that_
         finally:
             ended = True
 
-    rows = streaming(FakeServer()).aembed_iter(source())
+    rows = stream_embedder(FakeServer()).aembed_iter(source())
     assert are_vectors_of([await anext(rows)], ["one"])
     await rows.aclose()
     assert ended
@@ -121,11 +121,11 @@ async def test_a_stream_that_is_closed_while_its_source_is_waited_for_ends_that_
 
 def test_a_loop_that_ends_in_the_middle_of_a_stream_leaves_nothing():
     async def begin(embedder: Embedder) -> None:
-        kept.append(embedder.aembed_iter(as_async(TEXTS)))
+        kept.append(embedder.aembed_iter(async_source(TEXTS)))
         await anext(kept[0])
 
     kept: list = []
-    embedder = streaming(FakeServer())
+    embedder = stream_embedder(FakeServer())
     asyncio.run(begin(embedder))
     with pytest.raises(StopAsyncIteration):
         asyncio.run(anext(kept[0]))
@@ -134,8 +134,8 @@ def test_a_loop_that_ends_in_the_middle_of_a_stream_leaves_nothing():
 
 
 def test_a_stream_that_is_never_begun_pulls_nothing():
-    source = Source(TEXTS)
-    embedder = streaming(FakeServer())
+    source = CountingSource(TEXTS)
+    embedder = stream_embedder(FakeServer())
     embedder.embed_iter(source).close()
     del embedder
     assert source.pulled == 0
@@ -213,19 +213,19 @@ class Counted(str):
         self.gone.append(None)
 
 
-@pytest.mark.parametrize("door", ["sync", "async"])
-def test_a_long_stream_holds_no_more_than_its_lookahead_and_what_threads_are_passing_on(door, tmp_path):
-    n = 30 * PIECE
-    embedder = streaming(FakeServer(dimensions=2), cache=tmp_path)
+@pytest.mark.parametrize("method", ["sync", "async"])
+def test_a_long_stream_holds_no_more_than_its_lookahead_and_what_threads_are_passing_on(method, tmp_path):
+    n = 30 * CHUNK_TEXTS
+    embedder = stream_embedder(FakeServer(dimensions=2), cache=tmp_path)
     Counted.most = len(Counted.born) - len(Counted.gone)
     texts = (Counted(f"text {i}") for i in range(n))
 
     async def count() -> int:
         return len([1 async for _ in embedder.aembed_iter(texts)])
 
-    assert n == (sum(1 for _ in embedder.embed_iter(texts)) if door == "sync" else asyncio.run(count()))
+    assert n == (sum(1 for _ in embedder.embed_iter(texts)) if method == "sync" else asyncio.run(count()))
     # The threads that have served a piece, the engine's, the writer's and the pool's, let go of it a moment later.
-    assert MOST / 2 <= Counted.most <= 2 * MOST
+    assert LOOKAHEAD / 2 <= Counted.most <= 2 * LOOKAHEAD
     embedder.embed(["the next one"])
     scheduler = engine().account(embedder.provider).scheduler
     assert not scheduler.registry.items
@@ -239,12 +239,12 @@ async def test_a_stream_cancelled_while_it_looks_up_leaves_nothing_behind():
     embedder = Embedder("fake:model", base_url=server.url, cache=cache)
     rows = embedder.aembed_iter([*TEXTS[:100], " "])
     task = asyncio.create_task(anext(rows))
-    await asyncio.to_thread(cache.asked.wait, 20)
+    await asyncio.to_thread(cache.started.wait, 20)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     cache.gate.set()
-    assert await asyncio.to_thread(cache.answered.wait, 20)
+    assert await asyncio.to_thread(cache.finished.wait, 20)
     for _ in range(2):
         await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     assert not engine().account(embedder.provider).scheduler.recent.lookups
@@ -270,13 +270,13 @@ async def test_a_piece_that_is_left_while_its_bad_text_is_found_is_not_begun_aga
     gate.set()
     for _ in range(2):
         await asyncio.get_running_loop().run_in_executor(engine().pool, int)
-    assert not cache.asked.is_set()
+    assert not cache.started.is_set()
     assert not server.received
 
 
 def test_streams_and_queries_share_an_embedder_from_many_threads(tmp_path):
     server = FakeServer()
-    embedder = streaming(server, cache=tmp_path, max_concurrency=4)
+    embedder = stream_embedder(server, cache=tmp_path, max_concurrency=4)
     found: dict[int, bool] = {}
 
     def work(n: int) -> None:

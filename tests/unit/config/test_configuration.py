@@ -23,12 +23,6 @@ def _no_settings_of_the_developer(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
-
-
 def at(server, **options):
     return {"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": False, **options}
 

@@ -43,8 +43,8 @@ def test_an_estimate_is_near_and_its_most_is_never_passed():
         after = embedder.estimate(texts)
         assert after.tokens == pytest.approx(usage.tokens, rel=0.05)
         assert (before.token_source, after.token_source) == (
-            "estimated from the texts' bytes",
-            "estimated from the texts' bytes, corrected by bills",
+            "estimated from UTF-8 bytes",
+            "estimated from UTF-8 bytes, calibrated with billed tokens",
         )
         assert before.requests == pytest.approx(usage.requests, abs=2)
 

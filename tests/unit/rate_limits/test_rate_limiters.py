@@ -10,7 +10,7 @@ from langchain_core.rate_limiters import BaseRateLimiter as LangChainLimiter
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from support.embedders import numbered
 from support.limiters import LIMITERS, LlamaIndexLimiter
-from support.openai_server import Fault, OpenAIServer, vector_of
+from support.openai_server import Fault, vector_of
 
 from embedkit_core import ConfigurationError, Embedder, EmbedKitError, ProviderError
 from embedkit_core.costs.tokens import estimate_tokens
@@ -55,12 +55,6 @@ class LlamaIndexs(Counted, LlamaIndexLimiter):
 
     async def async_acquire(self, num_tokens=0):
         raise AssertionError("a limiter is asked on a thread of the library's own")
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
 
 
 def options(server, **more):

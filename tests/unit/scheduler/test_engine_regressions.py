@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support.embedders import cancelled_in_flight
+from support.embedders import cancel_in_flight
 from support.openai_server import Fault, OpenAIServer
 
 from embedkit_core import (
@@ -125,7 +125,7 @@ def test_withdrawn_texts_do_not_stay_in_the_queues():
     embedder.embed(["warm up"])
     server.hold()
 
-    asyncio.run(cancelled_in_flight(embedder, server, [f"text {i}" for i in range(5000)], 2))
+    asyncio.run(cancel_in_flight(embedder, server, [f"text {i}" for i in range(5000)], 2))
     account = engine().account(embedder.provider)
     seen = threading.Event()
     engine().call(account, seen.set)

@@ -30,12 +30,6 @@ from embedkit_core.common.errors import (
 SOON = {"retry-after-ms": "1"}
 
 
-@pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
-
-
 # Tried again
 
 

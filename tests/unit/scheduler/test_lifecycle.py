@@ -277,12 +277,12 @@ async def test_a_call_cancelled_while_it_looks_up_leaves_nothing_behind():
     server, cache = FakeServer(), GatedCache()
     embedder = Embedder("fake:model", base_url=server.url, cache=cache)
     task = asyncio.create_task(embedder.aembed([f"text {i}" for i in range(100)]))
-    await asyncio.to_thread(cache.asked.wait, 20)
+    await asyncio.to_thread(cache.started.wait, 20)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     cache.gate.set()
-    assert await asyncio.to_thread(cache.answered.wait, 20)
+    assert await asyncio.to_thread(cache.finished.wait, 20)
     await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     await asyncio.get_running_loop().run_in_executor(engine().pool, int)
     assert not engine().account(embedder.provider).scheduler.recent.lookups

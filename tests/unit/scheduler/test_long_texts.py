@@ -12,9 +12,9 @@ from support.embedders import (
     needs_local_model,
     numbered,
     openai_embedder,
+    reference_vectors,
     sentence_transformer,
     texts_sent,
-    truth,
 )
 from support.openai_replies import error
 from support.openai_server import Fault, OpenAIServer, tokens_of, vector_of
@@ -238,7 +238,7 @@ def test_a_local_model_cuts_by_itself_and_the_result_names_the_texts(tmp_path):
     with local("truncate", cache=tmp_path) as cutting:
         first, again = (cutting.embed(["short", LONG, "brief"]) for _ in range(2))
     assert first.truncated == again.truncated == (1,)
-    np.testing.assert_allclose(first.vectors, truth(["short", LONG, "brief"]), atol=1e-6)
+    np.testing.assert_allclose(first.vectors, reference_vectors(["short", LONG, "brief"]), atol=1e-6)
     assert np.array_equal(first.vectors, again.vectors)
     limit = sentence_transformer().max_seq_length
     assert first.usage.tokens == limit + local_count("short") + local_count("brief")
@@ -254,8 +254,10 @@ def test_a_local_model_s_mean_is_that_of_the_pieces():
     edges = [len(LONG) * i // n for i in range(n + 1)]
     parts = [LONG[edges[i] : edges[i + 1]] for i in range(n)]
     assert all(local_count(part) <= limit for part in parts)
-    np.testing.assert_allclose(result.vectors[1], mean(truth(parts), [len(part) for part in parts]), atol=1e-6)
-    np.testing.assert_allclose(result.vectors[0], truth(["short"])[0], atol=1e-6)
+    np.testing.assert_allclose(
+        result.vectors[1], mean(reference_vectors(parts), [len(part) for part in parts]), atol=1e-6
+    )
+    np.testing.assert_allclose(result.vectors[0], reference_vectors(["short"])[0], atol=1e-6)
     assert result.truncated == ()
 
 

@@ -20,12 +20,6 @@ OLLAMA = "nomic-embed-text:latest"
 
 
 @pytest.fixture
-def server():
-    with OpenAIServer() as running:
-        yield running
-
-
-@pytest.fixture
 def ollama():
     with OpenAIServer(api_key=None, dimensions=768, base64=False) as running:
         yield running
