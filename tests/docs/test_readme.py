@@ -11,6 +11,10 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(
         "README.md",
+        "docs/api.md",
+        "docs/caching.md",
+        "docs/rate-limits.md",
+        "docs/troubleshooting.md",
         "docs/providers.md",
         "docs/models.md",
         "docs/langchain.md",
