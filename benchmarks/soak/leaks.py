@@ -74,7 +74,7 @@ def _held(account: Account) -> list[str]:
         "concurrency limits without a caller": sum(map(bool, scheduler.dispatcher._bounds.values())),
         "user limits without a caller": sum(bool(one.user_limits.callers) for one in controllers),
         "requests counted by rate controllers": sum(one.in_flight for one in controllers),
-        "deadlines": len(scheduler._with_deadline),
+        "deadlines": len(scheduler.registry.deadlines._tickets),
         "waiting limiter permits": len(account._waiting),
     }
     return [f"{n} {name}" for name, n in counts.items() if n]
