@@ -11,9 +11,12 @@ PROGRAM = """
 import threading
 from benchmarks.soak import defects, leaks
 from embedkit_core import Embedder
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
+server = FakeServer()
+engine()
 files, threads = leaks.open_files(), {thread.name for thread in threading.enumerate()}
-with Embedder("fake:model", base_url=FakeServer().url, cache=False) as embedder:
+with Embedder("fake:model", base_url=server.url, cache=False) as embedder:
     embedder.embed(["a", "b"])
     assert leaks.wait_until_idle(10) == []
 assert leaks.lasting_leaks(files, threads) == []
