@@ -1,4 +1,4 @@
-"""The recipes in docs/recipes.md run as a reader would run them, and print what they say they print."""
+"""The recipes in docs/recipes.md and docs/migrating.md run and print the output that they show."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from support.openai_server import vector_of
 from support.reader import reader_environment
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S))
+DOCUMENTS = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("recipes.md", "migrating.md")]
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", "\n".join(DOCUMENTS), re.M | re.S))
 RECIPES = {title: re.findall(r"^```python\n(.*?)^```", body, re.M | re.S) for title, body in SECTIONS.items()}
 RECIPES = {title: "\n".join(blocks) for title, blocks in RECIPES.items() if blocks}
-ON_SCIFACT = ("Comparing models on SciFact", "Choosing under a budget")
-MOVING = "Moving from OpenAIEmbeddings and CacheBackedEmbeddings"
+ON_SCIFACT = ("Comparing models on SciFact", "Choosing within a budget")
+MOVING = "Move a CacheBackedEmbeddings folder"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.langchain-community. is being sunset:DeprecationWarning"),  # FAISS lives there
@@ -90,7 +90,7 @@ def test_a_recipe_prints_what_it_says(server, title, capsys):
         prepare_the_old_cache()
     if title in ON_SCIFACT:
         prepare_a_data_set()
-    exec(compile(RECIPES[title], f"docs/recipes.md: {title}", "exec"), {})
+    exec(compile(RECIPES[title], f"docs: {title}", "exec"), {})
     assert capsys.readouterr().out.splitlines() == promised(RECIPES[title])
 
 
