@@ -94,7 +94,7 @@ def flipped(blob, at):
     ],
     ids=["number", "length", "cut", "stump", "nothing", "twice", "of another key"],
 )
-def test_a_damaged_value_is_a_counted_miss_that_heals(folder, bend):
+def test_a_damaged_value_is_a_counted_miss_and_is_replaced(folder, bend):
     ((blob,),) = sql(folder, "SELECT value FROM Cache WHERE key = ?", key(3))
     sql(folder, "UPDATE Cache SET value = ? WHERE key = ?", bend(blob), key(3))
     cache = DiskCache(folder)
@@ -105,7 +105,7 @@ def test_a_damaged_value_is_a_counted_miss_that_heals(folder, bend):
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_is_a_miss_even_with_a_good_checksum(folder, number):
+def test_a_number_that_is_not_finite_is_a_miss_even_with_a_valid_checksum(folder, number):
     fields, numbers = struct.pack("<2sBBI", b"EK", 1, 0, 2), struct.pack("<2f", 1, number)
     checksum = struct.pack("<I", zlib.crc32(fields + numbers + key(3)))
     sql(folder, "UPDATE Cache SET value = ? WHERE key = ?", fields + checksum + numbers, key(3))
@@ -117,7 +117,7 @@ def not_finite(name, blob):
     return fields + struct.pack("<I", zlib.crc32(fields + numbers + name)) + numbers
 
 
-def test_a_bulk_read_finds_every_kind_of_damage_and_gives_all_that_is_sound(tmp_path):
+def test_a_bulk_read_finds_every_kind_of_damage_and_returns_all_valid_rows(tmp_path):
     """More than one block, with each kind of damage in each of them, and a row of another width that is none."""
     cache = DiskCache(tmp_path)
     cache.set_many([*entries(range(1200)), *entries([1200], dimensions=4)])
@@ -147,14 +147,14 @@ def test_a_bulk_read_finds_every_kind_of_damage_and_gives_all_that_is_sound(tmp_
 
 
 @pytest.mark.filterwarnings("error")
-def test_numbers_that_are_large_and_finite_are_kept_without_a_warning(tmp_path):
+def test_large_finite_numbers_are_stored_without_a_warning(tmp_path):
     cache = DiskCache(tmp_path)
     large = Entry(np.full(8, 3e38, np.float32))
     cache.set_many([(key(1), large)])
     assert np.array_equal(cache.get_many([key(1)])[key(1)].vector, large.vector)
 
 
-def test_a_read_that_fails_is_not_tried_again_for_every_block(folder, caplog, monkeypatch):
+def test_a_failed_read_is_not_repeated_for_every_block(folder, caplog, monkeypatch):
     """Each try may wait for seconds, as it does for a database that another process has locked."""
     cache = DiskCache(folder)
     tries = []
@@ -169,7 +169,7 @@ def test_a_read_that_fails_is_not_tried_again_for_every_block(folder, caplog, mo
 
 
 @pytest.mark.parametrize("value", [7, 1.5, "text", None, b"\xff\xfe not text"])
-def test_a_value_of_another_kind_is_a_miss_that_heals(folder, value):
+def test_a_value_of_another_type_is_a_miss_and_is_replaced(folder, value):
     cast = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
     sql(folder, f"UPDATE Cache SET value = {cast} WHERE key = ?", value, key(3))
     cache = DiskCache(folder)
@@ -178,7 +178,7 @@ def test_a_value_of_another_kind_is_a_miss_that_heals(folder, value):
     assert_holds(cache, range(10))
 
 
-def test_a_huge_value_is_not_even_read(folder):
+def test_a_huge_value_is_not_read(folder):
     sql(folder, "UPDATE Cache SET value = zeroblob(5000000) WHERE key = ?", key(3))
     cache = DiskCache(folder)
     assert len(cache.get_many([key(n) for n in range(10)])) == 9
@@ -186,7 +186,7 @@ def test_a_huge_value_is_not_even_read(folder):
 
 
 @pytest.mark.parametrize("api", ["ours", "diskcache"])
-def test_a_pickle_is_never_read_wherever_it_is(folder, tmp_path, api):
+def test_a_pickle_is_never_loaded(folder, tmp_path, api):
     marker = tmp_path / "executed"
     bomb = pickle.dumps(Bomb(marker))
     assert not marker.exists()
@@ -224,7 +224,7 @@ def test_a_file_named_by_a_row_is_neither_read_nor_deleted(folder, tmp_path, api
     assert outside.read_bytes() == inside.read_bytes() == good
 
 
-def test_the_disk_class_takes_bytes_only(folder):
+def test_the_disk_class_accepts_bytes_only(folder):
     with diskcache.Cache(str(own(folder)), disk=RawDisk, **SETTINGS) as raw:
         raw[b"k"] = b"v"
         assert raw[b"k"] == b"v"
@@ -236,7 +236,7 @@ def test_the_disk_class_takes_bytes_only(folder):
         assert b"k" in list(raw)
 
 
-def test_a_planted_expiry_hides_nothing(folder):
+def test_an_expiry_time_written_by_others_hides_nothing(folder):
     sql(folder, "UPDATE Cache SET expire_time = 1, tag = 'x', access_count = 'x', store_time = 'x'")
     assert_holds(DiskCache(folder), range(10))
 
@@ -244,7 +244,7 @@ def test_a_planted_expiry_hides_nothing(folder):
 # Databases
 
 
-def test_a_new_database_is_exactly_what_is_checked_for(folder):
+def test_a_new_database_has_exactly_the_schema_that_is_checked(folder):
     with contextlib.closing(sqlite3.connect(own(folder) / "cache.db")) as connection:
         assert schema_mismatch(connection) is None
         assert set(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")) == SCHEMA
@@ -274,26 +274,26 @@ def test_a_new_database_is_exactly_what_is_checked_for(folder):
         "DELETE FROM Settings WHERE key = 'size_limit'",
     ],
 )
-def test_a_database_that_is_not_as_we_made_it_is_set_aside(folder, caplog, statement):
+def test_a_database_with_a_changed_schema_is_quarantined(folder, caplog, statement):
     sql(folder, statement)
     assert_begun_anew(folder, caplog)
 
 
-def test_a_trigger_of_our_name_that_does_something_else_is_set_aside(folder, caplog):
+def test_a_database_with_a_changed_trigger_is_quarantined(folder, caplog):
     sql(folder, "DROP TRIGGER Settings_count_insert")
     sql(folder, "CREATE TRIGGER Settings_count_insert AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END")
     assert_begun_anew(folder, caplog)
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 1000, b"SQLite format 3\0" + bytes(5000)])
-def test_a_file_that_is_no_database_is_set_aside(folder, caplog, content):
+def test_a_file_that_is_no_database_is_quarantined(folder, caplog, content):
     (own(folder) / "cache.db").write_bytes(content)
     assert_begun_anew(folder, caplog)
 
 
 @POSIX
 @pytest.mark.parametrize("name", ["cache.db", "cache.db-wal", "cache.db-shm"])
-def test_a_link_in_place_of_a_file_is_not_followed(folder, tmp_path, caplog, name):
+def test_a_symbolic_link_in_place_of_a_file_is_not_followed(folder, tmp_path, caplog, name):
     target = tmp_path / "elsewhere"
     shutil.copy(own(folder) / "cache.db", target)
     before = target.read_bytes()
@@ -303,7 +303,7 @@ def test_a_link_in_place_of_a_file_is_not_followed(folder, tmp_path, caplog, nam
     assert target.read_bytes() == before
 
 
-def test_a_rollback_journal_is_never_played_back(folder, tmp_path, caplog):
+def test_a_rollback_journal_is_never_replayed(folder, tmp_path, caplog):
     # The name of a super-journal at its end makes SQLite delete that file. Format: sqlite.org/fileformat2.html
     precious = tmp_path / "precious"
     precious.write_bytes(b"x")
@@ -319,7 +319,7 @@ def test_a_rollback_journal_is_never_played_back(folder, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("first", ["read", "written"])
-def test_a_database_damaged_while_it_is_open_is_set_aside(folder, caplog, first):
+def test_a_database_damaged_while_it_is_open_is_quarantined(folder, caplog, first):
     cache = DiskCache(folder)
     cache.set_many(entries(range(2000), dimensions=256))
     cache.close()
@@ -336,7 +336,7 @@ def test_a_database_damaged_while_it_is_open_is_set_aside(folder, caplog, first)
     assert len(warnings_in(caplog)) == 1
 
 
-def test_a_disk_that_damages_everything_is_given_up(folder, caplog):
+def test_after_three_quarantines_the_cache_is_disabled(folder, caplog):
     cache = DiskCache(folder)
     for _ in range(10):
         (own(folder) / "cache.db").write_bytes(b"x" * 100)
@@ -349,7 +349,7 @@ def test_a_disk_that_damages_everything_is_given_up(folder, caplog):
     assert len(warnings_in(caplog)) == 4
 
 
-def test_a_folder_another_process_has_set_aside_is_not_set_aside_again(folder):
+def test_a_folder_quarantined_by_another_process_is_not_quarantined_again(folder):
     seen = folders.identity(own(folder))
     assert folders.quarantine(own(folder), seen)
     DiskCache(folder).set_many(entries([1]))
@@ -361,7 +361,7 @@ def test_a_folder_another_process_has_set_aside_is_not_set_aside_again(folder):
 
 
 @POSIX
-def test_a_folder_is_ours_alone(tmp_path):
+def test_a_new_folder_is_private_to_the_user(tmp_path):
     old = os.umask(0)
     try:
         cache = DiskCache(tmp_path / "deep" / "cache")
@@ -374,7 +374,7 @@ def test_a_folder_is_ours_alone(tmp_path):
 
 
 @POSIX
-def test_our_own_folder_is_closed_to_others_and_the_users_left_as_it_is(folder):
+def test_permissions_of_the_cache_folder_are_tightened_and_its_parent_is_unchanged(folder):
     folder.chmod(0o755)
     own(folder).chmod(0o777)
     assert_holds(DiskCache(folder), range(10))
@@ -393,7 +393,7 @@ def assert_goes_without(cache, caplog, reason):
 
 
 @POSIX
-def test_a_linked_folder_is_not_used(folder, caplog):
+def test_a_symbolic_link_to_a_folder_is_not_used(folder, caplog):
     elsewhere = folder.parent / "elsewhere"
     own(folder).rename(elsewhere)
     own(folder).symlink_to(elsewhere)
@@ -403,7 +403,7 @@ def test_a_linked_folder_is_not_used(folder, caplog):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a folder away")
-def test_another_users_folder_is_not_used(folder, caplog):
+def test_a_folder_of_another_user_is_not_used(folder, caplog):
     os.chown(own(folder), 65534, 65534)
     assert_goes_without(DiskCache(folder), caplog, "another user")
 
@@ -471,12 +471,12 @@ assert len(cache.get_many([entry[0]])) == 1
 
 
 @POSIX
-def test_a_database_is_made_whole_or_not_at_all(tmp_path):
+def test_a_database_is_created_completely_or_not_at_all(tmp_path):
     run(HALF_MADE, tmp_path)
 
 
 @POSIX
-def test_a_full_disk_stops_writing_with_one_warning_and_goes_on_serving(tmp_path):
+def test_a_full_disk_stops_writes_with_one_warning_and_reads_continue(tmp_path):
     run(FULL, tmp_path)
 
 
@@ -529,12 +529,12 @@ with tempfile.TemporaryDirectory() as folder:
 
 @POSIX
 @pytest.mark.parametrize("state", ["closed", "left by a crash"])
-def test_a_read_only_folder_serves_what_it_has(state):
+def test_a_read_only_folder_serves_its_entries(state):
     run(READ_ONLY, state)
 
 
 @POSIX
-def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path, caplog):
+def test_a_folder_that_cannot_be_created_causes_one_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("x")
     cache = DiskCache(tmp_path / "file" / "cache")
     cache.set_many(entries([1]))
@@ -543,7 +543,7 @@ def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path, caplog):
     assert len(warnings_in(caplog)) == 1
 
 
-def test_a_database_that_stays_locked_costs_the_write_and_not_the_reads(folder, caplog, monkeypatch):
+def test_a_locked_database_loses_the_write_and_not_the_reads(folder, caplog, monkeypatch):
     monkeypatch.setattr(connections, "WRITE_SECONDS", 0.0)
     monkeypatch.setattr(connections, "_READ_SECONDS", 0.05)
     cache = DiskCache(folder)
@@ -563,7 +563,7 @@ def test_a_database_that_stays_locked_costs_the_write_and_not_the_reads(folder, 
     assert_holds(cache, [50])
 
 
-def test_no_warning_holds_a_key_or_a_number(folder, caplog):
+def test_no_warning_contains_a_key_or_a_number(folder, caplog):
     (own(folder) / "cache.db").write_bytes(b"x")
     cache = DiskCache(folder)
     cache.set_many([(b"sk-secret-key-of-32-bytes-length", Entry(np.full(4, 1234.5, np.float32)))])
@@ -573,7 +573,7 @@ def test_no_warning_holds_a_key_or_a_number(folder, caplog):
 
 
 @POSIX
-def test_a_child_forked_amid_a_write_that_does_not_end_goes_without_the_cache(folder):
+def test_a_child_forked_during_a_stuck_write_works_without_the_cache(folder):
     script = """
 import os, sqlite3, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)

@@ -72,7 +72,7 @@ def run(script, *arguments):
 
 
 @given(st.binary(max_size=64), vectors, st.booleans())
-def test_what_is_decoded_is_what_was_encoded(name, vector, truncated):
+def test_a_decoded_entry_equals_the_encoded_entry(name, vector, truncated):
     entry = decode(name, encode(name, Entry(vector, truncated)))
     assert entry.vector.dtype == np.float32
     assert entry.vector.tobytes() == vector.tobytes()
@@ -81,14 +81,14 @@ def test_what_is_decoded_is_what_was_encoded(name, vector, truncated):
 
 
 @given(vectors, st.data())
-def test_no_byte_can_change_unseen(vector, data):
+def test_a_change_of_any_byte_is_detected(vector, data):
     blob = bytearray(encode(b"key", Entry(vector)))
     blob[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
     assert decode(b"key", bytes(blob)) is None
 
 
 @given(vectors, st.data())
-def test_a_value_is_valid_whole_and_under_its_own_key_only(vector, data):
+def test_a_value_is_valid_only_complete_and_under_its_own_key(vector, data):
     blob = encode(b"key", Entry(vector))
     assert decode(b"another", blob) is None
     assert decode(b"key", blob[: data.draw(st.integers(0, len(blob) - 1))]) is None
@@ -97,19 +97,19 @@ def test_a_value_is_valid_whole_and_under_its_own_key_only(vector, data):
 
 
 @given(st.one_of(st.binary(max_size=100), st.none(), st.integers(), st.text(), st.floats()))
-def test_anything_else_decodes_to_nothing(value):
+def test_other_types_decode_to_nothing(value):
     assert decode(b"key", value) is None
 
 
 @pytest.mark.parametrize("bad", [[], [[1.0]], [np.nan], [np.inf], 1.0])
-def test_what_is_not_a_row_of_finite_numbers_is_refused(tmp_path, bad):
+def test_a_vector_that_is_no_row_of_finite_numbers_is_refused(tmp_path, bad):
     cache = DiskCache(tmp_path)
     with pytest.raises(ValueError, match="finite"):
         cache.set_many([*entries([1]), (key(2), Entry(np.array(bad, np.float32)))])
     assert cache.get_many([key(1), key(2)]) == {}
 
 
-def test_a_value_of_the_first_version_is_read_by_every_later_one():
+def test_a_value_of_the_first_format_version_is_still_read():
     blob = bytes.fromhex("454b010102000000949e2e880000c03f000000c0")
     entry = decode(b"key", blob)
     assert entry.vector.tolist() == [1.5, -2]
@@ -117,7 +117,7 @@ def test_a_value_of_the_first_version_is_read_by_every_later_one():
     assert encode(b"key", entry) == blob
 
 
-def test_nothing_is_made_before_the_first_write_and_nothing_imported_before_it_is_needed(tmp_path):
+def test_no_file_is_created_and_no_database_module_imported_before_the_first_write(tmp_path):
     script = """
 import sys
 import embedkit_core.cache
@@ -130,7 +130,7 @@ assert "diskcache" not in sys.modules
     assert not (tmp_path / "new").exists()
 
 
-def test_what_is_written_is_read_by_another_object_and_after_closing(tmp_path):
+def test_written_entries_are_read_by_another_object_and_after_closing(tmp_path):
     cache = DiskCache(tmp_path)
     assert isinstance(cache, Cache)
     cache.set_many(entries(range(1201)))
@@ -143,14 +143,14 @@ def test_what_is_written_is_read_by_another_object_and_after_closing(tmp_path):
     assert_holds(cache, range(1201))
 
 
-def test_the_later_of_two_values_under_one_key_counts(tmp_path):
+def test_the_later_of_two_values_of_a_key_is_kept(tmp_path):
     cache = DiskCache(tmp_path)
     cache.set_many(entries([1]))
     cache.set_many([(key(1), Entry(np.zeros(3, np.float32)))])
     assert cache.get_many([key(1)])[key(1)].vector.tolist() == [0, 0, 0]
 
 
-def test_closing_leaves_the_database_alone_in_its_folder(tmp_path):
+def test_closing_leaves_only_the_database_file(tmp_path):
     cache = DiskCache(tmp_path)
     cache.set_many(entries(range(10)))
     threads = [threading.Thread(target=assert_holds, args=(cache, range(10))) for _ in range(20)]
@@ -163,7 +163,7 @@ def test_closing_leaves_the_database_alone_in_its_folder(tmp_path):
     assert files(tmp_path) == ["cache.db"]
 
 
-def test_a_folder_has_one_cache_that_closes_with_the_last_who_holds_it(tmp_path, monkeypatch):
+def test_a_folder_has_one_cache_object_that_closes_with_its_last_reference(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = open_cache(tmp_path / "a")
     assert open_cache("a") is one
@@ -175,7 +175,7 @@ def test_a_folder_has_one_cache_that_closes_with_the_last_who_holds_it(tmp_path,
     assert files(tmp_path / "a") == ["cache.db"]
 
 
-def test_many_threads_may_use_one_cache_and_leave_no_connection_behind(tmp_path):
+def test_many_threads_use_one_cache_and_leave_no_open_connection(tmp_path):
     cache = DiskCache(tmp_path)
 
     def work(number):
@@ -191,7 +191,7 @@ def test_many_threads_may_use_one_cache_and_leave_no_connection_behind(tmp_path)
     assert files(tmp_path) == ["cache.db"]
 
 
-def test_connections_that_many_threads_needed_at_once_are_not_kept(tmp_path):
+def test_surplus_connections_are_not_kept_open(tmp_path):
     cache = DiskCache(tmp_path)
     cache.set_many(entries([1]))
     lent = [cache._pool._borrow() for _ in range(20)]
@@ -200,7 +200,7 @@ def test_connections_that_many_threads_needed_at_once_are_not_kept(tmp_path):
     assert len(cache._pool._idle) <= 8
 
 
-def test_a_cache_closed_while_others_read_and_write_loses_nothing(tmp_path):
+def test_a_cache_closed_during_reads_and_writes_loses_nothing(tmp_path):
     cache = DiskCache(tmp_path)
     done = threading.Event()
 
@@ -249,7 +249,7 @@ def begin(process):
     process.stdin.flush()
 
 
-def test_processes_that_begin_and_write_at_once_lose_nothing(tmp_path):
+def test_processes_that_start_and_write_at_once_lose_nothing(tmp_path):
     writers = [writer(tmp_path, first, 2000, 20, 64) for first in range(0, 8000, 2000)]
     for process in writers:
         assert process.stdout.readline() == "ready\n"
@@ -263,7 +263,7 @@ def test_processes_that_begin_and_write_at_once_lose_nothing(tmp_path):
 
 
 @POSIX
-def test_a_process_killed_while_it_writes_keeps_all_it_has_committed(tmp_path):
+def test_a_process_killed_during_writes_keeps_all_commits(tmp_path):
     process = writer(tmp_path, 0, 10**9, 50, 256)
     assert process.stdout.readline() == "ready\n"
     begin(process)
@@ -306,7 +306,7 @@ assert len(cache.get_many([entry(n)[0] for n in range(4)])) == 4
 
 
 @POSIX
-def test_a_forked_child_and_its_parent_lose_nothing_of_each_other(tmp_path):
+def test_a_forked_child_and_its_parent_share_all_entries(tmp_path):
     run(FORK, tmp_path)
     assert_holds(DiskCache(tmp_path), range(4))
 
@@ -342,11 +342,11 @@ assert len(cache.get_many([bytes([number]) * 32 for number in range(20)])) == 20
 
 
 @POSIX
-def test_a_process_may_fork_while_its_threads_read_and_write(tmp_path):
+def test_a_process_can_fork_while_its_threads_read_and_write(tmp_path):
     run(FORK_AMID_READS, tmp_path)
 
 
-def test_nothing_vanishes_however_many_vectors_there_are(tmp_path):
+def test_200_000_vectors_are_kept_without_eviction(tmp_path):
     cache = DiskCache(tmp_path)
     vector = Entry(np.arange(8, dtype=np.float32))
     for start in range(0, 200_000, 20_000):
@@ -354,7 +354,7 @@ def test_nothing_vanishes_however_many_vectors_there_are(tmp_path):
     assert len(cache.get_many([key(n) for n in range(200_000)])) == 200_000
 
 
-def test_a_folder_deleted_under_the_cache_is_made_again(tmp_path):
+def test_a_folder_deleted_while_in_use_is_created_again(tmp_path):
     cache = DiskCache(tmp_path)
     cache.set_many(entries([1]))
     (tmp_path / "embedkit-v1").rename(tmp_path / "gone")
@@ -363,13 +363,13 @@ def test_a_folder_deleted_under_the_cache_is_made_again(tmp_path):
     assert cache.stats.write_failures == 0
 
 
-def test_no_path_is_too_odd(tmp_path):
+def test_a_path_with_special_characters_works(tmp_path):
     folder = tmp_path / "ünï ?#%41 &mode=ro"
     DiskCache(folder).set_many(entries([1]))
     assert_holds(DiskCache(folder), [1])
 
 
-def test_memory_keeps_what_was_used_last_within_its_bound():
+def test_memory_keeps_the_entries_used_last_within_its_limit():
     tier = MemoryTier(max_bytes=10 * (32 + 400 + 4 * 256))
     for name, entry in entries(range(10), dimensions=256):
         tier.put(name, entry)
@@ -382,7 +382,7 @@ def test_memory_keeps_what_was_used_last_within_its_bound():
     assert len(tier) == 10
 
 
-def test_nobody_can_change_what_memory_keeps():
+def test_entries_in_memory_cannot_be_changed():
     tier = MemoryTier()
     vector = np.ones(4, np.float32)
     tier.put(b"k", Entry(vector, True))
@@ -395,7 +395,7 @@ def test_nobody_can_change_what_memory_keeps():
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 50))))
-def test_memory_never_holds_more_than_its_bound(puts):
+def test_memory_never_exceeds_its_limit(puts):
     tier = MemoryTier(max_bytes=3000)
     for number, dimensions in puts:
         tier.put(*entries([number], dimensions)[0])
@@ -428,11 +428,11 @@ nonsense
         ("/mnt/ssh/a", "fuse.sshfs"),
     ],
 )
-def test_a_network_file_system_is_known_by_the_mount_that_holds_the_path(path, type_):
+def test_a_network_file_system_is_recognized_by_the_mount_of_the_path(path, type_):
     assert network_filesystem(MOUNTS, path) == type_
 
 
-def test_nothing_is_logged_where_nothing_is_wrong(tmp_path, caplog):
+def test_normal_use_logs_nothing(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         cache = DiskCache(tmp_path)
         cache.set_many(entries(range(5)))

@@ -18,7 +18,7 @@ def expected(texts, dimensions):
     return np.stack([vector_of(text, dimensions) for text in texts])
 
 
-def test_a_cached_1536_answers_256_with_no_request_and_no_cost(server, tmp_path):
+def test_a_cached_vector_of_1536_serves_256_without_request_or_cost(server, tmp_path):
     openai_embedder(server, cache=tmp_path).embed(TEXTS)
     short = openai_embedder(server, dimensions=256, cache=tmp_path)
     result = short.embed([*TEXTS, TEXTS[0]])
@@ -28,7 +28,7 @@ def test_a_cached_1536_answers_256_with_no_request_and_no_cost(server, tmp_path)
     assert len(server.requests) == 1
 
 
-def test_a_query_is_answered_from_a_longer_vector_and_then_from_memory(server, tmp_path):
+def test_a_query_is_served_from_a_longer_vector_and_then_from_memory(server, tmp_path):
     openai_embedder(server, cache=tmp_path).embed(TEXTS)
     short = openai_embedder(server, dimensions=256, cache=tmp_path)
     assert short.explain(TEXTS[0], input_type="query").served_from == "cache"
@@ -39,7 +39,7 @@ def test_a_query_is_answered_from_a_longer_vector_and_then_from_memory(server, t
     assert len(server.requests) == 1
 
 
-async def test_hosts_get_lists_of_a_longer_vector_s_beginning(server, tmp_path):
+async def test_frameworks_get_lists_cut_from_a_longer_vector(server, tmp_path):
     openai_embedder(server, cache=tmp_path).embed(TEXTS)
     short = openai_embedder(server, dimensions=256, cache=tmp_path)
     for made in (embed_lists(short, TEXTS), await aembed_lists(short, TEXTS)):
@@ -48,7 +48,7 @@ async def test_hosts_get_lists_of_a_longer_vector_s_beginning(server, tmp_path):
     assert len(server.requests) == 1
 
 
-def test_only_what_no_longer_vector_answers_is_sent(server, tmp_path):
+def test_only_texts_without_a_longer_cached_vector_are_sent(server, tmp_path):
     openai_embedder(server, cache=tmp_path).embed(TEXTS[:3])
     openai_embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS[2:5])
     result = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
@@ -58,32 +58,32 @@ def test_only_what_no_longer_vector_answers_is_sent(server, tmp_path):
     np.testing.assert_allclose(result.vectors, expected(TEXTS, 256), atol=1e-6)
 
 
-def test_a_shorter_vector_never_answers_a_longer_one(server, tmp_path):
+def test_a_shorter_vector_never_serves_more_dimensions(server, tmp_path):
     openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
     assert openai_embedder(server, dimensions=512, cache=tmp_path).embed(TEXTS).usage.sent == 6
     assert openai_embedder(server, cache=tmp_path).embed(TEXTS).usage.sent == 6
 
 
-def test_the_exact_vector_comes_before_a_longer_one(server, tmp_path):
+def test_the_exact_vector_takes_precedence_over_a_longer_one(server, tmp_path):
     exact = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
     openai_embedder(server, cache=tmp_path).embed(TEXTS)
     again = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
     assert np.array_equal(again.vectors, exact.vectors)
 
 
-def test_no_more_is_asked_for_than_the_dimensions_named(server):
+def test_a_request_asks_for_the_configured_dimensions(server):
     openai_embedder(server, dimensions=256).embed(TEXTS)
     assert server.requests[0].body["dimensions"] == 256
 
 
-def test_a_mean_of_pieces_is_not_cut(tmp_path):
+def test_a_mean_vector_is_not_cut_to_fewer_dimensions(tmp_path):
     with OpenAIServer(max_tokens_per_text=20) as server:
         texts = [long_text(50)]
         openai_embedder(server, on_long_text="mean", cache=tmp_path).embed(texts)
         assert openai_embedder(server, on_long_text="mean", dimensions=256, cache=tmp_path).embed(texts).usage.sent == 1
 
 
-def test_a_text_that_was_cut_is_named_also_from_a_longer_vector(tmp_path):
+def test_a_truncated_text_is_also_listed_if_a_longer_vector_serves_it(tmp_path):
     with OpenAIServer(max_tokens_per_text=20) as server:
         texts = ["short", long_text(50)]
         openai_embedder(server, cache=tmp_path).embed(texts)
@@ -102,19 +102,19 @@ def test_a_text_that_was_cut_is_named_also_from_a_longer_vector(tmp_path):
     ],
     ids=str,
 )
-def test_a_longer_vector_of_anything_else_is_none(server, tmp_path, other):
+def test_a_longer_vector_with_other_settings_is_not_used(server, tmp_path, other):
     openai_embedder(server, cache=tmp_path).embed(TEXTS)
     assert openai_embedder(server, dimensions=256, cache=tmp_path, **other).embed(TEXTS).usage.cache_hits == 0
 
 
-def test_a_model_that_is_not_trained_for_it_is_not_cut(server):
+def test_vectors_of_a_model_without_shorter_dimensions_are_not_cut(server):
     with pytest.raises(ConfigurationError, match="it offers 1536"):
         openai_embedder(server, "text-embedding-ada-002", dimensions=256)
 
 
 @needs_local_model
 @pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
-def test_rows_are_centered_once_however_they_are_kept(dtype, tmp_path):
+def test_rows_are_centered_once_for_every_cached_width(dtype, tmp_path):
     """What nomic's models do before they are cut takes the whole row: a longer row that is kept has been through it."""
     info = {"dimensions": 384, "allowed_dimensions": [64, 128, 256, 384], "cut": "centered"}
 
@@ -130,7 +130,7 @@ def test_rows_are_centered_once_however_they_are_kept(dtype, tmp_path):
         np.testing.assert_allclose(from_longer.vectors, direct, atol=1e-6 if dtype == "float32" else 1e-3)
 
 
-async def test_the_signs_of_a_longer_vector_reach_async_callers(server, tmp_path):
+async def test_async_callers_get_packed_bits_of_a_longer_vector(server, tmp_path):
     openai_embedder(server, dimensions=1024, cache=tmp_path).embed(TEXTS)
     row = await openai_embedder(server, dimensions=256, dtype="ubinary", cache=tmp_path).aembed_query(TEXTS[0])
     assert np.array_equal(row, np.packbits(vector_of(TEXTS[0], 256) > 0))
@@ -140,7 +140,7 @@ async def test_the_signs_of_a_longer_vector_reach_async_callers(server, tmp_path
 # A server that pays no heed to the dimensions asked for
 
 
-def test_a_gateway_that_ignores_the_dimensions_is_cut_here(tmp_path):
+def test_replies_of_a_gateway_that_ignores_dimensions_are_cut_locally(tmp_path):
     with OpenAIServer(ignores_dimensions=True) as server:
         first = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
         again = openai_embedder(server, dimensions=256, cache=tmp_path).embed(TEXTS)
@@ -150,7 +150,7 @@ def test_a_gateway_that_ignores_the_dimensions_is_cut_here(tmp_path):
     assert np.array_equal(again.vectors, first.vectors)
 
 
-def test_a_model_that_nobody_says_can_be_cut_is_refused_where_its_server_ignores_the_dimensions():
+def test_an_unknown_model_is_refused_if_its_server_ignores_dimensions():
     with OpenAIServer(ignores_dimensions=True) as server, pytest.raises(BadReplyError, match=r"1536 .* instead of 256"):
         openai_embedder(server, "an-unknown-model", dimensions=256).embed(TEXTS)
 
@@ -160,7 +160,7 @@ def test_a_model_that_nobody_says_can_be_cut_is_refused_where_its_server_ignores
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([None, 256, 512, 1024]), st.sets(st.integers(0, 5), min_size=1)), max_size=6))
-def test_every_row_is_its_text_s_in_the_dimensions_asked_for(tmp_path_factory, calls):
+def test_every_row_is_that_of_its_text_in_the_configured_dimensions(tmp_path_factory, calls):
     folder = tmp_path_factory.mktemp("cache")
     seen: dict[int, list[int]] = {}
     with OpenAIServer() as server:

@@ -11,7 +11,7 @@ from embedkit_core import ConfigurationError, Embedder, Usage
 TEXTS = numbered(50)
 
 
-def test_a_model_that_is_the_same_has_cosines_of_1(tmp_path):
+def test_an_unchanged_model_has_cosines_of_1(tmp_path):
     with OpenAIServer() as server:
         made = openai_embedder(server, cache=tmp_path)
         made.embed(TEXTS)
@@ -21,11 +21,11 @@ def test_a_model_that_is_the_same_has_cosines_of_1(tmp_path):
     assert max(found.cosines) == 49
     assert found.lowest == pytest.approx(1.0, abs=1e-6)
     assert (found.usage.sent, found.usage.cache_hits, found.usage.requests) == (7, 0, 1)
-    assert "7 of 50 cached vectors embedded anew: cosine 1.0" in str(found)
-    assert "the model is the same" in str(found)
+    assert "7 of 50 cached vectors embedded again: cosine 1.0" in str(found)
+    assert "the model is unchanged" in str(found)
 
 
-def test_a_model_that_changed_under_its_name_is_told_and_the_cache_left_alone(tmp_path):
+def test_a_model_that_changed_under_its_name_is_reported_and_the_cache_unchanged(tmp_path):
     with OpenAIServer() as server:
         made = openai_embedder(server, cache=tmp_path)
         made.embed(TEXTS)
@@ -40,11 +40,11 @@ def test_a_model_that_changed_under_its_name_is_told_and_the_cache_left_alone(tm
         found = made.verify_cache(TEXTS, sample=3)
         assert len(found.changed) == 3
         assert found.lowest < 0.5
-        assert "3 are not the model's any more" in str(found)
+        assert "3 differ from the current model" in str(found)
         assert np.array_equal(made.embed(TEXTS[:1]).vectors[0], vector_of(TEXTS[0]))
 
 
-def test_vectors_of_another_length_are_not_the_model_s(tmp_path):
+def test_vectors_of_another_length_count_as_changed(tmp_path):
     with OpenAIServer() as server:
         made = openai_embedder(server, model_info={"unit_length": None}, cache=tmp_path)
         made.import_vectors(TEXTS, [vector_of(text) * np.float32(1.01) for text in TEXTS], verify=0)
@@ -54,7 +54,7 @@ def test_vectors_of_another_length_are_not_the_model_s(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
-def test_every_type_can_be_compared(dtype, tmp_path):
+def test_vectors_of_every_dtype_can_be_compared(dtype, tmp_path):
     with OpenAIServer() as server:
         made = openai_embedder(server, dtype=dtype, dimensions=256, cache=tmp_path)
         made.embed(TEXTS)
@@ -62,7 +62,7 @@ def test_every_type_can_be_compared(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "binary"])
-def test_a_provider_s_own_types_can_be_compared(dtype, tmp_path):
+def test_vectors_quantized_by_the_provider_can_be_compared(dtype, tmp_path):
     with VoyageServer() as server:
         made = Embedder("voyage:voyage-4", base_url=server.base_url, api_key="test-key", dtype=dtype, cache=tmp_path)
         made.embed(TEXTS, input_type="query")
@@ -70,14 +70,14 @@ def test_a_provider_s_own_types_can_be_compared(dtype, tmp_path):
         assert made.verify_cache(TEXTS).cached == 0
 
 
-def test_longer_vectors_that_are_kept_are_compared_as_they_are_used(tmp_path):
+def test_longer_cached_vectors_are_compared_at_the_width_in_use(tmp_path):
     with OpenAIServer() as server:
         openai_embedder(server, cache=tmp_path).embed(TEXTS)
         made = openai_embedder(server, dimensions=256, cache=tmp_path)
         assert made.verify_cache(TEXTS).lowest == pytest.approx(1.0, abs=1e-6)
 
 
-def test_nothing_is_sent_where_nothing_is_cached(tmp_path):
+def test_nothing_is_sent_if_nothing_is_cached(tmp_path):
     with OpenAIServer() as server:
         found = openai_embedder(server, cache=tmp_path).verify_cache(TEXTS)
         assert (found.lowest, found.usage, len(server.requests)) == (None, Usage(), 0)
@@ -85,5 +85,6 @@ def test_nothing_is_sent_where_nothing_is_cached(tmp_path):
 
 
 def test_without_a_cache_there_is_nothing_to_verify():
-    with OpenAIServer() as server, pytest.raises(ConfigurationError, match="cache=False"):
+    message = r"cache: verify_cache needs a cache \(got False\)"
+    with OpenAIServer() as server, pytest.raises(ConfigurationError, match=message):
         openai_embedder(server).verify_cache(TEXTS)

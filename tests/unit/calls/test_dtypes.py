@@ -36,7 +36,7 @@ def unit(rows):
 
 
 @given(rows_of_floats, st.integers(1, 300))
-def test_cut_rows_are_the_first_numbers_at_unit_length(rows, cut):
+def test_cut_rows_are_normalized_prefixes(rows, cut):
     cut_rows = PostProcessing(truncate_to=cut)(rows)
     expected = rows if cut >= rows.shape[1] else unit(rows[:, :cut])
     assert cut_rows.dtype == np.float32
@@ -44,7 +44,7 @@ def test_cut_rows_are_the_first_numbers_at_unit_length(rows, cut):
 
 
 @given(rows_of_floats, st.integers(1, 300))
-def test_a_cut_twice_is_the_shorter_cut(rows, cut):
+def test_cutting_twice_equals_the_shorter_cut(rows, cut):
     once, twice = (
         PostProcessing(truncate_to=cut // 2 + 1)(rows),
         PostProcessing(truncate_to=cut // 2 + 1)(PostProcessing(truncate_to=cut + 1)(rows)),
@@ -53,7 +53,7 @@ def test_a_cut_twice_is_the_shorter_cut(rows, cut):
 
 
 @given(rows_of_floats)
-def test_packed_rows_are_those_of_sentence_transformers(rows):
+def test_packed_rows_equal_those_of_sentence_transformers(rows):
     ubinary, binary = (PostProcessing(dtype=dtype)(rows) for dtype in ("ubinary", "binary"))
     packed = np.packbits(rows > 0).reshape(len(rows), -1)
     assert np.array_equal(ubinary, packed)
@@ -61,7 +61,7 @@ def test_packed_rows_are_those_of_sentence_transformers(rows):
     assert (ubinary.dtype, binary.dtype) == (np.uint8, np.int8)
 
 
-def test_layer_normalisation_before_a_cut_is_taking_the_mean_away():
+def test_layer_normalization_before_a_cut_equals_centering():
     torch = pytest.importorskip("torch", reason="no local model: torch is not installed")
     rows = np.random.default_rng(1).standard_normal((7, 768)).astype(np.float32) * 3 + 0.5
     whole = torch.nn.functional.layer_norm(torch.from_numpy(rows), (768,))
@@ -73,13 +73,13 @@ def test_layer_normalisation_before_a_cut_is_taking_the_mean_away():
 
 
 @pytest.mark.parametrize("dtype", ["binary", "ubinary"])
-def test_packed_rows_are_cut_between_their_bytes(dtype):
+def test_packed_rows_are_cut_between_bytes(dtype):
     rows = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
     whole, short = PostProcessing(dtype=dtype)(rows), PostProcessing(dtype=dtype)(rows[:, :32])
     assert np.array_equal(PostProcessing(truncate_to=32, source=dtype, dtype=dtype)(whole), short)
 
 
-def test_a_finish_that_does_nothing_says_so_and_is_in_no_key():
+def test_post_processing_without_effect_is_false_and_in_no_key():
     assert not PostProcessing()
     assert PostProcessing().key_parts() == {}
     assert PostProcessing(truncate_to=8, normalize=True, dtype="binary").key_parts() == {
@@ -90,7 +90,7 @@ def test_a_finish_that_does_nothing_says_so_and_is_in_no_key():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_form_knows_its_width(dtype):
+def test_a_vector_format_computes_its_width(dtype):
     form = VectorFormat(dtype, 64)
     assert form.width == (8 if dtype in ("binary", "ubinary") else 64)
     assert form.dimensions_of(form.width) == 64
@@ -101,7 +101,7 @@ def test_a_form_knows_its_width(dtype):
 
 
 @given(st.data())
-def test_every_type_comes_back_from_bytes_as_it_went_in(data):
+def test_vectors_of_every_dtype_survive_encoding(data):
     element = data.draw(st.sampled_from([np.float32, np.float16, np.int8, np.uint8]))
     vector = data.draw(
         npst.arrays(
@@ -123,7 +123,7 @@ def test_every_type_comes_back_from_bytes_as_it_went_in(data):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
-def test_types_that_a_provider_does_not_have_are_made_of_its_floats(dtype, tmp_path):
+def test_dtypes_that_a_provider_lacks_are_computed_from_its_floats(dtype, tmp_path):
     with OpenAIServer() as server:
         expected = PostProcessing(dtype=dtype)(np.stack([vector_of(text) for text in TEXTS]))
         asking = openai_embedder(server, dtype=dtype, cache=tmp_path)
@@ -139,7 +139,7 @@ def test_types_that_a_provider_does_not_have_are_made_of_its_floats(dtype, tmp_p
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
-def test_they_are_made_of_cached_floats_without_a_request(dtype, tmp_path):
+def test_dtypes_are_computed_from_cached_floats_without_a_request(dtype, tmp_path):
     with OpenAIServer() as server:
         floats = openai_embedder(server, cache=tmp_path).embed(TEXTS)
         made = openai_embedder(server, dtype=dtype, cache=tmp_path)
@@ -149,7 +149,7 @@ def test_they_are_made_of_cached_floats_without_a_request(dtype, tmp_path):
     assert np.array_equal(result.vectors, PostProcessing(dtype=dtype)(floats.vectors))
 
 
-def test_a_cache_of_half_the_numbers_takes_half_the_room(tmp_path):
+def test_float16_takes_half_the_space_in_the_cache(tmp_path):
     with OpenAIServer() as server:
         openai_embedder(server, dtype="float16", cache=tmp_path).embed(TEXTS)
         stored = openai_embedder(server, dtype="float16", cache=tmp_path)
@@ -158,7 +158,7 @@ def test_a_cache_of_half_the_numbers_takes_half_the_room(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
-def test_a_host_gets_floats_of_python_whatever_the_type(dtype):
+def test_frameworks_get_python_floats_for_every_dtype(dtype):
     with OpenAIServer() as server:
         rows = embed_lists(openai_embedder(server, dtype=dtype), TEXTS).rows
         listed = openai_embedder(server, dtype=dtype).embed(TEXTS).to_lists()
@@ -168,12 +168,12 @@ def test_a_host_gets_floats_of_python_whatever_the_type(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_types_that_need_ranges_are_refused_where_the_provider_has_none(dtype):
+def test_dtypes_that_need_calibration_are_refused_if_the_provider_lacks_them(dtype):
     with OpenAIServer() as server, pytest.raises(ConfigurationError, match="it offers float32, float16, binary, ub"):
         openai_embedder(server, dtype=dtype)
 
 
-def test_a_mistyped_type_names_the_nearest():
+def test_a_mistyped_dtype_is_refused_with_the_nearest_name():
     with OpenAIServer() as server, pytest.raises(ConfigurationError, match=r"did you mean 'float16'\?"):
         openai_embedder(server, dtype="float61")
 
@@ -191,7 +191,7 @@ def test_a_mean_of_packed_vectors_is_refused_before_anything_is_sent():
 
 
 @pytest.mark.parametrize(("dtype", "left"), [("float16", np.nan), ("ubinary", 0)])
-def test_rows_that_failed_are_named_and_are_nan_or_nothing(dtype, left):
+def test_failed_rows_are_listed_and_are_nan_or_zero(dtype, left):
     with OpenAIServer(rejected_texts={TEXTS[2]}) as server:
         result = openai_embedder(server, dtype=dtype, on_error="return").embed(TEXTS)
         lists = embed_lists(openai_embedder(server, dtype=dtype, on_error="return"), TEXTS).rows
@@ -202,7 +202,7 @@ def test_rows_that_failed_are_named_and_are_nan_or_nothing(dtype, left):
     assert result.to_lists()[2] is None
 
 
-def test_types_of_one_model_never_share_an_entry(tmp_path):
+def test_dtypes_of_one_model_never_share_a_cache_entry(tmp_path):
     with OpenAIServer() as server:
         asking = [
             openai_embedder(server, dtype=dtype, cache=tmp_path)
@@ -213,7 +213,7 @@ def test_types_of_one_model_never_share_an_entry(tmp_path):
     assert len(keys) == len(spaces) == 4
 
 
-def test_vectors_from_elsewhere_are_taken_in_float32_only(tmp_path):
+def test_imported_vectors_must_be_float32(tmp_path):
     server = FakeServer()
     half = Embedder("fake:small", base_url=server.url, dtype="float16", cache=tmp_path)
     with pytest.raises(ConfigurationError, match="in float32"):

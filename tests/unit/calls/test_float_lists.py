@@ -33,7 +33,7 @@ def _collector_as_found():
 
 
 @given(MATRICES)
-def test_lists_are_the_matrix_in_python_floats(matrix):
+def test_lists_equal_the_matrix_in_python_floats(matrix):
     lists = to_lists(matrix)
     assert np.array_equal(np.array(lists, dtype=np.float32).reshape(matrix.shape), matrix, equal_nan=True)
     assert all(type(number) is float for row in lists for number in row)
@@ -52,19 +52,19 @@ def collections(make) -> int:
     return sum(starts)
 
 
-def test_20_000_lists_cost_one_collection_at_most():
+def test_20_000_lists_cause_at_most_one_garbage_collection():
     matrix = np.zeros((20_000, 2), dtype=np.float32)
     assert collections(lambda: to_lists(matrix)) <= 1  # once the threshold is restored
     assert collections(matrix.tolist) > 5
 
 
-def test_other_threads_garbage_is_collected_while_the_collector_is_relaxed():
+def test_garbage_of_other_threads_is_collected_while_the_collector_is_relaxed():
     with relaxed_gc():
         assert gc.isenabled()
         assert collections(lambda: [[] for _ in range(RELAXED_THRESHOLD + 5_000)]) > 0
 
 
-def test_the_collector_is_relaxed_inside_and_as_it_was_after_the_outermost():
+def test_the_collector_is_relaxed_inside_and_restored_after_the_outermost_block():
     found = gc.get_threshold()
     with relaxed_gc():
         with relaxed_gc():
@@ -74,7 +74,7 @@ def test_the_collector_is_relaxed_inside_and_as_it_was_after_the_outermost():
 
 
 @pytest.mark.parametrize("own", [0, RELAXED_THRESHOLD * 2])
-def test_a_higher_threshold_of_the_user_is_left_alone(own):
+def test_a_higher_threshold_of_the_user_is_kept(own):
     found = gc.get_threshold()
     gc.set_threshold(own, *found[1:])
     try:
@@ -85,7 +85,7 @@ def test_a_higher_threshold_of_the_user_is_left_alone(own):
         gc.set_threshold(*found)
 
 
-def test_a_failure_inside_restores_the_collector():
+def test_an_exception_inside_restores_the_collector():
     found = gc.get_threshold()
     with pytest.raises(ZeroDivisionError), relaxed_gc(), relaxed_gc():
         raise ZeroDivisionError
@@ -123,7 +123,7 @@ def test_the_last_of_several_threads_restores_the_collector():
     assert gc.get_threshold() == found
 
 
-def test_many_threads_at_once_leave_the_collector_as_it_was():
+def test_many_threads_at_once_restore_the_collector():
     found = gc.get_threshold()
     matrix = np.ones((2 * ROWS_PER_SLICE, 3), dtype=np.float32)
     threads = [threading.Thread(target=lambda: [to_lists(matrix) for _ in range(50)]) for _ in range(8)]
@@ -135,7 +135,7 @@ def test_many_threads_at_once_leave_the_collector_as_it_was():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_that_is_forked_meanwhile_has_the_collector_as_it_was(tmp_path):
+def test_a_child_forked_meanwhile_has_the_original_collector(tmp_path):
     with OpenAIServer() as server:
         process = start(
             """
@@ -186,7 +186,7 @@ def _others_objects_set_apart():
 
 @pytest.mark.usefixtures("_others_objects_set_apart")
 @pytest.mark.parametrize("host", ["langchain", "llamaindex"])
-async def test_the_callers_loop_stays_free_while_5000_texts_are_embedded(host):
+async def test_the_event_loop_stays_free_while_5000_texts_are_embedded(host):
     texts = [f"text {i}" for i in range(5000)]
     with OpenAIServer() as server:
         options = {"model": "openai:text-embedding-3-small", "base_url": server.base_url, "api_key": "test-key"}

@@ -37,7 +37,7 @@ def truth(server, texts):
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=200), st.integers(1, 50), st.booleans())
-def test_lists_are_the_matrix_whatever_repeats_is_cached_or_waits(numbers, cached, with_loop):
+def test_lists_equal_the_matrix_for_duplicates_hits_and_misses(numbers, cached, with_loop):
     server = FakeServer()
     store = Memory()
     fake(server, cache=store).embed([f"text {n}" for n in range(cached)])
@@ -68,7 +68,7 @@ class Memory:
         pass
 
 
-def test_lists_are_made_while_other_replies_are_awaited():
+def test_lists_are_converted_while_other_replies_are_awaited():
     server = FakeServer()
     embedder = fake(server, max_concurrency=1, max_batch_texts=10)
     embedder.embed(["warm up"])
@@ -94,7 +94,7 @@ def test_lists_are_made_while_other_replies_are_awaited():
     assert call.finish_lists() == truth(server, texts)
 
 
-def test_a_slice_is_made_at_a_time_and_every_row_has_its_place():
+def test_rows_are_converted_slice_by_slice_into_their_positions():
     rows = ListBuffer(200, np.arange(200)[::-1])
     matrix = np.arange(600, dtype=np.float32).reshape(200, 3)
     landed = []
@@ -108,7 +108,7 @@ def test_a_slice_is_made_at_a_time_and_every_row_has_its_place():
 
 
 @pytest.mark.parametrize("with_loop", [False, True])
-def test_failures_among_lists_are_the_error_that_a_matrix_has(with_loop):
+def test_failures_of_lists_raise_the_same_error_as_a_matrix(with_loop):
     server = FakeServer()
     server.rejected_texts.add("bad")
     texts = ["bad", "good", "bad", "fine"]
@@ -122,7 +122,7 @@ def test_failures_among_lists_are_the_error_that_a_matrix_has(with_loop):
     assert (result.usage.texts, result.usage.failed, result.usage.duplicates) == (4, 1, 1)
 
 
-def test_when_all_fail_the_error_is_the_providers():
+def test_if_all_texts_fail_the_error_is_that_of_the_provider():
     server = FakeServer()
     server.rejected_texts.add("bad")
     with pytest.raises(ProviderError, match=r".") as found:
@@ -130,13 +130,13 @@ def test_when_all_fail_the_error_is_the_providers():
     assert not isinstance(found.value, PartialFailureError)
 
 
-def test_an_empty_list_gives_an_empty_list():
+def test_an_empty_input_returns_an_empty_list():
     rows, usage = embed_lists(fake(FakeServer()), [])
     assert rows == []
     assert usage.texts == 0
 
 
-def test_ctrl_c_while_lists_are_made_withdraws_and_leaves_the_collector_as_it_was(tmp_path):
+def test_ctrl_c_while_lists_are_converted_withdraws_and_restores_the_garbage_collector(tmp_path):
     with OpenAIServer() as server:
         process = start(
             """
@@ -159,7 +159,7 @@ def test_ctrl_c_while_lists_are_made_withdraws_and_leaves_the_collector_as_it_wa
         assert [request.texts for request in server.requests[17:]] == [("the next one",)]
 
 
-async def test_a_cancelled_caller_withdraws_while_lists_are_made():
+async def test_a_cancelled_caller_withdraws_while_lists_are_converted():
     server = FakeServer()
     embedder = fake(server, max_concurrency=1, max_batch_texts=10)
     embedder.embed(["warm up"])
@@ -187,7 +187,7 @@ def known(tmp_path):
     return embedder, server
 
 
-def test_every_door_serves_a_query_from_memory_and_counts_it(known):
+def test_every_method_serves_a_query_from_memory_and_counts_it(known):
     embedder, server = known
     expected = server.vector("known", server.received[0].body).tolist()
     before = embedder.usage
@@ -203,7 +203,7 @@ def test_every_door_serves_a_query_from_memory_and_counts_it(known):
     assert embedder.usage.requests == len(server.received) == 1
 
 
-def test_what_a_query_gets_is_its_own(known):
+def test_each_query_result_is_a_separate_object(known):
     embedder, _ = known
     first = embedder.embed_query("known")
     kept = first.copy()
@@ -215,7 +215,7 @@ def test_what_a_query_gets_is_its_own(known):
 
 
 @pytest.mark.parametrize("bad", ["", " \n", "\ud800", None, 7, b"bytes"])
-def test_a_query_that_cannot_be_embedded_is_refused_at_every_door(known, bad):
+def test_an_invalid_query_is_refused_by_every_method(known, bad):
     embedder, server = known
     for door in (
         embedder.embed_query,
@@ -231,7 +231,7 @@ def test_a_query_that_cannot_be_embedded_is_refused_at_every_door(known, bad):
 # A look-up that needs no engine
 
 
-def test_a_process_that_finds_all_in_the_cache_starts_no_engine(tmp_path):
+def test_a_process_with_cache_hits_only_starts_no_engine(tmp_path):
     with OpenAIServer() as server:
         Embedder("text-embedding-3-small", base_url=server.base_url, api_key="test-key", cache=tmp_path).embed(["one"])
         process = start(
@@ -246,7 +246,7 @@ def test_a_process_that_finds_all_in_the_cache_starts_no_engine(tmp_path):
         assert server.billed_texts["one"] == 1
 
 
-def test_what_the_first_engine_finishes_during_a_look_up_is_not_paid_for_again(tmp_path):
+def test_a_text_that_the_first_engine_finishes_during_a_lookup_is_not_paid_again(tmp_path):
     with OpenAIServer() as server:
         process = start(
             """
@@ -284,7 +284,7 @@ def test_what_the_first_engine_finishes_during_a_look_up_is_not_paid_for_again(t
         assert len(server.requests) == 1
 
 
-def test_a_cache_that_answers_more_than_it_is_asked_for_counts_nothing_twice():
+def test_a_cache_that_returns_more_entries_than_requested_counts_nothing_twice():
     class Talkative(Memory):
         def get_many(self, keys):
             return dict(self.rows) if hasattr(self, "rows") else super().get_many([*vars(self)[next(iter(vars(self)))]])

@@ -43,7 +43,7 @@ def provider(name: str) -> Iterator[tuple[Embedder, Any]]:
 
 
 @each_provider
-def test_no_texts_give_no_vectors_and_no_request(name):
+def test_no_texts_return_no_vectors_and_send_no_request(name):
     with provider(name) as (empty, requests):
         for nothing in ([], (), iter(())):
             result = empty.embed(nothing)
@@ -54,7 +54,7 @@ def test_no_texts_give_no_vectors_and_no_request(name):
         assert requests() == 0
 
 
-def test_no_texts_to_a_model_of_unknown_width_give_no_columns_until_it_is_known():
+def test_no_texts_of_a_model_of_unknown_width_have_no_columns_until_it_is_known():
     with OpenAIServer(dimensions=768) as server:
         learning = openai_embedder(server, "some-model")
         assert (learning.embed_documents([]).shape, learning.dimensions) == ((0, 0), None)
@@ -64,7 +64,7 @@ def test_no_texts_to_a_model_of_unknown_width_give_no_columns_until_it_is_known(
 
 @pytest.mark.parametrize("kind", BAD)
 @each_provider
-def test_what_cannot_be_embedded_is_named_by_position_and_nothing_is_sent(name, kind):
+def test_invalid_texts_are_named_by_position_and_nothing_is_sent(name, kind):
     with provider(name) as (careful, requests):
         for input_type in ("document", "query"):
             with pytest.raises(InputError, match=r"2 of 4 texts .* at position 1, 3") as caught:
@@ -78,7 +78,7 @@ def test_what_cannot_be_embedded_is_named_by_position_and_nothing_is_sent(name, 
 
 
 @each_provider
-async def test_the_async_doors_refuse_the_same(name):
+async def test_the_async_methods_refuse_the_same_texts(name):
     with provider(name) as (careful, requests):
         with pytest.raises(InputError) as caught:
             await careful.aembed_documents(["fine", ""])
@@ -93,7 +93,7 @@ async def test_the_async_doors_refuse_the_same(name):
 
 @each_provider
 @pytest.mark.parametrize("texts", ["text", b"text", "", None, 7])
-def test_what_is_no_list_of_texts_is_refused(name, texts):
+def test_a_value_that_is_no_list_of_texts_is_refused(name, texts):
     with provider(name) as (careful, requests):
         with pytest.raises(InputError, match="expected a list of texts") as caught:
             careful.embed(texts)
@@ -103,14 +103,14 @@ def test_what_is_no_list_of_texts_is_refused(name, texts):
 
 
 @pytest.mark.parametrize("texts", ["text", None, 7])
-async def test_an_async_caller_is_told_so_too(texts):
+async def test_an_async_method_refuses_a_value_that_is_no_list_of_texts(texts):
     far = FakeServer()
     with pytest.raises(InputError, match="expected a list of texts"):
         await Embedder("fake:any", base_url=far.url, cache=False).aembed(texts)
     assert far.received == []
 
 
-def test_many_bad_texts_are_counted_and_the_first_ones_listed():
+def test_many_invalid_texts_are_counted_and_the_first_are_listed():
     far = FakeServer()
     with pytest.raises(InputError) as caught:
         Embedder("fake:any", base_url=far.url, cache=False).embed([*[""] * 30, "fine", None, "\udfff"])
@@ -128,14 +128,14 @@ class Codec:
         return [ord(letter) for letter in text]
 
 
-def test_an_object_that_can_encode_is_no_text_for_that():
+def test_an_object_with_an_encode_method_is_no_text():
     far = FakeServer()
     with pytest.raises(InputError, match=r"not a string \(got Codec\) at position 1") as caught:
         Embedder("fake:any", base_url=far.url, cache=False).embed(["fine", Codec()])
     assert (caught.value.indices, far.received) == ((1,), [])
 
 
-def test_every_kind_of_iterable_of_strings_is_taken():
+def test_every_iterable_of_strings_is_accepted():
     with OpenAIServer() as server:
         taking = openai_embedder(server)
         texts = ["a", "b", "a"]
@@ -145,12 +145,12 @@ def test_every_kind_of_iterable_of_strings_is_taken():
         assert all(type(text) is str for request in server.requests for text in request.body["input"])
 
 
-async def test_an_async_caller_may_give_an_iterator():
+async def test_an_async_method_accepts_an_iterator():
     with OpenAIServer() as server:
         assert np.array_equal(await openai_embedder(server).aembed_documents(iter(["a", "b"])), expected(["a", "b"]))
 
 
-def test_an_input_type_that_does_not_exist_is_refused_with_the_nearest_that_does():
+def test_an_unknown_input_type_is_refused_with_the_nearest_name():
     far = FakeServer()
     with pytest.raises(ConfigurationError, match=r"did you mean 'document'\?"):
         Embedder("fake:any", base_url=far.url, cache=False).embed(["x"], input_type="documents")

@@ -30,7 +30,7 @@ TEXTS = [f"text {i}" for i in range(3 * LOOKAHEAD)]
 
 
 @each_method
-def test_a_stream_gives_the_vector_of_each_text_in_order(method):
+def test_a_stream_yields_the_vector_of_each_text_in_order(method):
     rows, error = collect_rows(stream_embedder(FakeServer()), iter(TEXTS), method)
     assert error is None
     assert are_vectors_of(rows, TEXTS)
@@ -38,7 +38,7 @@ def test_a_stream_gives_the_vector_of_each_text_in_order(method):
 
 
 @each_method
-def test_a_row_is_an_array_of_its_own(method, tmp_path):
+def test_each_row_is_a_separate_array(method, tmp_path):
     embedder = stream_embedder(FakeServer(), cache=tmp_path)
     for _ in ("sent", "from the cache"):
         rows, _ = collect_rows(embedder, TEXTS[:300], method)
@@ -49,20 +49,20 @@ def test_a_row_is_an_array_of_its_own(method, tmp_path):
 
 
 @each_method
-def test_an_empty_source_gives_nothing(method):
+def test_an_empty_source_yields_nothing(method):
     server = FakeServer()
     assert collect_rows(stream_embedder(server), iter([]), method) == ([], None)
     assert not server.received
 
 
 @each_method
-def test_a_stream_of_queries_gets_the_vectors_of_queries(method):
+def test_a_stream_of_queries_yields_query_vectors(method):
     rows, _ = collect_rows(stream_embedder(FakeServer()), TEXTS[:300], method, input_type="query")
     assert are_vectors_of(rows, TEXTS[:300], role="query")
 
 
 @each_method
-def test_a_text_that_comes_again_is_sent_once(method, tmp_path):
+def test_a_repeated_text_is_sent_once(method, tmp_path):
     server = FakeServer()
     embedder = stream_embedder(server, cache=tmp_path)
     texts = list(itertools.islice(itertools.cycle(TEXTS[:300]), 2000))
@@ -75,13 +75,13 @@ def test_a_text_that_comes_again_is_sent_once(method, tmp_path):
     assert usage.texts == usage.sent + usage.coalesced + usage.duplicates + usage.cache_hits
 
 
-def test_nothing_is_pulled_that_there_is_no_room_for():
+def test_no_more_texts_are_pulled_than_the_lookahead():
     source = CountingSource(TEXTS)
     for before, _ in enumerate(stream_embedder(FakeServer()).embed_iter(source)):
         assert source.pulled - before <= LOOKAHEAD
 
 
-async def test_the_source_of_an_async_stream_waits_for_the_caller(tmp_path):
+async def test_an_async_source_is_pulled_no_further_than_the_lookahead(tmp_path):
     embedder = stream_embedder(FakeServer(), cache=tmp_path)
     embedder.embed(TEXTS)
     source = CountingSource(TEXTS)
@@ -98,7 +98,7 @@ async def test_the_source_of_an_async_stream_waits_for_the_caller(tmp_path):
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-def test_all_slots_are_kept_busy_before_the_first_row_is_given(slots):
+def test_all_slots_are_busy_before_the_first_row_is_yielded(slots):
     server = FakeServer()
     embedder = stream_embedder(server, max_concurrency=slots)
     embedder.embed(["warm up"])
@@ -120,7 +120,7 @@ def test_all_slots_are_kept_busy_before_the_first_row_is_given(slots):
     thread.join()
 
 
-def test_a_stream_sends_full_requests_when_it_is_on_its_way():
+def test_a_long_stream_sends_full_requests():
     server = FakeServer()
     texts = [f"text {i}" for i in range(20_000)]
     collect_rows(stream_embedder(server, max_concurrency=8), texts, "sync")
@@ -132,7 +132,7 @@ def test_a_stream_sends_full_requests_when_it_is_on_its_way():
 
 @each_method
 @pytest.mark.parametrize("place", [0, 5, CHUNK_TEXTS, CHUNK_TEXTS + 100])
-def test_a_text_that_cannot_be_embedded_is_named_after_the_rows_before_it(method, place):
+def test_an_invalid_text_is_named_after_the_rows_before_it(method, place):
     server = FakeServer()
     source = CountingSource([*TEXTS[:place], "  ", *TEXTS[place:]])
     rows, error = collect_rows(stream_embedder(server), source, method)
@@ -146,7 +146,7 @@ def test_a_text_that_cannot_be_embedded_is_named_after_the_rows_before_it(method
 
 
 @each_method
-def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_paid_again(method, tmp_path):
+def test_a_refused_text_is_named_and_the_rows_before_it_are_not_paid_again(method, tmp_path):
     server = FakeServer()
     server.rejected_texts = {TEXTS[700]}
     embedder = stream_embedder(server, cache=tmp_path)
@@ -170,7 +170,7 @@ def test_a_text_that_the_provider_refuses_is_named_and_what_came_before_is_not_p
 
 
 @each_method
-def test_a_refusal_of_the_first_text_is_the_providers_own(method):
+def test_a_refusal_of_the_first_text_is_the_error_of_the_provider(method):
     server = FakeServer()
     server.rejected_texts = {TEXTS[0]}
     rows, error = collect_rows(stream_embedder(server), TEXTS[:10], method)
@@ -179,7 +179,7 @@ def test_a_refusal_of_the_first_text_is_the_providers_own(method):
 
 
 @each_method
-def test_a_failed_row_is_nan_and_the_stream_goes_on_where_errors_are_returned(method):
+def test_with_on_error_return_a_failed_row_is_nan_and_the_stream_continues(method):
     server = FakeServer()
     server.rejected_texts = {TEXTS[3], TEXTS[700]}
     rows, error = collect_rows(stream_embedder(server, on_error="return"), TEXTS[:1000], method)
@@ -191,7 +191,7 @@ def test_a_failed_row_is_nan_and_the_stream_goes_on_where_errors_are_returned(me
 
 @each_method
 @pytest.mark.parametrize("place", [0, 3, CHUNK_TEXTS, 700])
-def test_what_the_source_raises_comes_after_the_rows_of_all_that_it_gave(method, place):
+def test_an_error_of_the_source_is_raised_after_the_rows_of_its_texts(method, place):
     own = LookupError("the source's own")
 
     def source():
@@ -203,7 +203,7 @@ def test_what_the_source_raises_comes_after_the_rows_of_all_that_it_gave(method,
     assert error is own
 
 
-async def test_a_source_that_is_cancelled_on_its_own_ends_the_stream():
+async def test_a_source_that_raises_cancelled_error_ends_the_stream():
     async def source():
         yield "one"
         raise asyncio.CancelledError
@@ -214,7 +214,7 @@ async def test_a_source_that_is_cancelled_on_its_own_ends_the_stream():
         await anext(rows)
 
 
-def test_a_failure_withdraws_what_is_pending_at_once():
+def test_a_failure_withdraws_pending_texts_at_once():
     server = FakeServer()
     server.rejected_texts = {"text 0"}
     embedder = stream_embedder(server, max_concurrency=1)
@@ -226,7 +226,7 @@ def test_a_failure_withdraws_what_is_pending_at_once():
 
 
 @pytest.mark.parametrize("method", ["embed_iter", "aembed_iter"])
-def test_what_is_no_stream_of_texts_is_refused_at_the_call(method):
+def test_an_invalid_source_is_refused_at_the_call(method):
     stream = getattr(stream_embedder(FakeServer()), method)
     for texts, said in [("one", "a single one"), (b"one", "a single one"), ({"a": 1}, "a dict"), ({"a"}, "a set")]:
         with pytest.raises(InputError, match=said):
@@ -237,12 +237,12 @@ def test_what_is_no_stream_of_texts_is_refused_at_the_call(method):
         stream(["one"], input_type="querry")
 
 
-def test_an_async_source_is_refused_by_the_door_that_cannot_wait_for_it():
+def test_an_async_source_is_refused_by_the_sync_method():
     with pytest.raises(InputError, match="use aembed_iter"):
         stream_embedder(FakeServer()).embed_iter(async_source(["one"]))
 
 
-def test_a_stream_on_the_engines_own_thread_names_its_async_twin():
+def test_a_stream_on_the_engine_thread_names_its_async_counterpart():
     embedder = stream_embedder(FakeServer())
     embedder.embed(["start the engine"])
     found: list[str] = []
@@ -270,7 +270,7 @@ def a_second_passes_at_each_look_at_the_clock(monkeypatch):
     monkeypatch.setattr("embedkit_core.calls.stream.time", SimpleNamespace(monotonic=lambda: float(next(now))))
 
 
-def test_finished_rows_are_given_before_a_slow_source_is_asked_again(tmp_path, monkeypatch):
+def test_finished_rows_are_yielded_before_a_slow_source_is_pulled_again(tmp_path, monkeypatch):
     embedder = stream_embedder(FakeServer(), cache=tmp_path)
     embedder.embed(TEXTS[:300])
     a_second_passes_at_each_look_at_the_clock(monkeypatch)
@@ -279,7 +279,7 @@ def test_finished_rows_are_given_before_a_slow_source_is_asked_again(tmp_path, m
         assert source.pulled == rows
 
 
-def test_all_that_has_finished_is_given_before_a_slow_source_is_asked_again(monkeypatch):
+def test_all_finished_rows_are_yielded_before_a_slow_source_is_pulled_again(monkeypatch):
     embedder = stream_embedder(server := FakeServer())
     embedder.embed(["warm up"])
     server.hold()
@@ -312,7 +312,7 @@ async def test_a_slow_async_source_delays_no_row():
     assert are_vectors_of(rows, TEXTS[:50])
 
 
-async def test_many_texts_are_prepared_and_assembled_off_the_callers_loop(monkeypatch):
+async def test_many_texts_are_prepared_and_assembled_outside_the_event_loop(monkeypatch):
     threads = set()
 
     def noting(step):
@@ -340,7 +340,7 @@ async def test_many_texts_are_prepared_and_assembled_off_the_callers_loop(monkey
     assert turns > 2 * CHUNK_TEXTS / 64
 
 
-def test_texts_that_were_cut_are_counted_from_the_start(caplog):
+def test_positions_of_truncated_texts_are_counted_from_the_start(caplog):
     server = FakeServer(max_words=5)
     texts = [*TEXTS[:400], "far too long a text for this model", "x"]
     rows, error = collect_rows(stream_embedder(server), texts, "sync")
@@ -362,7 +362,7 @@ WORDS = st.sampled_from([*(f"word {i}" for i in range(20)), "bad", "poison", "wo
     on_error=st.sampled_from(["raise", "return"]),
     method=st.sampled_from(["sync", "async", "async source"]),
 )
-def test_a_stream_is_what_embed_says_up_to_the_first_error(texts, slots, per_request, on_error, method):
+def test_a_stream_equals_embed_up_to_the_first_error(texts, slots, per_request, on_error, method):
     server = FakeServer()
     server.rejected_texts = {"bad", "poison", "worse"}
     embedder = Embedder(

@@ -51,7 +51,7 @@ def check_that_nothing_more_was_sent(embedder: Embedder, server: OpenAIServer) -
 
 
 @pytest.mark.parametrize("how", ["closed", "abandoned", "left by an exception"])
-def test_a_stream_that_is_left_sends_nothing_new(how):
+def test_an_abandoned_stream_sends_nothing_new(how):
     with OpenAIServer() as server:
         embedder = one_slot(server)
         source = CountingSource(texts_of_two_pieces_and_more(server))
@@ -71,7 +71,7 @@ def test_a_stream_that_is_left_sends_nothing_new(how):
 
 
 @pytest.mark.parametrize("how", ["closed", "abandoned", "cancelled"])
-def test_an_async_stream_that_is_left_sends_nothing_new_and_leaves_no_task(how):
+def test_an_abandoned_async_stream_sends_nothing_new_and_leaves_no_task(how):
     async def leave(embedder: Embedder) -> None:
         rows = embedder.aembed_iter(async_source(texts_of_two_pieces_and_more(server)))
         await anext(rows)
@@ -101,7 +101,7 @@ def test_an_async_stream_that_is_left_sends_nothing_new_and_leaves_no_task(how):
         check_that_nothing_more_was_sent(embedder, server)
 
 
-async def test_a_stream_that_is_closed_while_its_source_is_waited_for_ends_that_wait():
+async def test_closing_a_stream_ends_the_wait_for_its_source():
     ended = False
 
     async def source():
@@ -119,7 +119,7 @@ async def test_a_stream_that_is_closed_while_its_source_is_waited_for_ends_that_
     assert len(asyncio.all_tasks()) == 1
 
 
-def test_a_loop_that_ends_in_the_middle_of_a_stream_leaves_nothing():
+def test_an_event_loop_that_ends_during_a_stream_leaves_nothing_behind():
     async def begin(embedder: Embedder) -> None:
         kept.append(embedder.aembed_iter(async_source(TEXTS)))
         await anext(kept[0])
@@ -133,7 +133,7 @@ def test_a_loop_that_ends_in_the_middle_of_a_stream_leaves_nothing():
     assert not engine().account(embedder.provider).scheduler.registry.items
 
 
-def test_a_stream_that_is_never_begun_pulls_nothing():
+def test_a_stream_that_is_never_iterated_pulls_nothing():
     source = CountingSource(TEXTS)
     embedder = stream_embedder(FakeServer())
     embedder.embed_iter(source).close()
@@ -162,7 +162,7 @@ def test_ctrl_c_ends_a_stream_at_once_and_sends_nothing_new(tmp_path):
         assert [request.texts for request in server.requests[17:]] == [("the next one",)]
 
 
-def test_a_stream_belongs_to_the_process_that_began_it(tmp_path):
+def test_a_stream_cannot_be_continued_in_a_forked_process(tmp_path):
     with OpenAIServer() as server:
         process = start(
             """
@@ -185,7 +185,7 @@ def test_a_stream_belongs_to_the_process_that_began_it(tmp_path):
         assert finish(process).split() == ["True", "7", "9999"]
 
 
-def test_a_process_may_end_in_the_middle_of_a_stream(tmp_path):
+def test_a_process_can_exit_during_a_stream(tmp_path):
     with OpenAIServer() as server:
         body = """
             rows = embedder.embed_iter(f"text {i}" for i in range(100_000))
@@ -214,7 +214,7 @@ class Counted(str):
 
 
 @pytest.mark.parametrize("method", ["sync", "async"])
-def test_a_long_stream_holds_no_more_than_its_lookahead_and_what_threads_are_passing_on(method, tmp_path):
+def test_a_long_stream_holds_about_as_many_texts_as_its_lookahead(method, tmp_path):
     n = 30 * CHUNK_TEXTS
     embedder = stream_embedder(FakeServer(dimensions=2), cache=tmp_path)
     Counted.most = len(Counted.born) - len(Counted.gone)
@@ -233,7 +233,7 @@ def test_a_long_stream_holds_no_more_than_its_lookahead_and_what_threads_are_pas
     assert not list(scheduler.recent)
 
 
-async def test_a_stream_cancelled_while_it_looks_up_leaves_nothing_behind():
+async def test_a_stream_cancelled_during_its_cache_lookup_leaves_nothing_behind():
     """Also where the piece was begun again, since it holds a text that cannot be embedded."""
     server, cache = FakeServer(), GatedCache()
     embedder = Embedder("fake:model", base_url=server.url, cache=cache)
@@ -251,7 +251,7 @@ async def test_a_stream_cancelled_while_it_looks_up_leaves_nothing_behind():
     assert not server.received
 
 
-async def test_a_piece_that_is_left_while_its_bad_text_is_found_is_not_begun_again(monkeypatch):
+async def test_a_cancelled_chunk_with_an_invalid_text_is_not_started_again(monkeypatch):
     cache, found, gate = GatedCache(), threading.Event(), threading.Event()
     cache.gate.set()
 

@@ -51,7 +51,7 @@ def at(server, **options):
         pytest.param({"model": MINILM, "dimensions": 512}, "offers 384", marks=needs_local_model),
     ],
 )
-def test_a_model_that_cannot_be_is_refused_with_what_may_have_been_meant(door, settings, named):
+def test_an_invalid_model_is_refused_with_a_suggestion(door, settings, named):
     with pytest.raises(ConfigurationError, match=named):
         door(api_key="x", cache=False, **settings)
 
@@ -61,7 +61,7 @@ def test_a_model_that_cannot_be_is_refused_with_what_may_have_been_meant(door, s
     ("given", "meant"),
     [("max_concurency", "max_concurrency"), ("dimension", "dimensions"), ("apikey", "api_key"), ("cahce", "cache")],
 )
-def test_a_mistyped_argument_is_refused_with_the_nearest_there_is(door, given, meant, server):
+def test_a_mistyped_argument_is_refused_with_the_nearest_name(door, given, meant, server):
     with pytest.raises(ConfigurationError, match=f"no argument '{given}'; did you mean '{meant}'") as refused:
         door(**at(server), **{given: "sk-secret"})
     assert type(refused.value) is ConfigurationError
@@ -108,7 +108,7 @@ def test_a_mistyped_argument_is_refused_with_the_nearest_there_is(door, given, m
     ],
     ids=repr,
 )
-def test_a_value_of_the_wrong_kind_is_a_configuration_error_that_names_it(door, wrong, server):
+def test_an_invalid_value_is_a_configuration_error_that_names_the_argument(door, wrong, server):
     [name] = wrong
     with pytest.raises(ConfigurationError, match=name) as refused:
         door(**at(server, **wrong))
@@ -119,7 +119,7 @@ def test_a_value_of_the_wrong_kind_is_a_configuration_error_that_names_it(door, 
 
 @doors
 @pytest.mark.parametrize("field", ["input", "model", "encoding_format", "dimensions", "prompt"])
-def test_provider_options_do_not_stand_in_for_what_has_an_argument_of_its_own(door, field, server):
+def test_provider_options_cannot_replace_an_argument(door, field, server):
     with pytest.raises(ConfigurationError, match=field):
         door(**at(server, provider_options={field: "x"}))
 
@@ -140,14 +140,14 @@ def test_a_missing_key_names_the_environment_variable(door):
 
 
 @doors
-def test_a_login_in_the_address_is_refused_and_not_shown(door):
+def test_credentials_in_the_address_are_refused_and_not_shown(door):
     for address in ("http://me:hunter2@localhost/v1", "ftp://me:hunter2@localhost/v1"):
         with pytest.raises(ConfigurationError, match="base_url") as refused:
             door(model="any", base_url=address, cache=False)
         assert "hunter2" not in str(refused.value)
 
 
-def test_a_mistyped_model_argument_is_named_before_the_model_is_missed():
+def test_a_mistyped_model_argument_is_named_before_the_missing_model():
     for door in DOORS[1:]:
         with pytest.raises(ConfigurationError, match="no argument 'modle'; did you mean 'model'"):
             door(modle=OPENAI)
@@ -165,14 +165,14 @@ def test_key_and_address_come_from_the_environment(door, server, monkeypatch):
     assert [(r.headers["authorization"], r.status) for r in server.requests] == [("Bearer test-key", 200)]
 
 
-def test_an_argument_beats_the_environment(server, monkeypatch):
+def test_an_argument_takes_precedence_over_the_environment(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     openai_embedder(server).embed(["x"])
     assert [request.status for request in server.requests] == [200]
 
 
-def test_only_a_registered_provider_is_split_off_the_models_name():
+def test_only_a_registered_provider_is_split_from_the_model_name():
     local = {"base_url": "http://localhost:1/v1", "cache": False}
     assert Embedder("nomic-embed-text:latest", **local).model == "openai:nomic-embed-text:latest"
     assert Embedder("openai:nomic-embed-text:latest", **local).model == "openai:nomic-embed-text:latest"
@@ -183,16 +183,16 @@ def test_only_a_registered_provider_is_split_off_the_models_name():
 
 
 @needs_local_model
-def test_a_local_models_name_is_its_folder():
+def test_the_name_of_a_local_model_is_its_folder():
     assert Embedder(MINILM, cache=False).model == MINILM
 
 
-def test_a_tag_in_a_models_name_reaches_the_server_whole():
+def test_a_tag_in_a_model_name_is_sent_unchanged():
     with OpenAIServer(api_key=None, models={"nomic-embed-text:latest"}, dimensions=8) as server:
         assert openai_embedder(server, "nomic-embed-text:latest", api_key=None).embed_query("x").shape == (8,)
 
 
-def test_an_unknown_model_works_at_the_providers_own_host_and_anywhere_else():
+def test_an_unknown_model_works_at_the_provider_host_and_at_other_hosts():
     unknown = Embedder("openai:text-embedding-9-immense", api_key="x", cache=False)
     assert (unknown.dimensions, unknown.explain("x").usd_per_million) == (None, None)
     assert unknown.explain("x").endpoint == "the provider's own"
@@ -217,12 +217,12 @@ def test_spellings_of_one_address_share_a_key_and_an_account(one, same):
 
 
 @pytest.mark.parametrize("other", ["http://localhost:8001/v1", "https://localhost:8000/v1", "http://localhost:8000/V1"])
-def test_another_address_is_another_key(other):
+def test_another_address_has_another_cache_key(other):
     one = Embedder(OPENAI, api_key="x", base_url="http://localhost:8000/v1", cache=False)
     assert one.explain("x").key != Embedder(OPENAI, api_key="x", base_url=other, cache=False).explain("x").key
 
 
-def test_a_prompt_changes_the_keys_of_its_role_only(server):
+def test_a_prompt_changes_the_keys_of_its_input_type_only(server):
     plain, prompted = openai_embedder(server), openai_embedder(server, query_prompt="query: ")
     assert prompted.explain("x").key == plain.explain("x").key
     assert prompted.explain("x", input_type="query").key != plain.explain("x", input_type="query").key
@@ -240,7 +240,7 @@ def test_an_empty_prompt_is_no_prompt(server):
 
 
 @doors
-def test_provider_options_are_on_the_wire_and_in_the_key(door, server):
+def test_provider_options_are_in_the_request_and_in_the_key(door, server):
     made = door(**at(server, provider_options={"user": "me", "extra": {"deep": [1, None, True]}}))
     core = made if door is Embedder else made.embedder
     assert core.explain("x").key != openai_embedder(server).explain("x").key
@@ -249,7 +249,7 @@ def test_provider_options_are_on_the_wire_and_in_the_key(door, server):
     assert (server.requests[0].body["user"], server.requests[0].body["extra"]) == ("me", {"deep": [1, None, True]})
 
 
-def test_options_changed_after_the_fact_change_nothing(server):
+def test_options_changed_after_construction_have_no_effect(server):
     options = {"user": "me", "extra": {"deep": 1}}
     made = openai_embedder(server, provider_options=options)
     before = repr(made.explain("x"))
@@ -257,13 +257,13 @@ def test_options_changed_after_the_fact_change_nothing(server):
     assert repr(made.explain("x")) == before
 
 
-def test_dimensions_are_sent_where_they_are_not_the_models_own(server):
+def test_dimensions_are_sent_unless_they_are_the_default(server):
     assert openai_embedder(server, dimensions=64).embed_query("x").shape == (64,)
     assert openai_embedder(server, dimensions=1536).embed_query("x").shape == (1536,)
     assert [request.body.get("dimensions") for request in server.requests] == [64, None]
 
 
-def test_explain_says_where_a_vector_would_come_from_and_sends_nothing(server, tmp_path):
+def test_explain_shows_the_source_of_a_vector_and_sends_nothing(server, tmp_path):
     def served_from(made):
         return made.explain("x", input_type="query").served_from
 
@@ -281,7 +281,7 @@ def test_explain_says_where_a_vector_would_come_from_and_sends_nothing(server, t
     assert len(server.requests) == 1
 
 
-def test_explain_holds_the_request_without_text_and_key(server):
+def test_explain_shows_the_request_without_text_and_key(server):
     told = openai_embedder(server, dimensions=64, document_prompt="d: ").explain("some text")
     assert told.request_body == {"model": "text-embedding-3-small", "dimensions": 64, "prompt": "d: "}
     assert (told.endpoint, str(told.usd_per_million)) == (server.base_url, "0.02")
@@ -291,7 +291,7 @@ def test_explain_holds_the_request_without_text_and_key(server):
 
 
 @pytest.mark.parametrize("name", ["deadline", "max_concurrency", "model", "rate_limiter", "budget_usd", "cache"])
-def test_an_embedder_s_arguments_are_settled_when_it_is_made(name):
+def test_the_arguments_of_an_embedder_cannot_be_changed(name):
     server = FakeServer()
     embedder = Embedder("fake:model", base_url=server.url, cache=False)
     with pytest.raises(AttributeError, match=f"Create a new Embedder with {name}="):
@@ -300,6 +300,6 @@ def test_an_embedder_s_arguments_are_settled_when_it_is_made(name):
 
 
 @pytest.mark.parametrize("value", ["no", 1, None])
-def test_whether_a_key_may_travel_is_said_with_a_plain_word(value):
+def test_pickle_api_key_must_be_a_bool(value):
     with pytest.raises(ConfigurationError, match=r"pickle_api_key=.* must be True or False"):
         Embedder("fake:model", cache=False, pickle_api_key=value)

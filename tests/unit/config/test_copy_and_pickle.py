@@ -44,7 +44,7 @@ def through_a_pickle(thing):
 
 
 @doors
-def test_a_key_given_as_an_argument_stays_here_and_the_copy_says_so(door, server, monkeypatch):
+def test_a_key_argument_is_not_pickled_and_is_missing_at_the_first_request(door, server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert KEY.encode() not in pickle.dumps(made(door, server))
     with pytest.raises(AuthenticationError, match="OPENAI_API_KEY"):
@@ -55,14 +55,14 @@ def test_a_key_given_as_an_argument_stays_here_and_the_copy_says_so(door, server
 
 
 @doors
-def test_a_key_given_as_an_argument_travels_where_the_user_says_so(door, server, monkeypatch):
+def test_a_key_argument_is_pickled_with_pickle_api_key(door, server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     copied = through_a_pickle(through_a_pickle(made(door, server, pickle_api_key=True)))
     assert core(copied).embed_query("a").tolist() == vector_of("a").tolist()
 
 
 @doors
-def test_a_key_of_the_environment_never_travels(door, server, monkeypatch):
+def test_a_key_of_the_environment_is_never_pickled(door, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     thing = made(door, server, api_key=None, pickle_api_key=True)
     assert KEY.encode() not in pickle.dumps(thing)
@@ -70,7 +70,7 @@ def test_a_key_of_the_environment_never_travels(door, server, monkeypatch):
 
 
 @doors
-def test_a_copy_goes_where_the_first_one_does_whatever_its_own_environment_says(door, monkeypatch):
+def test_a_copy_keeps_its_address_in_another_environment(door, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     state = pickle.dumps(door(model=OPENAI, cache=False))
@@ -93,7 +93,7 @@ def test_langchain_shows_the_key_of_the_environment_as_a_secret(server, monkeypa
 
 @hosts
 @pytest.mark.parametrize("limiter", [InMemoryRateLimiter(requests_per_second=1e6), *LIMITERS])
-def test_a_limiter_is_shared_by_a_deep_copy_and_left_behind_by_a_pickle(door, server, limiter, caplog, monkeypatch):
+def test_a_limiter_is_shared_by_a_deep_copy_and_dropped_by_a_pickle(door, server, limiter, caplog, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     model = made(door, server, rate_limiter=limiter)
     copied = copy.deepcopy(model)
@@ -115,7 +115,7 @@ class Shared:
 
 
 @doors
-def test_a_limiter_that_can_be_pickled_travels(door, server):
+def test_a_limiter_that_can_be_pickled_is_pickled(door, server):
     copied = through_a_pickle(made(door, server, rate_limiter=Shared()))
     assert isinstance(copied.rate_limiter, Shared)
     assert core(copied).rate_limiter is copied.rate_limiter
@@ -132,7 +132,7 @@ class Mine(dict):
 
 
 @doors
-def test_a_cache_of_the_users_own_is_shared_by_a_copy_and_cannot_be_pickled(door, server):
+def test_a_custom_cache_is_shared_by_a_copy_and_cannot_be_pickled(door, server):
     cache = Mine()
     model = made(door, server, cache=cache)
     core(copy.deepcopy(model)).embed_query("a")
@@ -141,7 +141,7 @@ def test_a_cache_of_the_users_own_is_shared_by_a_copy_and_cannot_be_pickled(door
         pickle.dumps(model)
 
 
-def test_llamaindexs_callbacks_survive_where_they_can(server, monkeypatch, caplog):
+def test_picklable_llamaindex_callbacks_are_pickled(server, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     model = made(
         EmbedKitEmbedding, server, callback_manager=CallbackManager([TokenCountingHandler(tokenizer=str.split)])

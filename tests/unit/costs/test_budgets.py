@@ -30,7 +30,7 @@ def texts_of(n):
     return [f"text number {i}" for i in range(n)]
 
 
-def test_a_budget_stops_before_it_is_passed_and_a_rerun_goes_on(tmp_path):
+def test_a_budget_is_never_exceeded_and_a_rerun_sends_the_rest(tmp_path):
     """Scenario 31."""
     server = FakeServer(usd_per_million=PRICE)
     texts = texts_of(400)
@@ -51,15 +51,15 @@ def test_a_budget_stops_before_it_is_passed_and_a_rerun_goes_on(tmp_path):
     assert set(server.billed.values()) == {1}
 
 
-def test_tokens_may_be_bounded_as_well_and_their_price_need_not_be_known():
+def test_a_token_budget_needs_no_price():
     server = FakeServer()
-    with pytest.raises(BudgetError, match=r"of the budget of 100 tokens, \d+ are left") as caught:
+    with pytest.raises(BudgetError, match=r"The budget of 100 tokens has \d+ left") as caught:
         fake_embedder(server, budget_tokens=100).embed(texts_of(100))
     assert sum(server.billed.values()) * 3 == caught.value.spent_tokens <= 100
     assert caught.value.needed_usd is None
 
 
-def test_a_price_nobody_knows_is_refused_before_the_first_request_and_hits_are_not(tmp_path):
+def test_an_unknown_price_is_refused_before_the_first_request_and_hits_are_served(tmp_path):
     server = FakeServer()
     fake_embedder(server, cache=tmp_path).embed(["kept"])
     embedder = fake_embedder(server, budget_usd=1, cache=tmp_path)
@@ -74,11 +74,11 @@ def test_a_price_nobody_knows_is_refused_before_the_first_request_and_hits_are_n
     assert fake_embedder(server, budget_usd=1, prices={"model": "0.02"}).embed(["new"]).usage.sent == 1
 
 
-def test_a_free_model_needs_no_budget():
+def test_a_free_model_works_with_a_budget_of_zero():
     assert fake_embedder(FakeServer(usd_per_million=Decimal(0)), budget_usd=0).embed(texts_of(100)).usage.sent == 100
 
 
-def test_what_was_possibly_billed_stays_spent():
+def test_possibly_billed_tokens_stay_spent():
     server = FakeServer(usd_per_million=PRICE)
     most = len("one text") + 4
     server.faults.append(TimedOutError("no answer", retry_after=0.001))
@@ -97,7 +97,7 @@ def test_a_refusal_costs_nothing():
         assert (usage.requests, usage.possibly_billed_tokens) == (4, 0)
 
 
-def test_a_budget_is_that_of_all_calls_of_an_object_and_of_its_copies():
+def test_a_budget_is_shared_by_all_calls_of_an_embedder_and_its_copies():
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, budget_usd=40)
     embedder.embed(["one two"])
@@ -108,7 +108,7 @@ def test_a_budget_is_that_of_all_calls_of_an_object_and_of_its_copies():
         pickle.dumps(embedder)
 
 
-def test_a_block_bounds_all_models_together():
+def test_the_budget_of_a_block_covers_all_models():
     server, other = FakeServer(usd_per_million=PRICE), FakeServer(usd_per_million=PRICE)
 
     def spend():
@@ -122,7 +122,7 @@ def test_a_block_bounds_all_models_together():
     assert abs(sum(server.billed.values()) - sum(other.billed.values())) <= 1
 
 
-async def test_money_that_another_account_gives_back_is_used():
+async def test_budget_released_by_another_account_is_used():
     server, other = FakeServer(usd_per_million=PRICE), FakeServer(usd_per_million=PRICE)
     one, two = fake_embedder(server), fake_embedder(other)
     most = len("text") + 4
@@ -137,7 +137,7 @@ async def test_money_that_another_account_gives_back_is_used():
     assert usage.cost_usd == 2
 
 
-async def test_a_caller_without_money_is_served_by_one_who_has_it():
+async def test_a_caller_without_budget_is_served_by_a_coalesced_request_of_another():
     server = FakeServer(usd_per_million=PRICE)
     poor, rich = fake_embedder(server, budget_usd=5), fake_embedder(server)
     server.hold()
@@ -160,7 +160,7 @@ class Losing(FakeServer):
 
 
 @pytest.mark.parametrize("tokens", [303, 309, 327])
-def test_pieces_of_a_text_that_cannot_all_be_paid_for_harm_nobody(tokens):
+def test_chunks_that_cannot_all_be_paid_for_do_not_affect_other_callers(tokens):
     """The refusal of one piece is that of the text, also in the request that holds both."""
     server = Losing()
     poor = fake_embedder(server, budget_tokens=tokens, on_long_text="mean")
@@ -171,7 +171,7 @@ def test_pieces_of_a_text_that_cannot_all_be_paid_for_harm_nobody(tokens):
     assert poor.embed(["x"]).usage.sent == 1 or poor.budget.left_tokens < 5
 
 
-async def test_who_has_money_joins_the_pieces_of_a_text_that_others_cannot_pay_for():
+async def test_a_caller_with_budget_completes_the_chunks_that_others_cannot_pay_for():
     server = FakeServer(max_words=10)
     poor = fake_embedder(server, budget_tokens=304, on_long_text="mean")
     rich = fake_embedder(server, on_long_text="mean")
@@ -186,10 +186,10 @@ async def test_who_has_money_joins_the_pieces_of_a_text_that_others_cannot_pay_f
     assert np.array_equal((await asked).vectors, (await joined).vectors)
 
 
-def test_what_is_left_is_said_as_of_the_end():
+def test_the_error_states_the_remaining_budget_at_the_end_of_the_call():
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, budget_usd=500)
-    with pytest.raises(BudgetError, match=r"of the budget of \$500, \$320 is left") as caught:
+    with pytest.raises(BudgetError, match=r"The budget of \$500 has \$320 left") as caught:
         embedder.embed(["x" * 600, *texts_of(60)])
     assert caught.value.spent_usd == caught.value.usage.cost_usd == 180
     assert {error.spent_usd for error in caught.value.failed.values()} == {180}
@@ -221,7 +221,7 @@ def test_a_key_function_that_fails_costs_nothing():
         assert embedder.usage.possibly_billed_tokens == 0
 
 
-def test_a_stream_ends_where_the_money_does(tmp_path):
+def test_a_stream_ends_when_the_budget_is_spent(tmp_path):
     server = FakeServer(usd_per_million=PRICE)
     rows = fake_embedder(server, budget_usd=100, cache=tmp_path).embed_iter(iter(texts_of(1000)))
     given_rows = []
@@ -232,7 +232,7 @@ def test_a_stream_ends_where_the_money_does(tmp_path):
     assert np.array_equal(given_rows, truth)
 
 
-def test_failures_are_returned_where_that_is_asked_for():
+def test_budget_errors_are_returned_with_on_error_return():
     server = FakeServer(usd_per_million=PRICE)
     result = fake_embedder(server, budget_usd=50, on_error="return").embed(texts_of(20))
     assert all(isinstance(error, BudgetError) for error in result.failed.values())
@@ -241,7 +241,7 @@ def test_failures_are_returned_where_that_is_asked_for():
 
 
 @pytest.mark.parametrize("value", [-1, "much", float("nan"), float("inf"), True, [1]])
-def test_a_budget_that_can_be_none_is_refused(value):
+def test_an_invalid_budget_is_refused(value):
     with pytest.raises(ConfigurationError, match="budget_usd="):
         fake_embedder(FakeServer(), budget_usd=value)
     with pytest.raises(ConfigurationError, match="budget_usd="):
@@ -249,7 +249,7 @@ def test_a_budget_that_can_be_none_is_refused(value):
 
 
 @pytest.mark.parametrize("prices", [{"m": -1}, {"m": "cheap"}, {"m": None}, {"m": True}, ["m"]])
-def test_a_price_that_is_none_is_refused(prices):
+def test_an_invalid_price_is_refused(prices):
     with pytest.raises(ConfigurationError, match="prices"):
         fake_embedder(FakeServer(), prices=prices)
 
@@ -260,7 +260,7 @@ def test_a_price_that_is_none_is_refused(prices):
     st.integers(0, 400),
     st.lists(st.sampled_from(["timeout", "lost", "503", "done", ""]), max_size=20),
 )
-def test_no_interleaving_of_callers_and_failures_passes_a_budget(calls, dollars, faults):
+def test_no_interleaving_of_callers_and_failures_exceeds_a_budget(calls, dollars, faults):
     """The law of rule 10, through the real engine: the server's bill is at most what is known and possible."""
     server = FakeServer(usd_per_million=PRICE)
     unheard = 0

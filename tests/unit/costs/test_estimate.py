@@ -16,7 +16,7 @@ from embedkit_core.testing import FakeServer
 PRICE = Decimal("0.02")
 
 
-def test_an_estimate_asks_the_cache_and_sends_nothing(tmp_path):
+def test_an_estimate_reads_the_cache_and_sends_nothing(tmp_path):
     """Scenario 30."""
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, cache=tmp_path)
@@ -31,7 +31,7 @@ def test_an_estimate_asks_the_cache_and_sends_nothing(tmp_path):
     assert told.requests == 1
 
 
-def test_an_estimate_is_near_and_its_most_is_never_passed():
+def test_an_estimate_is_close_and_its_maximum_is_never_exceeded():
     with OpenAIServer() as server:
         embedder = openai_embedder(server)
         texts = [f"a text about the number {i}, and what may be said of it" for i in range(500)]
@@ -49,7 +49,7 @@ def test_an_estimate_is_near_and_its_most_is_never_passed():
         assert before.requests == pytest.approx(usage.requests, abs=2)
 
 
-def test_a_stream_is_estimated_as_a_call_and_what_comes_again_much_later_costs_once(tmp_path, monkeypatch):
+def test_an_iterator_is_estimated_as_a_list_and_repeated_texts_cost_once(tmp_path, monkeypatch):
     embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     embedder.embed([f"text {i}" for i in range(100)])
     texts = [f"text {i}" for i in range(TEXTS_PER_CHUNK)] * 2 + ["text 0", "one more"]
@@ -60,7 +60,7 @@ def test_a_stream_is_estimated_as_a_call_and_what_comes_again_much_later_costs_o
     assert told.requests == embedder.estimate(list(dict.fromkeys(texts))).requests
 
 
-def test_texts_that_cannot_be_embedded_are_named_by_their_places_in_all():
+def test_invalid_texts_are_named_by_their_positions_in_the_whole_input():
     texts = ["fine"] * (TEXTS_PER_CHUNK + 10)
     texts[3] = ""
     texts[TEXTS_PER_CHUNK + 1] = "bad \ud800"
@@ -70,7 +70,7 @@ def test_texts_that_cannot_be_embedded_are_named_by_their_places_in_all():
     assert f"(a lone surrogate; decode with errors='replace') at position {TEXTS_PER_CHUNK + 1}" in str(caught.value)
 
 
-def test_all_hits_take_nothing(tmp_path):
+def test_cache_hits_cost_nothing(tmp_path):
     embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     embedder.embed(["one", "two"])
     told = embedder.estimate(["one", "two", "one"])
@@ -96,19 +96,19 @@ def test_a_query_has_its_own_estimate(tmp_path):
     assert embedder.estimate(["text"], input_type="query").cache_hits == 1
 
 
-def test_fewer_dimensions_of_a_cached_vector_are_hits(tmp_path):
+def test_fewer_dimensions_of_a_cached_vector_are_estimated_as_hits(tmp_path):
     with OpenAIServer() as server:
         openai_embedder(server, cache=tmp_path).embed(["text"])
         assert openai_embedder(server, dimensions=256, cache=tmp_path).estimate(["text"]).cache_hits == 1
 
 
-def test_texts_over_the_limit_cost_no_more_than_the_limit():
+def test_a_truncated_text_costs_no_more_than_the_limit():
     server = FakeServer(limits=Limits(text_tokens=100), usd_per_million=PRICE)
     assert fake_embedder(server).estimate(["word " * 10_000]).tokens == 100
     assert fake_embedder(server, on_long_text="mean").estimate(["word " * 10_000]).tokens > 1000
 
 
-def test_the_time_is_that_of_the_strictest_limit():
+def test_the_estimated_time_is_that_of_the_strictest_limit():
     texts = [f"text {i}" for i in range(3000)]
     server = FakeServer()
     free, slow = fake_embedder(server).estimate(texts), fake_embedder(server, requests_per_minute=2).estimate(texts)
@@ -118,25 +118,25 @@ def test_the_time_is_that_of_the_strictest_limit():
     assert free.seconds < slow.seconds
 
 
-async def test_a_caller_on_a_loop_is_told_the_same(tmp_path):
+async def test_the_async_estimate_is_the_same(tmp_path):
     embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     texts = [f"text {i}" for i in range(300)]
     assert await embedder.aestimate(iter(texts)) == embedder.estimate(texts)
 
 
-def test_a_text_that_cannot_be_embedded_is_refused():
+def test_an_invalid_text_is_refused():
     with pytest.raises(InputError):
         fake_embedder(FakeServer()).estimate(["fine", " "])
 
 
-def test_an_estimate_reads_well_and_goes_into_json():
+def test_an_estimate_has_a_readable_text_and_converts_to_json():
     told = fake_embedder(FakeServer(usd_per_million=PRICE)).estimate([f"text {i}" for i in range(1000)])
     assert str(told).startswith("1,000 texts, 0 from cache, 1,000 to send in 16 requests, about ")
     assert json.loads(json.dumps(told.to_dict()))["cost_usd"] == f"{told.cost_usd.normalize():f}"
 
 
 @needs_local_model
-def test_a_local_model_costs_nothing_and_takes_nobody_knows_how_long_until_it_ran():
+def test_a_local_model_costs_nothing_and_its_time_is_unknown_before_its_first_run():
     with copied_model() as folder:  # one that no other test has run
         embedder = Embedder(f"local:{folder}", cache=False)
         told = embedder.estimate(["hello world", "hello"])
@@ -145,14 +145,14 @@ def test_a_local_model_costs_nothing_and_takes_nobody_knows_how_long_until_it_ra
         assert embedder.estimate(["another"]).seconds > 0
 
 
-def test_an_estimate_holds_no_vectors(tmp_path):
+def test_an_estimate_changes_no_vectors(tmp_path):
     embedder = fake_embedder(FakeServer(), cache=tmp_path)
     rows = embedder.embed(["a", "b"]).vectors
     embedder.estimate(["a", "b", "c"])
     assert np.array_equal(embedder.embed(["a", "b"]).vectors, rows)
 
 
-def test_the_most_covers_the_prompt_of_each_piece_of_a_text_that_is_cut():
+def test_the_maximum_includes_the_prompt_of_each_chunk_of_a_long_text():
     server = FakeServer(limits=Limits(text_tokens=10))
     embedder = fake_embedder(server, on_long_text="mean", document_prompt="passage: ")
     text = " ".join(["aa"] * 100)

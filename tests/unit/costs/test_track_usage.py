@@ -42,7 +42,7 @@ def test_usage_is_exact(price, tmp_path):
     assert usage.texts == usage.cache_hits + usage.duplicates + usage.coalesced + usage.sent + usage.failed
 
 
-async def test_a_block_counts_what_tasks_and_threads_with_its_context_do():
+async def test_a_block_counts_tasks_and_threads_with_its_context():
     server = FakeServer()
     embedder = fake_embedder(server)
     with track_usage() as usage:
@@ -56,7 +56,7 @@ async def test_a_block_counts_what_tasks_and_threads_with_its_context_do():
     assert embedder.usage.texts == 107
 
 
-def test_a_bare_thread_counts_where_it_is_bound_and_nowhere_else():
+def test_a_plain_thread_counts_only_if_it_is_bound():
     server = FakeServer()
     embedder = fake_embedder(server)
     with track_usage() as usage:
@@ -74,7 +74,7 @@ def test_a_bare_thread_counts_where_it_is_bound_and_nowhere_else():
     assert embedder.usage.texts == 6
 
 
-def test_blocks_may_stand_in_one_another():
+def test_blocks_can_be_nested():
     embedder = fake_embedder(FakeServer())
     with track_usage() as outer:
         embedder.embed(["one"])
@@ -84,7 +84,7 @@ def test_blocks_may_stand_in_one_another():
     assert (outer.texts, inner.texts) == (3, 2)
 
 
-def test_a_stream_counts_where_it_was_begun():
+def test_a_stream_counts_in_the_block_in_which_it_started():
     embedder = fake_embedder(FakeServer())
     with track_usage() as usage:
         rows = embedder.embed_iter(f"text {i}" for i in range(2000))
@@ -93,7 +93,7 @@ def test_a_stream_counts_where_it_was_begun():
     assert usage.texts == usage.sent == 2000
 
 
-async def test_a_text_is_paid_by_one_and_joined_by_the_others():
+async def test_a_coalesced_text_is_paid_by_one_caller():
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server)
     server.hold()
@@ -114,7 +114,7 @@ async def test_a_text_is_paid_by_one_and_joined_by_the_others():
     assert sum(usage.cost_usd for usage in usages) == 5 * PRICE / 1_000_000
 
 
-def test_a_bill_of_whoever_has_left_is_counted_all_the_same(tmp_path):
+def test_the_bill_of_a_cancelled_caller_is_counted(tmp_path):
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, cache=tmp_path)
     server.hold()
@@ -134,7 +134,7 @@ def test_a_bill_of_whoever_has_left_is_counted_all_the_same(tmp_path):
     assert (usage.tokens, usage.texts) == (2, 0)
 
 
-def test_rows_are_by_model_and_role_and_add_up():
+def test_rows_are_by_model_and_input_type_and_add_up():
     server = FakeServer(usd_per_million=PRICE)
     one, other = (
         fake_embedder(server),
@@ -160,7 +160,7 @@ def test_rows_are_by_model_and_role_and_add_up():
     assert "$0.00000906" in table[-1]
 
 
-def test_what_is_not_known_to_be_billed_shows_as_possibly_billed():
+def test_requests_without_a_reply_count_as_possibly_billed():
     """Scenario 29: a timeout or a cut connection leaves its bound visible."""
     server = FakeServer(usd_per_million=PRICE)
     server.faults.extend([TimedOutError("no answer"), UnavailableError("connection lost"), None])
@@ -179,7 +179,7 @@ def test_what_is_not_known_to_be_billed_shows_as_possibly_billed():
         UnavailableError("connection refused"),
     ],
 )
-def test_what_was_refused_or_never_arrived_is_not_billed(error):
+def test_refused_and_unsent_requests_are_not_billed(error):
     server = FakeServer(usd_per_million=PRICE)
     error.unsent = error.status is None
     server.faults.extend([error, None])
@@ -187,7 +187,7 @@ def test_what_was_refused_or_never_arrived_is_not_billed(error):
     assert usage.possibly_billed_tokens == 0
 
 
-def test_a_server_that_is_not_there_bills_nothing():
+def test_a_server_that_cannot_be_reached_bills_nothing():
     lost = Embedder(
         "text-embedding-3-small", base_url="http://127.0.0.1:9/v1", api_key="key", cache=False, max_retries=1
     )
@@ -205,7 +205,7 @@ def test_a_server_that_cuts_connections_may_have_billed():
         assert usage.tokens <= server.billed_tokens <= usage.tokens + usage.possibly_billed_tokens
 
 
-def test_a_call_that_fails_is_counted():
+def test_a_failed_call_is_counted():
     server = FakeServer()
     server.rejected_texts.add("bad")
     with track_usage() as usage, pytest.raises(PartialFailureError):
@@ -213,7 +213,7 @@ def test_a_call_that_fails_is_counted():
     assert (usage.texts, usage.sent, usage.failed) == (2, 1, 1)
 
 
-def test_a_tracker_says_what_it_has():
+def test_a_tracker_has_a_readable_text():
     with track_usage() as usage:
         fake_embedder(FakeServer()).embed(["one two"])
     assert str(usage) == "1 text, 1 sent, 1 request, 2 tokens, price unknown"
@@ -225,7 +225,7 @@ def test_a_tracker_says_what_it_has():
     assert track_usage().table().count("\n") == 2
 
 
-def test_a_block_may_end_in_another_context_than_it_began_in():
+def test_a_block_can_end_in_another_context_than_it_started_in():
     embedder = fake_embedder(FakeServer())
 
     def block():
@@ -241,7 +241,7 @@ def test_a_block_may_end_in_another_context_than_it_began_in():
     assert usage.texts == 0
 
 
-def test_blocks_that_end_in_another_order_count_and_bound_to_their_own_end():
+def test_blocks_that_end_out_of_order_count_until_their_own_end():
     """A block in a generator ends when the generator does, in the middle of its caller's own block."""
     embedder = fake_embedder(FakeServer())
 
@@ -276,7 +276,7 @@ async def test_a_bound_async_function_counts_when_it_runs(kind):
     assert usage.budget.spent_tokens == usage.tokens == 10
 
 
-def test_what_verifying_a_cache_costs_is_the_object_s(tmp_path):
+def test_the_cost_of_verify_cache_is_in_the_usage_of_the_embedder(tmp_path):
     server = FakeServer()
     embedder = fake_embedder(server, cache=tmp_path)
     texts = [f"text {i}" for i in range(30)]

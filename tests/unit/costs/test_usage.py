@@ -15,8 +15,7 @@ from embedkit_core import Usage
         (Usage(texts=1, sent=1, requests=1), "1 text, 1 sent, 1 request"),
         (
             Usage(texts=9, cache_hits=2, duplicates=1, coalesced=3, sent=2, failed=1, requests=3, retries=2),
-            "9 texts, 2 from cache, 1 given twice, 3 shared with other callers, 2 sent, 1 failed, "
-            "3 requests (2 of them again)",
+            "9 texts, 2 from cache, 1 duplicates, 3 coalesced, 2 sent, 1 failed, 3 requests (2 retries)",
         ),
         (
             Usage(texts=1, sent=1, requests=1, tokens=100_000, priced_usd=Decimal("0.00200")),
@@ -33,5 +32,5 @@ from embedkit_core import Usage
         ),
     ],
 )
-def test_a_receipt_is_one_line_that_leaves_out_what_did_not_happen(usage, said):
+def test_usage_is_printed_in_one_line_without_zero_counts(usage, said):
     assert str(usage) == said

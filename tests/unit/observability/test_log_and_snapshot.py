@@ -27,7 +27,7 @@ def log(caplog):
     return caplog
 
 
-def test_a_retry_is_a_line_on_the_caller_s_side(log):
+def test_a_retry_is_logged_on_the_thread_of_the_caller(log):
     threads = set()
 
     class Handler(logging.Handler):
@@ -41,18 +41,18 @@ def test_a_retry_is_a_line_on_the_caller_s_side(log):
     fake_embedder(server).embed(texts_of(3))
     logging.getLogger("embedkit_core").removeHandler(handler)
     assert [(record.levelname, record.name) for record in log.records] == [("INFO", "embedkit_core")]
-    assert log.messages == ["fake:model: UnavailableError (HTTP 500): 3 texts will be sent again in 0.0 s"]
+    assert log.messages == ["fake:model: Retrying 3 texts in 0.0 s after UnavailableError (HTTP 500)"]
     assert threads == {threading.current_thread()}
 
 
-async def test_an_async_caller_s_lines_are_written_on_its_loop(log):
+async def test_log_lines_of_an_async_call_are_written_on_its_event_loop(log):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
     await fake_embedder(server).aembed(texts_of(3))
     assert [record.thread for record in log.records] == [threading.get_ident()]
 
 
-def test_a_line_is_written_while_the_caller_still_waits(log):
+def test_a_line_is_logged_while_the_caller_still_waits(log):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
     seen = threading.Event()
@@ -72,16 +72,16 @@ def test_a_line_is_written_while_the_caller_still_waits(log):
     assert seen.is_set()
 
 
-def test_a_storm_of_refusals_is_a_line_a_second_and_not_one_for_each(log):
+def test_many_refusals_are_logged_once_per_second(log):
     server = FakeServer()
     server.faults.extend([UnavailableError("failed", status=500, retry_after=0.001)] * 6)
     fake_embedder(server, max_retries=20).embed(texts_of(40))
-    retries = [line for line in log.messages if "will be sent again" in line]
+    retries = [line for line in log.messages if "Retrying" in line]
     assert 1 <= len(retries) <= 3
     assert len(server.received) > 6
 
 
-def test_what_is_given_up_is_not_said_to_be_sent_again(log):
+def test_texts_that_are_not_retried_are_not_logged_as_retried(log):
     server = FakeServer()
     server.fault_for = lambda texts: UnavailableError("failed", status=500, retry_after=0.001)
     with pytest.raises(UnavailableError):
@@ -89,11 +89,11 @@ def test_what_is_given_up_is_not_said_to_be_sent_again(log):
     assert log.messages == []
 
 
-def test_limits_that_are_learned_are_said(log):
+def test_inferred_limits_are_logged(log):
     server = FakeServer(limits=Limits(texts=2048))
     server.fault_for = lambda texts: too_many() if len(texts) > 8 else None
     fake_embedder(server).embed(texts_of(64))
-    assert any("from now on requests hold" in line for line in log.messages)
+    assert any("Request size limited to" in line for line in log.messages)
 
 
 def too_many():
@@ -102,7 +102,7 @@ def too_many():
     return error
 
 
-def test_nothing_is_said_where_nothing_is_worth_it_and_never_a_text_or_a_key(log):
+def test_normal_calls_log_nothing_and_no_line_contains_a_text_or_key(log):
     with OpenAIServer() as server:
         openai_embedder(server).embed(texts_of(300))
         assert log.messages == []
@@ -114,14 +114,14 @@ def test_nothing_is_said_where_nothing_is_worth_it_and_never_a_text_or_a_key(log
     assert KEY not in log.text
 
 
-def test_it_is_quiet_unless_somebody_listens(capsys):
+def test_without_a_log_handler_nothing_is_printed(capsys):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
     fake_embedder(server).embed(texts_of(3))
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_stream_s_lines_are_written_by_who_takes_its_rows(log):
+def test_log_lines_of_a_stream_are_written_on_the_thread_that_iterates_it(log):
     server = FakeServer()
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
     assert len(list(fake_embedder(server).embed_iter(texts_of(300)))) == 300
@@ -137,7 +137,7 @@ def one(server, model="fake:model"):
     return found
 
 
-async def test_a_snapshot_counts_what_waits_and_what_is_in_flight():
+async def test_a_snapshot_counts_waiting_texts_and_requests_in_flight():
     server = FakeServer(limits=Limits(texts=10))
     embedder = fake_embedder(server, max_concurrency=2)
     embedder.embed(["warm up"])
@@ -155,7 +155,7 @@ async def test_a_snapshot_counts_what_waits_and_what_is_in_flight():
     assert (shot.waiting, shot.retrying, shot.in_flight) == (0, 0, 0)
 
 
-async def test_a_snapshot_tells_the_last_failure_and_what_it_taught():
+async def test_a_snapshot_has_the_last_failure_and_the_pause():
     server = FakeServer()
     embedder = fake_embedder(server)
     server.faults.append(RateLimitError("slow down", status=429, retry_after=60))
@@ -170,7 +170,7 @@ async def test_a_snapshot_tells_the_last_failure_and_what_it_taught():
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_a_snapshot_can_be_asked_for_on_a_rate_limiter_s_thread_and_a_cache_s():
+def test_a_snapshot_can_be_taken_on_the_thread_of_a_rate_limiter_or_cache():
     found = []
 
     class Curious:
@@ -194,7 +194,7 @@ def snapshot_of(server):
     return next((shot for shot in snapshot() if shot.endpoint == server.url), None)
 
 
-def test_limits_that_a_provider_tells_are_in_a_snapshot():
+def test_limits_from_headers_are_in_a_snapshot():
     with OpenAIServer() as server:
         server.headers = {
             "x-ratelimit-limit-requests": "600",
@@ -211,7 +211,7 @@ def test_limits_that_a_provider_tells_are_in_a_snapshot():
         assert KEY not in repr(shot)
 
 
-def test_a_snapshot_is_data():
+def test_a_snapshot_is_a_public_dataclass():
     server = FakeServer()
     embedder = fake_embedder(server)
     embedder.embed(["text"])
@@ -219,7 +219,7 @@ def test_a_snapshot_is_data():
     assert embedkit_core.snapshot is snapshot
 
 
-async def test_texts_that_wait_for_money_are_in_a_snapshot():
+async def test_texts_that_wait_for_budget_are_in_a_snapshot():
     server = FakeServer()
     embedder = fake_embedder(server, budget_tokens=40)
     embedder.embed(["warm up"])

@@ -104,7 +104,7 @@ class Began:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_the_version_of_spans_and_metrics_is_the_installed_distributions(monkeypatch, installed):
+def test_spans_and_metrics_have_the_version_of_the_installed_distribution(monkeypatch, installed):
     def not_installed(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -121,7 +121,7 @@ def test_the_version_of_spans_and_metrics_is_the_installed_distributions(monkeyp
     assert {scope.scope.version for scope in metrics.scope_metrics} == {expected}
 
 
-def test_a_call_is_a_span_with_the_conventions_names(recorded):
+def test_a_call_is_a_span_with_the_names_of_the_semantic_conventions(recorded):
     with OpenAIServer() as server:
         openai_embedder(server, dimensions=256).embed(["one two three", "four", "four"])
         [span] = recorded.spans
@@ -196,7 +196,7 @@ def test_hits_are_not_billable(recorded, tmp_path):
     assert {p.attributes["embedkit.outcome"]: p.value for p in points["embedkit.texts"]} == {"sent": 1, "cache_hits": 1}
 
 
-async def test_tokens_that_several_wait_for_are_counted_once(recorded):
+async def test_tokens_of_a_coalesced_text_are_counted_once(recorded):
     server = FakeServer()
     embedder = fake_embedder(server)
     server.hold()
@@ -208,7 +208,7 @@ async def test_tokens_that_several_wait_for_are_counted_once(recorded):
     assert [point.sum for point in recorded.points()["gen_ai.client.token.usage"]] == [5]
 
 
-def test_the_parent_is_the_caller_s_span_in_tasks_and_threads(recorded):
+def test_the_parent_is_the_span_of_the_caller_in_tasks_and_threads(recorded):
     server = FakeServer()
     embedder = fake_embedder(server)
     tracer = recorded.tracers.get_tracer("mine")
@@ -240,14 +240,14 @@ def test_a_stream_is_one_span(recorded, is_async):
     assert span.status.is_unset
 
 
-def test_a_stream_that_is_left_is_no_error(recorded):
+def test_a_closed_stream_is_no_error(recorded):
     rows = fake_embedder(FakeServer()).embed_iter(f"text {i}" for i in range(5000))
     next(rows)
     rows.close()
     assert recorded.spans[0].status.is_unset
 
 
-def test_errors_are_named_and_nothing_of_their_message_is_told(recorded):
+def test_errors_are_named_without_their_message(recorded):
     server = FakeServer(usd_per_million=PRICE)
     server.rejected_texts.add("a poisonous text")
     embedder = fake_embedder(server)
@@ -271,7 +271,7 @@ def test_errors_are_named_and_nothing_of_their_message_is_told(recorded):
     assert errors == {"PartialFailureError", "InputError", "BudgetError"}
 
 
-async def test_a_caller_who_leaves_ends_its_span(recorded):
+async def test_a_cancelled_call_ends_its_span(recorded):
     server = FakeServer()
     embedder = fake_embedder(server)
     server.hold()
@@ -284,7 +284,7 @@ async def test_a_caller_who_leaves_ends_its_span(recorded):
     assert span.attributes["error.type"] == "CancelledError"
 
 
-def test_texts_are_told_only_where_content_is_asked_for(monkeypatch):
+def test_texts_are_recorded_only_if_content_capture_is_enabled(monkeypatch):
     recorded = Recorded()
     server = FakeServer()
     fake_embedder(server).embed(["a secret text"])
@@ -299,7 +299,7 @@ def test_texts_are_told_only_where_content_is_asked_for(monkeypatch):
     assert "secret" in recorded.all_told()
 
 
-def test_what_is_told_of_a_text_can_always_be_exported():
+def test_recorded_texts_can_always_be_exported():
     recorded = Recorded(capture_content=True)
     with pytest.raises(InputError):
         fake_embedder(FakeServer()).embed(["half a \ud83d", 5, "fine"])
@@ -313,7 +313,7 @@ KEY, HEADER, TEXT = "sk-not-to-be-seen", "a-header-not-to-be-seen", "The patient
 
 @pytest.mark.parametrize("opted", ["", LATEST])
 @pytest.mark.parametrize("fault", [None, Fault(status=400), Fault(status=401), Fault(status=500), Fault(cut=True)])
-def test_neither_key_nor_header_nor_text_nor_message_is_told(monkeypatch, opted, fault):
+def test_no_key_header_text_or_message_is_recorded(monkeypatch, opted, fault):
     """Of the real SDK's calls, to a server that repeats in its errors what it was sent."""
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
     recorded = Recorded()
@@ -338,7 +338,7 @@ def test_neither_key_nor_header_nor_text_nor_message_is_told(monkeypatch, opted,
     assert not any(span.events for span in recorded.spans)
 
 
-def test_where_requests_go_is_told_of_a_provider_s_own_host_too(recorded, tmp_path):
+def test_the_address_is_recorded_for_provider_hosts_too(recorded, tmp_path):
     for model, host in [
         ("openai:text-embedding-3-small", "api.openai.com"),
         ("voyage:voyage-4", "api.voyageai.com"),
@@ -356,7 +356,7 @@ def test_where_requests_go_is_told_of_a_provider_s_own_host_too(recorded, tmp_pa
     assert told["gen_ai.system"] == "azure.ai.openai"
 
 
-def test_cohere_s_types_are_encodings(recorded):
+def test_cohere_dtypes_are_recorded_as_encodings(recorded):
     with CohereServer() as server:
         for dtype in ("float32", "int8"):
             Embedder("cohere:embed-v4.0", api_key="test-key", base_url=server.base_url, dtype=dtype, cache=False).embed(
@@ -365,7 +365,7 @@ def test_cohere_s_types_are_encodings(recorded):
     assert [span.attributes["gen_ai.request.encoding_formats"] for span in recorded.spans] == [("base64",), ("int8",)]
 
 
-def test_no_name_is_the_beginning_of_another(recorded):
+def test_no_attribute_name_is_a_prefix_of_another(recorded):
     """A store that makes objects of names with dots refuses a span that has both."""
     fake_embedder(FakeServer(usd_per_million=PRICE)).embed(["one"])
     names = set(recorded.spans[0].attributes)
@@ -373,7 +373,7 @@ def test_no_name_is_the_beginning_of_another(recorded):
 
 
 @pytest.mark.parametrize("door", ["embed", "aembed", "embed_iter", "aembed_iter"])
-def test_an_error_that_the_caller_is_handling_is_not_the_call_s(recorded, door):
+def test_an_error_handled_by_the_caller_is_not_recorded(recorded, door):
     """As where the embeddings are a way out of something else."""
     embedder = fake_embedder(FakeServer())
 
@@ -399,7 +399,7 @@ def test_an_error_that_the_caller_is_handling_is_not_the_call_s(recorded, door):
     assert span.attributes["embedkit.sent"] == 1
 
 
-def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
+def test_a_call_refused_on_the_engine_thread_has_no_span(recorded):
     embedder = fake_embedder(FakeServer())
     refused = Future()
     account = engine().account(embedder.provider)
@@ -415,13 +415,13 @@ def test_what_is_refused_on_the_engine_s_own_thread_is_no_call(recorded):
     assert began.spans == []
 
 
-def test_a_stream_that_nobody_takes_anything_from_is_no_call(recorded):
+def test_a_stream_that_is_never_iterated_has_no_span(recorded):
     with Began(recorded) as began:
         fake_embedder(FakeServer()).embed_iter(["text"]).close()
     assert began.spans == []
 
 
-def test_a_stream_that_is_left_tells_what_was_billed_by_then(recorded):
+def test_the_span_of_a_closed_stream_has_the_tokens_billed_by_then(recorded):
     server = FakeServer()
     embedder = fake_embedder(server)
     rows = embedder.embed_iter(f"text {i}" for i in range(50))  # one request
@@ -431,7 +431,7 @@ def test_a_stream_that_is_left_tells_what_was_billed_by_then(recorded):
     assert span.attributes["gen_ai.usage.input_tokens"] == embedder.usage.tokens == 100
 
 
-async def test_a_caller_who_leaves_while_the_cache_is_read_ends_its_span(recorded):
+async def test_a_call_cancelled_during_its_cache_lookup_ends_its_span(recorded):
     class Slow(dict):
         asked, go_on = threading.Event(), threading.Event()
 
@@ -457,7 +457,7 @@ async def test_a_caller_who_leaves_while_the_cache_is_read_ends_its_span(recorde
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_does_not_end_the_parent_s_stream():
+def test_a_forked_child_does_not_end_the_span_of_the_parent():
     """Its span would be exported twice."""
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout.split()) == (0, ["child", "0", "parent", "1"]), run.stderr
@@ -498,7 +498,7 @@ def test_retries_are_counted(recorded):
     assert counted == {"requests": [2], "retries": [1]}
 
 
-def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
+def test_failed_texts_are_an_error_also_with_on_error_return(recorded):
     server = FakeServer()
     server.rejected_texts.add("a poisonous text")
     fake_embedder(server, on_error="return").embed(["good", "a poisonous text"])
@@ -506,7 +506,7 @@ def test_texts_that_failed_are_an_error_also_where_none_is_raised(recorded):
     assert (span.attributes["error.type"], span.attributes["embedkit.failed"]) == ("PartialFailureError", 1)
 
 
-def test_a_call_that_is_under_way_ends_its_span_after_uninstrument(recorded):
+def test_a_call_in_progress_ends_its_span_after_uninstrument(recorded):
     server = FakeServer()
     server.hold()
     caller = threading.Thread(target=fake_embedder(server).embed, args=[["text"]])
@@ -549,7 +549,7 @@ def test_the_page_names_every_attribute_and_metric_and_no_others(monkeypatch, tm
         assert named - {"gen_ai.token.type"} == told
 
 
-def test_both_frameworks_calls_are_spans(recorded):
+def test_calls_of_both_frameworks_are_spans(recorded):
     server = FakeServer()
     settings = {"base_url": server.url, "cache": False}
     EmbedKitEmbeddings("fake:model", **settings).embed_query("one")
@@ -557,7 +557,7 @@ def test_both_frameworks_calls_are_spans(recorded):
     assert [span.attributes["embedkit.input_type"] for span in recorded.spans] == ["query", "document"]
 
 
-def test_what_fails_in_a_processor_harms_no_call(recorded, caplog):
+def test_a_failing_span_processor_affects_no_call(recorded, caplog):
     class Broken(SimpleSpanProcessor):
         def on_start(self, span, parent_context=None):
             raise RuntimeError("broken")
@@ -568,7 +568,7 @@ def test_what_fails_in_a_processor_harms_no_call(recorded, caplog):
     assert caplog.text.count("what watches calls failed with RuntimeError") == 1
 
 
-def test_what_fails_at_the_end_harms_no_call_and_leaves_no_span_open(recorded, monkeypatch):
+def test_a_failure_at_the_end_of_a_span_affects_no_call_and_leaves_no_span_open(recorded, monkeypatch):
     def broken(self, *given):
         raise RuntimeError
 
@@ -584,7 +584,7 @@ def test_nothing_is_recorded_after_uninstrument(recorded):
     assert recorded.spans == ()
 
 
-def test_spans_are_ended_on_no_thread_of_the_engine_s(recorded):
+def test_spans_are_never_ended_on_an_engine_thread(recorded):
     threads = set()
 
     class Seen(SimpleSpanProcessor):
@@ -598,7 +598,7 @@ def test_spans_are_ended_on_no_thread_of_the_engine_s(recorded):
     assert not threads & {"embedkit-engine", "embedkit-writer"}
 
 
-def test_without_the_package_the_error_is_the_line_that_installs_it(monkeypatch):
+def test_without_opentelemetry_the_error_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)  # of the namespace another part is there
     with pytest.raises(MissingExtraError, match=r"rag-embedkit\[otel\]"):
         instrument()

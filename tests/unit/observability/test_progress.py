@@ -55,7 +55,7 @@ def held_up(server, embedder, run):
     return told
 
 
-def test_a_function_is_told_while_a_call_waits_and_at_its_end(tmp_path):
+def test_a_callback_is_called_while_a_call_waits_and_at_its_end(tmp_path):
     """Scenario 33, as a plain callback."""
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, cache=tmp_path)
@@ -71,7 +71,7 @@ def test_a_function_is_told_while_a_call_waits_and_at_its_end(tmp_path):
     assert told.threads == {threading.current_thread()}
 
 
-def test_a_function_of_an_async_caller_runs_on_its_loop():
+def test_the_callback_of_an_async_call_runs_on_its_event_loop():
     server = FakeServer()
     embedder = fake_embedder(server)
 
@@ -84,7 +84,7 @@ def test_a_function_of_an_async_caller_runs_on_its_loop():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_stream_tells_too_and_its_total_where_it_has_one(known):
+def test_a_stream_reports_progress_and_its_total_if_known(known):
     server = FakeServer()
     embedder = fake_embedder(server)
     texts = texts_of(3000)
@@ -96,7 +96,7 @@ def test_a_stream_tells_too_and_its_total_where_it_has_one(known):
     assert [p.done for p in told] == sorted(p.done for p in told)
 
 
-async def test_an_async_stream_tells_on_its_loop():
+async def test_an_async_stream_reports_on_its_event_loop():
     told = Told()
     server = FakeServer()
     rows = [row async for row in fake_embedder(server).aembed_iter(texts_of(700), progress=told)]
@@ -105,7 +105,7 @@ async def test_an_async_stream_tells_on_its_loop():
     assert told.threads == {threading.current_thread()}
 
 
-def test_the_end_is_told_where_texts_fail():
+def test_the_end_is_reported_if_texts_fail():
     server = FakeServer()
     server.rejected_texts.add("text 3")
     told = Told()
@@ -114,7 +114,7 @@ def test_the_end_is_told_where_texts_fail():
     assert (told[-1].done, told[-1].failed, told[-1].finished) == (20, 1, True)
 
 
-async def test_a_caller_who_leaves_is_not_told_that_all_is_done():
+async def test_a_cancelled_call_does_not_report_its_end():
     server, told = FakeServer(), Told()
     embedder = fake_embedder(server)
     server.hold()
@@ -127,7 +127,7 @@ async def test_a_caller_who_leaves_is_not_told_that_all_is_done():
     assert not any(progress.finished for progress in told)
 
 
-def test_a_function_that_fails_is_not_called_again_and_the_call_goes_on(caplog):
+def test_a_failing_callback_is_not_called_again_and_the_call_continues(caplog):
     calls = []
 
     def broken(progress):
@@ -141,7 +141,7 @@ def test_a_function_that_fails_is_not_called_again_and_the_call_goes_on(caplog):
     assert "secret text" not in caplog.text
 
 
-def test_an_object_tells_of_all_its_calls_unless_one_says_otherwise():
+def test_the_callback_of_an_embedder_covers_all_calls_unless_overridden():
     told = Told()
     embedder = fake_embedder(FakeServer(), progress=told)
     embedder.embed(["one"])
@@ -168,9 +168,7 @@ def test_a_bar_counts_texts_and_ends_at_100_percent(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("columns", "left_out"), [(200, 0), (120, 1), (100, 2), (80, 3)])
-def test_a_narrow_terminal_shows_texts_time_and_dollars_and_leaves_out_the_rest(
-    tmp_path, monkeypatch, columns, left_out
-):
+def test_a_narrow_terminal_shows_texts_time_and_dollars_only(tmp_path, monkeypatch, columns, left_out):
     class Terminal(io.StringIO):
         def fileno(self):
             return 2
@@ -194,7 +192,7 @@ def test_a_narrow_terminal_shows_texts_time_and_dollars_and_leaves_out_the_rest(
         assert [part in line for part in rest] == [place >= left_out for place in range(3)], line
 
 
-def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
+def test_a_single_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
     before = set(threading.enumerate())
@@ -208,7 +206,7 @@ def test_a_lone_query_has_no_bar_and_a_bar_leaves_no_thread(monkeypatch):
     assert not [thread for thread in new if "monitor" in type(thread).__name__.lower()]
 
 
-def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
+def test_bars_of_concurrent_calls_all_reach_their_end(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
     embedder = fake_embedder(FakeServer(), progress=True)
@@ -221,14 +219,14 @@ def test_bars_of_calls_side_by_side_all_reach_their_end(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["yes", 1, 0.5, [print]])
-def test_what_can_be_told_nothing_is_refused(value):
+def test_an_invalid_progress_value_is_refused(value):
     with pytest.raises(ConfigurationError, match="progress="):
         fake_embedder(FakeServer(), progress=value)
     with pytest.raises(ConfigurationError, match="progress="):
         fake_embedder(FakeServer()).embed(["text"], progress=value)
 
 
-def test_an_async_function_and_a_bar_without_tqdm_are_refused(monkeypatch):
+def test_an_async_callback_and_a_bar_without_tqdm_are_refused(monkeypatch):
     async def tell(progress): ...
 
     with pytest.raises(ConfigurationError, match="async"):
@@ -238,20 +236,20 @@ def test_an_async_function_and_a_bar_without_tqdm_are_refused(monkeypatch):
         fake_embedder(FakeServer(), progress=True)
 
 
-def test_a_pickled_embedder_has_the_bar_and_no_function_of_this_process():
+def test_a_pickled_embedder_keeps_the_bar_and_drops_the_callback():
     server = FakeServer()
     assert pickle.loads(pickle.dumps(fake_embedder(server, progress=True))).settings.progress is True
     assert pickle.loads(pickle.dumps(fake_embedder(server, progress=lambda p: None))).settings.progress is None
 
 
-def test_numbers_make_sense_before_anything_is_done():
+def test_rates_are_defined_before_anything_is_done():
     nothing = Progress(10, 0, 0, 0, 0, Decimal(0), 0.0)
     assert (nothing.tokens_per_second, nothing.seconds_left) == (0.0, None)
     half = Progress(10, 6, 2, 0, 400, None, 2.0)
     assert (half.tokens_per_second, half.seconds_left) == (200.0, 2.0)
 
 
-def test_nothing_is_done_before_the_engine_has_taken_the_call():
+def test_progress_is_zero_before_the_engine_accepts_the_call():
     told, gate = Told(), threading.Event()
     server = FakeServer()
     fake_embedder(server).embed(["warm up"])
@@ -266,7 +264,7 @@ def test_nothing_is_done_before_the_engine_has_taken_the_call():
     assert [progress.done for progress in told[:3]] == [0, 0, 0]
 
 
-def test_a_terminal_that_fails_as_a_bar_is_closed_costs_no_call(monkeypatch):
+def test_a_terminal_that_fails_when_a_bar_closes_affects_no_call(monkeypatch):
     class Terminal(io.StringIO):
         def write(self, text):
             if "100%" in text:
@@ -287,7 +285,7 @@ def test_a_terminal_that_fails_as_a_bar_is_closed_costs_no_call(monkeypatch):
     assert free.wait(5)
 
 
-def test_a_bar_s_speed_is_that_of_what_was_sent(tmp_path, monkeypatch):
+def test_the_speed_of_a_bar_counts_sent_texts_only(tmp_path, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
     server = FakeServer()

@@ -30,7 +30,7 @@ def storm(n: int = 8_000, seed: int = 0, **server: object) -> tuple[float, Virtu
 
 @pytest.mark.parametrize("told_late", [False, True])
 @pytest.mark.parametrize("limits_a_minute", [False, True])
-def test_a_storm_is_over_as_soon_as_the_bucket_allows_where_the_server_says_what_is_left(told_late, limits_a_minute):
+def test_an_overload_ends_as_soon_as_the_bucket_allows_if_the_server_sends_headers(told_late, limits_a_minute):
     ratio, server = storm(tells=True, told_late=told_late, limits_a_minute=limits_a_minute)
     assert ratio < 1.03
     assert server.refused <= 1
@@ -38,7 +38,7 @@ def test_a_storm_is_over_as_soon_as_the_bucket_allows_where_the_server_says_what
 
 @pytest.mark.parametrize("asks_to_wait", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_storm_is_over_nearly_as_soon_where_the_server_says_nothing(seed, asks_to_wait):
+def test_an_overload_ends_nearly_as_soon_if_the_server_sends_no_headers(seed, asks_to_wait):
     ratio, server = storm(seed=seed, asks_to_wait=asks_to_wait)
     assert ratio < 1.08
     assert server.refused <= 0.05 * server.requests
@@ -48,7 +48,7 @@ def test_a_storm_is_over_nearly_as_soon_where_the_server_says_nothing(seed, asks
     rate=st.integers(2_000, 200_000), burst=st.integers(5_000, 300_000), tells=st.booleans(), seed=st.integers(0, 99)
 )
 @settings(max_examples=60, deadline=None)
-def test_any_storm_ends_without_paying_twice(rate, burst, tells, seed):
+def test_any_overload_ends_without_paying_twice(rate, burst, tells, seed):
     world = World(VirtualServer(tokens_per_second=rate, burst=max(burst, rate, 20_000), tells=tells), seed=seed)
     ticket = world.submit([f"text {i}" for i in range(6_000)])
     seconds = world.run()
@@ -60,7 +60,7 @@ def test_any_storm_ends_without_paying_twice(rate, burst, tells, seed):
     assert world.server.refused <= (2 if tells else 6 + 0.07 * world.server.requests)
 
 
-def test_a_server_that_says_what_is_not_true_is_not_believed_for_long():
+def test_wrong_rate_limit_headers_are_ignored_after_a_few_contradictions():
     world = World(VirtualServer(tokens_per_second=RATE, burst=BURST))
     lies = RateLimitStatus(None, LimitStatus(10_000_000, 9_999_000, 0.006))
     world.server.headroom = lambda now: lies
@@ -70,7 +70,7 @@ def test_a_server_that_says_what_is_not_true_is_not_believed_for_long():
     assert world.server.refused <= 3 * 16
 
 
-def test_a_rate_that_has_fallen_is_found_again_and_one_that_has_risen_too():
+def test_the_rate_follows_a_limit_that_falls_and_rises():
     server = VirtualServer(tokens_per_second=60_000, burst=60_000)
     world = World(server)
     ticket = world.submit([f"text {i}" for i in range(40_000)])
@@ -103,7 +103,7 @@ def test_retry_after_is_kept_by_all_who_use_the_model():
     assert len(world.finished) == 3
 
 
-def test_one_refusal_that_says_nothing_makes_the_next_request_a_small_one_alone():
+def test_after_one_refusal_without_details_the_next_request_is_small_and_alone():
     world = World(VirtualServer())
     world.submit(["warm up"])
     world.run()
@@ -117,7 +117,7 @@ def test_one_refusal_that_says_nothing_makes_the_next_request_a_small_one_alone(
     assert world.finished[-1].failed == {}
 
 
-def test_a_server_that_tells_no_limits_is_met_with_few_requests_and_then_with_twice_as_many():
+def test_without_headers_the_number_of_requests_in_flight_doubles_from_four():
     world = World(VirtualServer())
     world.submit([f"text {i}" for i in range(20_000)], bound=64)
     world.run()
@@ -129,7 +129,7 @@ def test_a_server_that_tells_no_limits_is_met_with_few_requests_and_then_with_tw
     assert world.peak == 64
 
 
-def test_a_server_that_tells_its_limits_is_met_with_all_that_they_allow_at_once():
+def test_with_headers_all_requests_that_the_limits_allow_are_sent_at_once():
     world = World(VirtualServer(tokens_per_second=10_000_000 / 60, burst=10_000_000, tells=True))
     world.submit([f"text {i}" for i in range(20_000)])
     world.run()
@@ -137,7 +137,7 @@ def test_a_server_that_tells_its_limits_is_met_with_all_that_they_allow_at_once(
     assert starts[15] == starts[0]
 
 
-def test_limits_that_cannot_be_are_not_believed():
+def test_impossible_limits_in_headers_are_ignored():
     world = World(VirtualServer())
     world.server.headroom = lambda now: None
     flow = ProviderLimit(1.0)
@@ -147,14 +147,14 @@ def test_limits_that_cannot_be_are_not_believed():
 
 
 @given(less=st.floats(0, 1), later=st.floats(0.1, 1e6), limit=st.floats(1, 1e9))
-def test_what_is_left_may_differ_by_next_to_nothing_and_nobody_waits_for_ever(less, later, limit):
+def test_tiny_changes_of_the_remaining_tokens_never_cause_an_endless_wait(less, later, limit):
     flow = ProviderLimit(1.0)
     flow.update_from_headers(LimitStatus(limit, limit / 2, 1.0), 0.0, 0.0, 0.0)
     flow.update_from_headers(LimitStatus(limit, limit / 2 - min(less, limit / 2), 1.0 + later), 0.0, 1.0, 1.0)
     assert flow.wait(limit, 1.0) <= 2 * 86_400
 
 
-def test_an_answer_in_the_instant_of_a_refusal_is_an_answer():
+def test_a_reply_at_the_time_of_a_refusal_counts_as_a_success():
     flow = ProviderLimit(1.0)
     flow.rate_limited(1.0, flow.take(1.0, 5.0), 5.0, 5.0)
     flow.first_success(1.0, 5.0)
@@ -190,7 +190,7 @@ def test_no_minute_has_more_tokens_than_the_user_allows_and_most_of_them_are_use
     assert world.server.tokens > 0.85 * tpm * seconds / 60
 
 
-def test_the_strictest_limit_of_those_with_work_counts_and_idle_ones_restrain_nobody():
+def test_the_strictest_limit_of_active_callers_applies_and_idle_callers_limit_no_other():
     world = World(VirtualServer())
     world.submit(["a"], rates=RateSettings(6, None))
     world.run()
@@ -207,7 +207,7 @@ def test_the_strictest_limit_of_those_with_work_counts_and_idle_ones_restrain_no
     assert len(world.server.times) == 21 + 1
 
 
-def test_where_requests_are_short_each_holds_more_and_never_more_than_the_model_takes():
+def test_if_requests_are_limited_each_holds_more_texts_within_the_model_limits():
     world = World(VirtualServer(requests_per_second=2, request_burst=10, tells=True))
     world.submit([f"text {i}" for i in range(20_000)])
     seconds = world.run()
@@ -216,7 +216,7 @@ def test_where_requests_are_short_each_holds_more_and_never_more_than_the_model_
     assert max(tokens for _, tokens in world.server.times) <= LIMITS.tokens
 
 
-def test_requests_grow_no_larger_than_the_tokens_that_go_with_them():
+def test_requests_grow_no_larger_than_the_token_limit_allows():
     world = World(VirtualServer())
     world.submit([f"text {i}" for i in range(1_000)], rates=RateSettings(3, 10_000))
     world.run()
@@ -225,7 +225,7 @@ def test_requests_grow_no_larger_than_the_tokens_that_go_with_them():
     assert tokens <= 10_000
 
 
-def test_an_overloaded_server_gets_fewer_requests_at_a_time_and_then_more_again():
+def test_an_overloaded_server_gets_fewer_concurrent_requests_and_more_after_it_recovers():
     world = World(VirtualServer())
     peaks: list[int] = []
 
@@ -245,7 +245,7 @@ def test_an_overloaded_server_gets_fewer_requests_at_a_time_and_then_more_again(
     assert world.peak == 16
 
 
-def test_failures_that_are_no_overload_slow_nobody_down():
+def test_failures_that_are_no_overload_do_not_slow_down():
     rng = random.Random(1)
     world = World(VirtualServer())
     world.server.fault = lambda number: UnavailableError("lost") if rng.random() < 0.08 else None
@@ -261,7 +261,7 @@ def undisturbed(n: int) -> float:
     return world.run()
 
 
-def test_a_query_goes_first_where_tokens_are_short():
+def test_a_query_is_sent_first_when_tokens_are_limited():
     world = World(VirtualServer(tokens_per_second=RATE, burst=BURST, tells=True))
     world.submit([f"text {i}" for i in range(8_000)])
     world.run(until=4)
@@ -272,7 +272,7 @@ def test_a_query_goes_first_where_tokens_are_short():
     assert world.now - began < 0.3
 
 
-def test_a_large_request_does_not_wait_for_ever_behind_small_ones_of_another_lane():
+def test_a_large_request_is_not_starved_by_small_requests_of_another_queue():
     world = World(VirtualServer(tokens_per_second=2_000, burst=20_000, tells=True))
     small, large = world.lane(b"small"), world.lane(b"large")
     world.submit([f"warm {i}" for i in range(300)], lane=small)
@@ -284,7 +284,7 @@ def test_a_large_request_does_not_wait_for_ever_behind_small_ones_of_another_lan
     assert ticket.pending == 0
 
 
-def test_texts_are_packed_by_the_tokens_that_are_billed():
+def test_requests_are_filled_by_billed_tokens():
     world = World(VirtualServer(inflated=1.6))
     world.submit([f"text {i}" for i in range(4_000)], size=100)
     world.run()
@@ -292,7 +292,7 @@ def test_texts_are_packed_by_the_tokens_that_are_billed():
     assert len(world.server.times) <= 20
 
 
-def test_a_deadline_ends_a_call_and_what_is_under_way_is_kept_all_the_same():
+def test_a_deadline_ends_a_call_and_its_requests_in_flight_are_finished():
     world = World(VirtualServer(latency=10.0))
     ticket = world.submit([f"text {i}" for i in range(100)], deadline=world.now + 3)
     world.run(until=3.0)
@@ -305,7 +305,7 @@ def test_a_deadline_ends_a_call_and_what_is_under_way_is_kept_all_the_same():
     assert not world.scheduler.registry.items
 
 
-def test_a_deadline_of_one_caller_leaves_the_text_to_another():
+def test_a_deadline_of_one_caller_does_not_end_the_text_of_another():
     world = World(VirtualServer(latency=10.0))
     hasty = world.submit(["text"], deadline=world.now + 3)
     patient = world.submit(["text"])
@@ -315,7 +315,7 @@ def test_a_deadline_of_one_caller_leaves_the_text_to_another():
     assert world.server.billed == {"text": 1}
 
 
-def test_a_deadline_that_was_kept_holds_nothing_of_the_call_for_longer():
+def test_a_deadline_that_was_met_keeps_no_reference_to_the_call():
     world = World(VirtualServer())
     for i in range(100):
         world.submit([f"text {i}"], deadline=world.now + 600)
@@ -325,7 +325,7 @@ def test_a_deadline_that_was_kept_holds_nothing_of_the_call_for_longer():
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 50)), max_size=30), st.floats(0.1, 100), st.floats(1, 100))
-def test_a_bucket_gives_no_more_than_it_held_and_was_filled_with(takes, rate, capacity):
+def test_a_bucket_grants_no_more_than_its_capacity_and_refill(takes, rate, capacity):
     bucket, now, taken = TokenBucket(), 0.0, 0.0
     bucket.set(rate, capacity, now)
     for pause, amount in takes:
@@ -337,7 +337,7 @@ def test_a_bucket_gives_no_more_than_it_held_and_was_filled_with(takes, rate, ca
         assert math.isfinite(now)
 
 
-def test_a_model_that_takes_few_texts_is_never_sent_more():
+def test_a_model_that_accepts_few_texts_never_receives_more():
     world = World(VirtualServer(requests_per_second=1, request_burst=2, tells=True))
     world.submit([f"text {i}" for i in range(500)], lane=world.lane(limits=Limits(texts=96)))
     world.run()
@@ -345,7 +345,7 @@ def test_a_model_that_takes_few_texts_is_never_sent_more():
     assert max(tokens for _, tokens in world.server.times) <= 96 * 60
 
 
-def test_refusals_of_a_query_now_and_then_do_not_slow_an_ingest_down():
+def test_occasional_refusals_of_queries_do_not_slow_down_an_ingest():
     world = World(VirtualServer())
     world.submit(["warm up"])
     world.run(until=3)
@@ -359,7 +359,7 @@ def test_refusals_of_a_query_now_and_then_do_not_slow_an_ingest_down():
     assert all(ticket.failed == {} for ticket in world.finished)
 
 
-def test_whoever_waits_for_the_pace_is_not_looked_at_again_and_again():
+def test_a_caller_that_waits_for_the_rate_is_polled_rarely():
     world = World(VirtualServer())
     world.submit([f"text {i}" for i in range(300)], rates=RateSettings(None, 6_000))
     polls = 0
@@ -375,7 +375,7 @@ def test_whoever_waits_for_the_pace_is_not_looked_at_again_and_again():
     assert polls < 20 * world.server.requests
 
 
-def test_refusals_without_end_are_no_defect_of_ours():
+def test_endless_refusals_cause_no_internal_error():
     world = World(VirtualServer())
     world.server.fault = lambda number: RateLimitError("slow down", retry_after=0.001)
     for i in range(300):
@@ -386,7 +386,7 @@ def test_refusals_without_end_are_no_defect_of_ours():
 
 
 @pytest.mark.parametrize("refusals", [1, 2, 6])
-def test_a_refused_query_does_not_slow_down_the_ingest_that_follows_at_once(refusals):
+def test_a_refused_query_does_not_slow_down_an_ingest_right_after_it(refusals):
     world = World(VirtualServer())
     world.submit(["warm up"])
     world.run(until=3)
@@ -400,7 +400,7 @@ def test_a_refused_query_does_not_slow_down_the_ingest_that_follows_at_once(refu
     assert all(ticket.failed == {} for ticket in world.finished)
 
 
-def test_a_bucket_that_holds_few_tokens_is_found_with_requests_small_enough():
+def test_a_small_bucket_is_found_with_small_requests():
     world = World(VirtualServer(tokens_per_second=1_000, burst=5_000))
     ticket = world.submit([f"text {i}" for i in range(300)], size=400)
     seconds = world.run()
@@ -408,7 +408,7 @@ def test_a_bucket_that_holds_few_tokens_is_found_with_requests_small_enough():
     assert seconds < 2 * world.server.tokens / 1_000
 
 
-def test_a_window_that_is_filled_at_once_when_it_ends_is_understood():
+def test_a_fixed_window_that_refills_at_its_end_is_recognized():
     world = World(VirtualServer(tokens_per_second=1.0, burst=100_000, window=60.0, tells=True))
     world.submit(["a question"], size=3, urgent=True)
     world.run(until=2)
@@ -419,7 +419,7 @@ def test_a_window_that_is_filled_at_once_when_it_ends_is_understood():
     assert world.server.refused <= 0.1 * world.server.requests
 
 
-def test_a_limit_of_ones_own_is_kept_when_others_work_in_between():
+def test_a_user_limit_is_kept_while_others_send_requests_in_between():
     world = World(VirtualServer())
     for i in range(6):
         world.submit([f"limited {i}"], rates=RateSettings(2, None))
@@ -434,7 +434,7 @@ def test_a_limit_of_ones_own_is_kept_when_others_work_in_between():
 
 
 @pytest.mark.parametrize("rates", [RateSettings(1, None), RateSettings(None, 1), RateSettings(1, 1)])
-def test_the_smallest_limits_are_limits(rates):
+def test_the_smallest_limits_are_respected(rates):
     world = World(VirtualServer())
     for i in range(3):
         world.submit([f"text {i}"], size=1, rates=rates)
@@ -443,7 +443,7 @@ def test_the_smallest_limits_are_limits(rates):
     assert world.now >= 100 + 60
 
 
-def test_a_bill_that_cannot_be_does_not_stop_the_model():
+def test_an_impossible_bill_does_not_stop_the_model():
     world = World(VirtualServer(inflated=1e-9, per_token=0.0))
     world.submit(["text"], rates=RateSettings(None, 1_000_000))
     world.run()
@@ -451,7 +451,7 @@ def test_a_bill_that_cannot_be_does_not_stop_the_model():
     assert world.run() < 120
 
 
-def test_a_pause_is_kept_however_many_lanes_there_are_meanwhile():
+def test_a_pause_is_kept_while_many_other_queues_are_created():
     world = World(VirtualServer())
     world.submit(["warm up"])
     world.run()

@@ -92,7 +92,7 @@ async def test_each_request_takes_one_permit_and_a_hit_takes_none(server, tmp_pa
     assert model.usage.requests == len(server.requests)
 
 
-def test_llamaindexs_limiter_is_told_the_tokens_of_each_request(server):
+def test_the_llamaindex_limiter_gets_the_tokens_of_each_request(server):
     limiter = LlamaIndexs()
     model = llamaindex(server, limiter, max_batch_texts=10)
     model.get_text_embedding_batch(numbered(25, tokens=5))
@@ -103,7 +103,7 @@ def test_llamaindexs_limiter_is_told_the_tokens_of_each_request(server):
 
 
 @both
-def test_a_retry_is_a_request_of_its_own(server, host, kind):
+def test_a_retry_needs_its_own_permit(server, host, kind):
     limiter = kind()
     server.faults.extend([Fault.rate_limited(retry_after=0), Fault(status=503)])
     embed(host(server, limiter), ["a"])
@@ -111,7 +111,7 @@ def test_a_retry_is_a_request_of_its_own(server, host, kind):
 
 
 @both
-def test_a_limiter_is_never_asked_on_an_event_loop(server, host, kind):
+def test_a_limiter_is_never_called_on_an_event_loop(server, host, kind):
     limiter = kind()
     model = host(server, limiter)
     asyncio.run(model.embedder.aembed(["a"]))
@@ -132,7 +132,7 @@ async def test_the_callers_loop_is_free_while_the_limiter_waits(server):
     assert await work == [vector_of("a").tolist()]
 
 
-async def test_who_leaves_while_the_limiter_waits_sends_nothing(server):
+async def test_a_caller_cancelled_while_the_limiter_waits_sends_nothing(server):
     limiter = LangChains()
     limiter.open.clear()
     model = langchain(server, limiter)
@@ -147,7 +147,7 @@ async def test_who_leaves_while_the_limiter_waits_sends_nothing(server):
     assert model.usage.requests == 1
 
 
-async def test_who_joins_while_the_limiter_waits_is_served_when_the_first_leaves(server):
+async def test_a_caller_that_joins_while_the_limiter_waits_is_served_when_the_first_is_cancelled(server):
     limiter = LangChains()
     limiter.open.clear()
     model = langchain(server, limiter)
@@ -170,7 +170,7 @@ def key(model, text):
     return bytes.fromhex(model.embedder.explain(text).key)
 
 
-async def test_who_has_no_limiter_waits_for_nobody_elses(server):
+async def test_a_caller_without_a_limiter_does_not_wait_for_the_limiter_of_another(server):
     """Neither for a text that waits at a limiter, nor for the only slot."""
     limiter = LangChains()
     limiter.open.clear()
@@ -186,7 +186,7 @@ async def test_who_has_no_limiter_waits_for_nobody_elses(server):
     assert len(limiter.asked) == 1
 
 
-async def test_a_query_waits_for_one_permit_of_others_at_most():
+async def test_a_query_waits_for_at_most_one_permit_of_documents():
     server = FakeServer(asymmetric=False)
     limiter = LlamaIndexs()
     limiter.open.clear()
@@ -206,7 +206,7 @@ async def test_a_query_waits_for_one_permit_of_others_at_most():
 
 
 @both
-def test_two_objects_with_one_limiter_share_their_requests_and_two_limiters_do_not(server, host, kind):
+def test_embedders_with_one_limiter_share_requests_and_with_two_limiters_do_not(server, host, kind):
     limiter = kind()
     one, other, apart = (host(server, limiter) for limiter in (limiter, limiter, kind()))
     lanes = [model.embedder._specs["document"].request_spec for model in (one, other, apart)]
@@ -251,13 +251,13 @@ def test_a_limiter_that_fails_fails_its_callers_and_sends_nothing(server, kind, 
 @pytest.mark.parametrize(
     "host", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
 )
-def test_the_frameworks_own_limiters_work_in_either_and_in_the_core(server, limiter, host):
+def test_the_limiters_of_both_frameworks_work_in_every_class(server, limiter, host):
     model = host(server, limiter)
     core = model if isinstance(model, Embedder) else model.embedder
     assert core.embed_documents(numbered(100)).tolist() == [vector_of(text).tolist() for text in numbered(100)]
 
 
-def test_no_request_asks_a_bucket_for_more_tokens_than_it_holds(server):
+def test_no_request_asks_a_bucket_for_more_tokens_than_its_capacity(server):
     """The bucket would wait for ever: it never holds more than a minute's worth."""
 
     class Small(LlamaIndexs):
@@ -270,7 +270,7 @@ def test_no_request_asks_a_bucket_for_more_tokens_than_it_holds(server):
     assert len(limiter.asked) == len(server.requests) > 10
 
 
-def test_something_that_is_no_limiter_is_refused(server):
+def test_an_object_that_is_no_limiter_is_refused(server):
     for host in (langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))):
         with pytest.raises(ConfigurationError, match="rate_limiter"):
             host(server, object())
@@ -279,8 +279,8 @@ def test_something_that_is_no_limiter_is_refused(server):
 @pytest.mark.parametrize(
     "host", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
 )
-def test_a_limiter_for_event_loops_only_is_refused_with_the_reason(server, host):
-    with pytest.raises(ConfigurationError, match=r"rate_limiter=Semaphore has an async acquire\(\)"):
+def test_a_limiter_with_async_methods_only_is_refused_with_the_reason(server, host):
+    with pytest.raises(ConfigurationError, match=r"rate_limiter: acquire\(\) must not be async \(got Semaphore\)"):
         host(server, asyncio.Semaphore(1))
 
 
@@ -301,7 +301,7 @@ print("leaving")
 """
 
 
-def test_a_limiter_that_never_answers_does_not_keep_the_process(server):
+def test_a_limiter_that_never_returns_does_not_keep_the_process_alive(server):
     command = [sys.executable, "-c", LEAVING, OPENAI, server.base_url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "leaving\n"), done.stderr

@@ -33,7 +33,7 @@ def test_a_request_holds_no_more_than_the_cap_and_no_fewer_than_the_floor(waitin
 
 
 @given(waiting=st.integers(1, 100_000), slots=st.integers(1, 100), cap=st.integers(MIN_TEXTS, 300))
-def test_the_requests_make_no_more_waves_than_they_must(waiting, slots, cap):
+def test_requests_make_no_more_rounds_than_necessary(waiting, slots, cap):
     requests = ceil(waiting / texts_per_request(waiting, slots, cap))
     assert ceil(requests / slots) == ceil(waiting / (slots * cap)) or requests <= ceil(waiting / MIN_TEXTS)
 
@@ -53,7 +53,7 @@ limits = st.builds(
 
 
 @given(limits)
-def test_room_is_within_the_limits(limits):
+def test_the_capacity_of_a_request_is_within_the_limits(limits):
     room = RequestCapacity.from_limits(limits)
     assert 1 <= room.texts <= limits.texts
     assert 1 <= room.tokens <= (limits.tokens or MAX_TOKENS)
@@ -61,7 +61,7 @@ def test_room_is_within_the_limits(limits):
 
 
 @given(limits, st.lists(sizes, max_size=5))
-def test_room_never_grows_by_a_refusal_and_never_ends(limits, refused):
+def test_a_refusal_never_raises_the_capacity_and_never_makes_it_zero(limits, refused):
     room = RequestCapacity.from_limits(limits)
     for one in refused:
         before = (room.texts, room.tokens)
@@ -71,14 +71,14 @@ def test_room_never_grows_by_a_refusal_and_never_ends(limits, refused):
 
 
 @given(sizes)
-def test_what_was_refused_does_not_fit_again(refused):
+def test_a_refused_batch_exceeds_the_new_capacity(refused):
     assume(len(refused) > 1)
     room = RequestCapacity.from_limits(Limits())
     room.halve(refused)
     assert room.texts < len(refused) or room.tokens < sum(refused)
 
 
-def test_halving_reaches_a_single_text_in_as_many_steps_as_two_has_powers():
+def test_halving_reaches_one_text_in_log2_steps():
     room, fitting = RequestCapacity.from_limits(Limits()), [MAX_TEXTS]
     while fitting[-1] > 1 and len(fitting) < 20:
         room.halve([10] * fitting[-1])
@@ -90,7 +90,7 @@ def test_halving_reaches_a_single_text_in_as_many_steps_as_two_has_powers():
 
 
 @given(st.integers(0, 10**9), st.lists(st.integers(0, 10**6), min_size=1, max_size=300))
-def test_shares_add_up_and_follow_the_sizes(total, sizes):
+def test_shares_of_a_bill_add_up_and_are_proportional_to_the_sizes(total, sizes):
     shares = split_bill(total, sizes)
     assert sum(shares) == total
     assert len(shares) == len(sizes)
@@ -104,7 +104,7 @@ def tokens(text: str) -> int:
 
 
 @given(st.text(), st.text())
-def test_a_text_is_at_least_a_token_and_a_longer_one_no_fewer(a, b):
+def test_a_text_has_at_least_one_token_and_a_longer_text_no_fewer(a, b):
     assert 1 <= tokens(a) <= tokens(a + b)
     assert abs(tokens(a + b) - (tokens(a) + tokens(b))) <= 2
 
@@ -113,14 +113,14 @@ def test_a_text_is_at_least_a_token_and_a_longer_one_no_fewer(a, b):
 
 
 @given(st.integers(0, 10_000), st.integers())
-def test_a_wait_of_our_own_is_within_its_doubling_bound(failures, seed):
+def test_a_backoff_is_within_its_doubling_limit(failures, seed):
     policy = RetryPolicy()
     wait = policy.delay(failures, UnavailableError("down"), random.Random(seed))
     assert 0 <= wait <= min(policy.cap, policy.base * 2 ** min(failures, 16))
 
 
 @given(st.floats(allow_nan=False), st.integers(0, 50))
-def test_a_wait_the_server_asks_for_is_kept_up_to_the_cap(seconds, failures):
+def test_retry_after_is_respected_up_to_the_cap(seconds, failures):
     policy = RetryPolicy()
     wait = policy.delay(failures, RateLimitError("slow down", retry_after=seconds), random.Random(0))
     if seconds > 0:
@@ -130,14 +130,14 @@ def test_a_wait_the_server_asks_for_is_kept_up_to_the_cap(seconds, failures):
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**9))
-def test_seconds_and_milliseconds_are_read_and_the_finer_one_counts(seconds, ms):
+def test_retry_after_ms_takes_precedence_over_seconds(seconds, ms):
     assert retry_after({"retry-after": str(seconds)}, now=0.0) == seconds
     assert retry_after({"retry-after": "60", "retry-after-ms": str(ms)}, now=0.0) == pytest.approx(ms / 1000)
     assert retry_after({"retry-after": str(seconds), "retry-after-ms": "soon"}, now=0.0) == seconds
 
 
 @given(st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1)), st.integers(-(10**6), 10**6))
-def test_a_date_is_read_as_the_seconds_until_then(now, ahead):
+def test_a_retry_after_date_is_read_as_the_seconds_until_then(now, ahead):
     now = now.replace(microsecond=0, tzinfo=UTC)
     date = now + timedelta(seconds=ahead)
     for spelled in (format_datetime(date, usegmt=True), date.strftime("%a, %d %b %Y %H:%M:%S")):
@@ -148,7 +148,7 @@ def test_a_date_is_read_as_the_seconds_until_then(now, ahead):
 @example("Fri, 31 Dec 99999999999999999999 23:59:59 GMT")
 @example("Fri, 31 Dec 2026 23:59:59 +9999")
 @example("9" * 5000)
-def test_whatever_the_header_says_it_is_seconds_or_nothing(value):
+def test_any_retry_after_header_is_finite_seconds_or_none(value):
     for name in ("retry-after", "retry-after-ms"):
         waits = retry_after({name: value}, now=1.8e9)
         assert waits is None or (isfinite(waits) and waits >= 0)

@@ -20,7 +20,7 @@ def open_ai(server: OpenAIServer, **settings) -> Embedder:
     return Embedder(MODEL, base_url=server.base_url, api_key="test-key", **{"cache": False} | settings)
 
 
-def test_duplicates_are_sent_once_and_come_back_as_rows_of_their_own():
+def test_duplicates_are_sent_once_and_returned_as_separate_rows():
     """Scenario 6."""
     with OpenAIServer() as server:
         result = open_ai(server).embed(["a", "b", "a", "a"])
@@ -57,7 +57,7 @@ def test_200_calls_for_one_new_text_from_two_loops_and_threads_make_one_request(
 
 
 @pytest.mark.parametrize("lists", [False, True])
-def test_who_joins_another_s_request_gets_no_width_that_its_own_settings_refuse(lists):
+def test_a_coalesced_caller_gets_no_width_that_its_own_settings_refuse(lists):
     with OpenAIServer() as server:
         settings = {"base_url": server.base_url, "api_key": "test-key", "cache": False}
         any_width, eight = Embedder("m", **settings), Embedder("m", model_info={"dimensions": 8}, **settings)
@@ -75,7 +75,7 @@ def test_who_joins_another_s_request_gets_no_width_that_its_own_settings_refuse(
         assert eight.dimensions == 8
 
 
-def test_200_distinct_queries_at_once_make_far_fewer_requests():
+def test_200_distinct_queries_at_once_make_few_requests():
     """Scenario 8, first half."""
     with OpenAIServer(latency=0.05) as server:
         embedder = open_ai(server)
@@ -99,7 +99,7 @@ def test_a_lone_query_on_an_idle_engine_is_sent_before_any_timer_could_run():
         assert len(server.requests) == 2
 
 
-def test_a_query_overtakes_a_bulk_ingest():
+def test_a_query_is_in_the_next_request_during_a_bulk_ingest():
     """Scenario 9: the query is in the next request that leaves, however many documents wait."""
     with OpenAIServer() as server:
         embedder = open_ai(server, max_concurrency=2)
@@ -119,7 +119,7 @@ def test_a_query_overtakes_a_bulk_ingest():
             assert np.array_equal(ingest.result().vectors[19_999], vector_of("document 19999"))
 
 
-def test_bulk_gets_a_slot_while_queries_keep_coming():
+def test_documents_get_a_slot_while_queries_keep_arriving():
     server = FakeServer()
     embedder = Embedder("fake:model", base_url=server.url, cache=False, max_concurrency=1)
     embedder.embed_query("warm up")
@@ -147,7 +147,7 @@ def test_bulk_gets_a_slot_while_queries_keep_coming():
     assert first - waiting_since <= 16 + 8
 
 
-def test_one_bound_holds_for_all_callers_of_an_account():
+def test_max_concurrency_holds_for_all_callers_of_an_account():
     """Scenario 18: four calls at once, sync and async, through two embedders, peak at five requests."""
     with OpenAIServer(latency=0.02) as server:
         strict = open_ai(server, max_concurrency=5, max_batch_texts=8)
@@ -166,7 +166,7 @@ def test_one_bound_holds_for_all_callers_of_an_account():
         assert len(server.billed_texts) == 640
 
 
-def test_an_idle_embedder_with_a_stricter_bound_restrains_nobody():
+def test_an_idle_embedder_with_a_lower_max_concurrency_limits_no_other():
     with OpenAIServer(latency=0.02) as server:
         idle = open_ai(server, max_concurrency=1)
         idle.embed_query("warm up")
@@ -175,7 +175,7 @@ def test_an_idle_embedder_with_a_stricter_bound_restrains_nobody():
         assert server.peak_in_flight == 6
 
 
-def test_a_failure_is_judged_by_each_waiter_and_an_exception_is_nobody_elses():
+def test_each_waiter_applies_its_own_retries_and_gets_its_own_exception():
     server = FakeServer()
     patient = Embedder("fake:model", base_url=server.url, cache=False, max_retries=2)
     hasty = Embedder("fake:model", base_url=server.url, cache=False, max_retries=0)
@@ -194,7 +194,7 @@ def test_a_failure_is_judged_by_each_waiter_and_an_exception_is_nobody_elses():
     assert errors[0] is not errors[1]
 
 
-def test_a_miss_that_raced_a_finish_is_not_paid_again(tmp_path):
+def test_a_text_finished_during_another_lookup_is_not_paid_again(tmp_path):
     """The look-up misses, the text is finished by another caller, and only then is the miss handed over."""
     server = FakeServer()
     first = Embedder("fake:model", base_url=server.url, cache=tmp_path)

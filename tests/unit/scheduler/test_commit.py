@@ -44,7 +44,7 @@ def embedder(server: FakeServer, cache: object, **settings) -> Embedder:
     return Embedder("fake:model", base_url=server.url, cache=cache, **settings)
 
 
-def test_a_caller_sees_a_row_only_after_it_is_kept():
+def test_a_caller_gets_a_row_only_after_it_is_cached():
     server, cache = FakeServer(), SlowCache()
     seen: list[int] = []
     thread = threading.Thread(
@@ -59,7 +59,7 @@ def test_a_caller_sees_a_row_only_after_it_is_kept():
     assert seen == [1]
 
 
-def test_an_import_waits_its_turn_while_an_answer_is_being_kept():
+def test_an_import_waits_while_a_reply_is_written_to_the_cache():
     server, cache = FakeServer(), SlowCache()
     threads = [
         threading.Thread(target=embedder(server, cache).embed, args=(["one"],)),
@@ -79,7 +79,7 @@ def test_an_import_waits_its_turn_while_an_answer_is_being_kept():
     assert len(cache.rows) == cache.writes == 2
 
 
-def test_a_slot_is_free_again_only_after_its_commit_and_other_requests_fly_meanwhile():
+def test_a_slot_is_free_only_after_its_commit_and_other_requests_are_sent_meanwhile():
     server, cache = FakeServer(), SlowCache()
     bulk = embedder(server, cache, max_concurrency=2, max_batch_texts=32)
     cache.gate.set()
@@ -96,7 +96,7 @@ def test_a_slot_is_free_again_only_after_its_commit_and_other_requests_fly_meanw
     assert len(server.received) == 11
 
 
-def test_a_write_that_fails_costs_no_answer_and_is_told_once(caplog):
+def test_a_failed_cache_write_loses_no_reply_and_is_logged_once(caplog):
     server = FakeServer()
     failing = embedder(server, FailingCache())
     for text in ("one", "two"):
@@ -105,7 +105,7 @@ def test_a_write_that_fails_costs_no_answer_and_is_told_once(caplog):
     assert [record.getMessage() for record in caplog.records] == ["vectors could not be written to the cache (OSError)"]
 
 
-def test_what_is_waiting_to_be_kept_goes_in_one_transaction():
+def test_waiting_writes_are_committed_in_one_transaction():
     server, cache = FakeServer(), SlowCache()
     bulk = embedder(server, cache, max_concurrency=8, max_batch_texts=32)
     cache.gate.set()
@@ -124,7 +124,7 @@ def test_what_is_waiting_to_be_kept_goes_in_one_transaction():
     assert cache.writes < 1 + 8
 
 
-def test_a_caller_with_another_cache_who_joins_during_a_commit_has_its_row_kept_too():
+def test_a_caller_with_another_cache_that_joins_during_a_commit_has_its_row_cached():
     server, slow, other = FakeServer(), SlowCache(), SlowCache()
     other.gate.set()
     first = threading.Thread(target=embedder(server, slow).embed, args=(["one"],))
@@ -143,7 +143,7 @@ def test_a_caller_with_another_cache_who_joins_during_a_commit_has_its_row_kept_
     assert len(server.received) == 1
 
 
-def test_a_row_finished_during_a_look_up_is_kept_for_the_one_who_looked():
+def test_a_row_finished_during_a_lookup_is_cached_for_its_caller():
     server, mine = FakeServer(), SlowCache()
     mine.gate.set()
     call = embedder(server, mine)._call(["one"], "document")
@@ -198,7 +198,7 @@ def wait_for(condition) -> None:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_result_is_nobodys_but_its_callers(kept, tmp_path):
+def test_only_the_caller_holds_the_result_of_a_finished_call(kept, tmp_path):
     """No circle and no idle thread holds a whole matrix until the collector, or another call, comes by."""
     server = FakeServer()
     caller = Embedder("fake:model", base_url=server.url, cache=tmp_path if kept else False)

@@ -16,7 +16,7 @@ def embedder(server: FakeServer, **settings) -> Embedder:
     return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
 
 
-def test_a_call_ends_at_its_deadline_where_the_server_swallows_its_requests(tmp_path):
+def test_a_call_ends_at_its_deadline_if_the_server_never_replies(tmp_path):
     server = FakeServer()
     server.hold()
     with pytest.raises(TimedOutError, match="deadline") as caught:
@@ -34,7 +34,7 @@ async def test_an_async_call_ends_at_its_deadline_too():
     server.release()
 
 
-def test_what_was_under_way_at_the_deadline_is_in_the_cache_for_a_rerun(tmp_path):
+def test_requests_in_flight_at_the_deadline_are_cached_for_a_rerun(tmp_path):
     server = FakeServer()
     server.hold()
     hasty = embedder(server, cache=tmp_path, deadline=SOON)
@@ -48,7 +48,7 @@ def test_what_was_under_way_at_the_deadline_is_in_the_cache_for_a_rerun(tmp_path
     assert patient.usage.sent == 0
 
 
-def test_what_was_there_at_the_deadline_is_in_the_result(tmp_path):
+def test_rows_finished_before_the_deadline_are_in_the_result(tmp_path):
     server = FakeServer()
     chosen = embedder(server, cache=tmp_path, deadline=SOON, max_batch_texts=10, max_concurrency=1)
     first = chosen.embed([f"text {i}" for i in range(10)])
@@ -63,7 +63,7 @@ def test_what_was_there_at_the_deadline_is_in_the_result(tmp_path):
     server.release()
 
 
-def test_with_on_error_return_a_deadline_leaves_rows_that_are_nan_and_named():
+def test_with_on_error_return_unfinished_rows_are_nan_and_listed():
     server = FakeServer()
     server.hold()
     result = embedder(server, deadline=0.2, on_error="return", dimensions=8).embed(["a", "b"])
@@ -86,19 +86,19 @@ async def test_callers_with_different_deadlines_share_a_text():
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
-def test_a_deadline_that_is_no_time_is_refused(wrong):
+def test_an_invalid_deadline_is_refused(wrong):
     with pytest.raises(ConfigurationError, match="deadline"):
         embedder(FakeServer(), deadline=wrong)
 
 
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "60", True])
-def test_a_limit_a_minute_that_is_no_number_is_refused(name, wrong):
+def test_an_invalid_limit_per_minute_is_refused(name, wrong):
     with pytest.raises(ConfigurationError, match=name):
         embedder(FakeServer(), **{name: wrong})
 
 
-def test_a_limit_a_minute_holds_back_what_is_over_it_and_a_deadline_ends_the_wait():
+def test_a_limit_per_minute_delays_requests_and_a_deadline_ends_the_wait():
     server = FakeServer()
     slow = embedder(server, requests_per_minute=2, max_batch_texts=5, deadline=SOON)
     with pytest.raises(PartialFailureError, match="deadline"):

@@ -34,7 +34,7 @@ SOON = {"retry-after-ms": "1"}
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-def test_a_text_is_sent_at_most_once_more_than_it_may_be_retried(server, retries):
+def test_a_text_is_sent_once_and_then_at_most_max_retries_times(server, retries):
     server.fault_for(lambda texts, number: Fault.rate_limited(retry_after_ms=1))
     patient = openai_embedder(server, max_retries=retries)
     with pytest.raises(RateLimitError) as caught:
@@ -57,7 +57,7 @@ def test_a_text_is_sent_at_most_once_more_than_it_may_be_retried(server, retries
     ],
     ids=lambda fault: "cut" if fault.cut else "no answer" if fault.hang else str(fault.status),
 )
-def test_a_passing_failure_heals(server, fault):
+def test_a_temporary_failure_is_retried_and_answered(server, fault):
     server.faults.append(fault)
     result = openai_embedder(server, timeout=1.0).embed(["a", "b"])
     assert np.array_equal(result.vectors, expected(["a", "b"]))
@@ -82,7 +82,7 @@ def test_a_passing_failure_heals(server, fault):
         (Fault(status=408), UnavailableError, 408),
     ],
 )
-def test_a_failure_that_stays_is_named(server, fault, kind, status):
+def test_a_lasting_failure_is_raised_as_its_own_class(server, fault, kind, status):
     server.fault_for(lambda texts, number: fault)
     with pytest.raises(kind) as caught:
         openai_embedder(server, max_retries=0, timeout=0.3).embed(["a"])
@@ -91,14 +91,14 @@ def test_a_failure_that_stays_is_named(server, fault, kind, status):
     assert len(server.requests) == 1
 
 
-def test_a_server_out_of_reach_is_unavailable():
+def test_a_server_that_cannot_be_reached_is_unavailable():
     with OpenAIServer() as gone:
         url = gone.base_url
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:\d+ could not be reached \(.*refused\)"):
         openai_embedder(gone, base_url=url, max_retries=0).embed(["a"])
 
 
-def test_the_server_says_how_long_to_wait(server):
+def test_a_retry_waits_as_long_as_the_server_asks(server):
     server.faults.append(Fault.rate_limited(retry_after_ms=700))  # longer than a first wait of our own
     assert np.array_equal(openai_embedder(server).embed_query("a"), vector_of("a"))
     refused, answered = server.requests
@@ -124,7 +124,7 @@ def test_the_wait_asked_for_is_in_the_error(server, asked, seconds):
 
 
 @pytest.mark.parametrize("said", ["soon", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "nan", "inf", ""])
-def test_a_wait_that_makes_no_sense_is_no_reason_to_give_up(server, said):
+def test_an_invalid_retry_after_header_does_not_end_the_retries(server, said):
     server.faults.append(Fault(status=429, headers={"retry-after": said}))
     assert np.array_equal(openai_embedder(server).embed_query("a"), vector_of("a"))
 
@@ -145,7 +145,7 @@ FINAL = {
 
 
 @pytest.mark.parametrize("refusal", FINAL)
-def test_what_no_retry_can_mend_costs_one_request(server, refusal):
+def test_a_refusal_that_no_retry_can_fix_costs_one_request(server, refusal):
     fault, kind = FINAL[refusal]
     server.fault_for(lambda texts, number: fault)
     refused = openai_embedder(server)
@@ -158,21 +158,21 @@ def test_what_no_retry_can_mend_costs_one_request(server, refusal):
     assert refused.usage == Usage(texts=1000, failed=1000, requests=1)
 
 
-def test_a_model_the_server_lacks_is_named_as_such():
+def test_an_unknown_model_is_named_in_the_error():
     with OpenAIServer(models=["other"]) as server, pytest.raises(BadRequestError, match="`text-embedding-3-small`"):
         openai_embedder(server).embed(numbered(100))
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("body", [error(INVALID_INPUT), error("'$.input' is invalid.", param="input"), "no", {}])
-def test_when_everything_is_refused_few_requests_find_it_out(server, body):
+def test_a_server_that_refuses_everything_gets_few_requests(server, body):
     server.fault_for(lambda texts, number: Fault(status=400, body=body))
     with pytest.raises(BadRequestError):
         openai_embedder(server).embed(numbered(1000))
     assert len(server.requests) == 8
 
 
-def test_a_server_that_begins_to_refuse_everything_is_not_asked_for_each_text(server):
+def test_a_server_that_starts_to_refuse_everything_gets_few_requests(server):
     stricken = openai_embedder(server)
     stricken.embed(["it works"])
     server.fault_for(lambda texts, number: Fault(status=400, body=error("No models loaded.")))
@@ -184,7 +184,7 @@ def test_a_server_that_begins_to_refuse_everything_is_not_asked_for_each_text(se
 # Partly failed
 
 
-def test_one_batch_of_five_that_fails_for_good_costs_its_texts_only(server, tmp_path):
+def test_one_batch_of_five_that_keeps_failing_costs_its_texts_only(server, tmp_path):
     texts = numbered(10)
     server.fault_for(lambda sent, number: Fault(status=500, headers=SOON) if texts[4] in sent else None)
     with openai_embedder(server, cache=tmp_path, max_batch_texts=2, max_concurrency=1, max_retries=1) as careful:
@@ -206,7 +206,7 @@ def test_one_batch_of_five_that_fails_for_good_costs_its_texts_only(server, tmp_
 
 
 @pytest.mark.parametrize("poisonous", [{500}, {3}, {0, 10, 31}, {3, 500, 999}, {40, 41, 42}])
-def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poisonous):
+def test_refused_texts_are_found_and_the_others_are_kept(server, tmp_path, poisonous):
     """Scenario 26."""
     texts = numbered(1000)
     server.rejected_texts |= {texts[p] for p in poisonous}
@@ -226,7 +226,7 @@ def test_poisonous_texts_are_found_and_the_others_are_kept(server, tmp_path, poi
 
 
 @pytest.mark.parametrize("poisonous", [range(0, 32, 8), range(500, 560, 3)], ids=["at the start", "a nest"])
-def test_many_poisonous_texts_take_no_healthy_one_with_them(server, poisonous):
+def test_many_refused_texts_fail_without_the_others(server, poisonous):
     texts = numbered(1000)
     server.rejected_texts |= {texts[p] for p in poisonous}
     result = openai_embedder(server, on_error="return").embed(texts)
@@ -234,7 +234,7 @@ def test_many_poisonous_texts_take_no_healthy_one_with_them(server, poisonous):
     assert len(server.requests) <= 1 + 16 + len(poisonous) * 2 * 7
 
 
-def test_a_failed_text_given_twice_fails_at_both_positions(server):
+def test_a_failed_duplicate_fails_at_both_positions(server):
     server.rejected_texts.add("bad")
     with pytest.raises(PartialFailureError) as caught:
         openai_embedder(server).embed(["bad", "good", "bad"])
@@ -243,7 +243,7 @@ def test_a_failed_text_given_twice_fails_at_both_positions(server):
     assert (usage.texts, usage.duplicates, usage.sent, usage.failed) == (3, 1, 1, 1)
 
 
-def test_failures_are_returned_where_that_is_asked_for(server):
+def test_failures_are_returned_with_on_error_return(server):
     server.rejected_texts.add("bad")
     result = openai_embedder(server, on_error="return").embed(["good", "bad", "fine"])
     assert np.isnan(result.vectors[1]).all()
@@ -251,7 +251,7 @@ def test_failures_are_returned_where_that_is_asked_for(server):
     assert result.to_lists() == [vector_of("good").tolist(), None, vector_of("fine").tolist()]
 
 
-def test_a_result_of_failures_only_is_returned_too(server):
+def test_a_result_with_failures_only_is_returned_too(server):
     server.fault_for(lambda texts, number: Fault.unauthorized())
     result = openai_embedder(server, on_error="return").embed(["a", "b"])
     assert result.vectors.shape == (2, 1536)
@@ -266,7 +266,7 @@ PRIVATE = "Alice's diagnosis, privately given"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 429, 500])
-def test_no_error_and_no_log_repeats_a_text_or_the_key(status, caplog):
+def test_no_error_or_log_line_contains_a_text_or_the_key(status, caplog):
     caplog.set_level(logging.DEBUG, logger="embedkit_core")
     with OpenAIServer(api_key="sk-very-secret-0123456789", echo_input_in_errors=True) as server:
         server.fault_for(lambda texts, number: Fault(status=status, headers=SOON) if PRIVATE in texts else None)
@@ -279,7 +279,7 @@ def test_no_error_and_no_log_repeats_a_text_or_the_key(status, caplog):
         assert not any(secret[i : i + 12] in said for i in range(len(secret) - 11))
 
 
-def test_a_server_that_answers_another_width_is_asked_once():
+def test_a_reply_of_another_width_ends_the_call_after_one_request():
     """Each request of a job would be billed, and none of them of any use."""
     with OpenAIServer(dimensions=64) as server:
         texts = [f"text {i}" for i in range(3000)]

@@ -22,7 +22,7 @@ def open_ai(server: OpenAIServer, **settings) -> Embedder:
     return Embedder(MODEL, base_url=server.base_url, api_key="test-key", **{"cache": False} | settings)
 
 
-def test_one_object_serves_two_runs_a_thread_and_a_running_loop():
+def test_one_embedder_serves_two_event_loops_a_thread_and_sync_calls_in_a_loop():
     """Scenario 20, first half."""
     with OpenAIServer() as server:
         embedder = open_ai(server)
@@ -70,7 +70,7 @@ def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_pa
 @pytest.mark.parametrize(
     "module", ["openai._client", "embedkit_core.engine.runtime.engine", "embedkit_core.engine.scheduler.scheduler"]
 )
-def test_a_fork_waits_for_an_import_of_ours(tmp_path, module):
+def test_a_fork_waits_for_an_import_in_progress(tmp_path, module):
     """Otherwise the child has half of a module, whose lock is held by a thread that it does not have."""
     with OpenAIServer() as server:
         process = start(
@@ -104,7 +104,7 @@ def test_a_fork_waits_for_an_import_of_ours(tmp_path, module):
         assert server.billed_texts == {"parent": 1, "child": 1}
 
 
-def test_a_fork_waits_for_a_bar_that_is_being_drawn(tmp_path):
+def test_a_fork_waits_for_a_progress_bar_in_progress(tmp_path):
     """Otherwise the child's own bar waits for a lock of tqdm's, held by a thread that it does not have."""
     with OpenAIServer() as server:
         process = start(
@@ -161,7 +161,7 @@ def test_ctrl_c_returns_at_once_sends_nothing_new_and_keeps_what_was_in_flight(t
         assert np.array_equal(result.vectors[-1], vector_of(in_flight[-1]))
 
 
-def test_a_killed_run_pays_again_only_for_what_was_in_flight(tmp_path):
+def test_a_rerun_after_a_kill_pays_again_only_for_requests_in_flight(tmp_path):
     """Scenario 13: what the killed process had been answered and had kept is never sent again."""
     body = 'embedder.embed([f"text {i}" for i in range(6000)])'
     with OpenAIServer(latency=0.05) as server:
@@ -181,7 +181,7 @@ def test_a_killed_run_pays_again_only_for_what_was_in_flight(tmp_path):
         assert before * per_request > len(twice)
 
 
-def test_a_cancelled_call_sends_nothing_new_and_its_requests_land_in_the_cache(tmp_path):
+def test_a_cancelled_call_sends_nothing_new_and_its_requests_are_cached(tmp_path):
     with OpenAIServer() as server:
         embedder = open_ai(server, cache=tmp_path, max_concurrency=2, max_batch_texts=32)
         embedder.embed(["warm up"])
@@ -197,7 +197,7 @@ def test_a_cancelled_call_sends_nothing_new_and_its_requests_land_in_the_cache(t
         assert max(server.billed_texts.values()) == 1
 
 
-def test_a_process_that_never_closes_anything_ends_well(tmp_path):
+def test_a_process_that_closes_nothing_exits_cleanly(tmp_path):
     with OpenAIServer() as server:
         out = finish(start('print(embedder.embed_query("hello").shape)', server.base_url, tmp_path))
         assert out == "(1536,)\n"
@@ -205,7 +205,7 @@ def test_a_process_that_never_closes_anything_ends_well(tmp_path):
         assert not list(tmp_path.rglob("*-wal"))
 
 
-def test_close_lets_go_of_the_connections_and_the_next_call_opens_them_again():
+def test_close_closes_the_connections_and_the_next_call_opens_new_ones():
     with OpenAIServer() as server:
         with open_ai(server) as embedder:
             embedder.embed_query("one")
@@ -231,7 +231,7 @@ def test_closing_a_copy_leaves_the_connection_of_the_original_open():
         assert server.connections == 1
 
 
-def test_a_sync_door_on_the_engines_own_thread_names_its_async_twin():
+def test_a_sync_method_on_the_engine_thread_names_its_async_counterpart():
     server = FakeServer()
     embedder = Embedder("fake:model", base_url=server.url, cache=False)
     embedder.embed_query("start the engine")
@@ -250,7 +250,7 @@ def test_a_sync_door_on_the_engines_own_thread_names_its_async_twin():
     assert "use aembed()" in str(found[0])
 
 
-def test_a_defect_in_the_engine_is_an_error_and_not_a_hang():
+def test_an_internal_error_is_raised_and_does_not_hang():
     server = FakeServer()
     embedder = Embedder("fake:model", base_url=server.url, cache=False)
     embedder.embed(["warm up"])
@@ -261,7 +261,7 @@ def test_a_defect_in_the_engine_is_an_error_and_not_a_hang():
     assert len(embedder.embed(["one"]).vectors) == 1
 
 
-def test_a_defect_while_rows_are_handed_out_wakes_everybody():
+def test_an_internal_error_while_rows_are_handed_out_wakes_all_callers():
     """Such as a matrix that the memory does not hold."""
     server = FakeServer()
     embedder = Embedder("fake:model", base_url=server.url, cache=False)
@@ -273,7 +273,7 @@ def test_a_defect_while_rows_are_handed_out_wakes_everybody():
     assert len(embedder.embed(["two"]).vectors) == 1
 
 
-async def test_a_call_cancelled_while_it_looks_up_leaves_nothing_behind():
+async def test_a_call_cancelled_during_its_cache_lookup_leaves_nothing_behind():
     server, cache = FakeServer(), GatedCache()
     embedder = Embedder("fake:model", base_url=server.url, cache=cache)
     task = asyncio.create_task(embedder.aembed([f"text {i}" for i in range(100)]))

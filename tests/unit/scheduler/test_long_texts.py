@@ -60,7 +60,7 @@ def mean_of(text: str) -> np.ndarray:
     return mean(np.array([vector_of(part) for part in parts]), [len(part.encode()) for part in parts])
 
 
-def test_a_text_over_the_limit_is_cut_and_named(server):
+def test_a_text_over_the_limit_is_truncated_and_listed(server):
     texts = ["short", long_text(50), "brief"]
     result = openai_embedder(server).embed(texts)
     assert result.truncated == (1,)
@@ -73,7 +73,7 @@ def test_a_text_over_the_limit_is_cut_and_named(server):
 
 
 @pytest.mark.parametrize("input_type", ["document", "query"])
-def test_a_text_that_was_cut_is_named_when_it_comes_from_the_cache_too(server, tmp_path, input_type):
+def test_a_truncated_text_is_also_listed_on_a_cache_hit(server, tmp_path, input_type):
     texts = [long_text(50), "short", long_text(50)]
     with openai_embedder(server, cache=tmp_path) as caching:
         first = caching.embed(texts, input_type=input_type)
@@ -86,7 +86,7 @@ def test_a_text_that_was_cut_is_named_when_it_comes_from_the_cache_too(server, t
     assert {result.usage for result in again} == {Usage(texts=3, cache_hits=2, duplicates=1)}
 
 
-def test_one_warning_says_how_many_texts_were_cut_and_shows_none(server, caplog):
+def test_one_warning_counts_the_truncated_texts_and_shows_none(server, caplog):
     caplog.set_level(logging.WARNING, logger="embedkit_core")
     cutting = openai_embedder(server)
     for mark in "ab":
@@ -96,7 +96,7 @@ def test_one_warning_says_how_many_texts_were_cut_and_shows_none(server, caplog)
     assert "a0000" not in record.getMessage()
 
 
-def test_the_mean_is_that_of_the_pieces_by_weight_at_unit_length(server):
+def test_the_mean_of_a_long_text_is_weighted_by_its_chunks_and_normalized(server):
     text = long_text(130) + " \U0001f600\U0001f600\U0001f600" * 5  # the end weighs more: four bytes a character
     result = openai_embedder(server, on_long_text="mean").embed(["short", text])
     parts = sorted(set(server.billed_texts) - {"short"}, key=text.index)
@@ -109,7 +109,7 @@ def test_the_mean_is_that_of_the_pieces_by_weight_at_unit_length(server):
     assert result.usage.tokens == server.billed_tokens
 
 
-def test_where_that_is_asked_for_a_long_text_is_an_error_that_counts(server):
+def test_a_long_text_is_an_error_with_its_token_count_on_request(server):
     strict = openai_embedder(server, on_long_text="error")
     with pytest.raises(TextTooLongError, match="has 50 tokens, over the limit of 20") as caught:
         strict.embed([long_text(50)])
@@ -121,7 +121,7 @@ def test_where_that_is_asked_for_a_long_text_is_an_error_that_counts(server):
     assert np.array_equal(partly.value.result.vectors[[0, 2]], np.array([vector_of("short"), vector_of("brief")]))
 
 
-def test_the_three_policies_do_not_share_entries(server, tmp_path):
+def test_the_three_policies_do_not_share_cache_entries(server, tmp_path):
     def ask(policy: str) -> tuple[np.ndarray, int]:
         before = len(server.requests)
         with openai_embedder(server, cache=tmp_path, on_long_text=policy, on_error="return") as one:
@@ -138,7 +138,7 @@ def test_the_three_policies_do_not_share_entries(server, tmp_path):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_many_long_texts_among_short_ones_all_come_out_right(server, policy):
+def test_many_long_texts_among_short_texts_get_the_right_vectors(server, policy):
     texts = [long_text(21 + n, f"m{n}-") if n % 5 == 0 else text for n, text in enumerate(numbered(200))]
     long = tuple(range(0, 200, 5))
     short = [n for n in range(200) if n % 5]
@@ -156,7 +156,7 @@ def test_many_long_texts_among_short_ones_all_come_out_right(server, policy):
 
 
 @pytest.mark.parametrize("message", ["Input is too long for this model.", "exceeds the maximum sequence length"])
-def test_a_server_that_counts_nothing_is_sent_three_quarters_until_it_is_content(server, message):
+def test_without_a_token_count_a_text_is_shortened_by_a_quarter_until_accepted(server, message):
     refusal = Fault(status=400, body=error(message))
     server.fault_for(lambda texts, number: refusal if max(map(tokens_of, texts)) > LIMIT else None)
     text = long_text(50)
@@ -183,7 +183,7 @@ SERVERS = {  # status, words, and how many requests it may take: fewer where the
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_long_text_is_cut_whatever_words_the_server_refuses_it_in(name):
+def test_a_long_text_is_truncated_for_the_refusals_of_several_servers(name):
     status, words, requests = SERVERS[name]
 
     def refuse(texts: tuple[str, ...], number: int) -> Fault | None:
@@ -203,7 +203,7 @@ def test_a_long_text_is_cut_whatever_words_the_server_refuses_it_in(name):
         assert len(server.requests) <= before + 2  # short texts travel together as they did before
 
 
-def test_one_character_that_is_too_long_is_an_error_and_no_endless_search():
+def test_a_single_character_that_is_too_long_is_an_error_and_no_endless_search():
     with OpenAIServer() as server:
         server.fault_for(lambda texts, number: Fault(status=400, body=error("maximum context length")))
         for policy in POLICIES:
@@ -212,7 +212,7 @@ def test_one_character_that_is_too_long_is_an_error_and_no_endless_search():
         assert len(server.requests) < 150
 
 
-def test_a_text_that_alone_is_too_much_for_a_request_is_cut_too():
+def test_a_text_that_exceeds_the_request_limit_alone_is_truncated_too():
     with OpenAIServer(max_tokens_per_request=1000, max_tokens_per_text=2000) as server:
         result = openai_embedder(server).embed([long_text(1500), "short"])
         assert result.truncated == (0,)
@@ -234,7 +234,7 @@ LONG = "the quick brown fox jumps over the lazy dog " * 40
 
 
 @needs_local_model
-def test_a_local_model_cuts_by_itself_and_the_result_names_the_texts(tmp_path):
+def test_a_local_model_truncates_and_the_result_lists_the_texts(tmp_path):
     with local("truncate", cache=tmp_path) as cutting:
         first, again = (cutting.embed(["short", LONG, "brief"]) for _ in range(2))
     assert first.truncated == again.truncated == (1,)
@@ -246,7 +246,7 @@ def test_a_local_model_cuts_by_itself_and_the_result_names_the_texts(tmp_path):
 
 
 @needs_local_model
-def test_a_local_model_s_mean_is_that_of_the_pieces():
+def test_a_local_model_averages_the_chunks_of_a_long_text():
     with local("mean") as averaging:
         result = averaging.embed(["short", LONG])
     limit = sentence_transformer().max_seq_length
@@ -262,7 +262,7 @@ def test_a_local_model_s_mean_is_that_of_the_pieces():
 
 
 @needs_local_model
-def test_a_local_model_s_error_counts_too():
+def test_the_error_of_a_local_model_has_the_token_count_too():
     with local("error") as strict, pytest.raises(PartialFailureError) as caught:
         strict.embed(["short", LONG, LONG + "!"])
     counted = {position: failure.tokens for position, failure in caught.value.failed.items()}

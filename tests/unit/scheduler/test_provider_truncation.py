@@ -45,7 +45,7 @@ def truth(texts, role="document"):
 
 @settings(deadline=None, max_examples=60)
 @given(lengths, st.integers(1, 16), st.sampled_from(["document", "query"]))
-def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(counts, texts_a_request, role):
+def test_every_row_is_that_of_the_text_or_its_truncation_and_truncated_texts_are_listed(counts, texts_a_request, role):
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of(counts)
     result = fake_embedder(server, max_batch_texts=texts_a_request).embed(texts, input_type=role)
@@ -57,7 +57,7 @@ def test_every_row_is_the_text_s_own_or_its_cut_s_and_the_cut_ones_are_named(cou
 
 @settings(deadline=None, max_examples=40)
 @given(lengths)
-def test_a_text_far_over_a_limit_that_is_known_is_not_refused_first(counts):
+def test_a_text_far_over_a_known_limit_is_truncated_without_a_refusal(counts):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of(counts)
     result = fake_embedder(server).embed(texts)
@@ -66,7 +66,7 @@ def test_a_text_far_over_a_limit_that_is_known_is_not_refused_first(counts):
     assert set(server.billed.values()) == {1}
 
 
-def test_texts_that_are_cut_share_requests():
+def test_truncated_texts_share_requests():
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of([30] * 40)
     assert fake_embedder(server).embed(texts).truncated == tuple(range(40))
@@ -75,7 +75,7 @@ def test_texts_that_are_cut_share_requests():
 
 
 @pytest.mark.parametrize("policy", ["error", "mean"])
-def test_another_policy_never_asks_for_the_cut(policy):
+def test_other_policies_never_request_truncation(policy):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     result = fake_embedder(server, on_long_text=policy, on_error="return").embed(texts_of([2, 30]))
     assert not any(seen.body["cut"] for seen in server.received)
@@ -83,7 +83,7 @@ def test_another_policy_never_asks_for_the_cut(policy):
     assert isinstance(result.failed.get(1), TextTooLongError if policy == "error" else type(None))
 
 
-def test_callers_of_two_policies_get_each_their_own():
+def test_callers_with_two_policies_get_their_own_results():
     server = FakeServer(cuts=True, max_words=WORDS)
     text = texts_of([9])
     assert np.array_equal(fake_embedder(server).embed(text).vectors, truth(text))
@@ -94,7 +94,7 @@ def test_callers_of_two_policies_get_each_their_own():
     )
 
 
-def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
+def test_a_failed_truncating_request_is_retried_and_then_raised():
     server = FakeServer(cuts=True, max_words=WORDS)
 
     def fault(texts):
@@ -108,7 +108,7 @@ def test_a_failure_of_the_request_that_cuts_is_retried_and_then_told():
     assert sum(seen.body["cut"] for seen in server.received) == 3
 
 
-def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
+def test_a_truncated_text_is_cached_and_listed_again(tmp_path):
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of([2, 9])
     first, again = (fake_embedder(server, cache=tmp_path).embed(texts) for _ in range(2))
@@ -116,7 +116,7 @@ def test_what_was_cut_is_kept_and_said_so_again(tmp_path):
     assert again.usage.requests == 0
 
 
-async def test_many_callers_of_one_long_text_share_it():
+async def test_many_callers_of_one_long_text_share_its_requests():
     server = FakeServer(cuts=True, max_words=WORDS)
     server.hold()
     embedder = fake_embedder(server)
@@ -128,13 +128,13 @@ async def test_many_callers_of_one_long_text_share_it():
     assert all(np.array_equal(row, rows[0]) for row in rows)
 
 
-def test_a_stream_goes_on_after_a_text_that_is_cut():
+def test_a_stream_continues_after_a_truncated_text():
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of([2, 9, 3] * 20)
     assert np.array_equal(np.stack(list(fake_embedder(server).embed_iter(texts))), truth(texts))
 
 
-def test_a_caller_who_leaves_leaves_nothing_behind():
+def test_a_cancelled_caller_of_long_texts_leaves_nothing_behind():
     server = FakeServer(cuts=True, max_words=WORDS, latency=0.01)
     embedder = fake_embedder(server)
 

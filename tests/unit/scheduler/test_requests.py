@@ -58,7 +58,7 @@ def test_a_request_that_holds_too_many_tokens_is_halved_until_it_fits_and_the_li
         assert server.billed_texts == Counter(first + second)
 
 
-def test_texts_of_one_request_that_was_too_large_do_not_make_later_ones_travel_alone():
+def test_texts_of_a_too_large_request_do_not_make_later_requests_small():
     with OpenAIServer(max_tokens_per_request=3000) as server:
         small = openai_embedder(server)
         small.embed(numbered(2, tokens=2000))
@@ -68,7 +68,7 @@ def test_texts_of_one_request_that_was_too_large_do_not_make_later_ones_travel_a
         assert len(server.requests) - 3 <= 4
 
 
-def test_a_server_that_takes_few_inputs_gets_all_texts_in_requests_it_takes():
+def test_a_server_that_accepts_few_inputs_gets_all_texts_in_small_requests():
     with OpenAIServer() as server:
         refused = {"error": {"message": "batch size 32 > maximum allowed batch size 10", "type": "Validation"}}
         server.fault_for(lambda texts, number: Fault(status=422, body=refused) if len(texts) > 10 else None)
@@ -118,7 +118,7 @@ def test_no_text_is_altered(server):
     assert np.array_equal(result.vectors, expected(texts))
 
 
-def test_a_prompt_goes_before_each_text_of_its_role(server):
+def test_a_prompt_precedes_each_text_of_its_input_type(server):
     prompted = openai_embedder(server, query_prompt="query: ", document_prompt="passage: ")
     assert np.array_equal(prompted.embed_query("x"), vector_of("query: x"))
     assert np.array_equal(prompted.embed_documents(["x"])[0], vector_of("passage: x"))
@@ -128,7 +128,7 @@ def test_a_prompt_goes_before_each_text_of_its_role(server):
 # Compatible servers
 
 
-def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on(ollama):
+def test_a_server_that_refuses_base64_gets_float_requests_from_then_on(ollama):
     texts = numbered(300)
     with openai_embedder(ollama, OLLAMA) as local:
         assert np.array_equal(local.embed_documents(texts), ollama_vectors(texts))
@@ -148,21 +148,21 @@ REFUSALS_OF_BASE64 = {
 
 
 @pytest.mark.parametrize("shape", REFUSALS_OF_BASE64)
-def test_a_refusal_of_base64_is_understood_in_several_shapes(server, shape):
+def test_a_refusal_of_base64_is_recognized_in_several_formats(server, shape):
     refusal = Fault(status=422, body=REFUSALS_OF_BASE64[shape])
     server.faults.append(refusal)
     assert np.array_equal(openai_embedder(server).embed_documents(["a", "b"]), expected(["a", "b"]))
     assert [request.body["encoding_format"] for request in server.requests] == ["base64", "float"]
 
 
-def test_floats_are_read_where_base64_was_asked_for():
+def test_floats_in_reply_to_a_base64_request_are_read():
     with OpenAIServer(always_floats=True) as server:
         texts = numbered(40)
         assert np.array_equal(openai_embedder(server).embed_documents(texts), expected(texts))
         assert set(statuses(server)) == {200}
 
 
-def test_an_unknown_model_needs_no_key_has_no_price_and_is_sent_strings(ollama, monkeypatch):
+def test_an_unknown_model_needs_no_key_has_no_price_and_receives_strings(ollama, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     result = openai_embedder(ollama, OLLAMA, api_key=None).embed(["one two", "three"])
     usage = result.usage
@@ -173,7 +173,7 @@ def test_an_unknown_model_needs_no_key_has_no_price_and_is_sent_strings(ollama, 
     assert ollama.unknown_paths == []
 
 
-def test_openai_s_limits_are_not_assumed_of_an_unknown_model(ollama):
+def test_an_unknown_model_does_not_get_the_limits_of_openai(ollama):
     openai_embedder(ollama, OLLAMA, max_concurrency=1).embed(numbered(1000))
     assert max(len(request.texts) for request in ollama.requests) <= 256
 
@@ -210,19 +210,19 @@ def test_a_query_is_one_request_to_one_host_and_needs_no_tokenizer(server, model
 # Replies
 
 
-def test_rows_out_of_order_are_put_right_by_their_index():
+def test_rows_out_of_order_are_sorted_by_their_index():
     with OpenAIServer(shuffle_index=True) as server:
         texts = numbered(101)
         assert np.array_equal(openai_embedder(server).embed_documents(texts), expected(texts))
 
 
-def test_without_an_index_position_counts():
+def test_rows_without_an_index_are_used_in_order():
     with OpenAIServer(omit_index=True) as server:
         texts = numbered(101)
         assert np.array_equal(openai_embedder(server).embed_documents(texts), expected(texts))
 
 
-def test_a_reply_without_usage_is_no_failure():
+def test_a_reply_without_usage_is_accepted():
     with OpenAIServer(omit_usage=True) as server:
         result = openai_embedder(server).embed(["a", "b"])
         assert np.array_equal(result.vectors, expected(["a", "b"]))
@@ -268,7 +268,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_reply_that_does_not_fit_is_an_error_and_nothing_of_it_is_kept(server, tmp_path, damage):
+def test_a_malformed_reply_is_an_error_and_nothing_of_it_is_cached(server, tmp_path, damage):
     server.faults.append(DAMAGE[damage])
     texts = ["a", "b", "c"]
     with openai_embedder(server, cache=tmp_path) as careful:
@@ -283,7 +283,7 @@ def test_a_reply_that_does_not_fit_is_an_error_and_nothing_of_it_is_kept(server,
 
 
 @pytest.mark.parametrize("damage", ["not a number", "a vector is missing", "an index twice", "one narrow vector"])
-def test_what_a_refused_reply_cost_is_in_the_usage(server, damage):
+def test_the_tokens_of_a_malformed_reply_are_in_the_usage(server, damage):
     server.faults.append(DAMAGE[damage])
     careful = openai_embedder(server)
     with pytest.raises(BadReplyError):

@@ -33,7 +33,7 @@ def test_a_text_is_sent_once_and_then_as_often_as_its_caller_allows(retries):
     assert len(server.received) == retries + 1
 
 
-def test_a_text_that_succeeds_at_the_last_try_is_no_failure():
+def test_a_text_that_succeeds_at_the_last_retry_is_no_failure():
     server = FakeServer()
     server.faults += [soon(), soon(UnavailableError)]
     result = embedder(server, max_retries=2).embed(["one"])
@@ -41,7 +41,7 @@ def test_a_text_that_succeeds_at_the_last_try_is_no_failure():
 
 
 @pytest.mark.parametrize("error", [AuthenticationError("no"), QuotaError("no credit")])
-def test_a_refusal_of_the_request_is_one_request_however_many_texts(error):
+def test_a_refused_key_or_quota_costs_one_request_for_many_texts(error):
     """Scenario 24."""
     server = FakeServer()
     server.fault_for = lambda texts: error
@@ -50,7 +50,7 @@ def test_a_refusal_of_the_request_is_one_request_however_many_texts(error):
     assert len(server.received) == 1
 
 
-def test_a_key_revoked_in_the_middle_stops_what_waits():
+def test_a_key_revoked_during_a_call_stops_the_waiting_texts():
     server = FakeServer()
     chosen = embedder(server, max_concurrency=2, max_batch_texts=32)
     chosen.embed(["warm up"])
@@ -61,7 +61,7 @@ def test_a_key_revoked_in_the_middle_stops_what_waits():
     assert len(server.received) <= 6
 
 
-def test_a_key_revoked_while_texts_wait_for_their_retry_stops_these_too():
+def test_a_key_revoked_while_texts_wait_for_a_retry_stops_them_too():
     server = FakeServer()
     chosen = embedder(server, max_concurrency=8, max_batch_texts=32)
     chosen.embed(["warm up"])
@@ -73,13 +73,13 @@ def test_a_key_revoked_while_texts_wait_for_their_retry_stops_these_too():
     assert len(server.received) <= 9 + 8
 
 
-def test_a_wait_that_is_no_number_is_not_waited_for():
+def test_a_retry_after_that_is_not_a_number_is_ignored():
     server = FakeServer()
     server.faults.append(UnavailableError("down", retry_after=float("nan")))
     assert embedder(server).embed(["one"]).usage.retries == 1
 
 
-def test_the_first_request_of_a_lane_goes_alone():
+def test_the_first_request_of_a_queue_is_sent_alone():
     """A wrong key, a wrong model or a server that is down costs one request and not a burst."""
     server = FakeServer()
     server.faults += [soon(UnavailableError), soon(UnavailableError)]
@@ -94,7 +94,7 @@ def test_the_first_request_of_a_lane_goes_alone():
     assert len(server.received) <= 3 + 11
 
 
-def test_one_refusal_slows_everybody_on_the_account_down():
+def test_one_refusal_slows_down_all_callers_of_the_account():
     server = FakeServer()
     chosen = embedder(server, max_concurrency=1, max_batch_texts=32)
     chosen.embed(["warm up"])

@@ -88,7 +88,7 @@ def texts(request: Request) -> list[str]:
     return list(request.batch.texts)
 
 
-def test_a_query_that_joined_a_refused_bulk_request_goes_on_with_queries_only():
+def test_a_query_in_a_refused_bulk_request_is_sent_again_with_queries_only():
     desk = Desk()
     desk.submit(["a", "b", "c", "d"])
     (request,) = desk.poll()
@@ -99,7 +99,7 @@ def test_a_query_that_joined_a_refused_bulk_request_goes_on_with_queries_only():
     assert sorted(text for other in sent[1:] for text in texts(other)) == ["a", "b", "d"]
 
 
-def test_a_query_promotes_the_waiting_document_it_joins():
+def test_a_query_gives_the_waiting_document_that_it_joins_priority():
     desk = Desk()
     busy = desk.submit([f"busy {i}" for i in range(4)], bound=1)
     (request,) = desk.poll()
@@ -111,7 +111,7 @@ def test_a_query_promotes_the_waiting_document_it_joins():
     assert query.items[0].is_query
 
 
-def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
+def test_a_ticket_whose_texts_have_all_finished_meanwhile_is_served_at_once():
     desk = Desk()
     desk.scheduler.recent.lookups["a look-up"] = desk.scheduler.recent.sequence
     desk.submit(["a"])
@@ -123,7 +123,7 @@ def test_a_ticket_whose_every_want_was_finished_meanwhile_is_served_at_once():
     assert (late.coalesced, late.sent) == (1, 0)
 
 
-def test_rows_finished_meanwhile_are_forgotten_when_no_look_up_is_open():
+def test_finished_rows_are_dropped_when_no_lookup_is_open():
     desk = Desk()
     desk.scheduler.recent.lookups["a look-up"] = desk.scheduler.recent.sequence
     desk.submit(["a"])
@@ -134,7 +134,7 @@ def test_rows_finished_meanwhile_are_forgotten_when_no_look_up_is_open():
     assert not list(desk.scheduler.recent)
 
 
-def test_a_caller_who_joins_late_has_its_whole_retry_budget():
+def test_a_caller_that_joins_late_has_all_of_its_retries():
     desk = Desk()
     first = desk.submit(["a"], retries=1)
     (request,) = desk.poll()
@@ -151,7 +151,7 @@ def test_a_caller_who_joins_late_has_its_whole_retry_budget():
     assert late in desk.woken
 
 
-def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
+def test_a_withdrawn_text_that_waits_for_a_retry_is_not_sent_again():
     desk = Desk()
     ticket = desk.submit(["a"])
     (request,) = desk.poll()
@@ -162,7 +162,7 @@ def test_a_withdrawn_text_that_waits_for_its_retry_is_not_sent_again():
     assert not desk.scheduler.registry.items
 
 
-def test_lanes_take_turns():
+def test_queues_of_different_specs_take_turns():
     desk = Desk()
     other = RequestSpec(b"other", 60.0, Limits(), "truncate", "fake:model", 2, {})
     desk.submit([f"one {i}" for i in range(600)], bound=1)
@@ -175,7 +175,7 @@ def test_lanes_take_turns():
     assert b"other" in lanes[:2]
 
 
-def test_bulk_that_no_budget_pays_for_does_not_use_up_the_turn_of_other_bulk():
+def test_documents_without_budget_do_not_use_the_turn_of_other_documents():
     desk = Desk()
     poor, rich = (dataclasses.replace(LANE, id=name) for name in (b"poor", b"rich"))
     sent = []
@@ -192,7 +192,7 @@ def test_bulk_that_no_budget_pays_for_does_not_use_up_the_turn_of_other_bulk():
     assert sent.index(b"rich") == MAX_CONSECUTIVE_QUERIES
 
 
-def test_a_permit_does_not_overrule_a_bound_that_became_stricter_meanwhile():
+def test_a_permit_does_not_exceed_a_concurrency_limit_that_became_stricter():
     desk = Desk()
     desk.submit(["one"], bound=2)
     (flying,) = desk.poll()
@@ -206,7 +206,7 @@ def test_a_permit_does_not_overrule_a_bound_that_became_stricter_meanwhile():
     assert desk.next_sends == [asked]
 
 
-def test_a_permit_that_comes_while_all_are_told_to_slow_down_waits_with_them():
+def test_a_permit_that_arrives_during_a_pause_waits_for_its_end():
     desk = Desk()
     desk.submit(["limited"], lane=LIMITED)
     desk.poll()
@@ -221,7 +221,7 @@ def test_a_permit_that_comes_while_all_are_told_to_slow_down_waits_with_them():
     assert asked in desk.poll()
 
 
-def test_a_permit_of_a_model_that_must_wait_holds_up_no_other_models():
+def test_a_permit_of_a_paused_model_does_not_delay_other_models():
     desk = Desk()
     other_model = dataclasses.replace(LIMITED, id=b"other", model="fake:other", limiter=LimiterAdapter(Limiter()))
     desk.submit(["limited"], lane=LIMITED)
@@ -236,7 +236,7 @@ def test_a_permit_of_a_model_that_must_wait_holds_up_no_other_models():
     assert desk.poll() == [asked["fake:other"]]
 
 
-def test_a_shared_bill_charges_nobody_more_than_was_reserved_for_them():
+def test_a_shared_bill_charges_no_budget_more_than_its_reservation():
     """All texts are one token by their estimate; the bill is the most that it can be."""
     desk = Desk()
     budgets = [Budget(None, 10), Budget(None, 100)]

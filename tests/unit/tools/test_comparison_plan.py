@@ -30,7 +30,7 @@ def words(server, **settings):
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["cache=False", "a folder"])
-def test_dimensions_and_types_of_a_model_are_paid_once_with_and_without_a_cache(server, tmp_path, kept):
+def test_dimensions_and_dtypes_of_a_model_are_paid_once_with_and_without_a_cache(server, tmp_path, kept):
     rows = compare(
         words(server, model_info=CUT),
         TASK,
@@ -46,7 +46,7 @@ def test_dimensions_and_types_of_a_model_are_paid_once_with_and_without_a_cache(
     assert sum(server.billed.values()) == TEXTS
 
 
-def test_what_would_be_paid_again_is_refused_for_that_row_and_says_the_way_out(server):
+def test_a_row_that_would_be_paid_again_is_refused_with_the_fix(server):
     rows = compare(words(server), TASK, dimensions=(None, 16), cache=False)
     assert [(one.dimensions, one.error is None) for one in rows.candidates] == [(64, True), (16, False)]
     assert "name it as a model of its own" in rows.candidates[1].error
@@ -55,7 +55,7 @@ def test_what_would_be_paid_again_is_refused_for_that_row_and_says_the_way_out(s
     assert [(one.dimensions, one.error) for one in own.candidates] == [(16, None)]
 
 
-def test_what_all_models_will_cost_is_said_before_anything_is_sent(server):
+def test_the_cost_of_all_models_is_logged_before_anything_is_sent(server):
     sent = []
     compare(
         [words(server), words(server, dimensions=16)],
@@ -72,17 +72,17 @@ def test_one_budget_holds_for_all_models():
     models = [{"model": f"fake:{name}", "base_url": one.url} for name, one in (("cheap", cheap), ("dear", dear))]
     rows = compare(models, TASK, cache=False, budget_usd="0.01")
     assert [(one.model, one.error is None) for one in rows.candidates] == [("fake:cheap", True), ("fake:dear", False)]
-    assert "of the budget of $0.01" in rows.candidates[1].error
+    assert "The budget of $0.01" in rows.candidates[1].error
 
 
-def test_recall_is_taken_as_deep_as_it_is_asked_for(server):
+def test_recall_is_computed_to_the_requested_depth(server):
     documents = {f"d{n}": f"document number {n}" for n in range(250)}
     task = Task("deep", documents, QUERIES, TASK.judgements)
     found = compare(words(server), task, ks=(5, 250), cache=False)
     assert found.best.scores["recall@250"].mean == 1
 
 
-def test_texts_that_were_cut_are_counted(caplog):
+def test_truncated_texts_are_counted(caplog):
     server = FakeServer(max_words=2, cuts=True)
     found = compare(words(server), TASK, dtypes=("float32", "float16", "binary"), cache=False)
     assert {one.truncated for one in found.candidates} == {TEXTS}
@@ -90,7 +90,7 @@ def test_texts_that_were_cut_are_counted(caplog):
     assert caplog.text.count("said once") == 1
 
 
-def test_what_is_chosen_is_built_with_the_settings_it_was_compared_with(server, tmp_path):
+def test_the_chosen_embedder_has_the_settings_of_the_comparison(server, tmp_path):
     found = compare(words(server, model_info=CUT), TASK, dimensions=(16,), cache=tmp_path)
     choice = choose(found, floor=0, texts=[*DOCUMENTS.values(), "one more"])
     assert choice.chosen.corpus_usd < Decimal("0.000001")  # of the one that is new
@@ -102,7 +102,7 @@ def test_what_is_chosen_is_built_with_the_settings_it_was_compared_with(server, 
         assert embedder.settings.max_concurrency == 2
 
 
-def test_a_model_s_tokens_are_one_number_in_every_row_and_every_run(server, tmp_path):
+def test_the_tokens_of_a_model_are_equal_in_every_row_and_every_run(server, tmp_path):
     before = Embedder(**words(server, cache=False)).estimate(DOCUMENTS.values()).tokens
     given = {"dimensions": (None, 8), "dtypes": ("float32", "binary"), "cache": tmp_path}
     runs = [compare(words(server, model_info=CUT), TASK, **given) for _ in range(2)]
@@ -114,13 +114,13 @@ def test_a_model_s_tokens_are_one_number_in_every_row_and_every_run(server, tmp_
 
 
 @needs_local_model
-def test_a_local_model_s_tokens_do_not_pass_its_limit():
+def test_the_tokens_of_a_local_model_do_not_exceed_its_limit():
     task = Task("long", {"d": "word " * 5000, "e": "another " * 5000}, {"q": "word"}, {"q": {"d": 1}})
     found = compare(MINILM, task, dtypes=("float32", "float16", "ubinary"), cache=False)
     assert {(one.error, one.corpus_tokens) for one in found.candidates} == {(None, 2 * 256)}
 
 
-def test_a_key_it_was_compared_with_is_shown_nowhere():
+def test_the_api_key_of_a_comparison_is_never_shown():
     with OpenAIServer(api_key="sk-secret-of-mine") as server:
         settings = {"base_url": server.base_url, "api_key": "sk-secret-of-mine", "cache": False}
         found = compare("openai:text-embedding-3-small", TASK, **settings)
@@ -129,12 +129,12 @@ def test_a_key_it_was_compared_with_is_shown_nowhere():
         assert choose(found, floor=0).embedder().embed(["a"]).usage.sent == 1
 
 
-def test_many_comparisons_are_corrected_for():
+def test_p_values_are_corrected_for_many_comparisons():
     assert holm([0.01, 0.04, 0.03, 0.9]) == pytest.approx([0.04, 0.09, 0.09, 0.9])
     assert holm([]) == []
 
 
-def test_blocks_of_documents_change_nothing(monkeypatch):
+def test_the_block_size_does_not_change_the_ranking(monkeypatch):
     rng = np.random.default_rng(0)
     documents = comparable(np.repeat(rng.standard_normal((9, 16)), 4, axis=0).astype(np.float32), "float32")
     queries = comparable(rng.standard_normal((7, 16)).astype(np.float32), "float32")
@@ -153,13 +153,13 @@ def test_a_question_with_two_right_answers_is_one_question(tmp_path, parts):
     assert [[task.documents[name] for name in right] for right in task.judgements.values()] == [["me", "you"], ["me"]]
 
 
-def test_a_file_in_another_encoding_is_refused_by_name(tmp_path):
+def test_a_file_in_another_encoding_is_refused_with_its_name(tmp_path):
     (tmp_path / "faq.csv").write_bytes(b"question,answer\nwo?,M\xfcnchen\n")
     with pytest.raises(ConfigurationError, match=r"faq\.csv cannot be read \(it is not UTF-8\)"):
         load_questions(tmp_path / "faq.csv")
 
 
-def test_a_guard_does_not_take_a_space_whose_width_nobody_knows_yet():
+def test_a_guard_refuses_a_space_of_unknown_width():
     with OpenAIServer() as server:
         embedder = Embedder("unheard-of", base_url=server.base_url, api_key=server.api_key, cache=False)
         guard = SpaceGuard()
@@ -170,7 +170,7 @@ def test_a_guard_does_not_take_a_space_whose_width_nobody_knows_yet():
         assert guard.check(embedder) is embedder
 
 
-def test_a_guard_knows_the_classes_of_the_frameworks_and_refuses_what_names_no_space():
+def test_a_guard_accepts_framework_classes_and_refuses_objects_without_a_space():
     with OpenAIServer() as server:
         given = {"base_url": server.base_url, "api_key": server.api_key, "cache": False}
         hosts = EmbedKitEmbeddings(model="openai:text-embedding-3-small", **given)
@@ -182,6 +182,6 @@ def test_a_guard_knows_the_classes_of_the_frameworks_and_refuses_what_names_no_s
         guard.check(np.zeros((1, 8)))
 
 
-def test_all_that_a_benchmark_sends_is_in_its_usage(server):
+def test_all_requests_of_a_benchmark_are_in_its_usage(server):
     found = bench("fake:model", sizes=(20, 40), most=2, base_url=server.url)
     assert found.usage.sent == sum(server.billed.values())

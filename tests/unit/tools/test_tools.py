@@ -55,7 +55,7 @@ def write_beir(folder, corpus, queries, qrels):
     return folder
 
 
-def test_a_folder_in_beir_s_layout_is_read(tmp_path):
+def test_a_folder_in_beir_layout_is_read(tmp_path):
     folder = write_beir(
         tmp_path / "mine",
         [{"_id": "1", "title": "Cats", "text": "They purr."}, {"_id": "2", "text": "Dogs bark."}],
@@ -69,7 +69,7 @@ def test_a_folder_in_beir_s_layout_is_read(tmp_path):
     assert task.judgements == {"a": {"1": 2}}
 
 
-def test_what_is_left_out_of_a_data_set_is_said(tmp_path):
+def test_documents_left_out_of_a_data_set_are_reported(tmp_path):
     folder = write_beir(
         tmp_path / "mine",
         [{"_id": "1", "text": "They purr."}, {"_id": "2", "title": "", "text": " "}],
@@ -119,7 +119,7 @@ def test_questions_and_answers_are_read(tmp_path):
         load_questions(file, question="q")
 
 
-def test_halves_find_each_other_and_the_result_says_what_that_is_worth():
+def test_self_retrieval_splits_texts_and_states_its_validity():
     texts = [f"Title of page {i}\nBody of page {i}, which is long enough to stand alone." for i in range(12)]
     task = self_retrieval(texts)
     assert task.queries["3"] == "Title of page 3"
@@ -140,7 +140,7 @@ def by_hand(ranks_of_relevant, n_relevant):
     return gains / ideal
 
 
-def test_measures_are_those_by_hand():
+def test_metrics_equal_those_computed_by_hand():
     task = Task("t", {str(i): "x" for i in range(20)}, {"a": "x", "b": "x"}, {"a": {"3": 1, "7": 1}, "b": {"0": 1}})
     places = np.array([[9, 3, 8, 1, 7, *range(10, 20)], [*range(1, 12), 0, 12, 13, 14]])
     found = ranking.judge(task, places, (2, 5))
@@ -152,7 +152,7 @@ def test_measures_are_those_by_hand():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 40), st.integers(1, 8), st.integers(0, 5))
-def test_the_order_is_that_of_the_cosines_and_ties_go_to_the_first(n, queries, seed):
+def test_documents_are_ranked_by_cosine_and_ties_by_position(n, queries, seed):
     rng = np.random.default_rng(seed)
     documents = ranking.comparable(rng.integers(-1, 2, (n, 3)).astype(np.float32), "float32")
     asked = ranking.comparable(rng.standard_normal((queries, 3)).astype(np.float32), "float32")
@@ -178,12 +178,12 @@ def test_packed_bits_are_compared_by_hamming_distance():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 @settings(deadline=None, max_examples=25)
-def test_an_interval_holds_the_mean(values):
+def test_a_confidence_interval_contains_the_mean(values):
     score = ranking.with_interval(np.array(values))
     assert min(values) - 1e-9 <= score.low <= score.mean <= score.high <= max(values) + 1e-9
 
 
-def test_chance_is_told_from_a_difference():
+def test_p_values_distinguish_chance_from_a_difference():
     rng = np.random.default_rng(1)
     one = rng.random(200)
     assert ranking.p_value(one, one) == 1.0
@@ -194,7 +194,7 @@ def test_chance_is_told_from_a_difference():
 # Compare
 
 
-def test_a_model_that_finds_all_is_perfect_and_one_that_guesses_is_not():
+def test_a_perfect_model_scores_1_and_a_guessing_model_less():
     server = server_of()
     guessing = FakeServer(usd_per_million=Decimal("0.1"))
     found = compare(
@@ -211,7 +211,7 @@ def test_a_model_that_finds_all_is_perfect_and_one_that_guesses_is_not():
     assert found.best is good
 
 
-def test_a_model_that_fails_is_a_row_with_its_error(monkeypatch):
+def test_a_failed_model_is_a_row_with_its_error(monkeypatch):
     monkeypatch.delenv("VOYAGE_API_KEY", raising=False)
     server = server_of()
     told = []
@@ -229,7 +229,7 @@ def test_a_model_that_fails_is_a_row_with_its_error(monkeypatch):
     assert json.loads(json.dumps(found.to_dict()))["models"][1]["error"]
 
 
-def test_dimensions_and_types_are_rows_of_their_own_and_cut_ones_cost_nothing(tmp_path, monkeypatch):
+def test_dimensions_and_dtypes_are_separate_rows_and_cut_vectors_cost_nothing(tmp_path, monkeypatch):
     from support.openai_server import OpenAIServer
 
     with OpenAIServer() as server:
@@ -249,13 +249,13 @@ def test_dimensions_and_types_are_rows_of_their_own_and_cut_ones_cost_nothing(tm
     assert {c.error for c in found.candidates} == {None}
 
 
-def test_what_a_model_does_not_offer_is_refused_kindly_for_that_row():
+def test_a_dtype_that_a_model_does_not_offer_is_an_error_of_that_row():
     server = server_of()
     found = compared(server, dtypes=("float32", "int8"))
     assert [contender.error is None for contender in found.candidates] == [True, False]
 
 
-def test_tables_and_numbers_say_the_same():
+def test_tables_csv_and_dict_have_the_same_numbers():
     found = compared(server_of(), dimensions=(8, 4))
     rows = list(csv.DictReader(io.StringIO(found.to_csv())))
     assert [row["model"] for row in rows] == ["fake:good"] * 2
@@ -264,7 +264,7 @@ def test_tables_and_numbers_say_the_same():
     assert found.to_dict()["models"][0]["scores"]["nDCG@10"]["mean"] == found.best.quality
 
 
-def test_numbers_stand_to_the_right_where_some_are_unknown():
+def test_numeric_columns_with_unknown_values_are_right_aligned():
     printed = table(["model", "tokens", "USD"], [["a", "8,192", "$0.02"], ["b", "?", "unknown"]]).splitlines()
     assert printed[1] == "| ----- | -----: | ------: |"
     assert printed[3] == "| b     |      ? | unknown |"
@@ -284,7 +284,7 @@ def test_a_chart_is_drawn_and_labelled(tmp_path, kind):
         found.chart(tmp_path / "chart.docx")
 
 
-def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
+def test_a_report_is_one_self_contained_file(tmp_path):
     found = compared(server_of())
     found.report(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
@@ -295,7 +295,7 @@ def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
     assert "<link" not in text
 
 
-def test_there_must_be_something_to_compare():
+def test_a_comparison_without_models_or_tasks_is_refused():
     with pytest.raises(ConfigurationError, match="at least one model"):
         compare([], TASK)
     with pytest.raises(ConfigurationError, match=r"a task is a Task, as load_beir\('scifact'\)"):
@@ -319,7 +319,7 @@ def two():
     assert bad.received
 
 
-def test_the_cheapest_that_is_good_enough_is_chosen(two):
+def test_the_cheapest_model_above_the_floor_is_chosen(two):
     assert choose(two, floor=0.0).chosen.candidate.model == "fake:guess"
     choice = choose(two, floor=0.99, corpus_texts=1_000_000, queries_per_month=1000)
     assert choice.chosen.candidate.model == "fake:good"
@@ -330,14 +330,14 @@ def test_the_cheapest_that_is_good_enough_is_chosen(two):
     assert choice.chosen.total_usd == pytest.approx(choice.chosen.corpus_usd + 12 * choice.chosen.month_usd)
 
 
-def test_the_best_within_a_budget_is_chosen(two):
+def test_the_best_model_within_the_budget_is_chosen(two):
     assert choose(two, budget_usd=1000, corpus_texts=1000).chosen.candidate.model == "fake:good"
     choice = choose(two, budget_usd="0.01", corpus_texts=10_000)
     assert choice.chosen.candidate.model == "fake:guess"
     assert "is over $0.01" in choice.table()
 
 
-def test_where_none_will_do_the_table_says_why(two):
+def test_if_no_model_fits_the_table_gives_the_reasons(two):
     choice = choose(two, floor=0.99, budget_usd="0.000001", corpus_texts=10_000)
     assert choice.chosen is None
     assert "is over" in choice.table()
@@ -347,7 +347,7 @@ def test_where_none_will_do_the_table_says_why(two):
         choose(two)
 
 
-def test_what_is_cached_already_counts(tmp_path):
+def test_cached_texts_reduce_the_cost(tmp_path):
     server = server_of("10")
     found = compare(["fake:good"], TASK, base_url=server.url, cache=tmp_path)
     texts = list(TASK.documents.values())
@@ -356,19 +356,19 @@ def test_what_is_cached_already_counts(tmp_path):
     assert choose(found, floor=0, texts=[*texts, "a new one"], **settings).chosen.corpus_usd > 0
 
 
-def test_the_embedder_that_was_chosen_is_made(two):
+def test_the_chosen_embedder_is_built(two):
     server = server_of()
     embedder = choose(two, floor=0.0).embedder(base_url=server.url, cache=False)
     assert (embedder.model, embedder.dimensions) == ("fake:guess", 8)
 
 
-def test_a_price_nobody_knows_is_never_chosen():
+def test_a_model_of_unknown_price_is_never_chosen():
     choice = choose(compared(server_of(None)), floor=0)
     assert choice.chosen is None
     assert "its price is not known" in choice.table()
 
 
-def test_an_index_takes_vectors_of_one_space():
+def test_a_guard_accepts_vectors_of_one_space_only():
     server, other = server_of(), server_of()
     one = Embedder("fake:model", base_url=server.url, cache=False)
     guard = SpaceGuard()
@@ -382,7 +382,7 @@ def test_an_index_takes_vectors_of_one_space():
 # Bench
 
 
-def test_sequential_and_concurrent_are_measured_and_a_setting_is_found(tmp_path):
+def test_a_benchmark_measures_several_settings_and_recommends_one(tmp_path):
     server = FakeServer(latency=0.01, usd_per_million=Decimal("0.02"))
     told = []
     found = bench("fake:model", sizes=(64, 128), most=4, max_batch_texts=8, base_url=server.url, log=told.append)
@@ -401,7 +401,7 @@ def test_sequential_and_concurrent_are_measured_and_a_setting_is_found(tmp_path)
     assert json.loads(json.dumps(found.to_dict()))["max_concurrency"] == found.concurrency
 
 
-def test_one_s_own_texts_are_measured_and_each_is_new():
+def test_a_benchmark_uses_given_texts_and_sends_each_once():
     server = FakeServer()
     bench("fake:model", sizes=(20,), most=2, texts=["my own text"], base_url=server.url)
     assert all(text.startswith("my own text ") for seen in server.received for text in seen.texts)
