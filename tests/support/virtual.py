@@ -1,4 +1,4 @@
-"""A scheduler and a server on a virtual clock: what takes minutes in the world takes milliseconds here."""
+"""Simulation of a scheduler and a server on a virtual clock."""
 
 import heapq
 import itertools
@@ -25,7 +25,7 @@ LIMITS = Limits(texts=2048, tokens=300_000, text_tokens=8192)
 
 @dataclass
 class VirtualServer:
-    """Takes `latency` + `per_token` seconds a request; refuses at once what its buckets have no room for."""
+    """A server that takes `latency` + `per_token` seconds per request and refuses requests over its buckets at once."""
 
     latency: float = 0.05
     per_token: float = 20e-6
@@ -34,12 +34,12 @@ class VirtualServer:
     burst: float = float("inf")
     requests_per_second: float = float("inf")
     request_burst: float = float("inf")
-    tells: bool = False  # what is left
-    asks_to_wait: bool = False
-    window: float = 0.0  # seconds after which the bucket is full again, at once; it is not filled before
-    limits_a_minute: bool = False  # whether the limit that is told is that, or what the bucket holds
-    told_late: bool = False  # what is left as of the answer
-    inflated: float = 1.1  # how far the client's estimate is off
+    sends_headers: bool = False  # the remaining requests and tokens
+    sends_retry_after: bool = False
+    window: float = 0.0  # seconds of a fixed window, at whose end the bucket is full again
+    limits_per_minute: bool = False  # headers name the limit per minute, not the capacity of the bucket
+    headers_at_reply: bool = False  # headers have the state at the time of the reply
+    estimate_ratio: float = 1.1  # estimated tokens / billed tokens
     fault: Callable[[int], ProviderError | None] = lambda number: None
 
     def __post_init__(self) -> None:
@@ -50,44 +50,44 @@ class VirtualServer:
         self.times: list[tuple[float, int]] = []
 
     def _fill(self, now: float) -> None:
-        for name, rate, most in (
+        for name, rate, capacity in (
             ("tokens", self.tokens_per_second, self.burst),
             ("requests", self.requests_per_second, self.request_burst),
         ):
             if self.window:
                 if now // self.window > self._at // self.window:
-                    self._levels[name] = most
+                    self._levels[name] = capacity
             elif rate < float("inf"):
-                self._levels[name] = min(most, self._levels[name] + rate * (now - self._at))
+                self._levels[name] = min(capacity, self._levels[name] + rate * (now - self._at))
         self._at = now
 
-    def headroom(self, now: float) -> RateLimitStatus | None:
-        if not self.tells:
+    def rate_limit_status(self, now: float) -> RateLimitStatus | None:
+        if not self.sends_headers:
             return None
         self._fill(now)
-        told = {}
-        for name, rate, most in (
+        limits = {}
+        for name, rate, capacity in (
             ("tokens", self.tokens_per_second, self.burst),
             ("requests", self.requests_per_second, self.request_burst),
         ):
             if rate < float("inf"):
-                limit = 60 * rate if self.limits_a_minute else most
-                reset = self.window - now % self.window if self.window else (most - self._levels[name]) / rate
-                told[name] = LimitStatus(limit, self._levels[name], reset)
-        return RateLimitStatus(**told)
+                limit = 60 * rate if self.limits_per_minute else capacity
+                reset = self.window - now % self.window if self.window else (capacity - self._levels[name]) / rate
+                limits[name] = LimitStatus(limit, self._levels[name], reset)
+        return RateLimitStatus(**limits)
 
-    def ask(self, texts: list[str], sizes: list[int], now: float) -> tuple[float, ProviderError | None, int, object]:
-        """Give when the answer comes, the refusal if it is one, the bill, and the headroom as of now."""
+    def answer(self, texts: list[str], sizes: list[int], now: float) -> tuple[float, ProviderError | None, int, object]:
+        """Return the time of the reply, the refusal or None, the billed tokens, and the rate-limit status as of now."""
         self.requests += 1
-        tokens = round(sum(sizes) / self.inflated)
+        tokens = round(sum(sizes) / self.estimate_ratio)
         self._fill(now)
         if error := self.fault(self.requests):
             return now + self.latency, error, 0, None
         if tokens > self._levels["tokens"] or self._levels["requests"] < 1:
             self.refused += 1
-            waits = (tokens - self._levels["tokens"]) / self.tokens_per_second if self.asks_to_wait else None
+            waits = (tokens - self._levels["tokens"]) / self.tokens_per_second if self.sends_retry_after else None
             error = RateLimitError("slow down", retry_after=waits)
-            error.rate_limits = self.headroom(now)
+            error.rate_limits = self.rate_limit_status(now)
             error.counts_requests = self._levels["requests"] < 1
             return now + self.refusal, error, 0, None
         self._levels["tokens"] -= tokens
@@ -95,11 +95,11 @@ class VirtualServer:
         self.tokens += tokens
         self.billed.update(texts)
         self.times.append((now, tokens))
-        return now + self.latency + self.per_token * tokens, None, tokens, self.headroom(now)
+        return now + self.latency + self.per_token * tokens, None, tokens, self.rate_limit_status(now)
 
 
 @dataclass
-class World:
+class Simulation:
     """Callers, a scheduler, a server and a clock."""
 
     server: VirtualServer
@@ -114,8 +114,8 @@ class World:
         self._numbers = itertools.count()
         self._wake_at: float | None = None
 
-    def lane(self, wire_id: bytes = b"wire", limits: Limits = LIMITS) -> RequestSpec:
-        return RequestSpec(wire_id, 60.0, limits, "truncate", "fake:model", 2, {})
+    def spec(self, spec_id: bytes = b"spec", limits: Limits = LIMITS) -> RequestSpec:
+        return RequestSpec(spec_id, 60.0, limits, "truncate", "fake:model", 2, {})
 
     def at(self, time: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), action))
@@ -125,19 +125,19 @@ class World:
         texts: list[str],
         *,
         size: int = 66,
-        urgent: bool = False,
-        bound: int = 16,
+        is_query: bool = False,
+        max_in_flight: int = 16,
         retries: int = 6,
         rates: RateSettings = NO_LIMITS,
         deadline: float = float("inf"),
-        lane: RequestSpec | None = None,
+        spec: RequestSpec | None = None,
     ) -> Ticket:
         ticket = Ticket(
             rows=MatrixBuffer(len(texts), np.arange(len(texts))),
             pending=len(texts),
-            is_query=urgent,
+            is_query=is_query,
             max_retries=retries,
-            max_in_flight=bound,
+            max_in_flight=max_in_flight,
             rates=rates,
             deadline=deadline,
             cache=None,
@@ -145,55 +145,57 @@ class World:
             wake=lambda: self.finished.append(ticket),
         )
         wants = [(text.encode(), text, size) for text in texts]
-        self.scheduler.submit(ticket, lane or self.lane(), wants, self.now)
-        self.pump()
+        self.scheduler.submit(ticket, spec or self.spec(), wants, self.now)
+        self.poll()
         return ticket
 
-    def pump(self) -> None:
+    def poll(self) -> None:
         again = True
         while again:
-            step = self.scheduler.poll(self.now)
-            for request in step.send:
-                self._fly(request)
-            for request in step.commit:
+            actions = self.scheduler.poll(self.now)
+            for request in actions.send:
+                self._send(request)
+            for request in actions.commit:
                 self.scheduler.committed(request)
-            for ticket in step.wake:
+            for ticket in actions.wake:
                 ticket.wake()
-            again = bool(step.commit)
-        self._wake_at = step.wake_at
+            again = bool(actions.commit)
+        self._wake_at = actions.wake_at
         self.peak = max(self.peak, self.scheduler.in_flight)
 
-    def _fly(self, request: Request) -> None:
+    def _send(self, request: Request) -> None:
         texts = list(request.batch.texts)
-        when, error, tokens, headroom = self.server.ask(texts, [item.size for item in request.items], self.now)
+        when, error, tokens, rate_limit_status = self.server.answer(
+            texts, [item.size for item in request.items], self.now
+        )
 
-        def land() -> None:
+        def reply() -> None:
             if error is not None:
                 self.scheduler.failed(request, error, self.now)
             else:
-                told = self.server.headroom(self.now) if self.server.told_late else headroom
+                status = self.server.rate_limit_status(self.now) if self.server.headers_at_reply else rate_limit_status
                 vectors = np.ones((len(texts), 2), np.float32)
-                self.scheduler.replied(request, Reply(vectors, tokens, (), told), self.now)
-            self.pump()
+                self.scheduler.replied(request, Reply(vectors, tokens, (), status), self.now)
+            self.poll()
 
-        self.at(when, land)
+        self.at(when, reply)
 
     def run(self, until: float = float("inf")) -> float:
-        """Let time pass until nothing is to come, or for so many seconds; give the seconds that it took."""
-        began = self.now
-        until += began
+        """Advance the clock until no event is left, or by `until` seconds; return the seconds that passed."""
+        start = self.now
+        until += start
         for _ in range(1_000_000):
             times = [at for at in (self._events[0][0] if self._events else None, self._wake_at) if at is not None]
             if not times or min(times) > until:
                 self.now = self.now if until == float("inf") else until
-                return self.now - began
-            soon = min(times)
-            if soon == self._wake_at and soon > self.now:  # a real timer is late by up to a millisecond
-                soon += 0.001
-                soon = min([soon, *(at for at, _, _ in self._events[:1])])
-            self.now = max(self.now, soon)
+                return self.now - start
+            next_time = min(times)
+            if next_time == self._wake_at and next_time > self.now:  # a real timer is late by up to a millisecond
+                next_time += 0.001
+                next_time = min([next_time, *(at for at, _, _ in self._events[:1])])
+            self.now = max(self.now, next_time)
             if self._events and self._events[0][0] <= self.now:
                 heapq.heappop(self._events)[2]()
             else:
-                self.pump()
-        raise AssertionError("it goes round in circles")
+                self.poll()
+        raise AssertionError("the simulation does not end")

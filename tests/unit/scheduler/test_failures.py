@@ -123,6 +123,19 @@ def test_the_wait_asked_for_is_in_the_error(server, asked, seconds):
     assert caught.value.retry_after == (seconds and pytest.approx(seconds, abs=300 if "date" in asked else 1e-9))
 
 
+def test_a_rate_limit_error_tells_requests_from_tokens(server):
+    messages = {
+        "requests per min (RPM): Limit 3": True,
+        "tokens per min (TPM): Limit 40000": False,
+        "RPM or TPM": False,
+    }
+    for message, counts_requests in messages.items():
+        server.faults.append(Fault(status=429, body=error(f"Rate limit reached on {message}")))
+        with pytest.raises(RateLimitError) as caught:
+            openai_embedder(server, max_retries=0).embed(["a"])
+        assert caught.value.counts_requests is counts_requests, message
+
+
 @pytest.mark.parametrize("said", ["soon", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "nan", "inf", ""])
 def test_an_invalid_retry_after_header_does_not_end_the_retries(server, said):
     server.faults.append(Fault(status=429, headers={"retry-after": said}))
