@@ -19,6 +19,7 @@ from embedkit_core import (
     BadRequestError,
     ConfigurationError,
     Embedder,
+    RateLimitError,
     TimedOutError,
     UnavailableError,
 )
@@ -319,9 +320,32 @@ def test_a_host_takes_a_function_for_a_key_and_headers(host):
             again.embedder.embed(TEXTS)
 
 
-def test_an_error_of_a_server_that_repeats_a_header_does_not():
-    with OpenAIServer() as server:
-        server.fault_for(lambda texts, number: Fault(status=404, body={"error": {"message": f"no route for {SECRET}"}}))
-        with pytest.raises(Exception, match="404") as caught:
-            made("openai:text-embedding-3-small", server, headers={"x-key": SECRET}).embed(TEXTS)
-    assert SECRET not in error_texts(caught.value)
+@pytest.mark.parametrize(("value", "secret"), [(SECRET, SECRET), ("Basic hunter2", "hunter2")])
+def test_an_error_that_repeats_a_header_value_is_redacted(server, value, secret):
+    server.fault_for(lambda texts, number: Fault(status=404, body={"error": {"message": f"no route for {secret}"}}))
+    with pytest.raises(Exception, match="404") as caught:
+        made("openai:text-embedding-3-small", server, headers={"x-key": value}).embed(TEXTS)
+    assert secret not in error_texts(caught.value)
+
+
+def test_a_rate_limit_error_of_the_key_function_is_a_failure_of_that_function(server):
+    def key():
+        raise RateLimitError("of another provider", retry_after=60.0)
+
+    with pytest.raises(Exception, match="failed with RateLimitError"):
+        made("openai:text-embedding-3-small", server, api_key=key).embed(TEXTS)
+
+
+def test_an_error_that_repeats_the_previous_key_is_redacted():
+    keys = iter(["alpha-9f8e7d6c5b4a", *["beta-1a2b3c4d5e6f"] * 9])
+    with CohereServer(api_key=None) as server:
+        made = Embedder("cohere:embed-v4.0", base_url=server.base_url, api_key=lambda: next(keys), cache=False)
+
+        def fault(texts, number):
+            seen = server.requests[number - 1].headers["authorization"]
+            return Fault(status=404, body=server.error(f"model not found for {seen}"))
+
+        server.fault_for(fault)
+        with pytest.raises(Exception, match="HTTP 404") as caught:
+            made.embed(TEXTS)
+    assert "alpha" not in str(caught.value)

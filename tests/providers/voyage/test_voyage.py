@@ -299,3 +299,33 @@ def test_a_model_with_open_weights_is_asked_for_as_any_other(server):
     """The SDK's client would load voyage-4-nano on this machine."""
     voyage(server, "voyage:voyage-4-nano", dimensions=1024).embed(TEXTS)
     assert [(one.body["model"], one.body["output_dimension"]) for one in server.requests] == [("voyage-4-nano", 1024)]
+
+
+# Long texts
+
+
+@pytest.mark.parametrize("index", [1, 7])
+def test_a_refusal_with_an_index_beyond_the_request_fails_without_a_loop(server, index):
+    body = server.error(f"The example at index {index} in your batch has too many tokens and does not fit")
+    server.fault_for(lambda texts, number: Fault(status=400, body=body))
+    with pytest.raises(TextTooLongError):
+        voyage(server).embed(["x"])
+    assert len(server.requests) <= 2
+
+
+def test_a_text_that_is_refused_although_truncation_was_requested_fails(server):
+    body = server.error("The example at index 9 in your batch has too many tokens and does not fit")
+    server.fault_for(lambda texts, number: Fault(status=400, body=body) if len(texts[-1]) > 99 else None)
+    with pytest.raises(PartialFailureError) as caught:
+        voyage(server).embed(["x", long_text(60)])
+    assert list(caught.value.failed) == [1]
+    assert len(server.requests) <= 6
+
+
+def test_the_usage_of_a_truncated_text_does_not_change_token_estimates(server):
+    server.max_tokens_per_text = 1000
+    made = voyage(server, model_info={"text_tokens": 1000})
+    made.embed([*numbered(40, tokens=50), long_text(100_000)])
+    seen = len(server.requests)
+    made.embed([f"again {text}" for text in numbered(400, tokens=50)])
+    assert max(request.tokens for request in server.requests[seen:]) <= 16_000 * 1.2
