@@ -290,7 +290,7 @@ UNKNOWN = {"allowed_dimensions": [64, 384], "cut": "prefix"}
 
 def test_a_server_that_pays_no_heed_to_dimensions_is_named_with_the_way_out():
     with LMStudioServer() as server:
-        with pytest.raises(BadReplyError, match="384 dimensions instead of 64; if the model is trained") as refused:
+        with pytest.raises(BadReplyError, match="384 dimensions instead of 64; if the model supports shorter") as refused:
             at(server, "lmstudio:new-model", dimensions=64).embed(["a"])
         assert "model_info={'allowed_dimensions': [64], 'cut': 'prefix'}" in str(refused.value)
         rows = at(server, "lmstudio:new-model", dimensions=64, model_info=UNKNOWN).embed(["a"]).vectors
@@ -300,7 +300,7 @@ def test_a_server_that_pays_no_heed_to_dimensions_is_named_with_the_way_out():
 
 def test_a_server_that_refuses_dimensions_is_named_with_the_way_out():
     with VLLMServer() as server:
-        with pytest.raises(BadRequestError, match=r"does not support matryoshka .*; if the model is trained .*\[64\]"):
+        with pytest.raises(BadRequestError, match=r"does not support matryoshka .*; if the model supports shorter .*\[64\]"):
             at(server, "vllm:new-model", dimensions=64).embed(numbered(9))
         assert len(server.requests) == 1
         rows = at(server, "vllm:new-model", dimensions=64, model_info=UNKNOWN).embed(["a"]).vectors
@@ -668,3 +668,14 @@ def test_no_refusal_shows_a_text_or_a_key():
             with pytest.raises((AuthenticationError, TextTooLongError)) as failed:
                 at(server, "tei:m", api_key=key, on_long_text="error").embed(texts)
             assert not [piece for piece in ("private", key) if piece in error_texts(failed.value)]
+
+
+def test_a_refused_request_field_is_not_treated_as_a_bad_text(embedder_class, server):
+    body = {"error": {"message": "Unrecognized request argument supplied: foo", "param": None}}
+    server.fault_for(lambda texts, number: Fault(status=400, body=body))
+    settings = {"base_url": server.base_url, "api_key": "test-key", "cache": False, "provider_options": {"foo": 1}}
+    made = embedder_class(model="text-embedding-3-small", **settings)
+    with pytest.raises(BadRequestError, match=r"refuses the request .*Unrecognized request argument") as refused:
+        getattr(made, "embedder", made).embed(["a", "b"])
+    assert type(refused.value) is BadRequestError
+    assert len(server.requests) == 1

@@ -1,15 +1,20 @@
 """Vectors that were paid for elsewhere are taken into the cache, if they are this model's."""
 
+import asyncio
+import logging
+import threading
+import time
+
 import numpy as np
 import pytest
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_openai import OpenAIEmbeddings
-from support.embedders import numbered, openai_embedder, texts_sent
+from support.embedders import MINILM, needs_local_model, numbered, openai_embedder, texts_sent
 from support.openai_server import vector_of
 
-from embedkit_core import AuthenticationError, ConfigurationError, Embedder, InputError
+from embedkit_core import AuthenticationError, ConfigurationError, Embedder, EmbedKitError, InputError
 from embedkit_core.calls.import_vectors import ImportReport
 from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
@@ -299,3 +304,91 @@ def test_a_prompt_counts_towards_the_limit(server, tmp_path):
 
 def test_a_missing_vector_is_not_doubtful(new):
     assert new.import_vectors(["e" * 9000], [None]) == ImportReport(imported=0, missing=1, doubtful=())
+
+
+# Concurrent writers, slow and failing caches
+
+
+class CountingCache(dict):
+    """A cache that counts concurrent writers."""
+
+    def __init__(self):
+        self.writers, self.max_writers = 0, 0
+
+    def get_many(self, keys):
+        return {key: self[key] for key in keys if key in self}
+
+    def set_many(self, items):
+        self.writers += 1
+        self.max_writers = max(self.max_writers, self.writers)
+        time.sleep(0.002)
+        self.update(items)
+        self.writers -= 1
+
+    def close(self): ...
+
+
+def test_an_import_and_the_engine_never_write_at_the_same_time():
+    server = FakeServer(dimensions=4)
+    cache = CountingCache()
+    embedder = Embedder("fake:m", base_url=server.url, cache=cache)
+    texts = [f"t{i}" for i in range(40)]
+    vectors = Embedder("fake:m", base_url=server.url, cache=False).embed(texts).vectors
+    importing = threading.Thread(
+        target=lambda: [embedder.import_vectors([t], [v], verify=0) for t, v in zip(texts, vectors, strict=True)]
+    )
+    importing.start()
+    for i in range(20):
+        embedder.embed([f"other {i}"])
+    importing.join()
+    assert cache.max_writers == 1
+    assert len(cache) == 60
+
+
+def test_an_import_does_not_replace_cached_vectors():
+    server = FakeServer(dimensions=4)
+    embedder = Embedder("fake:m", base_url=server.url, cache=CountingCache())
+    texts = [f"t{i}" for i in range(10)]
+    right = embedder.embed(texts).vectors
+    embedder.import_vectors(texts, right[::-1], verify=0)
+    assert (embedder.embed(texts).vectors == right).all()
+
+
+@pytest.mark.parametrize(
+    "model", ["any-model", pytest.param(MINILM, marks=needs_local_model)], ids=["compatible server", "local"]
+)
+def test_a_long_text_of_a_model_with_an_unknown_limit_is_doubtful(server, tmp_path, model):
+    options = {} if model == MINILM else {"base_url": server.base_url, "api_key": "test-key"}
+    embedder = Embedder(model, cache=tmp_path, **options)
+    taken = embedder.import_vectors(["short", "long " * 100], [[1.0] * 384] * 2, verify=0)
+    assert (taken.imported, taken.doubtful) == (1, (1,))
+
+
+class SlowCache(CountingCache):
+    def get_many(self, keys):
+        time.sleep(0.2)
+        return super().get_many(keys)
+
+
+async def test_a_slow_custom_cache_does_not_block_the_loop():
+    server = FakeServer()
+    embedder = Embedder("fake:m", base_url=server.url, cache=SlowCache())
+    work = asyncio.create_task(embedder.aembed_query("a"))
+    ticks = 0
+    while not work.done():
+        await asyncio.sleep(0.005)
+        ticks += 1
+    assert ticks > 5
+
+
+def test_a_failing_cache_raises_a_library_error_on_import(caplog):
+    class Failing(CountingCache):
+        def set_many(self, items):
+            raise OSError("/secret/path")
+
+    server = FakeServer()
+    embedder = Embedder("fake:m", base_url=server.url, cache=Failing())
+    with caplog.at_level(logging.ERROR), pytest.raises(EmbedKitError, match="could not be written") as failed:
+        embedder.import_vectors(["a"], [[1.0] * 8], verify=0)
+    assert "/secret" not in str(failed.value)
+    assert failed.value.__context__ is None

@@ -305,3 +305,49 @@ def test_a_limiter_that_never_returns_does_not_keep_the_process_alive(server):
     command = [sys.executable, "-c", LEAVING, OPENAI, server.base_url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "leaving\n"), done.stderr
+
+
+# Limiters that misbehave
+
+
+class ReturnsCoroutine:
+    """A sync method that returns a coroutine."""
+
+    def acquire(self):
+        return self._later()
+
+    async def _later(self): ...
+
+
+def test_a_limiter_that_returns_a_coroutine_fails_the_call(server):
+    with pytest.raises(ProviderError, match="is async"):
+        Embedder(**options(server, rate_limiter=ReturnsCoroutine())).embed_query("a")
+    assert server.requests == []
+
+
+class Recursive:
+    """Embeds a text in `acquire`."""
+
+    def acquire(self):
+        self.embedder.embed_query("may I?")
+
+
+def test_a_limiter_that_embeds_fails_the_call_and_does_not_hang(server):
+    limiter = Recursive()
+    limiter.embedder = Embedder(**options(server, rate_limiter=limiter))
+    with pytest.raises(ProviderError, match=r"acquire\(\) failed with EmbedKitError"):
+        limiter.embedder.embed_query("a")
+
+
+class BrokenAttribute:
+    @property
+    def tokens_per_minute(self):
+        raise RuntimeError("not now")
+
+    def acquire(self): ...
+
+
+def test_a_limiter_with_a_failing_attribute_is_still_used(server):
+    assert (
+        Embedder(**options(server, rate_limiter=BrokenAttribute())).embed_query("a").tolist() == vector_of("a").tolist()
+    )
