@@ -1,26 +1,25 @@
-"""docs/models.md: its tables are the catalogue's, and the file it shows works. Its examples run in test_readme.py."""
+"""The tables and the models file of docs/models.md."""
 
 import json
 import re
 from importlib.resources import files
 
 import jsonschema
-import pytest
 from support.model_tables import DOCUMENT, tables, written
+from support.rows import check_rows
 
 from embedkit_core import Embedder, models
 
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 
 
-def test_its_tables_are_those_of_the_catalogue():
+def test_the_tables_of_the_page_are_those_of_the_catalogue():
     """Written by `python tests/support/model_tables.py`."""
     assert re.findall(r"<!-- (\w+) -->\n\|", TEXT) == [*tables()]
     assert written(TEXT) == TEXT
 
 
-@pytest.mark.parametrize("row", models(), ids=lambda row: row.name)
-def test_it_names_every_model_with_its_sources(row):
+def check_line(row):
     [line] = [line for line in TEXT.splitlines() if line.startswith(f"| [`{row.name}`]")]
     assert f"({row.source})" in line
     assert str(row.dimensions) in line
@@ -29,7 +28,11 @@ def test_it_names_every_model_with_its_sources(row):
         assert row.checked_on in line
 
 
-def test_the_file_it_shows_is_valid_and_does_what_it_says(tmp_path, monkeypatch):
+def test_the_page_lists_every_model_with_its_sources():
+    check_rows(models(), check_line)
+
+
+def test_the_models_file_on_the_page_is_valid_and_works(tmp_path, monkeypatch):
     [shown] = re.findall(r"^```json\n(.*?)^```", TEXT, re.M | re.S)
     schema = json.loads(files("embedkit_core.providers.catalogue").joinpath("schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(json.loads(shown), schema)

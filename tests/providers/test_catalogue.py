@@ -1,4 +1,4 @@
-"""The catalogue: every row can be believed, a user knows better, and a slip of the pen finds the row it meant."""
+"""The model catalogue: its rows, lookups by name, model_info and the user's file."""
 
 import datetime
 import json
@@ -9,11 +9,12 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import check_rows
 
 from embedkit_core import ConfigurationError, Embedder, ModelInfo, models
 from embedkit_core.common.types import Limits
 from embedkit_core.providers import catalogue
-from embedkit_core.providers.catalogue.rows import VECTORLESS, as_json, merged, unknown
+from embedkit_core.providers.catalogue.rows import NON_VECTOR_FIELDS, as_json, merge_fields, unknown_model
 from embedkit_core.providers.registry import provider_class, provider_names
 
 FOLDER = files("embedkit_core.providers.catalogue")
@@ -27,9 +28,6 @@ PROPERTIES = SCHEMA["$defs"]["model"]["properties"]
 SMALL = "openai:text-embedding-3-small"
 ROWS = models()
 APIS = [row for row in ROWS if row.provider != "local"]
-each_raw_row = pytest.mark.parametrize("raw", RAW["models"], ids=lambda raw: raw["name"])
-each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-each_api_row = pytest.mark.parametrize("row", APIS, ids=lambda row: row.name)
 
 
 def made(model=SMALL, **settings):
@@ -44,15 +42,13 @@ def valid(raw, part="ours"):
     return VALIDATORS[part].is_valid(raw)
 
 
-def test_the_file_is_as_its_schema_says():
+def test_the_catalogue_file_follows_its_schema():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(RAW, SCHEMA)
 
 
-@each_raw_row
-def test_a_row_of_ours_is_complete_and_says_where_it_was_read(raw):
-    assert valid(raw)
-    assert valid(raw, "model")
+def test_every_row_of_the_catalogue_is_complete_and_names_its_source():
+    assert [raw["name"] for raw in RAW["models"] if not valid(raw) or not valid(raw, "model")] == []
 
 
 @pytest.mark.parametrize(
@@ -74,24 +70,24 @@ def test_a_row_of_ours_is_complete_and_says_where_it_was_read(raw):
     ],
     ids=str,
 )
-def test_the_schema_refuses_a_row_of_ours_that_is_wrong(flaw):
+def test_the_schema_refuses_a_catalogue_row_with_an_invalid_field(flaw):
     assert not valid(RAW["models"][0] | flaw)
 
 
 @pytest.mark.parametrize("gone", ["status", "dimensions", "allowed_dimensions", "source", "checked_on", "price_source"])
-def test_the_schema_refuses_a_row_of_ours_that_is_not_whole(gone):
+def test_the_schema_refuses_a_catalogue_row_without_a_required_field(gone):
     assert not valid({name: value for name, value in RAW["models"][0].items() if name != gone})
 
 
-def test_every_field_is_in_the_schema_and_can_be_given():
+def test_every_field_is_in_the_schema_and_in_model_info():
     fields = set(PROPERTIES) - {"provider", "name", "like"}
     assert as_json(ROWS[0]).keys() == fields
-    assert fields >= VECTORLESS
+    assert fields >= NON_VECTOR_FIELDS
 
 
-@each_row
-def test_a_row_as_it_is_listed_can_be_put_into_a_file(row):
-    assert valid(json.loads(json.dumps({"provider": row.provider, "name": row.name, **as_json(row)})), "model")
+def test_every_row_that_models_returns_is_valid_in_a_users_file():
+    listed = [{"provider": row.provider, "name": row.name, **as_json(row)} for row in ROWS]
+    assert [row["name"] for row in listed if not valid(json.loads(json.dumps(row)), "model")] == []
 
 
 SAMPLES = [
@@ -101,19 +97,26 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("field", sorted(set(PROPERTIES) - {"provider", "name", "like"}))
-def test_the_schema_takes_what_is_read_and_nothing_else(field):
-    for sample in SAMPLES:
-        try:
-            merged(unknown("openai", "m"), {field: sample}, "here")
-            is_read = True
-        except ConfigurationError:
-            is_read = False
-        assert valid({"provider": "openai", "name": "m", field: sample}, "model") == is_read, sample
+def is_accepted(field, value):
+    try:
+        merge_fields(unknown_model("openai", "m"), {field: value}, "here")
+    except ConfigurationError:
+        return False
+    return True
 
 
-@each_row
-def test_a_row_says_what_fits_together(row):
+def test_the_schema_and_the_code_accept_the_same_values():
+    fields = sorted(set(PROPERTIES) - {"provider", "name", "like"})
+    assert fields
+    assert [
+        (field, sample)
+        for field in fields
+        for sample in SAMPLES
+        if valid({"provider": "openai", "name": "m", field: sample}, "model") != is_accepted(field, sample)
+    ] == []
+
+
+def check_consistency(row):
     assert row.dimensions in row.allowed_dimensions
     assert min(row.allowed_dimensions) >= 1
     assert row.status in {"current", "legacy", "retired"}
@@ -138,8 +141,11 @@ def test_a_row_says_what_fits_together(row):
         assert date is None or datetime.date.fromisoformat(date) <= datetime.date.fromisoformat(row.checked_on)
 
 
-@each_row
-def test_a_successor_is_listed_and_current_and_what_is_retired_has_one(row):
+def test_the_fields_of_every_row_are_consistent():
+    check_rows(ROWS, check_consistency)
+
+
+def check_successor(row):
     assert (row.status == "retired") == (row.retired is not None)
     if row.status == "current":
         assert row.successor is None
@@ -148,15 +154,18 @@ def test_a_successor_is_listed_and_current_and_what_is_retired_has_one(row):
         assert successor.status == "current"
 
 
-def test_models_of_one_space_have_dimensions_in_common():
+def test_a_successor_is_a_current_model_and_only_retired_models_have_a_retirement_date():
+    check_rows(ROWS, check_successor)
+
+
+def test_models_that_share_a_space_have_the_same_dimensions():
     for space in {row.space for row in ROWS} - {None}:
         members = [row for row in ROWS if row.space == space]
         assert len(members) > 1
         assert len({row.allowed_dimensions for row in members}) == 1
 
 
-@each_api_row
-def test_a_model_of_an_api_has_its_limits_and_its_price(row):
+def check_limits_and_price(row):
     assert row.limits.texts <= provider_class(row.provider).default_limits.texts or row.provider == "openai"
     assert row.unit_length is not None
     assert row.limits.text_tokens is not None
@@ -165,12 +174,16 @@ def test_a_model_of_an_api_has_its_limits_and_its_price(row):
         assert row.limits.tokens is not None
 
 
+def test_every_model_of_an_api_has_limits_and_a_price():
+    check_rows(APIS, check_limits_and_price)
+
+
 def test_no_model_is_listed_twice():
     names = [(row.provider, row.name) for row in ROWS]
     assert len(set(names)) == len(names)
 
 
-def test_facts_that_other_catalogues_have_wrong():
+def test_facts_that_other_catalogues_have_wrong_are_right_here():
     """Source: the provider's pages; see the rows."""
     found = {row.name: row for row in ROWS}
     assert found["voyage-3-lite"].dimensions == 512
@@ -181,15 +194,17 @@ def test_facts_that_other_catalogues_have_wrong():
     assert found["embed-multilingual-light-v3.0"].usd_per_million == Decimal("0.10")
 
 
-@each_row
-def test_a_name_finds_its_row_with_and_without_its_provider(row):
+def check_lookup_by_name(row):
     assert catalogue.find(row.name, row.provider) is row
     assert catalogue.find(row.name) is row
     assert catalogue.find(row.name, "fake") is None
 
 
-@each_api_row
-def test_facts_follow_the_name_to_any_address(row):
+def test_every_name_finds_its_row_with_and_without_its_provider():
+    check_rows(ROWS, check_lookup_by_name)
+
+
+def check_facts_at_any_address(row):
     model = f"{row.provider}:{row.name}"
     for address in (None, "http://localhost:1/v1") if row.status != "retired" else ("http://localhost:1/v1",):
         here = made(model, base_url=address)
@@ -198,7 +213,11 @@ def test_facts_follow_the_name_to_any_address(row):
         assert here.provider.usd_per_million == row.usd_per_million
 
 
-def test_a_model_that_is_retired_is_refused_with_the_one_to_use_instead():
+def test_the_facts_of_a_model_do_not_depend_on_the_address():
+    check_rows(APIS, check_facts_at_any_address)
+
+
+def test_a_retired_model_is_refused_with_its_successor():
     said = r"retired 'embed-english-v2.0' since 2026-04-04; it names 'cohere:embed-v4.0' instead"
     with pytest.raises(ConfigurationError, match=said):
         made("cohere:embed-english-v2.0")
@@ -207,7 +226,7 @@ def test_a_model_that_is_retired_is_refused_with_the_one_to_use_instead():
     assert made("openai:text-embedding-ada-002").dimensions == 1536  # legacy, and served
 
 
-def test_models_lists_what_is_asked_for():
+def test_models_filters_by_provider_status_and_name():
     assert {row.provider for row in models("voyage")} == {"voyage"}
     assert [row.name for row in models("openai", status="legacy")] == ["text-embedding-ada-002"]
     assert [row.provider for row in models(name="embed-v4.0")] == ["cohere"]
@@ -217,7 +236,7 @@ def test_models_lists_what_is_asked_for():
         models(status="curent")
 
 
-# Slips of the pen, and new models
+# Misspelled and new models
 
 
 @pytest.mark.parametrize(
@@ -237,7 +256,7 @@ def test_models_lists_what_is_asked_for():
         ("embed-v5.0-por", "cohere:embed-v5.0-pro"),
     ],
 )
-def test_a_slip_of_the_pen_is_refused_with_the_name_it_meant(slip, meant):
+def test_a_misspelled_model_is_refused_with_a_suggestion(slip, meant):
     assert catalogue.suggest_model(slip) == f"did you mean {meant!r}?"
     provider = meant.partition(":")[0]
     with pytest.raises(ConfigurationError, match=f"did you mean '{meant}'.*model_info"):
@@ -253,7 +272,7 @@ def test_a_slip_of_the_pen_is_refused_with_the_name_it_meant(slip, meant):
         *("cohere:embed-v5.0-nano", "openai:text-embedding-3-medium"),
     ],
 )
-def test_a_new_model_need_not_wait_for_a_release(model):
+def test_a_model_newer_than_the_catalogue_is_accepted(model):
     assert made(model).dimensions is None
 
 
@@ -268,29 +287,29 @@ def test_a_new_model_need_not_wait_for_a_release(model):
         ("al-secret-key-of-mine", "looks like an API key"),
     ],
 )
-def test_a_name_that_is_another_s_is_refused_with_the_reason(model, message):
+def test_a_name_of_another_provider_or_api_is_refused_with_the_reason(model, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         made(model)
     assert "secret" not in str(caught.value)
 
 
-def test_a_name_that_is_far_from_all_is_not_guessed_at():
+def test_a_name_unlike_all_others_gets_no_suggestion():
     assert catalogue.suggest_model("nomic-embed-text:latest") == ""
     assert catalogue.suggest_model("") == ""
     assert catalogue.suggest_model("text-embedding-3-smal", "local") == ""
 
 
-# What a user knows better
+# model_info
 
 
-def test_what_is_given_stands_in_place_of_what_is_known():
+def test_model_info_replaces_the_facts_of_a_known_model():
     changed = made(model_info={"usd_per_million": 0.5, "request_texts": 7, "text_tokens": 99})
     assert changed.provider.usd_per_million == Decimal("0.5")
     assert changed.provider.limits == Limits(texts=7, tokens=300_000, text_tokens=99)
     assert changed.explain("x").key == made().explain("x").key
 
 
-def test_an_unknown_model_has_what_is_given():
+def test_model_info_defines_an_unknown_model():
     info = {"dimensions": 768, "allowed_dimensions": [256, 768], "cut": "prefix", "usd_per_million": "0.01"}
     known = made("my-model", base_url="http://localhost:1/v1", model_info=info)
     assert (known.dimensions, known.provider.usd_per_million) == (768, Decimal("0.01"))
@@ -299,7 +318,7 @@ def test_an_unknown_model_has_what_is_given():
         made("my-model", base_url="http://localhost:1/v1", model_info=info, dimensions=512)
 
 
-def test_a_model_can_be_like_another():
+def test_like_copies_the_facts_of_another_model():
     azure = made("openai:my-deployment", base_url="http://localhost:1/v1", model_info={"like": SMALL})
     assert (azure.model, azure.dimensions) == ("openai:my-deployment", 1536)
     assert azure.provider.limits == made().provider.limits
@@ -331,12 +350,12 @@ def test_a_model_can_be_like_another():
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused_by_name(info, message):
+def test_invalid_model_info_is_refused_with_the_field(info, message):
     with pytest.raises(ConfigurationError, match=message):
         made(model_info=info)
 
 
-def test_a_row_can_be_given_as_it_is_listed():
+def test_a_row_that_models_returns_is_valid_model_info():
     row = models(name="voyage-4")[0]
     assert made("voyage:voyage-4", model_info=as_json(row)).explain("x").key == made("voyage:voyage-4").explain("x").key
 
@@ -354,13 +373,13 @@ def test_a_row_can_be_given_as_it_is_listed():
         },
     )
 )
-def test_limits_and_prices_change_no_key(info):
+def test_limits_and_prices_do_not_change_keys(info):
     assert made(model_info=info).explain("x").key == made().explain("x").key
-    assert info.keys() <= VECTORLESS
+    assert info.keys() <= NON_VECTOR_FIELDS
 
 
 @pytest.mark.parametrize("info", [{"prompts": {"document": "passage: "}}, {"unit_length": False}], ids=str)
-def test_what_changes_a_vector_changes_the_key(info):
+def test_facts_that_change_vectors_change_keys(info):
     assert made(model_info=info).explain("x").key != made().explain("x").key
 
 
@@ -374,7 +393,7 @@ def file(tmp_path, monkeypatch):
     return path
 
 
-def test_rows_of_a_file_come_before_ours(file):
+def test_rows_of_a_users_file_come_first(file):
     file.write_text(
         json.dumps(
             {
@@ -411,7 +430,7 @@ def test_rows_of_a_file_come_before_ours(file):
     ],
     ids=str,
 )
-def test_a_file_that_cannot_be_used_is_one_clear_error(file, content, message):
+def test_an_unusable_users_file_is_one_clear_error(file, content, message):
     if content is not None:
         file.write_text(content)
     with pytest.raises(ConfigurationError, match=message) as caught:
@@ -419,7 +438,7 @@ def test_a_file_that_cannot_be_used_is_one_clear_error(file, content, message):
     assert "RAG_EMBEDKIT_MODELS" in str(caught.value)
 
 
-def test_a_row_is_frozen_and_says_what_it_is():
+def test_a_row_is_frozen_and_hashable():
     row = ROWS[0]
     assert isinstance(row, ModelInfo)
     with pytest.raises(AttributeError):
