@@ -134,7 +134,7 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(shell, server, t
     ]:
         code, _, err = shell("embed", given, "-o", output, "-m", MODEL, "-y")
         assert (code, err.count("\n")) == (USAGE, 1)
-        assert f"--output would overwrite the input {given!r}; give it another name" in err
+        assert f"--output: would overwrite the input {given!r}. Use another name." in err
     assert source.read_text() == '{"text": "one", "more": 1}\n'
     assert server.requests == []
 
@@ -144,7 +144,7 @@ def test_texts_in_a_folder_are_not_overwritten_by_their_own_vectors(shell, serve
     source = lines(tmp_path / "folder" / "data.jsonl", ['{"text": "one", "title": "T"}'])
     code, _, err = shell("embed", "folder", "-o", "folder/data.jsonl", "-m", MODEL, "-y")
     assert (code, err.count("\n")) == (USAGE, 1)
-    assert "--output would overwrite" in err
+    assert "--output: would overwrite" in err
     assert "title" in source.read_text()
     assert server.requests == []
 
@@ -172,7 +172,7 @@ def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, ser
             sys.stdin = stdin
     assert code == REFUSED
     assert "40 to send in 2 requests, about " in err
-    assert "add --yes" in err
+    assert "Add --yes" in err
     assert server.requests == []
     assert not (tmp_path / "out.npy").exists()
 
@@ -206,7 +206,7 @@ def test_a_text_that_the_provider_refuses_is_named_by_its_line_and_id(shell, ser
     told = err.splitlines()[-1]
     assert told.startswith("rag-embedkit: then.csv, line 2, id 'x': ")
     assert "position" not in told
-    assert told.endswith("What is done is in the cache: a rerun sends only the rest")
+    assert told.endswith("Finished vectors are in the cache: a rerun sends only the rest.")
     assert not list(tmp_path.glob("x.jsonl*"))
 
 
@@ -226,7 +226,7 @@ def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
     path.write_text(
         '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,2\r\n', newline=""
     )
-    found = [(record.id, record.text, record.place) for record in RecordSource([str(path)], "text", "id").records()]
+    found = [(record.id, record.text, record.location) for record in RecordSource([str(path)], "text", "id").records()]
     assert found == [
         ("a", 'two\r\nlines, "quoted"', f"{path}, line 2, id 'a'"),
         ("b", 'a 5" pipe', f"{path}, line 5, id 'b'"),
@@ -237,14 +237,13 @@ def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("row", "arguments", "message"),
     [
-        ({"id": "x", "text": ""}, [], "line 2, id 'x': the text is empty or only white space; mend the row"),
-        ({"text": 7}, [], "line 2: the text is not a string but int; mend the row"),
-        ({"text": None}, [], "line 2: the text is null; mend the row"),
+        ({"id": "x", "text": ""}, [], "line 2, id 'x': the text is empty or only white space. Fix or remove the row."),
+        ({"text": 7}, [], "line 2: the text is not a string (got int). Fix or remove the row."),
+        ({"text": None}, [], "line 2: the text is null. Fix or remove the row."),
         (["text"], [], "line 2: expected one JSON object"),
-        ({"key": 1, "body": "x"}, [], "line 2: no text in 'text'; --column names where the texts are, of these"
-                                      " columns: 'key', 'body'"),
-        ({"key": 1, "text": "x"}, ["--id-column", "kee"], "line 1: no id in 'kee'; --id-column names where the ids are,"
-                                                          " of these columns: 'key', 'text'"),
+        ({"key": 1, "body": "x"}, [], "line 2: no column 'text' (columns: 'key', 'body'). Set --column."),
+        ({"key": 1, "text": "x"}, ["--id-column", "kee"], "line 1: no column 'kee' (columns: 'key', 'text'). "
+                                                          "Set --id-column."),
     ],
 )  # fmt: skip
 def test_a_row_that_is_wrong_is_told_what_is_wrong_with_it(shell, server, tmp_path, row, arguments, message):
@@ -265,7 +264,7 @@ def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
     code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")
     assert code == BUDGET
-    assert "of the budget of $0.00005" in err
+    assert "The budget of $0.00005" in err
     assert not (tmp_path / "out.npy").exists()
     assert server.billed_tokens * 0.02 / 1e6 <= 0.00005
     assert shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y")[0] == 0
@@ -344,7 +343,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(server, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
-    assert err.strip().endswith("what is paid for is in the cache, and the same command goes on from there")
+    assert err.strip().endswith("Finished vectors are in the cache: run the same command to continue.")
     assert not list(tmp_path.glob("out.npy*"))
 
 
@@ -375,42 +374,42 @@ def test_a_full_disk_is_one_line(server, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["embed", "nothere.txt", "-o", "x.npy", "-m", MODEL], USAGE, "there is no file or folder 'nothere.txt'"),
+        (["embed", "nothere.txt", "-o", "x.npy", "-m", MODEL], USAGE, "Input 'nothere.txt' does not exist."),
         (
             ["embed", "in.txt", "-o", "x.docx", "-m", MODEL],
             USAGE,
-            "--output must end with one of .parquet, .jsonl, .npy",
+            "--output: must end with one of .parquet, .jsonl, .npy",
         ),
-        (["embed", "in.txt", "-o", "no/x.npy", "-m", MODEL], USAGE, "there is no folder 'no'"),
+        (["embed", "in.txt", "-o", "no/x.npy", "-m", MODEL], USAGE, "--output: folder 'no' does not exist"),
         (["embed", "in.txt", "-o", "x.npy", "-m", "opnai:x"], USAGE, "did you mean 'openai:x'?"),
         (["embed", "bad.jsonl", "-o", "x.npy", "-m", MODEL], USAGE, "bad.jsonl, line 2: expected one JSON object"),
         (
             ["embed", "in.csv", "-o", "x.npy", "-m", MODEL],
             USAGE,
-            "in.csv, line 2: no text in 'text'; --column names where",
+            "in.csv, line 2: no column 'text' (columns: 'body'). Set --column.",
         ),
         (["embed", "latin.txt", "-o", "x.npy", "-m", MODEL], USAGE, "latin.txt is not UTF-8"),
         (["embed", "not.parquet", "-o", "x.npy", "-m", MODEL], USAGE, "cannot be read as Parquet"),
         (["estimate", "in.txt", "-m", MODEL, "--input-type", "qury"], USAGE, "did you mean 'query'?"),
-        (["compare", MODEL], USAGE, "give one of --data"),
+        (["compare", MODEL], USAGE, "Set exactly one of --data"),
         (["compare", MODEL, "--data", "nowhere"], USAGE, "cannot be read (No such file or directory)"),
-        (["choose", MODEL, "--texts", "in.txt"], USAGE, "give --floor"),
-        (["bench", MODEL, "--sizes", "0"], USAGE, "sizes=0 must be a whole number of at least 1"),
-        (["bench", MODEL, "--sizes", ","], USAGE, "sizes= names no job"),
-        (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes takes whole numbers"),
-        (["compare", MODEL, "--texts", "in.txt", "--chart", "x.gif"], USAGE, "one of .png, .svg, .pdf, not 'x.gif'"),
-        (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
-        (["compare", MODEL, "--texts", "in.txt", "--csv", "no/x.csv"], USAGE, "--csv: there is no folder 'no'"),
+        (["choose", MODEL, "--texts", "in.txt"], USAGE, "Set --floor"),
+        (["bench", MODEL, "--sizes", "0"], USAGE, "sizes: must be an integer of at least 1 (got 0)"),
+        (["bench", MODEL, "--sizes", ","], USAGE, "sizes: contains no job size"),
+        (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes: must be whole numbers"),
+        (["compare", MODEL, "--texts", "in.txt", "--chart", "x.gif"], USAGE, "one of .png, .svg, .pdf (got 'x.gif')"),
+        (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
+        (["compare", MODEL, "--texts", "in.txt", "--csv", "no/x.csv"], USAGE, "--csv: folder 'no' does not exist"),
         (["compare", MODEL, "--texts", "in.txt", "--report", "."], USAGE, "--report: '.' is a folder"),
-        (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: there is no folder 'no'"),
+        (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
         *(
-            (["cache", *command, "--cache", "."], USAGE, "the folder '.' holds no cache")
+            (["cache", *command, "--cache", "."], USAGE, "Folder '.' contains no cache")
             for command in (["stats"], ["verify"], ["clear", "-y"], ["export", "copy"])
         ),
-        (["cache", "stats", "--cache", "nowhere"], USAGE, "there is no folder 'nowhere'"),
-        (["cache", "import", "."], USAGE, "the folder '.' holds no cache"),
-        (["cache", "import", "nowhere"], USAGE, "there is no folder 'nowhere'"),
-        (["cache", "verify", "--live", "3"], USAGE, "--live needs --model and the texts"),
+        (["cache", "stats", "--cache", "nowhere"], USAGE, "Cache folder 'nowhere' does not exist"),
+        (["cache", "import", "."], USAGE, "Folder '.' contains no cache"),
+        (["cache", "import", "nowhere"], USAGE, "Cache folder 'nowhere' does not exist"),
+        (["cache", "verify", "--live", "3"], USAGE, "--live: requires --model and the texts"),
     ],
 )
 def test_what_is_wrong_is_one_clear_line(shell, server, tmp_path, arguments, code, message):
@@ -433,7 +432,7 @@ def test_a_missing_key_is_one_clear_line(shell, monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_BASE_URL")
     code, _, err = shell("embed", "in.txt", "-o", "x.npy", "-m", MODEL)
     assert (code, err.count("\n")) == (USAGE, 1)
-    assert "no API key for openai:text-embedding-3-small" in err
+    assert "No API key for openai:text-embedding-3-small" in err
     assert "40 to send" in shell("estimate", "in.txt", "-m", MODEL)[1]  # what it costs can be known before there is one
     assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]
 
@@ -492,7 +491,7 @@ def test_cached_texts_are_not_sent_again_without_a_yes(shell, server, tmp_path):
     sent = len(server.requests)
     code, _, err = shell(*live)
     assert (code, len(server.requests)) == (REFUSED, sent)
-    assert err.startswith("rag-embedkit: embed 3 cached texts again for about $0.0000")
+    assert err.startswith("rag-embedkit: confirmation required to embed 3 cached texts again for about $0.0000")
     code, out, _ = shell(*live, "--yes")
     assert (code, "3 of 40 cached vectors" in out) == (0, True)
 
@@ -508,7 +507,7 @@ def test_a_damaged_vector_is_found(shell, tmp_path):
     connection.close()
     code, out, _ = shell("cache", "verify", "--cache", "mine")
     assert code == 1
-    assert "1 of them damaged" in out
+    assert "1 damaged" in out
 
 
 @pytest.mark.parametrize("command", ["stats", "verify"])
@@ -519,7 +518,7 @@ def test_a_destroyed_cache_is_no_empty_one(shell, tmp_path, command):
     shutil.copytree(tmp_path / "mine", tmp_path / "other")
     code, out, _ = shell("cache", command, "--cache", "mine")
     assert (code, out.count("\n")) == (FAILED, 1)
-    assert "was set aside; what it held is paid for again" in out
+    assert "was quarantined. Its vectors must be embedded again." in out
     code, out, _ = shell("cache", command, "--cache", "other", "--json")
     assert (code, json.loads(out)["quarantined"]) == (FAILED, True)
 
@@ -576,7 +575,7 @@ def test_a_benchmark_asks_about_the_price_that_it_names(shell, server):
     asked = shell("bench", MODEL, "--sizes", "20,40", "--most", "2")
     assert (asked[0], server.requests) == (REFUSED, [])
     told = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y")[2].splitlines()[0]
-    assert asked[2] == f"rag-embedkit: measure {told}: add --yes to go on without being asked\n"
+    assert asked[2] == f"rag-embedkit: confirmation required to measure {told}. Add --yes to proceed.\n"
     named = int(told.partition("up to ")[2].partition(" ")[0].replace(",", ""))
     assert server.billed_tokens <= named * 1.2
 
@@ -585,7 +584,7 @@ def test_a_comparison_that_a_budget_stops_exits_as_one(shell, server, tmp_path):
     pages(tmp_path)
     code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "-q", "--budget-usd", "0.0000001")
     assert (code, server.requests) == (BUDGET, [])
-    assert "of the budget of $0.0000001" in out
+    assert "The budget of $0.0000001" in out
 
 
 def test_what_is_chosen_is_printed_with_the_address_it_was_compared_at(shell, server, tmp_path):
@@ -607,9 +606,9 @@ def test_a_model_on_this_machine_is_compared_beside_one_at_an_address(shell, ser
 def test_a_question_says_what_yes_means(shell, server, tmp_path):
     pages(tmp_path)
     own = shell("compare", "unheard-of", "--texts", "pages", "-q", "--base-url", server.base_url)
-    assert (own[0], "with openai:unheard-of for a price nobody knows" in own[2]) == (REFUSED, True)
+    assert (own[0], "with openai:unheard-of for an unknown price" in own[2]) == (REFUSED, True)
     help_of_clear = " ".join(shell("cache", "clear", "--help")[1].split())
-    assert "Do not ask before vectors are deleted" in help_of_clear
+    assert "Delete vectors without asking for confirmation" in help_of_clear
     assert "money" not in help_of_clear
 
 
@@ -617,7 +616,7 @@ def test_help_teaches(shell):
     code, out, _ = shell("embed", "--help")
     assert code == 0
     assert "Usage: rag-embedkit embed" in out
-    assert "it pays only for the rest" in " ".join(out.split())
+    assert "A rerun sends only the remaining texts" in " ".join(out.split())
     assert "-o vectors.parquet" in out
 
 

@@ -1,4 +1,4 @@
-"""The command `rag-embedkit`, extra `cli`: chores and decisions around embeddings without writing code."""
+"""The `rag-embedkit` command (extra `cli`): embed files, estimate costs, compare models, maintain the cache."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 
 def main() -> None:
-    """Run the command; exit codes are listed in docs/cli.md."""
+    """Run the command and exit; docs/cli.md lists the exit codes."""
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
-        sys.stderr.write('rag-embedkit: the command needs an extra: pip install "rag-embedkit[cli]"\n')
+        sys.stderr.write('rag-embedkit: the "cli" extra is not installed. Run: pip install "rag-embedkit[cli]"\n')
         sys.exit(2)
-    # A local model that is loaded draws bars of its own, between ours and with --quiet too.
+    # Loading a local model would draw further progress bars, even with --quiet.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from embedkit_core.cli.run import run
 

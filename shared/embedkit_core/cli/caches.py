@@ -1,4 +1,4 @@
-"""cache stats, verify, clear, export, import, warm."""
+"""Commands `cache stats`, `verify`, `clear`, `export`, `import` and `warm`."""
 
 from __future__ import annotations
 
@@ -9,103 +9,108 @@ import typer
 
 from embedkit_core.cache.maintenance import CacheFolder, CacheStats
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import FAILED, about, cache_app, confirm, err, show
-from embedkit_core.cli.embedding import embed_all, role
+from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show
+from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun
 from embedkit_core.embedder import Embedder
 
-Folder = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
-
-Sure = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before vectors are deleted.")]
+ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors without asking for confirmation.")]
 
 
-@cache_app.command()
-def stats(cache: Folder = None, as_json: o.Json = False) -> None:
-    """Say how much is in the cache."""
-    found = _folder(cache).stats()
-    text = f"{found.folder}: {found.vectors:,} vectors, {found.bytes_on_disk / 1e6:,.1f} MB"
-    _tell(text, found, as_json=as_json)
+@cache_app.command(name="stats")
+def stats_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
+    """Show the number of cached vectors and their size on disk."""
+    stats = _folder(cache).stats()
+    text = f"{stats.folder}: {stats.vectors:,} vectors, {stats.bytes_on_disk / 1e6:,.1f} MB"
+    _show_stats(text, stats, as_json=as_json)
 
 
 @cache_app.command()
 def verify(
-    inputs: Annotated[list[str] | None, typer.Argument(help="With --live: texts that are cached.")] = None,
-    live: Annotated[int, typer.Option(min=0, help="Embed so many cached texts again, and compare.")] = 0,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="With --live: provider:model.")] = None,
+    inputs: Annotated[list[str] | None, typer.Argument(help="With --live: the cached texts.")] = None,
+    live: Annotated[int, typer.Option(min=0, help="Embed this many cached texts again and compare.")] = 0,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="With --live: the model, as provider:model.")
+    ] = None,
     column: o.Column = "text",
     dimensions: o.Dimensions = None,
     base_url: o.BaseUrl = None,
-    cache: Folder = None,
+    cache: o.CacheOption = None,
     yes: o.Yes = False,
     as_json: o.Json = False,
 ) -> None:
-    """Check every vector against its checksum; with --live, some against what the model gives today."""
+    """Check every vector against its checksum; with --live, compare some with current vectors of the model."""
     if live:
         if not inputs or model is None:
-            raise ConfigurationError("--live needs --model and the texts, since the cache holds none")
+            raise ConfigurationError("--live: requires --model and the texts, since the cache does not store texts.")
         with (
             RecordSource(inputs, column, "id") as source,
-            o.make(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder,
+            o.make_embedder(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder,
         ):
             texts = list(source.texts())
-            _ask(embedder, texts, live, yes=yes)
-            found = embedder.verify_cache(texts, sample=live)
-        show(str(found), asdict(found), as_json=as_json)
+            _confirm_resend(embedder, texts, live, yes=yes)
+            verification = embedder.verify_cache(texts, sample=live)
+        show(str(verification), asdict(verification), as_json=as_json)
         return
-    whole = _folder(cache).verify()
-    text = f"{whole.folder}: {whole.vectors:,} vectors, {whole.damaged:,} of them damaged (embedded again when wanted)"
-    _tell(text, whole, as_json=as_json)
+    stats = _folder(cache).verify()
+    text = f"{stats.folder}: {stats.vectors:,} vectors, {stats.damaged:,} damaged (embedded again on their next use)"
+    _show_stats(text, stats, as_json=as_json)
 
 
-def _tell(text: str, found: CacheStats, *, as_json: bool) -> None:
-    """Print what a cache holds; one with damage is a failure."""
-    aside = f"{found.folder}: its database was damaged, or not ours, and was set aside; what it held is paid for again"
-    show(aside if found.quarantined else text, asdict(found), as_json=as_json)
-    if found.damaged or found.quarantined:
+def _show_stats(text: str, stats: CacheStats, *, as_json: bool) -> None:
+    """Print the state of a cache; exit with FAILED if it is damaged."""
+    quarantined = (
+        f"{stats.folder}: the database was damaged or of an unknown format and was quarantined. "
+        "Its vectors must be embedded again."
+    )
+    show(quarantined if stats.quarantined else text, asdict(stats), as_json=as_json)
+    if stats.damaged or stats.quarantined:
         raise typer.Exit(FAILED)
 
 
-def _folder(named: str | None) -> CacheFolder:
-    """Give the cache in a folder that is named, which has to be there, or the user's own, which need not be yet."""
-    folder = CacheFolder(named)
-    if named is not None and not folder.folder.is_dir():
-        raise ConfigurationError(f"there is no folder {named!r}")
-    if named is not None and not folder.holds_cache:
-        raise ConfigurationError(f"the folder {named!r} holds no cache; name the one that cache= names")
+def _folder(path: str | None) -> CacheFolder:
+    """Return the cache at `path`, which must exist, or the user's own cache, which may not exist yet."""
+    folder = CacheFolder(path)
+    if path is not None and not folder.folder.is_dir():
+        raise ConfigurationError(f"Cache folder {path!r} does not exist.")
+    if path is not None and not folder.holds_cache:
+        raise ConfigurationError(f"Folder {path!r} contains no cache. Use the folder that is passed as cache=.")
     return folder
 
 
-def _ask(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> None:
-    """Ask before cached texts are paid for once more."""
-    again = min(sample, embedder.estimate(texts).cache_hits)
-    each = embedder.without_cache().estimate(texts).cost_per_text_usd
-    cost = None if each is None else again * each
-    if again and cost != 0:
-        confirm(f"embed {count_noun(again, 'cached text')} again for {about(cost)}?", yes=yes)
+def _confirm_resend(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> None:
+    """Ask for confirmation before cached texts are sent and billed again."""
+    resent = min(sample, embedder.estimate(texts).cache_hits)
+    cost_per_text = embedder.without_cache().estimate(texts).cost_per_text_usd
+    cost = None if cost_per_text is None else resent * cost_per_text
+    if resent and cost != 0:
+        confirm(f"embed {count_noun(resent, 'cached text')} again for {format_price(cost)}?", yes=yes)
 
 
 @cache_app.command()
-def clear(cache: Folder = None, yes: Sure = False) -> None:
-    """Delete every vector: what they cost will be paid again."""
+def clear(cache: o.CacheOption = None, yes: ConfirmDelete = False) -> None:
+    """Delete all vectors; embedding their texts again is billed again."""
     folder = _folder(cache)
-    found = folder.stats()
-    confirm(f"delete {found.vectors:,} vectors in {found.folder}?", yes=yes)
+    stats = folder.stats()
+    confirm(f"delete {stats.vectors:,} vectors in {stats.folder}?", yes=yes)
     err.print(f"{folder.clear():,} vectors deleted")
 
 
 @cache_app.command(name="export")
 def export_command(
-    target: Annotated[str, typer.Argument(help="A folder, which becomes a cache.")], cache: Folder = None
+    target: Annotated[str, typer.Argument(help="The new cache folder.")], cache: o.CacheOption = None
 ) -> None:
-    """Copy all vectors into another cache folder, to be taken elsewhere."""
+    """Copy all vectors to another cache folder, for example to move them to another machine."""
     err.print(f"{_folder(cache).copy_to(CacheFolder(target)):,} vectors copied to {target}")
 
 
 @cache_app.command(name="import")
-def import_command(source: Annotated[str, typer.Argument(help="A cache folder.")], cache: Folder = None) -> None:
-    """Copy all vectors of another cache folder into this one."""
+def import_command(
+    source: Annotated[str, typer.Argument(help="The cache folder to copy from.")], cache: o.CacheOption = None
+) -> None:
+    """Copy all vectors from another cache folder into this one."""
     err.print(f"{_folder(source).copy_to(CacheFolder(cache)):,} vectors copied from {source}")
 
 
@@ -115,20 +120,20 @@ def warm(
     model: o.Model,
     column: o.Column = "text",
     dimensions: o.Dimensions = None,
-    dtype: o.Type = "float32",
-    input_type: o.Role = "document",
-    cache: Folder = None,
+    dtype: o.DTypeOption = "float32",
+    input_type: o.InputTypeOption = "document",
+    cache: o.CacheOption = None,
     base_url: o.BaseUrl = None,
     budget_usd: o.Budget = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
 ) -> None:
-    """Embed texts into the cache, so that they are there when they are wanted."""
+    """Embed texts into the cache only, without an output file."""
     with (
         RecordSource(inputs, column, "id") as source,
-        o.make(model, dimensions, dtype, cache=cache, base_url=base_url, budget_usd=budget_usd) as embedder,
+        o.make_embedder(model, dimensions, dtype, cache=cache, base_url=base_url, budget_usd=budget_usd) as embedder,
     ):
-        embed_all(embedder, source, None, role(input_type), yes=yes, quiet=quiet)
+        embed_all(embedder, source, None, o.as_input_type(input_type), yes=yes, quiet=quiet)
         usage = embedder.usage
     show(str(usage), usage.to_dict(), as_json=as_json)

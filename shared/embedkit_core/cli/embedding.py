@@ -1,16 +1,16 @@
-"""embed, estimate, models, explain."""
+"""Commands `embed`, `estimate`, `models` and `explain`."""
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import about, app, confirm, err, show
+from embedkit_core.cli.console import app, confirm, err, format_price, show
 from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.writing import Output
 from embedkit_core.common.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
@@ -24,13 +24,13 @@ from embedkit_core.tools.tables import table
 @app.command()
 def embed(
     inputs: o.Inputs,
-    output: Annotated[str, typer.Option("--output", "-o", help="A file that ends with .parquet, .jsonl or .npy.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Output file: .parquet, .jsonl or .npy.")],
     model: o.Model,
     column: o.Column = "text",
     id_column: o.IdColumn = "id",
     dimensions: o.Dimensions = None,
-    dtype: o.Type = "float32",
-    input_type: o.Role = "document",
+    dtype: o.DTypeOption = "float32",
+    input_type: o.InputTypeOption = "document",
     cache: o.CacheOption = None,
     no_cache: o.NoCache = False,
     base_url: o.BaseUrl = None,
@@ -41,13 +41,13 @@ def embed(
     quiet: o.Quiet = False,
     as_json: o.Json = False,
 ) -> None:
-    """Embed texts into a file. Says what it costs and asks first; run again after a stop, it pays only for the rest.
+    """Embed texts into a file. Show the cost and ask for confirmation first. A rerun sends only the remaining texts.
 
     Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
     """
     with (
         RecordSource(inputs, column, id_column, output=output) as source,
-        o.make(
+        o.make_embedder(
             model,
             dimensions,
             dtype,
@@ -60,7 +60,7 @@ def embed(
         ) as embedder,
         Output(output) as file,
     ):
-        embed_all(embedder, source, file, role(input_type), yes=yes, quiet=quiet)
+        embed_all(embedder, source, file, o.as_input_type(input_type), yes=yes, quiet=quiet)
         usage, rows = embedder.usage, file.rows
     show(f"{output}: {rows:,} rows; {usage}", {"output": output, "rows": rows, **usage.to_dict()}, as_json=as_json)
 
@@ -71,32 +71,32 @@ def estimate(
     model: o.Model,
     column: o.Column = "text",
     dimensions: o.Dimensions = None,
-    dtype: o.Type = "float32",
-    input_type: o.Role = "document",
+    dtype: o.DTypeOption = "float32",
+    input_type: o.InputTypeOption = "document",
     cache: o.CacheOption = None,
     no_cache: o.NoCache = False,
     base_url: o.BaseUrl = None,
     price: o.Price = None,
     as_json: o.Json = False,
 ) -> None:
-    """Say what embedding texts would take: hits, tokens, dollars, requests, seconds. Sends nothing."""
+    """Estimate cache hits, tokens, cost, requests and time of embedding texts. Send nothing."""
     with (
         RecordSource(inputs, column, "id") as source,
-        o.make(
+        o.make_embedder(
             model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price, sends=False
         ) as embedder,
     ):
-        told = embedder.estimate(source.texts(), input_type=role(input_type))
-    text = f"{told.model}: {told}\ntokens: {told.token_source}; price: {told.price_source}"
-    show(text, told.to_dict(), as_json=as_json)
+        result = embedder.estimate(source.texts(), input_type=o.as_input_type(input_type))
+    text = f"{result.model}: {result}\ntokens: {result.token_source}; price: {result.price_source}"
+    show(text, result.to_dict(), as_json=as_json)
 
 
 @app.command()
 def models(
-    provider: Annotated[str | None, typer.Argument(help="Only those of one provider.")] = None,
+    provider: Annotated[str | None, typer.Argument(help="List models of this provider only.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """List the models that are known: dimensions, limits, types, prices."""
+    """List the models of the catalogue with dimensions, limits, dtypes and prices."""
     rows = [m for m in catalogue_models() if provider in (None, m.provider)]
     listed: list[dict[str, Any]] = [
         {
@@ -111,34 +111,34 @@ def models(
     ]
     columns = ("model", "dimensions", "text_tokens", "usd_per_million", "status")
     cells = [[str("?" if row[name] is None else row[name]) for name in columns] for row in listed]
-    text = table(["model", "dimensions", "tokens a text", "USD a million", "status"], cells)
-    show(text if rows else f"no model of {provider!r} is known", listed, as_json=as_json)
+    text = table(["model", "dimensions", "max tokens", "USD per 1M tokens", "status"], cells)
+    show(text if rows else f"The catalogue has no models of {provider!r}.", listed, as_json=as_json)
 
 
 @app.command()
 def explain(
-    text: Annotated[str, typer.Argument(help="A text.")],
+    text: Annotated[str, typer.Argument(help="The text to explain.")],
     model: o.Model,
     dimensions: o.Dimensions = None,
-    dtype: o.Type = "float32",
-    input_type: o.Role = "document",
+    dtype: o.DTypeOption = "float32",
+    input_type: o.InputTypeOption = "document",
     cache: o.CacheOption = None,
     base_url: o.BaseUrl = None,
     as_json: o.Json = False,
 ) -> None:
-    """Say what would be sent for a text, what its key covers and where its vector would come from. Sends nothing."""
-    with o.make(model, dimensions, dtype, cache=cache, base_url=base_url, sends=False) as embedder:
-        told = embedder.explain(text, input_type=role(input_type))
+    """Show the request body, the cache key and the source of the vector for a text. Send nothing."""
+    with o.make_embedder(model, dimensions, dtype, cache=cache, base_url=base_url, sends=False) as embedder:
+        explanation = embedder.explain(text, input_type=o.as_input_type(input_type))
     data: dict[str, Any] = {
-        "model": told.model,
-        "endpoint": told.endpoint,
-        "request_body": dict(told.request_body),
-        "key": told.key,
-        "key_parts": dict(told.key_parts),
-        "served_from": told.served_from,
-        "estimated_tokens": told.estimated_tokens,
-        "usd_per_million": None if told.usd_per_million is None else str(told.usd_per_million),
-        "price_source": told.price_source,
+        "model": explanation.model,
+        "endpoint": explanation.endpoint,
+        "request_body": dict(explanation.request_body),
+        "key": explanation.key,
+        "key_parts": dict(explanation.key_parts),
+        "served_from": explanation.served_from,
+        "estimated_tokens": explanation.estimated_tokens,
+        "usd_per_million": None if explanation.usd_per_million is None else str(explanation.usd_per_million),
+        "price_source": explanation.price_source,
     }
     show("\n".join(f"{name}: {value}" for name, value in data.items()), data, as_json=as_json)
 
@@ -146,48 +146,47 @@ def explain(
 def embed_all(
     embedder: Embedder, source: RecordSource, file: Output | None, input_type: InputType, *, yes: bool, quiet: bool
 ) -> None:
-    """Embed all that a source holds into a file, or into the cache alone; say what it costs and ask first."""
-    told = embedder.estimate(source.texts(), input_type=input_type)
+    """Embed all records of a source into a file, or into the cache only if `file` is None.
+
+    Shows the estimated cost and asks for confirmation first.
+    """
+    estimated = embedder.estimate(source.texts(), input_type=input_type)
     if not quiet:
-        err.print(f"{embedder.model}: {told}")
-    if told.cost_usd is None or told.cost_usd > 0:
-        confirm(f"send {count_noun(told.texts_to_send, 'text')} for {about(told.cost_usd)}?", yes=yes)
-    n, progress = told.texts, not quiet
-    ahead, behind = itertools.tee(source.records())
-    texts: Iterator[str] = (record.text for record in ahead)
-    shown = _Known(texts, n) if progress and sys.stderr.isatty() else texts
-    rows = embedder.embed_iter(shown, input_type=input_type, progress=isinstance(shown, _Known))
-    records: Iterator[Record] = behind
+        err.print(f"{embedder.model}: {estimated}")
+    if estimated.cost_usd is None or estimated.cost_usd > 0:
+        confirm(f"send {count_noun(estimated.texts_to_send, 'text')} for {format_price(estimated.cost_usd)}?", yes=yes)
+    embedded, written = itertools.tee(source.records())
+    texts: Iterable[str] = (record.text for record in embedded)
+    progress = not quiet and sys.stderr.isatty()
+    if progress:
+        texts = _SizedTexts(texts, estimated.texts)
+    rows = embedder.embed_iter(texts, input_type=input_type, progress=progress)
+    records: Iterator[Record] = written
     try:
         for record, row in zip(records, rows, strict=True):
             if file is not None:
                 file.add(record, row)
     except (PartialFailureError, BadTextError, TextTooLongError) as error:
-        raise _placed(error, embedder, source) from None
+        raise _with_location(error, embedder, source) from None
 
 
-def _placed(error: EmbedKitError, embedder: Embedder, source: RecordSource) -> EmbedKitError:
-    """Give the error of a text with the file and the line it is in, rather than its position."""
+def _with_location(error: EmbedKitError, embedder: Embedder, source: RecordSource) -> EmbedKitError:
+    """Return the error of a text with its file and line instead of its position."""
     position, cause = next(iter(error.failed.items())) if isinstance(error, PartialFailureError) else (0, error)
     record = next(itertools.islice(source.records(), position, None))
-    rerun = ". What is done is in the cache: a rerun sends only the rest" if embedder.tiered_cache.backend else ""
-    error.args = (f"{record.place}: {str(cause).rstrip('.')}{rerun}",)
+    rerun = ". Finished vectors are in the cache: a rerun sends only the rest." if embedder.tiered_cache.backend else ""
+    error.args = (f"{record.location}: {str(cause).rstrip('.')}{rerun}",)
     return error
 
 
-class _Known:
-    """A stream whose length is known, for the bar."""
+class _SizedTexts:
+    """Texts with a known length, for the progress bar."""
 
-    def __init__(self, texts: Iterator[str], n: int) -> None:
+    def __init__(self, texts: Iterable[str], n: int) -> None:
         self._texts, self._n = texts, n
 
     def __iter__(self) -> Iterator[str]:
-        return self._texts
+        return iter(self._texts)
 
     def __len__(self) -> int:
         return self._n
-
-
-def role(value: str) -> InputType:
-    """Give an input type as the embedder takes it, which refuses what is none."""
-    return value  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Options that commands share."""
+"""Options shared by the commands."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ from typing import Annotated
 
 import typer
 
+from embedkit_core.common.types import InputType
 from embedkit_core.embedder import Embedder
 
-Model = Annotated[str, typer.Option("--model", "-m", help="provider:model, as in openai:text-embedding-3-small.")]
-Inputs = Annotated[list[str], typer.Argument(help="Files (.txt, .jsonl, .csv, .parquet), folders, or - for stdin.")]
-Column = Annotated[str, typer.Option(help="Where the texts are, in JSONL, CSV and Parquet.")]
-IdColumn = Annotated[str, typer.Option(help="Where the names of the texts are; else their line numbers.")]
-Dimensions = Annotated[int | None, typer.Option(help="How many the vectors have; the model's own by default.")]
-Type = Annotated[str, typer.Option("--dtype", help="float32, float16, int8, uint8, binary or ubinary.")]
-CacheOption = Annotated[str | None, typer.Option("--cache", help="A folder; the user's cache folder by default.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither ask a cache nor keep anything.")]
-BaseUrl = Annotated[str | None, typer.Option(help="The address of a compatible server.")]
-Role = Annotated[str, typer.Option("--input-type", help="document or query.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before money is spent.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Budget = Annotated[float | None, typer.Option(help="USD that may be spent at most.")]
-Price = Annotated[float | None, typer.Option(help="USD per million tokens, where the catalogue has none.")]
-NO_KEY = "nothing-is-sent"
-Concurrency = Annotated[int, typer.Option(help="Requests in flight at most.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="The model, as in openai:text-embedding-3-small.")]
+Inputs = Annotated[
+    list[str], typer.Argument(help="Files (.txt, .md, .jsonl, .csv, .parquet), folders, or - for stdin.")
+]
+Column = Annotated[str, typer.Option(help="Column of the texts in JSONL, CSV and Parquet.")]
+IdColumn = Annotated[str, typer.Option(help="Column of the ids; the line number is the default id.")]
+Dimensions = Annotated[int | None, typer.Option(help="Number of dimensions; the model's default if omitted.")]
+DTypeOption = Annotated[
+    str, typer.Option("--dtype", help="Type of the vectors: float32, float16, int8, uint8, binary or ubinary.")
+]
+CacheOption = Annotated[str | None, typer.Option("--cache", help="Cache folder; the user's cache folder if omitted.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
+BaseUrl = Annotated[str | None, typer.Option(help="Base URL of a compatible server.")]
+InputTypeOption = Annotated[str, typer.Option("--input-type", help="Embed as document or query.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Spend money without asking for confirmation.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and estimates.")]
+Budget = Annotated[float | None, typer.Option(help="Maximum cost in USD.")]
+Price = Annotated[float | None, typer.Option(help="USD per million tokens, if the catalogue has no price.")]
+Concurrency = Annotated[int, typer.Option(help="Maximum number of requests in flight.")]
+
+NO_KEY = "nothing-is-sent"  # API key of embedders that send nothing
 
 
-def make(
+def make_embedder(
     model: str,
     dimensions: int | None,
     dtype: str,
@@ -40,7 +46,11 @@ def make(
     max_concurrency: int = 16,
     sends: bool = True,
 ) -> Embedder:
-    """Make the embedder that options name; one that sends nothing needs no key."""
+    """Create an embedder from command line options.
+
+    Args:
+        sends: False for an embedder that only estimates, which needs no API key.
+    """
     return Embedder(
         model,
         api_key=None if sends else NO_KEY,
@@ -52,3 +62,8 @@ def make(
         prices=None if price is None else {model: price, model.partition(":")[2] or model: price},
         max_concurrency=max_concurrency,
     )
+
+
+def as_input_type(value: str) -> InputType:
+    """Return `value` typed as an input type; the embedder validates it."""
+    return value  # type: ignore[return-value]

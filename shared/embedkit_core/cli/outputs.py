@@ -1,4 +1,4 @@
-"""The files that a tool writes beside its table: looked at before anything is paid for, written after the table."""
+"""Output files of the tools: validated before anything is sent, written after the table is printed."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from pathlib import Path
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.tools import BenchResult, Comparison
-from embedkit_core.tools.charts import check_drawing, check_kind
+from embedkit_core.tools.charts import check_drawing, check_suffix
 
 
 class Outputs:
-    """Where a chart, a report and the numbers go, each where one is wanted.
+    """Paths of a chart, a report and a CSV file, each optional.
 
     Raises:
-        ConfigurationError: a name or a place that nothing can be written to, or matplotlib is not installed.
+        ConfigurationError: A path is not writable, or matplotlib is not installed.
     """
 
     def __init__(self, chart: str | None, report: str | None, csv_file: str | None = None) -> None:
         self._chart, self._report, self._csv = chart, report, csv_file
         for option, path in (("--chart", chart), ("--report", report), ("--csv", csv_file)):
             if path is not None:
-                _check_place(option, Path(path))
+                _check_writable(option, Path(path))
         if chart is not None:
-            check_kind(chart)
+            check_suffix(chart)
         if chart is not None or report is not None:
             check_drawing()
 
-    def write(self, found: Comparison | BenchResult) -> None:
-        """Write what is wanted, the numbers first."""
-        if self._csv is not None and isinstance(found, Comparison):
-            Path(self._csv).write_text(found.to_csv(), encoding="utf-8")
+    def write(self, result: Comparison | BenchResult) -> None:
+        """Write the requested files, the CSV file first."""
+        if self._csv is not None and isinstance(result, Comparison):
+            Path(self._csv).write_text(result.to_csv(), encoding="utf-8")
         if self._report is not None:
-            found.report(self._report)
+            result.report(self._report)
         if self._chart is not None:
-            found.chart(self._chart)
+            result.chart(self._chart)
 
 
-def _check_place(option: str, path: Path) -> None:
+def _check_writable(option: str, path: Path) -> None:
     if path.is_dir():
-        raise ConfigurationError(f"{option}: {str(path)!r} is a folder; name a file in it")
+        raise ConfigurationError(f"{option}: {str(path)!r} is a folder. Use a file name.")
     if not path.parent.is_dir():
-        raise ConfigurationError(f"{option}: there is no folder {str(path.parent)!r}")
+        raise ConfigurationError(f"{option}: folder {str(path.parent)!r} does not exist.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigurationError(f"{option}: {str(path)!r} cannot be written; name a place that is yours")
+        raise ConfigurationError(f"{option}: {str(path)!r} is not writable. Use another path.")

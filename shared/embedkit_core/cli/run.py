@@ -1,4 +1,4 @@
-"""Run a command line and turn every failure into one line and an exit code."""
+"""Entry point of the command line: every failure becomes one line on standard error and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - they add the commands
+from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - registers the commands
 from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, USAGE, app, err
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -19,12 +19,12 @@ from embedkit_core.common.errors import (
     PartialFailureError,
 )
 
-# The error of a wrong command line: click's own class, of which some versions of typer bring a copy.
+# click's base class of usage errors; some versions of typer bundle their own copy of click.
 COMMAND_LINE: Any = typer.BadParameter.__mro__[2]
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run a command line and give its exit code; what goes wrong is one line on standard error."""
+    """Run a command line and return its exit code; print an error as one line on standard error."""
     try:
         code = app(args=arguments, prog_name="rag-embedkit", standalone_mode=False)
     except typer.Exit as end:
@@ -42,14 +42,14 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error), USAGE)
     except EmbedKitError as error:
         return _fail(str(error), FAILED)
-    except BrokenPipeError:  # whoever read has enough
+    except BrokenPipeError:  # the reader of a pipe closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error or type(error).__name__}{where}", FAILED)
-    if code == INTERRUPTED:  # which typer may have made of it already
-        return _fail("stopped; what is paid for is in the cache, and the same command goes on from there", INTERRUPTED)
+        file = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error or type(error).__name__}{file}", FAILED)
+    if code == INTERRUPTED:  # typer may have converted the interrupt to this exit code
+        return _fail("stopped. Finished vectors are in the cache: run the same command to continue.", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

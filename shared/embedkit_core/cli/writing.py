@@ -1,4 +1,4 @@
-"""Write vectors to Parquet, JSONL or .npy row by row; the output file appears when it is complete."""
+"""Writing vectors to Parquet, JSONL or .npy files row by row. The output file appears when it is complete."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from embedkit_core.cli.reading import Record
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.common.types import Vectors
 
-KINDS = (".parquet", ".jsonl", ".npy")
-BLOCK = 1024  # rows that are written at once
+OUTPUT_SUFFIXES = (".parquet", ".jsonl", ".npy")
+ROWS_PER_WRITE = 1024  # to a Parquet file
 
 
 class RecordWriter(Protocol):
-    """Where rows go."""
+    """Writer of one file format."""
 
     def add(self, record: Record, vector: Vectors) -> None:
-        """Take one row."""
+        """Append a row."""
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write buffered rows and close the file."""
 
 
 class Output:
@@ -41,32 +41,32 @@ class Output:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
-        if self.path.suffix.lower() not in KINDS:
-            raise ConfigurationError(f"--output must end with one of {', '.join(KINDS)}, not {path!r}")
+        if self.path.suffix.lower() not in OUTPUT_SUFFIXES:
+            raise ConfigurationError(f"--output: must end with one of {', '.join(OUTPUT_SUFFIXES)} (got {path!r}).")
         if not self.path.parent.is_dir():
-            raise ConfigurationError(f"--output: there is no folder {str(self.path.parent)!r}")
+            raise ConfigurationError(f"--output: folder {str(self.path.parent)!r} does not exist.")
         self.rows = 0
 
     def __enter__(self) -> Output:
-        kinds: dict[str, type[_Parquet | _Jsonl | _Npy]] = {".parquet": _Parquet, ".jsonl": _Jsonl, ".npy": _Npy}
+        writers: dict[str, type[_Parquet | _Jsonl | _Npy]] = {".parquet": _Parquet, ".jsonl": _Jsonl, ".npy": _Npy}
         self._partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
         self._partial.touch(exist_ok=False)
         try:
-            self._sink: RecordWriter = kinds[self.path.suffix.lower()](self._partial)
+            self._writer: RecordWriter = writers[self.path.suffix.lower()](self._partial)
         except BaseException:
             self._partial.unlink()
             raise
         return self
 
     def add(self, record: Record, vector: Vectors) -> None:
-        """Take one row."""
-        self._sink.add(record, vector)
+        """Append a row."""
+        self._writer.add(record, vector)
         self.rows += 1
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *rest: object) -> None:
         try:
-            self._sink.finish()
-            if kind is None:
+            self._writer.finish()
+            if error_type is None:
                 self._partial.replace(self.path)
         finally:
             self._partial.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class _Jsonl:
 
 
 class _Npy:
-    """Rows go to a file without a name first, since .npy begins with how many there are."""
+    """Buffers rows in a temporary file, since the .npy header contains their number."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,7 +93,7 @@ class _Npy:
         self._shape: tuple[int, int] = (0, 0)
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def add(self, record: Record, vector: Vectors) -> None:  # noqa: ARG002 - a matrix has no place for names
+    def add(self, record: Record, vector: Vectors) -> None:  # noqa: ARG002 - .npy stores no ids or texts
         self._dtype = vector.dtype
         self._shape = (self._shape[0] + 1, len(vector))
         self._rows.write(np.ascontiguousarray(vector).tobytes())
@@ -107,7 +107,7 @@ class _Npy:
 
 
 class _Parquet:
-    """Columns id, text and vector, a list of numbers of the vectors' own type."""
+    """Writes the columns id, text and vector; the list items have the dtype of the vectors."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -124,7 +124,7 @@ class _Parquet:
     def add(self, record: Record, vector: Vectors) -> None:
         self._records.append(record)
         self._vectors.append(vector)
-        if len(self._records) == BLOCK:
+        if len(self._records) == ROWS_PER_WRITE:
             self._flush()
 
     def _flush(self) -> None:

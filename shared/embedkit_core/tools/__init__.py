@@ -1,4 +1,4 @@
-"""Which model, at what price, how fast: answered on one's own texts."""
+"""Compare, choose and benchmark models on your own texts."""
 
 from embedkit_core.tools.bench import BenchResult, bench
 from embedkit_core.tools.choose import Choice, choose

@@ -1,4 +1,4 @@
-"""How fast a model answers here: one request at a time against several, and how many are worth having in flight."""
+"""Benchmark of a model: sequential and concurrent throughput, query latency, and the best concurrency."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZES = (100, 500, 1000)
-MOST = 64  # requests in flight that are tried
-WORTH = 1.1  # of the speed before, for twice the requests in flight
+MAX_IN_FLIGHT = 64  # requests in flight to try
+MIN_SPEED_UP = 1.1  # expected when the number of requests in flight doubles
 QUERIES = 20
-FIRST = 4  # texts for the connection and the model's start
-MARK = "5f3a9c1e"  # in the texts that are estimated, as long as those of texts that are new
+WARM_UP_TEXTS = 4  # they open the connection and load the model
+SAMPLE_PREFIX = "5f3a9c1e"  # of estimated texts, as long as the random prefix of measured texts
 WORDS = ("time", "people", "water", "house", "world", "school", "state", "family", "night", "story", "money", "point")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One job: so many texts, at so many requests in flight."""
+    """One measured job: `texts` texts with at most `concurrency` requests in flight."""
 
     texts: int
     concurrency: int
@@ -47,12 +47,12 @@ class Run:
 
     @property
     def texts_per_second(self) -> float:
-        """The speed."""
+        """Throughput in texts per second."""
         return self.texts / self.seconds
 
 
 class BenchCost(NamedTuple):
-    """What a benchmark will spend at most, estimated; USD are None where the price is unknown."""
+    """Estimated maximum cost of a benchmark; `cost_usd` is None if the price is unknown."""
 
     model: str
     tokens: int
@@ -60,12 +60,21 @@ class BenchCost(NamedTuple):
 
     def __str__(self) -> str:
         cost = "price unknown" if self.cost_usd is None else f"about {format_cost(self.cost_usd)}"
-        return f"{self.model}: up to {self.tokens:,} tokens in all, {cost}"
+        return f"{self.model}: up to {self.tokens:,} tokens in total, {cost}"
 
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What was measured: jobs one request at a time and at `concurrency`, the search for that, and lone queries."""
+    """Results of a benchmark.
+
+    Attributes:
+        model: The measured model.
+        concurrency: The recommended `max_concurrency`.
+        runs: Jobs of each size, sequential and at `concurrency`.
+        search: Jobs at increasing concurrency that determined `concurrency`.
+        query_seconds: Latency of single queries in seconds.
+        usage: Usage of the whole benchmark.
+    """
 
     model: str
     concurrency: int
@@ -75,17 +84,17 @@ class BenchResult:
     usage: Usage = field(default_factory=Usage)
 
     def speed_up(self, texts: int) -> float:
-        """Give how many times faster a job of this size is than one request at a time."""
+        """Return the speed-up of a job of this size over one request at a time."""
         seconds = {run.concurrency: run.seconds for run in self.runs if run.texts == texts}
         return seconds[1] / seconds[self.concurrency]
 
     def latency(self, percentile: float) -> float:
-        """Give the seconds that a lone query takes at most in so many of a hundred cases."""
+        """Return the percentile (0 to 100) of the query latency, in seconds."""
         return float(np.percentile(self.query_seconds, percentile))
 
     def table(self) -> str:
-        """Give tables in Markdown, and the setting to use."""
-        head = ["texts", "in flight", "seconds", "texts a second", "speed-up", "requests", "tokens", "cost"]
+        """Return the results as Markdown, with the recommended setting in the last line."""
+        head = ["texts", "in flight", "seconds", "texts/s", "speed-up", "requests", "tokens", "cost"]
         rows = [
             [
                 f"{run.texts:,}",
@@ -100,16 +109,16 @@ class BenchResult:
             for run in self.runs
         ]
         tried = ", ".join(f"{run.concurrency}: {run.texts_per_second:,.0f}" for run in self.search)
-        lone = ", ".join(f"p{p} {self.latency(p) * 1000:,.0f} ms" for p in (50, 90, 99))
+        latencies = ", ".join(f"p{p} {self.latency(p) * 1000:,.0f} ms" for p in (50, 90, 99))
         return (
-            f"{self.model}\n\n{table(head, rows)}\n\na lone query: {lone}\n"
-            f"texts a second by requests in flight: {tried}\nuse max_concurrency={self.concurrency}"
+            f"{self.model}\n\n{table(head, rows)}\n\nquery latency: {latencies}\n"
+            f"texts/s by requests in flight: {tried}\nuse max_concurrency={self.concurrency}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all numbers, as JSON has them."""
+        """Return all numbers as JSON-compatible values."""
 
-        def listed(run: Run) -> dict[str, Any]:
+        def run_data(run: Run) -> dict[str, Any]:
             return {
                 "texts": run.texts,
                 "concurrency": run.concurrency,
@@ -121,18 +130,18 @@ class BenchResult:
         return {
             "model": self.model,
             "max_concurrency": self.concurrency,
-            "runs": [listed(run) for run in self.runs],
-            "search": [listed(run) for run in self.search],
+            "runs": [run_data(run) for run in self.runs],
+            "search": [run_data(run) for run in self.search],
             "query_seconds": {f"p{p}": self.latency(p) for p in (50, 90, 99)},
             "usage": self.usage.to_dict(),
         }
 
     def chart(self, path: str | PathLike[str]) -> None:
-        """Draw the speeds, into a PNG, SVG or PDF file."""
+        """Write a chart of the throughput to a PNG, SVG or PDF file."""
         save(self._figure(), path)
 
     def report(self, path: str | PathLike[str]) -> None:
-        """Write one HTML file with tables, chart and numbers, which needs nothing beside it."""
+        """Write a self-contained HTML report with tables, chart and numbers."""
         write_report(path, f"Speed of {self.model}", self.table(), [self._figure()], self.to_dict())
 
     def _figure(self) -> Figure:
@@ -148,63 +157,74 @@ def bench(
     *,
     sizes: int | Sequence[int] = SIZES,
     texts: Sequence[str] | None = None,
-    most: int = MOST,
+    most: int = MAX_IN_FLIGHT,
     max_batch_texts: int | None = 32,
     log: Callable[[str], object] = quiet,
     **settings: Any,
 ) -> BenchResult:
-    """Measure a model at this account: jobs of these sizes, one request at a time and at a good concurrency.
+    """Measure a model with this account, network and time of day.
 
-    Nothing comes from a cache, and every text is new, so that all is paid for: `say` is told beforehand what that will
-    be. Texts are of ordinary words, or made of `texts`. `max_batch_texts` bounds a request, so that there are several.
-    `settings` are an embedder's further arguments.
+    The cache is disabled and every text is new, so all texts are billed.
+
+    Args:
+        model: The model, as provider:model.
+        sizes: Numbers of texts per job.
+        texts: Texts to build the measured texts from; random words if omitted.
+        most: Maximum number of requests in flight to try.
+        max_batch_texts: Maximum number of texts per request.
+        log: Called with progress lines, first with the estimated cost.
+        settings: Further arguments of `Embedder`.
     """
-    sizes = _checked(sizes)
+    sizes = _job_sizes(sizes)
     settings = {**settings, "cache": False, "max_batch_texts": max_batch_texts}
     sample = Embedder(model, **settings)
     log(str(estimate_cost(sample, sizes, most=most, texts=texts)))
-    make, largest = _maker(texts), max(sizes)
-    bounds = _bounds(sample, most)
+    make_texts, largest = _text_factory(texts), max(sizes)
+    bounds = _concurrency_steps(sample, most)
     with track_usage() as usage:
-        sample.embed(make(FIRST))
-        waits = [_timed(lambda: sample.embed_query(make(1)[0])) for _ in range(QUERIES)]
-        search = _search(model, make(largest), bounds, settings, log, make)
-        chosen = _chosen(search)
+        sample.embed(make_texts(WARM_UP_TEXTS))
+        latencies = [_seconds(lambda: sample.embed_query(make_texts(1)[0])) for _ in range(QUERIES)]
+        search = _search(model, largest, bounds, settings, log, make_texts)
+        chosen = _best_concurrency(search)
         runs = []
         for size, bound in itertools.product(sizes, dict.fromkeys((1, chosen))):
-            runs.append(_job(model, make(size), bound, settings))
-            log(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts a second")
+            runs.append(_run_job(model, make_texts(size), bound, settings))
+            log(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts/s")
     sample.close()
-    return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(waits), usage.usage)
+    return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(latencies), usage.usage)
 
 
 def estimate_cost(
-    embedder: Embedder, sizes: int | Sequence[int] = SIZES, *, most: int = MOST, texts: Sequence[str] | None = None
+    embedder: Embedder,
+    sizes: int | Sequence[int] = SIZES,
+    *,
+    most: int = MAX_IN_FLIGHT,
+    texts: Sequence[str] | None = None,
 ) -> BenchCost:
-    """Say what a benchmark of this embedder's model will spend at most.
+    """Return the estimated maximum cost of a benchmark of this embedder's model.
 
     Raises:
-        ConfigurationError: the sizes name no job.
+        ConfigurationError: `sizes` is empty or contains an invalid size.
     """
-    sizes = _checked(sizes)
+    sizes = _job_sizes(sizes)
     largest = max(sizes)
-    sent = FIRST + QUERIES + largest * len(_bounds(embedder, most)) + 2 * sum(sizes)
-    sample = embedder.estimate(_maker(texts, MARK)(largest), calibrated=False).tokens
-    tokens, price = ceil(sample * sent / largest), embedder.price.usd_per_million
+    sent = WARM_UP_TEXTS + QUERIES + largest * len(_concurrency_steps(embedder, most)) + 2 * sum(sizes)
+    sample_tokens = embedder.estimate(_text_factory(texts, SAMPLE_PREFIX)(largest), calibrated=False).tokens
+    tokens, price = ceil(sample_tokens * sent / largest), embedder.price.usd_per_million
     return BenchCost(embedder.model, tokens, None if price is None else tokens * price / MILLION)
 
 
-def _checked(sizes: int | Sequence[int]) -> tuple[int, ...]:
+def _job_sizes(sizes: int | Sequence[int]) -> tuple[int, ...]:
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if not sizes:
-        raise ConfigurationError("sizes= names no job; give one such as sizes=(100, 500, 1000)")
+        raise ConfigurationError("sizes: contains no job size. Use for example sizes=(100, 500, 1000).")
     for size in sizes:
         check_integer("sizes", size, 1)
     return sizes
 
 
-def _bounds(embedder: Embedder, most: int) -> list[int]:
-    """Give the requests in flight that are tried: doubled up to `most`, or what the model takes."""
+def _concurrency_steps(embedder: Embedder, most: int) -> list[int]:
+    """Return powers of two up to `most` or the limit of the model."""
     most = embedder.provider.limits.max_in_flight(most)
     bounds = [1]
     while bounds[-1] * 2 <= most:
@@ -214,48 +234,48 @@ def _bounds(embedder: Embedder, most: int) -> list[int]:
 
 def _search(
     model: str,
-    job: list[str],
+    size: int,
     bounds: Sequence[int],
     settings: dict[str, Any],
-    say: Callable[[str], object],
-    make: Callable[[int], list[str]],
+    log: Callable[[str], object],
+    make_texts: Callable[[int], list[str]],
 ) -> list[Run]:
-    """Double what is in flight until it is not worth it any more."""
-    found: list[Run] = []
+    """Run jobs with increasing concurrency until the throughput stops growing."""
+    runs: list[Run] = []
     for bound in bounds:
-        found.append(_job(model, make(len(job)), bound, settings))
-        say(f"{bound} in flight: {found[-1].texts_per_second:,.0f} texts a second")
-        if len(found) > 1 and found[-1].texts_per_second < WORTH * found[-2].texts_per_second:
+        runs.append(_run_job(model, make_texts(size), bound, settings))
+        log(f"{bound} in flight: {runs[-1].texts_per_second:,.0f} texts/s")
+        if len(runs) > 1 and runs[-1].texts_per_second < MIN_SPEED_UP * runs[-2].texts_per_second:
             break
-    return found
+    return runs
 
 
-def _chosen(search: Sequence[Run]) -> int:
-    """Give the least in flight that comes within a tenth of the best speed."""
+def _best_concurrency(search: Sequence[Run]) -> int:
+    """Return the lowest concurrency whose throughput is within 10 % of the best."""
     best = max(run.texts_per_second for run in search)
-    return next(run.concurrency for run in search if run.texts_per_second * WORTH >= best)
+    return next(run.concurrency for run in search if run.texts_per_second * MIN_SPEED_UP >= best)
 
 
-def _job(model: str, texts: list[str], bound: int, settings: dict[str, Any]) -> Run:
+def _run_job(model: str, texts: list[str], bound: int, settings: dict[str, Any]) -> Run:
     with Embedder(model, **{**settings, "max_concurrency": bound}) as embedder, track_usage() as usage:
-        seconds = _timed(lambda: embedder.embed(texts))
+        seconds = _seconds(lambda: embedder.embed(texts))
     return Run(len(texts), bound, seconds, usage.usage)
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def _maker(texts: Sequence[str] | None, always: str | None = None) -> Callable[[int], list[str]]:
-    """Give what makes texts that are new each time, or, with a mark they `always` have, the same."""
-    rng = random.Random(0)  # noqa: S311 - words
+def _text_factory(texts: Sequence[str] | None, prefix: str | None = None) -> Callable[[int], list[str]]:
+    """Return a function that makes n texts: new ones on each call, or with a fixed `prefix` always the same."""
+    rng = random.Random(0)  # noqa: S311 - not for cryptography
 
-    def make(n: int) -> list[str]:
-        mark = always or uuid.uuid4().hex[:8]
+    def make_texts(n: int) -> list[str]:
+        unique = prefix or uuid.uuid4().hex[:8]
         if texts:
-            return [f"{texts[i % len(texts)]} {mark} {i}" for i in range(n)]
-        return [f"{mark} {i} {' '.join(rng.choices(WORDS, k=50))}" for i in range(n)]
+            return [f"{texts[i % len(texts)]} {unique} {i}" for i in range(n)]
+        return [f"{unique} {i} {' '.join(rng.choices(WORDS, k=50))}" for i in range(n)]
 
-    return make
+    return make_texts

@@ -1,4 +1,4 @@
-"""The cheapest model that is good enough, or the best that can be afforded; for a whole index, never text by text."""
+"""Choosing the cheapest model above a minimum quality, or the best model within a budget, for a whole index."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from embedkit_core.common.usage import MILLION
 from embedkit_core.common.validation import check_integer, parse_usd
 from embedkit_core.costs.tracker import format_cost
 from embedkit_core.embedder import Embedder
-from embedkit_core.tools.compare import MAIN, Candidate, Comparison
+from embedkit_core.tools.compare import MAIN_MEASURE, Candidate, Comparison
 from embedkit_core.tools.comparison_plan import InMemoryCache
 from embedkit_core.tools.tables import table
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One model for the job: what it costs at first and in a month, and why it is not taken, if it is not.
+    """One candidate with its costs.
 
-    The numbers are None where they are unknown, `gigabytes`, those of the index, where the model failed.
+    Attributes:
+        candidate: The compared model.
+        corpus_usd: Cost of the corpus; like the other costs, None if unknown.
+        month_usd: Cost of the queries of one month.
+        total_usd: Cost of the corpus and of all months.
+        gigabytes: Size of the vectors in the index, None if the model failed.
+        rejected: Why the candidate is not eligible, "" if it is.
     """
 
     candidate: Candidate
@@ -35,36 +41,42 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The model that was chosen and all that were weighed, the cheapest first; `chosen` is None where none will do."""
+    """Result of `choose`.
+
+    Attributes:
+        chosen: The chosen option, None if no candidate meets the criteria.
+        options: All options, the cheapest first.
+        criteria: The criteria in words.
+    """
 
     chosen: Option | None
     options: tuple[Option, ...]
-    asked: str
+    criteria: str
 
     def table(self) -> str:
-        """Give a table in Markdown of all that was weighed, and why."""
-        head = ["model", "dimensions", "type", MAIN, "corpus", "a month", "in all", "index", "because"]
+        """Return a Markdown table of all options, with the reason for each result."""
+        head = ["model", "dimensions", "dtype", MAIN_MEASURE, "corpus", "per month", "total", "index", "result"]
         rows = [_cells(option, option is self.chosen) for option in self.options]
-        return f"{self.asked}\n\n{table(head, rows)}"
+        return f"{self.criteria}\n\n{table(head, rows)}"
 
     def embedder(self, **settings: Any) -> Embedder:
-        """Make the embedder that was chosen, as it was compared, with further settings.
+        """Create the chosen embedder with the settings of the comparison, overridden by `settings`.
 
         Raises:
-            ConfigurationError: none was.
+            ConfigurationError: No model was chosen.
         """
         if self.chosen is None:
-            raise ConfigurationError(f"no model will do: {self.asked}; the table says why")
-        return Embedder(**_arguments(self.chosen.candidate, settings))
+            raise ConfigurationError(f"No model meets the criteria ({self.criteria}). table() shows the reasons.")
+        return Embedder(**_embedder_arguments(self.chosen.candidate, settings))
 
 
-def _arguments(one: Candidate, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments that a model was compared with, but for `settings`."""
-    compared = {name: value for name, value in one.settings.items() if name != "on_error"}
+def _embedder_arguments(candidate: Candidate, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a model was compared with, overridden by `settings`."""
+    compared = {name: value for name, value in candidate.settings.items() if name != "on_error"}
     if isinstance(compared.get("cache"), InMemoryCache):
         compared["cache"] = False
-    own = {"model": one.model, "dimensions": one.dimensions, "dtype": one.dtype}
-    return {**own, **compared, **settings}
+    variant = {"model": candidate.model, "dimensions": candidate.dimensions, "dtype": candidate.dtype}
+    return {**variant, **compared, **settings}
 
 
 def choose(
@@ -79,78 +91,89 @@ def choose(
     significant: bool = False,
     **settings: Any,
 ) -> Choice:
-    """Choose from what was compared: the cheapest with an nDCG@10 of `floor` or more, or the best within a budget.
+    """Choose the cheapest compared model with an nDCG@10 of at least `floor`, or the best one within a budget.
 
-    The corpus has `corpus_texts` texts as long as those compared, or is `texts`: then what the cache has of them is
-    free. A query is as long as those compared. Costs are those of the corpus and of `months` of queries, as estimated
-    without bills, so that the choice is the same in every run.
-    With `significant`, a model that is not shown to be worse than the best one (p over 0.05) counts as as good as it.
-    `settings` are an embedder's arguments, `cache` say, for counting what is there.
+    Costs are estimated without billing data, so that the choice is the same in every run. Queries have the average
+    length of the compared ones.
+
+    Args:
+        comparison: The result of `compare`.
+        floor: Minimum nDCG@10.
+        budget_usd: Maximum cost of the corpus and of all months.
+        corpus_texts: Number of texts in the corpus, of the average length of the compared documents.
+        texts: The texts of the corpus, instead of `corpus_texts`; cached texts cost nothing.
+        queries_per_month: Number of queries per month.
+        months: Number of months.
+        significant: Treat a model that is not significantly worse than the best one (p > 0.05) as equally good.
+        settings: Further arguments of `Embedder`, such as `cache`, for estimating `texts`.
 
     Raises:
-        ConfigurationError: neither a floor nor a budget is given, or there is nothing to choose from.
+        ConfigurationError: Neither `floor` nor `budget_usd` is set, or `comparison` is not a `Comparison`.
     """
     if not isinstance(comparison, Comparison):
-        raise ConfigurationError(f"choose takes what compare() gives, not {type(comparison).__name__}")
+        raise ConfigurationError(f"comparison: must be a result of compare() (got {type(comparison).__name__}).")
     if floor is None and budget_usd is None:
-        raise ConfigurationError("choose needs floor=, the nDCG@10 that is good enough, or budget_usd=, or both")
+        raise ConfigurationError("choose(): no criterion. Set floor= (minimum nDCG@10), budget_usd=, or both.")
     budget = None if budget_usd is None else parse_usd("budget_usd", budget_usd)
     check_integer("queries_per_month", queries_per_month, 0)
     check_integer("months", months, 1)
-    own = None if texts is None else list(texts)
-    size = len(own) if own is not None else corpus_texts or len(comparison.task.documents)
+    corpus = None if texts is None else list(texts)
+    size = len(corpus) if corpus is not None else corpus_texts or len(comparison.task.documents)
     check_integer("corpus_texts", size, 1)
-    weighed = [_weighed(c, comparison, size, own, queries_per_month, months, settings) for c in comparison.candidates]
+    priced = [_price(c, comparison, size, corpus, queries_per_month, months, settings) for c in comparison.candidates]
     best = comparison.best
-    options = [_judged(option, best, floor, budget, significant=significant) for option in weighed]
-    good = [option for option in options if not option.rejected]
-    if floor is not None:  # the cheapest of those that are good enough, the better of equals
-        good.sort(key=lambda o: (o.total_usd is None, o.total_usd or 0, -o.candidate.quality, o.gigabytes or 0))
+    options = [_apply_criteria(option, best, floor, budget, significant=significant) for option in priced]
+    eligible = [option for option in options if not option.rejected]
+    if floor is not None:  # the cheapest first; if prices are equal, the better first
+        eligible.sort(key=lambda o: (o.total_usd is None, o.total_usd or 0, -o.candidate.quality, o.gigabytes or 0))
     else:
-        good.sort(key=lambda o: (-o.candidate.quality, o.total_usd or 0, o.gigabytes or 0))
-    asked = _asked(floor, budget, size, queries_per_month, months)
+        eligible.sort(key=lambda o: (-o.candidate.quality, o.total_usd or 0, o.gigabytes or 0))
+    criteria = _criteria(floor, budget, size, queries_per_month, months)
     ordered = sorted(options, key=lambda o: (o.total_usd is None, o.total_usd or 0, -_quality(o)))
-    return Choice(good[0] if good else None, tuple(ordered), asked)
+    return Choice(eligible[0] if eligible else None, tuple(ordered), criteria)
 
 
-def _weighed(
-    one: Candidate,
+def _price(
+    candidate: Candidate,
     comparison: Comparison,
     size: int,
-    own: list[str] | None,
+    corpus: list[str] | None,
     queries: int,
     months: int,
     settings: Mapping[str, Any],
 ) -> Option:
-    if one.error is not None:
-        return Option(one, None, None, None, None, one.error)
-    price, task = one.usd_per_million, comparison.task
-    gigabytes = size * one.bytes_per_vector / 1e9
+    """Return a candidate with its costs, rejected if they are unknown."""
+    if candidate.error is not None:
+        return Option(candidate, None, None, None, None, candidate.error)
+    price, task = candidate.usd_per_million, comparison.task
+    gigabytes = size * candidate.bytes_per_vector / 1e9
     if price is None:
-        return Option(one, None, None, None, gigabytes, "its price is not known: prices= says it")
-    tokens = Decimal(one.corpus_tokens) / len(task.documents) * size
-    if own is not None:
+        return Option(candidate, None, None, None, gigabytes, "price unknown; set prices=")
+    tokens = Decimal(candidate.corpus_tokens) / len(task.documents) * size
+    if corpus is not None:
         try:
-            with Embedder(**_arguments(one, settings)) as embedder:
-                tokens = Decimal(embedder.estimate(own, calibrated=False).tokens)
+            with Embedder(**_embedder_arguments(candidate, settings)) as embedder:
+                tokens = Decimal(embedder.estimate(corpus, calibrated=False).tokens)
         except EmbedKitError as error:
-            return Option(one, None, None, None, gigabytes, str(error))
-    each = Decimal(one.query_tokens) / len(task.queries)
-    corpus, month = tokens * price / MILLION, each * queries * price / MILLION
-    return Option(one, _cents(corpus), _cents(month), _cents(corpus + month * months), gigabytes)
+            return Option(candidate, None, None, None, gigabytes, str(error))
+    query_tokens = Decimal(candidate.query_tokens) / len(task.queries)
+    corpus_usd, month_usd = tokens * price / MILLION, query_tokens * queries * price / MILLION
+    total_usd = corpus_usd + month_usd * months
+    return Option(candidate, _rounded(corpus_usd), _rounded(month_usd), _rounded(total_usd), gigabytes)
 
 
-def _judged(
+def _apply_criteria(
     option: Option, best: Candidate, floor: float | None, budget: Decimal | None, *, significant: bool
 ) -> Option:
+    """Return an option, with the reason for rejection if it does not meet the criteria."""
     if option.rejected:
         return option
     quality, p = option.candidate.quality, option.candidate.p_value
-    as_good = significant and p is not None and p > 0.05 and floor is not None and best.quality >= floor
-    if floor is not None and quality < floor and not as_good:
-        return replace(option, rejected=f"{MAIN} {quality:.4f} is under {floor}")
+    is_equal = significant and p is not None and p > 0.05 and floor is not None and best.quality >= floor
+    if floor is not None and quality < floor and not is_equal:
+        return replace(option, rejected=f"{MAIN_MEASURE} {quality:.4f} is below {floor}")
     if budget is not None and option.total_usd is not None and option.total_usd > budget:
-        return replace(option, rejected=f"{format_cost(option.total_usd)} is over {format_cost(budget)}")
+        return replace(option, rejected=f"{format_cost(option.total_usd)} exceeds {format_cost(budget)}")
     return option
 
 
@@ -158,30 +181,30 @@ def _quality(option: Option) -> float:
     return option.candidate.quality if option.candidate.error is None else -1.0
 
 
-def _cents(usd: Decimal) -> Decimal:
-    """Give an estimate in six digits after the point: more would be noise."""
+def _rounded(usd: Decimal) -> Decimal:
+    """Return an estimate rounded to six decimal places."""
     return usd.quantize(Decimal("0.000001"))
 
 
-def _asked(floor: float | None, budget: Decimal | None, size: int, queries: int, months: int) -> str:
-    wanted = []
+def _criteria(floor: float | None, budget: Decimal | None, size: int, queries: int, months: int) -> str:
+    criteria = []
     if floor is not None:
-        wanted.append(f"the cheapest with {MAIN} of {floor} or more")
+        criteria.append(f"cheapest with {MAIN_MEASURE} of at least {floor}")
     if budget is not None:
-        wanted.append(f"within {format_cost(budget)}" if wanted else f"the best within {format_cost(budget)}")
-    return f"{', '.join(wanted)}, for {size:,} texts and {queries:,} queries a month over {months} months"
+        criteria.append(f"within {format_cost(budget)}" if criteria else f"best within {format_cost(budget)}")
+    return f"{', '.join(criteria)}, for {size:,} texts and {queries:,} queries per month over {months} months"
 
 
 def _cells(option: Option, chosen: bool) -> list[str]:
-    one = option.candidate
+    candidate = option.candidate
     return [
-        shorten_model_name(one.model, 40),
-        str(one.dimensions or "?"),
-        one.dtype,
-        "" if one.error is not None else f"{one.quality:.4f}",
+        shorten_model_name(candidate.model, 40),
+        str(candidate.dimensions or "?"),
+        candidate.dtype,
+        "" if candidate.error is not None else f"{candidate.quality:.4f}",
         format_cost(option.corpus_usd),
         format_cost(option.month_usd),
         format_cost(option.total_usd),
         "unknown" if option.gigabytes is None else f"{option.gigabytes:,.3f} GB",
-        "chosen" if chosen else option.rejected or "dearer, or not as good",
+        "chosen" if chosen else option.rejected or "more expensive or lower quality",
     ]

@@ -1,4 +1,4 @@
-"""Models side by side on one's own texts: quality, cost, time and size of each."""
+"""Comparison of models on a task: quality, cost, time and size of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from embedkit_core.embedder import Embedder
 from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.tools import ranking
 from embedkit_core.tools.charts import QualityPoint, draw_comparison, save
-from embedkit_core.tools.comparison_plan import announce, rows_of
+from embedkit_core.tools.comparison_plan import log_estimates, variant_settings
 from embedkit_core.tools.report import write_report
 from embedkit_core.tools.tables import quiet, table
 from embedkit_core.tools.tasks import Task
@@ -30,20 +30,35 @@ from embedkit_core.tools.tasks import Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAIN = "nDCG@10"
-KS = (10, 100)
+MAIN_MEASURE = "nDCG@10"
+KS = (10, 100)  # of recall@k
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model at some dimensions and a type, and what came of it; where it failed, `error` says why.
+    """One model with given dimensions and dtype, and its results.
 
-    `over_budget` says that it failed because a budget did not suffice. `usage` is what this comparison took,
-    `corpus_usd` what the documents cost where none are cached, None where the price is unknown: it and the tokens are
-    counted without the bills, so that a model has the same in every row and every run. `p_value` is how likely so
-    large a difference to the best one's nDCG@10 is by chance, corrected after Holm for how many are compared.
-    `truncated` counts texts that were cut to the model's limit.
-    `bytes_per_vector` are those of the numbers alone.
+    Token counts and `corpus_usd` are estimated without billing data, so that a model has the same values in every row
+    and every run.
+
+    Attributes:
+        model: The model, as provider:model.
+        dimensions: Number of dimensions, None if unknown.
+        dtype: Type of the vectors.
+        space: Name of the vector space.
+        scores: Mean and confidence interval of each measure.
+        usage: Usage of this comparison.
+        seconds: Duration of embedding documents and queries.
+        bytes_per_vector: Size of the numbers of one vector.
+        usd_per_million: Price of a million tokens, None if unknown.
+        corpus_tokens: Tokens of all documents.
+        query_tokens: Tokens of all queries.
+        truncated: Number of texts truncated to the model's limit.
+        p_value: Probability of a difference in nDCG@10 to the best model at least this large by chance, after Holm's
+            correction. None for the best model.
+        error: Why the model failed, None if it did not.
+        over_budget: Whether it failed because of a budget.
+        settings: Arguments of the embedder.
     """
 
     model: str
@@ -61,76 +76,76 @@ class Candidate:
     p_value: float | None = None
     error: str | None = None
     over_budget: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of its embedder; may hold a key
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may contain an API key
 
     @property
     def name(self) -> str:
-        """The model, its dimensions and its type."""
+        """The model, its dimensions and its dtype."""
         return f"{self.model} {self.dimensions or '?'} {self.dtype}"
 
     @property
     def quality(self) -> float:
-        """The mean nDCG@10; NaN where it failed."""
-        return self.scores[MAIN].mean if MAIN in self.scores else float("nan")
+        """Mean nDCG@10; NaN if the model failed."""
+        return self.scores[MAIN_MEASURE].mean if MAIN_MEASURE in self.scores else float("nan")
 
     @property
     def corpus_usd(self) -> Decimal | None:
-        """What the documents cost where none are cached, estimated."""
+        """Estimated cost of all documents without a cache, None if the price is unknown."""
         return None if self.usd_per_million is None else self.corpus_tokens * self.usd_per_million / MILLION
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What models are worth on a task, the best first; those that failed are last."""
+    """Candidates of a comparison, the best first; those that failed are last."""
 
     task: Task
     candidates: tuple[Candidate, ...]
 
     @property
     def best(self) -> Candidate:
-        """The one with the highest nDCG@10."""
+        """The candidate with the highest nDCG@10."""
         return self.candidates[0]
 
     def table(self) -> str:
-        """Give a table in Markdown, and what its scores are worth."""
+        """Return the results as a Markdown table, with the validity of the scores."""
         measures = list(next((c.scores for c in self.candidates if c.scores), {}))
         head = [
             "model",
             "dimensions",
-            "type",
+            "dtype",
             *measures,
             "p",
-            "tokens",
-            "documents cost",
-            "paid now",
+            "corpus tokens",
+            "corpus cost",
+            "billed now",
             "seconds",
-            "bytes a vector",
+            "bytes/vector",
         ]
-        rows = [_cells(contender, measures) for contender in self.candidates if contender.error is None]
-        failed = "".join(f"\n{c.name}: {c.error}" for c in self.candidates if c.error is not None)
-        failed += "".join(
-            f"\n{c.name}: {count_noun(c.truncated, 'text')} cut to the model's limit"
+        rows = [_cells(candidate, measures) for candidate in self.candidates if candidate.error is None]
+        notes = "".join(f"\n{c.name}: {c.error}" for c in self.candidates if c.error is not None)
+        notes += "".join(
+            f"\n{c.name}: {count_noun(c.truncated, 'text')} truncated to the model's limit"
             for c in self.candidates
             if c.truncated
         )
         size = count_noun(len(self.task.documents), "document")
         size += f", {len(self.task.queries):,} {'query' if len(self.task.queries) == 1 else 'queries'}"
-        legend = "scores: mean and 95 % confidence interval; p: of the difference to the best, by chance"
-        return f"{self.task.name}: {size}; {self.task.validity}\n{legend}\n\n{table(head, rows)}{failed}"
+        legend = "scores: mean and 95 % confidence interval; p: p-value of the difference to the best model"
+        return f"{self.task.name}: {size}; {self.task.validity}\n{legend}\n\n{table(head, rows)}{notes}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all numbers, as JSON has them."""
+        """Return all numbers as JSON-compatible values."""
         return {
             "task": self.task.name,
             "documents": len(self.task.documents),
             "queries": len(self.task.queries),
             "validity": self.task.validity,
-            "models": [_listed(contender) for contender in self.candidates],
+            "models": [_candidate_data(candidate) for candidate in self.candidates],
         }
 
     def to_csv(self) -> str:
-        """Give all numbers, a line for each model."""
-        rows = [_flat(_listed(contender)) for contender in self.candidates]
+        """Return all numbers as CSV, one line per candidate."""
+        rows = [_flat(_candidate_data(candidate)) for candidate in self.candidates]
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -139,7 +154,7 @@ class Comparison:
         return text.getvalue()
 
     def chart(self, path: str | PathLike[str]) -> None:
-        """Draw quality against cost and against dimensions, into a PNG, SVG or PDF file.
+        """Write a chart of quality against cost and dimensions to a PNG, SVG or PDF file.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -147,19 +162,18 @@ class Comparison:
         save(self._figure(), path)
 
     def report(self, path: str | PathLike[str]) -> None:
-        """Write one HTML file with the table, the chart and the numbers, which needs nothing beside it."""
+        """Write a self-contained HTML report with the table, the chart and the numbers."""
         title = f"Models compared on {self.task.name}"
         write_report(path, title, self.table(), [self._figure()], self.to_dict())
 
     def _figure(self) -> Figure:
         points = []
-        for one in self.candidates:
-            if one.error is None:
-                usd, score = one.corpus_usd, one.scores[MAIN]
+        for candidate in self.candidates:
+            if candidate.error is None:
+                usd, score = candidate.corpus_usd, candidate.scores[MAIN_MEASURE]
                 cost = None if usd is None else float(usd)
-                points.append(
-                    QualityPoint(one.model, one.dtype, one.dimensions, cost, score.mean, score.low, score.high)
-                )
+                variant = (candidate.model, candidate.dtype, candidate.dimensions)
+                points.append(QualityPoint(*variant, cost, score.mean, score.low, score.high))
         return draw_comparison(self.task.name, len(self.task.documents), points)
 
 
@@ -176,76 +190,97 @@ def compare(
     log: Callable[[str], object] = quiet,
     **settings: Any,
 ) -> Comparison:
-    """Embed a task's texts with each model, rank by exact cosine, and judge; each model against itself only.
+    """Embed the texts of a task with each model, rank documents by exact cosine similarity, and score the rankings.
 
-    A model is a string, or a mapping of an embedder's arguments. Each is tried at all `dimensions` (None for its own)
-    and `dtypes`, the widest first, and is paid for once: what cannot be cut from vectors that are there is a row with
-    an error, as what fails is. `settings` are arguments for all; with `cache=False` vectors are kept for this one
-    comparison. `budget_usd` bounds all models together. `say` is told what will be spent before anything is.
+    Every model is compared with all `dimensions` and `dtypes`. Smaller vectors are derived from the widest ones, so
+    that each text is billed once. A variant that cannot be derived, and a model that fails, get an `error`.
+
+    Args:
+        models: Model names, or mappings of `Embedder` arguments.
+        task: Documents, queries and judgements.
+        dimensions: Dimensions to compare; None is the model's default.
+        dtypes: Dtypes to compare.
+        ks: Depths of recall@k.
+        seed: Seed of the confidence intervals and p-values.
+        budget_usd: Budget of all models together.
+        progress: As in `Embedder`.
+        log: Called with progress lines, first with the estimated cost of each model.
+        settings: `Embedder` arguments for all models. With `cache=False`, vectors are kept in memory for this
+            comparison.
 
     Raises:
-        ConfigurationError: there is no model to compare.
+        ConfigurationError: `models` is empty, or `task` is not a `Task`.
     """
     if not isinstance(task, Task):
-        raise ConfigurationError(f"a task is a Task, as load_beir({task!r:.60}) gives one, not {type(task).__name__}")
+        raise ConfigurationError(
+            f"task: must be a Task (got {type(task).__name__}). Use for example load_beir({task!r:.60})."
+        )
     models = [models] if isinstance(models, (str, Mapping)) else models
-    wanted = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
-    if not wanted:
-        raise ConfigurationError("compare needs at least one model, such as 'openai:text-embedding-3-small'")
-    found: list[tuple[Candidate, Mapping[str, ranking.Numbers]]] = []
-    rows = [rows_of({**settings, **arguments}, dimensions, dtypes, arguments) for arguments in wanted]
-    for first, *_ in rows:
-        announce(first, task, log)
+    arguments_of_models = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
+    if not arguments_of_models:
+        raise ConfigurationError("models: at least one model is required, such as 'openai:text-embedding-3-small'.")
+    results: list[tuple[Candidate, Mapping[str, ranking.Numbers]]] = []
+    variants_of_models = [
+        variant_settings({**settings, **arguments}, dimensions, dtypes, arguments) for arguments in arguments_of_models
+    ]
+    for first, *_ in variants_of_models:
+        log_estimates(first, task, log)
     with track_usage(budget_usd=budget_usd):
-        for own in rows:
-            paid = False
-            for asked in own:
+        for variants in variants_of_models:
+            is_embedded = False
+            for variant in variants:
                 try:
-                    found.append(_tried(asked, task, ks, seed, progress, log, paid=paid))
-                    paid = True
+                    results.append(_evaluate(variant, task, ks, seed, progress, log, is_embedded=is_embedded))
+                    is_embedded = True
                 except EmbedKitError as error:
-                    name = str(asked["model"])
+                    name = str(variant["model"])
                     log(f"{name}: {error}")
-                    failed = Candidate(name, asked["dimensions"], asked["dtype"], error=str(error), settings=asked)
+                    failed = Candidate(
+                        name, variant["dimensions"], variant["dtype"], error=str(error), settings=variant
+                    )
                     over = isinstance(error, BudgetError)
-                    found.append((replace(failed, usage=error.usage or Usage(), over_budget=over), {}))
-    return Comparison(task, tuple(_judged(found, seed)))
+                    results.append((replace(failed, usage=error.usage or Usage(), over_budget=over), {}))
+    return Comparison(task, tuple(_ranked(results, seed)))
 
 
-def _tried(
-    asked: Mapping[str, Any],
+def _evaluate(
+    variant: Mapping[str, Any],
     task: Task,
     ks: Sequence[int],
     seed: int,
     progress: ProgressOption,
-    say: Callable[[str], object],
+    log: Callable[[str], object],
     *,
-    paid: bool,
+    is_embedded: bool,
 ) -> tuple[Candidate, Mapping[str, ranking.Numbers]]:
+    """Return a candidate and the values of each measure by query.
+
+    Args:
+        is_embedded: Whether another variant of the model is embedded, from which this one must be derived.
+    """
     documents, queries = list(task.documents.values()), list(task.queries.values())
-    with Embedder(**asked) as embedder:
-        if paid and embedder.estimate(documents).texts_to_send:
+    with Embedder(**variant) as embedder:
+        if is_embedded and embedder.estimate(documents).texts_to_send:
             raise ConfigurationError(
-                f"dimensions={asked['dimensions']}, dtype={asked['dtype']!r} cannot be cut from vectors that are there "
-                "as far as anybody documents, and would be paid again; to have that, name it as a model of its own: "
-                "{'model': ..., 'dimensions': ..., 'dtype': ...}"
+                f"dimensions={variant['dimensions']}, dtype={variant['dtype']!r} cannot be derived from the cached "
+                "vectors according to the provider's documentation, and all texts would be billed again. To allow "
+                "this, list it as a separate model: {'model': ..., 'dimensions': ..., 'dtype': ...}."
             )
-        embedder.has_warned_of_truncation = (
-            paid  # of texts that are cut, by the model's first row: they are the same in all
-        )
-        began = time.perf_counter()
+        embedder.has_warned_of_truncation = is_embedded  # the first variant has warned of the same texts
+        start = time.perf_counter()
         with track_usage() as usage:
-            embedded = embedder.embed(documents, progress=progress)
-            searching = embedder.embed(queries, input_type="query")
-        rows, asking = embedded.vectors, searching.vectors
-        seconds = time.perf_counter() - began
-        anew = embedder.without_cache()
-        dtype = asked["dtype"]
-        places, _ = ranking.rank(
-            ranking.comparable(rows, dtype), ranking.comparable(asking, dtype), max(ranking.LEAST, *ks)
+            document_result = embedder.embed(documents, progress=progress)
+            query_result = embedder.embed(queries, input_type="query")
+        seconds = time.perf_counter() - start
+        uncached = embedder.without_cache()
+        dtype, vectors = variant["dtype"], document_result.vectors
+        positions, _ = ranking.rank(
+            ranking.comparable(vectors, dtype),
+            ranking.comparable(query_result.vectors, dtype),
+            max(ranking.MIN_DEPTH, *ks),
         )
-        values = ranking.judge(task, places, ks)
-        contender = Candidate(
+        values = ranking.evaluate(task, positions, ks)
+        candidate = Candidate(
             model=embedder.model,
             dimensions=embedder.dimensions,
             dtype=dtype,
@@ -253,68 +288,68 @@ def _tried(
             scores=ranking.means(values, seed),
             usage=usage.usage,
             seconds=seconds,
-            bytes_per_vector=rows.shape[1] * rows.itemsize,
+            bytes_per_vector=vectors.shape[1] * vectors.itemsize,
             usd_per_million=embedder.price.usd_per_million,
-            corpus_tokens=anew.estimate(documents, calibrated=False).tokens,
-            query_tokens=anew.estimate(queries, input_type="query", calibrated=False).tokens,
-            truncated=len(embedded.truncated) + len(searching.truncated),
-            settings=asked,
+            corpus_tokens=uncached.estimate(documents, calibrated=False).tokens,
+            query_tokens=uncached.estimate(queries, input_type="query", calibrated=False).tokens,
+            truncated=len(document_result.truncated) + len(query_result.truncated),
+            settings=variant,
         )
-        say(f"{contender.name}: {MAIN} {contender.scores[MAIN]}, {seconds:.1f} s, {usage}")
-        return contender, values
+        log(f"{candidate.name}: {MAIN_MEASURE} {candidate.scores[MAIN_MEASURE]}, {seconds:.1f} s, {usage}")
+        return candidate, values
 
 
-def _judged(found: Sequence[tuple[Candidate, Mapping[str, ranking.Numbers]]], seed: int) -> list[Candidate]:
-    """Order by quality and say how far each is from the best by chance."""
-    ordered = sorted(found, key=lambda pair: (pair[0].error is not None, -np.nan_to_num(pair[0].quality, nan=-1.0)))
+def _ranked(results: Sequence[tuple[Candidate, Mapping[str, ranking.Numbers]]], seed: int) -> list[Candidate]:
+    """Return the candidates ordered by quality, with p-values of their difference to the best."""
+    ordered = sorted(results, key=lambda pair: (pair[0].error is not None, -np.nan_to_num(pair[0].quality, nan=-1.0)))
     _, best = ordered[0]
-    others = [values for _, values in ordered[1:] if MAIN in values]
-    ps = ranking.holm([ranking.p_value(best[MAIN], values[MAIN], seed) for values in others])
-    judged = [contender for contender, _ in ordered]
-    return [judged[0], *(replace(c, p_value=p) for c, p in zip(judged[1:], ps, strict=False)), *judged[1 + len(ps) :]]
+    others = [values for _, values in ordered[1:] if MAIN_MEASURE in values]
+    ps = ranking.holm([ranking.p_value(best[MAIN_MEASURE], values[MAIN_MEASURE], seed) for values in others])
+    ranked = [candidate for candidate, _ in ordered]
+    return [ranked[0], *(replace(c, p_value=p) for c, p in zip(ranked[1:], ps, strict=False)), *ranked[1 + len(ps) :]]
 
 
-def _cells(contender: Candidate, measures: Sequence[str]) -> list[str]:
-    p = "" if contender.p_value is None else f"{contender.p_value:.3f}"
+def _cells(candidate: Candidate, measures: Sequence[str]) -> list[str]:
+    p = "" if candidate.p_value is None else f"{candidate.p_value:.3f}"
     return [
-        shorten_model_name(contender.model, 40),
-        str(contender.dimensions or "?"),
-        contender.dtype,
-        *(str(contender.scores[measure]) if measure in contender.scores else "" for measure in measures),
+        shorten_model_name(candidate.model, 40),
+        str(candidate.dimensions or "?"),
+        candidate.dtype,
+        *(str(candidate.scores[measure]) if measure in candidate.scores else "" for measure in measures),
         p,
-        f"{contender.corpus_tokens:,}",
-        format_cost(contender.corpus_usd),
-        format_cost(contender.usage.cost_usd),
-        f"{contender.seconds:,.1f}",
-        f"{contender.bytes_per_vector:,}",
+        f"{candidate.corpus_tokens:,}",
+        format_cost(candidate.corpus_usd),
+        format_cost(candidate.usage.cost_usd),
+        f"{candidate.seconds:,.1f}",
+        f"{candidate.bytes_per_vector:,}",
     ]
 
 
-def _listed(contender: Candidate) -> dict[str, Any]:
-    usd = contender.corpus_usd
+def _candidate_data(candidate: Candidate) -> dict[str, Any]:
+    usd = candidate.corpus_usd
     return {
-        "model": contender.model,
-        "dimensions": contender.dimensions,
-        "dtype": contender.dtype,
-        "space": contender.space,
-        "scores": {name: {"mean": s.mean, "low": s.low, "high": s.high} for name, s in contender.scores.items()},
-        "p_value": contender.p_value,
-        "corpus_tokens": contender.corpus_tokens,
-        "query_tokens": contender.query_tokens,
-        "truncated": contender.truncated,
+        "model": candidate.model,
+        "dimensions": candidate.dimensions,
+        "dtype": candidate.dtype,
+        "space": candidate.space,
+        "scores": {name: {"mean": s.mean, "low": s.low, "high": s.high} for name, s in candidate.scores.items()},
+        "p_value": candidate.p_value,
+        "corpus_tokens": candidate.corpus_tokens,
+        "query_tokens": candidate.query_tokens,
+        "truncated": candidate.truncated,
         "corpus_usd": None if usd is None else format_usd(usd),
-        "seconds": contender.seconds,
-        "bytes_per_vector": contender.bytes_per_vector,
-        "usage": contender.usage.to_dict(),
-        "error": contender.error,
+        "seconds": candidate.seconds,
+        "bytes_per_vector": candidate.bytes_per_vector,
+        "usage": candidate.usage.to_dict(),
+        "error": candidate.error,
     }
 
 
-def _flat(listed: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in listed.items():
+    for name, value in data.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{before}{name}"] = "" if value is None else value
+            flat[f"{prefix}{name}"] = "" if value is None else value
     return flat

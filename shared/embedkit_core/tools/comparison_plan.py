@@ -1,4 +1,4 @@
-"""How a model is compared in several dimensions and types and paid for once, and what that will cost."""
+"""Settings of the compared variants of a model, and their estimated cost."""
 
 from __future__ import annotations
 
@@ -14,49 +14,56 @@ from embedkit_core.embedder import Embedder
 from embedkit_core.tools.tasks import Task
 
 
-def rows_of(
-    given: Mapping[str, Any],
+def variant_settings(
+    settings: Mapping[str, Any],
     dimensions: Sequence[int | None],
     dtypes: Sequence[DType],
-    own: Mapping[str, Any],
+    model: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Give the arguments of a model's embedders: what others can be cut from first."""
-    cache = given.get("cache")
-    kept = {"cache": InMemoryCache() if cache is False else cache, "on_error": "raise"}
-    widths = [own["dimensions"]] if "dimensions" in own else sorted(set(dimensions), key=lambda d: -(d or 1 << 30))
-    types = [own["dtype"]] if "dtype" in own else sorted(dict.fromkeys(dtypes), key=lambda t: t != "float32")
+    """Return `Embedder` arguments of each variant; the first one is that from which others can be derived.
+
+    Args:
+        settings: All arguments of the model.
+        dimensions: Dimensions to compare.
+        dtypes: Dtypes to compare.
+        model: Arguments of the model itself; its `dimensions` and `dtype` override those to compare.
+    """
+    cache = settings.get("cache")
+    common = {"cache": InMemoryCache() if cache is False else cache, "on_error": "raise"}
+    widths = [model["dimensions"]] if "dimensions" in model else sorted(set(dimensions), key=lambda d: -(d or 1 << 30))
+    types = [model["dtype"]] if "dtype" in model else sorted(dict.fromkeys(dtypes), key=lambda t: t != "float32")
     pairs = itertools.product(types, widths)
-    return [{**given, **kept, "dimensions": width, "dtype": dtype} for dtype, width in pairs]
+    return [{**settings, **common, "dimensions": width, "dtype": dtype} for dtype, width in pairs]
 
 
-def asked_at(model: str, base_url: str | None) -> dict[str, Any]:
-    """Give a model's arguments with the address it is asked at; one on this machine has none."""
+def model_settings(model: str, base_url: str | None) -> dict[str, Any]:
+    """Return `Embedder` arguments of a model, without a base URL if it is local."""
     with contextlib.suppress(EmbedKitError), Embedder(model, cache=False) as embedder:
         if embedder.provider.is_local:
             return {"model": model}
     return {"model": model, "base_url": base_url}
 
 
-def announce(asked: Mapping[str, Any], task: Task, say: Callable[[str], object]) -> None:
-    """Say what a model's texts will cost; one that cannot be made is told of where its row is made."""
-    with contextlib.suppress(EmbedKitError), Embedder(**asked) as embedder:
-        say(f"{embedder.model}, documents: {embedder.estimate(task.documents.values())}")
-        say(f"{embedder.model}, queries: {embedder.estimate(task.queries.values(), input_type='query')}")
+def log_estimates(settings: Mapping[str, Any], task: Task, log: Callable[[str], object]) -> None:
+    """Log the estimated cost of a model; an error is reported later, in the row of the model."""
+    with contextlib.suppress(EmbedKitError), Embedder(**settings) as embedder:
+        log(f"{embedder.model}, documents: {embedder.estimate(task.documents.values())}")
+        log(f"{embedder.model}, queries: {embedder.estimate(task.queries.values(), input_type='query')}")
 
 
 class InMemoryCache:
-    """A cache for one comparison, so that all rows of a model are cut from the same vectors."""
+    """Cache of one comparison, so that all variants of a model are derived from the same vectors."""
 
     def __init__(self) -> None:
         self._entries: dict[bytes, Entry] = {}
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        """Give the entries there are."""
+        """Return the stored entries of `keys`."""
         return {key: self._entries[key] for key in keys if key in self._entries}
 
     def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
-        """Keep entries."""
+        """Store entries."""
         self._entries.update(items)
 
     def close(self) -> None:
-        """Keep them all the same."""
+        """Do nothing: the entries are needed by the next variant."""

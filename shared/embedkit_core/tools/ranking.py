@@ -1,4 +1,4 @@
-"""From vectors to rankings to scores: exact search, and what rankings are worth by the judgements."""
+"""Exact search and retrieval measures with confidence intervals and p-values. No I/O."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 from embedkit_core.common.types import Vectors
 from embedkit_core.tools.tasks import Task
 
-DEPTH = 100
-LEAST = 10  # that nDCG@10 and MRR@10 look at
-BLOCK, DOCUMENTS = 128, 8192  # queries and documents that are scored at once
-DIGITS = 6  # of a cosine; what is below is the noise of float32, which differs with a row's place in a block
+DEFAULT_DEPTH = 100
+MIN_DEPTH = 10  # of nDCG@10 and MRR@10
+QUERIES_PER_BLOCK, DOCUMENTS_PER_BLOCK = 128, 8192  # scored in one matrix product
+DIGITS = 6  # of a cosine; further digits are float32 noise, which depends on the position in a block
 RESAMPLES = 2000
 Numbers = npt.NDArray[np.float64]
 
 
 class Score(NamedTuple):
-    """A mean over queries, and the 95 % confidence interval of it by the bootstrap."""
+    """Mean over queries with its 95 % bootstrap confidence interval."""
 
     mean: float
     low: float
@@ -31,7 +31,7 @@ class Score(NamedTuple):
 
 
 def comparable(vectors: Vectors, dtype: str) -> Vectors:
-    """Give vectors whose dot product ranks as their cosine does, or for packed ones as their Hamming distance."""
+    """Return float32 vectors whose dot product ranks like the cosine, or like the Hamming distance of packed bits."""
     if dtype in ("binary", "ubinary"):
         packed = vectors.astype(np.int16) + (128 if dtype == "binary" else 0)
         bits = np.unpackbits(packed.astype(np.uint8), axis=1)
@@ -44,44 +44,51 @@ def comparable(vectors: Vectors, dtype: str) -> Vectors:
     return rows / np.where(lengths == 0, 1, lengths)
 
 
-def rank(documents: Vectors, queries: Vectors, depth: int = DEPTH) -> tuple[npt.NDArray[np.intp], Vectors]:
-    """Give for each query the places of the nearest documents and their cosines; of equals the earlier goes first."""
+def rank(documents: Vectors, queries: Vectors, depth: int = DEFAULT_DEPTH) -> tuple[npt.NDArray[np.intp], Vectors]:
+    """Rank documents by cosine for each query; of equal documents, the earlier one comes first.
+
+    Returns:
+        Positions of the documents and their cosines, both of shape (queries, depth).
+    """
     depth = min(depth, len(documents))
-    places = np.empty((len(queries), depth), dtype=np.intp)
+    positions = np.empty((len(queries), depth), dtype=np.intp)
     cosines = np.empty((len(queries), depth), dtype=np.float32)
-    for start in range(0, len(queries), BLOCK):
-        asked = queries[start : start + BLOCK]
-        best, where = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.intp)
-        for at in range(0, len(documents), DOCUMENTS):
-            scores = np.round(asked @ documents[at : at + DOCUMENTS].T, DIGITS)
-            here = np.broadcast_to(np.arange(at, at + scores.shape[1]), scores.shape)
-            best, where = _best(np.hstack([best, scores]), np.hstack([where, here]), depth)
-        places[start : start + BLOCK], cosines[start : start + BLOCK] = where, best
-    return places, cosines
+    for start in range(0, len(queries), QUERIES_PER_BLOCK):
+        block = queries[start : start + QUERIES_PER_BLOCK]
+        best, best_positions = np.empty((len(block), 0), np.float32), np.empty((len(block), 0), np.intp)
+        for first in range(0, len(documents), DOCUMENTS_PER_BLOCK):
+            scores = np.round(block @ documents[first : first + DOCUMENTS_PER_BLOCK].T, DIGITS)
+            block_positions = np.broadcast_to(np.arange(first, first + scores.shape[1]), scores.shape)
+            best, best_positions = _top(np.hstack([best, scores]), np.hstack([best_positions, block_positions]), depth)
+        positions[start : start + QUERIES_PER_BLOCK], cosines[start : start + QUERIES_PER_BLOCK] = best_positions, best
+    return positions, cosines
 
 
-def _best(scores: Vectors, places: npt.NDArray[np.intp], depth: int) -> tuple[Vectors, npt.NDArray[np.intp]]:
-    """Give the highest of each row, of equals the first; `places` rise among equal scores."""
+def _top(scores: Vectors, positions: npt.NDArray[np.intp], depth: int) -> tuple[Vectors, npt.NDArray[np.intp]]:
+    """Return the highest scores of each row and their positions; of equal scores, the first ones.
+
+    `positions` must be ascending among equal scores.
+    """
     depth = min(depth, scores.shape[1])
-    least = np.partition(scores, scores.shape[1] - depth, axis=1)[:, scores.shape[1] - depth]
+    lowest = np.partition(scores, scores.shape[1] - depth, axis=1)[:, scores.shape[1] - depth]
     top = np.empty((len(scores), depth), dtype=np.intp)
-    for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
-        likely = np.flatnonzero(values >= bound)
-        top[row] = likely[np.argsort(-values[likely], kind="stable")[:depth]]
-    return np.take_along_axis(scores, top, axis=1), np.take_along_axis(places, top, axis=1)
+    for row, (values, bound) in enumerate(zip(scores, lowest, strict=True)):
+        eligible = np.flatnonzero(values >= bound)
+        top[row] = eligible[np.argsort(-values[eligible], kind="stable")[:depth]]
+    return np.take_along_axis(scores, top, axis=1), np.take_along_axis(positions, top, axis=1)
 
 
-def judge(task: Task, places: npt.NDArray[np.intp], ks: Sequence[int]) -> dict[str, Numbers]:
-    """Give nDCG@10, MRR@10 and recall@k of each query, by ir-measures, in the order of the task's queries."""
+def evaluate(task: Task, positions: npt.NDArray[np.intp], ks: Sequence[int]) -> dict[str, Numbers]:
+    """Return nDCG@10, MRR@10 and recall@k of each query, computed by ir-measures, in the order of the queries."""
     import ir_measures
     from ir_measures import RR, R, nDCG
 
     measures = {"nDCG@10": nDCG @ 10, "MRR@10": RR @ 10, **{f"recall@{k}": R @ k for k in ks}}
-    ids, depth = list(task.documents), places.shape[1]
-    # Ties are broken here: the library would break them by the documents' names.
+    ids, depth = list(task.documents), positions.shape[1]
+    # Scores by rank: the library would break ties by document id.
     run = {
-        query: {ids[place]: float(depth - rank) for rank, place in enumerate(row.tolist())}
-        for query, row in zip(task.queries, places, strict=True)
+        query: {ids[position]: float(depth - rank) for rank, position in enumerate(row.tolist())}
+        for query, row in zip(task.queries, positions, strict=True)
     }
     qrels = {query: dict(judged) for query, judged in task.judgements.items()}
     numbers = {query: n for n, query in enumerate(task.queries)}
@@ -93,7 +100,7 @@ def judge(task: Task, places: npt.NDArray[np.intp], ks: Sequence[int]) -> dict[s
 
 
 def with_interval(values: Numbers, seed: int = 0) -> Score:
-    """Give the mean of the queries' values and its 95 % interval, by the percentiles of bootstrap means."""
+    """Return the mean of the values and its 95 % interval, from the percentiles of bootstrap means."""
     rng = np.random.default_rng(seed)
     n = len(values)
     means = np.array([values[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
@@ -103,7 +110,7 @@ def with_interval(values: Numbers, seed: int = 0) -> Score:
 
 
 def p_value(one: Numbers, other: Numbers, seed: int = 0) -> float:
-    """Give how likely a difference in means as large as this is by chance: a paired randomization test, two-sided.
+    """Return the p-value of the difference in means: a two-sided paired randomization test.
 
     Source: Smucker, Allan and Carterette, "A comparison of statistical significance tests for information retrieval
     evaluation", CIKM 2007.
@@ -119,14 +126,14 @@ def p_value(one: Numbers, other: Numbers, seed: int = 0) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Correct p-values for how many they are, after Holm."""
-    corrected, so_far = [0.0] * len(ps), 0.0
-    for rank_, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        so_far = max(so_far, min(1.0, ps[place] * (len(ps) - rank_)))
-        corrected[place] = so_far
+    """Return p-values with Holm's correction for multiple comparisons."""
+    corrected, largest = [0.0] * len(ps), 0.0
+    for n, position in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, ps[position] * (len(ps) - n)))
+        corrected[position] = largest
     return corrected
 
 
 def means(values: Mapping[str, Numbers], seed: int = 0) -> dict[str, Score]:
-    """Give each measure's mean and interval."""
+    """Return the mean and interval of each measure."""
     return {name: with_interval(numbers, seed) for name, numbers in values.items()}

@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: no script, no style and no picture from elsewhere."""
+"""Self-contained HTML reports, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; }
 def write_report(
     path: str | PathLike[str], title: str, table: str, figures: Sequence[Figure], numbers: Mapping[str, Any]
 ) -> None:
-    """Write a report: the table, the figures as SVG, and the numbers."""
-    listed = html.escape(json.dumps(numbers, indent=1))
+    """Write a report with the table, the figures as SVG, and all numbers as JSON."""
+    data = html.escape(json.dumps(numbers, indent=1))
     pictures = "".join(f"<figure>{_svg(figure)}</figure>" for figure in figures)
     Path(path).write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
         f"<h1>{html.escape(title)}</h1><pre>{html.escape(table)}</pre>{pictures}"
-        f"<details><summary>All numbers</summary><pre>{listed}</pre></details></html>\n",
+        f"<details><summary>All numbers</summary><pre>{data}</pre></details></html>\n",
         encoding="utf-8",
     )
 
 
 def _svg(figure: Figure) -> str:
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg")
-    text = drawn.getvalue()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
     return text[text.index("<svg") :]

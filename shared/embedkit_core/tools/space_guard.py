@@ -1,8 +1,7 @@
-"""One index, one space: a guard for any vector store.
+"""Guard against mixing vector spaces in an index.
 
-Vectors of two models look alike, rows of numbers, and have nothing to do with each other: a store that holds both gives
-nearest neighbours that mean nothing, and no error. So a text's model is never chosen text by text, by what is cheap
-today: it is chosen once for an index.
+Vectors of different models are not comparable. A vector store that mixes them returns meaningless neighbors without an
+error, so an index must use one model for all texts. No I/O.
 """
 
 from __future__ import annotations
@@ -11,61 +10,67 @@ from typing import Any, Protocol, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 
-UNKNOWN = "/unknown/"  # in the name of a space whose width no reply has told yet
+UNKNOWN_WIDTH = "/unknown/"  # in the name of a space before the first reply
 
 
 class HasSpace(Protocol):
-    """An embedder or a result."""
+    """An embedder or an embedding result."""
 
     @property
     def space(self) -> str:
-        """The name of the vector space."""
+        """Name of the vector space."""
 
 
 class HasEmbedder(Protocol):
-    """A class of LangChain's or LlamaIndex's, whose embedder it is."""
+    """An adapter for LangChain or LlamaIndex."""
 
     @property
     def embedder(self) -> HasSpace:
-        """The embedder."""
+        """The core embedder."""
 
 
-Named = TypeVar("Named", bound=HasSpace | HasEmbedder)
+Checked = TypeVar("Checked", bound=HasSpace | HasEmbedder)
 
 
 class SpaceGuard:
-    """Refuses vectors of another space than those that an index holds.
+    """Rejects vectors of another space than that of an index.
 
-    Keep `guard.space` beside the index, in its metadata say, and make the guard from it when the index is opened again.
+    Store `guard.space` in the metadata of the index, and create the guard from it when the index is opened again.
+
+    Example:
+        >>> guard = SpaceGuard(index_metadata.get("space"))
+        >>> guard.check(embedder.embed(["a text"]))
     """
 
     def __init__(self, space: str | None = None) -> None:
         self.space = space
 
-    def check(self, vectors: Named) -> Named:
-        """Take the first space there is, and from then on no other; give what was checked.
+    def check(self, vectors: Checked) -> Checked:
+        """Check the space of a result, embedder or adapter, and return that object.
+
+        The first check of a guard without a space sets it.
 
         Raises:
-            ConfigurationError: naming both spaces; or what is given names none, or does not know its own yet.
+            ConfigurationError: The spaces differ, or the argument has no space or one whose width is not known yet.
         """
         space = _space_of(vectors)
         if self.space is None:
             self.space = space
         elif space != self.space:
             raise ConfigurationError(
-                f"this index holds vectors of the space {self.space!r}, and these are of {space!r}: they must not be "
-                "compared. Embed with the index's model, or build a new index"
+                f"Vector spaces differ: the index has {self.space!r}, the vectors have {space!r}. They must not be "
+                "compared. Embed with the model of the index, or build a new index."
             )
         return vectors
 
 
-def _space_of(given: Any) -> str:
-    space = getattr(getattr(given, "embedder", given), "space", None)
+def _space_of(value: Any) -> str:
+    space = getattr(getattr(value, "embedder", value), "space", None)
     if not isinstance(space, str) or not space:
-        raise ConfigurationError(f"{type(given).__name__} names no space: give an embedder, or one of its results")
-    if UNKNOWN in space:
+        raise ConfigurationError(f"{type(value).__name__} has no vector space. Pass an embedder or one of its results.")
+    if UNKNOWN_WIDTH in space:
         raise ConfigurationError(
-            f"the space {space!r} is not known in full until the model has answered: embed a text first, or say "
-            "dimensions="
+            f"The width of the vector space {space!r} is unknown before the first reply. Embed a text first, or set "
+            "dimensions=."
         )
     return space

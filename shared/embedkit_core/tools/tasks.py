@@ -1,4 +1,4 @@
-"""What models are compared on: documents, queries, and which documents answer which query."""
+"""Comparison tasks: documents, queries, and judgements of which documents answer which query."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from typing import Any
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun
 
-JUDGED = "judged by people, or by whoever made the data set"
-SHORTEST = 40  # characters that either half of a text has at least, where a text is to find its other half
+JUDGED = "relevance judgements from the data set"
+MIN_HALF_CHARACTERS = 40  # of each half of a text in `self_retrieval`
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Documents and queries by id, and for each query the documents that answer it, by how well (1 or more).
+    """A retrieval task.
 
-    `worth` says what a score on it is worth, for whoever reads the results.
+    Attributes:
+        name: Name for tables and charts.
+        documents: Texts of the documents by id.
+        queries: Texts of the queries by id.
+        judgements: For each query id, the relevance (1 or more) of the relevant documents by id.
+        validity: What scores on the task measure, shown with the results.
     """
 
     name: str
@@ -32,95 +37,96 @@ class Task:
 
     def __post_init__(self) -> None:
         if not self.documents or not self.queries:
-            raise ConfigurationError(f"the task {self.name!r} has no documents, or no query that is judged")
-        strangers = {d for judged in self.judgements.values() for d in judged} - self.documents.keys()
-        if strangers:
+            raise ConfigurationError(f"Task {self.name!r} has no documents or no judged queries.")
+        missing = {d for judged in self.judgements.values() for d in judged} - self.documents.keys()
+        if missing:
             raise ConfigurationError(
-                f"the judgements of {self.name!r} name {len(strangers)} missing documents, as {min(strangers)!r}"
+                f"Task {self.name!r} has judgements of {len(missing)} missing documents, such as {min(missing)!r}."
             )
 
 
 def load_beir(folder: str | PathLike[str], split: str = "test") -> Task:
-    """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.
+    """Return the task in a folder of BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.
 
-    A document is its title, a space and its text, as BEIR's own evaluation has it; queries without a judgement are left
-    out. Source: github.com/beir-cellar/beir, read 2026-11-25.
+    Documents consist of title, space and text, as in BEIR's own evaluation. Queries without judgements are skipped.
+    Source: github.com/beir-cellar/beir, read 2026-11-25.
 
     Raises:
-        ConfigurationError: a file is missing or a row is broken, naming the line.
+        ConfigurationError: A file is missing or a row is invalid; the message contains the line.
     """
-    place = Path(folder)
+    path = Path(folder)
     qrels: dict[str, dict[str, int]] = {}
-    for number, row in _table(place / "qrels" / f"{split}.tsv", "\t"):
+    for number, row in _table(path / "qrels" / f"{split}.tsv", "\t"):
         try:
             score = int(row["score"])
             if score > 0:
                 qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = score
         except (KeyError, TypeError, ValueError):
-            raise _broken(place / "qrels" / f"{split}.tsv", number, "query-id, corpus-id and a whole score") from None
+            raise _invalid_row(
+                path / "qrels" / f"{split}.tsv", number, "query-id, corpus-id and an integer score"
+            ) from None
     documents: dict[str, str] = {}
-    for number, line in _json_lines(place / "corpus.jsonl"):
+    for number, line in _json_lines(path / "corpus.jsonl"):
         try:
             documents[line["_id"]] = f"{line.get('title', '')} {line['text']}"
         except (KeyError, TypeError):
-            raise _broken(place / "corpus.jsonl", number, "_id and text") from None
+            raise _invalid_row(path / "corpus.jsonl", number, "_id and text") from None
     queries: dict[str, str] = {}
-    for number, line in _json_lines(place / "queries.jsonl"):
+    for number, line in _json_lines(path / "queries.jsonl"):
         try:
             if line["_id"] in qrels:
                 queries[line["_id"]] = line["text"]
         except (KeyError, TypeError):
-            raise _broken(place / "queries.jsonl", number, "_id and text") from None
+            raise _invalid_row(path / "queries.jsonl", number, "_id and text") from None
     empty = [name for name, text in documents.items() if not text.strip()]
     for name in empty:
         del documents[name]
-    known = {query: {d: s for d, s in judged.items() if d in documents} for query, judged in qrels.items()}
-    lost = sum(len(judged) - len(known[query]) for query, judged in qrels.items())
-    judged_queries = {query: text for query, text in queries.items() if known.get(query)}
-    worth = JUDGED
+    judgements = {query: {d: s for d, s in judged.items() if d in documents} for query, judged in qrels.items()}
+    lost = sum(len(judged) - len(judgements[query]) for query, judged in qrels.items())
+    judged_queries = {query: text for query, text in queries.items() if judgements.get(query)}
+    validity = JUDGED
     if empty:
-        worth += f"; {count_noun(len(empty), 'empty document')} left out"
-    if lost:  # which BEIR's own evaluation counts as never found
-        worth += f"; {count_noun(lost, 'right answer')} not among the documents, and not looked for"
-    return Task(
-        place.resolve().name, documents, judged_queries, {query: known[query] for query in judged_queries}, worth
-    )
+        validity += f"; {count_noun(len(empty), 'empty document')} skipped"
+    if lost:  # BEIR's own evaluation counts them as not found
+        validity += f"; {count_noun(lost, 'relevant document')} missing and ignored"
+    judgements = {query: judgements[query] for query in judged_queries}
+    return Task(path.resolve().name, documents, judged_queries, judgements, validity)
 
 
 def load_questions(file: str | PathLike[str], *, question: str = "question", answer: str = "answer") -> Task:
-    """Read a CSV file of questions and right answers, a column each; the answers are the documents.
+    """Return a task from a CSV file with a column of questions and a column of correct answers, the documents.
 
-    Commas, semicolons or tabs part the columns. A question that stands there twice has two right answers.
+    The delimiter is a comma, semicolon or tab. A question in two rows has two correct answers.
 
     Raises:
-        ConfigurationError: the file or a column is missing, or a row is broken, naming the line.
+        ConfigurationError: The file or a column is missing, or a row is invalid; the message contains the line.
     """
-    place = Path(file)
+    path = Path(file)
     documents: dict[str, str] = {}
-    ids: dict[str, str] = {}
-    asks: dict[str, str] = {}
+    document_ids: dict[str, str] = {}
+    query_ids: dict[str, str] = {}
     queries: dict[str, str] = {}
     judgements: dict[str, dict[str, int]] = {}
-    for number, row in _table(place, _delimiter(place)):
-        asked, right = (row.get(question) or "").strip(), (row.get(answer) or "").strip()
-        if not asked or not right:
-            raise _broken(place, number, f"the columns {question!r} and {answer!r}")
-        document = ids.setdefault(right, f"answer {len(ids) + 1}")
-        documents[document] = right
-        query = asks.setdefault(asked, f"question {number}")
-        queries[query] = asked
+    for number, row in _table(path, _delimiter(path)):
+        query_text, document_text = (row.get(question) or "").strip(), (row.get(answer) or "").strip()
+        if not query_text or not document_text:
+            raise _invalid_row(path, number, f"the columns {question!r} and {answer!r}")
+        document = document_ids.setdefault(document_text, f"answer {len(document_ids) + 1}")
+        documents[document] = document_text
+        query = query_ids.setdefault(query_text, f"question {number}")
+        queries[query] = query_text
         judgements.setdefault(query, {})[document] = 1
-    return Task(place.stem, documents, queries, judgements)
+    return Task(path.stem, documents, queries, judgements)
 
 
 def self_retrieval(texts: Iterable[str], *, name: str = "own texts") -> Task:
-    """Make a task of texts alone: the first half of each is to find its second half among all second halves.
+    """Return a task without judgements: each query is the first half of a text, its document the second half.
 
-    A text whose first line is a title is cut there. It tells how well a model recognises what belongs together in these
-    texts, which goes with how well it answers questions about them, and is not the same.
+    A text with a title in the first line is split after the title. The scores correlate with the quality of answering
+    questions about the texts, but do not measure it.
 
     Raises:
-        ConfigurationError: fewer than ten texts can be cut in two.
+        ConfigurationError: Fewer than ten texts can be split.
     """
     documents: dict[str, str] = {}
     queries: dict[str, str] = {}
@@ -129,19 +135,20 @@ def self_retrieval(texts: Iterable[str], *, name: str = "own texts") -> Task:
             queries[str(number)], documents[str(number)] = halves
     if len(documents) < 10:
         raise ConfigurationError(
-            f"self_retrieval needs ten texts of {2 * SHORTEST} characters or more, and {len(documents)} are such"
+            f"texts: at least 10 texts of {2 * MIN_HALF_CHARACTERS} or more characters are required "
+            f"(got {len(documents)})."
         )
-    worth = "no judgements: the first half of each text has to find its second half; good for a ranking of models only"
-    return Task(name, documents, queries, {query: {query: 1} for query in queries}, worth)
+    validity = "no judgements: each query is the first half of a text; valid only for ranking models"
+    return Task(name, documents, queries, {query: {query: 1} for query in queries}, validity)
 
 
 def _halves(text: str) -> tuple[str, str] | None:
     title, newline, body = text.strip().partition("\n")
-    if newline and 8 <= len(title) <= 200 and len(body.strip()) >= SHORTEST:
+    if newline and 8 <= len(title) <= 200 and len(body.strip()) >= MIN_HALF_CHARACTERS:
         return title.strip(), body.strip()
     middle = text.find(" ", len(text) // 2)
     first, second = text[:middle].strip(), text[middle:].strip()
-    return (first, second) if middle > 0 and min(len(first), len(second)) >= SHORTEST else None
+    return (first, second) if middle > 0 and min(len(first), len(second)) >= MIN_HALF_CHARACTERS else None
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -150,7 +157,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError):
-                raise _broken(path, number, "one JSON object") from None
+                raise _invalid_row(path, number, "one JSON object") from None
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -159,11 +166,11 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise ConfigurationError(f"{path}, line {reader.line_num}: {error}") from None
+        raise ConfigurationError(f"{path}, line {reader.line_num}: {error}.") from None
 
 
 def _delimiter(path: Path) -> str:
-    """Give what parts the columns of a CSV file: what its head has."""
+    """Return the most frequent delimiter in the header of a CSV file."""
     head = next(_lines(path), "")
     return max(",;\t", key=head.count)
 
@@ -173,10 +180,10 @@ def _lines(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             yield from lines
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from None
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} cannot be read (it is not UTF-8)") from None
+        raise ConfigurationError(f"{path} cannot be read (it is not UTF-8).") from None
 
 
-def _broken(path: Path, number: int, wanted: str) -> ConfigurationError:
-    return ConfigurationError(f"{path}, line {number}: expected {wanted}")
+def _invalid_row(path: Path, number: int, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"{path}, line {number}: expected {expected}.")

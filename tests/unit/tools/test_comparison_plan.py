@@ -49,7 +49,7 @@ def test_dimensions_and_dtypes_of_a_model_are_paid_once_with_and_without_a_cache
 def test_a_row_that_would_be_paid_again_is_refused_with_the_fix(server):
     rows = compare(words(server), TASK, dimensions=(None, 16), cache=False)
     assert [(one.dimensions, one.error is None) for one in rows.candidates] == [(64, True), (16, False)]
-    assert "name it as a model of its own" in rows.candidates[1].error
+    assert "list it as a separate model" in rows.candidates[1].error
     assert sum(server.billed.values()) == TEXTS
     own = compare([words(server, dimensions=16)], TASK, dimensions=(None, 8), cache=False)
     assert [(one.dimensions, one.error) for one in own.candidates] == [(16, None)]
@@ -86,7 +86,7 @@ def test_truncated_texts_are_counted(caplog):
     server = FakeServer(max_words=2, cuts=True)
     found = compare(words(server), TASK, dtypes=("float32", "float16", "binary"), cache=False)
     assert {one.truncated for one in found.candidates} == {TEXTS}
-    assert f"{TEXTS} texts cut to the model's limit" in found.table()
+    assert f"{TEXTS} texts truncated to the model's limit" in found.table()
     assert caplog.text.count("said once") == 1
 
 
@@ -139,7 +139,7 @@ def test_the_block_size_does_not_change_the_ranking(monkeypatch):
     documents = comparable(np.repeat(rng.standard_normal((9, 16)), 4, axis=0).astype(np.float32), "float32")
     queries = comparable(rng.standard_normal((7, 16)).astype(np.float32), "float32")
     whole, _ = rank(documents, queries, 20)
-    monkeypatch.setattr("embedkit_core.tools.ranking.DOCUMENTS", 5)
+    monkeypatch.setattr("embedkit_core.tools.ranking.DOCUMENTS_PER_BLOCK", 5)
     assert rank(documents, queries, 20)[0].tolist() == whole.tolist()
     assert whole.tolist() == np.argsort(-(queries @ documents.T).round(6), axis=1, kind="stable")[:, :20].tolist()
 
@@ -163,7 +163,7 @@ def test_a_guard_refuses_a_space_of_unknown_width():
     with OpenAIServer() as server:
         embedder = Embedder("unheard-of", base_url=server.base_url, api_key=server.api_key, cache=False)
         guard = SpaceGuard()
-        with pytest.raises(ConfigurationError, match="embed a text first"):
+        with pytest.raises(ConfigurationError, match="Embed a text first"):
             guard.check(embedder)
         result = guard.check(embedder.embed(["a"]))
         assert guard.space == result.space
@@ -178,7 +178,7 @@ def test_a_guard_accepts_framework_classes_and_refuses_objects_without_a_space()
         assert guard.check(hosts) is hosts
         with pytest.raises(ConfigurationError, match="must not be compared"):
             guard.check(EmbedKitEmbeddings(model="openai:text-embedding-3-large", **given))
-    with pytest.raises(ConfigurationError, match="ndarray names no space"):
+    with pytest.raises(ConfigurationError, match="ndarray has no vector space"):
         guard.check(np.zeros((1, 8)))
 
 

@@ -78,9 +78,7 @@ def test_documents_left_out_of_a_data_set_are_reported(tmp_path):
     )
     task = load_beir(folder)
     assert (task.documents, task.judgements) == ({"1": " They purr."}, {"a": {"1": 1}})
-    assert task.validity.endswith(
-        "1 empty document left out; 2 right answers not among the documents, and not looked for"
-    )
+    assert task.validity.endswith("1 empty document skipped; 2 relevant documents missing and ignored")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,10 @@ def test_documents_left_out_of_a_data_set_are_reported(tmp_path):
             r"queries\.jsonl, line 1: expected _id",
         ),
         (lambda folder: (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\t1\tx\n"), "line 2"),
-        (lambda folder: (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n"), "no query"),
+        (
+            lambda folder: (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n"),
+            "no judged queries",
+        ),
     ],
 )
 def test_a_broken_folder_is_refused_with_the_line(tmp_path, break_it, message):
@@ -127,7 +128,7 @@ def test_self_retrieval_splits_texts_and_states_its_validity():
     assert "no judgements" in task.validity
     plain = self_retrieval([f"{i} " + "word " * 40 for i in range(10)])
     assert len(plain.queries["0"]) == pytest.approx(len(plain.documents["0"]), abs=10)
-    with pytest.raises(ConfigurationError, match="and 0 are such"):
+    with pytest.raises(ConfigurationError, match=r"\(got 0\)"):
         self_retrieval(["short"] * 50)
 
 
@@ -143,7 +144,7 @@ def by_hand(ranks_of_relevant, n_relevant):
 def test_metrics_equal_those_computed_by_hand():
     task = Task("t", {str(i): "x" for i in range(20)}, {"a": "x", "b": "x"}, {"a": {"3": 1, "7": 1}, "b": {"0": 1}})
     places = np.array([[9, 3, 8, 1, 7, *range(10, 20)], [*range(1, 12), 0, 12, 13, 14]])
-    found = ranking.judge(task, places, (2, 5))
+    found = ranking.evaluate(task, places, (2, 5))
     assert found["nDCG@10"] == pytest.approx([by_hand([2, 5], 2), 0.0])
     assert found["MRR@10"] == pytest.approx([0.5, 0.0])
     assert found["recall@2"] == pytest.approx([0.5, 0.0])
@@ -222,7 +223,7 @@ def test_a_failed_model_is_a_row_with_its_error(monkeypatch):
         log=told.append,
     )
     assert [contender.error is None for contender in found.candidates] == [True, False, False]
-    assert "no API key for voyage:voyage-4" in found.table()
+    assert "No API key for voyage:voyage-4" in found.table()
     [row] = [line for line in choose(found, floor=0).table().splitlines() if "voyage-4" in line]
     assert [cell.strip() for cell in row.split("|")][5:9] == ["unknown"] * 4  # what it costs, and its index
     assert any(line.startswith("fake:good, documents: 30 texts, 0 from cache") for line in told)
@@ -277,7 +278,7 @@ def test_a_chart_is_drawn_and_labelled(tmp_path, kind):
     data = (tmp_path / f"chart.{kind}").read_bytes()
     assert len(data) > 5000
     figure = found._figure()
-    assert [axes.get_xlabel() for axes in figure.axes] == ["cost of these 30 documents, USD", "dimensions"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["cost of 30 documents, USD", "dimensions"]
     assert all("nDCG@10" in axes.get_ylabel() for axes in figure.axes)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fake:good", "fake:other"]
     with pytest.raises(ConfigurationError, match=r"\.png, \.svg, \.pdf"):
@@ -298,9 +299,9 @@ def test_a_report_is_one_self_contained_file(tmp_path):
 def test_a_comparison_without_models_or_tasks_is_refused():
     with pytest.raises(ConfigurationError, match="at least one model"):
         compare([], TASK)
-    with pytest.raises(ConfigurationError, match=r"a task is a Task, as load_beir\('scifact'\)"):
+    with pytest.raises(ConfigurationError, match=r"task: must be a Task .* load_beir\('scifact'\)"):
         compare("fake:good", "scifact")
-    with pytest.raises(ConfigurationError, match="sizes= names no job"):
+    with pytest.raises(ConfigurationError, match="sizes: contains no job size"):
         bench("fake:good", sizes=())
     with pytest.raises(ConfigurationError, match="missing"):
         Task("t", {"a": "x"}, {"q": "y"}, {"q": {"b": 1}})
@@ -324,7 +325,7 @@ def test_the_cheapest_model_above_the_floor_is_chosen(two):
     choice = choose(two, floor=0.99, corpus_texts=1_000_000, queries_per_month=1000)
     assert choice.chosen.candidate.model == "fake:good"
     [other] = [option for option in choice.options if option is not choice.chosen]
-    assert "is under 0.99" in other.rejected
+    assert "is below 0.99" in other.rejected
     tokens = two.best.corpus_tokens / 30 * 1_000_000
     assert choice.chosen.corpus_usd == pytest.approx(Decimal(tokens) * 10 / 1_000_000)
     assert choice.chosen.total_usd == pytest.approx(choice.chosen.corpus_usd + 12 * choice.chosen.month_usd)
@@ -334,16 +335,16 @@ def test_the_best_model_within_the_budget_is_chosen(two):
     assert choose(two, budget_usd=1000, corpus_texts=1000).chosen.candidate.model == "fake:good"
     choice = choose(two, budget_usd="0.01", corpus_texts=10_000)
     assert choice.chosen.candidate.model == "fake:guess"
-    assert "is over $0.01" in choice.table()
+    assert "exceeds $0.01" in choice.table()
 
 
 def test_if_no_model_fits_the_table_gives_the_reasons(two):
     choice = choose(two, floor=0.99, budget_usd="0.000001", corpus_texts=10_000)
     assert choice.chosen is None
-    assert "is over" in choice.table()
-    with pytest.raises(ConfigurationError, match="no model will do"):
+    assert "exceeds" in choice.table()
+    with pytest.raises(ConfigurationError, match="No model meets the criteria"):
         choice.embedder()
-    with pytest.raises(ConfigurationError, match=r"floor=.*or budget_usd="):
+    with pytest.raises(ConfigurationError, match=r"floor=.*budget_usd=, or both"):
         choose(two)
 
 
@@ -365,7 +366,7 @@ def test_the_chosen_embedder_is_built(two):
 def test_a_model_of_unknown_price_is_never_chosen():
     choice = choose(compared(server_of(None)), floor=0)
     assert choice.chosen is None
-    assert "its price is not known" in choice.table()
+    assert "price unknown" in choice.table()
 
 
 def test_a_guard_accepts_vectors_of_one_space_only():
