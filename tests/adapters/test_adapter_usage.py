@@ -109,7 +109,7 @@ def test_a_budget_stops_and_a_rerun_goes_on(host, tmp_path):
     assert 100 < caught.value.spent_usd <= 150
     host(server, budget_usd=caught.value.needed_usd, cache=tmp_path).many(texts)
     assert set(server.billed.values()) == {1}
-    with pytest.raises(BudgetError, match="price of fake:model is not known"):
+    with pytest.raises(BudgetError, match="price of fake:model is unknown"):
         host(FakeServer(), budget_usd="0.5").many(["text"])
     assert len(host(FakeServer(), budget_usd=Decimal(1), prices={"fake:model": 1}).many(["text"])) == 1
 

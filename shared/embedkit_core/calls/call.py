@@ -1,8 +1,9 @@
-"""One call through the library, in steps that both colours share: plan, look up, hand over, wait, assemble."""
+"""One call: plan, look up, submit, wait, assemble. The steps are the same for sync and async callers."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from embedkit_core.calls.failures import call_error, error_name, unknown_price_e
 from embedkit_core.calls.lookup import CacheLookup
 from embedkit_core.calls.plan import plan_call
 from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
-from embedkit_core.calls.waiting import Waits
+from embedkit_core.calls.waiting import await_, wait
 from embedkit_core.common.errors import EmbedKitError, ProviderError
 from embedkit_core.common.float_lists import relaxed_gc
 from embedkit_core.common.results import EmbeddingResult
@@ -30,18 +31,28 @@ from embedkit_core.engine.scheduler.items import Ticket, max_tokens_to_send
 from embedkit_core.observability.hooks import CallInfo, CallOutcome, observe_call
 from embedkit_core.observability.progress import ProgressOption, make_reporter
 
-# What an async caller's loop is held for at most; more is prepared and assembled on threads of our own.
-INLINE_TEXTS, INLINE_CHARACTERS = 64, 50_000
+# The most that an async call prepares and assembles on the caller's event loop; more goes to a worker thread.
+MAX_INLINE_TEXTS, MAX_INLINE_CHARACTERS = 64, 50_000
 NO_CONTEXT = contextlib.nullcontext()
 T = TypeVar("T")
 
+logger = logging.getLogger("embedkit_core")
 
-class Call(Waits):
-    """The state of one call. `prepare` and `finish` do the work; `wait` or `await_` stand between them.
 
-    Whoever makes a call must `leave` it, whatever happens, before it is finished; `serve` and `arun` do. A call for
-    `lists` makes them while it waits, and is finished with `finish_lists`. `start` is where its first text stands in a
-    stream that it is a piece of; it is `tracked` by those of the caller, unless others are named.
+class Call:
+    """The state of one call.
+
+    `prepare` and `finish` do the work of the caller; `wait` or `await_` from `calls.waiting` run between them. A call
+    must be left with `leave` before it is finished, also after an error; `run` and `arun` do both.
+
+    Args:
+        embedder: The embedder whose settings, cache, budget and meter the call uses.
+        spec: The input type's specification.
+        texts: The texts to embed.
+        lists: Whether the result is lists of floats, made while the call waits and returned by `finish_lists`.
+        start: The position of the first text, if the call is a chunk of a stream.
+        tracked: The usage trackers to count in; by default those active in the current context.
+        progress: Where progress is reported.
     """
 
     __slots__ = (
@@ -58,12 +69,17 @@ class Call(Waits):
         "_start",
         "_texts",
         "_truncated",
+        "reporter",
+        "rows",
+        "ticket",
     )
+
+    rows: MatrixBuffer | ListBuffer
 
     def __init__(
         self,
-        owner: BaseEmbedder,
-        role: InputTypeSpec,
+        embedder: BaseEmbedder,
+        spec: InputTypeSpec,
         texts: Iterable[str],
         *,
         lists: bool = False,
@@ -71,59 +87,63 @@ class Call(Waits):
         tracked: tuple[UsageTracker, ...] | None = None,
         progress: ProgressOption = None,
     ) -> None:
-        self._embedder = owner
-        self._spec = role
+        self._embedder = embedder
+        self._spec = spec
         self._texts = texts
         self._lists = lists
         self._start = start
         self._lookup: CacheLookup | None = None
-        self._ticket = None
+        self.ticket: Ticket | None = None
         self._left = False
         self._done = False
         self._truncated: list[int] = []
         self._failed: dict[int, EmbedKitError] = {}
         self._billing = CallBilling.of_call(
-            owner.meter,
-            owner.budget,
-            owner.price.usd_per_million,
+            embedder.meter,
+            embedder.budget,
+            embedder.price.usd_per_million,
             active_trackers() if tracked is None else tracked,
-            model=owner.model,
-            input_type=role.input_type,
+            model=embedder.model,
+            input_type=spec.input_type,
         )
-        self._reporter = make_reporter(progress, owner.model)
-        patience = owner.settings.deadline
-        self._deadline = math.inf if patience is None else time.monotonic() + patience
+        self.reporter = make_reporter(progress, embedder.model)
+        deadline = embedder.settings.deadline
+        self._deadline = math.inf if deadline is None else time.monotonic() + deadline
 
-    # All the steps
+    # The whole call
 
-    def run(self, door: str, finish: Callable[[], T]) -> T:
-        """Get everything there is to get, and `finish`, on a thread that may block: `door` names who asks.
+    def run(self, method_name: str, finish: Callable[[], T]) -> T:
+        """Run all steps on a thread that may block and return the result of `finish`.
+
+        Args:
+            method_name: The public method, for error messages.
+            finish: The last step, such as `self.finish`.
 
         Raises:
-            EmbedKitError: it is one of the engine's own threads.
+            EmbedKitError: The current thread is one of the engine's threads.
         """
-        refuse_engine_thread(door)
+        refuse_engine_thread(method_name)
         with observe_call(self._info, self._outcome):
             try:
-                with self._collector():
+                with self._gc_context():
                     self.prepare()
                     self.report()
                     if self.needs_engine:
-                        self.wait()
+                        wait(self)
                     self.report(finished=True)
             finally:
                 self.leave()
             return finish()
 
     async def arun(self, finish: Callable[[], T]) -> T:
-        """Get everything there is to get, and `finish`, without holding the caller's loop."""
+        """Run all steps without blocking the caller's event loop and return the result of `finish`."""
         with observe_call(self._info, self._outcome):
             try:
-                with self._collector():
+                with self._gc_context():
                     await self.off_loop(self.prepare)
                     self.report()
                     if self.needs_engine:
-                        await self.await_()
+                        await await_(self)
                     self.report(finished=True)
             finally:
                 self.leave()
@@ -135,131 +155,142 @@ class Call(Waits):
     def _outcome(self) -> CallOutcome:
         if self._done:
             return CallOutcome(self.usage, error_name(self._failed, len(self._plan.keys)))
-        asked = 0 if self._lookup is None else self._plan.n
-        return CallOutcome(Usage(texts=asked) + self.progress()[1])
+        n_texts = 0 if self._lookup is None else self._plan.n
+        return CallOutcome(Usage(texts=n_texts) + self.progress()[1])
 
-    def _collector(self) -> contextlib.AbstractContextManager[None]:
+    def _gc_context(self) -> contextlib.AbstractContextManager[None]:
         return relaxed_gc() if self._lists and not self._is_small else NO_CONTEXT
 
     async def off_loop(self, step: Callable[[], T]) -> T:
-        """Take a step of an async caller's, on a thread of ours where it may take long."""
+        """Run a step of an async call: inline if it is short, else on a worker thread."""
         return step() if self._is_small and not self._embedder.tiered_cache.may_block else await off_loop(step)
 
     @property
     def _is_small(self) -> bool:
         texts = self._texts
-        if not isinstance(texts, list) or len(texts) > INLINE_TEXTS:
+        if not isinstance(texts, list) or len(texts) > MAX_INLINE_TEXTS:
             return False
-        return sum(len(text) for text in texts if isinstance(text, str)) <= INLINE_CHARACTERS
+        return sum(len(text) for text in texts if isinstance(text, str)) <= MAX_INLINE_CHARACTERS
 
-    # The steps
+    # Steps
 
     def prepare(self) -> None:
-        """Check the texts, key them, and fill in the rows that the cache has."""
+        """Check the texts, compute their keys and read the cache."""
         plan = self._plan = plan_call(self._texts, self._spec.key_prefix)
-        role = self._spec
-        self._rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, role.format)
-        look_up = self._lookup = CacheLookup(self._embedder, self._spec, plan, self._rows)
+        spec = self._spec
+        self.rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, spec.format)
+        lookup = self._lookup = CacheLookup(self._embedder, self._spec, plan, self.rows)
         try:
-            look_up.run()
+            lookup.run()
         except BaseException:
-            look_up.close()
+            lookup.close()
             raise
-        # A cancelled caller has left already, while this ran on a thread of ours.
-        if not look_up.misses or self._left:
-            look_up.close()
+        # A cancelled caller may have left while this ran on a worker thread.
+        if not lookup.misses or self._left:
+            lookup.close()
         elif self._billing.price_is_missing:
-            look_up.close()
-            self._failed = dict.fromkeys(look_up.misses, unknown_price_error(self._embedder.model))
-        elif limit := role.request_spec.limits.text_tokens:
-            self._count_long(look_up.misses, limit // 2)
+            lookup.close()
+            self._failed = dict.fromkeys(lookup.misses, unknown_price_error(self._embedder.model))
+        elif limit := spec.request_spec.limits.text_tokens:
+            self._count_long(lookup.misses, limit // 2)
 
-    def _count_long(self, misses: Iterable[int], most: int) -> None:
-        """Count the tokens of texts that may be too long, where that can be done here, rather than estimate them."""
+    def _count_long(self, misses: Iterable[int], threshold: int) -> None:
+        """Count the tokens of texts that may exceed the limit, if the tokenizer is available locally."""
         sizes = self._plan.sizes
-        for place in misses:
-            if sizes[place] > most and (tokens := self._embedder.provider.count_tokens(self._plan.texts[place])):
-                sizes[place] = tokens
+        for index in misses:
+            if sizes[index] > threshold and (tokens := self._embedder.provider.count_tokens(self._plan.texts[index])):
+                sizes[index] = tokens
 
     @property
     def needs_engine(self) -> bool:
-        """Tell whether anything has to be sent."""
+        """Return True if any text must be sent."""
         return self._lookup is not None and bool(self._lookup.misses) and not self._failed
 
     def submit(self, wake: Callable[[], None]) -> None:
-        """Hand the misses over; `wake` is called on the engine's side when all are served or given up."""
-        plan, owner, look_up = self._plan, self._embedder, self._lookup
-        assert look_up is not None
-        assert look_up.account is not None
-        self._rows.positions = plan.first[look_up.misses]
-        self._ticket = Ticket(
-            rows=self._rows,
-            pending=len(look_up.misses),
+        """Submit the cache misses; the engine calls `wake` on its thread when all of them are done."""
+        plan, embedder, lookup = self._plan, self._embedder, self._lookup
+        assert lookup is not None
+        assert lookup.account is not None
+        self.rows.positions = plan.first[lookup.misses]
+        self.ticket = Ticket(
+            rows=self.rows,
+            pending=len(lookup.misses),
             is_query=self._spec.input_type == "query",
-            max_retries=owner.settings.max_retries,
-            max_in_flight=owner.settings.max_concurrency,
-            rates=owner.settings.rates,
+            max_retries=embedder.settings.max_retries,
+            max_in_flight=embedder.settings.max_concurrency,
+            rates=embedder.settings.rates,
             deadline=self._deadline,
-            cache=owner.tiered_cache.backend,
+            cache=embedder.tiered_cache.backend,
             billing=self._billing,
             wake=wake,
             vector_format=self._spec.format,
         )
-        wants = [(plan.keys[place], plan.texts[place], plan.sizes[place]) for place in look_up.misses]
-        owner.use_account(look_up.account)
-        engine().submit(look_up.account, self._ticket, self._spec.request_spec, wants, look_up)
+        wants = [(plan.keys[index], plan.texts[index], plan.sizes[index]) for index in lookup.misses]
+        embedder.use_account(lookup.account)
+        engine().submit(lookup.account, self.ticket, self._spec.request_spec, wants, lookup)
 
     def report(self, *, finished: bool = False) -> None:
-        """Tell the user how far it is, where they want to know."""
-        if self._reporter is not None:
-            self._reporter.begin(self._plan.n)
-            self._reporter.report(*self.progress(), finished=finished)
+        """Report progress, if it was requested."""
+        if self.reporter is not None:
+            self.reporter.begin(self._plan.n)
+            self.reporter.report(*self.progress(), finished=finished)
+
+    def log(self) -> None:
+        """Write the log lines that the engine queued for this call, on the caller's thread."""
+        events = self.ticket.log_events if self.ticket is not None else ()
+        while events:
+            event = events.popleft()
+            logger.log(event.level, "%s", event.text)
 
     def progress(self) -> tuple[int, Usage]:
-        """Give how many texts are done, and the usage so far; from any thread, at any time."""
-        look_up, ticket = self._lookup, self._ticket
-        if look_up is None:
+        """Return the number of finished texts and the usage so far. Safe to call from any thread at any time."""
+        lookup, ticket = self._lookup, self.ticket
+        if lookup is None:
             return 0, Usage()
         unique = len(self._plan.keys)
-        pending = len(look_up.misses) if ticket is None else ticket.pending
-        pending = 0 if self._failed else pending  # nothing of this call was sent
-        usage = Usage(cache_hits=len(look_up.hits), failed=len(self._failed or (ticket.failed if ticket else ())))
+        pending = len(lookup.misses) if ticket is None else ticket.pending
+        pending = 0 if self._failed else pending  # the call failed before anything was sent
+        usage = Usage(cache_hits=len(lookup.hits), failed=len(self._failed or (ticket.failed if ticket else ())))
         done = self._plan.n * (unique - pending) // unique if unique else self._plan.n
         return done, usage if ticket is None else usage + ticket.usage
 
     def leave(self) -> None:
-        """Withdraw what is still pending; nothing is where all is served."""
+        """Withdraw the texts that are still pending, if any."""
         self._left = True
-        if self._reporter is not None:
-            self._reporter.close()
-        look_up = self._lookup
-        if look_up is None:
+        if self.reporter is not None:
+            self.reporter.close()
+        lookup = self._lookup
+        if lookup is None:
             return
-        if self._ticket is None:
-            look_up.close()
-        elif not self._ticket.closed:
-            assert look_up.account is not None
-            engine().withdraw(look_up.account, self._ticket, look_up)
+        if self.ticket is None:
+            lookup.close()
+        elif not self.ticket.closed:
+            assert lookup.account is not None
+            engine().withdraw(lookup.account, self.ticket, lookup)
 
     def finish(self) -> EmbeddingResult:
-        """Put rows, usage and failures together in the order asked, and raise what is to be raised."""
-        vectors = self._finished()
+        """Return the result of the call.
+
+        Raises:
+            EmbedKitError: Texts failed and `on_error` is "raise".
+        """
+        vectors = self._assemble()
         assert isinstance(vectors, np.ndarray)
         result = self._result(vectors)
         self._raise_failures(result)
         return result
 
     def finish_vectors(self) -> Vectors:
-        """Give the vectors alone, as `finish` does."""
-        vectors = self._finished()
+        """Return only the vectors. Raises the same errors as `finish`."""
+        vectors = self._assemble()
         assert isinstance(vectors, np.ndarray)
         if self._failed:
             self._raise_failures(self._result(vectors))
         return vectors
 
     def finish_lists(self) -> list[list[float]]:
-        """Give the vectors as Python floats, for a call that makes lists, and raise what `finish` does."""
-        rows = self._finished()
+        """Return the vectors of a call with `lists=True` as lists of floats. Raises the same errors as `finish`."""
+        rows = self._assemble()
         assert isinstance(rows, list)
         if self._failed:
             self._raise_failures(self._result(np.array(rows).astype(self._spec.format.numpy_dtype)))
@@ -267,78 +298,78 @@ class Call(Waits):
 
     @property
     def usage(self) -> Usage:
-        """What a finished call took."""
+        """The usage of a finished call."""
         usage = self._billing.usage(self._counts())
-        return usage if self._ticket is None else usage + self._ticket.usage
+        return usage if self.ticket is None else usage + self.ticket.usage
 
-    # What it comes to
+    # The result
 
     def _counts(self) -> TextCounts:
-        plan, ticket = self._plan, self._ticket
-        joined, sent = (0, 0) if ticket is None else (ticket.coalesced, ticket.sent)
+        plan, ticket = self._plan, self.ticket
+        coalesced, sent = (0, 0) if ticket is None else (ticket.coalesced, ticket.sent)
         assert self._lookup is not None
         hits, sizes = self._lookup.hits, plan.sizes
-        saved = sum(sizes) if len(hits) == len(sizes) else sum(sizes[place] for place in hits)
-        return TextCounts(plan.n, len(hits), plan.n - len(plan.keys), joined, sent, len(self._failed), saved)
+        saved = sum(sizes) if len(hits) == len(sizes) else sum(sizes[index] for index in hits)
+        return TextCounts(plan.n, len(hits), plan.n - len(plan.keys), coalesced, sent, len(self._failed), saved)
 
-    def _finished(self) -> Vectors | list[list[float]]:
-        """Count the call, and give its rows in the order asked."""
-        plan, owner, ticket, look_up = self._plan, self._embedder, self._ticket, self._lookup
-        assert look_up is not None
-        self._truncated = look_up.truncated
+    def _assemble(self) -> Vectors | list[list[float]]:
+        """Count the call and return its rows in the order of the texts."""
+        plan, embedder, ticket, lookup = self._plan, self._embedder, self.ticket, self._lookup
+        assert lookup is not None
+        self._truncated = lookup.truncated
         if ticket is not None:
             if ticket.internal_error is not None:
                 raise ticket.internal_error
             failed = self._billing.refresh_errors(ticket.failed)
-            self._failed = {look_up.misses[index]: error for index, error in failed.items()}
-            self._truncated += [look_up.misses[index] for index in ticket.truncated]
+            self._failed = {lookup.misses[want]: error for want, error in failed.items()}
+            self._truncated += [lookup.misses[want] for want in ticket.truncated]
         self._billing.count(self._counts())
         self._done = True
-        if self._rows.put_count + len(self._failed) != len(plan.keys):
-            raise ProviderError("internal error: a text has neither a vector nor a failure; please report it")
+        if self.rows.put_count + len(self._failed) != len(plan.keys):
+            raise ProviderError("Internal error: a text has neither a vector nor an error. Please report it.")
         origin = plan.first[plan.source] if len(plan.keys) < plan.n else None
-        form = self._spec.format
-        width = form.width_of(owner.dimensions or 0)
-        rows = self._rows.finished(origin, self._positions(self._failed), width)
-        if owner.dimensions is None and self._rows.width:
-            owner.learn_dimensions(form.dimensions_of(self._rows.width))
+        vector_format = self._spec.format
+        width = vector_format.width_of(embedder.dimensions or 0)
+        rows = self.rows.assemble(origin, self._positions(self._failed), width)
+        if embedder.dimensions is None and self.rows.width:
+            embedder.learn_dimensions(vector_format.dimensions_of(self.rows.width))
         if self._truncated:
-            owner.warn_of_truncation([self._start + p for p in self._positions(self._truncated)], plan.n)
+            embedder.warn_of_truncation([self._start + p for p in self._positions(self._truncated)], plan.n)
         return rows
 
     def _result(self, vectors: Vectors) -> EmbeddingResult:
-        owner, failed = self._embedder, self._positions(self._failed)
+        embedder, failed = self._embedder, self._positions(self._failed)
         return EmbeddingResult(
             vectors=vectors,
             usage=self.usage,
-            model=owner.model,
+            model=embedder.model,
             input_type=self._spec.input_type,
-            space=owner.space,
+            space=embedder.space,
             truncated=self._positions(self._truncated),
             failed={p: self._failed[int(self._plan.source[p])] for p in failed},
         )
 
-    def _positions(self, places: Iterable[int]) -> tuple[int, ...]:
-        """Give the positions in the call of distinct texts, duplicates included."""
-        chosen = list(places)
-        return tuple(np.flatnonzero(np.isin(self._plan.source, chosen)).tolist()) if chosen else ()
+    def _positions(self, indexes: Iterable[int]) -> tuple[int, ...]:
+        """Return the positions in the call of these distinct texts, duplicates included."""
+        wanted = list(indexes)
+        return tuple(np.flatnonzero(np.isin(self._plan.source, wanted)).tolist()) if wanted else ()
 
     def _raise_failures(self, result: EmbeddingResult) -> None:
         if result.failed and self._embedder.settings.on_error == "raise":
-            needed = sum(max_tokens_to_send(self._plan.texts[place], self._spec.request_spec) for place in self._failed)
-            raise call_error(result, needed, kept=self._embedder.tiered_cache.backend is not None)
+            needed = sum(max_tokens_to_send(self._plan.texts[index], self._spec.request_spec) for index in self._failed)
+            raise call_error(result, needed, is_cached=self._embedder.tiered_cache.backend is not None)
 
 
-def call_info(owner: BaseEmbedder, role: InputTypeSpec, texts: object = None) -> CallInfo:
-    """Return what observers are given when a call or a stream begins; `texts` only if they are a list or a tuple."""
-    provider = owner.provider
+def call_info(embedder: BaseEmbedder, spec: InputTypeSpec, texts: object = None) -> CallInfo:
+    """Return what observers receive when a call or a stream begins; `texts` only if it is a list or a tuple."""
+    provider = embedder.provider
     return CallInfo(
         provider=provider.telemetry_name,
         model=provider.model,
         address=provider.url,
-        input_type=role.input_type,
-        dimensions=owner.dimensions,
-        dtype=role.format.dtype,
+        input_type=spec.input_type,
+        dimensions=embedder.dimensions,
+        dtype=spec.format.dtype,
         encodings=provider.encodings,
         texts=texts if isinstance(texts, (list, tuple)) else None,
     )

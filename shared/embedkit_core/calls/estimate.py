@@ -1,4 +1,4 @@
-"""What embedding some texts would take, before anything is sent: by the cache, the catalogue, and earlier bills."""
+"""Estimate the cost of a call before anything is sent, from the cache, the catalogue and earlier bills."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from embedkit_core.common.errors import InputError
 from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
-from embedkit_core.costs.meter import cost_of
-from embedkit_core.costs.tokens import cost_usd, estimate_tokens
+from embedkit_core.costs.tokens import cost_or_none, cost_or_zero, estimate_tokens
 from embedkit_core.engine.batching import DEFAULT_SECONDS_PER_TOKEN, MAX_TEXTS, RequestCapacity, texts_per_request
 from embedkit_core.engine.runtime.process import engine, is_running
 from embedkit_core.engine.scheduler.items import max_tokens_to_send
@@ -24,23 +23,36 @@ from embedkit_core.engine.scheduler.items import max_tokens_to_send
 if TYPE_CHECKING:
     from embedkit_core.engine.rate_limits.controller import RateController
 
-TEXTS_PER_CHUNK = 5000  # texts that are in memory at once
-ROUND_TRIP_SECONDS = 0.3  # seconds that a request takes at a provider besides its tokens, until it shows
-SIX_DIGITS = Context(prec=6)  # digits of a cost per text
-COUNTED = "counted by the model's own tokenizer"
-GUESSED = "estimated from the texts' bytes"
-CORRECTED = "estimated from the texts' bytes, corrected by bills"
+TEXTS_PER_CHUNK = 5000  # texts in memory at once
+ROUND_TRIP_SECONDS = 0.3  # overhead of a request before any was measured
+SIX_DIGITS = Context(prec=6)
+TOKENIZER_SOURCE = "counted with the model's tokenizer"
+BYTES_SOURCE = "estimated from UTF-8 bytes"
+CALIBRATED_SOURCE = "estimated from UTF-8 bytes, calibrated with billed tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What embedding some texts would take; nothing was sent.
+    """What embedding some texts would take. Nothing was sent.
 
-    `tokens` are what is likely to be billed, `max_tokens` a bound that no bill exceeds, but for the prompts of a text's
-    pieces with "mean" where the model's limit is not known; `cost_usd` and `max_cost_usd` what they cost, None where
-    the price is unknown. `saved_usd` is what the hits would have cost, and `cost_per_text_usd` the cost over all
-    `texts`, hits and duplicates too. `seconds` is the time it takes at the limits that are known, None for a model on
-    this machine that has not run yet. `token_source` and `price_source` say how tokens and price are known.
+    Attributes:
+        model: "provider:model".
+        texts: The number of texts, duplicates included.
+        unique_texts: The number of distinct texts.
+        cache_hits: The distinct texts that the cache holds.
+        texts_to_send: The distinct texts that must be sent.
+        tokens: The tokens that will probably be billed.
+        max_tokens: An upper bound of the billed tokens. Exception: with `on_long_text="mean"` and an unknown model
+            limit, the prompts of the pieces of a long text are not included.
+        cost_usd: The cost of `tokens` in USD, None if the price is unknown.
+        max_cost_usd: The cost of `max_tokens` in USD, None if the price is unknown.
+        saved_usd: What the cache hits would have cost in USD, None if the price is unknown.
+        cost_per_text_usd: `cost_usd` divided by `texts`, None if the price is unknown or there are no texts.
+        requests: The number of requests.
+        seconds: The expected duration at the known rate limits, None for a local model that has not run in this
+            process.
+        token_source: How the tokens were determined.
+        price_source: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
     """
 
     model: str
@@ -60,162 +72,159 @@ class Estimate:
     price_source: str
 
     def __str__(self) -> str:
-        """Give it in one line: "1,000 texts, 200 from cache, 800 to send in 4 requests, about 96,000 tokens, ..."."""
-        said = [count_noun(self.texts, "text")]
+        """Return one line: "1,000 texts, 200 from cache, 800 to send in 4 requests, about 96,000 tokens, ..."."""
+        parts = [count_noun(self.texts, "text")]
         if self.texts != self.unique_texts:
-            said.append(f"{self.unique_texts:,} different ones")
-        said.append(f"{self.cache_hits:,} from cache")
-        said.append(f"{self.texts_to_send:,} to send in {count_noun(self.requests, 'request')}")
+            parts.append(f"{self.unique_texts:,} unique")
+        parts.append(f"{self.cache_hits:,} from cache")
+        parts.append(f"{self.texts_to_send:,} to send in {count_noun(self.requests, 'request')}")
         if self.texts_to_send:
-            said.append(f"about {count_noun(self.tokens, 'token')}")
+            parts.append(f"about {count_noun(self.tokens, 'token')}")
             if self.cost_usd is None or self.max_cost_usd is None:
-                said.append("price unknown")
+                parts.append("price unknown")
             else:
-                said.append(f"about ${format_usd(self.cost_usd)}, ${format_usd(self.max_cost_usd)} at most")
-            said.append("time unknown" if self.seconds is None else f"about {self.seconds:,.1f} s")
+                parts.append(f"about ${format_usd(self.cost_usd)}, ${format_usd(self.max_cost_usd)} at most")
+            parts.append("time unknown" if self.seconds is None else f"about {self.seconds:,.1f} s")
         if self.saved_usd:
-            said.append(f"the cache saves ${format_usd(self.saved_usd)}")
-        return ", ".join(said)
+            parts.append(f"the cache saves ${format_usd(self.saved_usd)}")
+        return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the numbers as JSON has them: dollars as strings, which lose nothing, None where unknown."""
-        told = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in told.items()}
+        """Return the values as JSON types: USD amounts as strings (exact), None if unknown."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
-def estimate(owner: BaseEmbedder, role: InputTypeSpec, texts: Iterable[str], *, calibrated: bool = True) -> Estimate:
-    """Say what a call for these texts would take; reads the cache, holds some thousand texts, sends nothing."""
-    pace = _rate_controller(owner, role)
-    billed = pace if calibrated else None
-    needs = _Totals()
-    for plan in _plans(texts, role):
-        needs.add(owner, role, plan, billed)
-    price = owner.price.usd_per_million
-    cost = cost_of(needs.tokens, price)
-    requests = _requests(owner, role, needs.to_send, needs.tokens)
+def estimate(embedder: BaseEmbedder, spec: InputTypeSpec, texts: Iterable[str], *, calibrated: bool = True) -> Estimate:
+    """Return the estimate for these texts, which are read chunk by chunk."""
+    controller = _rate_controller(embedder, spec)
+    calibration = controller if calibrated else None
+    totals = _Totals()
+    for plan in _plans(texts, spec):
+        totals.add(embedder, spec, plan, calibration)
+    price = embedder.price.usd_per_million
+    cost = cost_or_none(totals.tokens, price)
+    requests = _requests(embedder, spec, totals.to_send, totals.tokens)
     return Estimate(
-        model=owner.model,
-        texts=needs.texts,
-        unique_texts=len(needs.seen),
-        cache_hits=needs.hits,
-        texts_to_send=needs.to_send,
-        tokens=needs.tokens,
-        max_tokens=needs.max_tokens,
+        model=embedder.model,
+        texts=totals.texts,
+        unique_texts=len(totals.seen),
+        cache_hits=totals.hits,
+        texts_to_send=totals.to_send,
+        tokens=totals.tokens,
+        max_tokens=totals.max_tokens,
         cost_usd=cost,
-        max_cost_usd=None if cost is None else cost_usd(needs.max_tokens, price),
-        saved_usd=cost_of(needs.saved, price),
-        cost_per_text_usd=None if cost is None or not needs.texts else SIX_DIGITS.divide(cost, needs.texts),
+        max_cost_usd=None if cost is None else cost_or_zero(totals.max_tokens, price),
+        saved_usd=cost_or_none(totals.saved, price),
+        cost_per_text_usd=None if cost is None or not totals.texts else SIX_DIGITS.divide(cost, totals.texts),
         requests=requests,
-        seconds=_seconds(owner, pace, requests, needs.tokens),
-        token_source=needs.source or _guess(billed),
-        price_source=owner.price.source,
+        seconds=_seconds(embedder, controller, requests, totals.tokens),
+        token_source=totals.source or _estimated_source(calibration),
+        price_source=embedder.price.source,
     )
 
 
 class _Totals:
-    """What texts need, added up piece by piece; a text that comes again, be it in another piece, needs nothing more."""
+    """Sums over the chunks. A text that occurs again, also in another chunk, is counted once."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
         self.texts = self.hits = self.to_send = self.tokens = self.max_tokens = self.saved = 0
         self.source: str | None = None
 
-    def add(self, owner: BaseEmbedder, role: InputTypeSpec, plan: Plan, pace: RateController | None) -> None:
-        """Take in a piece."""
-        look_up = CacheLookup(owner, role, plan, NullRows())
-        look_up.peek()
-        hits = [place for place in look_up.hits if plan.keys[place] not in self.seen]
-        misses = [place for place in look_up.misses if plan.keys[place] not in self.seen]
+    def add(self, embedder: BaseEmbedder, spec: InputTypeSpec, plan: Plan, controller: RateController | None) -> None:
+        """Add a chunk."""
+        lookup = CacheLookup(embedder, spec, plan, NullRows())
+        lookup.peek()
+        hits = [index for index in lookup.hits if plan.keys[index] not in self.seen]
+        misses = [index for index in lookup.misses if plan.keys[index] not in self.seen]
         self.seen.update(plan.keys)
-        sizes, source = _sizes(owner, role, plan, misses, pace)
+        sizes, source = _sizes(embedder, spec, plan, misses, controller)
         self.source = source if misses else self.source
         self.texts += plan.n
         self.hits += len(hits)
         self.to_send += len(misses)
         self.tokens += sum(sizes)
-        self.max_tokens += sum(max_tokens_to_send(plan.texts[place], role.request_spec) for place in misses)
-        self.saved += sum(plan.sizes[place] for place in hits)
+        self.max_tokens += sum(max_tokens_to_send(plan.texts[index], spec.request_spec) for index in misses)
+        self.saved += sum(plan.sizes[index] for index in hits)
 
 
-def _plans(texts: Iterable[str], role: InputTypeSpec) -> Iterator[Plan]:
-    """Give the texts in pieces.
+def _plans(texts: Iterable[str], spec: InputTypeSpec) -> Iterator[Plan]:
+    """Yield the plan of each chunk.
 
     Raises:
-        InputError: some cannot be embedded, with the positions of all of them.
+        InputError: Some texts cannot be embedded, with the positions of all of them.
     """
-    stream, start, flaws = iterate_texts(texts), 0, dict[int, str]()
-    while piece := list(itertools.islice(stream, TEXTS_PER_CHUNK)):
+    stream, start, reasons = iterate_texts(texts), 0, dict[int, str]()
+    while chunk := list(itertools.islice(stream, TEXTS_PER_CHUNK)):
         try:
-            plan = plan_call(piece, role.key_prefix)
-        except InputError as refusal:
-            flaws.update({start + place: reason_for(piece[place]) for place in refusal.indices})
-        start += len(piece)
-        if not flaws:
+            plan = plan_call(chunk, spec.key_prefix)
+        except InputError as error:
+            reasons.update({start + position: reason_for(chunk[position]) for position in error.indices})
+        start += len(chunk)
+        if not reasons:
             yield plan
-    if flaws:
-        raise input_error(flaws, start)
+    if reasons:
+        raise input_error(reasons, start)
 
 
-def _rate_controller(owner: BaseEmbedder, role: InputTypeSpec) -> RateController | None:
-    """Give what is known of how fast the model answers and counts, where this process has used it."""
-    account = engine().known_account(owner.provider) if is_running() else None
-    return None if account is None else account.known_rate_controller(role.request_spec.model)
+def _rate_controller(embedder: BaseEmbedder, spec: InputTypeSpec) -> RateController | None:
+    """Return the model's rate controller, None if this process has not used the model."""
+    account = engine().known_account(embedder.provider) if is_running() else None
+    return None if account is None else account.known_rate_controller(spec.request_spec.model)
 
 
 def _sizes(
-    owner: BaseEmbedder, role: InputTypeSpec, plan: Plan, places: Sequence[int], pace: RateController | None
+    embedder: BaseEmbedder, spec: InputTypeSpec, plan: Plan, indexes: Sequence[int], controller: RateController | None
 ) -> tuple[list[int], str]:
-    """Give the tokens of each text to send, and how they are known."""
-    texts = [plan.texts[place] for place in places]
-    counted = [owner.provider.count_tokens(text) for text in texts]
-    prompt = str(role.request_spec.body.get("prompt", ""))
-    added = estimate_tokens(prompt, prompt.encode()) if prompt else 0
-    limit = owner.provider.max_text_tokens
+    """Return the tokens of each text to send and how they were determined."""
+    texts = [plan.texts[index] for index in indexes]
+    counted = [embedder.provider.count_tokens(text) for text in texts]
+    prompt = str(spec.request_spec.body.get("prompt", ""))
+    prompt_tokens = estimate_tokens(prompt, prompt.encode()) if prompt else 0
     if counted and None not in counted:
-        sizes, source = [n or 0 for n in counted], COUNTED
+        sizes, source = [n or 0 for n in counted], TOKENIZER_SOURCE
     else:
-        each = pace.tokens_per_estimated if pace is not None and pace.has_bills else 1.0
-        sizes = [max(1, round(plan.sizes[place] * each)) for place in places]
-        source = _guess(pace)
-    longest = limit if limit is not None and role.request_spec.long_text == "truncate" else None
-    return [size + added if longest is None else min(size + added, longest) for size in sizes], source
+        factor = controller.tokens_per_estimated if controller is not None and controller.has_bills else 1.0
+        sizes = [max(1, round(plan.sizes[index] * factor)) for index in indexes]
+        source = _estimated_source(controller)
+    limit = embedder.provider.max_text_tokens if spec.request_spec.long_text == "truncate" else None
+    return [size + prompt_tokens if limit is None else min(size + prompt_tokens, limit) for size in sizes], source
 
 
-def _guess(pace: RateController | None) -> str:
-    return CORRECTED if pace is not None and pace.has_bills else GUESSED
+def _estimated_source(controller: RateController | None) -> str:
+    return CALIBRATED_SOURCE if controller is not None and controller.has_bills else BYTES_SOURCE
 
 
-def _requests(owner: BaseEmbedder, role: InputTypeSpec, n: int, tokens: int) -> int:
+def _requests(embedder: BaseEmbedder, spec: InputTypeSpec, n: int, tokens: int) -> int:
     if not n:
         return 0
-    room = RequestCapacity.from_limits(role.request_spec.limits)
-    slots = _slots(owner)
-    texts = texts_per_request(n, slots, min(MAX_TEXTS, room.texts), tokens=tokens, cap_tokens=room.tokens)
-    return max(ceil(n / texts), ceil(tokens / room.tokens))
+    capacity = RequestCapacity.from_limits(spec.request_spec.limits)
+    slots = _slots(embedder)
+    texts = texts_per_request(n, slots, min(MAX_TEXTS, capacity.texts), tokens=tokens, cap_tokens=capacity.tokens)
+    return max(ceil(n / texts), ceil(tokens / capacity.tokens))
 
 
-def _slots(owner: BaseEmbedder) -> int:
-    return owner.provider.limits.max_in_flight(owner.settings.max_concurrency)
+def _slots(embedder: BaseEmbedder) -> int:
+    return embedder.provider.limits.max_in_flight(embedder.settings.max_concurrency)
 
 
-def _seconds(owner: BaseEmbedder, pace: RateController | None, requests: int, tokens: int) -> float | None:
-    """Give the seconds at the limits that are known; None for a model on this machine that has not run yet."""
+def _seconds(embedder: BaseEmbedder, controller: RateController | None, requests: int, tokens: int) -> float | None:
+    """Return the duration at the known limits, None for a local model that has not run in this process."""
     if not requests:
         return 0.0
-    local = owner.provider.is_local
-    each = pace.seconds_per_token if pace is not None and pace.has_bills else None
-    if local and each is None:
+    is_local = embedder.provider.is_local
+    measured = controller.seconds_per_token if controller is not None and controller.has_bills else None
+    if is_local and measured is None:
         return None
-    slots = min(_slots(owner), requests)
-    working = (
-        ROUND_TRIP_SECONDS * requests + DEFAULT_SECONDS_PER_TOKEN * tokens if each is None else each * tokens
-    ) / slots
-    rates = owner.settings.rates
-    waits = [working if local else max(working, ROUND_TRIP_SECONDS)]
+    guessed = ROUND_TRIP_SECONDS * requests + DEFAULT_SECONDS_PER_TOKEN * tokens
+    busy = (guessed if measured is None else measured * tokens) / min(_slots(embedder), requests)
+    bounds = [busy if is_local else max(busy, ROUND_TRIP_SECONDS)]
+    rates = embedder.settings.rates
     if rates.requests_per_minute is not None:
-        waits.append(60.0 * (requests - 1) / rates.requests_per_minute)
+        bounds.append(60.0 * (requests - 1) / rates.requests_per_minute)
     if rates.tokens_per_minute is not None:
-        waits.append(60.0 * tokens / rates.tokens_per_minute)
-    if pace is not None:
-        waits.append(pace.seconds_for(requests, tokens))
-    return max(waits)
+        bounds.append(60.0 * tokens / rates.tokens_per_minute)
+    if controller is not None:
+        bounds.append(controller.seconds_for(requests, tokens))
+    return max(bounds)

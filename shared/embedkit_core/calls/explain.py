@@ -1,4 +1,4 @@
-"""Explain a call for one text: the request, the key, and where the vector would come from."""
+"""Explain one text: its request, its cache key and where its vector would come from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ from embedkit_core.providers.base import Provider
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would happen for one text: the request without it, its key, and where its vector would come from.
+    """What a call for one text would do.
 
-    `served_from` is "memory", "cache" or "provider"; `estimated_tokens` a guess, `usd_per_million` None where unknown,
-    and `price_source` says who knows: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
+    Attributes:
+        model: "provider:model".
+        endpoint: The base URL, or "the provider's own".
+        request_body: The request without the text.
+        key: The cache key, as 64 hexadecimal digits.
+        key_parts: What the key covers besides the text.
+        served_from: "memory", "cache" or "provider".
+        estimated_tokens: The estimated length of the text.
+        usd_per_million: USD per million input tokens, None if unknown.
+        price_source: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
     """
 
     model: str
@@ -34,19 +42,18 @@ class Explanation:
     price_source: str
 
 
-def explain(provider: Provider, price: Price, store: TieredCache, role: InputTypeSpec, text: str) -> Explanation:
-    """Say what a call for one text would send, and where its vector would come from."""
-    plan = plan_call([text], role.key_prefix)
-    places = (
-        store.where(key) for key in (plan.keys[0], *(key_of(s.prefix, plan.texts[0]) for s in role.cached_variants))
-    )
+def explain(provider: Provider, price: Price, tiered_cache: TieredCache, spec: InputTypeSpec, text: str) -> Explanation:
+    """Return what a call for one text would send and where its vector would come from."""
+    plan = plan_call([text], spec.key_prefix)
+    keys = (plan.keys[0], *(key_of(variant.prefix, plan.texts[0]) for variant in spec.cached_variants))
+    tiers = map(tiered_cache.where, keys)
     return Explanation(
-        model=role.request_spec.model,
+        model=spec.request_spec.model,
         endpoint=provider.endpoint or "the provider's own",
-        request_body=dict(role.request_spec.body),
+        request_body=dict(spec.request_spec.body),
         key=plan.keys[0].hex(),
-        key_parts=dict(role.key_parts),
-        served_from=next((place for place in places if place != "provider"), "provider"),
+        key_parts=dict(spec.key_parts),
+        served_from=next((tier for tier in tiers if tier != "provider"), "provider"),
         estimated_tokens=plan.sizes[0],
         usd_per_million=price.usd_per_million,
         price_source=price.source,

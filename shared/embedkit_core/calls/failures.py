@@ -1,36 +1,36 @@
-"""What is said of a call: what it would do, the error where it failed, the warning where texts were cut."""
+"""The error of a call in which texts failed."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError, PartialFailureError
 from embedkit_core.common.formatting import format_positions, format_usd
 from embedkit_core.common.results import EmbeddingResult
-from embedkit_core.costs.tokens import cost_usd
-
-logger = logging.getLogger("embedkit_core")
+from embedkit_core.costs.tokens import cost_or_zero
 
 
-def call_error(result: EmbeddingResult, needed: int, *, kept: bool) -> EmbedKitError:
-    """Give the error for a result in which texts failed, which may still need so many tokens.
+def call_error(result: EmbeddingResult, needed: int, *, is_cached: bool) -> EmbedKitError:
+    """Return the error of a call in which texts failed.
 
-    `kept` says whether the others are in a cache.
+    Args:
+        result: The result, with at least one failed text.
+        needed: The most tokens that the failed texts may need.
+        is_cached: Whether the vectors of the other texts are in a cache.
     """
     failed = {p: e for p, e in result.failed.items() if isinstance(e, EmbedKitError)}
     n = len(result.vectors)
-    first = next(iter(failed.values()))
+    cause = next(iter(failed.values()))
     succeeded = [p for p in range(n) if p not in failed]
     for error in failed.values():
         if isinstance(error, BudgetError):
-            return _budget_error(result, error, needed, succeeded, kept=kept)
+            return _budget_error(result, error, needed, succeeded, is_cached=is_cached)
     if not succeeded:
-        first.usage = result.usage
-        return first
-    rerun = " and in the cache: a rerun sends only what failed" if kept else ""
+        cause.usage = result.usage
+        return cause
+    rerun = " and in the cache; a rerun sends only the failed texts" if is_cached else ""
     failure = PartialFailureError(
-        f"{len(failed)} of {n} texts failed (positions {format_positions(failed)}): {str(first).rstrip('.')}. "
+        f"{len(failed)} of {n} texts failed (positions {format_positions(failed)}): {str(cause).rstrip('.')}. "
         f"{len(succeeded)} succeeded and are in .result{rerun}",
         failed=failed,
         succeeded=succeeded,
@@ -41,7 +41,7 @@ def call_error(result: EmbeddingResult, needed: int, *, kept: bool) -> EmbedKitE
 
 
 def error_name(failed: Mapping[int, EmbedKitError], n: int) -> str | None:
-    """Name the error that a call of n distinct texts ends with where some failed, None where none did."""
+    """Return the class name of the error of a call with `n` distinct texts, None if no text failed."""
     errors = list(failed.values())
     if not errors:
         return None
@@ -51,31 +51,31 @@ def error_name(failed: Mapping[int, EmbedKitError], n: int) -> str | None:
 
 
 def unknown_price_error(model: str) -> BudgetError:
-    """Give the error for a budget in dollars and a price that nobody knows."""
+    """Return the error for a budget in USD and a model without a known price."""
     return BudgetError(
-        f"the price of {model} is not known, so budget_usd= cannot be kept: give it in USD per million tokens, as in "
-        f"prices={{{model!r}: 0.02}}, or use budget_tokens=; nothing was sent"
+        f"budget_usd: the price of {model} is unknown; nothing was sent. Set it in USD per million tokens, as in "
+        f"prices={{{model!r}: 0.02}}, or use budget_tokens=."
     )
 
 
 def _budget_error(
-    result: EmbeddingResult, first: BudgetError, needed: int, succeeded: list[int], *, kept: bool
+    result: EmbeddingResult, cause: BudgetError, needed: int, succeeded: list[int], *, is_cached: bool
 ) -> BudgetError:
-    """Give the error for a call that a budget has stopped: what is done, what is left, and what that needs at most."""
-    usd = None if first.usd_per_million is None else cost_usd(needed, first.usd_per_million)
-    rest = f"{len(result.failed):,} of {len(result.vectors):,} texts were not sent or failed"
-    most = "" if usd is None else f" (${format_usd(usd)})"
-    rerun = " What is done is in the cache: a rerun sends only the rest." if kept and succeeded else ""
+    """Return the error of a call that a budget stopped."""
+    usd = None if cause.usd_per_million is None else cost_or_zero(needed, cause.usd_per_million)
+    rest = f"{len(result.failed):,} of {len(result.vectors):,} texts were not sent or failed and"
+    price = "" if usd is None else f" (${format_usd(usd)})"
+    rerun = " The cache holds their vectors; a rerun sends only the rest." if is_cached and succeeded else ""
     failure = BudgetError(
-        f"{str(first).rstrip('.')}. {rest}, and need up to {needed:,} tokens{most}; {len(succeeded):,} are done and in "
-        f".result.{rerun}",
-        limit_usd=first.limit_usd,
-        spent_usd=first.spent_usd,
+        f"{str(cause).rstrip('.')}. {rest} need up to {needed:,} tokens{price}; {len(succeeded):,} succeeded and are "
+        f"in .result.{rerun}",
+        limit_usd=cause.limit_usd,
+        spent_usd=cause.spent_usd,
         needed_usd=usd,
-        limit_tokens=first.limit_tokens,
-        spent_tokens=first.spent_tokens,
+        limit_tokens=cause.limit_tokens,
+        spent_tokens=cause.spent_tokens,
         needed_tokens=needed,
-        usd_per_million=first.usd_per_million,
+        usd_per_million=cause.usd_per_million,
         failed={p: e for p, e in result.failed.items() if isinstance(e, EmbedKitError)},
         succeeded=succeeded,
         result=result,

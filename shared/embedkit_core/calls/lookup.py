@@ -1,4 +1,4 @@
-"""What memory and the cache have of a call's texts."""
+"""Cache lookup: which texts of a call memory and the cache already hold."""
 
 from __future__ import annotations
 
@@ -23,18 +23,24 @@ if TYPE_CHECKING:
 
 
 class NullRows:
-    """Takes rows that nobody wants: it is enough to know that they are there."""
+    """A row buffer that discards rows, for callers that only need to know which texts are cached."""
 
-    def put(self, places: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
-        """Let go of them."""
+    def put(self, indexes: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
+        """Discard the rows."""
 
 
 class CacheLookup:
-    """Fills in the rows that there are; `hits`, `misses` and `truncated` are places in the plan.
+    """One lookup in memory and in the cache, which fills a row buffer.
 
-    It is open from before the cache is read until the misses are handed over: what the engine finishes meanwhile is
-    remembered for it, so that a miss that raced a finish is not paid for again. Whoever runs it must `close` it, or
-    hand it over with the misses.
+    It stays open from before the cache is read until the misses are submitted. Rows that the engine completes meanwhile
+    are kept for it, so that a miss is not sent again after another caller's request has answered it. After `run`, the
+    lookup must be submitted together with the misses or closed with `close`.
+
+    Attributes:
+        account: The account that keeps rows for this lookup, None if the engine was not needed.
+        hits: The plan indexes of the texts that were found.
+        misses: The plan indexes of the others.
+        truncated: The plan indexes of hits whose text was truncated.
     """
 
     __slots__ = (
@@ -51,14 +57,14 @@ class CacheLookup:
     )
 
     def __init__(
-        self, owner: BaseEmbedder, role: InputTypeSpec, plan: Plan, rows: MatrixBuffer | ListBuffer | NullRows
+        self, embedder: BaseEmbedder, spec: InputTypeSpec, plan: Plan, rows: MatrixBuffer | ListBuffer | NullRows
     ) -> None:
-        self._embedder = owner
-        self._spec = role
+        self._embedder = embedder
+        self._spec = spec
         self._plan = plan
         self._rows = rows
-        self._dimensions = role.format.dimensions or owner.dimensions
-        self._found_dimensions: set[int] = set()  # dimensions that there are
+        self._dimensions = spec.format.dimensions or embedder.dimensions
+        self._found_dimensions: set[int] = set()
         self.account: Account | None = None
         self.hits: set[int] = set()
         self.misses: Sequence[int] = range(len(plan.keys))
@@ -68,23 +74,23 @@ class CacheLookup:
         """Look in memory, then in the cache.
 
         Raises:
-            ConfigurationError: the cache holds vectors of two widths.
+            ConfigurationError: The cache holds vectors of two widths for this model.
         """
         self._look_in_memory()
         if not self.misses:
             return
-        running = is_running()
-        if running:
+        was_running = is_running()
+        if was_running:
             self._open()
         self._accept(self._read())
-        if self.misses and not running:  # nothing was under way when we began
+        if self.misses and not was_running:  # the engine may have started meanwhile
             started = is_running()
             if self._open() or started:
                 self._accept(self._read())
         self._look_in_variants()
 
     def peek(self) -> None:
-        """Look as `run` does, for who only wants to know: nothing is remembered for it."""
+        """Look like `run`, without keeping rows open: for estimates."""
         self._look_in_memory()
         if self.misses:
             self._accept(self._read())
@@ -95,88 +101,88 @@ class CacheLookup:
             self._accept([self._embedder.tiered_cache.from_memory(self._plan.keys)])
 
     def _look_in_variants(self) -> None:
-        for source in self._spec.cached_variants:
+        for variant in self._spec.cached_variants:
             if self.misses:
-                self._read_variant(source)
+                self._read_variant(variant)
 
     def close(self) -> None:
-        """Have nothing more remembered."""
+        """Release the rows that are kept for this lookup."""
         if self.account is not None:
             self.account.close_lookup(self)
 
     def _open(self) -> int:
-        """Have what is finished from now on remembered; give how often anything was finished before."""
+        """Keep the rows that are completed from now on. Return the number of earlier completions."""
         self.account = engine().account(self._embedder.provider)
         return self.account.open_lookup(self)
 
     def _read(self) -> Iterator[Found]:
-        keys = [self._plan.keys[place] for place in self.misses]
+        keys = [self._plan.keys[index] for index in self.misses]
         return self._embedder.tiered_cache.read(keys, hot=self._spec.input_type == "query")
 
-    def _read_variant(self, source: CachedVariant) -> None:
-        """Look for vectors that those asked for can be made from; queries' are remembered as if they were these."""
-        texts, hot = self._plan.texts, self._spec.input_type == "query"
-        places = {key_of(source.prefix, texts[place]): place for place in self.misses}
-        for found in self._embedder.tiered_cache.read(list(places), hot=False):
+    def _read_variant(self, variant: CachedVariant) -> None:
+        """Look for vectors from which the requested ones can be derived. Query vectors are then kept in memory."""
+        texts, is_query = self._plan.texts, self._spec.input_type == "query"
+        indexes = {key_of(variant.prefix, texts[index]): index for index in self.misses}
+        for found in self._embedder.tiered_cache.read(list(indexes), hot=False):
             entries = {
-                places[key]: e for key, e in found.items() if key in places and self._is_usable(e, source.format)
+                indexes[key]: e for key, e in found.items() if key in indexes and self._is_usable(e, variant.format)
             }
-            made = self._finished(entries, source.post_processing)
+            made = self._post_process(entries, variant.post_processing)
             self._put(made)
-            if hot:
-                self._embedder.tiered_cache.remember({self._plan.keys[place]: entry for place, entry in made.items()})
+            if is_query:
+                self._embedder.tiered_cache.remember({self._plan.keys[index]: entry for index, entry in made.items()})
         self._check_widths()
-        self.misses = [place for place in self.misses if place not in self.hits]
+        self.misses = [index for index in self.misses if index not in self.hits]
 
     def _accept(self, blocks: Iterable[Found]) -> None:
         for found in blocks:
             entries: dict[int, Entry] = {}
             for key, entry in found.items():
-                place = self._plan.places.get(key)
-                if place is not None and place not in self.hits and self._fits(entry):
-                    entries[place] = entry
+                index = self._plan.indexes.get(key)
+                if index is not None and index not in self.hits and self._fits(entry):
+                    entries[index] = entry
             self._put(entries)
         self._check_widths()
         if self.hits:
-            self.misses = [place for place in self.misses if place not in self.hits]
+            self.misses = [index for index in self.misses if index not in self.hits]
 
     @staticmethod
-    def _finished(entries: dict[int, Entry], finish: PostProcessing) -> dict[int, Entry]:
-        """Return entries as `finish` makes them, without those that do not fit into the type."""
+    def _post_process(entries: dict[int, Entry], post_processing: PostProcessing) -> dict[int, Entry]:
+        """Return the post-processed entries, without those that overflow the dtype."""
         if not entries:
             return entries
-        rows = finish(np.stack([entry.vector for entry in entries.values()]))
+        rows = post_processing(np.stack([entry.vector for entry in entries.values()]))
         lost = set(overflowed_rows(rows))
         made = enumerate(zip(entries.items(), rows, strict=True))
-        return {place: Entry(row, entry.truncated) for n, ((place, entry), row) in made if n not in lost}
+        return {index: Entry(row, entry.truncated) for n, ((index, entry), row) in made if n not in lost}
 
     def _put(self, entries: dict[int, Entry]) -> None:
         """Put entries into the rows and count them as hits."""
         if entries:
             self._rows.put(list(entries), [entry.vector for entry in entries.values()])
             self.hits.update(entries)
-            self.truncated += [place for place, entry in entries.items() if entry.truncated]
+            self.truncated += [index for index, entry in entries.items() if entry.truncated]
 
     def _check_widths(self) -> None:
         if len(self._found_dimensions) > 1 and self._spec.format.dimensions is None:
             raise ConfigurationError(
-                f"the cache holds vectors of two widths for {self._embedder.model}: the model behind that name has "
-                "changed; name dimensions=, or another cache"
+                f"The cache holds vectors of two widths for {self._embedder.model}: the model behind that name has "
+                "changed. Set dimensions= or use another cache=."
             )
 
     def _fits(self, entry: Entry) -> bool:
-        form = self._spec.format
-        return self._is_of_one_width(form.dimensions_of(len(entry.vector))) and entry.vector.dtype == form.numpy_dtype
+        wanted, vector = self._spec.format, entry.vector
+        return self._matches_width(wanted.dimensions_of(len(vector))) and vector.dtype == wanted.numpy_dtype
 
-    def _is_usable(self, entry: Entry, form: VectorFormat) -> bool:
-        """Tell whether the vector asked for can be made of one of a source: of as many dimensions at least."""
-        if entry.vector.dtype != form.numpy_dtype or form.width not in (None, len(entry.vector)):
+    def _is_usable(self, entry: Entry, vector_format: VectorFormat) -> bool:
+        """Return True if the requested vector can be derived from an entry of this format."""
+        if entry.vector.dtype != vector_format.numpy_dtype or vector_format.width not in (None, len(entry.vector)):
             return False
-        dimensions, asked = form.dimensions_of(len(entry.vector)), self._spec.format.dimensions
-        return self._is_of_one_width(dimensions) if asked is None else dimensions >= asked
+        dimensions, asked = vector_format.dimensions_of(len(entry.vector)), self._spec.format.dimensions
+        return self._matches_width(dimensions) if asked is None else dimensions >= asked
 
-    def _is_of_one_width(self, dimensions: int) -> bool:
-        """Tell whether this is the width of what was found before, in whichever type, or is known otherwise."""
+    def _matches_width(self, dimensions: int) -> bool:
+        """Return True if these are the model's dimensions or, if those are unknown, the dimensions found first."""
         self._found_dimensions.add(dimensions)
         if self._dimensions is None:
             self._dimensions = dimensions

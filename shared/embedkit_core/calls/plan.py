@@ -1,7 +1,7 @@
-"""From texts to keys: what is asked, once each. Pure.
+"""From texts to cache keys: the distinct texts of a call and their positions. No I/O.
 
-A key is the SHA-256 over the request as it would go on the wire for one text, what is done to the reply, and a key
-version. Fields at their neutral value are left out, so that a later version can add fields without changing a key.
+A key is the SHA-256 of the request body for one text, the post-processing of the reply and a key version. Fields with
+a neutral value are left out, so that a later version can add fields without changing existing keys.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ import numpy.typing as npt
 from embedkit_core.common.errors import InputError
 from embedkit_core.costs.tokens import estimate_tokens
 
-SHOWN_POSITIONS = 10
+MAX_SHOWN_POSITIONS = 10
 
 
 class Plan(NamedTuple):
-    """The distinct texts of a call: `first[i]` is where the i-th stands first, `source[p]` which one position p asks.
+    """The distinct texts of a call. An index counts distinct texts, a position counts the texts of the call.
 
-    `sizes` are their lengths in tokens, estimated; `places` says which of them a key is.
+    Attributes:
+        n: The number of texts in the call.
+        keys: The cache key of each distinct text.
+        indexes: The index of each key.
+        texts: The distinct texts.
+        sizes: Their estimated lengths in tokens.
+        first: The position of each distinct text's first occurrence, shape (n_distinct,).
+        source: The index of the text at each position, shape (n,).
     """
 
     n: int
     keys: list[bytes]
-    places: dict[bytes, int]
+    indexes: dict[bytes, int]
     texts: list[str]
     sizes: list[int]
     first: npt.NDArray[np.intp]
@@ -35,22 +42,23 @@ class Plan(NamedTuple):
 
 
 def plan_call(texts: Iterable[str], prefix: bytes) -> Plan:
-    """Check the texts, give each its key, and find the distinct ones.
+    """Check the texts, compute their keys and find the distinct ones.
 
     Raises:
-        InputError: with the positions, for what is not a string, holds a lone surrogate, or is empty or white space.
+        InputError: Some texts are not strings, are empty or whitespace, or are not valid Unicode. `indices` holds their
+            positions.
     """
     texts = as_list(texts)
     start = hashlib.sha256(prefix)
-    places: dict[bytes, int] = {}
+    indexes: dict[bytes, int] = {}
     keys: list[bytes] = []
-    kept: list[str] = []
+    unique: list[str] = []
     sizes: list[int] = []
     first: list[int] = []
     source = np.empty(len(texts), dtype=np.intp)
     bad: list[int] = []
     for position, text in enumerate(texts):
-        # A subclass may show itself as another text than it holds (an enum does): what it holds counts.
+        # str() of a subclass may differ from its content (an enum's does): the content counts.
         if isinstance(text, str) and type(text) is not str:
             text = str.__str__(text)
         if not isinstance(text, str) or not text or text.isspace():
@@ -64,20 +72,24 @@ def plan_call(texts: Iterable[str], prefix: bytes) -> Plan:
         hasher = start.copy()
         hasher.update(encoded)
         key = hasher.digest()
-        place = places.setdefault(key, len(keys))
-        if place == len(keys):
+        index = indexes.setdefault(key, len(keys))
+        if index == len(keys):
             keys.append(key)
-            kept.append(text)
+            unique.append(text)
             sizes.append(estimate_tokens(text, encoded))
             first.append(position)
-        source[position] = place
+        source[position] = index
     if bad:
         raise input_error({position: reason_for(texts[position]) for position in bad}, len(texts))
-    return Plan(len(texts), keys, places, kept, sizes, np.array(first, dtype=np.intp), source)
+    return Plan(len(texts), keys, indexes, unique, sizes, np.array(first, dtype=np.intp), source)
 
 
 def as_list(texts: Iterable[str]) -> list[str]:
-    """Give the texts as a list, refusing a lone string, which would fall apart into characters."""
+    """Return the texts as a list.
+
+    Raises:
+        InputError: `texts` is a single string, a mapping, a set or not iterable.
+    """
     if type(texts) is list:
         return texts.copy()
     check_is_list(texts)
@@ -88,46 +100,60 @@ def as_list(texts: Iterable[str]) -> list[str]:
 
 
 def check_is_list(texts: object) -> None:
-    """Refuse what can be iterated over and is no list of texts all the same."""
+    """Raise InputError for iterables that are not lists of texts: a single string, a mapping, a set."""
     if isinstance(texts, (str, bytes)):
-        raise InputError("expected a list of texts and got a single one; use embed_query(text) or embed([text])", ())
+        raise InputError(
+            f"texts: expected a list of texts (got a single {type(texts).__name__}). "
+            "Use embed_query(text) or embed([text]).",
+            (),
+        )
     if isinstance(texts, (Mapping, Set)):
-        raise InputError(f"expected a list of texts and got a {type(texts).__name__}, give its texts as a list", ())
+        raise InputError(
+            f"texts: expected a list of texts (got {type(texts).__name__}). Pass the texts of the "
+            f"{type(texts).__name__} as a list.",
+            (),
+        )
 
 
 def not_iterable_error(texts: object) -> InputError:
-    """Give the error for what cannot be iterated over."""
-    return InputError(f"expected a list of texts and got {type(texts).__name__}", ())
+    """Return the error for a value that is not iterable."""
+    return InputError(f"texts: expected a list of texts (got {type(texts).__name__}). Pass a list of strings.", ())
 
 
-def input_error(flaws: Mapping[int, str], n: int) -> InputError:
-    """Give the error for those of n texts that cannot be embedded, by their positions."""
-    reasons: dict[str, list[int]] = {}
-    for position, flaw in flaws.items():
-        reasons.setdefault(flaw, []).append(position)
-    found = "; ".join(f"{reason} at position {_listed(positions)}" for reason, positions in reasons.items())
-    return InputError(f"{len(flaws)} of {n} texts cannot be embedded, and nothing was sent: {found}", list(flaws))
+def input_error(reasons: Mapping[int, str], n: int) -> InputError:
+    """Return the error for the texts that cannot be embedded.
+
+    Args:
+        reasons: The reason by the position of the text.
+        n: The number of texts in the call.
+    """
+    by_reason: dict[str, list[int]] = {}
+    for position, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(position)
+    listed = "; ".join(f"{reason} at position {_format_positions(found)}" for reason, found in by_reason.items())
+    return InputError(f"{len(reasons)} of {n} texts cannot be embedded; nothing was sent: {listed}", list(reasons))
 
 
 def reason_for(text: object) -> str:
-    """Say why a text that was refused cannot be embedded."""
+    """Return the reason why a rejected text cannot be embedded."""
     if not isinstance(text, str):
-        return f"not a string but {type(text).__name__}"
+        return f"not a string (got {type(text).__name__})"
     if not text or text.isspace():
-        return "empty or only white space"
+        return "empty or whitespace only"
     return "not valid Unicode (a lone surrogate; decode with errors='replace')"
 
 
-def _listed(positions: list[int]) -> str:
-    shown = ", ".join(map(str, positions[:SHOWN_POSITIONS]))
-    return shown + (f" and {len(positions) - SHOWN_POSITIONS} more" if len(positions) > SHOWN_POSITIONS else "")
+def _format_positions(positions: list[int]) -> str:
+    shown = ", ".join(map(str, positions[:MAX_SHOWN_POSITIONS]))
+    more = len(positions) - MAX_SHOWN_POSITIONS
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def iterate_texts(texts: Iterable[str]) -> Iterator[str]:
-    """Give an iterator over what may be a stream of texts.
+    """Return an iterator over a possibly endless iterable of texts.
 
     Raises:
-        InputError: it is none.
+        InputError: `texts` is a single string, a mapping, a set or not iterable.
     """
     check_is_list(texts)
     try:

@@ -1,4 +1,4 @@
-"""Where the rows of a call go: the matrix of its result."""
+"""Row buffers: where the engine puts the rows of a call."""
 
 from __future__ import annotations
 
@@ -15,40 +15,48 @@ from embedkit_core.common.vectors import FLOAT32, VectorFormat
 
 
 class MatrixBuffer:
-    """The result's matrix, (n, width) of the form asked for, allocated when the first row tells its width.
+    """The result matrix, allocated when the width is known. Rows that are never put are uninitialized.
 
-    `positions` maps the wants of a ticket to rows of the matrix. A row that is never put holds anything: `finished` is
-    told which those are.
+    Args:
+        n: The number of rows.
+        positions: The row of each want, shape (n_wants,).
+        vector_format: The dtype and dimensions of the rows.
     """
 
-    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: VectorFormat = FLOAT32) -> None:
+    def __init__(self, n: int, positions: npt.NDArray[np.intp], vector_format: VectorFormat = FLOAT32) -> None:
         self.n = n
         self.positions = positions
         self.put_count = 0
         self.matrix: Vectors | None = None
-        self._form = form
+        self._format = vector_format
 
     @property
     def width(self) -> int | None:
-        """The numbers in a row, None before the first."""
+        """The numbers per row, None before the first row."""
         return None if self.matrix is None else self.matrix.shape[1]
 
     def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
-        """Copy single rows, of the form asked for, to where the result has them."""
+        """Copy rows to the positions of these wants."""
         matrix = self._matrix(len(vectors[0]))
         for position, vector in zip(self.positions[wants].tolist(), vectors, strict=True):
             matrix[position] = vector
         self.put_count += len(wants)
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Copy the vectors of these wants to where the result has them."""
+        """Copy a reply's rows to the positions of these wants. Called on the engine's thread."""
         self._matrix(vectors.shape[1])[self.positions[wants]] = vectors
         self.put_count += len(wants)
 
-    def finished(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> Vectors:
-        """Give the matrix; `origin` says for each row which one it repeats, if any do.
+    def assemble(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> Vectors:
+        """Return the matrix, with duplicates and failures filled in.
 
-        Rows that `failed` are NaN, and 0 where there is no NaN.
+        Args:
+            origin: For each row, the row that it repeats; None if there are no duplicates.
+            failed: The rows to fill with NaN, or with 0 for integer dtypes.
+            width: The numbers per row if no row was put.
+
+        Returns:
+            The rows, shape (n, width), in the dtype of the format.
         """
         matrix = self._matrix(width)
         if failed:
@@ -60,29 +68,28 @@ class MatrixBuffer:
 
     def _matrix(self, width: int) -> Vectors:
         if self.matrix is None:
-            self.matrix = np.empty((self.n, width), dtype=self._form.numpy_dtype)
+            self.matrix = np.empty((self.n, width), dtype=self._format.numpy_dtype)
         return self.matrix
 
 
 class ListBuffer:
-    """The result as lists of Python floats. There is no matrix: a reply's rows are kept until lists are made of them.
+    """The result as lists of floats, made by the caller while the engine waits for the server.
 
-    The engine puts rows, as into `Rows`, and calls `landed`; the caller makes the lists, which takes longer than all
-    the rest, while the engine waits for the server.
+    `put_wants` stores a reply's rows and calls `on_rows`; `slices` converts them to lists. There is no matrix.
     """
 
-    def __init__(self, n: int, positions: npt.NDArray[np.intp], form: VectorFormat = FLOAT32) -> None:
+    def __init__(self, n: int, positions: npt.NDArray[np.intp], vector_format: VectorFormat = FLOAT32) -> None:
         self.n = n
-        self._form = form
+        self._format = vector_format
         self.positions = positions
         self.put_count = 0
-        self.landed: Callable[[], None] | None = None
+        self.on_rows: Callable[[], None] | None = None
         self._lists: list[list[float]] = [[]] * n
         self.width: int | None = None
-        self._waiting: deque[tuple[list[int], Vectors]] = deque()
+        self._pending: deque[tuple[list[int], Vectors]] = deque()
 
     def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
-        """Make lists of single rows, of the form asked for."""
+        """Convert rows to lists at the positions of these wants."""
         self.width = len(vectors[0])
         self.put_count += len(wants)
         positions: list[int] = self.positions[wants].tolist()
@@ -90,29 +97,29 @@ class ListBuffer:
             self._lists[position] = as_floats(vector).tolist()
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Take the vectors of these wants, for the caller to make lists of; called on the engine's side."""
+        """Store a reply's rows for `slices`. Called on the engine's thread."""
         self.width = vectors.shape[1]
         self.put_count += len(wants)
-        self._waiting.append((self.positions[wants].tolist(), vectors))
-        if self.landed is not None:
-            self.landed()
+        self._pending.append((self.positions[wants].tolist(), vectors))
+        if self.on_rows is not None:
+            self.on_rows()
 
     def slices(self) -> Iterator[None]:
-        """Make lists of what has landed, a slice at each step."""
-        while self._waiting:
-            positions, vectors = self._waiting.popleft()
+        """Convert the stored rows to lists; yield after each slice."""
+        while self._pending:
+            positions, vectors = self._pending.popleft()
             for start in range(0, len(positions), ROWS_PER_SLICE):
                 made = as_floats(vectors[start : start + ROWS_PER_SLICE]).tolist()
                 for position, row in zip(positions[start : start + ROWS_PER_SLICE], made, strict=True):
                     self._lists[position] = row
                 yield
 
-    def finished(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> list[list[float]]:
-        """Give the lists, NaN where rows `failed` (0 where the type has none); `origin` says what a row repeats."""
+    def assemble(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> list[list[float]]:
+        """Return the lists, with duplicates and failures filled in; the arguments are those of `MatrixBuffer`."""
         for _ in self.slices():
             pass
         for position in failed:
-            self._lists[position] = [math.nan if self._form.numpy_dtype.kind == "f" else 0.0] * (self.width or width)
+            self._lists[position] = [math.nan if self._format.numpy_dtype.kind == "f" else 0.0] * (self.width or width)
         if origin is not None:
             self._copy(origin)
         return self._lists

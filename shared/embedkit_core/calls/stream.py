@@ -1,4 +1,4 @@
-"""A stream of texts: rows in order, a bounded part of it in memory, several pieces of it under way at once."""
+"""Blocking stream: rows in order, a bounded number of texts in memory, several chunks in flight."""
 
 from __future__ import annotations
 
@@ -16,104 +16,114 @@ from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.engine.runtime.process import refuse_engine_thread
 from embedkit_core.observability.progress import ProgressOption
 
-MAX_FILL_SECONDS = 0.1  # seconds after which a piece goes out as it is, so that a slow source holds nothing back
+MAX_FILL_SECONDS = 0.1  # after this time a chunk is sent although it is not full
 
 
 class Stream:
-    """A stream for a caller that may block, and pulls the texts itself."""
+    """A stream whose texts are pulled on the caller's thread.
+
+    Raises:
+        InputError: `texts` is not an iterable of texts, or it is an async iterable.
+    """
 
     def __init__(
-        self, owner: BaseEmbedder, role: InputTypeSpec, texts: Iterable[str], progress: ProgressOption = None
+        self, embedder: BaseEmbedder, spec: InputTypeSpec, texts: Iterable[str], progress: ProgressOption = None
     ) -> None:
         if isinstance(texts, AsyncIterable) and not isinstance(texts, Iterable):
-            raise InputError("embed_iter() cannot wait for an async source; use aembed_iter()", ())
+            raise InputError(
+                f"texts: embed_iter() does not accept an async iterable (got {type(texts).__name__}). "
+                "Use aembed_iter().",
+                (),
+            )
         self._source = iterate_texts(texts)
-        self._window = StreamWindow(owner, role, texts, progress)
+        self._window = StreamWindow(embedder, spec, texts, progress)
         self._chunks: deque[StreamChunk] = deque()
-        self._end: Exception | None = None
-        self._quick = False
+        self._source_error: Exception | None = None
+        self._source_is_fast = False
         self._process = os.getpid()
 
     def rows(self) -> Generator[Vectors, None, None]:
-        """Give float32 (dimensions,) for each text, and withdraw what is pending when it is closed."""
-        reach = self._window
+        """Yield one vector per text, float32 (dimensions,). Closing the generator withdraws the pending texts."""
+        window = self._window
         error: Exception | None = None
-        with reach.observe():
+        with window.observe():
             try:
-                while error is None and (piece := self._next()) is not None:
-                    if piece.error is not None:
+                while error is None and (chunk := self._next()) is not None:
+                    if chunk.error is not None:
                         self._leave()
-                    for place in range(len(piece.rows)):
-                        yield piece.rows[place].copy()
-                    reach.delivered(piece)
-                    reach.report(self._chunks)
-                    error = reach.error_after(piece)
-                    del piece  # its rows, before the next piece is waited for
-                if error := error or self._end:
+                    for index in range(len(chunk.rows)):
+                        yield chunk.rows[index].copy()
+                    window.delivered(chunk)
+                    window.report(self._chunks)
+                    error = window.error_after(chunk)
+                    del chunk  # free its rows before waiting for the next chunk
+                if error := error or self._source_error:
                     raise error
-                reach.report((), finished=True)
+                window.report((), finished=True)
             finally:
-                error = self._end = None  # an error that is raised holds this frame
+                error = self._source_error = None  # a raised error refers to this frame
                 self._leave()
 
     def _next(self) -> StreamChunk | None:
-        self._check_place()
+        self._check_process()
         self._pull_ahead()
         if not self._chunks:
             return None
         while not self._chunks[0].done.wait(self._window.report_interval):
             self._window.report(self._chunks)
-        piece = self._chunks.popleft()
-        piece.finish()
-        return piece
+        chunk = self._chunks.popleft()
+        chunk.finish()
+        return chunk
 
-    def _check_place(self) -> None:
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
-            raise EmbedKitError("this stream was begun before a fork and belongs to the parent process; begin another")
+            raise EmbedKitError(
+                "The stream was created before a fork and belongs to the parent process. Create a new stream."
+            )
         refuse_engine_thread("embed_iter")
 
     def _pull_ahead(self) -> None:
-        """Begin pieces while there is room; finished rows are given first, unless the source takes no time."""
-        reach = self._window
-        once = self._quick
-        while reach.open and reach.fits(reach.size) and (once or not self._ready()):
+        """Start chunks while the window has room. Finished rows are yielded first, unless the source is fast."""
+        window = self._window
+        pull_once = self._source_is_fast
+        while window.open and window.fits(window.size) and (pull_once or not self._ready()):
             self._begin_chunk()
-            once = False
+            pull_once = False
 
     def _ready(self) -> bool:
         return bool(self._chunks) and self._chunks[0].done.is_set()
 
     def _begin_chunk(self) -> None:
-        reach = self._window
-        if not (texts := self._pull(reach.size)):
+        window = self._window
+        if not (texts := self._pull(window.size)):
             return
-        piece = reach.next_chunk(texts)
-        self._chunks.append(piece)
-        piece.begin()
-        if piece.error is not None:
-            reach.open = False
+        chunk = window.next_chunk(texts)
+        self._chunks.append(chunk)
+        chunk.begin()
+        if chunk.error is not None:
+            window.open = False
 
     def _pull(self, n: int) -> list[str]:
-        """Take n texts from the source, or what it gives in a moment."""
+        """Return up to `n` texts: fewer if the source ends, or if it is slow and rows could be yielded."""
         texts: list[str] = []
-        due = time.monotonic() + MAX_FILL_SECONDS
+        deadline = time.monotonic() + MAX_FILL_SECONDS
         try:
             for text in self._source:
                 texts.append(text)
-                if len(texts) == n or time.monotonic() >= due or (not self._quick and self._ready()):
+                if len(texts) == n or time.monotonic() >= deadline or (not self._source_is_fast and self._ready()):
                     break
             else:
                 self._window.open = False
         except Exception as error:
             self._window.open = False
-            self._end = error
-        self._quick = len(texts) == n
+            self._source_error = error
+        self._source_is_fast = len(texts) == n
         return texts
 
     def _leave(self) -> None:
         self._window.open = False
         self._window.close()
         while self._chunks:
-            piece = self._chunks.popleft()
+            chunk = self._chunks.popleft()
             if os.getpid() == self._process:
-                piece.leave()
+                chunk.leave()

@@ -1,4 +1,4 @@
-"""What a stream is made of: pieces of it, each a call of its own, and how far it has come."""
+"""The parts of a stream: chunks, each of which is one call, and the window that bounds them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from embedkit_core.calls.call import Call, call_info
 from embedkit_core.calls.plan import reason_for
+from embedkit_core.calls.waiting import await_
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
@@ -23,20 +24,29 @@ from embedkit_core.engine.batching import MAX_TEXTS, MIN_TEXTS
 from embedkit_core.observability.hooks import CallInfo, CallOutcome, observe_call
 from embedkit_core.observability.progress import REPORT_INTERVAL, ProgressOption, make_reporter
 
-MAX_CHUNKS = (
-    4  # under way or done ahead; two keep all slots busy with full requests, two wait for a slot or for the caller
-)
+# Chunks in flight or finished ahead. Two keep all slots busy with full requests, two wait for a slot or the caller.
+MAX_CHUNKS = 4
 
 
 class StreamChunk:
-    """Neighbouring texts of a stream, asked for in one call.
+    """Neighboring texts of a stream, embedded in one call.
 
-    When it is finished there are `rows`, float32 (n, dimensions), and perhaps an `error` that comes after them. Where
-    it is that of a text that `failed`, at this place of the piece, it is the provider's.
+    Attributes:
+        start: The position of the first text in the stream.
+        done: Set when the engine has finished the chunk (blocking streams only).
+        rows: The vectors before the first failure, float32 (n, dimensions).
+        usage: The usage of the finished chunk.
+        error: The error to raise after `rows`, if any.
+        failed: Whether `error` is the provider's or a budget's error for the text after `rows`.
     """
 
     def __init__(
-        self, owner: BaseEmbedder, role: InputTypeSpec, texts: list[str], start: int, tracked: tuple[UsageTracker, ...]
+        self,
+        embedder: BaseEmbedder,
+        spec: InputTypeSpec,
+        texts: list[str],
+        start: int,
+        tracked: tuple[UsageTracker, ...],
     ) -> None:
         self.start = start
         self.done = threading.Event()
@@ -44,54 +54,54 @@ class StreamChunk:
         self.usage = Usage()
         self.error: Exception | None = None
         self.failed = False
-        self._embedder = owner
-        self._spec = role
+        self._embedder = embedder
+        self._spec = spec
         self._texts = texts
         self._left = False
-        self._broken = False
+        self._aborted = False
         self._tracked = tracked
-        self._call = Call(owner, role, texts, start=start, tracked=tracked)
+        self._call = Call(embedder, spec, texts, start=start, tracked=tracked)
 
     def begin(self) -> None:
-        """Look up what the cache has and hand over the rest; `done` is set when all is served."""
+        """Read the cache and submit the misses; `done` is set when all of them are finished."""
         try:
             self._prepare()
             if self._call.needs_engine:
                 self._call.submit(self.done.set)
                 return
         except Exception as error:
-            self._break(error)
+            self._abort(error)
         self.done.set()
 
     async def run(self) -> None:
-        """Go through all steps without holding the caller's loop."""
+        """Run all steps without blocking the caller's event loop."""
         try:
             await self._call.off_loop(self._prepare)
             if self._call.needs_engine:
-                await self._call.await_()
+                await await_(self._call)
             await self._call.off_loop(self.finish)
         except Exception as error:
-            self._break(error)
+            self._abort(error)
         finally:
             self.leave()
 
     def leave(self) -> None:
-        """Withdraw what is still pending."""
+        """Withdraw the texts that are still pending."""
         self._left = True
         self._call.leave()
 
     def progress(self) -> tuple[int, Usage]:
-        """Give how many texts are done, and the usage so far."""
+        """Return the number of finished texts and the usage so far."""
         return self._call.progress()
 
     @property
     def spent(self) -> Usage:
-        """What it took so far, be it that nobody takes its rows any more."""
+        """The usage so far, also if the stream was left."""
         return self.usage if self.usage.texts else self.progress()[1]
 
     def finish(self) -> None:
-        """Take in what came of the call: the rows before the first text that failed, and that text's error."""
-        if self._broken:
+        """Set `rows`, `usage` and `error` from the finished call."""
+        if self._aborted:
             return
         self._call.leave()
         self._call.log()
@@ -99,10 +109,10 @@ class StreamChunk:
             result = self._call.finish()
             self.rows, self.usage = result.vectors, result.usage
         except (PartialFailureError, BudgetError) as failure:
-            place = min(failure.failed)
-            self._fail(failure.failed[place])
+            index = min(failure.failed)
+            self._fail(failure.failed[index])
             if failure.result is not None:
-                self.rows = failure.result.vectors[:place]
+                self.rows = failure.result.vectors[:index]
             self.usage = failure.usage or Usage()
         except ProviderError as error:
             self._fail(error)
@@ -111,123 +121,129 @@ class StreamChunk:
     def _prepare(self) -> None:
         try:
             self._call.prepare()
-        except InputError as refusal:
-            self._end_before(refusal.indices[0])
+        except InputError as error:
+            self._truncate_before(error.indices[0])
 
-    def _end_before(self, place: int) -> None:
-        """Go on with the texts before one that cannot be embedded."""
-        position = self.start + place
-        flaw = reason_for(self._texts[place])
-        self.error = InputError(f"the text at position {position} cannot be embedded: {flaw}", [position])
-        self._texts = self._texts[:place]
+    def _truncate_before(self, index: int) -> None:
+        """Continue with the texts before one that cannot be embedded."""
+        position = self.start + index
+        reason = reason_for(self._texts[index])
+        self.error = InputError(f"The text at position {position} cannot be embedded: {reason}", [position])
+        self._texts = self._texts[:index]
         self._call = call = Call(self._embedder, self._spec, self._texts, start=self.start, tracked=self._tracked)
-        if not self._left:  # by a cancelled caller, while this runs on a thread of ours; the old call was left then
+        if not self._left:  # a cancelled caller may have left while this runs on a worker thread
             call.prepare()
 
     def _fail(self, error: Exception) -> None:
         self.error = error
         self.failed = True
 
-    def _break(self, error: Exception) -> None:
+    def _abort(self, error: Exception) -> None:
         self.error = error
-        self._broken = True
+        self._aborted = True
 
 
 class StreamWindow:
-    """How far a stream has come, and how far it may go: `size` texts in a piece, `most` pulled and not yet given."""
+    """The progress of a stream, and the bound on the texts in memory.
 
-    def __init__(self, owner: BaseEmbedder, role: InputTypeSpec, texts: object, progress: ProgressOption) -> None:
-        self._embedder = owner
-        self._spec = role
-        self._reporter = make_reporter(progress, owner.model, len(texts) if isinstance(texts, Sized) else None)
-        limits = role.request_spec.limits
-        slots = limits.max_in_flight(owner.settings.max_concurrency)
+    Attributes:
+        size: The number of texts in a full chunk.
+        max_texts: The most texts that were pulled and whose rows were not yielded yet.
+        open: Whether more texts may be pulled.
+    """
+
+    def __init__(self, embedder: BaseEmbedder, spec: InputTypeSpec, texts: object, progress: ProgressOption) -> None:
+        self._embedder = embedder
+        self._spec = spec
+        self._reporter = make_reporter(progress, embedder.model, len(texts) if isinstance(texts, Sized) else None)
+        limits = spec.request_spec.limits
+        slots = limits.max_in_flight(embedder.settings.max_concurrency)
         self.size = max(min(MAX_TEXTS, limits.texts) * -(-slots // 2), MIN_TEXTS)
         self.max_texts = self.size * MAX_CHUNKS
         self.open = True
         self._pulled = 0
-        self._given = 0
+        self._yielded = 0
         self._usage = Usage()
-        self._tracked = active_trackers()  # of whoever begins the stream
-        self._chunks: deque[StreamChunk] = deque()  # those whose rows were not all taken
+        self._tracked = active_trackers()  # those active where the stream is created
+        self._chunks: deque[StreamChunk] = deque()  # those whose rows were not all yielded
 
     def fits(self, texts: int) -> bool:
-        """Tell whether there is room for so many more texts."""
-        return self._pulled - self._given + texts <= self.max_texts
+        """Return True if there is room for this many more texts."""
+        return self._pulled - self._yielded + texts <= self.max_texts
 
     def next_chunk(self, texts: list[str]) -> StreamChunk:
-        """Make the next piece."""
+        """Return the next chunk."""
         start = self._pulled
         self._pulled += len(texts)
-        piece = StreamChunk(self._embedder, self._spec, texts, start, self._tracked)
-        self._chunks.append(piece)
-        return piece
+        chunk = StreamChunk(self._embedder, self._spec, texts, start, self._tracked)
+        self._chunks.append(chunk)
+        return chunk
 
-    def delivered(self, piece: StreamChunk) -> None:
-        """Note that all rows of a piece were taken, the first of those that were cut."""
+    def delivered(self, chunk: StreamChunk) -> None:
+        """Count the rows of the oldest chunk as yielded."""
         self._chunks.popleft()
-        self._given = piece.start + len(piece.rows)
-        self._usage += piece.usage
+        self._yielded = chunk.start + len(chunk.rows)
+        self._usage += chunk.usage
 
-    # What the user is told
+    # Progress and observers
 
     @property
     def report_interval(self) -> float | None:
-        """The seconds after which a caller who waits looks up, None for no need to."""
+        """The seconds between progress reports while the caller waits, None if no progress was requested."""
         return None if self._reporter is None else REPORT_INTERVAL
 
-    def report(self, pieces: Iterable[StreamChunk], *, finished: bool = False) -> None:
-        """Tell the user how far it is, where they want to know and it is time; `pieces` are those under way."""
-        told = self._reporter
-        if told is None or not (finished or told.due()):
+    def report(self, chunks: Iterable[StreamChunk], *, finished: bool = False) -> None:
+        """Report progress if it was requested and is due. `chunks` are those whose rows were not yielded yet."""
+        reporter = self._reporter
+        if reporter is None or not (finished or reporter.due()):
             return
-        done, usage = self._given, self._usage
-        for piece in pieces:
-            more, theirs = piece.progress()
-            done, usage = done + more, usage + theirs
+        done, usage = self._yielded, self._usage
+        for chunk in chunks:
+            more, chunk_usage = chunk.progress()
+            done, usage = done + more, usage + chunk_usage
         if finished:
-            told.begin(done)
-        told.report(done, usage, finished=finished)
+            reporter.begin(done)
+        reporter.report(done, usage, finished=finished)
 
     def close(self) -> None:
-        """Tell nothing more."""
+        """Stop reporting progress."""
         if self._reporter is not None:
             self._reporter.close()
 
     def observe(self) -> AbstractContextManager[object]:
-        """Watch the stream as one call, from here to its end; its texts are too many to be shown."""
+        """Return a context manager that observes the stream as one call, without its texts."""
         return observe_call(self._info, self._outcome)
 
     def _info(self) -> CallInfo:
         return call_info(self._embedder, self._spec)
 
     def _outcome(self) -> CallOutcome:
-        return CallOutcome(sum((piece.spent for piece in self._chunks), self._usage))
+        return CallOutcome(sum((chunk.spent for chunk in self._chunks), self._usage))
 
-    def error_after(self, piece: StreamChunk) -> Exception | None:
-        """Give what is to be raised after the rows of a piece, in terms of the stream."""
-        error = piece.error
-        if piece.failed and isinstance(error, BudgetError):
-            error.succeeded = range(self._given)
-            error.failed = {self._given: copy.copy(error)}
-        elif piece.failed and isinstance(error, ProviderError) and self._given:
+    def error_after(self, chunk: StreamChunk) -> Exception | None:
+        """Return the error to raise after the rows of a chunk, with positions in the stream."""
+        error = chunk.error
+        if chunk.failed and isinstance(error, BudgetError):
+            error.succeeded = range(self._yielded)
+            error.failed = {self._yielded: copy.copy(error)}
+        elif chunk.failed and isinstance(error, ProviderError) and self._yielded:
             error = self._failure(error)
         if isinstance(error, EmbedKitError):
             error.usage = self._usage
         return error
 
     def _failure(self, error: ProviderError) -> PartialFailureError:
-        position, owner = self._given, self._embedder
-        kept = " and are in the cache: a rerun sends only the rest" if owner.tiered_cache.backend else ""
+        position, embedder = self._yielded, self._embedder
+        rerun = " and are in the cache; a rerun sends only the rest" if embedder.tiered_cache.backend else ""
         return PartialFailureError(
-            f"the text at position {position} failed: {str(error).rstrip('.')}. The rows before it were given{kept}",
+            f"The text at position {position} failed: {str(error).rstrip('.')}. The rows before it were yielded{rerun}",
             failed={position: error},
             succeeded=range(position),
             result=EmbeddingResult(
-                vectors=np.empty((0, owner.dimensions or 0), dtype=np.float32),
+                vectors=np.empty((0, embedder.dimensions or 0), dtype=np.float32),
                 usage=self._usage,
-                model=owner.model,
+                model=embedder.model,
                 input_type=self._spec.input_type,
-                space=owner.space,
+                space=embedder.space,
             ),
         )

@@ -1,4 +1,4 @@
-"""Cached vectors compared with what the model gives today: a model may change under its name."""
+"""Compare cached vectors with new ones: a model may change under its name."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from embedkit_core.common.vectors import BIT_PACKED, DType
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
 
-# Two answers of one model differ in the last digits, which makes a number of 8 bits another one now and then, and of a
-# thousand signs some: where the floats have 0.99995, 3 signs of 1024 differ.
+# Two replies of one model differ in the last digits, which sometimes changes an 8-bit value or a sign: at a cosine of
+# 0.99995 of the floats, 3 of 1024 signs differ.
 MIN_COSINES: Mapping[DType, float] = {
     "float32": MIN_COSINE,
     "float16": MIN_COSINE,
@@ -34,11 +34,15 @@ MIN_COSINES: Mapping[DType, float] = {
 
 @dataclass(frozen=True, slots=True)
 class CacheVerification:
-    """How like the model's own of today some cached vectors are.
+    """The comparison of cached vectors with new ones of the same model.
 
-    `cached` counts the distinct texts that the cache has; `cosines` gives for the positions of those that were embedded
-    anew the cosine of both vectors, of the signs where the type is binary, less where their lengths differ. Two answers
-    of one model are `alike` or more: 0.999 for floats, less for types that round; what is below is another model's.
+    Attributes:
+        texts: The number of texts, duplicates included.
+        cached: The number of distinct texts that the cache holds.
+        cosines: The cosine of the cached and the new vector, by the position of the text. For binary dtypes it is the
+            cosine of the signs. It is reduced if the lengths differ.
+        usage: The usage of the new embeddings.
+        min_cosine: The lowest cosine of two vectors of one model: 0.999 for floats, less for dtypes that round.
     """
 
     texts: int
@@ -49,70 +53,70 @@ class CacheVerification:
 
     @property
     def lowest(self) -> float | None:
-        """The least of the cosines; None where nothing was compared."""
+        """The lowest cosine, None if nothing was compared."""
         return min(self.cosines.values(), default=None)
 
     @property
     def changed(self) -> tuple[int, ...]:
-        """The positions of texts whose cached vectors are not the model's any more."""
+        """The positions of the texts whose cached vectors differ from the model's current ones."""
         return tuple(position for position, cosine in self.cosines.items() if not cosine >= self.min_cosine)
 
     def __str__(self) -> str:
         if self.lowest is None:
-            return f"none of {self.texts:,} texts is in the cache: nothing was compared"
-        same = (
-            "the model is the same"
+            return f"none of {self.texts:,} texts is in the cache; nothing was compared"
+        verdict = (
+            "the model is unchanged"
             if not self.changed
-            else f"{len(self.changed):,} are not the model's any more: use another cache= folder"
+            else f"{len(self.changed):,} differ from the current model: use another cache= folder"
         )
         mean = sum(self.cosines.values()) / len(self.cosines)
         return (
-            f"{len(self.cosines):,} of {self.cached:,} cached vectors embedded anew: cosine {self.lowest:.6f} at "
-            f"least, {mean:.6f} on average; {same} ({self.usage})"
+            f"{len(self.cosines):,} of {self.cached:,} cached vectors embedded again: cosine {self.lowest:.6f} at "
+            f"least, {mean:.6f} on average; {verdict} ({self.usage})"
         )
 
 
 def verify_cache(
     embedder: BaseEmbedder,
-    role: InputTypeSpec,
+    spec: InputTypeSpec,
     texts: Iterable[str],
     *,
     sample: int,
     embed_again: Callable[..., EmbeddingResult],
 ) -> CacheVerification:
-    """Embed some of the texts that are cached once more, past the cache, and compare."""
+    """Embed a sample of the cached texts again, without the cache, and compare."""
     if embedder.tiered_cache.backend is None:
-        raise ConfigurationError("verify_cache compares with the cache, and this embedder has cache=False")
-    plan = plan_call(texts, role.key_prefix)
-    rows = MatrixBuffer(plan.n, plan.first, role.format)
-    look_up = CacheLookup(embedder, role, plan, rows)
+        raise ConfigurationError("cache: verify_cache needs a cache (got False). Use an embedder with cache=.")
+    plan = plan_call(texts, spec.key_prefix)
+    rows = MatrixBuffer(plan.n, plan.first, spec.format)
+    lookup = CacheLookup(embedder, spec, plan, rows)
     try:
-        look_up.run()
+        lookup.run()
     finally:
-        look_up.close()
-    if not look_up.hits or rows.matrix is None:
+        lookup.close()
+    if not lookup.hits or rows.matrix is None:
         return CacheVerification(plan.n, 0)
-    chosen = evenly_spaced(sorted(look_up.hits), sample)
-    kept = rows.matrix[plan.first[chosen]]
-    fresh = embed_again([plan.texts[place] for place in chosen], input_type=role.input_type)
+    sample_indexes = evenly_spaced(sorted(lookup.hits), sample)
+    cached_rows = rows.matrix[plan.first[sample_indexes]]
+    fresh = embed_again([plan.texts[index] for index in sample_indexes], input_type=spec.input_type)
     for error in fresh.failed.values():
         raise error
-    cosines = _cosines(kept, fresh.vectors, role.format.dtype).tolist()
-    positions = plan.first[chosen].tolist()
-    known = dict(zip(positions, cosines, strict=True))
-    return CacheVerification(plan.n, len(look_up.hits), known, fresh.usage, MIN_COSINES[role.format.dtype])
+    cosines = _cosines(cached_rows, fresh.vectors, spec.format.dtype).tolist()
+    positions = plan.first[sample_indexes].tolist()
+    cosine_at = dict(zip(positions, cosines, strict=True))
+    return CacheVerification(plan.n, len(lookup.hits), cosine_at, fresh.usage, MIN_COSINES[spec.format.dtype])
 
 
-def _cosines(one: Vectors, other: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
-    if one.shape != other.shape:
-        return np.zeros(len(one))
-    a, b = (_numbers(rows, dtype) for rows in (one, other))
+def _cosines(cached: Vectors, fresh: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
+    if cached.shape != fresh.shape:
+        return np.zeros(len(cached))
+    a, b = (_as_floats(rows, dtype) for rows in (cached, fresh))
     lengths = np.maximum(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)) ** 2
     cosines: npt.NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / np.where(lengths == 0, 1.0, lengths)
     return cosines
 
 
-def _numbers(rows: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
+def _as_floats(rows: Vectors, dtype: DType) -> npt.NDArray[np.float64]:
     if dtype not in BIT_PACKED:
         numbers: npt.NDArray[np.float64] = rows.astype(np.float64) - (128.0 if dtype == "uint8" else 0.0)
         return numbers

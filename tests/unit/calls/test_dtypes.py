@@ -216,5 +216,5 @@ def test_dtypes_of_one_model_never_share_a_cache_entry(tmp_path):
 def test_imported_vectors_must_be_float32(tmp_path):
     server = FakeServer()
     half = Embedder("fake:small", base_url=server.url, dtype="float16", cache=tmp_path)
-    with pytest.raises(ConfigurationError, match="in float32"):
+    with pytest.raises(ConfigurationError, match="only imports float32 vectors"):
         half.import_vectors(["a"], [[0.0] * 8])

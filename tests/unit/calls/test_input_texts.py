@@ -1,12 +1,13 @@
 """What is asked: which texts are refused before anything is sent, and which forms of a list are taken."""
 
+import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from support.embedders import MINILM, needs_local_model, openai_embedder, texts_sent
+from support.embedders import MINILM, fake_embedder, needs_local_model, openai_embedder, texts_sent
 from support.openai_client import expected
 from support.openai_server import OpenAIServer
 
@@ -85,7 +86,7 @@ async def test_the_async_methods_refuse_the_same_texts(name):
         assert caught.value.indices == (1,)
         with pytest.raises(InputError):
             await careful.aembed_query(" ")
-        with pytest.raises(InputError, match="got a single one"):
+        with pytest.raises(InputError, match="got a single str"):
             await careful.aembed("text")
         assert (await careful.aembed([])).vectors.shape == (0, WIDTHS[name])
         assert requests() == 0
@@ -133,6 +134,19 @@ def test_an_object_with_an_encode_method_is_no_text():
     with pytest.raises(InputError, match=r"not a string \(got Codec\) at position 1") as caught:
         Embedder("fake:any", base_url=far.url, cache=False).embed(["fine", Codec()])
     assert (caught.value.indices, far.received) == ((1,), [])
+
+
+class Animal(enum.StrEnum):
+    CAT = "cat"
+
+    def __str__(self):
+        return "Animal.CAT"
+
+
+def test_a_string_enum_is_sent_as_its_value():
+    server = FakeServer()
+    fake_embedder(server).embed([Animal.CAT])
+    assert server.received[0].texts == ("cat",)
 
 
 def test_every_iterable_of_strings_is_accepted():

@@ -158,7 +158,7 @@ def test_a_refused_text_is_named_and_the_rows_before_it_are_not_paid_again(metho
     assert error.succeeded == range(700)
     assert len(error.result.vectors) == 0
     assert error.usage.texts >= 700
-    assert "the text at position 700 failed" in str(error)
+    assert "The text at position 700 failed" in str(error)
 
     server.rejected_texts.clear()
     again = stream_embedder(server, cache=tmp_path)
@@ -228,8 +228,9 @@ def test_a_failure_withdraws_pending_texts_at_once():
 @pytest.mark.parametrize("method", ["embed_iter", "aembed_iter"])
 def test_an_invalid_source_is_refused_at_the_call(method):
     stream = getattr(stream_embedder(FakeServer()), method)
-    for texts, said in [("one", "a single one"), (b"one", "a single one"), ({"a": 1}, "a dict"), ({"a"}, "a set")]:
-        with pytest.raises(InputError, match=said):
+    wrong = [("one", "a single str"), (b"one", "a single bytes"), ({"a": 1}, "got dict"), ({"a"}, "got set")]
+    for texts, message in wrong:
+        with pytest.raises(InputError, match=message):
             stream(texts)
     with pytest.raises(InputError, match="got int"):
         stream(7)
@@ -238,7 +239,7 @@ def test_an_invalid_source_is_refused_at_the_call(method):
 
 
 def test_an_async_source_is_refused_by_the_sync_method():
-    with pytest.raises(InputError, match="use aembed_iter"):
+    with pytest.raises(InputError, match=r"Use aembed_iter\(\)"):
         stream_embedder(FakeServer()).embed_iter(async_source(["one"]))
 
 

@@ -65,7 +65,7 @@ def test_an_unknown_price_is_refused_before_the_first_request_and_hits_are_serve
     embedder = fake_embedder(server, budget_usd=1, cache=tmp_path)
     assert embedder.embed(["kept"]).usage.cache_hits == 1
     with pytest.raises(
-        BudgetError, match=r"the price of fake:model is not known.*prices=\{'fake:model': 0\.02\}"
+        BudgetError, match=r"budget_usd: the price of fake:model is unknown.*prices=\{'fake:model': 0\.02\}"
     ) as caught:
         embedder.embed(["kept", "new"])
     assert list(caught.value.failed) == [1]
