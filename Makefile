@@ -6,7 +6,7 @@
 #   make test-extras                       each extra alone, from the wheel and from the sdist; EXTRAS="openai bare" picks some
 #   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
 #   make dist                              the wheel and the sdist, in dist/
-#   make laws                              take each law's code away and see the test that fails; ARGS="2 9" picks some
+#   make invariants                        check that each invariant's test fails without the code that ensures it; ARGS="2 9" picks some
 #   make soak                              everything at once for three minutes, against a server that fails; ARGS="--minutes 10"
 #   make live PROVIDER=voyage              settle with your own key, for a cent at most, what was not tried; ARGS="--model voyage-4"
 #   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
@@ -51,7 +51,7 @@ BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo live test test-extras test-versions lint types laws soak bench-retrieval bench-speed bench-compare install torch dist clean distclean
+.PHONY: demo live test test-extras test-versions lint types invariants soak bench-retrieval bench-speed bench-compare install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -76,7 +76,7 @@ test-versions: $(BUILT)
 dist: $(BUILT)
 	@:
 
-laws: $(INSTALLED)
+invariants: $(INSTALLED)
 	@$(BIN)/python tests/invariants/remove_invariants.py $(ARGS)
 
 live: $(INSTALLED)

@@ -1,1 +1,1 @@
-"""The one place that sends requests: a pure scheduler and the threads around it."""
+"""The engine sends all requests: a scheduler without I/O, and the threads around it."""

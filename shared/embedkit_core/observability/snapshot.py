@@ -70,7 +70,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
     told: list[Snapshot] = []
     parked, unpaid = scheduler.retry_queue.items(), scheduler.ledger.awaiting_budget
     for pace, queues in scheduler.dispatcher.by_rate_controller().items():
-        limits = {limit.kind: limit.value for limit in pace.known_limits()}
+        limits = {limit.unit: limit.value for limit in pace.known_limits()}
         failure, window = pace.last_failure, limits.get("requests in flight")
         rooms = [queue.capacity for queue in queues]
         told.append(
@@ -80,8 +80,8 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
                 waiting=sum(queue.waiting_texts for queue in queues) + sum(item.queue in queues for item in unpaid),
                 retrying=sum(item.queue in queues for item in parked),
                 in_flight=pace.in_flight,
-                requests_per_minute=limits.get("requests a minute"),
-                tokens_per_minute=limits.get("tokens a minute"),
+                requests_per_minute=limits.get("requests/min"),
+                tokens_per_minute=limits.get("tokens/min"),
                 max_in_flight=None if window is None else int(window),
                 texts_per_request=min(room.texts for room in rooms),
                 tokens_per_request=min(room.tokens for room in rooms),

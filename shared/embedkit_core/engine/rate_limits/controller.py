@@ -1,8 +1,18 @@
-"""How fast requests of one model may go out: the user's limits a minute, the provider's, and its refusals. Pure.
+"""When requests of one model may be sent: user limits, provider limits, pauses and overload. No I/O.
 
-All callers of an account share the pace of a model, so that one refusal slows everybody and one `Retry-After` is kept
-by all. Rate limiters of well-kept libraries (aiolimiter, limits) belong to an event loop or a wall clock and cannot be
-told what a provider's headers say; the scheduler runs on the time it is given.
+All callers of an account share the controller of a model, so that one refusal slows down every caller and all of them
+respect a `Retry-After`. Rate limiter packages (aiolimiter, limits) are bound to an event loop or a wall clock and
+cannot be updated from response headers; the controller runs on the times that are passed in.
+
+A request is delayed by the longest of these:
+
+- the callers' own limits (`UserLimits`);
+- the provider's limits on requests and on tokens (`ProviderLimit`, one each), from headers or inferred from HTTP 429;
+- a pause: the provider sent `Retry-After`, or a refusal that says nothing;
+- probing: after a refusal with an unknown rate, one small request at a time until one is accepted;
+- the ramp: without limits from headers, the requests in flight double from the first reply on, so that few requests
+  are in flight at the first refusal;
+- overload: after HTTP 503, 529 or a timeout, fewer requests in flight, which recover with each reply.
 """
 
 from __future__ import annotations
@@ -17,32 +27,39 @@ from embedkit_core.engine.batching import DEFAULT_SECONDS_PER_TOKEN, MAX_TOKENS,
 from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION, MINUTE, ProviderLimit, TokenBucket
 from embedkit_core.engine.rate_limits.user_limits import MIN_REQUEST_TOKENS, UserLimits
 
-# At a server that tells no limits: what may be in flight at first, and the seconds in which that doubles. A refusal is
-# back sooner, so that few are refused.
-INITIAL_IN_FLIGHT, RAMP_DOUBLING_SECONDS = 4, 0.025
-INITIAL_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds after a refusal that says nothing, doubled with each in a row
-MAX_REQUEST_SECONDS = 0.15  # seconds of the rate that one request takes at most, where tokens are short
-SHRINK_STATUSES = (503, 529)
-SHRINK_FACTOR = 0.7  # of the requests in flight, when the server is overloaded
-RECOVERY = 0.25  # requests in flight more, for each round of answers and second since then
-DECAY = 0.98  # of what was billed so far, with each bill
-MAX_TOKENS_PER_ESTIMATED = 8.0  # tokens for one that was estimated
-MIN_REQUEST_RATE, MIN_TOKEN_RATE = 0.2, 1_000.0  # a second, with which a rate begins to be looked for
-REGROWTH = 1.02  # of the smallest requests, with each answer
+INITIAL_IN_FLIGHT, RAMP_DOUBLING_SECONDS = 4, 0.025  # the ramp; a refusal usually arrives within 25 ms
+INITIAL_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds after a refusal without Retry-After; doubled for each consecutive one
+MAX_REQUEST_SECONDS = 0.15  # a request takes at most these seconds of a token rate, unless more is available
+SHRINK_STATUSES = (503, 529)  # overload
+SHRINK_FACTOR = 0.7  # of the requests in flight, on overload
+RECOVERY = 0.25  # additional requests in flight, for each round of replies and each second since the overload
+DECAY = 0.98  # weight of all earlier bills at each new one
+MAX_TOKENS_PER_ESTIMATED = 8.0  # a bill beyond this is implausible
+MIN_REQUEST_RATE, MIN_TOKEN_RATE = 0.2, 1_000.0  # per second; where the search for a rate starts
+REGROWTH = 1.02  # of the minimum request size, for each reply after refusals reduced it
+REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, IN_FLIGHT = "requests/min", "tokens/min", "requests in flight"  # units
 
 
 class SentRequest(NamedTuple):
-    """What is remembered of a request: when it went out, its size as estimated and as calibrated, and its marks."""
+    """What the controller needs about a request in flight.
+
+    Attributes:
+        at: The time it was sent.
+        size: Its estimated tokens.
+        tokens: Its calibrated tokens.
+        cumulative_requests: All requests of the model so far, including it.
+        cumulative_tokens: All tokens of the model so far, including its own.
+    """
 
     at: float
     size: int
     tokens: float
-    request_mark: float
-    token_mark: float
+    cumulative_requests: float
+    cumulative_tokens: float
 
 
 class FailureRecord(NamedTuple):
-    """The last failure of a request: the error's type, the status and when it was."""
+    """The last failure of a request: the error's type, the HTTP status and the time."""
 
     error: str
     status: int | None
@@ -53,22 +70,29 @@ class FailureRecord(NamedTuple):
 
 
 class KnownLimit(NamedTuple):
-    """What a provider bears, by its headers (`told`) or by its refusals."""
+    """A limit of the provider, from its headers or inferred from its refusals."""
 
-    kind: str
+    unit: str
     value: float
     from_headers: bool
 
     def __str__(self) -> str:
-        source = "as the provider says" if self.from_headers else "as its refusals taught"
-        return f"about {self.value:,.0f} {self.kind}, {source}"
+        source = "from response headers" if self.from_headers else "inferred from HTTP 429"
+        name = "Rate limit"
+        if self.unit == IN_FLIGHT:
+            name, source = "Concurrency limit", "inferred from overload"
+        return f"{name} {source}: about {self.value:,.0f} {self.unit}"
 
 
 class RateController:
-    """The limits of one model at one account, as far as they are known.
+    """The rate limits of one model at one account.
 
-    `tokens_per_estimated` is the billed tokens for each estimated one. `probing` says that the server
-    refused without a reason to know better: one small request at a time until one is let through.
+    Attributes:
+        tokens_per_estimated: Billed tokens for each estimated token.
+        in_flight: The requests of the model that are in flight.
+        probing: True after a refusal with an unknown rate, until a request is accepted.
+        last_failure: The last failure of a request, for snapshots.
+        user_limits: The limits that callers set.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -83,29 +107,31 @@ class RateController:
         self._paused_until = float("-inf")
         self._consecutive_refusals = 0
         self._refused_at = float("-inf")
-        self._ramp_from: float | None = None
+        self._ramp_start: float | None = None
         self._has_reply = False
         self._max_in_flight = math.inf
         self._shrunk_at = float("-inf")
-        self._billed = self._estimated = self._took = 0.0
+        # Decaying sums over replies, for the calibration
+        self._billed = self._estimated = self._seconds = 0.0
         self._seconds_per_token = DEFAULT_SECONDS_PER_TOKEN
 
-    # What may go out
+    # What may be sent
 
     def tokens(self, size: int) -> int:
-        """Give the tokens that so many estimated ones are likely to be."""
+        """Return the tokens that a text or request of so many estimated tokens is likely to be billed at."""
         return max(1, round(size * self.tokens_per_estimated))
 
     def wait(self, size: int, now: float) -> float:
-        """Give the seconds until a request of so many estimated tokens may go out; inf: not before one comes back."""
+        """Return the seconds until a request of so many estimated tokens may be sent; inf: after the next reply."""
         if self.in_flight and (self.probing or self.in_flight + 1 > self._max_in_flight):
-            return math.inf  # until one comes back
-        ramp = -math.inf
-        if self._ramp_from is not None:
-            ramp = self._ramp_from + RAMP_DOUBLING_SECONDS * math.log2((self.in_flight + 1) / INITIAL_IN_FLIGHT)
+            return math.inf
+        ramp_until = -math.inf
+        if self._ramp_start is not None:
+            doublings = math.log2((self.in_flight + 1) / INITIAL_IN_FLIGHT)
+            ramp_until = self._ramp_start + RAMP_DOUBLING_SECONDS * doublings
         tokens = size * self.tokens_per_estimated
         seconds = max(
-            ramp - now,
+            ramp_until - now,
             self._paused_until - now,
             self._requests.wait(1, now),
             self._tokens.wait(tokens, now),
@@ -115,125 +141,130 @@ class RateController:
 
     @property
     def limits_tokens(self) -> bool:
-        """Tell whether it matters how many tokens a request has."""
+        """True if there is a limit on tokens."""
         return any(tokens.rate is not None for _, tokens in self._limits())
 
     def max_texts(self, texts: int) -> int:
-        """Give how many texts a request may hold, of those that it may at other times."""
+        """Return how many texts a request may hold: `texts`, or fewer while probing."""
         return min(texts, max(1, MIN_TEXTS >> max(0, self._consecutive_refusals - 1))) if self.probing else texts
 
     def max_tokens(self, now: float) -> float:
-        """Give how many estimated tokens a request should hold at most: fewer where tokens are short.
+        """Return how many estimated tokens a request should hold at most: fewer if tokens are the limiting resource.
 
-        No bound where requests are short: then each should hold all it can.
+        There is no bound if requests are: then each should hold all it can.
         """
         if self.probing:
             return self._min_request_tokens / self.tokens_per_estimated
-        most = math.inf if self.requests_are_limiting(now) else float(MAX_TOKENS)
+        bound = math.inf if self.requests_are_limiting(now) else float(MAX_TOKENS)
         for requests, tokens in self._limits():
             if tokens.rate is not None:
-                each = tokens.rate / requests.rate if requests.rate else 0.0
-                least = (
-                    self._min_request_tokens
-                    if tokens is self._tokens.bucket
-                    else min(MIN_REQUEST_TOKENS, tokens.capacity)
-                )
-                most = min(most, max(least, each, tokens.rate * MAX_REQUEST_SECONDS, tokens.level(now)))
-        return most / self.tokens_per_estimated
+                tokens_per_request = tokens.rate / requests.rate if requests.rate else 0.0
+                minimum = min(MIN_REQUEST_TOKENS, tokens.capacity)
+                if tokens is self._tokens.bucket:
+                    minimum = self._min_request_tokens
+                available = max(tokens.rate * MAX_REQUEST_SECONDS, tokens.level(now))
+                bound = min(bound, max(minimum, tokens_per_request, available))
+        return bound / self.tokens_per_estimated
 
     def requests_are_limiting(self, now: float) -> bool:
-        """Tell whether it is the number of requests that is short."""
+        """Return True if fewer than two requests are available now."""
         return any(requests.rate is not None and requests.level(now) < 2 for requests, _ in self._limits())
 
     def _limits(self) -> list[tuple[TokenBucket, TokenBucket]]:
         return [(self._requests.bucket, self._tokens.bucket), *self.user_limits.binding()]
 
     def optimal_requests(self, size: int) -> float:
-        """Give how many requests a job of so many estimated tokens should be, where requests are short; 1 at least.
+        """Return into how many requests so many estimated tokens should be split if requests are limiting; at least 1.
 
-        n requests of T tokens in all, q of which may go out in a second, are answered after about n / q + c T / n
-        seconds, if a token takes c: least for n = sqrt(c T q).
+        n requests of T tokens in total, at a rate of q requests a second and c seconds a token, take about
+        n / q + c T / n seconds: least for n = sqrt(c T q).
         """
         rates = [requests.rate for requests, _ in self._limits() if requests.rate is not None]
         return max(1.0, math.sqrt(self._seconds_per_token * size * self.tokens_per_estimated * min(rates, default=1.0)))
 
-    # What is known, for who wants to know what a job would take
+    # For estimates and snapshots
 
     @property
     def has_bills(self) -> bool:
-        """Tell whether anything was billed yet, so that what is known is of this model."""
+        """True if a reply was billed, so that the calibration is this model's own."""
         return self._billed > 0
 
     def record_failure(self, error: ProviderError, now: float) -> None:
-        """Remember a failure, for who asks how things stand."""
+        """Remember a failure for snapshots."""
         self.last_failure = FailureRecord(type(error).__name__, error.status, now)
 
     def known_limits(self) -> list[KnownLimit]:
-        """Give the limits a minute that the provider told or let be learned, and how many requests it bears at once."""
-        flows = (("requests a minute", self._requests), ("tokens a minute", self._tokens))
+        """Return the provider's limits that are known."""
+        limits = ((REQUESTS_PER_MINUTE, self._requests), (TOKENS_PER_MINUTE, self._tokens))
         known = [
-            KnownLimit(kind, flow.bucket.rate * MINUTE, flow.from_headers) for kind, flow in flows if flow.bucket.rate
+            KnownLimit(unit, limit.bucket.rate * MINUTE, limit.from_headers)
+            for unit, limit in limits
+            if limit.bucket.rate
         ]
         if self._max_in_flight < math.inf:
-            known.append(KnownLimit("requests in flight", self._max_in_flight, from_headers=False))
+            known.append(KnownLimit(IN_FLIGHT, self._max_in_flight, from_headers=False))
         return known
 
     def pause_remaining(self, now: float) -> float:
-        """Give the seconds until anything may go out, because the provider asked to wait."""
+        """Return the seconds of the current pause that are left; 0 if there is none."""
         return max(0.0, self._paused_until - now)
 
     @property
     def seconds_per_token(self) -> float:
-        """The seconds that a request took for each token of it, of late."""
-        return self._took / self._billed if self._billed else DEFAULT_SECONDS_PER_TOKEN
+        """The recent duration of requests, in seconds per billed token."""
+        return self._seconds / self._billed if self._billed else DEFAULT_SECONDS_PER_TOKEN
 
     def seconds_for(self, requests: int, tokens: int) -> float:
-        """Give the seconds that the provider's limits, as far as they are known, need for so much."""
-        asked = ((self._requests.bucket, requests), (self._tokens.bucket, tokens))
-        waits = [max(0.0, n - bucket.capacity) / bucket.rate for bucket, n in asked if bucket.rate]
+        """Return the seconds that the known limits of the provider need for so many requests and tokens."""
+        amounts = ((self._requests.bucket, requests), (self._tokens.bucket, tokens))
+        waits = [max(0.0, n - bucket.capacity) / bucket.rate for bucket, n in amounts if bucket.rate]
         return max(waits, default=0.0)
 
-    # What comes in
+    # Events
 
     def on_sent(self, size: int, now: float, *, more_waits: bool) -> SentRequest:
-        """Note a request that goes out, and whether more would have gone out if there were no limit."""
+        """Count a request that is sent; `more_waits` is True if texts of the model wait for another request."""
         tokens = size * self.tokens_per_estimated
-        self._requests.busy &= more_waits
-        self._tokens.busy &= more_waits
+        self._requests.saturated &= more_waits
+        self._tokens.saturated &= more_waits
         self.in_flight += 1
         self.user_limits.take(1, tokens, now)
         return SentRequest(now, size, tokens, self._requests.take(1, now), self._tokens.take(tokens, now))
 
-    def on_returned(self, sent: SentRequest, bound: int) -> None:
-        """Note that a request has come back; with as many in flight as callers allow, the ramp is over."""
-        if self._ramp_from is not None and sent.at >= self._ramp_from and self.in_flight >= bound:
-            self._ramp_from = None
+    def on_returned(self, sent: SentRequest, max_in_flight: int) -> None:
+        """Count a request that is no longer in flight; end the ramp if it reached the callers' own bound."""
+        if self._ramp_start is not None and sent.at >= self._ramp_start and self.in_flight >= max_in_flight:
+            self._ramp_start = None
         self.in_flight -= 1
 
-    def on_reply(self, sent: SentRequest, billed: int | None, headroom: RateLimitStatus | None, now: float) -> None:
-        """Learn from an answer: what was billed, and what the provider says is left."""
+    def on_reply(self, sent: SentRequest, billed: int | None, status: RateLimitStatus | None, now: float) -> None:
+        """Learn from a reply: its billed tokens, its duration and the rate limits in its headers."""
         if billed:
-            billed = min(billed, math.ceil(sent.size * MAX_TOKENS_PER_ESTIMATED))  # more is no bill to believe
+            billed = min(billed, math.ceil(sent.size * MAX_TOKENS_PER_ESTIMATED))
             self.user_limits.take(0, billed - sent.tokens, now)
             self._tokens.bucket.take(billed - sent.tokens, now)
             self._calibrate(sent.size, billed)
-            self._took = DECAY * self._took + now - sent.at
+            self._seconds = DECAY * self._seconds + now - sent.at
             self._seconds_per_token += (1 - DECAY) * ((now - sent.at) / billed - self._seconds_per_token)
-        self._update_from_headers(sent, headroom, now)
+        self._update_from_headers(sent, status, now)
         if sent.at >= self._refused_at:
             self._consecutive_refusals = 0
             self._min_request_tokens = min(MIN_REQUEST_TOKENS, self._min_request_tokens * REGROWTH)
             if self.probing:
                 self._tokens.first_success(sent.tokens, now)
                 self._requests.first_success(1, now)
-            elif not self._has_reply and not self._limits_from_headers:
-                self._ramp_from = now
+            elif not self._has_reply and not self._has_header_limits:
+                self._ramp_start = now
             self.probing, self._has_reply = False, True
-        if self._max_in_flight < math.inf:  # slowly at first: it was too much a moment ago
+        if self._max_in_flight < math.inf:  # slowly at first: the last limit was too high a moment ago
             self._max_in_flight += RECOVERY * (1 + now - self._shrunk_at) / self._max_in_flight
 
     def on_failure(self, sent: SentRequest, error: ProviderError, now: float) -> float | None:
-        """Learn from a failure that may pass, and give the seconds to wait, where that is a matter of the pace."""
+        """Learn from a transient failure.
+
+        Returns:
+            Seconds until a retry, if the rate limits determine them; None otherwise.
+        """
         if isinstance(error, RateLimitError):
             return self._on_rate_limit(sent, error, now)
         if (error.status in SHRINK_STATUSES or isinstance(error, TimedOutError)) and sent.at >= self._shrunk_at:
@@ -242,39 +273,38 @@ class RateController:
         return None
 
     def pause(self, until: float) -> None:
-        """Send nothing before a time: a server that asks to wait asks all."""
+        """Send no request of the model before a time."""
         self._paused_until = max(self._paused_until, until)
 
     @property
-    def _limits_from_headers(self) -> bool:
+    def _has_header_limits(self) -> bool:
         return self._tokens.from_headers or self._requests.from_headers
 
-    def _on_rate_limit(self, sent: SentRequest, error: RateLimitError, now: float) -> float | None:
+    def _on_rate_limit(self, sent: SentRequest, error: RateLimitError, now: float) -> float:
         self._update_from_headers(sent, error.rate_limits, now)
-        flow, amount, mark = self._tokens, sent.tokens, sent.token_mark
+        limit, amount, cumulative = self._tokens, sent.tokens, sent.cumulative_tokens
         if error.counts_requests:
-            flow, amount, mark = self._requests, 1.0, sent.request_mark
-        if sent.at < self._refused_at:  # it was in the air when the last one was refused: nothing new
-            flow.late_rate_limit(amount, mark, now)
+            limit, amount, cumulative = self._requests, 1.0, sent.cumulative_requests
+        if sent.at < self._refused_at:  # in flight at the last refusal, so it is no news
+            limit.late_rate_limit(amount, cumulative, now)
             return max(0.0, self._paused_until - now)
         self._refused_at = now
-        known = flow.rate_limited(amount, mark, sent.at, now)
-        self._consecutive_refusals = flow.consecutive
-        if self.probing:  # so small a request was refused
+        rate_is_known = limit.rate_limited(amount, cumulative, sent.at, now)
+        self._consecutive_refusals = limit.consecutive_refusals
+        if self.probing:  # even a small request was refused
             self._min_request_tokens = max(1.0, self._min_request_tokens / 2)
-        self._ramp_from = None
-        self.probing = not known
-        if known and self._consecutive_refusals == 1:
-            return 0.0  # the bucket knows when
-        return min(MAX_PAUSE, INITIAL_PAUSE * 2.0 ** min(16, self._consecutive_refusals - 1)) * self._rng.uniform(
-            0.5, 1.0
-        )
+        self._ramp_start = None
+        self.probing = not rate_is_known
+        if rate_is_known and self._consecutive_refusals == 1:
+            return 0.0  # the bucket delays the retry
+        pause = min(MAX_PAUSE, INITIAL_PAUSE * 2.0 ** min(16, self._consecutive_refusals - 1))
+        return pause * self._rng.uniform(0.5, 1.0)
 
-    def _update_from_headers(self, sent: SentRequest, headroom: RateLimitStatus | None, now: float) -> None:
-        if headroom is not None and headroom.requests is not None:
-            self._requests.update_from_headers(headroom.requests, sent.request_mark, sent.at, now)
-        if headroom is not None and headroom.tokens is not None:
-            self._tokens.update_from_headers(headroom.tokens, sent.token_mark, sent.at, now)
+    def _update_from_headers(self, sent: SentRequest, status: RateLimitStatus | None, now: float) -> None:
+        if status is not None and status.requests is not None:
+            self._requests.update_from_headers(status.requests, sent.cumulative_requests, sent.at, now)
+        if status is not None and status.tokens is not None:
+            self._tokens.update_from_headers(status.tokens, sent.cumulative_tokens, sent.at, now)
 
     def _calibrate(self, estimated: int, billed: int) -> None:
         self._billed, self._estimated = DECAY * self._billed + billed, DECAY * self._estimated + estimated

@@ -1,4 +1,4 @@
-"""A user's rate limiter, as requests meet it: one permit for each request, on a thread of our own."""
+"""Adapter around a user's rate limiter: one permit for each request, acquired on a thread of the library's own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from embedkit_core.common.types import RateLimiter
 
 
 class LimiterAdapter:
-    """Holds a rate limiter; equal to another one around the same limiter, whatever the limiter's own equality.
+    """A user's rate limiter; equal to another adapter of the same object, whatever the limiter's own equality.
 
-    `most_tokens` is what the limiter can grant one request at most, where its `tokens_per_minute` says so: a bucket
-    asked for more than it holds would never answer.
+    Attributes:
+        limiter: The user's rate limiter.
+        max_tokens: Its `tokens_per_minute`, None if it has none. A bucket never grants a request more than it holds.
     """
 
     __slots__ = ("_takes_tokens", "limiter", "max_tokens")
@@ -26,30 +27,30 @@ class LimiterAdapter:
         except ValueError:  # written in C
             self._takes_tokens = False
         try:
-            most: Any = getattr(limiter, "tokens_per_minute", None)
-        except Exception:  # it is the user's
-            most = None
-        known = isinstance(most, (int, float)) and math.isfinite(most)
-        self.max_tokens = max(1, int(most)) if known else None
+            per_minute: Any = getattr(limiter, "tokens_per_minute", None)
+        except Exception:  # a property of the user's class
+            per_minute = None
+        is_known = isinstance(per_minute, (int, float)) and math.isfinite(per_minute)
+        self.max_tokens = max(1, int(per_minute)) if is_known else None
 
     def acquire(self, tokens: int) -> None:
-        """Wait for one permit, for a request of so many tokens as we estimate; blocks.
+        """Block until the limiter grants a permit for a request of so many estimated tokens.
 
         Raises:
-            ProviderError: the limiter failed or refused, in its own way.
+            ProviderError: The limiter raised an error, refused the permit or is async.
         """
-        told = {"num_tokens": min(tokens, self.max_tokens or tokens)} if self._takes_tokens else {}
+        arguments = {"num_tokens": min(tokens, self.max_tokens or tokens)} if self._takes_tokens else {}
         try:
-            permit = self.limiter.acquire(**told)
-        except BaseException as error:  # it is the user's, and its message may hold anything
+            permit = self.limiter.acquire(**arguments)
+        except BaseException as error:  # only the type: the message of user code may hold anything
             raise ProviderError(
-                f"rate_limiter.acquire() failed with {type(error).__name__}; nothing was sent"
+                f"rate_limiter: acquire() failed with {type(error).__name__}. No request was sent."
             ) from None
         if inspect.isawaitable(permit):
             getattr(permit, "close", lambda: None)()
-            raise ProviderError("rate_limiter.acquire() is async: give one that blocks; nothing was sent")
+            raise ProviderError("rate_limiter: acquire() is async. Pass a blocking limiter; no request was sent.")
         if permit is False:
-            raise ProviderError("rate_limiter.acquire() refused a permit instead of waiting for one; nothing was sent")
+            raise ProviderError("rate_limiter: acquire() refused a permit instead of blocking. No request was sent.")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LimiterAdapter) and other.limiter is self.limiter

@@ -1,44 +1,60 @@
-"""What may flow of one thing, requests or tokens, in a second: told by the user or the provider, or learned. Pure.
+"""Token bucket, and one rate limit of a provider: read from its headers or inferred from HTTP 429. No I/O.
 
-A bucket fills at a rate up to what it holds, and every request takes from it. The user's is given; the provider's is
-copied from what its headers say is left, or, where it says nothing, learned from its refusals: between two of them the
-bucket was empty twice, so what was let through meanwhile is what it filled.
+A bucket fills at a rate up to its capacity, and each request takes from it. A `ProviderLimit` has one bucket, for
+requests or for tokens, and is in one of four states:
+
+- unknown: `bucket.rate` is None, nothing is limited. The initial state.
+- headers: `from_headers` is True. The bucket is a copy of the provider's, corrected by what was sent since.
+- searching: a rate that doubles every `SEARCH_DOUBLING_SECONDS`.
+- learned: a rate measured between two refusals. It follows CUBIC's curve: back to the measured rate, a pause there,
+  then beyond.
+
+Events that move it:
+
+- `update_from_headers`: any state to headers, unless headers are ignored for now.
+- `first_success`, the first reply after a refusal: unknown to searching.
+- `rate_limited`, a refusal: to learned if the rate could be measured. Between two refusals the bucket was empty twice,
+  so the amount accepted in between is what it filled. If nothing was accepted, a known rate is halved. In state
+  headers the bucket is emptied; more than `MAX_CONTRADICTIONS` refusals a minute prove the headers wrong: they are
+  ignored for `HEADER_BLACKOUT_SECONDS`, and the state is unknown or learned.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from embedkit_core.common.types import LimitStatus
 
 MINUTE, DAY = 60.0, 86_400.0
-CLOCK_RESOLUTION = 1e-6  # seconds that a clock need not tell apart
-MIN_RESET_SECONDS = 0.1  # seconds under which a reset is too coarse to tell a rate by
-MARGIN_KNOWN, MARGIN_GUESSED = 0.05, 0.4  # how far under a learned rate to begin again: by how well it is known
-SEARCH_DOUBLING_SECONDS = 0.3  # seconds in which a rate that is not known yet doubles, until it is refused
-GROWTH_SECONDS = (
-    1.0,
-    10.0,
-)  # seconds until a learned rate is passed: twice the time that it was learned in, within these
-MIN_USED_FRACTION = 0.01  # of a limit that must have been used for its reset to tell a rate
-WINDOW_FILL_SECONDS = 1e9  # seconds in which a bucket fills that is filled at once when its window ends
-RESERVE_SECONDS = (
-    0.02  # seconds of a told rate that are left: requests arrive a little earlier or later than they are sent
-)
-MAX_CONTRADICTIONS, HEADER_BLACKOUT_SECONDS = (
-    3,
-    300.0,
-)  # refusals a minute with which headers are believed, and seconds in which they are not
-MIN_REQUESTS_PER_PERIOD = 25  # requests that are sent until then at least, however slow the rate
-AFTER_SEARCH = (0.2, 1.5)  # how far under, and for how many seconds, after a search
-CAPACITY_SECONDS, SEARCH_CAPACITY_SECONDS = (
-    5.0,
-    0.2,
-)  # seconds of a learned rate that its bucket is taken to hold: nothing tells
+CLOCK_RESOLUTION = 1e-6  # seconds; shorter waits count as none
+
+# Headers
+MIN_RESET_SECONDS = 0.1  # a shorter reset is too coarse to compute a rate from
+MIN_USED_FRACTION = 0.01  # of a limit; with less in use, the reset is too coarse to compute a rate from
+WINDOW_FILL_SECONDS = 1e9  # a fixed window is not refilled before its end: practically no rate
+# Seconds of the rate that are not used: requests arrive a little earlier or later than they are sent.
+RESERVE_SECONDS = 0.02
+MAX_CONTRADICTIONS = 3  # refusals a minute up to which headers are trusted
+HEADER_BLACKOUT_SECONDS = 300.0  # during which headers are ignored after that
+
+# Search and growth
+SEARCH_DOUBLING_SECONDS = 0.3
+SEARCH_CAPACITY_SECONDS = 0.2  # the capacity of the bucket during a search, in seconds of its rate
+CAPACITY_SECONDS = 5.0  # the same for a learned rate; the provider does not state it
+MARGIN_KNOWN, MARGIN_GUESSED = 0.05, 0.4  # start below a learned rate by this fraction, depending on its precision
+MIN_GROWTH_SECONDS, MAX_GROWTH_SECONDS = 1.0, 10.0  # until a learned rate is exceeded; twice its measurement's time
+MIN_REQUESTS_PER_PERIOD = 25  # a slow rate grows later than MAX_GROWTH_SECONDS, so that this many requests are sent
+MARGIN_AFTER_SEARCH, GROWTH_SECONDS_AFTER_SEARCH = 0.2, 1.5
 
 
 class TokenBucket:
-    """Holds what may be taken now, `capacity` at most; no rate means that nothing is known to bind."""
+    """A token bucket; its level is negative while a request was sent in advance.
+
+    Attributes:
+        rate: Amount per second; None if there is no known limit.
+        capacity: The largest amount the bucket holds.
+    """
 
     def __init__(self) -> None:
         self.rate: float | None = None
@@ -47,192 +63,203 @@ class TokenBucket:
         self._at = 0.0
 
     def level(self, now: float) -> float:
-        """Give what may be taken now; what was taken in advance is owed."""
+        """Return the amount that is available now; negative if more was taken than was available."""
         return min(self.capacity, self._level + (self.rate or 0.0) * max(0.0, now - self._at))
 
     def set(self, rate: float, capacity: float, now: float, level: float | None = None) -> None:
-        """Fill at another rate from now on; what is in it stays, unless a level is given."""
+        """Change the rate and capacity. The level stays as it is, unless `level` is given."""
         if level is None and self.rate is not None:
-            left = self.level(now)
-            level = capacity if left >= self.capacity else left  # a full one stays full, however much more it holds now
+            current = self.level(now)
+            level = capacity if current >= self.capacity else current  # a full bucket stays full
         self.rate, self.capacity, self._at = rate, capacity, now
         self._level = capacity if level is None else min(level, capacity)
 
     def wait(self, amount: float, now: float) -> float:
-        """Give the seconds until so much may be taken; more than it holds may be taken when it is full."""
+        """Return the seconds until `amount` is available. More than the capacity is available when it is full."""
         if self.rate is None:
             return 0.0
-        lack = min(amount, self.capacity) - self.level(now)
-        return max(0.0, lack / self.rate) if lack > 1e-9 else 0.0
+        missing = min(amount, self.capacity) - self.level(now)
+        return max(0.0, missing / self.rate) if missing > 1e-9 else 0.0
 
     def take(self, amount: float, now: float) -> None:
-        """Take out, or with a negative amount put back."""
+        """Take an amount; put it back if it is negative."""
         self._level, self._at = self.level(now) - amount, now
 
     def empty(self, now: float) -> None:
-        """Take out all there is; what is owed stays owed."""
+        """Set a positive level to zero; keep a negative one."""
         self.take(max(0.0, self.level(now)), now)
 
     def fill(self, now: float) -> None:
-        """Make it full at once."""
+        """Set the level to the capacity."""
         self._level, self._at = self.capacity, now
 
 
-class ProviderLimit:
-    """The provider's bucket for one thing, as far as it shows: `told` by its headers, or learned from refusals.
+class _Refusal(NamedTuple):
+    """The last refused request: when it was sent, and the cumulative amount that includes it."""
 
-    `busy` says that since the last refusal there was always more to send: only then is what was let through the rate.
-    `in_a_row` counts refusals between which nothing was let through.
+    sent_at: float
+    cumulative: float
+
+
+class ProviderLimit:
+    """One rate limit of a provider, on requests or on tokens; the module's docstring describes its states.
+
+    Methods that are about one request get its `cumulative` amount: the amount of all requests so far, including it, as
+    returned by `take`.
+
+    Attributes:
+        bucket: The bucket that requests take from.
+        from_headers: True in state headers.
+        saturated: True if there was always more to send since the last refusal. Only then the accepted amount
+            measures the provider's rate.
+        consecutive_refusals: The refusals in a row, without an accepted request in between.
     """
 
-    def __init__(self, slowest: float) -> None:
+    def __init__(self, min_rate: float) -> None:
         self.bucket = TokenBucket()
         self.from_headers = False
-        self._min_rate = slowest
-        self._window_ends = math.inf
-        self._has_fixed_windows = False
-        self.busy = True
-        self.consecutive = 0
-        self._taken = 0.0  # in all, with what was refused
-        self._headers_are_late = False  # what the headers say is as of the answer, not of the question
-        self._headers_sent_at = self._blackout_until = float("-inf")
+        self.saturated = True
+        self.consecutive_refusals = 0
+        self._min_rate = min_rate
+        self._cumulative = 0.0  # of all requests, also of the refused ones
+        self._last_refusal: _Refusal | None = None
+        self._late_refused = 0.0  # the amount that was sent after the last refused request and refused as well
+        # Headers
         self._last_status: LimitStatus | None = None
         self._header_rate: float | None = None
+        self._headers_sent_at = self._ignore_headers_until = float("-inf")
+        self._headers_at_reply = False  # the headers describe the bucket when the reply was made, not at the request
+        self._has_fixed_windows = False
+        self._window_end = math.inf
         self._contradictions: list[float] = []
-        self._last_refusal: tuple[float, float] | None = None  # when the last refused request went out, and its mark
-        self._refused_since = 0.0
+        # The growth curve: the rate at its plateau, the margin below at its start, the seconds between, and its start
         self._searching = False
-        # The curve by which a learned rate grows: what it comes back to, from how far under, when, and since when.
-        self._plateau, self._margin, self._period, self._since = 0.0, MARGIN_KNOWN, GROWTH_SECONDS[1], 0.0
+        self._plateau, self._margin, self._period, self._since = 0.0, MARGIN_KNOWN, MAX_GROWTH_SECONDS, 0.0
 
     def wait(self, amount: float, now: float) -> float:
-        """Give the seconds until so much may be taken, or until it is worth to ask again."""
+        """Return the seconds until `amount` is available, or until the rate should be looked at again."""
         self.ramp_up(now)
-        if self._has_fixed_windows and now >= self._window_ends:
-            self._window_ends = math.inf
+        if self._has_fixed_windows and now >= self._window_end:
+            self._window_end = math.inf
             self.bucket.fill(now)
         seconds = self.bucket.wait(amount, now)
         if self._has_fixed_windows:
-            return min(seconds, self._window_ends - now)
-        return (
-            seconds if self.from_headers else min(seconds, SEARCH_DOUBLING_SECONDS)
-        )  # a rate that is learned grows meanwhile
+            return min(seconds, self._window_end - now)
+        # A rate that is searched or learned grows meanwhile.
+        return seconds if self.from_headers else min(seconds, SEARCH_DOUBLING_SECONDS)
 
     def take(self, amount: float, now: float) -> float:
-        """Note a request that goes out, and give the mark by which it is known later."""
+        """Take the amount of a request that is sent. Return the cumulative amount, including it."""
         self.bucket.take(amount, now)
-        self._taken += amount
-        return self._taken
+        self._cumulative += amount
+        return self._cumulative
 
-    def update_from_headers(self, allowance: LimitStatus, mark: float, sent_at: float, now: float) -> None:
-        """Copy what the provider says of its bucket with the answer to a request; the newest request's word counts."""
-        limit, remaining, reset = allowance
-        if sent_at < self._headers_sent_at or limit < 1 or not 0 <= remaining <= limit or now < self._blackout_until:
+    def update_from_headers(self, status: LimitStatus, cumulative: float, sent_at: float, now: float) -> None:
+        """Copy the provider's bucket from the headers of a reply; the reply to the newest request counts."""
+        limit, remaining, reset = status
+        if sent_at < self._headers_sent_at or now < self._ignore_headers_until:
             return
-        rate = self._header_rate = self._rate_of(allowance)
-        self._headers_sent_at, self._last_status = sent_at, allowance
-        self._window_ends = now + reset if reset is not None and self._has_fixed_windows else math.inf
-        flown = (
-            0.0 if self._headers_are_late or self._has_fixed_windows else rate * (now - sent_at)
-        ) - rate * RESERVE_SECONDS
+        if limit < 1 or not 0 <= remaining <= limit:
+            return
+        rate = self._header_rate = self._rate_of(status)
+        self._headers_sent_at, self._last_status = sent_at, status
+        self._window_end = now + reset if reset is not None and self._has_fixed_windows else math.inf
+        sent_since = max(0.0, self._cumulative - cumulative)
+        filled_since = 0.0 if self._headers_at_reply or self._has_fixed_windows else rate * (now - sent_at)
         self.from_headers, self._searching = True, False
-        self.bucket.set(rate, limit, now, remaining - max(0.0, self._taken - mark) + flown)
+        self.bucket.set(rate, limit, now, remaining - sent_since + (filled_since - rate * RESERVE_SECONDS))
 
-    def _rate_of(self, allowance: LimitStatus) -> float:
-        """Give the rate at which the provider's bucket fills, all of it in a day at least.
+    def _rate_of(self, status: LimitStatus) -> float:
+        """Return the rate at which the provider's bucket fills; at least its capacity in a day.
 
-        What a limit counts is not said: a minute, as a rule, or what the bucket holds. Two answers tell: in the time
-        by which their resets differ, the bucket fills by what the remainders differ by. Where less is left and the
-        reset is nearer all the same, nothing is filled up before the window ends.
+        Headers do not state the period of a limit: usually it is a minute, or the limit is the bucket's capacity. Two
+        replies show the rate: during the difference of their resets, the bucket fills by the difference of their
+        remainders. If both fall, the limit is a fixed window: nothing is refilled before its end.
         """
-        limit, remaining, reset = allowance
-        before = self._last_status
-        if before is not None and before.reset is not None and reset is not None:
-            later, less = reset - before.reset, before.remaining - remaining
-            if abs(later) >= MIN_RESET_SECONDS and less / later >= limit / DAY:
+        limit, remaining, reset = status
+        previous = self._last_status
+        if previous is not None and previous.reset is not None and reset is not None:
+            later, used = reset - previous.reset, previous.remaining - remaining
+            if abs(later) >= MIN_RESET_SECONDS and used / later >= limit / DAY:
                 self._has_fixed_windows = False
-                return less / later
-            self._has_fixed_windows |= less > 0 and later < -MIN_RESET_SECONDS
+                return used / later
+            self._has_fixed_windows |= used > 0 and later < -MIN_RESET_SECONDS
         if self._has_fixed_windows:
             return limit / WINDOW_FILL_SECONDS
-        if self._header_rate is not None and before is not None and before.limit == limit:
+        if self._header_rate is not None and previous is not None and previous.limit == limit:
             return self._header_rate
         if reset is not None and reset >= MIN_RESET_SECONDS and limit - remaining >= MIN_USED_FRACTION * limit:
             return max(limit / DAY, min(limit / MINUTE, (limit - remaining) / reset))
         return limit / MINUTE
 
-    def rate_limited(self, amount: float, mark: float, sent_at: float, now: float) -> bool:
-        """Learn from a refusal of so much, and say whether a rate is known now.
+    def rate_limited(self, amount: float, cumulative: float, sent_at: float, now: float) -> bool:
+        """Learn from the refusal of a request. Return True if the rate is known now.
 
-        Only what went out before the refused request is sure to have been let through: what came after it may be
-        refused as well.
+        Only requests sent before the refused one were accepted for sure: later ones may be refused as well.
         """
-        bucket, last, busy, taken, seconds = self.bucket, self._last_refusal, self.busy, 0.0, 0.0
+        last, was_saturated = self._last_refusal, self.saturated
+        accepted = seconds = 0.0
         if last is not None:
-            taken, seconds = mark - amount - last[1] - self._refused_since, sent_at - last[0]
-        self.consecutive = 1 if last is None or taken > 0 else self.consecutive + 1
-        self._last_refusal, self._refused_since, self.busy = (sent_at, mark), 0.0, True
+            accepted = cumulative - amount - last.cumulative - self._late_refused
+            seconds = sent_at - last.sent_at
+        self.consecutive_refusals = 1 if last is None or accepted > 0 else self.consecutive_refusals + 1
+        self._last_refusal, self._late_refused, self.saturated = _Refusal(sent_at, cumulative), 0.0, True
         if self.from_headers and not self._contradicts_headers(now):
-            self._headers_are_late = True
-            bucket.empty(now)
+            self._headers_at_reply = True
+            self.bucket.empty(now)
             return True
-        if not busy:  # somebody else's requests, or a limit of another kind
-            bucket.empty(now)
-        elif seconds > 0 and taken >= amount:
-            margin, period = amount / taken, 2 * seconds
-            if self._searching:  # while it was looked for, the bucket may have run over
-                margin, period = AFTER_SEARCH
-            rate = taken / seconds
-            longest = max(GROWTH_SECONDS[1], MIN_REQUESTS_PER_PERIOD * amount / rate)
-            self._restart(
-                rate, min(MARGIN_GUESSED, max(MARGIN_KNOWN, margin)), min(longest, max(GROWTH_SECONDS[0], period)), now
-            )
-        elif bucket.rate is not None:  # nothing got through since the last one
-            self._restart(self._plateau / 2, MARGIN_GUESSED, GROWTH_SECONDS[0], now)
-        return bucket.rate is not None
+        if not was_saturated:  # caused by requests of another process, or by a limit of another kind
+            self.bucket.empty(now)
+        elif seconds > 0 and accepted >= amount:
+            rate = accepted / seconds
+            margin, period = amount / accepted, 2 * seconds
+            if self._searching:  # the bucket may have been full for a while, so the measurement is imprecise
+                margin, period = MARGIN_AFTER_SEARCH, GROWTH_SECONDS_AFTER_SEARCH
+            margin = min(MARGIN_GUESSED, max(MARGIN_KNOWN, margin))
+            max_period = max(MAX_GROWTH_SECONDS, MIN_REQUESTS_PER_PERIOD * amount / rate)
+            self._restart(rate, margin, min(max_period, max(MIN_GROWTH_SECONDS, period)), now)
+        elif self.bucket.rate is not None:  # nothing was accepted since the last refusal
+            self._restart(self._plateau / 2, MARGIN_GUESSED, MIN_GROWTH_SECONDS, now)
+        return self.bucket.rate is not None
 
     def _contradicts_headers(self, now: float) -> bool:
-        """Tell whether refusals have come too often for what the provider says of its limits to be true."""
+        """Count a refusal against the headers. Return True if they are wrong; they are ignored for a while then."""
         self._contradictions = [*(at for at in self._contradictions if at > now - MINUTE), now]
         if len(self._contradictions) > MAX_CONTRADICTIONS:
-            self.from_headers, self.bucket.rate, self._blackout_until = False, None, now + HEADER_BLACKOUT_SECONDS
+            self.from_headers, self.bucket.rate = False, None
+            self._ignore_headers_until = now + HEADER_BLACKOUT_SECONDS
         return not self.from_headers
 
-    def late_rate_limit(self, amount: float, mark: float, now: float) -> None:
-        """Take in that a request which was under way at the last refusal was refused as well."""
+    def late_rate_limit(self, amount: float, cumulative: float, now: float) -> None:
+        """Put back the amount of a request that was in flight at the last refusal and is refused as well."""
         self.bucket.take(-amount, now)
-        if self._last_refusal is not None and mark > self._last_refusal[1]:
-            self._refused_since += amount
+        if self._last_refusal is not None and cumulative > self._last_refusal.cumulative:
+            self._late_refused += amount
 
     def first_success(self, amount: float, now: float) -> None:
-        """Take in that the first request after a refusal was let through: from here on the rate is looked for."""
+        """Start the search for the rate: the first request after a refusal was accepted."""
         if self.bucket.rate is None and self._last_refusal is not None:
-            self._plateau = max(self._min_rate, amount / max(now - self._last_refusal[0], CLOCK_RESOLUTION))
+            self._plateau = max(self._min_rate, amount / max(now - self._last_refusal.sent_at, CLOCK_RESOLUTION))
             self._since, self._searching = now, True
             self.ramp_up(now)
 
     def ramp_up(self, now: float) -> None:
-        """Double a rate that is looked for; let a learned one come back to where it was refused, and then go beyond.
-
-        The curve of a learned rate is CUBIC's: it stays about there for a while, RFC 9438, section 4.
-        """
+        """Set the rate that is due now: doubled during a search, on CUBIC's curve (RFC 9438, section 4) if learned."""
         if self._searching:
             rate = self._plateau * 2 ** min(64.0, (now - self._since) / SEARCH_DOUBLING_SECONDS)
             self.bucket.set(rate, rate * SEARCH_CAPACITY_SECONDS, now)
             return
         if self.from_headers or self.bucket.rate is None:
             return
-        beyond = min((now - self._since) / self._period - 1, 2.0)
-        rate = self._plateau * (1 + self._margin * beyond**3)
+        progress = min((now - self._since) / self._period - 1, 2.0)  # -1 at the start, 0 at the plateau
+        rate = self._plateau * (1 + self._margin * progress**3)
         self.bucket.set(rate, rate * CAPACITY_SECONDS, now)
-        if beyond == 2.0:  # the limit is another by now: on from here
+        if progress == 2.0:  # the limit was raised: continue from here
             self._plateau, self._margin, self._since = rate, MARGIN_GUESSED, now - self._period
 
     def _restart(self, plateau: float, margin: float, period: float, now: float) -> None:
-        """Begin a learned rate with an empty bucket, somewhat under what was let through.
-
-        A limit that is slower yet does not exist: between the refusals little was sent.
-        """
+        """Start a growth curve below its plateau, with an empty bucket."""
+        # A limit far below the rate of a search does not exist: little was sent between the refusals.
         plateau = max(plateau, self._min_rate / 10)
         self._plateau, self._margin, self._period, self._since = plateau, margin, period, now
         self._searching = False

@@ -1,4 +1,4 @@
-"""The limits a minute that callers set for themselves, over all who use a model. Pure."""
+"""User-configured requests and tokens per minute, enforced across all callers of a model. No I/O."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from typing import NamedTuple
 
 from embedkit_core.engine.rate_limits.provider_limits import MINUTE, TokenBucket
 
-MIN_REQUEST_TOKENS = 2_000  # of a request that is cut down for the pace
-MAX_IDLE_PAIRS = 64  # pairs of limits whose callers are idle; more are not worth their memory
+MIN_REQUEST_TOKENS = 2_000  # requests are not made smaller than this to fit a token limit
+MAX_IDLE_PAIRS = 64  # bucket pairs of idle callers that are kept
 
 
 class RateSettings(NamedTuple):
-    """A caller's own limits a minute; None for none."""
+    """The limits per minute of one caller; None for no limit."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
 
 class BucketPair(NamedTuple):
-    """A bucket for each of a caller's limits."""
+    """The two buckets of one caller's limits."""
 
     requests: TokenBucket
     tokens: TokenBucket
 
 
 class UserLimits:
-    """A pair of buckets for each pair of limits that callers have.
+    """The bucket pairs of a model, one for each distinct pair of limits.
 
-    Every request takes from all of them, whoever it is for; only those of callers with work hold anybody back.
+    Each request takes from all pairs, so that a minute is counted right whichever caller sends. Only the pairs of
+    callers with pending work delay requests.
     """
 
     def __init__(self) -> None:
@@ -36,48 +37,58 @@ class UserLimits:
         self._pairs: dict[RateSettings, BucketPair] = {}
 
     def enter(self, rates: RateSettings, now: float) -> None:
-        """Note a caller with work."""
+        """Add a caller with pending work."""
         self._callers[rates] += 1
         if rates != RateSettings() and rates not in self._pairs:
             if len(self._pairs) >= MAX_IDLE_PAIRS:
                 self._pairs = {key: pair for key, pair in self._pairs.items() if self._callers[key] > 0}
             self._pairs[rates] = BucketPair(
-                _bucket(rates.requests_per_minute, 1.0, now), _bucket(rates.tokens_per_minute, MIN_REQUEST_TOKENS, now)
+                _requests_bucket(rates.requests_per_minute, now), _tokens_bucket(rates.tokens_per_minute, now)
             )
 
     def leave(self, rates: RateSettings) -> None:
-        """Note that a caller has no work any more."""
+        """Remove a caller that has no pending work any more."""
         self._callers[rates] -= 1
 
     @property
     def callers(self) -> int:
-        """How many callers have work."""
+        """The number of callers with pending work."""
         return sum(self._callers.values())
 
     def binding(self) -> list[BucketPair]:
-        """Give the buckets that hold requests back now."""
+        """Return the pairs that can delay requests now."""
         return [pair for rates, pair in self._pairs.items() if self._callers[rates] > 0]
 
     def wait(self, tokens: float, now: float) -> float:
-        """Give the seconds until a request of so many tokens may go out."""
+        """Return the seconds until a request of so many tokens may be sent."""
         waits = [max(pair.requests.wait(1, now), pair.tokens.wait(tokens, now)) for pair in self.binding()]
         return max(waits, default=0.0)
 
     def take(self, requests: int, tokens: float, now: float) -> None:
-        """Take for a request; again for what it was billed beyond what was taken."""
+        """Take a request and its tokens from all pairs. Call it again with the difference once the bill is known."""
         for rates, pair in self._pairs.items():
             for bucket, amount in ((pair.requests, requests), (pair.tokens, tokens)):
-                if self._callers[rates] <= 0:  # others' requests: what they took is past after a minute
+                if self._callers[rates] <= 0:  # requests of other callers: a minute later they do not count any more
                     amount = min(amount, max(0.0, bucket.level(now) + MINUTE * (bucket.rate or 0.0)))
                 bucket.take(amount, now)
 
 
-def _bucket(a_minute: int | None, least: float, now: float) -> TokenBucket:
-    """Make a bucket of which no minute sees more than its limit: it holds about a second's worth of it."""
+# A bucket lets through its capacity and a minute of its rate in any minute: both together are the limit.
+
+
+def _requests_bucket(per_minute: int | None, now: float) -> TokenBucket:
     bucket = TokenBucket()
-    if a_minute is not None:
-        held = max(a_minute / MINUTE, min(least, max(1.0, a_minute / 10)))
-        held = held if least == 1 else min(held, a_minute / 2)
-        one = 1 if least == 1 else 0  # a minute that begins just after one request has room for one more
-        bucket.set((a_minute - held + one) / MINUTE, held, now)
+    if per_minute is not None:
+        capacity = max(per_minute / MINUTE, 1.0)
+        # One more: a minute that starts just after a request does not count it.
+        bucket.set((per_minute - capacity + 1) / MINUTE, capacity, now)
+    return bucket
+
+
+def _tokens_bucket(per_minute: int | None, now: float) -> TokenBucket:
+    bucket = TokenBucket()
+    if per_minute is not None:
+        capacity = max(per_minute / MINUTE, min(MIN_REQUEST_TOKENS, max(1.0, per_minute / 10)))
+        capacity = min(capacity, per_minute / 2)
+        bucket.set((per_minute - capacity) / MINUTE, capacity, now)
     return bucket

@@ -1,4 +1,4 @@
-"""The shell around one account's scheduler: its client, its tasks, its timer. Lives on the loop thread."""
+"""Runtime of one account's scheduler: its client, tasks and timer. Runs on the loop thread."""
 
 from __future__ import annotations
 
@@ -27,13 +27,19 @@ if TYPE_CHECKING:
     from embedkit_core.providers.secrets import Secret
 
 
-USER_CODE_THREAD = "embedkit-limiter"  # what of the user's waits: rate limiters, functions that give keys
+USER_CODE_THREAD = "embedkit-limiter"  # the name of threads that run rate limiters and api_key functions
 
 
 class Account:
-    """Sends what the scheduler decides, for one provider, endpoint and credential.
+    """Carries out the actions of a scheduler, for one provider, endpoint and credential.
 
-    `connect` makes the client, on the loop thread, when there is a first request to send.
+    Attributes:
+        name: Identifies the account.
+        endpoint: The server, for snapshots.
+        users: The number of embedders that use it.
+        idle_since: The time at which the last of them left.
+        scheduler: The scheduler; replaced after an internal error.
+        loop: The engine's event loop.
     """
 
     def __init__(
@@ -48,6 +54,18 @@ class Account:
         secret: Secret | None = None,
         endpoint: str = "",
     ) -> None:
+        """Create an account without a connection.
+
+        Args:
+            name: Identifies the account.
+            connect: Creates the client; called on the loop thread before the first request.
+            in_flight: The provider's bound on requests in flight.
+            loop: The engine's event loop.
+            call: Schedules a function of an account on the loop thread.
+            writer: Writes rows to caches.
+            secret: The API key; a function as its source is called before each request.
+            endpoint: The server, for snapshots.
+        """
         self.name = name
         self.endpoint = endpoint
         self._secret = secret if secret is not None and secret.source is not None else None
@@ -68,31 +86,31 @@ class Account:
     # For caller threads
 
     def open_lookup(self, lookup: object) -> int:
-        """Keep rows that are completed while a caller reads the cache. Return how often any were completed before."""
+        """Open a cache look-up: keep the rows completed from now on. Return the number of completed requests."""
         return self.scheduler.recent.open(lookup)
 
     def close_lookup(self, lookup: object) -> None:
-        """Keep nothing more for a caller's look-up."""
+        """Close a cache look-up."""
         self.scheduler.recent.close(lookup)
 
     def known_rate_controller(self, model: str) -> RateController | None:
-        """Return the rate controller of a model that was used lately."""
+        """Return the rate controller of a recently used model."""
         return self.scheduler.dispatcher.known_rate_controller(model)
 
     # For the loop thread
 
     def submit(
-        self, ticket: Ticket, lane: RequestSpec, wants: Sequence[tuple[bytes, str, int]], lookup: object
+        self, ticket: Ticket, spec: RequestSpec, texts: Sequence[tuple[bytes, str, int]], lookup: object
     ) -> None:
-        """Take on a ticket; its look-up of the cache ends here."""
+        """Submit a ticket with its texts as (key, text, size), and close its cache look-up."""
         self._waiting.add(ticket)
         try:
-            self.scheduler.submit(ticket, lane, wants, self.loop.time())
+            self.scheduler.submit(ticket, spec, texts, self.loop.time())
         finally:
             self.close_lookup(lookup)
 
     def withdraw(self, ticket: Ticket, lookup: object) -> None:
-        """Let a caller leave."""
+        """Remove a caller and close its look-up."""
         self.close_lookup(lookup)
         self._waiting.discard(ticket)
         self.scheduler.withdraw(ticket)
@@ -106,14 +124,14 @@ class Account:
             self.scheduler.committed(request)
 
     def run_guarded(self, event: Callable[[], None]) -> None:
-        """Let the scheduler take in an event; a defect of ours must not leave callers waiting for ever."""
+        """Run an event of the scheduler. If it raises, fail all callers instead of leaving them waiting."""
         try:
             event()
         except Exception as error:
             self._fail_all(error)
 
     def pump(self) -> None:
-        """Do what the scheduler has decided, until it has nothing more for now."""
+        """Carry out the actions of the scheduler until there are no more."""
         self.run_guarded(self._pump)
 
     def _pump(self) -> None:
@@ -121,6 +139,7 @@ class Account:
             pass
 
     def _pump_once(self) -> bool:
+        """Poll and carry out the actions. Return True if the scheduler must be polled again at once."""
         actions = self.scheduler.poll(self.loop.time())
         for request in actions.acquire:
             threading.Thread(
@@ -133,38 +152,38 @@ class Account:
             task = self.loop.create_task(self._send(request), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        at_once = False
+        committed = False
         for request in actions.commit:
-            if keep := request.take_writes():
-                self._writer.put(WriteJob(request, keep, partial(self._rows_written, request)))
+            if writes := request.take_writes():
+                self._writer.put(WriteJob(request, writes, partial(self._rows_written, request)))
             else:
                 self.scheduler.committed(request)
-                at_once = True
+                committed = True
         for ticket in actions.wake:
             self._waiting.discard(ticket)
             ticket.wake()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if actions.wake_at is None else self.loop.call_at(actions.wake_at, self.pump)
-        return at_once
+        return committed
 
     def _acquire_permit(self, request: Request, tokens: int) -> None:
-        """Wait for a rate limiter, on a thread of its own: it is the user's code, and may take its time."""
-        gate = request.queue.spec.limiter
-        assert gate is not None
-        barred: ProviderError | None = None
+        """Acquire a permit on a thread of its own, since user code may block."""
+        limiter = request.queue.spec.limiter
+        assert limiter is not None
+        failure: ProviderError | None = None
         try:
-            gate.acquire(tokens)
+            limiter.acquire(tokens)
         except ProviderError as error:
-            barred = error
+            failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self.loop.call_soon_threadsafe(self._permit_acquired, request, barred)
+            self.loop.call_soon_threadsafe(self._permit_acquired, request, failure)
 
-    def _permit_acquired(self, request: Request, barred: ProviderError | None) -> None:
+    def _permit_acquired(self, request: Request, failure: ProviderError | None) -> None:
         if self.scheduler.owns(request):
             scheduler = self.scheduler
             self.run_guarded(
-                lambda: scheduler.limiter_failed(request, barred) if barred else scheduler.permit_granted(request)
+                lambda: scheduler.limiter_failed(request, failure) if failure else scheduler.permit_granted(request)
             )
         self.pump()
 
@@ -176,9 +195,9 @@ class Account:
             if self._secret is not None:
                 await self._refresh_key(self._secret, within=timeout)
             if self._client is None:
-                with import_lock.lock:  # an SDK, most likely
+                with import_lock.lock:  # the provider may import its SDK
                     self._client = self._connect()
-            # The client's own timeouts are per read or write; this one is for the whole.
+            # A client's own timeouts are per read or write; this one is for the whole request.
             async with asyncio.timeout(timeout):
                 sent = True
                 reply = await self._client.embed(request.batch)
@@ -187,11 +206,12 @@ class Account:
         except EmbedKitError as ours:
             error = ProviderError(str(ours))
         except TimeoutError:
-            error = TimedOutError(f"{model} did not answer in {timeout or 'its own'} s; timeout= gives it longer")
-        except BaseException as foreign:  # it may hold requests, keys and texts: only its type goes on
-            where = traceback.extract_tb(foreign.__traceback__)[-1]
-            place = f"{PurePath(where.filename).name}, line {where.lineno}"
-            error = ProviderError(f"{model}: the request failed with {type(foreign).__name__} ({place})")
+            limit = f"{timeout} s" if timeout else "the client's own timeout"
+            error = TimedOutError(f"{model} did not respond within {limit}. Increase timeout=")
+        except BaseException as foreign:  # only its type: the message may hold requests, keys and texts
+            frame = traceback.extract_tb(foreign.__traceback__)[-1]
+            location = f"{PurePath(frame.filename).name}, line {frame.lineno}"
+            error = ProviderError(f"The request to {model} failed with {type(foreign).__name__} ({location})")
         else:
             if self.scheduler.owns(request):
                 self.run_guarded(lambda: self.scheduler.replied(request, reply, self.loop.time()))
@@ -205,47 +225,47 @@ class Account:
         self.pump()
 
     async def _refresh_key(self, secret: Secret, *, within: float | None) -> None:
-        """Have a key that changes asked for, on a thread of its own: it is the user's code, and may take its time."""
+        """Refresh an API key on a thread of its own, since user code may block."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._start_refresh(secret)
-        # Shielded: one request's timeout must not end the others' wait.
+        # Shielded: the timeout of one request must not cancel the refresh for the others.
         try:
             async with asyncio.timeout(within):
-                flaw = await asyncio.shield(self._refreshing)
+                failure = await asyncio.shield(self._refreshing)
         except TimeoutError:
-            raise TimedOutError(f"the function that gives the key did not return in {within} s") from None
-        if flaw is not None:
-            raise copy.copy(flaw)
+            raise TimedOutError(f"api_key: the function did not return within {within} s. Increase timeout=") from None
+        if failure is not None:
+            raise copy.copy(failure)
 
     def _start_refresh(self, secret: Secret) -> asyncio.Future[ProviderError | None]:
-        """Start a thread that asks; requests that come meanwhile share the answer."""
+        """Start a thread that refreshes an API key. Requests that come meanwhile share its result."""
         done: asyncio.Future[ProviderError | None] = self.loop.create_future()
 
-        def tell(flaw: ProviderError | None) -> None:
+        def finish(failure: ProviderError | None) -> None:
             if not done.done():
-                done.set_result(flaw)
+                done.set_result(failure)
 
-        def ask() -> None:
-            flaw: ProviderError | None = None
+        def refresh() -> None:
+            failure: ProviderError | None = None
             try:
                 secret.refresh()
             except ProviderError as error:
-                flaw = error
+                failure = error
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-                self.loop.call_soon_threadsafe(tell, flaw)
+                self.loop.call_soon_threadsafe(finish, failure)
 
-        contextvars.Context().run(threading.Thread(target=ask, name=USER_CODE_THREAD, daemon=True).start)
+        contextvars.Context().run(threading.Thread(target=refresh, name=USER_CODE_THREAD, daemon=True).start)
         return done
 
     def _fail_all(self, error: Exception) -> None:
-        """Fail all callers and begin anew: what the old scheduler has under way is not listened to any more."""
+        """Fail all callers and start with a new scheduler. Replies to the old one's requests are ignored."""
         self.scheduler.stop()
         self.scheduler.ledger.mark_all_unconfirmed()
         self.scheduler = self._new_scheduler()
         waiting, self._waiting = self._waiting, set()
         for ticket in waiting:
             ticket.internal_error = ProviderError(
-                f"internal error in the engine ({type(error).__name__}); please report it"
+                f"Internal error in the engine ({type(error).__name__}). Please report it"
             )
             ticket.closed = True
             ticket.wake()
@@ -256,16 +276,16 @@ class Account:
 
     @property
     def has_requests(self) -> bool:
-        """Tell whether a request is in the air."""
+        """True if a request is in flight."""
         return bool(self._tasks)
 
     @property
     def idle(self) -> bool:
-        """Tell whether nothing is under way."""
+        """True if nothing is pending and no look-up is open."""
         return not (self.scheduler.in_flight or self.scheduler.registry.items or self.scheduler.recent.lookups)
 
     async def aclose(self) -> None:
-        """Close the client; a later request makes a new one."""
+        """Close the client. A later request creates another."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()

@@ -1,4 +1,4 @@
-"""The thread that keeps rows: one transaction for whatever arrived meanwhile."""
+"""Writer thread: writes the rows of replies to caches, several requests in one transaction."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:  # a warm start loads this module for its lock, and no schedul
 
 logger = logging.getLogger("embedkit_core")
 
-
-write_lock = (
-    ForkLock()
-)  # to write to a cache: `set_many` is called from one thread at a time, also by who imports vectors
-
-
-MAX_ROWS_PER_COMMIT = 128  # rows, after which a transaction takes in no further request
+write_lock = ForkLock()  # held during `set_many`, also by imports of vectors: only one thread at a time may call it
+MAX_ROWS_PER_COMMIT = 128  # a transaction with so many rows gets no further request
 
 
 class WriteJob(NamedTuple):
-    """Rows of an answered request, and for each cache the places of those to write; `written` is called afterwards."""
+    """A request whose rows are to be written.
+
+    Attributes:
+        request: The request.
+        writes: The caches to write to, each with its rows as indices of `request.done`.
+        written: Called on the writer thread afterwards, also after a failure.
+    """
 
     request: Request
     writes: list[tuple[Cache, list[int]]]
@@ -35,10 +36,14 @@ class WriteJob(NamedTuple):
 
 
 class CacheWriter:
-    """Writes the rows of answered requests to their caches, then calls each job's `written`.
+    """Writes the rows of requests to their caches, then calls each job's `written`.
 
-    A write that fails is counted in `failures` and logged once a cache; the answer is given all the same. The queue
-    is bounded by the requests in flight: a slot is free again only after `written`.
+    The queue is bounded by the requests in flight: a slot is free only after `written`.
+
+    Attributes:
+        thread: The writer thread, None until there is a first job.
+        failures: The number of rows that could not be written. The first failure of each cache is logged; callers get
+            their rows all the same.
     """
 
     def __init__(self) -> None:
@@ -48,7 +53,7 @@ class CacheWriter:
         self.failures = 0
 
     def put(self, job: WriteJob) -> None:
-        """Hand over an answered request; called on the loop thread only."""
+        """Queue a job; called on the loop thread only."""
         if self.thread is None:
             thread = threading.Thread(target=self._run, name="embedkit-writer", daemon=True)
             thread.start()
@@ -56,7 +61,7 @@ class CacheWriter:
         self._queue.put(job)
 
     def stop(self, timeout: float) -> None:
-        """Write what was handed over, then end."""
+        """Write the queued jobs, then end the thread."""
         if self.thread is not None:
             self._queue.put(None)
             self.thread.join(timeout)
@@ -66,10 +71,10 @@ class CacheWriter:
             pass
 
     def _write_next(self) -> bool:
-        """Wait for a job, write it with what came meanwhile, and tell whether there may be more.
+        """Wait for a job and write it with those that came meanwhile. Return False if the writer was stopped.
 
-        Not with all of it: the slots of these requests are free only when it is written, and one after the other keeps
-        more of them busy than all at once. Between two turns nothing holds a job, and by it a caller's whole result.
+        The rows per transaction are bounded: a slot is free only after the commit, and several smaller commits keep
+        more slots busy. No job is referenced while it waits for the next one: a job keeps the caller's result alive.
         """
         jobs: list[WriteJob] = []
         more = self._queue.get()
@@ -86,23 +91,23 @@ class CacheWriter:
 
     def _write(self, jobs: list[WriteJob]) -> None:
         batches: dict[int, tuple[Cache, list[tuple[bytes, Entry]]]] = {}
-        for request, keep, _ in jobs:
+        for request, writes, _ in jobs:
             rows = request.rows
             assert rows is not None
-            rows.flags.writeable = False  # a cache is given a view, and must not change what callers get
-            for cache, places in keep:
+            rows.flags.writeable = False  # caches get views, and callers get the same rows
+            for cache, indices in writes:
                 items = batches.setdefault(id(cache), (cache, []))[1]
-                items += [(request.done[p].key, Entry(rows[p], request.truncated[p])) for p in places]
+                items += [(request.done[i].key, Entry(rows[i], request.truncated[i])) for i in indices]
         for cache, items in batches.values():
             try:
                 with write_lock.lock:
                     cache.set_many(items)
-            except BaseException as error:  # a cache may be anybody's, and must not cost an answer
+            except BaseException as error:  # a user's cache must not make a call fail
                 self.failures += len(items)
                 self._log_failure(cache, error)
 
     def _log_failure(self, cache: Cache, error: BaseException) -> None:
         if id(cache) not in self._logged:
             self._logged.add(id(cache))
-            with contextlib.suppress(BaseException):  # log handlers are the user's
-                logger.warning("vectors could not be written to the cache (%s)", type(error).__name__)
+            with contextlib.suppress(BaseException):  # a user's log handler may raise
+                logger.warning("Cache write failed with %s; vectors are not cached", type(error).__name__)

@@ -1,4 +1,4 @@
-"""The engine's body: one daemon thread with one event loop a process, and the way in from every other thread."""
+"""The engine: one daemon thread with an event loop per process, and the calls into it from other threads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 if TYPE_CHECKING:
     from embedkit_core.providers.base import Provider
 
-EXIT_GRACE_SECONDS = 10.0  # seconds at exit for requests in flight: they are paid for
-IDLE_SECONDS = 30.0  # seconds after which the client of an account without embedders is closed
+EXIT_GRACE_SECONDS = 10.0  # at exit, for requests in flight: they are billed anyway
+CLOSE_SECONDS = 2.0  # at exit, for closing clients and for the loop
+IDLE_SECONDS = 30.0  # until the client of an account without embedders is closed
 
 
 class Engine:
     """One loop thread, one writer thread, and an account for each provider, endpoint and credential.
 
-    Callers append to an inbox and wake the loop once; no lock is held while anything else is called.
+    Callers append to an inbox and wake the loop; there is no lock.
     """
 
     def __init__(self) -> None:
@@ -37,16 +38,16 @@ class Engine:
         self._writer = CacheWriter()
         self._pool: ThreadPoolExecutor | None = None
         self.thread = threading.Thread(target=self._run, name="embedkit-engine", daemon=True)
-        # A thread started in a context would hand the caller's variables to every request.
+        # An empty context: otherwise every request would inherit the caller's context variables.
         contextvars.Context().run(self.thread.start)
 
     # For caller threads
 
     def account(self, provider: Provider) -> Account:
-        """Give the account a provider's settings belong to, made on first use."""
+        """Return the account of a provider's settings, created on first use."""
         account = self._accounts.get(provider.account)
         if account is None:
-            # setdefault is atomic: two threads that meet here get the same account.
+            # setdefault is atomic: concurrent threads get the same account.
             account = self._accounts.setdefault(
                 provider.account,
                 Account(
@@ -63,28 +64,32 @@ class Engine:
         return account
 
     def known_account(self, provider: Provider) -> Account | None:
-        """Give the account a provider's settings belong to, if it was used lately."""
+        """Return the account of a provider's settings, None if it was not used recently."""
         return self._accounts.get(provider.account)
 
     def submit(
         self,
         account: Account,
         ticket: Ticket,
-        lane: RequestSpec,
-        wants: Sequence[tuple[bytes, str, int]],
+        spec: RequestSpec,
+        texts: Sequence[tuple[bytes, str, int]],
         lookup: object,
     ) -> None:
-        """Hand a ticket over: one append and one wake-up, however many texts."""
+        """Submit a ticket with its texts as (key, text, size).
+
+        Raises:
+            EmbedKitError: The interpreter is shutting down.
+        """
         if self._closing:
-            raise EmbedKitError("the interpreter is shutting down; nothing new is sent")
-        self.call(account, lambda: account.submit(ticket, lane, wants, lookup))
+            raise EmbedKitError("The interpreter is shutting down. No more requests are sent")
+        self.call(account, lambda: account.submit(ticket, spec, texts, lookup))
 
     def withdraw(self, account: Account, ticket: Ticket, lookup: object) -> None:
-        """Let a caller leave, also after its ticket was served, or before it was handed over."""
+        """Remove a caller, also if its ticket is complete or was never submitted."""
         self.call(account, lambda: account.withdraw(ticket, lookup))
 
     def join(self, account: Account) -> None:
-        """Note that an embedder uses an account."""
+        """Count an embedder that uses an account."""
 
         def join() -> None:
             self._accounts.setdefault(account.name, account)
@@ -93,13 +98,12 @@ class Engine:
         self.call(account, join)
 
     def leave(self, account: Account) -> None:
-        """Note that an embedder is gone; safe to call from a finalizer, since it only appends."""
+        """Count an embedder that was collected. Safe in a finalizer, since it only appends."""
         self._inbox.append((account, lambda: self._release(account)))
 
     def close_account(self, account: Account) -> None:
-        """Note that an embedder was closed, and close the client if it was the last one."""
-
-        if account.loop is not self._loop:  # the parent's, in a forked child: its connections are not ours to close
+        """Count an embedder that was closed, and close the client if it was the last one."""
+        if account.loop is not self._loop:  # the parent's, in a forked child: its connections must stay open
             return
 
         def close() -> None:
@@ -110,24 +114,24 @@ class Engine:
         self.call(account, close)
 
     def call(self, account: Account, action: Callable[[], None]) -> None:
-        """Run something on the loop thread, soon."""
+        """Schedule an action of an account on the loop thread."""
         self._inbox.append((account, action))
-        # Every time: a flag that says "woken already" could be left standing by an interrupt.
+        # Always: an interrupt could leave a flag "already woken" behind.
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(self._drain)
 
     def inspect_accounts(self, action: Callable[[list[Account]], None]) -> None:
-        """Have something look at all accounts on the loop thread, soon."""
+        """Schedule a function of all accounts on the loop thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(lambda: action(list(self._accounts.values())))
 
     def owns(self, thread: threading.Thread) -> bool:
-        """Tell whether a thread is one of the engine's own."""
+        """Return True if a thread belongs to the engine."""
         return thread.name == USER_CODE_THREAD or thread in (self.thread, self._writer.thread)
 
     @property
     def pool(self) -> ThreadPoolExecutor:
-        """Our own threads for long work of async callers; never the loop's default executor."""
+        """The threads for long work of async callers, so that their loop's default executor stays free."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(2, thread_name_prefix="embedkit-work")
         return self._pool
@@ -167,13 +171,13 @@ class Engine:
     # At exit
 
     def shut_down(self) -> None:
-        """Accept and start nothing, wait a short grace for replies in flight, keep them, and end."""
+        """Send no more requests, wait for those in flight, write their rows to the caches, and end the threads."""
         self._closing = True
         self._wait_for(self._settle(), EXIT_GRACE_SECONDS)
         self._writer.stop(EXIT_GRACE_SECONDS)
-        self._wait_for(self._close_clients(), 2.0)
+        self._wait_for(self._close_clients(), CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self.thread.join(2.0)
+        self.thread.join(CLOSE_SECONDS)
         if not self.thread.is_alive():
             self._loop.close()
 

@@ -1,6 +1,6 @@
-"""This process's engine, started when there is something to send.
+"""The engine of this process, started with the first request.
 
-With it comes asyncio, whose import alone takes as long as reading some thousand vectors from a cache.
+It imports asyncio, which takes as long as reading some thousand vectors from a cache.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _engine: Engine | None = None
 _lock = ForkLock()
-_parents_engines: list[Engine] = []
+_parent_engines: list[Engine] = []
 
 
 def engine() -> Engine:
-    """Give this process's engine, started on first use."""
+    """Return the engine of this process, started on first use."""
     global _engine
     if _engine is None:
         module = import_module("embedkit_core.engine.runtime.engine")
@@ -35,21 +35,25 @@ def engine() -> Engine:
 
 
 def is_running() -> bool:
-    """Tell whether the engine was started: nothing is under way where it was not."""
+    """Return True if the engine was started; otherwise nothing is pending."""
     return _engine is not None
 
 
-def refuse_engine_thread(door: str) -> None:
-    """Raise EmbedKitError on a thread of the engine's own, which must not wait for the engine."""
+def refuse_engine_thread(method_name: str) -> None:
+    """Check that this is no thread of the engine, which must not wait for the engine.
+
+    Raises:
+        EmbedKitError: It is.
+    """
     if _engine is not None and _engine.owns(threading.current_thread()):
-        raise EmbedKitError(f"{door}() would wait for the thread it runs on; use a{door}()")
+        raise EmbedKitError(f"{method_name}() would wait for the thread it runs on. Use a{method_name}()")
 
 
 def _after_fork() -> None:
-    # The parent's threads do not exist here; its loop and sockets are its own, so nothing of it is closed or freed.
+    # The parent's threads do not exist in the child, and it still uses its sockets: close and free nothing.
     global _engine
     if _engine is not None:
-        _parents_engines.append(_engine)
+        _parent_engines.append(_engine)
         _engine = None
 
 
@@ -64,7 +68,7 @@ atexit.register(_at_exit)
 
 
 async def off_loop(work: Callable[[], T]) -> T:
-    """Do what may take long on a thread of ours."""
+    """Run long work on one of the engine's threads and await its result."""
     import asyncio
 
     return await asyncio.get_running_loop().run_in_executor(engine().pool, work)

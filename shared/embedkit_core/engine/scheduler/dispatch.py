@@ -1,4 +1,4 @@
-"""Whose turn it is: the lanes with work, the bounds on what is in flight, and which request goes next. Pure."""
+"""Dispatch: the queues with waiting texts, the bounds on requests in flight, and the next request. No I/O."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from embedkit_core.engine.rate_limits.controller import RateController
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request, RequestQueue
 
-MAX_IDLE_QUEUES = 512  # idle ones remember limits and that they have answered before; more are not worth their memory
 T = TypeVar("T")
-MAX_CONSECUTIVE_QUERIES = 7  # while bulk waits; then it gets a slot
+MAX_IDLE_QUEUES = 512  # whose learned limits and width are remembered
+MAX_CONSECUTIVE_QUERIES = 7  # requests with queries while bulk waits; then bulk gets a slot
 
 
 class Dispatcher:
-    """The lanes of one account, and which of them may send.
+    """The queues of one account, and the choice of the next request.
 
-    `wake_at` is the time when a request may go out that had to wait for its model's pace.
+    Attributes:
+        in_flight: The requests that hold a slot: in flight or being committed.
+        wake_at: The earliest time at which a delayed request may be sent; inf if none is delayed.
+        busy: The queues with waiting texts, in the order of their turn.
     """
 
-    def __init__(self, *, most: int | None, rng: random.Random) -> None:
+    def __init__(self, *, max_in_flight: int | None, rng: random.Random) -> None:
         self.in_flight = 0
         self.wake_at = math.inf
         self.busy: dict[RequestQueue, None] = {}
-        self._max_in_flight = most
+        self._max_in_flight = max_in_flight
         self._rng = rng
         self._queues: WeakValueDictionary[RequestSpec, RequestQueue] = WeakValueDictionary()
         self._rate_controllers: WeakValueDictionary[str, RateController] = WeakValueDictionary()
@@ -38,75 +41,75 @@ class Dispatcher:
         self._consecutive_queries = 0
         self._consecutive_after = 0
 
-    def queue(self, lane: RequestSpec) -> RequestQueue:
-        """Give the queue of a lane, forgetting idle ones where somebody makes a new lane for each call."""
-        queue = self._queues.get(lane)
+    def queue(self, spec: RequestSpec) -> RequestQueue:
+        """Return the queue of a spec, created on first use."""
+        queue = self._queues.get(spec)
         if queue is None:
-            queue = self._queues[lane] = RequestQueue(lane, self.busy, self._rate_controller(lane.model))
+            queue = self._queues[spec] = RequestQueue(spec, self.busy, self._rate_controller(spec.model))
         self._remember(self._recent_queues, queue)
         return queue
 
     def _rate_controller(self, model: str) -> RateController:
-        pace = self._rate_controllers.get(model)
-        if pace is None:
-            pace = self._rate_controllers[model] = RateController(self._rng)
-        self._remember(self._recent_controllers, pace)
-        return pace
+        controller = self._rate_controllers.get(model)
+        if controller is None:
+            controller = self._rate_controllers[model] = RateController(self._rng)
+        self._remember(self._recent_controllers, controller)
+        return controller
 
     def known_rate_controller(self, model: str) -> RateController | None:
-        """Give the pace of a model that was used lately."""
+        """Return the rate controller of a recently used model."""
         return self._rate_controllers.get(model)
 
     def by_rate_controller(self) -> dict[RateController, list[RequestQueue]]:
-        """Give the lanes of each model that was used lately."""
-        found: dict[RateController, list[RequestQueue]] = {}
+        """Return the queues of recently used models, grouped by their rate controller."""
+        groups: dict[RateController, list[RequestQueue]] = {}
         for queue in list(self._queues.values()):
-            found.setdefault(queue.rate_controller, []).append(queue)
-        return found
+            groups.setdefault(queue.rate_controller, []).append(queue)
+        return groups
 
     @staticmethod
-    def _remember(kept: dict[T, None], thing: T) -> None:
-        """Keep what was used last; what is older is kept by those who still use it: texts, requests and callers."""
-        kept.pop(thing, None)
-        kept[thing] = None
-        while len(kept) > MAX_IDLE_QUEUES:
-            del kept[next(iter(kept))]
+    def _remember(recent: dict[T, None], used: T) -> None:
+        """Keep the objects that were used last. Older ones live as long as items, requests or tickets refer to them."""
+        recent.pop(used, None)
+        recent[used] = None
+        while len(recent) > MAX_IDLE_QUEUES:
+            del recent[next(iter(recent))]
 
     # Bounds
 
     def enter(self, ticket: Ticket, queue: RequestQueue, now: float) -> None:
-        """Let a caller with work bound what is sent."""
+        """Apply the bounds of a caller with pending work."""
         ticket.rate_controller = queue.rate_controller
         self._bounds[ticket.max_in_flight] += 1
         queue.rate_controller.user_limits.enter(ticket.rates, now)
 
     def leave(self, ticket: Ticket) -> None:
-        """Let a caller without work bind nobody."""
+        """Remove the bounds of a caller that has no pending work any more."""
         if ticket.rate_controller is not None:
             self._bounds[ticket.max_in_flight] -= 1
             ticket.rate_controller.user_limits.leave(ticket.rates)
 
     def max_in_flight(self) -> int:
-        """Give how many requests may be in flight: the strictest bound among callers with work."""
-        bounds = [b for b, n in self._bounds.items() if n > 0]
+        """Return how many requests may be in flight: the strictest bound of all callers with pending work."""
+        bounds = [bound for bound, callers in self._bounds.items() if callers > 0]
         if self._max_in_flight is not None:
             bounds.append(self._max_in_flight)
         return min(bounds, default=1)
 
     def free_slots(self) -> int:
-        """Give how many more requests may be sent now."""
+        """Return how many more requests may be sent now."""
         return max(0, self.max_in_flight() - self.in_flight)
 
     def take_slot(self, request: Request, now: float) -> None:
-        """Take a slot for a request that goes out."""
+        """Take a slot for a request that is sent."""
         self.in_flight += 1
         request.queue.in_flight += 1
-        pace = request.queue.rate_controller
-        more_waits = any(queue.has_waiting for queue in self.busy if queue.rate_controller is pace)
-        request.sent = pace.on_sent(request.size, now, more_waits=more_waits)
+        controller = request.queue.rate_controller
+        more_waits = any(queue.has_waiting for queue in self.busy if queue.rate_controller is controller)
+        request.sent = controller.on_sent(request.size, now, more_waits=more_waits)
 
     def release_slot(self, request: Request) -> None:
-        """Free the slot of a request; rows that are only being kept hold none."""
+        """Free the slot of a request; one that only commits recent rows has none."""
         if request.items:
             request.queue.rate_controller.on_returned(request.sent, self.max_in_flight())
             self.in_flight -= 1
@@ -115,49 +118,48 @@ class Dispatcher:
     # Turns
 
     def next_request(self, now: float) -> Request | None:
-        """Give the request that goes next; None where none may go now."""
+        """Return the next request; None if none may be sent now."""
         while self.free_slots():
             for queue in [queue for queue in self.busy if not queue.has_waiting]:
                 del self.busy[queue]
-            urgent = [q for q in self.busy if q.ready(urgent=True)]
-            bulk = [q for q in self.busy if q.ready(urgent=False)]
-            queries = bool(urgent) and not (bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)
-            first, second = (urgent, bulk) if queries else (bulk, urgent)
-            chosen = self._first_ready(first, urgent=queries, now=now)
-            if chosen is None:  # the others may go ahead where they use up nothing of what these wait for
-                queries = not queries
-                waiting = {q.rate_controller for q in first}
-                chosen = self._first_ready(
-                    [q for q in second if q.rate_controller not in waiting], urgent=queries, now=now
-                )
+            with_queries = [queue for queue in self.busy if queue.ready(is_query=True)]
+            with_bulk = [queue for queue in self.busy if queue.ready(is_query=False)]
+            is_query = bool(with_queries) and not (with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)
+            first, second = (with_queries, with_bulk) if is_query else (with_bulk, with_queries)
+            chosen = self._first_ready(first, is_query=is_query, now=now)
+            if chosen is None:  # the others may go ahead if they do not share a rate limit with the delayed ones
+                is_query = not is_query
+                delayed = {queue.rate_controller for queue in first}
+                others = [queue for queue in second if queue.rate_controller not in delayed]
+                chosen = self._first_ready(others, is_query=is_query, now=now)
             if chosen is None:
                 return None
-            self._consecutive_after = self._consecutive_queries + 1 if queries and bulk else 0
-            group = chosen.take(urgent=queries, free_slots=self.free_slots(), now=now)
+            self._consecutive_after = self._consecutive_queries + 1 if is_query and with_bulk else 0
+            group = chosen.take(is_query=is_query, free_slots=self.free_slots(), now=now)
             if group is not None:
-                self.busy[chosen] = self.busy.pop(chosen, None)  # to the back, so that lanes take turns
+                self.busy[chosen] = self.busy.pop(chosen, None)  # to the back, so that queues take turns
                 return Request(chosen, group.items)
         return None
 
     def count_turn(self) -> None:
-        """Count the last turn; one whose request was not paid for is not, so that bulk loses none by it."""
+        """Count the turn of the last request. A request without budget is not counted, so that bulk loses no turn."""
         self._consecutive_queries = self._consecutive_after
 
-    def _first_ready(self, queues: Iterable[RequestQueue], *, urgent: bool, now: float) -> RequestQueue | None:
-        waiting: set[RateController] = set()
+    def _first_ready(self, queues: Iterable[RequestQueue], *, is_query: bool, now: float) -> RequestQueue | None:
+        delayed: set[RateController] = set()
         for queue in queues:
-            if queue.rate_controller in waiting:  # smaller requests must not use up what a larger one waits for
+            if queue.rate_controller in delayed:  # smaller requests must not use up what a larger one waits for
                 continue
             size = 0
             if queue.rate_controller.limits_tokens:
-                size = queue.next_size(urgent=urgent, free_slots=self.free_slots(), now=now)
+                size = queue.next_size(is_query=is_query, free_slots=self.free_slots(), now=now)
             if self._has_rate(queue, size, now):
                 return queue
-            waiting.add(queue.rate_controller)
+            delayed.add(queue.rate_controller)
         return None
 
     def may_send(self, request: Request, now: float) -> bool:
-        """Tell whether a request that has its rate limiter's permit keeps the pace of its model."""
+        """Return True if the rate controller allows a request that has its rate limiter's permit."""
         return self._has_rate(request.queue, request.size, now)
 
     def _has_rate(self, queue: RequestQueue, size: int, now: float) -> bool:

@@ -1,7 +1,7 @@
 """What happens to a failed request: the decisions, as data that the scheduler applies. No I/O.
 
-The provider says what happened (the error's type), this module decides what follows, and each waiter's own policy
-limits the number of retries.
+The error's type shows what happened, this module decides what follows, and each waiter's own `max_retries` limits the
+number of retries.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from embedkit_core.engine.scheduler.retry import RetryPolicy
 MAX_ENCODING_RETRIES = 3  # per text, before the refusal of an encoding is final
 MAX_TRUNCATIONS = 16  # per text, before its refusal is final
 MIN_LONG_TOKENS = 512  # estimated; a shorter text cannot make a request too large by itself
-MAX_PROBE_FAILURES = 8  # consecutive refusals; halving 32 texts reaches a single one with the sixth
+MAX_PROBE_FAILURES = 8  # consecutive refusals; bisecting 32 texts reaches a single one with the sixth
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Send items again at the time `until`, as far as their waiters have retries left."""
+    """Send items again at the time `until`, for the waiters that have retries left."""
 
     items: list[Item]
     until: float
@@ -100,18 +100,18 @@ class FailurePolicy:
         self._log = log
 
     def back_off(self, request: Request, error: ProviderError, now: float) -> float:
-        """Let the model's rate controller learn from a transient failure. Return the seconds until the next try."""
-        pace = request.queue.rate_controller
-        known = {limit.kind for limit in pace.known_limits()}
-        delay = pace.on_failure(request.sent, error, now)
-        for limit in pace.known_limits():
-            if limit.kind not in known:
-                self._log.learned(request, str(limit), now)
-        asked = error.retry_after is not None and error.retry_after > 0
-        if delay is None or asked:
+        """Update the model's rate controller after a transient failure. Return the seconds until the retry."""
+        controller = request.queue.rate_controller
+        known = {limit.unit for limit in controller.known_limits()}
+        delay = controller.on_failure(request.sent, error, now)
+        for limit in controller.known_limits():
+            if limit.unit not in known:
+                self._log.limit_learned(request, str(limit), now)
+        has_retry_after = error.retry_after is not None and error.retry_after > 0
+        if delay is None or has_retry_after:
             delay = self._retry.delay(request.items[0].failures, error, self._rng)
-        if asked or isinstance(error, RateLimitError):  # one refusal slows down every caller of the model
-            pace.pause(now + delay)
+        if has_retry_after or isinstance(error, RateLimitError):  # one refusal slows down every caller of the model
+            controller.pause(now + delay)
         return delay
 
     def decide(
@@ -122,8 +122,8 @@ class FailurePolicy:
         Args:
             request: The request; its slot is free already.
             items: Those of its items that still have waiters.
-            error: What the provider answered.
-            until: The time of the next try, for a transient failure.
+            error: The error of the request.
+            until: The time of the retry, for a transient failure.
             bound: The number of requests that may be in flight.
             now: The current time.
         """
@@ -135,7 +135,7 @@ class FailurePolicy:
             for item in items:
                 item.encoding_retries += 1
             return [Requeue(items)]
-        # A position outside the request is a server's mistake.
+        # Ignore positions outside the request: the server is wrong.
         if isinstance(error, TextTooLongError) and any(p in error.positions for p in range(len(request.items))):
             return self._shorten_named(request, error)
         if isinstance(error, (TextTooLongError, RequestTooLargeError)):
@@ -144,7 +144,7 @@ class FailurePolicy:
             return self._search(request, items, error, bound)
         lasting = isinstance(error, BadReplyError) and error.lasts
         if lasting or isinstance(error, (AuthenticationError, BadRequestError, QuotaError)):
-            # The request itself is at fault: what waits in this queue would fail alike, and may be billed.
+            # The request itself is at fault: the other texts of this queue would fail too, and may be billed.
             request.queue.verified = False
             return [FailQueue(error)]
         return [Fail(items, error)]
@@ -159,19 +159,19 @@ class FailurePolicy:
         queue.consecutive_refusals += 1
         if len(request.items) > 1:
             queue.capacity.halve([item.size for item in request.items], counts_texts=error.counts_texts)
-            limits = f"requests hold {queue.capacity.texts:,} texts and {queue.capacity.tokens:,} tokens"
-            self._log.learned(request, limits, now)
+            limits = f"Request size limited to {queue.capacity.texts:,} texts and {queue.capacity.tokens:,} tokens"
+            self._log.limit_learned(request, limits, now)
             return _halves(items)
-        # A short text alone is too large, so no size is right: what was learned on the way down to it is no limit. If
-        # nothing passed on the way either, the request itself is at fault.
+        # A short text alone is too large, so the size was never the problem: forget the limits that were learned. If
+        # nothing was accepted on the way down, the request itself is at fault.
         queue.capacity = RequestCapacity.from_limits(queue.spec.limits)
         return [FailQueue(error)] if queue.consecutive_refusals > MAX_PROBE_FAILURES else [Fail(items, error)]
 
     def _search(self, request: Request, items: list[Item], error: BadTextError, bound: int) -> list[Decision]:
-        """Search for the text that a refusal is about, by halving; a text that is refused alone fails alone.
+        """Bisect a refused request to find the bad text; a text that is refused alone fails alone.
 
         Consecutive refusals make the queue unverified: it goes back to one request at a time. If these are refused
-        too, down to single texts chosen at random, the request itself is at fault, and what waits fails with it.
+        too, down to single texts chosen at random, the request itself is at fault and the whole queue fails.
         """
         queue = request.queue
         queue.consecutive_refusals += 1
@@ -189,18 +189,18 @@ class FailurePolicy:
 
     @staticmethod
     def _shorten_named(request: Request, error: TextTooLongError) -> list[Decision]:
-        """Shorten the texts that the error names; send the others again."""
-        wanted = {position: item for position, item in enumerate(request.items) if item.waiters}
+        """Shorten the texts that the error refers to; send the others again."""
+        waiting = {position: item for position, item in enumerate(request.items) if item.waiters}
         decisions = [
-            _shorten(item, error.of(error.positions[position]))
-            for position, item in wanted.items()
+            _shorten(item, error.for_text(error.positions[position]))
+            for position, item in waiting.items()
             if position in error.positions
         ]
-        return [*decisions, Requeue([item for position, item in wanted.items() if position not in error.positions])]
+        return [*decisions, Requeue([item for position, item in waiting.items() if position not in error.positions])]
 
 
 def _halves(items: list[Item]) -> list[Decision]:
-    # A query that joined while the batch was in flight goes on with queries only.
+    # A query that joined while the batch was in flight is sent with queries only.
     bulk = [item for item in items if not item.is_query]
     queries: list[Item] = []
     if 0 < len(bulk) < len(items):
@@ -213,7 +213,7 @@ def _halves(items: list[Item]) -> list[Decision]:
 
 
 def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Decision:
-    """Truncate, split or fail one text that the model refuses as too long, by the queue's long-text policy."""
+    """Truncate, split or fail one text that is too long, as `on_long_text` of the queue demands."""
     tokens, limit = (error.tokens, error.limit) if isinstance(error, TextTooLongError) else (None, None)
     spec = item.queue.spec
     item.truncations += 1
@@ -232,7 +232,7 @@ def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Deci
 
 
 def _pieces(item: Item, tokens: int | None, limit: int | None) -> list[Item]:
-    """Replace a text by its pieces; the last one that is answered completes it."""
+    """Split a text into pieces; the reply to the last one completes it."""
     root = item.root
     texts = long_text.split(item.text, tokens, limit)
     root.missing_pieces += len(texts) - (1 if item.parent else 0)

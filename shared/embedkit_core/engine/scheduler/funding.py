@@ -19,17 +19,20 @@ from embedkit_core.costs.tokens import split_bill
 from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter, max_billed_tokens
 from embedkit_core.engine.scheduler.queues import Request
 
-# Refusals in which nothing was done; of any other failure of a server it is not known.
+# Refusals that are not billed. After any other failure of a server it is unknown.
 NOT_BILLED = (AuthenticationError, BadRequestError, QuotaError, RateLimitError)
 NOT_BILLED_STATUSES = (501, 503, 529)
 
 
 @dataclass(slots=True)
 class Funding:
-    """The result of a reservation: the items that are paid for, those that wait, and the refusals.
+    """The result of a reservation.
 
-    `parked` items wait for reserved budget to be released; `unwanted` ones have no waiter left. A waiter in `refused`
-    cannot pay and was removed from its item.
+    Attributes:
+        paid: Items with reserved budget, to be sent.
+        parked: Items that wait for reserved budget to be released.
+        unwanted: Items without waiters.
+        refused: Waiters without budget and their errors. They were removed from their items.
     """
 
     paid: list[Item] = field(default_factory=list)
@@ -53,7 +56,7 @@ class BudgetLedger:
     # Before a request is sent
 
     def reserve(self, request: Request) -> Funding:
-        """Reserve budget for each text of a request; remove the texts that no caller can pay for."""
+        """Reserve budget for each text of a request; drop the texts that no caller can pay for."""
         self._in_flight.add(request)
         funding = Funding()
         for item in request.items:
@@ -61,7 +64,7 @@ class BudgetLedger:
                 funding.paid.append(item)
             else:
                 self._hold(item, funding)
-        # A refusal for one piece of a text removes the waiter from all its pieces, also from those that are paid for.
+        # A refusal for one piece of a text removes the waiter from all pieces, also from those with reserved budget.
         for item in [item for item in funding.paid if not item.waiters]:
             if item.payer is not None:
                 item.payer.billing.settle(item.reserved, 0)
@@ -81,20 +84,20 @@ class BudgetLedger:
         if not first.billing.budgets:
             item.payer = item.root.payer = first
             return True
-        most = max_billed_tokens(item)
+        tokens = max_billed_tokens(item)
         for waiter in item.waiters:
-            if waiter.ticket.billing.allows(most):
-                waiter.ticket.billing.reserve(most)
-                item.reserved = most
+            if waiter.ticket.billing.allows(tokens):
+                waiter.ticket.billing.reserve(tokens)
+                item.reserved = tokens
                 item.payer = item.root.payer = waiter.ticket
                 return True
         return False
 
     def _hold(self, item: Item, funding: Funding) -> None:
         """Keep a text for the waiters whose reserved budget may be released; refuse the others."""
-        most = max_billed_tokens(item)
+        tokens = max_billed_tokens(item)
         for waiter in list(item.waiters):
-            refusal = waiter.ticket.billing.check(most)
+            refusal = waiter.ticket.billing.check(tokens)
             if refusal is not None:
                 item.waiters.remove(waiter)
                 funding.refused.append((waiter, refusal))
@@ -113,34 +116,34 @@ class BudgetLedger:
         return [item for item in self._awaiting if item.waiters]
 
     def retry(self, item: Item) -> list[Item]:
-        """Stop holding a text, or its pieces, because another caller wants it. Return what to put into the queue."""
-        candidates = [one for one in self._awaiting if one.root is item] if item.missing_pieces else [item]
-        held = [one for one in candidates if one in self._awaiting]
-        for one in held:
-            del self._awaiting[one]
-        return held
+        """Stop holding a text, or its pieces, because another caller wants it. Return the items to put into a queue."""
+        pieces = [held for held in self._awaiting if held.root is item] if item.missing_pieces else [item]
+        released = [piece for piece in pieces if piece in self._awaiting]
+        for piece in released:
+            del self._awaiting[piece]
+        return released
 
     def forget(self, item: Item) -> None:
         """Stop holding a text."""
         self._awaiting.pop(item, None)
 
     def on_budget_released(self) -> None:
-        """Note that budget was released, and ask for a poll."""
+        """Accept that budget was released, and request a poll."""
         self._released = True
         self._request_poll()
 
     def take_released(self) -> list[Item]:
-        """Return the texts to try again since budget was released, in the order in which they were held."""
+        """Return the held texts, oldest first, if budget was released; they are not held any more."""
         if not self._released:
             return []
         self._released = False
         awaiting, self._awaiting = self._awaiting, {}
         return list(awaiting)
 
-    # After a request was answered
+    # After the reply or failure of a request
 
     def settle(self, request: Request, tokens: int | None) -> None:
-        """Book the tokens of a reply on those who pay, each text by its size; None where the provider does not say."""
+        """Book the billed tokens of a reply on the payers, for each text by its size; None if they are unknown."""
         self._in_flight.discard(request)
         if tokens is None:
             payers = [item.payer for item in request.items if item.payer is not None]
@@ -149,7 +152,7 @@ class BudgetLedger:
                 return
         bills: dict[Ticket, tuple[int, int]] = {}
         sizes = [item.size for item in request.items]
-        if any(item.reserved for item in request.items):  # by their bounds, so that no share is more than was reserved
+        if any(item.reserved for item in request.items):  # by upper bound: no share may exceed its reservation
             sizes = [item.reserved or max_billed_tokens(item) for item in request.items]
         for item, share in zip(request.items, split_bill(tokens or 0, sizes), strict=True):
             if item.payer is not None:
@@ -160,7 +163,7 @@ class BudgetLedger:
             payer.charge(payer.billing.settle(reserved, billed))
 
     def settle_failure(self, request: Request, error: ProviderError) -> None:
-        """Book what a failed request was billed at: nothing, what the reply said, or nobody knows."""
+        """Book a failed request: not billed, billed as its reply says, or possibly billed."""
         if isinstance(error, (BadReplyError, EncodingRefusedError)) and error.tokens is not None:
             self.settle(request, error.tokens)
         elif error.unsent or isinstance(error, NOT_BILLED) or _is_refusal(error.status):
@@ -169,7 +172,7 @@ class BudgetLedger:
             self._mark_unconfirmed(request)
 
     def mark_all_unconfirmed(self) -> None:
-        """Count all that is under way as possibly billed: nobody listens to it any more."""
+        """Count all requests in flight as possibly billed; their replies will be ignored."""
         for request in list(self._in_flight):
             self._mark_unconfirmed(request)
 
@@ -177,8 +180,8 @@ class BudgetLedger:
         self._in_flight.discard(request)
         for item in request.items:
             if item.payer is not None:
-                most = item.reserved or max_billed_tokens(item)
-                item.payer.charge(item.payer.billing.mark_unconfirmed(item.reserved, most))
+                tokens = item.reserved or max_billed_tokens(item)
+                item.payer.charge(item.payer.billing.mark_unconfirmed(item.reserved, tokens))
                 item.reserved = 0
 
 

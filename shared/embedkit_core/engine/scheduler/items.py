@@ -1,4 +1,4 @@
-"""Tickets and items: a caller holds a ticket, a text under way is an item, tickets refer to items. No I/O."""
+"""Tickets and items: a ticket is one call, an item is one pending text. Tickets refer to items. No I/O."""
 
 from __future__ import annotations
 
@@ -25,14 +25,25 @@ NO_USAGE = Usage()
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """Everything of a request but its texts; texts share a request only in the same lane.
+    """Everything of a request except its texts. Texts share a request only if their specs are equal.
 
-    `wire_id` tells what is sent apart, `wire` is what is sent, `model` a name for messages. A row of a reply has
-    `width` numbers of `dtype`, or is `wider`; it becomes the one that is kept by `finish`. Each request passes the
-    `gate` of a rate limiter, if there is one. Texts known to be too long are sent by `cutting`, where the provider cuts
-    them if it is asked to, in a lane that `cuts`. `requests_width`: the provider was asked for that width, of a
-    model of which nobody here knows whether it has it. A text is billed at `overhead_tokens` beside its own at most.
-    A lane that `sorts` has texts of like length share requests, as models on this machine like it.
+    Attributes:
+        id: Identifies the request body.
+        timeout: Seconds for one request; None for no timeout of the engine.
+        limits: The model's limits on a request.
+        long_text: The policy for texts that are too long.
+        model: The name of the model, for messages and the choice of the rate controller.
+        width: The number of values in a row of a reply; None if it is unknown until the first reply.
+        body: The request without its texts, as the provider's `request_body()` returns it.
+        limiter: A rate limiter that grants a permit for each request.
+        dtype: The dtype of a reply.
+        fallback_width: A second width that a row of a reply may have.
+        post_processing: The conversion of rows before they are cached.
+        truncating_body: The body that makes the provider truncate texts, if it can.
+        provider_truncates: True if `body` is such a body.
+        requests_width: True if `width` is requested from a model that may not support it.
+        overhead_tokens: The maximum tokens that a text is billed at in addition to its own.
+        sorts_by_length: True if texts of similar length should share requests, as for local models.
     """
 
     id: bytes
@@ -54,36 +65,56 @@ class RequestSpec:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The numbers a row of a reply may have; none where only a reply can tell."""
+        """The widths that a row of a reply may have; empty if they are unknown."""
         return tuple(width for width in (self.width, self.fallback_width) if width is not None)
 
 
 class RowBuffer(Protocol):
-    """Where the engine puts the rows of a ticket."""
+    """The destination of a ticket's rows."""
 
     @property
     def width(self) -> int | None:
-        """How many numbers the rows have that are already there; None before the first."""
+        """The number of values in a row; None before the first."""
         ...
 
     def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Take the caller's rows, one for each want, which nobody changes any more; called on the engine's side."""
+        """Store rows, one for each index in `wants`. Called on the engine's thread; the rows do not change later."""
         ...
 
 
 class LogEvent(NamedTuple):
-    """A line for the log."""
+    """A log line and its level."""
 
     level: int
     text: str
 
 
 class Ticket:
-    """One caller's call: what it waits for, its own policy, and what came of it; `broken` by a defect of ours.
+    """One call: its texts, its own policy and its results.
 
-    `pending` is how many of its wants are neither served nor given up, `deadline` the time after which it waits no
-    more, `form` that of its rows. `wake` is called once, on the engine's side, when nothing is pending any more;
-    `stir`, where a caller can be told more, when there are `notes` for it to log.
+    Attributes:
+        rows: The destination of the rows.
+        pending: The number of texts without a result.
+        is_query: True if its texts are queries, which are sent before bulk.
+        max_retries: The retries of a text on behalf of this call.
+        max_in_flight: The call's bound on the account's requests in flight.
+        rates: The call's own limits per minute.
+        deadline: The time at which it stops waiting; inf for none.
+        cache: The cache that its rows are written to.
+        billing: The meters and budgets that its requests are booked on.
+        wake: Called once, on the engine's thread, when nothing is pending any more.
+        vector_format: The format of its rows.
+        notify: Called on the engine's thread when there are new `log_events`, if the caller can log while it waits.
+        log_events: Events for the caller to log.
+        items: The items it waits for.
+        closed: True if it waits for nothing any more.
+        internal_error: The error if the engine itself failed.
+        rate_controller: The rate controller of its model.
+        sent: Texts that were sent and billed for this call.
+        coalesced: Texts that shared the request of another caller.
+        failed: The errors of failed texts, by index.
+        truncated: The indices of truncated texts.
+        usage: The requests and tokens that this call pays for.
     """
 
     __slots__ = (
@@ -150,7 +181,7 @@ class Ticket:
         self.usage = Usage()
 
     def charge(self, usage: Usage) -> None:
-        """Book requests and tokens that this ticket pays for, also after its caller has left."""
+        """Book requests and tokens on this ticket, also after its caller has left."""
         if usage == NO_USAGE:
             return
         self.usage += usage
@@ -160,7 +191,13 @@ class Ticket:
 
 @dataclass(slots=True)
 class Waiter:
-    """One ticket's wish for one item: `index` in the ticket, `failures_at_join` the item's failures when it joined."""
+    """A ticket that waits for an item.
+
+    Attributes:
+        ticket: The ticket.
+        index: The position of the text in the ticket.
+        failures_at_join: The failures of the item before the ticket joined; they do not count as its retries.
+    """
 
     ticket: Ticket
     index: int
@@ -168,11 +205,11 @@ class Waiter:
 
 
 class ItemQueue(Protocol):
-    """What an item does with the queue it belongs to; `queues.RequestQueue` is the one implementation."""
+    """The queue of an item; `queues.RequestQueue` is the only implementation."""
 
     @property
     def spec(self) -> RequestSpec:
-        """The specification of the queue's requests."""
+        """The spec of the queue's requests."""
         ...
 
     def enter(self, items: Iterable[Item], *, front: bool = False) -> None:
@@ -184,7 +221,7 @@ class ItemQueue(Protocol):
         ...
 
     def take_unsent(self, item: Item) -> bool:
-        """Remove an item that is not sent yet. Return False if it is in flight or between two tries."""
+        """Remove an item that is not sent yet. Return False if it is in flight or waits for a retry."""
         ...
 
     def promote(self, item: Item) -> None:
@@ -201,11 +238,25 @@ class ItemQueue(Protocol):
 
 
 class Item:
-    """One text under way.
+    """One pending text, or a piece of one that is split for the policy "mean".
 
-    `home` is the queue or group it waits in, None while it flies or is parked; a queue may hold stale entries, whose
-    home is elsewhere. `reserved` are the tokens that its `payer`'s budgets hold for it. A piece of a text that is split
-    for "mean" has a `parent` and shares its list of waiters.
+    Attributes:
+        key: The cache key; empty for a piece.
+        size: The estimated tokens.
+        queue: The queue it belongs to.
+        parent: The text that it is a piece of. Pieces share its list of waiters.
+        waiters: The tickets that wait for it.
+        caches: The caches that its row is written to.
+        location: The queue, group or ledger it waits in; None while it is in flight or waits for a retry. A queue may
+            have stale entries, whose location is another.
+        payer: The ticket that pays for it.
+        reserved: The tokens that the payer's budgets reserve for it.
+        failures: The transient failures so far.
+        encoding_retries: The refusals of the encoding so far.
+        truncations: How often it was truncated or split so far.
+        is_truncated: True if its text was truncated.
+        piece_vectors: The (UTF-8 bytes, vector) of its pieces that were embedded.
+        missing_pieces: The number of pieces without a vector; -1 once the text is complete.
     """
 
     __slots__ = (
@@ -251,29 +302,29 @@ class Item:
 
     @property
     def root(self) -> Item:
-        """The text as a caller asked for it."""
+        """The text that the caller passed: the parent of a piece, or the item itself."""
         return self.parent or self
 
 
 @dataclass(slots=True, eq=False)
 class AtomicBatch:
-    """Items that must travel together and without others: half of a batch that was refused."""
+    """Items that must be sent together and alone: half of a refused batch."""
 
     items: list[Item]
     is_query: bool
 
 
 def max_billed_tokens(item: Item) -> int:
-    """Give how many tokens a text may be billed at, at most."""
+    """Return an upper bound for the billed tokens of a text."""
     return max_tokens(item.text) + item.queue.spec.overhead_tokens
 
 
-def max_tokens_to_send(text: str, lane: RequestSpec) -> int:
-    """Give how many tokens a text may be billed at, at most, in as many pieces as "mean" may have to cut it into.
+def max_tokens_to_send(text: str, spec: RequestSpec) -> int:
+    """Return an upper bound for the billed tokens of a text, including the pieces that "mean" may split it into.
 
-    Each is sent with the prompt. Pieces are of equal length, so that twice as many as would be full suffice; where the
-    limit is not known, nor is their number.
+    The overhead is billed for each piece. Pieces have equal lengths, so there are at most twice as many as full pieces
+    would be. If the model's limit is unknown, one piece is assumed.
     """
-    tokens, limit = max_tokens(text), lane.limits.text_tokens
-    pieces = 2 * ceil(tokens / limit) if lane.long_text == "mean" and limit and tokens > limit else 1
-    return tokens + pieces * lane.overhead_tokens
+    tokens, limit = max_tokens(text), spec.limits.text_tokens
+    pieces = 2 * ceil(tokens / limit) if spec.long_text == "mean" and limit and tokens > limit else 1
+    return tokens + pieces * spec.overhead_tokens

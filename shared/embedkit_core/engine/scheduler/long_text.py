@@ -1,12 +1,12 @@
-"""What becomes of a text that a model refuses as too long: rules that depend on nothing but the text and the refusal.
+"""Rules for texts that a model refuses as too long; they depend only on the text and the refusal. No I/O.
 
-A text is sent whole first, so that one which fits is never cut. The rules' names are part of every key.
+A text is sent whole first, so that a text that fits is never truncated. The rule's name is part of every cache key.
 
-"fit-1"   on a refusal keep the first `len * limit / tokens` code points, less 2 %; where the server gives no count,
-          the first three quarters; again until it fits.
-"mean-1"  on a refusal cut into that many equal pieces of code points; each piece is embedded, or cut again; the
-          vector is the mean of the pieces' vectors, weighted by their UTF-8 bytes, brought to unit length.
-"server"  the model cuts by itself (sentence-transformers at `max_seq_length`).
+"fit-1"   Keep the first `len * limit / tokens` code points, less 2 %, or the first three quarters if the refusal has no
+          token count. Repeat until it fits.
+"mean-1"  Split into the corresponding number of pieces with equally many code points. Embed each piece, or split it
+          again. The vector is the mean of the pieces' vectors, weighted by their UTF-8 bytes and normalized.
+"server"  The model truncates by itself (sentence-transformers at `max_seq_length`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FRACTION_WITHOUT_COUNT = 0.75
 
 
 def rule_name(policy: LongText, *, provider_cuts: bool) -> str:
-    """Name the rule by which a text over the limit is treated, for the key."""
+    """Return the name of the rule for texts over the limit, for the cache key."""
     if policy == "truncate":
         return "server" if provider_cuts else "fit-1"
     return {"mean": "mean-1", "error": "error"}[policy]
@@ -36,19 +36,19 @@ def _fraction(tokens: int | None, limit: int | None) -> float:
 
 
 def shorten(text: str, tokens: int | None, limit: int | None) -> str:
-    """Give the beginning of a text that was refused, by rule "fit-1"; empty where nothing is left to try."""
+    """Return the beginning of a refused text by rule "fit-1"; empty if nothing is left to try."""
     return text[: min(len(text) - 1, int(len(text) * _fraction(tokens, limit)))]
 
 
 def split(text: str, tokens: int | None, limit: int | None) -> list[str]:
-    """Cut a text that was refused into pieces, by rule "mean-1"; a single piece where it cannot be cut."""
+    """Split a refused text into pieces by rule "mean-1"; a single piece if it cannot be split."""
     count = min(len(text), max(2, ceil(1 / _fraction(tokens, limit))))
     edges = [len(text) * i // max(count, 1) for i in range(count + 1)]
     return [text[a:b] for a, b in pairwise(edges)]
 
 
 def mean(parts: list[tuple[int, Vectors]]) -> Vectors:
-    """Give the weighted mean, float32 (dimensions,), of (weight, vector) parts, brought to unit length."""
+    """Return the normalized weighted mean of (weight, vector) parts, (dimensions,) of float32."""
     weights = np.array([w for w, _ in parts], dtype=np.float64)
     total = (np.stack([v for _, v in parts]).astype(np.float64) * weights[:, None]).sum(axis=0)
     length = float(np.linalg.norm(total))

@@ -1,4 +1,4 @@
-"""The waiting texts of one lane: queries, bulk, and halves of refused batches."""
+"""Queues of waiting texts, one for each request spec: queries, bulk, and halves of refused batches. No I/O."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from embedkit_core.engine.batching import MAX_TEXTS, MIN_TEXTS, RequestCapacity,
 from embedkit_core.engine.rate_limits.controller import RateController, SentRequest
 from embedkit_core.engine.scheduler.items import AtomicBatch, Item, RequestSpec, Ticket
 
-SURELY_TOO_LONG_FACTOR = 1.5  # times the limit: an estimate that is calibrated by bills is not so far off
+SURELY_TOO_LONG_FACTOR = 1.5  # times the limit: a calibrated estimate is more precise than that
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request under way, and once it is answered the items it finished, their rows, and who has kept them.
+    """One request and, after its reply, the completed items with their rows.
 
-    `batch` and `sent` are made when it is sent: until a rate limiter lets it, its items may still lose their callers.
+    Attributes:
+        queue: The queue its items came from.
+        items: The items it sends. Until it is sent, items without callers are removed.
+        batch: The texts and body for the provider; set when it is sent.
+        sent: What the rate controller needs about it; set when it is sent.
+        done: The items that its reply completes.
+        rows: Their vectors, (len(done), width); None before the reply.
+        truncated: For each item in `done`, whether its text was truncated.
+        written_to: The caches that have its rows, or that the writer thread is writing them to.
     """
 
     queue: RequestQueue
@@ -34,36 +42,41 @@ class Request:
 
     @property
     def payer(self) -> Ticket:
-        """Who is charged for the request itself."""
+        """The ticket that the request itself is booked on."""
         payer = self.items[0].payer
         assert payer is not None
         return payer
 
     @property
     def size(self) -> int:
-        """The request's tokens, estimated."""
+        """The estimated tokens of the request."""
         return sum(item.size for item in self.items)
 
     def needs_another_commit(self) -> bool:
-        """Tell whether a cache wants rows of this request that it has not been given."""
+        """Return True if a cache of an item has not been written to yet."""
         return any(not _contains(cache, self.written_to) for item in self.done for cache in item.caches)
 
     def take_writes(self) -> list[tuple[Cache, list[int]]]:
-        """Give each cache that is to keep rows of this request now, with their places in `done`."""
-        keep: dict[int, tuple[Cache, list[int]]] = {}
-        for place, item in enumerate(self.done):
+        """Return the caches to write to now, each with its rows as indices of `done`. Mark them as written to."""
+        writes: dict[int, tuple[Cache, list[int]]] = {}
+        for index, item in enumerate(self.done):
             for cache in item.caches:
                 if not _contains(cache, self.written_to):
-                    keep.setdefault(id(cache), (cache, []))[1].append(place)
-        self.written_to += [cache for cache, _ in keep.values()]
-        return list(keep.values())
+                    writes.setdefault(id(cache), (cache, []))[1].append(index)
+        self.written_to += [cache for cache, _ in writes.values()]
+        return list(writes.values())
 
 
 @dataclass(slots=True)
 class Actions:
-    """What the runtime must do.
+    """What the runtime must do after a poll.
 
-    Acquire permits of rate limiters, send requests, commit rows to caches, wake callers, and poll again at `wake_at`.
+    Attributes:
+        acquire: Requests to acquire a rate limiter's permit for.
+        send: Requests to send.
+        commit: Requests whose rows are to be written to caches.
+        wake: Completed tickets, whose callers are to be woken.
+        wake_at: The time of the next poll; None if no event is due.
     """
 
     acquire: list[Request] = field(default_factory=list)
@@ -74,46 +87,57 @@ class Actions:
 
 
 def _contains(cache: Cache, caches: list[Cache]) -> bool:
-    return any(cache is other for other in caches)  # by identity: a cache of the user's may be equal to another
+    return any(cache is other for other in caches)  # by identity: a user's cache may define __eq__
 
 
 class RetryQueue:
-    """Items that wait for their next try, kept out of the queues until a time."""
+    """Items that wait for a retry, kept out of the request queues until then."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, list[Item]]] = []
         self._n = 0
 
     def add(self, items: list[Item], until: float) -> None:
-        """Take items that no queue holds."""
+        """Add items that are in no queue."""
         self._n += 1
         heapq.heappush(self._heap, (until, self._n, items))
         for item in items:
             item.location = None
 
     def due(self, now: float) -> Iterator[Item]:
-        """Give back the items whose time has come, in the order in which they go to the front of a queue."""
+        """Remove and yield the items that are due, in the order in which they go to the front of a queue."""
         while self._heap and self._heap[0][0] <= now:
             yield from reversed(heapq.heappop(self._heap)[2])
 
     def next_due(self) -> list[float]:
-        """Give the time of the next try, if there is one."""
+        """Return the time of the next retry as a list; empty if there is none."""
         return [until for until, _, _ in self._heap[:1]]
 
     def items(self) -> list[Item]:
-        """Give all that wait."""
+        """Return all waiting items."""
         return [item for _, _, items in self._heap for item in items]
 
 
 class RequestQueue:
-    """What waits in one lane, and what is known of it.
+    """The waiting texts of one request spec.
 
-    Queues may hold stale entries: an item is in the one its `home` names and nowhere else. `proven` says that the
-    lane answers: until then one small request at a time goes out, so that a wrong key, model or parameter costs one
-    request and not a burst. `refused` counts refusals of texts since the last answer, `doubts` those among them that
-    came one at a time. `asking` is the one request that waits for its rate limiter: what comes meanwhile, a query say,
-    must not find a row of others before it. `busy` is told of each lane in which something waits; `pace` is that of the
-    model, which other lanes share.
+    The deques may have stale entries: an item is only where its `location` says.
+
+    Attributes:
+        spec: The spec of the requests.
+        busy: The queues of the account with waiting texts; shared by all of them, and ordered by their turn.
+        rate_controller: The rate controller of the model, shared with its other queues.
+        capacity: How much a request may hold.
+        width: The number of values in a row; None before the first reply.
+        verified: True after a successful reply. Until then one small request is sent at a time, so that a wrong key,
+            model or parameter costs one request and not a burst.
+        consecutive_refusals: Refusals of texts or sizes since the last reply.
+        probe_failures: Those among them that were sent one at a time.
+        in_flight: The requests of the queue that are in flight.
+        awaiting_permit: The one request that waits for a rate limiter's permit. There is only one, so that a query
+            that arrives meanwhile does not wait behind several.
+        planned_texts: How many texts a bulk request should hold.
+        groups: Halves of refused batches.
     """
 
     def __init__(self, spec: RequestSpec, busy: dict[RequestQueue, None], rate_controller: RateController) -> None:
@@ -134,34 +158,34 @@ class RequestQueue:
         self._counts = {id(self._queries): 0, id(self._bulk): 0}
         self._tokens = dict(self._counts)
 
-    def _queue(self, *, urgent: bool) -> deque[Item]:
-        return self._queries if urgent else self._bulk
+    def _deque(self, *, is_query: bool) -> deque[Item]:
+        return self._queries if is_query else self._bulk
 
-    def count(self, *, urgent: bool) -> int:
-        """Give how many single items wait."""
-        return self._counts[id(self._queue(urgent=urgent))]
+    def count(self, *, is_query: bool) -> int:
+        """Return the number of waiting items, without groups."""
+        return self._counts[id(self._deque(is_query=is_query))]
 
-    def ready(self, *, urgent: bool) -> bool:
-        """Tell whether a request of this kind could go out now."""
+    def ready(self, *, is_query: bool) -> bool:
+        """Return True if a request with queries, or with bulk, could be sent now."""
         if self.awaiting_permit is not None:
             return False
         if self.in_flight and not self.verified:
             return False
         self.groups = deque(g for g in self.groups if any(item.location is g for item in g.items))
-        return self.count(urgent=urgent) > 0 or any(group.is_query == urgent for group in self.groups)
+        return self.count(is_query=is_query) > 0 or any(group.is_query == is_query for group in self.groups)
 
     def enter(self, items: Iterable[Item], *, front: bool = False) -> None:
-        """Put items in the queue of their kind."""
+        """Add items to the queries or the bulk."""
         self.busy[self] = None
         for item in reversed(list(items)) if front else items:
-            queue = self._queue(urgent=item.is_query)
+            queue = self._deque(is_query=item.is_query)
             (queue.appendleft if front else queue.append)(item)
             item.location = queue
             self._counts[id(queue)] += 1
             self._tokens[id(queue)] += item.size
 
     def enter_group(self, group: AtomicBatch) -> None:
-        """Put items that travel together before everything else, other groups too: a search goes deep first."""
+        """Add a group before everything else, other groups included: a bisection runs depth first."""
         for item in group.items:
             item.location = group
         if group.items:
@@ -169,23 +193,23 @@ class RequestQueue:
             self.groups.appendleft(group)
 
     def is_surely_too_long(self, size: int) -> bool:
-        """Tell whether a text of so many estimated tokens is far over what the model takes."""
+        """Return True if a text of so many estimated tokens is far over the model's limit."""
         limit = self.spec.limits.text_tokens
         return limit is not None and self.rate_controller.tokens(size) > SURELY_TOO_LONG_FACTOR * limit
 
     @property
     def has_waiting(self) -> bool:
-        """Tell whether anything waits here."""
+        """True if any text waits."""
         return bool(self.groups) or any(self._counts.values())
 
     @property
     def waiting_texts(self) -> int:
-        """The texts that wait here."""
+        """The number of waiting texts."""
         grouped = sum(len(self._wanted(group)) for group in self.groups)
         return grouped + sum(self._counts.values())
 
     def tidy(self) -> None:
-        """Let go of stale entries where they are more than what waits."""
+        """Remove stale entries if there are more of them than waiting items."""
         for queue in (self._queries, self._bulk):
             if len(queue) > 2 * self._counts[id(queue)] + 64:
                 kept = [item for item in queue if item.location is queue]
@@ -193,14 +217,14 @@ class RequestQueue:
                 queue.extend(kept)
 
     def leave(self, item: Item) -> None:
-        """Take an item out of wherever it waits; its entry there goes stale."""
+        """Remove an item from wherever it waits; its entry there becomes stale."""
         if id(item.location) in self._counts:
             self._counts[id(item.location)] -= 1
             self._tokens[id(item.location)] -= item.size
         item.location = None
 
     def take_unsent(self, item: Item) -> bool:
-        """Remove an item that is not sent yet. Return False if it is in flight or between two tries."""
+        """Remove an item that is not sent yet. Return False if it is in flight or waits for a retry."""
         if self.awaiting_permit is not None and item in self.awaiting_permit.items:
             self.awaiting_permit.items.remove(item)
         elif item.location is None:
@@ -209,32 +233,32 @@ class RequestQueue:
         return True
 
     def promote(self, item: Item) -> None:
-        """Make a waiting bulk item a query."""
+        """Turn a waiting bulk item into a query."""
         item.is_query = True
         if item.location is not None:
             self.leave(item)
             self.enter([item])
 
     def plan_requests(self, free_slots: int, now: float) -> None:
-        """Fix how many texts the requests of the bulk that waits now should hold."""
+        """Set how many texts the requests of the waiting bulk should hold."""
         texts = min(MAX_TEXTS, self.capacity.texts)
         tokens = self._max_tokens(now)
-        waiting = self.count(urgent=False)
+        waiting = self.count(is_query=False)
         self.planned_texts = texts_per_request(
             waiting, free_slots, texts, tokens=self._tokens[id(self._bulk)], cap_tokens=tokens
         )
 
-    def next_capacity(self, *, urgent: bool, free_slots: int, now: float) -> tuple[int, float]:
-        """Give how many texts and tokens the next request of this kind may hold."""
+    def next_capacity(self, *, is_query: bool, free_slots: int, now: float) -> tuple[int, float]:
+        """Return how many texts and tokens the next request may hold."""
         tokens = self._max_tokens(now)
         if not self.verified:
             return min(MIN_TEXTS, self.capacity.texts), tokens
         texts = self.planned_texts
-        if urgent:
-            texts = texts_per_request(self.count(urgent=True), free_slots, min(MAX_TEXTS, self.capacity.texts))
+        if is_query:
+            texts = texts_per_request(self.count(is_query=True), free_slots, min(MAX_TEXTS, self.capacity.texts))
         if self.rate_controller.requests_are_limiting(now):
-            size = self._tokens[id(self._queue(urgent=urgent))]
-            texts = max(texts, ceil(self.count(urgent=urgent) / self.rate_controller.optimal_requests(size)))
+            size = self._tokens[id(self._deque(is_query=is_query))]
+            texts = max(texts, ceil(self.count(is_query=is_query) / self.rate_controller.optimal_requests(size)))
         return min(self.rate_controller.max_texts(texts), self.capacity.texts), tokens
 
     def _max_tokens(self, now: float) -> float:
@@ -243,18 +267,18 @@ class RequestQueue:
             self.rate_controller.max_tokens(now),
         )
 
-    def next_size(self, *, urgent: bool, free_slots: int, now: float) -> int:
-        """Give the tokens of the next request of this kind, estimated."""
+    def next_size(self, *, is_query: bool, free_slots: int, now: float) -> int:
+        """Return the estimated tokens of the next request."""
         for group in self.groups:
-            if group.is_query == urgent and (items := self._wanted(group)):
+            if group.is_query == is_query and (items := self._wanted(group)):
                 return sum(item.size for item in items)
-        queue = self._queue(urgent=urgent)
-        texts, tokens = self.next_capacity(urgent=urgent, free_slots=free_slots, now=now)
+        queue = self._deque(is_query=is_query)
+        max_texts, max_tokens = self.next_capacity(is_query=is_query, free_slots=free_slots, now=now)
         size = count = 0
         for item in queue:
             if item.location is not queue or not item.waiters:
                 continue
-            if count == texts or (count and size + item.size > tokens):
+            if count == max_texts or (count and size + item.size > max_tokens):
                 break
             size += item.size
             count += 1
@@ -264,35 +288,34 @@ class RequestQueue:
     def _wanted(group: AtomicBatch) -> list[Item]:
         return [item for item in group.items if item.location is group and item.waiters]
 
-    def take(self, *, urgent: bool, free_slots: int, now: float) -> AtomicBatch | None:
-        """Take out the texts of the next request of this kind: a group as it is, else what fits from the queue.
+    def take(self, *, is_query: bool, free_slots: int, now: float) -> AtomicBatch | None:
+        """Remove and return the texts of the next request: a group as it is, else as many items as fit.
 
-        Nothing over the room goes together; a text longer than the model takes travels alone, so that its refusal
-        is its own.
+        A text over the model's limit is sent alone, so that no other text is refused with it.
         """
-        for group in [g for g in self.groups if g.is_query == urgent]:
+        for group in [g for g in self.groups if g.is_query == is_query]:
             self.groups.remove(group)
             wanted = self._wanted(group)
             for item in group.items:
                 if item.location is group:
                     self.leave(item)
             if wanted:
-                return AtomicBatch(wanted, urgent)
-        texts, tokens = self.next_capacity(urgent=urgent, free_slots=free_slots, now=now)
-        items = self._pick(urgent=urgent, texts=texts, most_tokens=tokens)
-        return AtomicBatch(items, urgent) if items else None
+                return AtomicBatch(wanted, is_query)
+        max_texts, max_tokens = self.next_capacity(is_query=is_query, free_slots=free_slots, now=now)
+        items = self._pick(is_query=is_query, max_texts=max_texts, max_tokens=max_tokens)
+        return AtomicBatch(items, is_query) if items else None
 
-    def _pick(self, *, urgent: bool, texts: int, most_tokens: float) -> list[Item]:
-        queue = self._queue(urgent=urgent)
+    def _pick(self, *, is_query: bool, max_texts: int, max_tokens: float) -> list[Item]:
+        queue = self._deque(is_query=is_query)
         picked: list[Item] = []
         tokens = 0
-        while queue and len(picked) < texts:
+        while queue and len(picked) < max_texts:
             item = queue[0]
             if item.location is queue and not item.waiters:
                 self.leave(item)
             if item.location is queue:
                 alone = item.size > self.capacity.text_tokens
-                if picked and (alone or tokens + item.size > most_tokens):
+                if picked and (alone or tokens + item.size > max_tokens):
                     break
                 self.leave(item)
                 picked.append(item)

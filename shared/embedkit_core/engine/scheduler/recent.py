@@ -1,4 +1,4 @@
-"""Rows finished while somebody was looking them up, so that a miss that raced a finish is not paid for again."""
+"""Rows completed during open cache look-ups, so that a miss that raced a commit is not billed again. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from embedkit_core.engine.scheduler.queues import Request
 
 
 class RecentRow(NamedTuple):
-    """A row finished while somebody was looking it up, and the caches that have it."""
+    """A row completed during a cache look-up, and the caches that have it."""
 
     sequence: int
     row: Vectors
@@ -19,10 +19,12 @@ class RecentRow(NamedTuple):
 
 
 class RecentRows:
-    """The rows finished since the oldest open look-up began.
+    """The rows completed since the oldest open look-up began.
 
-    `lookups` is written by caller threads: each open cache look-up notes `sequence` there before it reads and goes
-    when its misses are submitted.
+    Attributes:
+        lookups: The value of `sequence` at the start of each open look-up. Caller threads write it: they add a look-up
+            before they read the cache and remove it when its misses are submitted.
+        sequence: The number of completed requests.
     """
 
     def __init__(self) -> None:
@@ -31,29 +33,29 @@ class RecentRows:
         self._rows: dict[bytes, RecentRow] = {}
 
     def open(self, lookup: object) -> int:
-        """Keep the rows that are completed from now on for a cache look-up. Return how often any were completed."""
+        """Open a cache look-up: keep the rows completed from now on. Return the current `sequence`."""
         sequence = self.lookups[lookup] = self.sequence
         return sequence
 
     def close(self, lookup: object) -> None:
-        """Keep nothing more for a look-up."""
+        """Close a look-up."""
         self.lookups.pop(lookup, None)
 
     def add(self, request: Request) -> None:
-        """Remember the rows of a request that are kept, while anybody is looking."""
+        """Remember the committed rows of a request while a look-up is open."""
         self.sequence += 1
         if not self.lookups or request.rows is None:
             return
-        for place, item in enumerate(request.done):
-            self._rows.pop(item.key, None)  # the oldest stay in front
-            self._rows[item.key] = RecentRow(self.sequence, request.rows[place], request.truncated[place], item.caches)
+        for index, item in enumerate(request.done):
+            self._rows.pop(item.key, None)  # insertion order is the order of completion
+            self._rows[item.key] = RecentRow(self.sequence, request.rows[index], request.truncated[index], item.caches)
 
     def get(self, key: bytes) -> RecentRow | None:
-        """Give a row finished a moment ago."""
+        """Return a recently completed row, None if there is none."""
         return self._rows.get(key)
 
     def forget(self) -> None:
-        """Let go of the rows that were finished before every open look-up began."""
+        """Drop the rows that were completed before every open look-up began."""
         oldest = min(list(self.lookups.values()), default=None)
         while self._rows:
             key, recent = next(iter(self._rows.items()))

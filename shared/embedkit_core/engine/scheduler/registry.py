@@ -1,4 +1,4 @@
-"""The texts and callers under way: each text once, and how it ends for its waiters. No I/O."""
+"""Registry of pending texts and their callers: each text once, and how it ends for its waiters. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from embedkit_core.engine.scheduler.items import Item, Ticket
 
 
 class Registry:
-    """The items under way by key, and the tickets that are complete since the scheduler last looked."""
+    """The pending items and tickets.
+
+    Attributes:
+        items: The pending items by cache key.
+        completed: The tickets that were completed since the last poll.
+        deadlines: The deadlines of open tickets.
+    """
 
     def __init__(self, dispatcher: Dispatcher, ledger: BudgetLedger) -> None:
         self.items: dict[bytes, Item] = {}
@@ -25,12 +31,12 @@ class Registry:
     # Items
 
     def forget(self, item: Item) -> None:
-        """Remove an item from the table, unless another item has its key by now."""
+        """Remove an item from `items`, unless another item has its key by now."""
         if self.items.get(item.key) is item:
             del self.items[item.key]
 
     def drop(self, item: Item) -> None:
-        """Remove an item without waiters from the queues and the table."""
+        """Remove an item without waiters from its queue, the budget ledger and `items`."""
         item.queue.leave(item)
         self._ledger.forget(item)
         self.forget(item)
@@ -46,7 +52,7 @@ class Registry:
         return wanted
 
     def drop_piece(self, item: Item) -> None:
-        """Drop an item, and the text that it is a piece of, if it is one."""
+        """Drop an item; if it is a piece of a text, drop the text too."""
         self.drop(item)
         self.drop(item.root)
 
@@ -61,7 +67,7 @@ class Registry:
     # Tickets
 
     def give_up(self, ticket: Ticket, index: int, error: EmbedKitError) -> None:
-        """Record the final failure of one of a ticket's texts."""
+        """Record the final error of one of a ticket's texts."""
         ticket.failed[index] = error
         ticket.pending -= 1
         self.close_if_done(ticket)
@@ -84,7 +90,7 @@ class Registry:
             self.completed.append(ticket)
 
     def close(self, ticket: Ticket) -> None:
-        """Close a ticket: it bounds nothing any more, and its deadline does not matter."""
+        """Close a ticket: remove its deadline and its bounds."""
         ticket.closed = True
         self.deadlines.drop(ticket)
         self._dispatcher.leave(ticket)

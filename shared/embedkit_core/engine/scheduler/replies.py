@@ -1,4 +1,4 @@
-"""What an answered request comes to: the gate every reply passes, and the rows."""
+"""Replies: validation, post-processing, and the items that a reply completes. No I/O."""
 
 from __future__ import annotations
 
@@ -22,105 +22,115 @@ from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request
 
 
-def validate(reply: Reply, n_texts: int, width: int | None, lane: RequestSpec) -> None:
-    """Raise BadReplyError unless the reply has `n_texts` rows of the lane's form, and every number is finite."""
-    model = lane.model
+def validate(reply: Reply, n_texts: int, width: int | None, spec: RequestSpec) -> None:
+    """Check that a reply has `n_texts` rows of the expected width and dtype, all finite and not zero.
+
+    Args:
+        reply: The reply of the provider.
+        n_texts: The number of texts in the request.
+        width: The expected number of values in a row; None if it is unknown.
+        spec: The spec of the request.
+
+    Raises:
+        BadReplyError: The reply does not match.
+    """
+    model = spec.model
     provider = model.partition(":")[0]
-    element = NUMPY_DTYPES[lane.dtype]
+    element = NUMPY_DTYPES[spec.dtype]
 
     def bad(message: str, *, lasts: bool = False) -> BadReplyError:
-        error = BadReplyError(f"{model} {message}; nothing of this reply is kept", provider=provider, model=model)
+        error = BadReplyError(f"{model} {message}. The reply was discarded", provider=provider, model=model)
         error.lasts = lasts
         return error
 
     if not isinstance(reply, Reply) or not isinstance(reply.vectors, np.ndarray):
-        raise bad("answered something that is not a matrix of vectors")
+        raise bad("returned no matrix of vectors")
     vectors = reply.vectors
     if vectors.dtype != element or vectors.ndim != 2:
-        raise bad(f"answered an array of {vectors.dtype} with {vectors.ndim} axes instead of {element} with 2")
+        raise bad(f"returned an array of {vectors.dtype} with {vectors.ndim} axes instead of {element} with 2")
     if vectors.shape[0] != n_texts:
-        raise bad(f"answered {vectors.shape[0]} vectors for {n_texts} texts")
-    found, form = vectors.shape[1], VectorFormat(lane.dtype)
-    dimensions = form.dimensions_of(found)
-    if found == 0 or (width is not None and found not in (width, lane.fallback_width)):
-        asked = form.dimensions_of(width) if width else 0
-        heedless = lane.requests_width and width is not None and found > width and lane.dtype not in PROVIDER_QUANTIZED
-        way_out = f"; {truncation_hint(asked)}" if heedless else ""
-        raise bad(f"answered vectors of {dimensions} dimensions instead of {asked or 'some'}{way_out}", lasts=True)
-    if lane.post_processing is not None and dimensions < (lane.post_processing.truncate_to or 0):
-        few = f"answered vectors of {dimensions} dimensions, fewer than the {lane.post_processing.truncate_to} wanted"
-        raise bad(few, lasts=True)
-    if lane.dtype == "int8" and not vectors.any(axis=1).all():
-        raise bad("answered a vector of zeros")
+        raise bad(f"returned {vectors.shape[0]} vectors for {n_texts} texts")
+    found, vector_format = vectors.shape[1], VectorFormat(spec.dtype)
+    dimensions = vector_format.dimensions_of(found)
+    if found == 0 or (width is not None and found not in (width, spec.fallback_width)):
+        expected = vector_format.dimensions_of(width) if width else 0
+        ignored = spec.requests_width and width is not None and found > width and spec.dtype not in PROVIDER_QUANTIZED
+        fix = f"; {truncation_hint(expected)}" if ignored else ""
+        raise bad(f"returned vectors of {dimensions} dimensions instead of {expected or 'some'}{fix}", lasts=True)
+    if spec.post_processing is not None and dimensions < (spec.post_processing.truncate_to or 0):
+        requested = spec.post_processing.truncate_to
+        raise bad(f"returned vectors of {dimensions} dimensions, fewer than the requested {requested}", lasts=True)
+    if spec.dtype == "int8" and not vectors.any(axis=1).all():
+        raise bad("returned a vector of zeros")
     if element.kind != "f":
         return
-    # One sum is cheaper than a test of each number; it is not finite if any of them is not.
+    # One sum is cheaper than a test of each number, and not finite if any number is not.
     with np.errstate(all="ignore"):
         total = float(vectors.sum(dtype=np.float32))
     if not math.isfinite(total) and not np.isfinite(vectors).all():
-        raise bad("answered a number that is not finite")
+        raise bad("returned a number that is not finite")
     if not np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64 if element.itemsize > 2 else np.float32).all():
-        raise bad("answered a vector of zeros")
+        raise bad("returned a vector of zeros")
     packs = (
-        lane.post_processing is not None
-        and lane.post_processing.dtype in BIT_PACKED
-        and lane.post_processing.source not in BIT_PACKED
+        spec.post_processing is not None
+        and spec.post_processing.dtype in BIT_PACKED
+        and spec.post_processing.source not in BIT_PACKED
     )
-    if packs and lane.post_processing is not None and (min(found, lane.post_processing.truncate_to or found) % 8):
+    if packs and spec.post_processing is not None and (min(found, spec.post_processing.truncate_to or found) % 8):
         raise bad(
-            f"answered vectors of {found} dimensions, which dtype={lane.post_processing.dtype!r} cannot pack by eight"
+            f"returned vectors of {found} dimensions, which dtype={spec.post_processing.dtype!r} cannot pack by eight"
         )
 
 
-def post_process(reply: Reply, lane: RequestSpec) -> Reply:
-    """Give a reply with its rows as they are kept.
+def post_process(reply: Reply, spec: RequestSpec) -> Reply:
+    """Return a reply with its rows converted to the dtype and width that are cached.
 
     Raises:
-        BadReplyError: a number does not fit into half the precision.
+        BadReplyError: A number does not fit into float16.
     """
-    if lane.post_processing is None:
+    if spec.post_processing is None:
         return reply
-    rows = lane.post_processing(reply.vectors)
+    rows = spec.post_processing(reply.vectors)
     if overflowed_rows(rows):
-        raise BadReplyError(f"{lane.model} answered a number that does not fit into float16; nothing is kept")
+        raise BadReplyError(f"{spec.model} returned a number that does not fit into float16. The reply was discarded")
     return replace(reply, vectors=rows)
 
 
 def check_width(vectors: Vectors, ticket: Ticket) -> None:
-    """Check that a caller can take rows, which may be those of another caller's request.
+    """Check that rows have the width a caller expects; they may come from the request of another caller.
 
     Raises:
-        BadReplyError: their width is not that of the caller's form, or not that of the rows the caller already has.
+        BadReplyError: The width differs from the requested one, or from that of the rows the caller already has.
     """
-    found, form = vectors.shape[1], ticket.vector_format
-    if form.width not in (None, found):
-        wrong = f"{form.dimensions_of(found)} dimensions instead of {form.dimensions}"
-        raise BadReplyError(f"the model answered another caller of the same text vectors of {wrong}")
+    found, vector_format = vectors.shape[1], ticket.vector_format
+    if vector_format.width not in (None, found):
+        widths = f"{vector_format.dimensions_of(found)} dimensions instead of {vector_format.dimensions}"
+        raise BadReplyError(f"The coalesced request of another caller returned vectors of {widths}")
     if ticket.rows.width not in (None, found):
         raise BadReplyError(
-            f"the model answers rows of {found} numbers and the cache holds vectors of another width: it has "
-            "changed; name dimensions=, or another cache"
+            f"Vector width changed: the model returned {found} values, the cache has {ticket.rows.width}. "
+            "Set dimensions= or use another cache="
         )
 
 
 def complete_items(request: Request, reply: Reply) -> None:
-    """Note which items a reply finishes: its texts, and split texts whose last piece it holds."""
-    cut = set(reply.truncated)
-    places: list[int] = []
-    for place, item in enumerate(request.items):
+    """Set the items and rows that a reply completes: its texts, and split texts whose last piece it has."""
+    truncated = set(reply.truncated)
+    whole: list[int] = []
+    for index, item in enumerate(request.items):
         if item.parent is None:
             request.done.append(item)
-            request.truncated.append(item.is_truncated or place in cut)
-            places.append(place)
-    request.rows = reply.vectors if len(places) == len(request.items) else reply.vectors[places]
-    for place, item in enumerate(request.items):
+            request.truncated.append(item.is_truncated or index in truncated)
+            whole.append(index)
+    request.rows = reply.vectors if len(whole) == len(request.items) else reply.vectors[whole]
+    for index, item in enumerate(request.items):
         parent = item.parent
         if parent is None or not parent.missing_pieces:
             continue
-        parent.piece_vectors.append((len(item.text.encode()), reply.vectors[place]))
+        parent.piece_vectors.append((len(item.text.encode()), reply.vectors[index]))
         parent.missing_pieces -= 1
         if not parent.missing_pieces:
-            parent.missing_pieces = -1  # whole, and on its way to the cache
+            parent.missing_pieces = -1  # complete
             request.done.append(parent)
             request.truncated.append(False)
             mean = longtext.mean(parent.piece_vectors).astype(request.rows.dtype, copy=False)

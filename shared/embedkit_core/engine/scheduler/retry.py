@@ -1,4 +1,4 @@
-"""When to try again: plain policy, the random source passed in."""
+"""Delays between retries. No I/O."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from embedkit_core.common.errors import ProviderError
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Full jitter: the k-th retry waits uniform(0, min(cap, base * 2**k)) seconds, or what the server asks for.
+    """Exponential backoff with full jitter, or the server's `Retry-After`.
 
-    A server that asks for next to nothing is waited for `least` * 2**k seconds all the same.
+    Retry k waits uniform(0, min(cap, base * 2**k)) seconds. A `Retry-After` is used as it is, between
+    minimum * 2**k and `retry_after_cap` seconds.
 
     Source: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
@@ -23,9 +24,9 @@ class RetryPolicy:
     retry_after_cap: float = 120.0
 
     def delay(self, failures: int, error: ProviderError, rng: random.Random) -> float:
-        """Give the seconds to wait after the given number of failures."""
+        """Return the seconds until the retry after so many earlier failures."""
         doubled: float = 2.0 ** min(failures, 16)
-        asked = error.retry_after
-        if asked is not None and asked > 0:  # 0, a date that is past and what is no number say nothing
-            return min(max(asked, self.minimum * doubled), self.retry_after_cap)
+        retry_after = error.retry_after
+        if retry_after is not None and retry_after > 0:  # 0, a past date and NaN carry no information
+            return min(max(retry_after, self.minimum * doubled), self.retry_after_cap)
         return rng.uniform(0.0, min(self.cap, self.base * doubled))

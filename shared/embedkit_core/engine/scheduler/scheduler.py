@@ -1,7 +1,7 @@
-"""The scheduler: a state machine that decides what is sent, when, and which caller gets which row. No I/O.
+"""The scheduler: a state machine that decides which texts are sent when, and which caller gets which row. No I/O.
 
-No thread, clock, socket or lock: events come in as calls with the time, decisions go out through `poll`. Its
-invariants are numbered in CONTRIBUTING.md and proven by the Hypothesis state machine in tests/invariants.
+It has no thread, clock, socket or lock: events are method calls with the current time, and `poll` returns the actions
+to take. Its invariants are numbered in CONTRIBUTING.md and tested by the Hypothesis state machine in tests/invariants.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -39,10 +40,30 @@ from embedkit_core.engine.scheduler.retry import RetryPolicy
 
 
 class Scheduler:
-    """Everything under way for one account.
+    """The pending calls, texts and requests of one account.
 
-    `registry` holds each text once, `recent` the rows that were completed a moment ago. `request_poll` is called when
-    something may be sent again after another account's bill: call `poll` then.
+    Events, each followed by a `poll`:
+        submit: A caller has texts to embed.
+        withdraw: A caller left.
+        permit_granted, limiter_failed: A rate limiter answered a request in `Actions.acquire`.
+        replied, failed: The provider answered a request in `Actions.send`.
+        committed: The rows of a request in `Actions.commit` are in their caches.
+        stop: The process ends.
+
+    Actions, returned by `poll`:
+        acquire: Acquire a permit for a request.
+        send: Send a request.
+        commit: Write the rows of a request to caches.
+        wake: Wake a caller whose ticket is complete.
+        wake_at: Poll again at this time.
+
+    Attributes:
+        recent: Rows that were completed during open cache look-ups.
+        dispatcher: The queues, and the choice of the next request.
+        retry_queue: The items that wait for a retry.
+        ledger: The budget reservations, and the items that wait for budget.
+        registry: The pending items and tickets.
+        log: The log events for callers.
     """
 
     def __init__(
@@ -53,8 +74,16 @@ class Scheduler:
         retry: RetryPolicy | None = None,
         request_poll: Callable[[], object] = lambda: None,
     ) -> None:
+        """Create an idle scheduler.
+
+        Args:
+            in_flight: The provider's bound on requests in flight.
+            rng: The source of jitter.
+            retry: The delays between retries.
+            request_poll: Called if budget was released by another account's bill, so that a `poll` may send more.
+        """
         self.recent = RecentRows()
-        self.dispatcher = Dispatcher(most=in_flight, rng=rng)
+        self.dispatcher = Dispatcher(max_in_flight=in_flight, rng=rng)
         self.retry_queue = RetryQueue()
         self.ledger = BudgetLedger(request_poll)
         self.registry = Registry(self.dispatcher, self.ledger)
@@ -66,43 +95,44 @@ class Scheduler:
 
     # Events
 
-    def submit(self, ticket: Ticket, lane: RequestSpec, wants: Sequence[tuple[bytes, str, int]], now: float) -> None:
-        """Accept a ticket with its texts as (key, text, size): join what is under way, queue the rest."""
-        queue = self.dispatcher.queue(lane)
+    def submit(self, ticket: Ticket, spec: RequestSpec, texts: Sequence[tuple[bytes, str, int]], now: float) -> None:
+        """Accept a ticket with its texts as (key, text, size): join pending items, queue the others."""
+        queue = self.dispatcher.queue(spec)
         self.dispatcher.enter(ticket, queue, now)
         self.registry.deadlines.add(ticket)
         fresh: list[Item] = []
-        finished: list[tuple[Item, RecentRow]] = []
-        for index, (key, text, size) in enumerate(wants):
+        completed: list[tuple[Item, RecentRow]] = []
+        for index, (key, text, size) in enumerate(texts):
             item = self.registry.items.get(key)
             if item is None:
                 item = self.registry.items[key] = Item(key, text, size, queue, is_query=ticket.is_query)
-                if lane.truncating_body is not None and queue.is_surely_too_long(size):
+                if spec.truncating_body is not None and queue.is_surely_too_long(size):
                     self._truncate_at_provider(item)
                 recent = self.recent.get(key)
                 if recent is None:
                     fresh.append(item)
                 else:
-                    finished.append((item, recent))
+                    completed.append((item, recent))
             else:
                 self._join(item, ticket, queue, now)
             item.waiters.append(Waiter(ticket, index, item.failures))
             if ticket.cache is not None and not any(cache is ticket.cache for cache in item.caches):
                 item.caches.append(ticket.cache)
             ticket.items.append(item)
-        if lane.sorts_by_length:
+        if spec.sorts_by_length:
             fresh.sort(key=lambda item: -item.size)
-        self._take_recent(queue, finished)
-        for own in dict.fromkeys([queue, *(item.queue for item in fresh)]) if lane.truncating_body else (queue,):
-            own.enter([item for item in fresh if item.queue is own] if lane.truncating_body else fresh)
+        self._take_recent(queue, completed)
+        # Items that are surely too long belong to a second queue.
+        for target in dict.fromkeys([queue, *(item.queue for item in fresh)]) if spec.truncating_body else (queue,):
+            target.enter([item for item in fresh if item.queue is target] if spec.truncating_body else fresh)
             if fresh and not ticket.is_query:
-                own.plan_requests(self.dispatcher.free_slots(), now)
+                target.plan_requests(self.dispatcher.free_slots(), now)
         self.registry.close_if_done(ticket)
 
     def _join(self, item: Item, ticket: Ticket, queue: RequestQueue, now: float) -> None:
-        """Prepare an item under way for one more waiter: its budget, its priority, its rate limiter."""
-        for one in self.ledger.retry(item):
-            one.queue.enter([one])
+        """Prepare a pending item for one more waiter: its budget, its priority, its rate limiter."""
+        for held in self.ledger.retry(item):
+            held.queue.enter([held])
         if ticket.is_query and not item.is_query:
             item.queue.promote(item)
         # A caller without a rate limiter must not wait for another caller's.
@@ -117,7 +147,7 @@ class Scheduler:
         spec = item.queue.spec
         assert spec.truncating_body is not None
         limits = replace(spec.limits, text_tokens=None)
-        twin = replace(
+        truncating = replace(
             spec,
             id=spec.id + b"cut",
             body=spec.truncating_body,
@@ -125,29 +155,29 @@ class Scheduler:
             provider_truncates=True,
             limits=limits,
         )
-        item.is_truncated, item.queue = True, self.dispatcher.queue(twin)
-        if spec.limits.text_tokens is not None:  # the provider reads, and bills, no more
+        item.is_truncated, item.queue = True, self.dispatcher.queue(truncating)
+        if spec.limits.text_tokens is not None:  # the provider bills no more
             item.size = min(item.size, spec.limits.text_tokens)
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Remove a caller: texts that only it wanted are dropped if unsent, and completed and cached if sent."""
+        """Remove a caller. Texts without another caller are dropped if unsent, and completed and cached if sent."""
         if not ticket.closed:
             self.registry.close(ticket)
             self.registry.detach(ticket)
 
     def permit_granted(self, request: Request) -> None:
-        """Accept the permit of a rate limiter for a request, which is sent by the next poll."""
+        """Accept a rate limiter's permit for a request; the next poll sends it."""
         request.queue.awaiting_permit = None
         self._permitted.append(request)
 
     def limiter_failed(self, request: Request, error: ProviderError) -> None:
-        """Accept the failure of a rate limiter: nothing of this queue can be sent."""
+        """Accept the failure of a rate limiter: fail the whole queue."""
         request.queue.awaiting_permit = None
         self.registry.drop_unwanted(request.items)
         self._fail_queue(request, error)
 
     def replied(self, request: Request, reply: Reply, now: float) -> None:
-        """Accept the reply to a request; its rows go to the caches before any caller sees them."""
+        """Accept the reply to a request. Its rows are committed before any caller gets them."""
         queue = request.queue
         try:
             validate(reply, len(request.items), queue.width, queue.spec)
@@ -156,7 +186,7 @@ class Scheduler:
             error.tokens = getattr(reply, "tokens", None)
             self.failed(request, error, now)
             return
-        # The bill of truncated texts does not tell how many tokens the estimate stands for.
+        # The bill of truncated texts is no measure of the estimate.
         queue.rate_controller.on_reply(
             request.sent, None if queue.spec.provider_truncates else reply.tokens, reply.rate_limits, now
         )
@@ -170,7 +200,7 @@ class Scheduler:
         self._actions.commit.append(request)
 
     def failed(self, request: Request, error: ProviderError, now: float) -> None:
-        """Accept the failure of a request, and do with each text what the failure policy decides."""
+        """Accept the failure of a request, and apply the decisions of the failure policy."""
         self.ledger.settle_failure(request, error)
         request.queue.rate_controller.record_failure(error, now)
         delay = self._failures.back_off(request, error, now) if error.retryable else 0.0
@@ -200,7 +230,7 @@ class Scheduler:
                     self._fail_queue(request, reason)
 
     def _retry(self, items: list[Item], until: float, request: Request, error: ProviderError, now: float) -> None:
-        """Schedule the next try of items, without the waiters whose retries are used up."""
+        """Schedule the retry of items, without the waiters whose retries are used up."""
         again: list[Item] = []
         for item in items:
             item.failures += 1
@@ -216,51 +246,52 @@ class Scheduler:
             self.log.retrying(request, error, len(again), until - now, now)
 
     def _fail_queue(self, request: Request, error: ProviderError) -> None:
-        """Fail the texts of a request, and everything that waits in its queue."""
+        """Fail the texts of a request and of its queue."""
         queue = request.queue
         waiting = [item for item in self.registry.items.values() if item.queue is queue and item.location is not None]
         waiting += [item for item in self.retry_queue.items() if item.queue is queue]
-        asking = queue.awaiting_permit.items if queue.awaiting_permit is not None else []
-        self.registry.fail([item for item in [*request.items, *waiting, *asking] if item.waiters], error)
+        awaiting_permit = queue.awaiting_permit.items if queue.awaiting_permit is not None else []
+        self.registry.fail([item for item in [*request.items, *waiting, *awaiting_permit] if item.waiters], error)
 
     def committed(self, request: Request) -> None:
-        """Hand out the rows of a request that are in the caches, and free its slot."""
-        if request.needs_another_commit():  # a caller with another cache joined while the rows were being written
+        """Hand out the committed rows of a request, and free its slot."""
+        if request.needs_another_commit():  # a caller with another cache joined during the commit
             self._actions.commit.append(request)
             return
         self.dispatcher.release_slot(request)
         self.recent.add(request)
         assert request.rows is not None or not request.done
-        handed: dict[Ticket, tuple[list[int], list[int], list[int]]] = {}
-        for place, item in enumerate(request.done):
+        rows_by_ticket: dict[Ticket, tuple[list[int], list[int]]] = {}
+        paid: Counter[Ticket] = Counter()
+        for row, item in enumerate(request.done):
             self.registry.forget(item)
             for waiter in item.waiters:
                 ticket = waiter.ticket
-                wants, places, own = handed.setdefault(ticket, ([], [], []))
-                wants.append(waiter.index)
-                places.append(place)
+                indices, rows = rows_by_ticket.setdefault(ticket, ([], []))
+                indices.append(waiter.index)
+                rows.append(row)
                 if ticket is item.payer:
-                    own.append(place)
-                if request.truncated[place]:
+                    paid[ticket] += 1
+                if request.truncated[row]:
                     ticket.truncated.append(waiter.index)
             item.waiters.clear()
-        for ticket, (wants, places, own) in handed.items():
+        for ticket, (indices, rows) in rows_by_ticket.items():
             assert request.rows is not None
-            whole = len(places) == len(request.rows)
-            self._hand_out(ticket, wants, request.rows if whole else request.rows[places], paid=len(own))
+            vectors = request.rows if len(rows) == len(request.rows) else request.rows[rows]
+            self._hand_out(ticket, indices, vectors, paid=paid[ticket])
 
     def owns(self, request: Request) -> bool:
-        """Return True if a request is one of this scheduler's own."""
+        """Return True if a request belongs to this scheduler."""
         return request.queue.busy is self.dispatcher.busy
 
     def stop(self) -> None:
-        """Start nothing any more; replies to what is in flight are still accepted."""
+        """Send no more requests. Replies to requests in flight are still accepted."""
         self._stopped = True
 
-    # Decisions
+    # Actions
 
     def poll(self, now: float) -> Actions:
-        """Fill the free slots. Return what there is to do since the last call."""
+        """Fill the free slots. Return the actions since the last call."""
         self._expire(now)
         self._return_to_queues(self.retry_queue.due(now))
         self.dispatcher.wake_at = math.inf
@@ -275,16 +306,16 @@ class Scheduler:
         return actions
 
     def _expire(self, now: float) -> None:
-        """Fail the texts of callers whose deadline has passed, and drop what only they wanted."""
+        """Fail the texts of callers whose deadline has passed."""
         for ticket in self.registry.deadlines.expired(now):
             error = deadline_error(ticket)
-            waiting = [w.index for item in ticket.items for w in item.waiters if w.ticket is ticket]
+            pending = [waiter.index for item in ticket.items for waiter in item.waiters if waiter.ticket is ticket]
             self.registry.detach(ticket)
-            for index in waiting:
+            for index in pending:
                 self.registry.give_up(ticket, index, copy.copy(error))
 
     def _return_to_queues(self, items: Iterable[Item]) -> None:
-        """Put items at the front of their queues, one after the other; drop those without waiters."""
+        """Put items at the front of their queues, one by one; drop items without waiters."""
         for item in items:
             if item.waiters:
                 item.queue.enter([item], front=True)
@@ -293,7 +324,7 @@ class Scheduler:
 
     @property
     def in_flight(self) -> int:
-        """The number of requests that are in flight or being written to a cache."""
+        """The number of requests that are in flight or being committed."""
         return self.dispatcher.in_flight
 
     def _fill_slots(self, now: float) -> None:
@@ -302,9 +333,7 @@ class Scheduler:
             request = self.dispatcher.next_request(now)
             if request is None:
                 return
-            if (
-                request.queue.spec.limiter is not None
-            ):  # it takes no slot before it has its permit: others need not wait
+            if request.queue.spec.limiter is not None:  # it takes no slot until it has its permit
                 request.queue.awaiting_permit = request
                 self._actions.acquire.append(request)
             elif self._reserve(request):
@@ -314,7 +343,7 @@ class Scheduler:
             self.dispatcher.count_turn()
 
     def _send_permitted(self, now: float) -> None:
-        """Send what the rate limiters have let pass, without the texts that have no waiter any more."""
+        """Send the requests that have their permit, without texts that have no waiter any more."""
         for request in list(self._permitted):
             if self.dispatcher.free_slots() and self.dispatcher.may_send(request, now):
                 self._permitted.remove(request)
@@ -334,31 +363,32 @@ class Scheduler:
     def _send(self, request: Request, now: float) -> None:
         self.dispatcher.take_slot(request, now)
         spec = request.queue.spec
-        again = any(item.failures for item in request.items)
-        request.payer.charge(Usage(requests=1, retries=int(again)))
+        is_retry = any(item.failures for item in request.items)
+        request.payer.charge(Usage(requests=1, retries=int(is_retry)))
         request.batch = Batch([item.text for item in request.items], spec.body, spec.timeout, spec.widths)
         self._actions.send.append(request)
 
     # Rows
 
-    def _hand_out(self, ticket: Ticket, wants: list[int], vectors: Vectors, *, paid: int) -> None:
+    def _hand_out(self, ticket: Ticket, indices: list[int], vectors: Vectors, *, paid: int) -> None:
+        """Store a ticket's rows; `paid` of them were sent for it, the others were coalesced."""
         if ticket.closed:
             return
         try:
             check_width(vectors, ticket)
         except BadReplyError as error:
-            for want in wants:
-                self.registry.give_up(ticket, want, copy.copy(error))
+            for index in indices:
+                self.registry.give_up(ticket, index, copy.copy(error))
             return
-        ticket.rows.put_wants(wants, vectors)
-        ticket.pending -= len(wants)
+        ticket.rows.put_wants(indices, vectors)
+        ticket.pending -= len(indices)
         ticket.sent += paid
-        ticket.coalesced += len(wants) - paid
+        ticket.coalesced += len(indices) - paid
         self.registry.close_if_done(ticket)
 
-    def _take_recent(self, queue: RequestQueue, finished: list[tuple[Item, RecentRow]]) -> None:
-        """Hand out rows that were completed since the caller looked, written first to a cache that lacks them."""
-        for item, recent in finished:
+    def _take_recent(self, queue: RequestQueue, completed: list[tuple[Item, RecentRow]]) -> None:
+        """Hand out rows that were completed since the caller's look-up; commit them first if its cache lacks them."""
+        for item, recent in completed:
             request = Request(queue, [], [item], recent.row[None, :], [recent.truncated])
             request.written_to = list(recent.caches)
             self.committed(request)
