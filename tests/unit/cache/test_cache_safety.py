@@ -14,8 +14,10 @@ from pathlib import Path
 import diskcache
 import numpy as np
 import pytest
+from support.embedders import fake_embedder
 from test_disk_cache import POSIX, assert_holds, encode, entries, key, run
 
+from embedkit_core import ConfigurationError
 from embedkit_core.cache.disk import cache as disk
 from embedkit_core.cache.disk import folder as folders
 from embedkit_core.cache.disk import pool as connections
@@ -23,6 +25,7 @@ from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.disk.create import PAGE_BYTES, RawDisk
 from embedkit_core.cache.disk.schema import SCHEMA, SETTINGS, schema_mismatch
 from embedkit_core.common.types import Entry
+from embedkit_core.testing import FakeServer
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def assert_begun_anew(folder, caplog):
     assert cache.stats.write_failures == 0
     assert len(set_aside(folder)) == 1
     (message,) = warnings_in(caplog)
-    assert "set aside" in message
+    assert "quarantined" in message
 
 
 class Bomb:
@@ -137,7 +140,7 @@ def test_a_bulk_read_finds_every_kind_of_damage_and_returns_all_valid_rows(tmp_p
     cache = DiskCache(tmp_path)
     keys = [key(number) for number in reversed(range(1201))]
     blocks = list(cache.get_blocks(keys))
-    assert max(map(len, blocks)) <= connections.BLOCK
+    assert max(map(len, blocks)) <= connections.KEYS_PER_SELECT
     found = {name: entry for block in blocks for name, entry in block.items()}
     assert found.keys() == {key(number) for number in range(1201)} - {key(number) for number in damaged}
     assert all(np.array_equal(found[name].vector, entry.vector) for name, entry in entries([100, 600, 1199]))
@@ -165,7 +168,7 @@ def test_a_failed_read_is_not_repeated_for_every_block(folder, caplog, monkeypat
 
     monkeypatch.setattr(connections.Pool, "read", fail)
     assert cache.get_many([key(n) for n in range(2000)]) == {}
-    assert tries == [connections.BLOCK]
+    assert tries == [connections.KEYS_PER_SELECT]
 
 
 @pytest.mark.parametrize("value", [7, 1.5, "text", None, b"\xff\xfe not text"])
@@ -388,7 +391,7 @@ def assert_goes_without(cache, caplog, reason):
     assert cache.get_many([key(n) for n in range(10)]) == {}
     assert cache.stats.write_failures == 2
     (message,) = warnings_in(caplog)
-    assert "without the cache" in message
+    assert "is off, so texts are embedded again" in message
     assert reason in message
 
 
@@ -412,6 +415,15 @@ def test_a_network_file_system_is_not_used(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(folders, "network_of", lambda path: "nfs4")  # no test can mount one
     assert_goes_without(DiskCache(tmp_path / "x"), caplog, "network file system (nfs4)")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("where", ["a file", "under a file"])
+def test_a_cache_path_that_is_a_file_is_refused_at_once(tmp_path, where):
+    file = tmp_path / "file"
+    file.write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="is a file"):
+        fake_embedder(FakeServer(), cache=file if where == "a file" else file / "cache")
+    assert file.read_text(encoding="utf-8") == "mine"
 
 
 # Disks
@@ -544,7 +556,7 @@ def test_a_folder_that_cannot_be_created_causes_one_warning(tmp_path, caplog):
 
 
 def test_a_locked_database_loses_the_write_and_not_the_reads(folder, caplog, monkeypatch):
-    monkeypatch.setattr(connections, "WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(connections, "WRITE_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(connections, "_READ_SECONDS", 0.05)
     cache = DiskCache(folder)
     with contextlib.closing(sqlite3.connect(own(folder) / "cache.db", isolation_level=None)) as other:
@@ -557,7 +569,7 @@ def test_a_locked_database_loses_the_write_and_not_the_reads(folder, caplog, mon
         assert cache.stats.write_failures == 2
     (message,) = warnings_in(caplog)
     assert "locked" in message
-    later = time.monotonic() + disk.WRITE_AGAIN_SECONDS
+    later = time.monotonic() + disk.WRITE_RETRY_SECONDS
     monkeypatch.setattr(disk.time, "monotonic", lambda: later)
     cache.set_many(entries([50]))
     assert_holds(cache, [50])

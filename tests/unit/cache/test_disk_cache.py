@@ -194,9 +194,9 @@ def test_many_threads_use_one_cache_and_leave_no_open_connection(tmp_path):
 def test_surplus_connections_are_not_kept_open(tmp_path):
     cache = DiskCache(tmp_path)
     cache.set_many(entries([1]))
-    lent = [cache._pool._borrow() for _ in range(20)]
+    lent = [cache._pool._acquire() for _ in range(20)]
     for connection in lent:
-        cache._pool._give_back(connection)
+        cache._pool._release(connection)
     assert len(cache._pool._idle) <= 8
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.caches import DictCache
+from support.embedders import fake_embedder
 from support.openai_server import OpenAIServer
 from support.scripts import finish, interrupt, start
 
@@ -27,10 +29,6 @@ def _collector_as_found():
     assert gc.isenabled()
 
 
-def fake(server, **settings) -> Embedder:
-    return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
-
-
 def truth(server, texts):
     return [server.vector(text, server.received[0].body).tolist() for text in texts]
 
@@ -39,10 +37,10 @@ def truth(server, texts):
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=200), st.integers(1, 50), st.booleans())
 def test_lists_equal_the_matrix_for_duplicates_hits_and_misses(numbers, cached, with_loop):
     server = FakeServer()
-    store = Memory()
-    fake(server, cache=store).embed([f"text {n}" for n in range(cached)])
+    store = DictCache()
+    fake_embedder(server, cache=store).embed([f"text {n}" for n in range(cached)])
     texts = [f"text {n}" for n in numbers]
-    embedder = fake(server, cache=store, max_batch_texts=7)
+    embedder = fake_embedder(server, cache=store, max_batch_texts=7)
     rows, usage = asyncio.run(aembed_lists(embedder, texts)) if with_loop else embed_lists(embedder, texts)
     assert rows == truth(server, texts)
     assert all(type(number) is float for number in rows[0])
@@ -52,25 +50,9 @@ def test_lists_equal_the_matrix_for_duplicates_hits_and_misses(numbers, cached, 
     assert embedder.usage == usage
 
 
-class Memory:
-    """A cache of somebody else's, all of whose rows come at once."""
-
-    def __init__(self) -> None:
-        self.rows: dict[bytes, object] = {}
-
-    def get_many(self, keys):
-        return {key: self.rows[key] for key in keys if key in self.rows}
-
-    def set_many(self, items):
-        self.rows.update(items)
-
-    def close(self):
-        pass
-
-
 def test_lists_are_converted_while_other_replies_are_awaited():
     server = FakeServer()
-    embedder = fake(server, max_concurrency=1, max_batch_texts=10)
+    embedder = fake_embedder(server, max_concurrency=1, max_batch_texts=10)
     embedder.embed(["warm up"])
     texts = [f"text {i}" for i in range(30)]
     call = embedder._call(texts, "document", lists=True)
@@ -114,7 +96,7 @@ def test_failures_of_lists_raise_the_same_error_as_a_matrix(with_loop):
     texts = ["bad", "good", "bad", "fine"]
     ask = (lambda *args: asyncio.run(aembed_lists(*args))) if with_loop else embed_lists
     with pytest.raises(PartialFailureError) as found:
-        ask(fake(server), texts)
+        ask(fake_embedder(server), texts)
     result = found.value.result
     assert set(result.failed) == {0, 2}
     assert np.isnan(result.vectors[[0, 2]]).all()
@@ -126,12 +108,12 @@ def test_if_all_texts_fail_the_error_is_that_of_the_provider():
     server = FakeServer()
     server.rejected_texts.add("bad")
     with pytest.raises(ProviderError, match=r".") as found:
-        embed_lists(fake(server), ["bad"])
+        embed_lists(fake_embedder(server), ["bad"])
     assert not isinstance(found.value, PartialFailureError)
 
 
 def test_an_empty_input_returns_an_empty_list():
-    rows, usage = embed_lists(fake(FakeServer()), [])
+    rows, usage = embed_lists(fake_embedder(FakeServer()), [])
     assert rows == []
     assert usage.texts == 0
 
@@ -161,7 +143,7 @@ def test_ctrl_c_while_lists_are_converted_withdraws_and_restores_the_garbage_col
 
 async def test_a_cancelled_caller_withdraws_while_lists_are_converted():
     server = FakeServer()
-    embedder = fake(server, max_concurrency=1, max_batch_texts=10)
+    embedder = fake_embedder(server, max_concurrency=1, max_batch_texts=10)
     embedder.embed(["warm up"])
     server.hold()
     task = asyncio.create_task(aembed_lists(embedder, [f"text {i}" for i in range(100)]))
@@ -181,7 +163,7 @@ async def test_a_cancelled_caller_withdraws_while_lists_are_converted():
 def known(tmp_path):
     """An embedder that has a query in memory, and what the server was asked for it."""
     server = FakeServer()
-    embedder = fake(server, cache=tmp_path)
+    embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed_query("known")
     embedder.embed_query("known")
     return embedder, server
@@ -282,16 +264,3 @@ def test_a_text_that_the_first_engine_finishes_during_a_lookup_is_not_paid_again
         assert finish(process) == "1\n"
         assert server.billed_texts["text"] == 1
         assert len(server.requests) == 1
-
-
-def test_a_cache_that_returns_more_entries_than_requested_counts_nothing_twice():
-    class Talkative(Memory):
-        def get_many(self, keys):
-            return dict(self.rows) if hasattr(self, "rows") else super().get_many([*vars(self)[next(iter(vars(self)))]])
-
-    server, store = FakeServer(), Talkative()
-    embedder = fake(server, cache=store)
-    for texts in (["x"], ["x"], ["x", "y"], ["x", "y"]):
-        result = embedder.embed(texts, input_type="query")
-        assert result.vectors.shape == (len(texts), 8)
-    assert embedder.usage.sent == 2

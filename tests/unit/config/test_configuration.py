@@ -126,7 +126,7 @@ def test_provider_options_cannot_replace_an_argument(door, field, server):
 
 def test_an_input_type_that_does_not_exist_is_refused(server):
     for wrong in ("querry", None, ["query"]):
-        with pytest.raises(ConfigurationError, match=r"input_type=.*'document', 'query'"):
+        with pytest.raises(ConfigurationError, match=r"input_type: .*'document', 'query'"):
             openai_embedder(server).embed(["x"], input_type=wrong)
     with pytest.raises(ConfigurationError, match="did you mean 'query'"):
         openai_embedder(server).explain("x", input_type="querry")
@@ -137,6 +137,13 @@ def test_an_input_type_that_does_not_exist_is_refused(server):
 def test_a_missing_key_names_the_environment_variable(door):
     with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
         door(model=OPENAI, cache=False)
+
+
+@pytest.mark.parametrize("key", ["sk-\u2026abc", "two words", "a\nb"])
+def test_a_key_that_fits_in_no_header_is_refused_before_any_request(key):
+    with pytest.raises(ConfigurationError, match="api_key is empty, or holds") as caught:
+        Embedder(OPENAI, api_key=key)
+    assert key not in str(caught.value)
 
 
 @doors
@@ -170,6 +177,13 @@ def test_an_argument_takes_precedence_over_the_environment(server, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     openai_embedder(server).embed(["x"])
     assert [request.status for request in server.requests] == [200]
+
+
+@pytest.mark.parametrize("key", ["test-key\n", "  test-key ", "test-key\r\n"])
+def test_white_space_around_a_key_is_removed(server, key, monkeypatch):
+    openai_embedder(server, api_key=key).embed(["one"])
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    openai_embedder(server, api_key=None).embed(["two"])
 
 
 def test_only_a_registered_provider_is_split_from_the_model_name():
@@ -303,3 +317,13 @@ def test_the_arguments_of_an_embedder_cannot_be_changed(name):
 def test_pickle_api_key_must_be_a_bool(value):
     with pytest.raises(ConfigurationError, match=r"pickle_api_key=.* must be True or False"):
         Embedder("fake:model", cache=False, pickle_api_key=value)
+
+
+def test_a_framework_class_is_frozen_and_a_changed_copy_has_a_changed_embedder(framework_class):
+    server = FakeServer()
+    made = framework_class(model="fake:model", base_url=server.url, cache=False)
+    with pytest.raises(ValueError, match="frozen"):
+        made.dimensions = 4
+    other = made.model_copy(update={"dimensions": 4})
+    assert other.dimensions == other.embedder.dimensions == 4
+    assert made.model_copy().embedder.dimensions == made.embedder.dimensions == 8

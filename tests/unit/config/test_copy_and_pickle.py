@@ -49,6 +49,9 @@ def test_a_key_argument_is_not_pickled_and_is_missing_at_the_first_request(door,
     assert KEY.encode() not in pickle.dumps(made(door, server))
     with pytest.raises(AuthenticationError, match="OPENAI_API_KEY"):
         core(through_a_pickle(made(door, server))).embed_query("a")
+    at_openai = through_a_pickle(door(model=OPENAI, api_key=KEY, cache=False))
+    with pytest.raises(AuthenticationError, match="OPENAI_API_KEY"):
+        core(at_openai).embed(["a"])
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     core(through_a_pickle(made(door, server))).embed_query("a")
     assert len(server.requests) == 1

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.embedders import fake_embedder, openai_embedder
@@ -126,6 +127,28 @@ def test_log_lines_of_a_stream_are_written_on_the_thread_that_iterates_it(log):
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
     assert len(list(fake_embedder(server).embed_iter(texts_of(300)))) == 300
     assert [record.thread for record in log.records] == [threading.get_ident()]
+
+
+def test_a_log_handler_can_embed_with_the_cache_of_its_log_line(tmp_path):
+    server = FakeServer()
+    first = fake_embedder(server, cache=tmp_path)
+    first.embed(["one"])
+    first.close()
+    next(tmp_path.rglob("cache.db")).write_bytes(b"no database" * 1000)
+    heard: list[int] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            heard.append(len(fake_embedder(server, cache=tmp_path).embed(["one"]).vectors))
+
+    handler = Handler()
+    logging.getLogger("embedkit_core").addHandler(handler)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert len(pool.submit(fake_embedder(server, cache=tmp_path).embed, ["one"]).result(30).vectors) == 1
+    finally:
+        logging.getLogger("embedkit_core").removeHandler(handler)
+    assert heard
 
 
 # How things stand

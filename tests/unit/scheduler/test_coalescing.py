@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support.embedders import fake_embedder, openai_embedder
 from support.openai_server import OpenAIServer, vector_of
 from support.waiting import wait_until_joined
 
@@ -13,17 +14,11 @@ from embedkit_core import BadReplyError, Embedder, RateLimitError
 from embedkit_core.adapters.base import embed_lists
 from embedkit_core.testing import FakeServer
 
-MODEL = "text-embedding-3-small"
-
-
-def open_ai(server: OpenAIServer, **settings) -> Embedder:
-    return Embedder(MODEL, base_url=server.base_url, api_key="test-key", **{"cache": False} | settings)
-
 
 def test_duplicates_are_sent_once_and_returned_as_separate_rows():
     """Scenario 6."""
     with OpenAIServer() as server:
-        result = open_ai(server).embed(["a", "b", "a", "a"])
+        result = openai_embedder(server).embed(["a", "b", "a", "a"])
         assert server.billed_texts == {"a": 1, "b": 1}
         assert all(np.array_equal(row, vector_of(t)) for row, t in zip(result.vectors, "abaa", strict=True))
         result.vectors[0] = 0
@@ -34,7 +29,7 @@ def test_duplicates_are_sent_once_and_returned_as_separate_rows():
 def test_200_calls_for_one_new_text_from_two_loops_and_threads_make_one_request():
     """Scenario 7."""
     with OpenAIServer() as server:
-        embedder = open_ai(server)
+        embedder = openai_embedder(server)
         embedder.embed_query("warm up")
         server.hold()
 
@@ -78,7 +73,7 @@ def test_a_coalesced_caller_gets_no_width_that_its_own_settings_refuse(lists):
 def test_200_distinct_queries_at_once_make_few_requests():
     """Scenario 8, first half."""
     with OpenAIServer(latency=0.05) as server:
-        embedder = open_ai(server)
+        embedder = openai_embedder(server)
 
         async def many() -> list[np.ndarray]:
             return await asyncio.gather(*(embedder.aembed_query(f"query {i}") for i in range(200)))
@@ -91,7 +86,7 @@ def test_200_distinct_queries_at_once_make_few_requests():
 def test_a_lone_query_on_an_idle_engine_is_sent_before_any_timer_could_run():
     """Scenario 8, second half: nothing but the caller's own hand-over leads to the request."""
     with OpenAIServer() as server:
-        embedder = open_ai(server)
+        embedder = openai_embedder(server)
         embedder.embed_query("one")
         account = next(iter(embedder._accounts))
         assert account._timer is None
@@ -102,7 +97,7 @@ def test_a_lone_query_on_an_idle_engine_is_sent_before_any_timer_could_run():
 def test_a_query_is_in_the_next_request_during_a_bulk_ingest():
     """Scenario 9: the query is in the next request that leaves, however many documents wait."""
     with OpenAIServer() as server:
-        embedder = open_ai(server, max_concurrency=2)
+        embedder = openai_embedder(server, max_concurrency=2)
         embedder.embed_query("warm up")
         server.hold()
         texts = [f"document {i}" for i in range(20_000)]
@@ -121,7 +116,7 @@ def test_a_query_is_in_the_next_request_during_a_bulk_ingest():
 
 def test_documents_get_a_slot_while_queries_keep_arriving():
     server = FakeServer()
-    embedder = Embedder("fake:model", base_url=server.url, cache=False, max_concurrency=1)
+    embedder = fake_embedder(server, max_concurrency=1)
     embedder.embed_query("warm up")
     embedder.embed(["warm up"])
     server.hold()
@@ -150,8 +145,8 @@ def test_documents_get_a_slot_while_queries_keep_arriving():
 def test_max_concurrency_holds_for_all_callers_of_an_account():
     """Scenario 18: four calls at once, sync and async, through two embedders, peak at five requests."""
     with OpenAIServer(latency=0.02) as server:
-        strict = open_ai(server, max_concurrency=5, max_batch_texts=8)
-        other = open_ai(server, max_concurrency=5, max_batch_texts=8)
+        strict = openai_embedder(server, max_concurrency=5, max_batch_texts=8)
+        other = openai_embedder(server, max_concurrency=5, max_batch_texts=8)
         texts = [[f"text {n} {i}" for i in range(160)] for n in range(4)]
 
         async def both() -> list[np.ndarray]:
@@ -168,17 +163,17 @@ def test_max_concurrency_holds_for_all_callers_of_an_account():
 
 def test_an_idle_embedder_with_a_lower_max_concurrency_limits_no_other():
     with OpenAIServer(latency=0.02) as server:
-        idle = open_ai(server, max_concurrency=1)
+        idle = openai_embedder(server, max_concurrency=1)
         idle.embed_query("warm up")
-        busy = open_ai(server, max_concurrency=6, max_batch_texts=8)
+        busy = openai_embedder(server, max_concurrency=6, max_batch_texts=8)
         busy.embed([f"text {i}" for i in range(200)])
         assert server.peak_in_flight == 6
 
 
 def test_each_waiter_applies_its_own_retries_and_gets_its_own_exception():
     server = FakeServer()
-    patient = Embedder("fake:model", base_url=server.url, cache=False, max_retries=2)
-    hasty = Embedder("fake:model", base_url=server.url, cache=False, max_retries=0)
+    patient = fake_embedder(server, max_retries=2)
+    hasty = fake_embedder(server, max_retries=0)
     patient.embed(["warm up"])
     server.hold()
     server.faults.append(RateLimitError("slow down", retry_after=0.01))
@@ -197,8 +192,8 @@ def test_each_waiter_applies_its_own_retries_and_gets_its_own_exception():
 def test_a_text_finished_during_another_lookup_is_not_paid_again(tmp_path):
     """The look-up misses, the text is finished by another caller, and only then is the miss handed over."""
     server = FakeServer()
-    first = Embedder("fake:model", base_url=server.url, cache=tmp_path)
-    second = Embedder("fake:model", base_url=server.url, cache=tmp_path)
+    first = fake_embedder(server, cache=tmp_path)
+    second = fake_embedder(server, cache=tmp_path)
     call = second._call(["one text"], "document")
     call.prepare()
     assert call.needs_engine

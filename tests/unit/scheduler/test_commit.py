@@ -1,14 +1,12 @@
 """What is kept, and when: a row is in the cache before anybody sees it."""
 
-import asyncio
 import threading
 import weakref
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from support.embedders import fake_embedder
 
-from embedkit_core import Embedder
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
@@ -40,15 +38,11 @@ class FailingCache(SlowCache):
         raise OSError("no space left on the device")
 
 
-def embedder(server: FakeServer, cache: object, **settings) -> Embedder:
-    return Embedder("fake:model", base_url=server.url, cache=cache, **settings)
-
-
 def test_a_caller_gets_a_row_only_after_it_is_cached():
     server, cache = FakeServer(), SlowCache()
     seen: list[int] = []
     thread = threading.Thread(
-        target=lambda: seen.append(len(embedder(server, cache).embed(["one"]).vectors) * len(cache.rows))
+        target=lambda: seen.append(len(fake_embedder(server, cache=cache).embed(["one"]).vectors) * len(cache.rows))
     )
     thread.start()
     assert cache.arrived.acquire(timeout=20)
@@ -62,9 +56,9 @@ def test_a_caller_gets_a_row_only_after_it_is_cached():
 def test_an_import_waits_while_a_reply_is_written_to_the_cache():
     server, cache = FakeServer(), SlowCache()
     threads = [
-        threading.Thread(target=embedder(server, cache).embed, args=(["one"],)),
+        threading.Thread(target=fake_embedder(server, cache=cache).embed, args=(["one"],)),
         threading.Thread(
-            target=embedder(server, cache).import_vectors,
+            target=fake_embedder(server, cache=cache).import_vectors,
             args=(["two"], [np.ones(8, np.float32)]),
             kwargs={"verify": 0},
         ),
@@ -81,7 +75,7 @@ def test_an_import_waits_while_a_reply_is_written_to_the_cache():
 
 def test_a_slot_is_free_only_after_its_commit_and_other_requests_are_sent_meanwhile():
     server, cache = FakeServer(), SlowCache()
-    bulk = embedder(server, cache, max_concurrency=2, max_batch_texts=32)
+    bulk = fake_embedder(server, cache=cache, max_concurrency=2, max_batch_texts=32)
     cache.gate.set()
     bulk.embed(["warm up"])
     cache.gate.clear()
@@ -98,16 +92,18 @@ def test_a_slot_is_free_only_after_its_commit_and_other_requests_are_sent_meanwh
 
 def test_a_failed_cache_write_loses_no_reply_and_is_logged_once(caplog):
     server = FakeServer()
-    failing = embedder(server, FailingCache())
+    failing = fake_embedder(server, cache=FailingCache())
     for text in ("one", "two"):
         vector = failing.embed([text]).vectors[0]
         assert np.array_equal(vector, server.vector(text, server.received[-1].body))
-    assert [record.getMessage() for record in caplog.records] == ["vectors could not be written to the cache (OSError)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Cache write failed with OSError; vectors are not cached"
+    ]
 
 
 def test_waiting_writes_are_committed_in_one_transaction():
     server, cache = FakeServer(), SlowCache()
-    bulk = embedder(server, cache, max_concurrency=8, max_batch_texts=32)
+    bulk = fake_embedder(server, cache=cache, max_concurrency=8, max_batch_texts=32)
     cache.gate.set()
     bulk.embed(["warm up"])
     cache.gate.clear()
@@ -127,10 +123,10 @@ def test_waiting_writes_are_committed_in_one_transaction():
 def test_a_caller_with_another_cache_that_joins_during_a_commit_has_its_row_cached():
     server, slow, other = FakeServer(), SlowCache(), SlowCache()
     other.gate.set()
-    first = threading.Thread(target=embedder(server, slow).embed, args=(["one"],))
+    first = threading.Thread(target=fake_embedder(server, cache=slow).embed, args=(["one"],))
     first.start()
     assert slow.arrived.acquire(timeout=20)
-    joiner = embedder(server, other)
+    joiner = fake_embedder(server, cache=other)
     second = threading.Thread(target=joiner.embed, args=(["one"],))
     second.start()
     account = engine().account(joiner.provider)
@@ -146,47 +142,13 @@ def test_a_caller_with_another_cache_that_joins_during_a_commit_has_its_row_cach
 def test_a_row_finished_during_a_lookup_is_cached_for_its_caller():
     server, mine = FakeServer(), SlowCache()
     mine.gate.set()
-    call = embedder(server, mine)._call(["one"], "document")
+    call = fake_embedder(server, cache=mine)._call(["one"], "document")
     call.prepare()
-    embedder(server, False).embed(["one"])
+    fake_embedder(server).embed(["one"])
     call.wait()
     assert call.finish().usage.coalesced == 1
     assert len(mine.rows) == 1
     assert len(server.received) == 1
-
-
-@dataclass
-class Unhashable:
-    """A cache as a user may write one: equal to others, and without a hash."""
-
-    rows: dict[bytes, object] = field(default_factory=dict)
-
-    def get_many(self, keys):
-        return {key: self.rows[key] for key in keys if key in self.rows}
-
-    def set_many(self, items):
-        self.rows.update(items)
-
-    def close(self):
-        pass
-
-
-class Cancelling(Unhashable):
-    def get_many(self, keys):
-        raise RuntimeError("no")
-
-    def set_many(self, items):
-        raise asyncio.CancelledError
-
-
-def test_a_cache_of_the_users_may_be_anything_and_stops_nobody():
-    server = FakeServer()
-    for cache in (Unhashable(), Cancelling(), Unhashable()):
-        chosen = embedder(server, cache)
-        for _ in range(2):
-            vector = chosen.embed(["one"]).vectors[0]
-            assert np.array_equal(vector, server.vector("one", server.received[-1].body))
-    assert server.billed["one"] == 4
 
 
 def wait_for(condition) -> None:
@@ -201,7 +163,7 @@ def wait_for(condition) -> None:
 def test_only_the_caller_holds_the_result_of_a_finished_call(kept, tmp_path):
     """No circle and no idle thread holds a whole matrix until the collector, or another call, comes by."""
     server = FakeServer()
-    caller = Embedder("fake:model", base_url=server.url, cache=tmp_path if kept else False)
+    caller = fake_embedder(server, cache=tmp_path if kept else False)
     result = caller.embed([f"text {i}" for i in range(100)])
     matrix = weakref.ref(result.vectors)
     del result

@@ -4,23 +4,19 @@ import asyncio
 
 import numpy as np
 import pytest
+from support.embedders import fake_embedder
 
-from embedkit_core import Embedder
 from embedkit_core.common.errors import ConfigurationError, PartialFailureError, TimedOutError
 from embedkit_core.testing import FakeServer
 
 SOON = 2.0  # seconds in which the first request is sent also where the machine has other things to do
 
 
-def embedder(server: FakeServer, **settings) -> Embedder:
-    return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
-
-
 def test_a_call_ends_at_its_deadline_if_the_server_never_replies(tmp_path):
     server = FakeServer()
     server.hold()
     with pytest.raises(TimedOutError, match="deadline") as caught:
-        embedder(server, cache=tmp_path, deadline=SOON).embed([f"text {i}" for i in range(100)])
+        fake_embedder(server, cache=tmp_path, deadline=SOON).embed([f"text {i}" for i in range(100)])
     assert caught.value.usage.failed == 100
     assert len(server.received) == 1
     server.release()
@@ -30,18 +26,18 @@ async def test_an_async_call_ends_at_its_deadline_too():
     server = FakeServer()
     server.hold()
     with pytest.raises(TimedOutError, match="deadline"):
-        await embedder(server, deadline=0.2).aembed(["a", "b"])
+        await fake_embedder(server, deadline=0.2).aembed(["a", "b"])
     server.release()
 
 
 def test_requests_in_flight_at_the_deadline_are_cached_for_a_rerun(tmp_path):
     server = FakeServer()
     server.hold()
-    hasty = embedder(server, cache=tmp_path, deadline=SOON)
+    hasty = fake_embedder(server, cache=tmp_path, deadline=SOON)
     with pytest.raises(TimedOutError):
         hasty.embed(["a", "b"])
     server.release()
-    patient = embedder(server, cache=tmp_path)
+    patient = fake_embedder(server, cache=tmp_path)
     for _ in range(2):
         patient.embed(["a", "b"])
     assert len(server.received) == 1
@@ -50,7 +46,7 @@ def test_requests_in_flight_at_the_deadline_are_cached_for_a_rerun(tmp_path):
 
 def test_rows_finished_before_the_deadline_are_in_the_result(tmp_path):
     server = FakeServer()
-    chosen = embedder(server, cache=tmp_path, deadline=SOON, max_batch_texts=10, max_concurrency=1)
+    chosen = fake_embedder(server, cache=tmp_path, deadline=SOON, max_batch_texts=10, max_concurrency=1)
     first = chosen.embed([f"text {i}" for i in range(10)])
     server.hold()
     texts = [f"text {i}" for i in range(30)]
@@ -66,7 +62,7 @@ def test_rows_finished_before_the_deadline_are_in_the_result(tmp_path):
 def test_with_on_error_return_unfinished_rows_are_nan_and_listed():
     server = FakeServer()
     server.hold()
-    result = embedder(server, deadline=0.2, on_error="return", dimensions=8).embed(["a", "b"])
+    result = fake_embedder(server, deadline=0.2, on_error="return", dimensions=8).embed(["a", "b"])
     assert np.isnan(result.vectors).all()
     assert sorted(result.failed) == [0, 1]
     assert result.to_lists() == [None, None]
@@ -76,10 +72,10 @@ def test_with_on_error_return_unfinished_rows_are_nan_and_listed():
 async def test_callers_with_different_deadlines_share_a_text():
     server = FakeServer()
     server.hold()
-    patient = asyncio.create_task(embedder(server).aembed(["a"]))
+    patient = asyncio.create_task(fake_embedder(server).aembed(["a"]))
     await asyncio.to_thread(server.wait_for_requests, 1)
     with pytest.raises(TimedOutError):
-        await embedder(server, deadline=0.1).aembed(["a"])
+        await fake_embedder(server, deadline=0.1).aembed(["a"])
     server.release()
     assert (await patient).usage.sent == 1
     assert len(server.received) == 1
@@ -88,19 +84,19 @@ async def test_callers_with_different_deadlines_share_a_text():
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
 def test_an_invalid_deadline_is_refused(wrong):
     with pytest.raises(ConfigurationError, match="deadline"):
-        embedder(FakeServer(), deadline=wrong)
+        fake_embedder(FakeServer(), deadline=wrong)
 
 
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "60", True])
 def test_an_invalid_limit_per_minute_is_refused(name, wrong):
     with pytest.raises(ConfigurationError, match=name):
-        embedder(FakeServer(), **{name: wrong})
+        fake_embedder(FakeServer(), **{name: wrong})
 
 
 def test_a_limit_per_minute_delays_requests_and_a_deadline_ends_the_wait():
     server = FakeServer()
-    slow = embedder(server, requests_per_minute=2, max_batch_texts=5, deadline=SOON)
+    slow = fake_embedder(server, requests_per_minute=2, max_batch_texts=5, deadline=SOON)
     with pytest.raises(PartialFailureError, match="deadline"):
         slow.embed([f"text {i}" for i in range(20)])
     assert len(server.received) == 1

@@ -1,5 +1,6 @@
 """What fails: tried again, looked into, or given up at once, and what the caller is told."""
 
+import json
 import logging
 import math
 from collections import Counter
@@ -8,7 +9,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import error_texts, numbered, openai_embedder, statuses, texts_sent
+from support.embedders import error_texts, fake_embedder, numbered, openai_embedder, statuses, texts_sent
 from support.openai_client import expected
 from support.openai_replies import INVALID_INPUT, error
 from support.openai_server import Fault, OpenAIServer, vector_of
@@ -23,9 +24,11 @@ from embedkit_core.common.errors import (
     PartialFailureError,
     QuotaError,
     RateLimitError,
+    RequestTooLargeError,
     TimedOutError,
     UnavailableError,
 )
+from embedkit_core.testing import FakeServer
 
 SOON = {"retry-after-ms": "1"}
 
@@ -194,6 +197,14 @@ def test_a_server_that_starts_to_refuse_everything_gets_few_requests(server):
     assert len(server.requests) <= 1 + 16 * 7  # as many as are in flight, each looked into as if it were the first
 
 
+def test_a_server_that_refuses_every_size_gets_few_requests():
+    server = FakeServer()
+    server.fault_for = lambda texts: RequestTooLargeError("413")
+    with pytest.raises(RequestTooLargeError):
+        fake_embedder(server).embed([f"text {i}" for i in range(2000)])
+    assert len(server.received) <= 40
+
+
 # Partly failed
 
 
@@ -238,13 +249,16 @@ def test_refused_texts_are_found_and_the_others_are_kept(server, tmp_path, poiso
     assert server.billed_texts == Counter(texts[p] for p in healthy)
 
 
-@pytest.mark.parametrize("poisonous", [range(0, 32, 8), range(500, 560, 3)], ids=["at the start", "a nest"])
-def test_many_refused_texts_fail_without_the_others(server, poisonous):
+@pytest.mark.parametrize(
+    "refused", [range(0, 32, 8), range(500, 560, 3), range(0, 1000, 10)], ids=["at the start", "close", "everywhere"]
+)
+def test_many_refused_texts_fail_without_the_others(server, refused):
     texts = numbered(1000)
-    server.rejected_texts |= {texts[p] for p in poisonous}
+    server.rejected_texts |= {texts[p] for p in refused}
     result = openai_embedder(server, on_error="return").embed(texts)
-    assert set(result.failed) == set(poisonous)
-    assert len(server.requests) <= 1 + 16 + len(poisonous) * 2 * 7
+    assert set(result.failed) == set(refused)
+    assert all(type(failure) is BadTextError for failure in result.failed.values())
+    assert len(server.requests) <= min(1 + 16 + len(refused) * 2 * 7, 999)
 
 
 def test_a_failed_duplicate_fails_at_both_positions(server):
@@ -290,6 +304,18 @@ def test_no_error_or_log_line_contains_a_text_or_the_key(status, caplog):
     assert "HTTP" in said
     for secret in (PRIVATE, server.api_key):
         assert not any(secret[i : i + 12] in said for i in range(len(secret) - 11))
+
+
+@pytest.mark.parametrize("spell", [str, json.dumps, repr])
+@pytest.mark.parametrize("text", ["pin 1234\npwd hunter2\nmum Rose", "\u043f\u0430\u0440\u043e\u043b\u044c 7 2 9"])
+@pytest.mark.parametrize("field", ["message", "param"])
+def test_a_text_echoed_in_any_spelling_and_field_is_not_repeated(field, text, spell):
+    error = {"message": "bad", "type": "t", "param": "input", "code": "c"} | {field: f"Invalid: {spell(text)}"}
+    with OpenAIServer() as server:
+        server.fault_for(lambda texts, n: Fault(status=400, body={"error": error}))
+        with pytest.raises(BadRequestError) as caught:
+            openai_embedder(server).embed([text])
+        assert "Invalid" not in str(caught.value)
 
 
 def test_a_reply_of_another_width_ends_the_call_after_one_request():

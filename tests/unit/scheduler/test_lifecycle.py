@@ -7,25 +7,19 @@ import threading
 import numpy as np
 import pytest
 from support.caches import GatedCache
-from support.embedders import cancel_in_flight
+from support.embedders import cancel_in_flight, fake_embedder, openai_embedder
 from support.openai_server import OpenAIServer, vector_of
 from support.scripts import finish, interrupt, start
 
-from embedkit_core import Embedder, EmbedKitError
+from embedkit_core import EmbedKitError
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
-
-MODEL = "text-embedding-3-small"
-
-
-def open_ai(server: OpenAIServer, **settings) -> Embedder:
-    return Embedder(MODEL, base_url=server.base_url, api_key="test-key", **{"cache": False} | settings)
 
 
 def test_one_embedder_serves_two_event_loops_a_thread_and_sync_calls_in_a_loop():
     """Scenario 20, first half."""
     with OpenAIServer() as server:
-        embedder = open_ai(server)
+        embedder = openai_embedder(server)
         rows = [asyncio.run(embedder.aembed_query(f"run {i}")) for i in range(2)]
         found: list[np.ndarray] = []
         thread = threading.Thread(target=lambda: found.append(embedder.embed_query("thread")))
@@ -63,7 +57,7 @@ def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_pa
         )
         assert finish(process).split() == ["7", "600"]
         assert set(server.billed_texts.values()) == {1}
-        again = open_ai(server, cache=tmp_path).embed([f"child {i}" for i in range(200)])
+        again = openai_embedder(server, cache=tmp_path).embed([f"child {i}" for i in range(200)])
         assert again.usage.cache_hits == 200
 
 
@@ -156,7 +150,7 @@ def test_ctrl_c_returns_at_once_sends_nothing_new_and_keeps_what_was_in_flight(t
         server.release()
         finish(process)
         assert [request.texts for request in server.requests[17:]] == [("the next one",)]
-        result = open_ai(server, cache=tmp_path).embed(in_flight)
+        result = openai_embedder(server, cache=tmp_path).embed(in_flight)
         assert result.usage.cache_hits == len(in_flight)
         assert np.array_equal(result.vectors[-1], vector_of(in_flight[-1]))
 
@@ -183,7 +177,7 @@ def test_a_rerun_after_a_kill_pays_again_only_for_requests_in_flight(tmp_path):
 
 def test_a_cancelled_call_sends_nothing_new_and_its_requests_are_cached(tmp_path):
     with OpenAIServer() as server:
-        embedder = open_ai(server, cache=tmp_path, max_concurrency=2, max_batch_texts=32)
+        embedder = openai_embedder(server, cache=tmp_path, max_concurrency=2, max_batch_texts=32)
         embedder.embed(["warm up"])
         server.hold()
 
@@ -201,13 +195,13 @@ def test_a_process_that_closes_nothing_exits_cleanly(tmp_path):
     with OpenAIServer() as server:
         out = finish(start('print(embedder.embed_query("hello").shape)', server.base_url, tmp_path))
         assert out == "(1536,)\n"
-        assert open_ai(server, cache=tmp_path).embed(["hello"]).usage.cache_hits == 1
+        assert openai_embedder(server, cache=tmp_path).embed(["hello"]).usage.cache_hits == 1
         assert not list(tmp_path.rglob("*-wal"))
 
 
 def test_close_closes_the_connections_and_the_next_call_opens_new_ones():
     with OpenAIServer() as server:
-        with open_ai(server) as embedder:
+        with openai_embedder(server) as embedder:
             embedder.embed_query("one")
             account = engine().account(embedder.provider)
         closed = threading.Event()
@@ -219,7 +213,7 @@ def test_close_closes_the_connections_and_the_next_call_opens_new_ones():
 
 
 def test_closing_a_copy_leaves_the_connection_of_the_original_open():
-    with OpenAIServer() as server, open_ai(server) as embedder:
+    with OpenAIServer() as server, openai_embedder(server) as embedder:
         embedder.embed_query("one")
         copied = copy.copy(embedder)
         copied.embed_query("two")
@@ -233,7 +227,7 @@ def test_closing_a_copy_leaves_the_connection_of_the_original_open():
 
 def test_a_sync_method_on_the_engine_thread_names_its_async_counterpart():
     server = FakeServer()
-    embedder = Embedder("fake:model", base_url=server.url, cache=False)
+    embedder = fake_embedder(server)
     embedder.embed_query("start the engine")
     found: list[BaseException] = []
     done = threading.Event()
@@ -247,16 +241,16 @@ def test_a_sync_method_on_the_engine_thread_names_its_async_counterpart():
 
     engine()._loop.call_soon_threadsafe(call)
     assert done.wait(10)
-    assert "use aembed()" in str(found[0])
+    assert "Use aembed()" in str(found[0])
 
 
 def test_an_internal_error_is_raised_and_does_not_hang():
     server = FakeServer()
-    embedder = Embedder("fake:model", base_url=server.url, cache=False)
+    embedder = fake_embedder(server)
     embedder.embed(["warm up"])
     account = engine().account(embedder.provider)
     account.scheduler.replied = None
-    with pytest.raises(EmbedKitError, match="internal error"):
+    with pytest.raises(EmbedKitError, match="Internal error"):
         embedder.embed(["one"])
     assert len(embedder.embed(["one"]).vectors) == 1
 
@@ -264,18 +258,18 @@ def test_an_internal_error_is_raised_and_does_not_hang():
 def test_an_internal_error_while_rows_are_handed_out_wakes_all_callers():
     """Such as a matrix that the memory does not hold."""
     server = FakeServer()
-    embedder = Embedder("fake:model", base_url=server.url, cache=False)
+    embedder = fake_embedder(server)
     embedder.embed(["warm up"])
     scheduler = engine().account(embedder.provider).scheduler
     scheduler._hand_out = None
-    with pytest.raises(EmbedKitError, match="internal error"):
+    with pytest.raises(EmbedKitError, match="Internal error"):
         embedder.embed(["one"])
     assert len(embedder.embed(["two"]).vectors) == 1
 
 
 async def test_a_call_cancelled_during_its_cache_lookup_leaves_nothing_behind():
     server, cache = FakeServer(), GatedCache()
-    embedder = Embedder("fake:model", base_url=server.url, cache=cache)
+    embedder = fake_embedder(server, cache=cache)
     task = asyncio.create_task(embedder.aembed([f"text {i}" for i in range(100)]))
     await asyncio.to_thread(cache.started.wait, 20)
     task.cancel()

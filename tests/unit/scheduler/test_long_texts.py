@@ -20,7 +20,7 @@ from support.openai_replies import error
 from support.openai_server import Fault, OpenAIServer, tokens_of, vector_of
 
 from embedkit_core import Embedder, Usage
-from embedkit_core.common.errors import PartialFailureError, TextTooLongError
+from embedkit_core.common.errors import BadRequestError, PartialFailureError, TextTooLongError
 
 LIMIT = 20
 MARGIN = 0.98
@@ -217,6 +217,15 @@ def test_a_text_that_exceeds_the_request_limit_alone_is_truncated_too():
         result = openai_embedder(server).embed([long_text(1500), "short"])
         assert result.truncated == (0,)
         assert np.array_equal(result.vectors[1], vector_of("short"))
+
+
+def test_a_refused_parameter_that_is_too_long_is_no_long_text():
+    error = {"message": "'user' is too long: 80 > 64", "type": "invalid_request_error", "param": "user", "code": "x"}
+    with OpenAIServer() as server:
+        server.fault_for(lambda texts, n: Fault(status=400, body={"error": error}))
+        with pytest.raises(BadRequestError, match="for its user"):
+            openai_embedder(server, provider_options={"user": "u" * 80}).embed([f"text {i}" for i in range(200)])
+        assert len(server.requests) == 1
 
 
 # Local models, whose limit counts their special tokens

@@ -9,12 +9,13 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import numbered, openai_embedder, statuses, texts_sent
+from support.embedders import fake_embedder, numbered, openai_embedder, statuses, texts_sent
 from support.openai_client import expected
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Usage
-from embedkit_core.common.errors import BadReplyError
+from embedkit_core.common.errors import BadReplyError, RequestTooLargeError
+from embedkit_core.testing import FakeServer
 
 OLLAMA = "nomic-embed-text:latest"
 
@@ -76,6 +77,17 @@ def test_a_server_that_accepts_few_inputs_gets_all_texts_in_small_requests():
         assert np.array_equal(openai_embedder(server).embed(texts).vectors, expected(texts))
         assert server.billed_texts == Counter(texts)
         assert len(server.requests) <= 3 + 100 // 8 + 1
+
+
+def test_one_text_that_is_always_too_large_lowers_no_limit():
+    server = FakeServer()
+    embedder = fake_embedder(server, on_error="return")
+    embedder.embed(["warm up"])
+    server.fault_for = lambda texts: RequestTooLargeError("413") if "odd" in texts else None
+    assert list(embedder.embed([*(f"text {i}" for i in range(200)), "odd"]).failed) == [200]
+    before = len(server.received)
+    embedder.embed([f"other {i}" for i in range(1000)])
+    assert len(server.received) - before <= 20
 
 
 def test_waiting_texts_are_spread_over_the_free_slots(server):
@@ -252,6 +264,7 @@ DAMAGE = {
     "an index as text": change_row("index", str),
     "one index left out": Fault(transform=lambda reply: reply["data"][1].pop("index") and None),
     "one narrow vector": change_row("embedding", lambda vector: vector[:-1]),
+    "a vector of one number": change_row("embedding", lambda vector: vector[:1]),
     "narrow vectors": Fault(
         transform=lambda reply: [r.update(embedding=r["embedding"][:8]) for r in reply["data"]][:0]
     ),

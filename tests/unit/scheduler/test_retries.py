@@ -3,20 +3,16 @@
 import threading
 
 import pytest
+from support.embedders import fake_embedder
 
 from embedkit_core import (
     AuthenticationError,
-    Embedder,
     PartialFailureError,
     QuotaError,
     RateLimitError,
     UnavailableError,
 )
 from embedkit_core.testing import FakeServer
-
-
-def embedder(server: FakeServer, **settings) -> Embedder:
-    return Embedder("fake:model", base_url=server.url, **{"cache": False} | settings)
 
 
 def soon(kind=RateLimitError):
@@ -29,14 +25,14 @@ def test_a_text_is_sent_once_and_then_as_often_as_its_caller_allows(retries):
     server = FakeServer()
     server.fault_for = lambda texts: soon()
     with pytest.raises(RateLimitError):
-        embedder(server, max_retries=retries).embed(["one"])
+        fake_embedder(server, max_retries=retries).embed(["one"])
     assert len(server.received) == retries + 1
 
 
 def test_a_text_that_succeeds_at_the_last_retry_is_no_failure():
     server = FakeServer()
     server.faults += [soon(), soon(UnavailableError)]
-    result = embedder(server, max_retries=2).embed(["one"])
+    result = fake_embedder(server, max_retries=2).embed(["one"])
     assert (result.usage.requests, result.usage.retries, result.usage.sent) == (3, 2, 1)
 
 
@@ -46,13 +42,13 @@ def test_a_refused_key_or_quota_costs_one_request_for_many_texts(error):
     server = FakeServer()
     server.fault_for = lambda texts: error
     with pytest.raises(type(error)):
-        embedder(server).embed([f"text {i}" for i in range(1000)])
+        fake_embedder(server).embed([f"text {i}" for i in range(1000)])
     assert len(server.received) == 1
 
 
 def test_a_key_revoked_during_a_call_stops_the_waiting_texts():
     server = FakeServer()
-    chosen = embedder(server, max_concurrency=2, max_batch_texts=32)
+    chosen = fake_embedder(server, max_concurrency=2, max_batch_texts=32)
     chosen.embed(["warm up"])
     server.fault_for = lambda texts: AuthenticationError("revoked") if len(server.received) > 4 else None
     with pytest.raises(PartialFailureError) as caught:
@@ -63,7 +59,7 @@ def test_a_key_revoked_during_a_call_stops_the_waiting_texts():
 
 def test_a_key_revoked_while_texts_wait_for_a_retry_stops_them_too():
     server = FakeServer()
-    chosen = embedder(server, max_concurrency=8, max_batch_texts=32)
+    chosen = fake_embedder(server, max_concurrency=8, max_batch_texts=32)
     chosen.embed(["warm up"])
     server.fault_for = lambda texts: (
         UnavailableError("down", retry_after=0.05) if len(server.received) <= 9 else AuthenticationError("revoked")
@@ -76,7 +72,7 @@ def test_a_key_revoked_while_texts_wait_for_a_retry_stops_them_too():
 def test_a_retry_after_that_is_not_a_number_is_ignored():
     server = FakeServer()
     server.faults.append(UnavailableError("down", retry_after=float("nan")))
-    assert embedder(server).embed(["one"]).usage.retries == 1
+    assert fake_embedder(server).embed(["one"]).usage.retries == 1
 
 
 def test_the_first_request_of_a_queue_is_sent_alone():
@@ -84,7 +80,9 @@ def test_the_first_request_of_a_queue_is_sent_alone():
     server = FakeServer()
     server.faults += [soon(UnavailableError), soon(UnavailableError)]
     server.hold()
-    thread = threading.Thread(target=embedder(server, max_concurrency=8).embed, args=([f"t {i}" for i in range(500)],))
+    thread = threading.Thread(
+        target=fake_embedder(server, max_concurrency=8).embed, args=([f"t {i}" for i in range(500)],)
+    )
     thread.start()
     server.wait_for_requests(1)
     server.release()
@@ -96,7 +94,7 @@ def test_the_first_request_of_a_queue_is_sent_alone():
 
 def test_one_refusal_slows_down_all_callers_of_the_account():
     server = FakeServer()
-    chosen = embedder(server, max_concurrency=1, max_batch_texts=32)
+    chosen = fake_embedder(server, max_concurrency=1, max_batch_texts=32)
     chosen.embed(["warm up"])
     server.faults.append(RateLimitError("slow down", retry_after=0.05))
     chosen.embed([f"text {i}" for i in range(64)])

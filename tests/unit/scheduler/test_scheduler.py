@@ -1,9 +1,12 @@
 """The scheduler, driven by hand through what the state machine of the laws meets only now and then."""
 
+import asyncio
 import dataclasses
 import random
+import threading
 
 import numpy as np
+from support.embedders import cancel_in_flight, fake_embedder
 
 from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import BudgetError, RateLimitError, RequestTooLargeError, UnavailableError
@@ -13,10 +16,12 @@ from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.rate_limits.user_limits import RateSettings
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.engine.scheduler.dispatch import MAX_CONSECUTIVE_QUERIES
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
+from embedkit_core.testing import FakeServer
 
 LANE = RequestSpec(b"wire", 60.0, Limits(), "truncate", "fake:model", 2, {})
 
@@ -245,3 +250,30 @@ def test_a_shared_bill_charges_no_budget_more_than_its_reservation():
     [request] = desk.poll()
     desk.scheduler.replied(request, Reply(np.ones((2, 2), np.float32), 110), desk.now)
     assert [budget.spent_tokens for budget in budgets] == [10, 100]
+
+
+# Memory of a long-running engine
+
+
+def test_a_new_request_spec_for_every_call_does_not_accumulate():
+    server = FakeServer()
+    for i in range(1200):
+        fake_embedder(server, provider_options={"user": str(i)}).embed(["one"])
+    scheduler = engine().account(fake_embedder(server).provider).scheduler
+    assert len(scheduler.dispatcher._queues) <= 513
+    assert len(scheduler.dispatcher.busy) <= 2
+
+
+def test_withdrawn_texts_do_not_stay_in_the_queues():
+    server = FakeServer()
+    embedder = fake_embedder(server, max_concurrency=1)
+    embedder.embed(["warm up"])
+    server.hold()
+
+    asyncio.run(cancel_in_flight(embedder, server, [f"text {i}" for i in range(5000)], 2))
+    account = engine().account(embedder.provider)
+    seen = threading.Event()
+    engine().call(account, seen.set)
+    assert seen.wait(10)
+    assert all(len(queue._bulk) <= 64 for queue in account.scheduler.dispatcher._queues.values())
+    server.release()
