@@ -225,9 +225,9 @@ class Call:
             wake=wake,
             vector_format=self._spec.format,
         )
-        wants = [(plan.keys[index], plan.texts[index], plan.sizes[index]) for index in lookup.misses]
+        texts = [(plan.keys[index], plan.texts[index], plan.sizes[index]) for index in lookup.misses]
         embedder.use_account(lookup.account)
-        engine().submit(lookup.account, self.ticket, self._spec.request_spec, wants, lookup)
+        engine().submit(lookup.account, self.ticket, self._spec.request_spec, texts, lookup)
 
     def report(self, *, finished: bool = False) -> None:
         """Report progress, if it was requested."""

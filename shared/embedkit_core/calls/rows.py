@@ -19,7 +19,7 @@ class MatrixBuffer:
 
     Args:
         n: The number of rows.
-        positions: The row of each want, shape (n_wants,).
+        positions: The row of each text of the ticket, shape (n_texts,).
         vector_format: The dtype and dimensions of the rows.
     """
 
@@ -35,17 +35,17 @@ class MatrixBuffer:
         """The numbers per row, None before the first row."""
         return None if self.matrix is None else self.matrix.shape[1]
 
-    def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
-        """Copy rows to the positions of these wants."""
+    def put(self, indices: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
+        """Copy rows to the positions of these texts."""
         matrix = self._matrix(len(vectors[0]))
-        for position, vector in zip(self.positions[wants].tolist(), vectors, strict=True):
+        for position, vector in zip(self.positions[indices].tolist(), vectors, strict=True):
             matrix[position] = vector
-        self.put_count += len(wants)
+        self.put_count += len(indices)
 
-    def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Copy a reply's rows to the positions of these wants. Called on the engine's thread."""
-        self._matrix(vectors.shape[1])[self.positions[wants]] = vectors
-        self.put_count += len(wants)
+    def put_reply(self, indices: Sequence[int], vectors: Vectors) -> None:
+        """Copy a reply's rows to the positions of these texts. Called on the engine's thread."""
+        self._matrix(vectors.shape[1])[self.positions[indices]] = vectors
+        self.put_count += len(indices)
 
     def assemble(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> Vectors:
         """Return the matrix, with duplicates and failures filled in.
@@ -75,7 +75,7 @@ class MatrixBuffer:
 class ListBuffer:
     """The result as lists of floats, made by the caller while the engine waits for the server.
 
-    `put_wants` stores a reply's rows and calls `on_rows`; `slices` converts them to lists. There is no matrix.
+    `put_reply` stores a reply's rows and calls `on_rows`; `slices` converts them to lists. There is no matrix.
     """
 
     def __init__(self, n: int, positions: npt.NDArray[np.intp], vector_format: VectorFormat = FLOAT32) -> None:
@@ -88,19 +88,19 @@ class ListBuffer:
         self.width: int | None = None
         self._pending: deque[tuple[list[int], Vectors]] = deque()
 
-    def put(self, wants: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
-        """Convert rows to lists at the positions of these wants."""
+    def put(self, indices: Sequence[int], vectors: Sequence[Vectors] | Vectors) -> None:
+        """Convert rows to lists at the positions of these texts."""
         self.width = len(vectors[0])
-        self.put_count += len(wants)
-        positions: list[int] = self.positions[wants].tolist()
+        self.put_count += len(indices)
+        positions: list[int] = self.positions[indices].tolist()
         for position, vector in zip(positions, vectors, strict=True):
             self._lists[position] = as_floats(vector).tolist()
 
-    def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
+    def put_reply(self, indices: Sequence[int], vectors: Vectors) -> None:
         """Store a reply's rows for `slices`. Called on the engine's thread."""
         self.width = vectors.shape[1]
-        self.put_count += len(wants)
-        self._pending.append((self.positions[wants].tolist(), vectors))
+        self.put_count += len(indices)
+        self._pending.append((self.positions[indices].tolist(), vectors))
         if self.on_rows is not None:
             self.on_rows()
 

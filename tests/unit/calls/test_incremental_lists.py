@@ -81,8 +81,8 @@ def test_rows_are_converted_slice_by_slice_into_their_positions():
     matrix = np.arange(600, dtype=np.float32).reshape(200, 3)
     landed = []
     rows.on_rows = lambda: landed.append(None)
-    rows.put_wants(range(150), matrix[:150])
-    rows.put_wants(range(150, 200), matrix[150:])
+    rows.put_reply(range(150), matrix[:150])
+    rows.put_reply(range(150, 200), matrix[150:])
     assert len(landed) == 2
     assert len(list(rows.slices())) == -(-150 // ROWS_PER_SLICE) + 1
     assert rows.put_count == 200

@@ -41,7 +41,7 @@ REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, IN_FLIGHT = "requests/min", "tokens/min"
 
 
 class SentRequest(NamedTuple):
-    """What the controller needs about a request in flight.
+    """The record of a request in flight.
 
     Attributes:
         at: The time it was sent.
@@ -115,7 +115,7 @@ class RateController:
         self._billed = self._estimated = self._seconds = 0.0
         self._seconds_per_token = DEFAULT_SECONDS_PER_TOKEN
 
-    # What may be sent
+    # Limits
 
     def tokens(self, size: int) -> int:
         """Return the tokens that a text or request of so many estimated tokens is likely to be billed at."""

@@ -11,7 +11,7 @@ from embedkit_core.common.types import RateLimiter
 
 
 class LimiterAdapter:
-    """A user's rate limiter; equal to another adapter of the same object, whatever the limiter's own equality.
+    """A user's rate limiter. Two adapters are equal if they have the same limiter object.
 
     Attributes:
         limiter: The user's rate limiter.

@@ -4,7 +4,7 @@ A bucket fills at a rate up to its capacity, and each request takes from it. A `
 requests or for tokens, and is in one of four states:
 
 - unknown: `bucket.rate` is None, nothing is limited. The initial state.
-- headers: `from_headers` is True. The bucket is a copy of the provider's, corrected by what was sent since.
+- headers: `from_headers` is True. The bucket is a copy of the provider's, less the requests sent since.
 - searching: a rate that doubles every `SEARCH_DOUBLING_SECONDS`.
 - learned: a rate measured between two refusals. It follows CUBIC's curve: back to the measured rate, a pause there,
   then beyond.
@@ -14,7 +14,7 @@ Events that move it:
 - `update_from_headers`: any state to headers, unless headers are ignored for now.
 - `first_success`, the first reply after a refusal: unknown to searching.
 - `rate_limited`, a refusal: to learned if the rate could be measured. Between two refusals the bucket was empty twice,
-  so the amount accepted in between is what it filled. If nothing was accepted, a known rate is halved. In state
+  so it filled by the amount accepted in between. If nothing was accepted, a known rate is halved. In state
   headers the bucket is emptied; more than `MAX_CONTRADICTIONS` refusals a minute prove the headers wrong: they are
   ignored for `HEADER_BLACKOUT_SECONDS`, and the state is unknown or learned.
 """
@@ -82,7 +82,7 @@ class TokenBucket:
         return max(0.0, missing / self.rate) if missing > 1e-9 else 0.0
 
     def take(self, amount: float, now: float) -> None:
-        """Take an amount; put it back if it is negative."""
+        """Subtract an amount from the level; a negative one is put back."""
         self._level, self._at = self.level(now) - amount, now
 
     def empty(self, now: float) -> None:
@@ -149,7 +149,7 @@ class ProviderLimit:
         return seconds if self.from_headers else min(seconds, SEARCH_DOUBLING_SECONDS)
 
     def take(self, amount: float, now: float) -> float:
-        """Take the amount of a request that is sent. Return the cumulative amount, including it."""
+        """Subtract the amount of a request that is sent. Return the cumulative amount, including it."""
         self.bucket.take(amount, now)
         self._cumulative += amount
         return self._cumulative

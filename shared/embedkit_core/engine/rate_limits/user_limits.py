@@ -65,7 +65,7 @@ class UserLimits:
         return max(waits, default=0.0)
 
     def take(self, requests: int, tokens: float, now: float) -> None:
-        """Take a request and its tokens from all pairs. Call it again with the difference once the bill is known."""
+        """Subtract a request and its tokens from all pairs; called again with the difference when it is billed."""
         for rates, pair in self._pairs.items():
             for bucket, amount in ((pair.requests, requests), (pair.tokens, tokens)):
                 if self._callers[rates] <= 0:  # requests of other callers: a minute later they do not count any more

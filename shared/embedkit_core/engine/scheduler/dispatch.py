@@ -101,7 +101,7 @@ class Dispatcher:
         return max(0, self.max_in_flight() - self.in_flight)
 
     def take_slot(self, request: Request, now: float) -> None:
-        """Take a slot for a request that is sent."""
+        """Occupy a slot for a request that is sent."""
         self.in_flight += 1
         request.queue.in_flight += 1
         controller = request.queue.rate_controller
@@ -148,7 +148,7 @@ class Dispatcher:
     def _first_ready(self, queues: Iterable[RequestQueue], *, is_query: bool, now: float) -> RequestQueue | None:
         delayed: set[RateController] = set()
         for queue in queues:
-            if queue.rate_controller in delayed:  # smaller requests must not use up what a larger one waits for
+            if queue.rate_controller in delayed:  # smaller requests must not starve a larger one
                 continue
             size = 0
             if queue.rate_controller.limits_tokens:

@@ -1,7 +1,6 @@
-"""What happens to a failed request: the decisions, as data that the scheduler applies. No I/O.
+"""Decisions about the texts of failed requests, as data that the scheduler applies. No I/O.
 
-The error's type shows what happened, this module decides what follows, and each waiter's own `max_retries` limits the
-number of retries.
+They depend on the type of the error; each waiter's own `max_retries` limits the retries.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def _failures_for(waiter: Waiter, item: Item) -> int:
 
 
 class FailurePolicy:
-    """Decides what happens to the texts of failed requests, and what the rate controller learns from them."""
+    """The decisions about failed requests, and the update of the rate controller after them."""
 
     def __init__(self, retry: RetryPolicy, rng: random.Random, log: LogThrottle) -> None:
         self._retry = retry
@@ -117,7 +116,7 @@ class FailurePolicy:
     def decide(
         self, request: Request, items: list[Item], error: ProviderError, *, until: float, bound: int, now: float
     ) -> list[Decision]:
-        """Decide what happens to the items of a failed request that still have waiters.
+        """Decide how to go on with the items of a failed request that still have waiters.
 
         Args:
             request: The request; its slot is free already.

@@ -116,7 +116,7 @@ class BudgetLedger:
         return [item for item in self._awaiting if item.waiters]
 
     def retry(self, item: Item) -> list[Item]:
-        """Stop holding a text, or its pieces, because another caller wants it. Return the items to put into a queue."""
+        """Stop holding a text, or its pieces, because another caller joined it. Return the items to queue."""
         pieces = [held for held in self._awaiting if held.root is item] if item.missing_pieces else [item]
         released = [piece for piece in pieces if piece in self._awaiting]
         for piece in released:

@@ -77,8 +77,8 @@ class RowBuffer(Protocol):
         """The number of values in a row; None before the first."""
         ...
 
-    def put_wants(self, wants: Sequence[int], vectors: Vectors) -> None:
-        """Store rows, one for each index in `wants`. Called on the engine's thread; the rows do not change later."""
+    def put_reply(self, indices: Sequence[int], vectors: Vectors) -> None:
+        """Store rows, one for each index. Called on the engine's thread; the rows do not change later."""
         ...
 
 

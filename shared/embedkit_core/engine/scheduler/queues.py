@@ -24,7 +24,7 @@ class Request:
         queue: The queue its items came from.
         items: The items it sends. Until it is sent, items without callers are removed.
         batch: The texts and body for the provider; set when it is sent.
-        sent: What the rate controller needs about it; set when it is sent.
+        sent: Its record for the rate controller; set when it is sent.
         done: The items that its reply completes.
         rows: Their vectors, (len(done), width); None before the reply.
         truncated: For each item in `done`, whether its text was truncated.
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(slots=True)
 class Actions:
-    """What the runtime must do after a poll.
+    """The actions that the runtime must take after a poll.
 
     Attributes:
         acquire: Requests to acquire a rate limiter's permit for.

@@ -380,7 +380,7 @@ class Scheduler:
             for index in indices:
                 self.registry.give_up(ticket, index, copy.copy(error))
             return
-        ticket.rows.put_wants(indices, vectors)
+        ticket.rows.put_reply(indices, vectors)
         ticket.pending -= len(indices)
         ticket.sent += paid
         ticket.coalesced += len(indices) - paid
