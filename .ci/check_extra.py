@@ -95,8 +95,8 @@ def use_adapter(extra):
 def use_prices():
     from embedkit_core.costs import prices
 
-    expect(prices._second_source("openai", "text-embedding-3-small") == Decimal("0.02"), "genai-prices knows a price")
-    expect(prices._second_source("cohere", "embed-english-v3.0") is None, "what it lacks is unknown, not 0")
+    expect(prices._genai_price("openai", "text-embedding-3-small") == Decimal("0.02"), "genai-prices knows a price")
+    expect(prices._genai_price("cohere", "embed-english-v3.0") is None, "what it lacks is unknown, not 0")
 
 
 def use_progress():

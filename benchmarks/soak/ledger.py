@@ -10,7 +10,7 @@ from benchmarks.soak.server import Sent
 from benchmarks.soak.settings import MAX_IN_FLIGHT
 
 COMMIT_SECONDS = 3.0  # between an answer and its commit, on a busy machine
-CACHE_PROBLEMS = ("cannot be written", "cannot be read", "going on without the cache")  # in warnings of the library
+CACHE_PROBLEMS = ("cannot be written", "cannot be read", "is off, so texts")  # in warnings of the library
 
 
 class Ledger:

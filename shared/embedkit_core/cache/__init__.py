@@ -1,4 +1,4 @@
-"""The interface that cache authors implement, and the cache in a folder."""
+"""The interface for cache authors, and the cache in a folder."""
 
 from embedkit_core.cache.opening import open_cache
 from embedkit_core.common.types import Cache, Entry

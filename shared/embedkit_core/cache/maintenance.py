@@ -1,4 +1,4 @@
-"""Looking after a cache folder: how much is in it, whether it is whole, and taking it elsewhere."""
+"""Maintenance of a cache folder: size, verification, copy, deletion."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from embedkit_core.common.types import Entry
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What a cache folder holds: vectors, bytes on disk, and vectors that are damaged, which count as missing.
+    """Contents of a cache folder.
 
-    `set_aside` says that its database was damaged or not ours, and has another name beside the folder's own now.
+    Attributes:
+        folder: Path of the folder.
+        vectors: Number of vectors.
+        bytes_on_disk: Size of the files.
+        damaged: Number of damaged vectors, which are cache misses. None if the vectors were not verified.
+        quarantined: True if the database was damaged or foreign, and was renamed.
     """
 
     folder: str
@@ -31,7 +36,14 @@ class CacheStats:
 
 
 class CacheFolder:
-    """A cache folder to be looked after: the one that `cache=` names, the user's own for None."""
+    """Maintenance operations on a cache folder.
+
+    Args:
+        folder: The folder, as in `cache=`. None for the user's cache folder.
+
+    Attributes:
+        folder: Absolute path of the folder.
+    """
 
     def __init__(self, folder: str | PathLike[str] | None) -> None:
         folder = default_folder() if folder is None else folder
@@ -41,48 +53,52 @@ class CacheFolder:
         self.folder = Path(folder).expanduser().resolve()
 
     @property
-    def _own(self) -> Path:
+    def _subfolder(self) -> Path:
         return self.folder / OWN_FOLDER
 
     @property
     def holds_cache(self) -> bool:
-        """Tell whether there is a cache in the folder, be it an empty or a damaged one."""
-        return os.path.lexists(self._own)
+        """True if the folder has a cache, which may be empty or damaged."""
+        return os.path.lexists(self._subfolder)
 
     def stats(self) -> CacheStats:
-        """Count what is there.
+        """Return the contents, without verification of the vectors.
 
         Raises:
-            CacheError: there is a cache that cannot be used.
+            CacheError: The cache cannot be read.
         """
         before = self._cache.stats.quarantined
         vectors = sum(len(keys) for keys in self._cache.all_keys())
-        size = sum(path.stat().st_size for path in self._own.glob("*") if path.is_file()) if self._own.is_dir() else 0
+        size = (
+            sum(path.stat().st_size for path in self._subfolder.glob("*") if path.is_file())
+            if self._subfolder.is_dir()
+            else 0
+        )
         if self._cache.is_off:
-            raise CacheError(f"the cache in {self.folder} cannot be used")
+            raise CacheError(f"Cache {self.folder} cannot be used. The log has the reason.")
         return CacheStats(str(self.folder), vectors, size, quarantined=self._cache.stats.quarantined > before)
 
     def verify(self) -> CacheStats:
-        """Read every vector and check it against its checksum."""
+        """Return the contents after a check of every vector against its checksum."""
         before = self._cache.stats.quarantined
         stats = self.stats()
-        whole = sum(len(block) for block in self.entries())
-        aside = self._cache.stats.quarantined > before
-        return replace(stats, damaged=stats.vectors - whole, quarantined=aside)
+        intact = sum(len(block) for block in self.entries())
+        quarantined = self._cache.stats.quarantined > before
+        return replace(stats, damaged=stats.vectors - intact, quarantined=quarantined)
 
     def entries(self) -> Iterator[dict[bytes, Entry]]:
-        """Give all that is whole, block by block."""
+        """Yield all intact entries, block by block."""
         for keys in self._cache.all_keys():
             yield self._cache.get_many(keys)
 
     def copy_to(self, other: CacheFolder) -> int:
-        """Copy all that is whole into another folder, and give how many vectors there were.
+        """Copy all intact vectors into another folder; return their number.
 
         Raises:
-            ConfigurationError: it is this folder.
+            ConfigurationError: The other folder is this one.
         """
         if other.folder == self.folder:
-            raise ConfigurationError(f"{self.folder} cannot be copied into itself")
+            raise ConfigurationError(f"Cache {self.folder} cannot be copied into itself.")
         copied = 0
         for block in self.entries():
             other._cache.set_many(list(block.items()))
@@ -91,10 +107,10 @@ class CacheFolder:
         return copied
 
     def clear(self) -> int:
-        """Delete every vector, and give how many there were. The cache stays, empty, and what else is in the folder."""
+        """Delete all vectors; return their number. An empty cache and other files in the folder stay."""
         vectors = self.stats().vectors
         self._cache.close()
-        if self._own.is_dir():
-            shutil.rmtree(self._own)
-            self._own.mkdir(mode=0o700)
+        if self._subfolder.is_dir():
+            shutil.rmtree(self._subfolder)
+            self._subfolder.mkdir(mode=0o700)
         return vectors

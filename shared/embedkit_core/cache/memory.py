@@ -1,4 +1,4 @@
-"""The hot queries of a process, kept in memory before any cache."""
+"""Memory tier: recently used query vectors of a process, read before the cache."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import Entry
 
-_OVERHEAD_BYTES = 400  # what an entry costs beside its key and numbers: dict slot, tuple, array, bytes object
+_OVERHEAD_BYTES = 400  # of an entry besides its key and numbers: dict slot, tuple, array, bytes object
 
 
 class MemoryTier:
-    """The entries used last, within a bound in bytes; every thread may use it, and a forked child keeps its own.
+    """LRU cache of entries with a limit in bytes. Thread-safe; a forked child has its own copy.
 
-    Entries are held as copies that nobody can write to, not even who holds them.
+    Entries are copies and read-only.
     """
 
     def __init__(self, max_bytes: int = 32 << 20) -> None:
@@ -26,7 +26,7 @@ class MemoryTier:
         self._lock = ForkLock()
 
     def get(self, key: bytes) -> Entry | None:
-        """Give the entry of a key, read-only, or None."""
+        """Return the read-only entry of a key. None on a miss."""
         with self._lock.lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -34,7 +34,7 @@ class MemoryTier:
             return entry
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        """Give the entries there are, as `get` does."""
+        """Return the read-only entries of the keys that are in memory."""
         found: dict[bytes, Entry] = {}
         with self._lock.lock:
             for key in keys:
@@ -45,11 +45,11 @@ class MemoryTier:
         return found
 
     def put(self, key: bytes, entry: Entry) -> None:
-        """Keep an entry, and let go of those used longest ago where it takes their room."""
+        """Store an entry; drop the least recently used ones above the limit."""
         size = _size(key, entry)
         if size > self._max_bytes:
             return
-        # An array over bytes cannot be made writeable again, one that owns its numbers can.
+        # An array over bytes stays read-only. An array that owns its memory could be made writable again.
         vector = np.frombuffer(entry.vector.tobytes(), dtype=entry.vector.dtype)
         with self._lock.lock:
             old = self._entries.pop(key, None)

@@ -1,4 +1,4 @@
-"""Open the cache of a folder: one shared object per folder and process."""
+"""Opening of caches by folder: one shared object per folder and process."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ if TYPE_CHECKING:
     from embedkit_core.cache.disk.cache import DiskCache
 
 
-_open: weakref.WeakValueDictionary[Path, DiskCache] = weakref.WeakValueDictionary()
+_open_caches: weakref.WeakValueDictionary[Path, DiskCache] = weakref.WeakValueDictionary()
 _lock = ForkLock()
 
 
 def open_cache(folder: Path | str) -> Cache:
-    """Give the cache in a folder, one object for all who name the same one; nothing is opened before it is used."""
+    """Return the cache in a folder; callers with the same folder share one object. Files are opened on first use."""
     disk = import_module("embedkit_core.cache.disk.cache")
     path = Path(folder).expanduser().resolve()
     with _lock.lock:
-        cache = _open.get(path)
+        cache = _open_caches.get(path)
         if cache is None:
-            cache = _open[path] = disk.DiskCache(path)
+            cache = _open_caches[path] = disk.DiskCache(path)
         return cache
 
 
 def default_folder() -> Path:
-    """Give the user's cache folder."""
+    """Return the cache folder of the user."""
     return Path(import_module("platformdirs").user_cache_dir("rag-embedkit", appauthor=False))
 
 
 def open_folder(name: str | PathLike[str]) -> Cache:
-    """Give the cache in a folder that need not exist yet.
+    """Return the cache in the folder that `cache=` names; it need not exist yet.
 
     Raises:
-        ConfigurationError: it can never be a folder.
+        ConfigurationError: It cannot be a folder, for example because a parent is a file.
     """
     try:
         folder = Path(name).expanduser()
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise ConfigurationError(f"cache={str(name)!r} cannot be a folder: {there} is a file")
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise ConfigurationError(f"cache: cannot be a folder, {existing} is a file (got {str(name)!r})")
         return open_cache(folder)
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(f"cache={str(name)!r} cannot be a folder ({type(error).__name__})") from None
+        raise ConfigurationError(f"cache: cannot be a folder, {type(error).__name__} (got {str(name)!r})") from None

@@ -1,4 +1,4 @@
-"""Where an embedder's vectors are kept: a cache and the hot queries in memory, or nowhere."""
+"""Cache of an embedder: a memory tier for queries in front of a cache, or no cache."""
 
 from __future__ import annotations
 
@@ -18,58 +18,63 @@ from embedkit_core.common.vectors import NUMPY_DTYPES
 
 logger = logging.getLogger("embedkit_core")
 
-MAX_MEMORY_BYTES = 16  # keys in one look-up that may come from memory: single queries, not bulk
-MAX_REMEMBERED_ROWS = frozenset(NUMPY_DTYPES.values())
+MAX_MEMORY_KEYS = 16  # look-ups of more keys are bulk work, which would displace the queries in memory
+CACHED_DTYPES = frozenset(NUMPY_DTYPES.values())
 Found: TypeAlias = Mapping[bytes, Entry]
 
 
 @runtime_checkable
 class BlockReads(Protocol):
-    """A cache of ours that need not have all that it reads in memory at once."""
+    """A built-in cache that can return a large read in blocks, to limit memory."""
 
     def get_blocks(self, keys: Sequence[bytes]) -> Iterator[Found]:
-        """Give the entries there are, block by block."""
+        """Yield the entries that are in the cache, block by block."""
         ...
 
 
 class TieredCache:
-    """A cache with a small memory before it; both may be absent.
+    """A cache with a memory tier in front of it.
 
-    `keeper` is what the engine writes to, None where nothing is kept. A cache that is not `checked` may answer
-    anything; one that is not `owned` is for its owner to close.
+    Args:
+        cache: The cache. None for no cache; then there is no memory tier either.
+        trusted: True for a built-in cache. Entries of other caches are validated.
+        owned: True if `close` closes the cache too.
+
+    Attributes:
+        backend: The cache that the engine writes to. None for no cache.
     """
 
-    def __init__(self, cache: Cache | None, *, checked: bool = True, owned: bool = True) -> None:
+    def __init__(self, cache: Cache | None, *, trusted: bool = True, owned: bool = True) -> None:
         self.backend = cache
-        self._checked = checked
+        self._trusted = trusted
         self._owned = owned
-        self._complained = False
+        self._logged_failure = False
         self._get_blocks: Callable[[Sequence[bytes]], Iterator[Found]] | None = None
-        if checked and isinstance(cache, BlockReads):
+        if trusted and isinstance(cache, BlockReads):
             self._get_blocks = cache.get_blocks
         self._memory = MemoryTier() if cache is not None else None
 
     @property
     def may_block(self) -> bool:
-        """Tell whether a look-up may take long: a cache that is not ours may be on a network."""
-        return not self._checked
+        """True if a look-up may take long: a cache that is not built in may use a network."""
+        return not self._trusted
 
     def from_memory(self, keys: Sequence[bytes]) -> Found:
-        """Give the entries that are in memory."""
-        if self._memory is None or len(keys) > MAX_MEMORY_BYTES:
+        """Return the entries that are in memory; none for bulk look-ups."""
+        if self._memory is None or len(keys) > MAX_MEMORY_KEYS:
             return {}
         return self._memory.get_many(keys)
 
     def read(self, keys: Sequence[bytes], *, hot: bool) -> Iterator[Found]:
-        """Give the entries of the cache, block by block; `hot` ones are kept in memory for the next time."""
+        """Yield the entries that are in the cache, block by block; `hot` ones are copied into memory."""
         for found in self._read(keys):
-            if hot and len(keys) <= MAX_MEMORY_BYTES:
+            if hot and len(keys) <= MAX_MEMORY_KEYS:
                 self.remember(found)
             yield found
 
     def remember(self, found: Found) -> None:
-        """Keep entries in memory for the next time, unless they are too many to be queries."""
-        if self._memory is not None and len(found) <= MAX_MEMORY_BYTES:
+        """Copy entries into memory, unless there are too many to be queries."""
+        if self._memory is not None and len(found) <= MAX_MEMORY_KEYS:
             for key, entry in found.items():
                 self._memory.put(key, entry)
 
@@ -81,14 +86,14 @@ class TieredCache:
                 yield from self._get_blocks(keys)
                 return
             found = self.backend.get_many(keys)
-            yield found if self._checked else {key: entry for key, entry in found.items() if _is_sound(entry)}
-        except Exception as error:  # a cache may be anybody's, and must not cost an answer
-            if not self._complained:
-                self._complained = True
-                logger.warning("the cache could not be read (%s)", type(error).__name__)
+            yield found if self._trusted else {key: entry for key, entry in found.items() if _is_valid(entry)}
+        except Exception as error:  # a third-party cache may raise anything, and must not fail the call
+            if not self._logged_failure:
+                self._logged_failure = True
+                logger.warning("Cache could not be read (%s); further failures are not logged.", type(error).__name__)
 
     def where(self, key: bytes) -> str:
-        """Say where a vector would be served from: "memory", "cache" or "provider"."""
+        """Return where a vector would come from: "memory", "cache" or "provider"."""
         if self.backend is None or self._memory is None:
             return "provider"
         if self._memory.get(key) is not None:
@@ -96,37 +101,39 @@ class TieredCache:
         return "cache" if any(self._read([key])) else "provider"
 
     def close(self) -> None:
-        """Forget what is in memory, and let go of the folder's files; whoever else uses it opens them again."""
+        """Clear the memory tier and close the cache if it is owned; other users of the folder open it again."""
         if self._memory is not None:
             self._memory = MemoryTier()
         if self.backend is not None and self._owned:
             self.backend.close()
 
 
-def _is_sound(entry: object) -> bool:
+def _is_valid(entry: object) -> bool:
     if not isinstance(entry, Entry) or not isinstance(entry.vector, np.ndarray):
         return False
     vector = entry.vector
-    return (
-        vector.dtype in MAX_REMEMBERED_ROWS and vector.ndim == 1 and vector.size > 0 and bool(np.isfinite(vector).all())
-    )
+    return vector.dtype in CACHED_DTYPES and vector.ndim == 1 and vector.size > 0 and bool(np.isfinite(vector).all())
 
 
 def open_tiered(cache: Literal[False] | str | PathLike[str] | Cache | None) -> TieredCache:
-    """Open what an embedder's `cache` argument names; a folder is made at the first write."""
+    """Return the cache for the argument `cache=` of an embedder. A folder is created at the first write.
+
+    Raises:
+        ConfigurationError: The argument is not a cache.
+    """
     if cache is False:
         return TieredCache(None)
     if cache is None:
         return TieredCache(open_cache(default_folder()))
     if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
-        return TieredCache(urls.open_url(cache), checked=urls.is_built_in(scheme))
+        return TieredCache(urls.open_url(cache), trusted=urls.is_built_in_scheme(scheme))
     if isinstance(cache, (str, PathLike)):
         if not str(cache):
-            raise ConfigurationError("cache='' names no folder; use cache=False for no cache")
+            raise ConfigurationError("cache: must not be empty. Use cache=False for no cache.")
         return TieredCache(open_folder(cache))
     if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
-        return TieredCache(cache, checked=False, owned=False)
+        return TieredCache(cache, trusted=False, owned=False)
     raise ConfigurationError(
-        f"cache={cache!r:.80} is none of: a folder, an address (scheme://...), False, None, or an object with "
-        "get_many, set_many, close"
+        "cache: must be a folder, an address (scheme://...), False, None, or an object with get_many, set_many and "
+        f"close (got {cache!r:.80})"
     )

@@ -1,7 +1,7 @@
-"""Caches that are named by an address, scheme://...: which schemes there are, and the built-in one.
+"""Caches that are given as an address, scheme://...: lookup of the scheme, and the built-in scheme file.
 
-An address is shown, logged and pickled with the settings it is part of. So it never holds a secret, and what is wrong
-with one is said without it.
+An address is displayed, logged and pickled with the other settings. So it must not contain a secret, and errors never
+show it.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import Cache
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://|(file):", re.I)  # of one letter it is a drive of Windows'
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://|(file):", re.I)  # a single letter is a Windows drive
 _SECRET = re.compile("token|key|secret|pass|pwd|auth|sig|cred", re.I)  # in the name of a parameter
 
 
 def scheme_of(cache: object) -> str | None:
-    """Give the scheme of a cache that is named by an address, in lower case; None for what is none.
+    """Return the scheme of an address in lower case. None if `cache` is not an address.
 
-    `file:/folder` is one too, though a wrong one: it is meant as an address, and would be a folder named `file:`.
+    `file:/folder` counts as an address, so that it is rejected instead of becoming a folder named `file:`.
     """
-    found = _URL.match(cache) if isinstance(cache, str) else None
-    return (found[1] or found[2]).lower() if found else None
+    match = _URL.match(cache) if isinstance(cache, str) else None
+    return (match[1] or match[2]).lower() if match else None
 
 
-def is_built_in(scheme: str) -> bool:
-    """Tell whether a scheme is ours."""
+def is_built_in_scheme(scheme: str) -> bool:
+    """Return True if the scheme belongs to a cache of this library."""
     return scheme in plugins.BUILT_IN[plugins.CACHES]
 
 
 def open_url(url: str) -> Cache:
-    """Give the cache at an address, from whoever has registered its scheme.
+    """Return the cache at an address, from the package that registered its scheme.
 
     Raises:
-        ConfigurationError: nobody has, the address holds a secret, or they will not have it.
+        ConfigurationError: The scheme is not registered, the address contains a secret, or the package rejects it.
     """
     scheme = scheme_of(url) or ""
     known = plugins.registered(plugins.CACHES)
@@ -46,51 +46,61 @@ def open_url(url: str) -> Cache:
         shown = {name: f"{name}://" for name in sorted(known)}
         hint = suggest(scheme, shown)
         listed = ", ".join(shown.values())
-        raise ConfigurationError(f"no cache is installed for {scheme}://; there are {listed}{hint and f'; {hint}'}")
-    _refuse_secrets(url, scheme)
+        raise ConfigurationError(f"cache: no package provides {scheme}:// (available: {listed}){hint and f'; {hint}'}")
+    _check_secrets(url, scheme)
     opener = plugins.load(plugins.CACHES, scheme)
     where = plugins.describe(known[scheme][0])
     if not callable(opener):
-        raise ConfigurationError(f"the cache {scheme}:// cannot be called with an address: {where}")
+        raise ConfigurationError(f"The cache {scheme}:// cannot be called with an address: {where}")
     try:
-        made = opener(url)
+        cache = opener(url)
     except Exception as error:
-        refused = plugins.refusal(error, f"the cache {scheme}:// cannot be opened", where)
+        failure = plugins.plugin_error(error, f"The cache {scheme}:// cannot be opened", where)
     else:
-        if isinstance(made, Cache):
-            return made
-        refused = ConfigurationError(f"the cache {scheme}:// lacks one of get_many, set_many, close: {where}")
-    raise refused
+        if isinstance(cache, Cache):
+            return cache
+        failure = ConfigurationError(f"The cache {scheme}:// lacks one of get_many, set_many, close: {where}")
+    raise failure
 
 
 def open_file_url(url: str) -> Cache:
-    """Give the cache in the folder that a file:/// address names."""
+    """Return the cache in the folder of a file:/// address.
+
+    Raises:
+        ConfigurationError: The address has no absolute folder on this machine.
+    """
     parts = urlsplit(url)
     path = unquote(parts.path)
-    here = url[len("file:") :].startswith("//") and parts.netloc in ("", "localhost")
-    if not here or parts.query or parts.fragment or not path.strip("/"):
-        raise ConfigurationError("this file: address names no folder here; write cache='file:///absolute/path'")
+    is_local = url[len("file:") :].startswith("//") and parts.netloc in ("", "localhost")
+    if not is_local or parts.query or parts.fragment or not path.strip("/"):
+        raise ConfigurationError(
+            "cache: the file: address has no folder on this machine. Use cache='file:///absolute/path'"
+        )
     return open_folder(path[1:] if os.name == "nt" and re.match("/[A-Za-z]:", path) else path)
 
 
-def _refuse_secrets(url: str, scheme: str) -> None:
-    """Raise ConfigurationError, without the address, where a part of it may be a secret or cannot be told from one."""
-    if not _is_readable(url):  # the characters of a password may be what splits it wrongly
+def _check_secrets(url: str, scheme: str) -> None:
+    """Check that no part of an address looks like a secret.
+
+    Raises:
+        ConfigurationError: A part does, or the address cannot be parsed. The message does not have the address.
+    """
+    fix = "set a password in the environment variable that the cache reads"
+    if not _is_parsable(url):  # characters of a password can break the address
         raise ConfigurationError(
-            f"the address of the cache {scheme}:// cannot be read: what is special in one is percent-encoded, and a "
-            "password is set in the environment variable that this cache reads"
+            f"cache: the {scheme}:// address cannot be parsed. Percent-encode special characters, and {fix}."
         )
-    is_folder = scheme == "file"  # whose name may hold any character
-    said = url if is_folder else unquote(url)
-    names = [part.partition("=")[0] for part in re.split("[?&;#]", said)[1:]]
-    if "@" in (urlsplit(url).netloc if is_folder else said) or any(_SECRET.search(unquote(name)) for name in names):
+    is_folder = scheme == "file"  # a folder name may contain any character
+    decoded = url if is_folder else unquote(url)
+    names = [part.partition("=")[0] for part in re.split("[?&;#]", decoded)[1:]]
+    if "@" in (urlsplit(url).netloc if is_folder else decoded) or any(_SECRET.search(unquote(name)) for name in names):
         raise ConfigurationError(
-            f"the address of the cache {scheme}:// holds a user, a password or a parameter that is named like one, and "
-            "settings are shown, logged and pickled; set it in the environment variable that this cache reads"
+            f"cache: the {scheme}:// address must not contain a user, a password or a parameter with such a name, "
+            f"because settings are displayed, logged and pickled. Instead, {fix}."
         )
 
 
-def _is_readable(url: str) -> bool:
+def _is_parsable(url: str) -> bool:
     try:
         _ = urlsplit(url).port
     except ValueError:

@@ -1,1 +1,1 @@
-"""Data types and helpers that every other package may import."""
+"""Data types and helpers that all other packages may import."""

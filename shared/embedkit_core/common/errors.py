@@ -1,26 +1,26 @@
-"""What can go wrong, and what each error carries.
+"""Exception classes of the library.
 
 EmbedKitError
-+- ConfigurationError (ValueError)     before any I/O: no such provider, dimension not offered, no API key
-|  +- MissingExtraError (ImportError)  .extra, and the pip line
-+- InputError (ValueError)             .indices of the offending texts, decided before anything is sent
-+- BudgetError                         .limit_usd .spent_usd .needed_usd .result (what is done) .failed
-+- CacheError                          logged once, counted, never fatal: the text counts as a miss
-+- PartialFailureError                 .failed {position: error} .succeeded .result; only where some succeeded
-+- ProviderError                       .provider .model .status .request_id .retryable .retry_after
++- ConfigurationError (ValueError)     invalid settings; raised before any I/O
+|  +- MissingExtraError (ImportError)  an optional dependency is not installed
++- InputError (ValueError)             texts that cannot be embedded; raised before any request is sent
++- BudgetError                         a budget has no room for a text
++- CacheError                          the cache failed; calls log it and treat the texts as cache misses
++- PartialFailureError                 some texts failed, others succeeded
++- ProviderError                       a request failed
    +- AuthenticationError              401, 403
    +- BadRequestError                  400, 404, 422
-   |  +- BadTextError                  a 400 that may be about one text: the engine looks for it
-   |  +- TextTooLongError              one text is over the model's limit; .tokens .limit .positions
-   |  +- RequestTooLargeError          too many texts or tokens in one request: halved and sent again
-   |  +- EncodingRefusedError          the server refuses base64, or means another by it: asked again for floats
+   |  +- BadTextError                  400 that one of the texts may have caused; the engine isolates the text
+   |  +- TextTooLongError              a text is over the model's limit
+   |  +- RequestTooLargeError          too many texts or tokens in one request; the engine halves it and retries
+   |  +- EncodingRefusedError          the server does not support base64; the client retries with floats
    +- QuotaError                       402, insufficient_quota
    +- RateLimitError*                  429
    +- UnavailableError*                5xx, connection lost
-   +- TimedOutError*                   no answer within timeout=, or nothing more is waited for after deadline=
-   +- BadReplyError                    wrong count, shape, order or a non-finite number; never cached
+   +- TimedOutError*                   no reply within timeout=, or the deadline= of a call passed
+   +- BadReplyError                    wrong count, shape, order, or a non-finite number; never cached
 
-* retryable. Messages name the thing, the value and the way out; they never hold a key or a text.
+* retryable. Messages name the setting, its value and the fix. They never contain an API key or a text.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def _rebuild(cls: type[EmbedKitError], args: tuple[object, ...], state: dict[str
 
 
 class EmbedKitError(Exception):
-    """Base of every error this library raises on purpose; it can be copied and sent to another process.
+    """Base class of all errors that the library raises on purpose. Supports copy and pickle.
 
-    `usage` is what the call that failed took all the same; None where nothing was asked.
+    Attributes:
+        usage: Usage of the call that failed, which may have sent billed requests. None if the call did not start.
     """
 
     usage: Usage | None = None
@@ -54,19 +55,29 @@ class EmbedKitError(Exception):
 
 
 class ConfigurationError(EmbedKitError, ValueError):
-    """The settings cannot work; raised before any I/O."""
+    """Invalid settings; raised before any I/O."""
 
 
 class MissingExtraError(ConfigurationError, ImportError):
-    """A package that an optional feature needs is not installed."""
+    """A package that an optional feature needs is not installed.
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f'{what} needs an extra that is not installed: pip install "rag-embedkit[{extra}]"')
+    Attributes:
+        extra: The extra of rag-embedkit that installs the package, for example "local".
+    """
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f'{feature} needs the extra [{extra}], which is not installed. Run: pip install "rag-embedkit[{extra}]"'
+        )
         self.extra = extra
 
 
 class InputError(EmbedKitError, ValueError):
-    """Some texts cannot be embedded; nothing was sent."""
+    """Some texts cannot be embedded, for example because they are empty. No request was sent.
+
+    Attributes:
+        indices: Positions of these texts in the input.
+    """
 
     def __init__(self, message: str, indices: Sequence[int]) -> None:
         super().__init__(message)
@@ -74,10 +85,21 @@ class InputError(EmbedKitError, ValueError):
 
 
 class BudgetError(EmbedKitError):
-    """What is asked may cost more than a budget has left; nothing that could exceed it was sent.
+    """A budget has no room for the texts that are left; no request that could exceed the budget was sent.
 
-    `spent_usd` is what was billed and what was possibly billed, `needed_usd` the most that is still needed, None where
-    the price is unknown; the same in tokens. What is done is in `result` and in the cache, `failed` names the rest.
+    Finished texts are in `result` and in the cache.
+
+    Attributes:
+        limit_usd: Budget in USD. None if there is no limit in USD.
+        spent_usd: USD that were billed or possibly billed.
+        needed_usd: Upper bound for the texts that are left. None if the price is unknown.
+        limit_tokens: Budget in tokens. None if there is no limit in tokens.
+        spent_tokens: Tokens that were billed or possibly billed.
+        needed_tokens: Upper bound for the texts that are left.
+        usd_per_million: Price of the model in USD per million tokens. None if it is unknown.
+        failed: Error of each text without a vector, by position.
+        succeeded: Positions of the finished texts.
+        result: Vectors and usage of the call. None if the call did not start.
     """
 
     def __init__(
@@ -109,14 +131,19 @@ class BudgetError(EmbedKitError):
 
 
 class CacheError(EmbedKitError):
-    """The cache could not be read or written; the work goes on without it."""
+    """The cache could not be read or written. Embedding calls continue without it."""
 
 
 class PartialFailureError(EmbedKitError):
-    """Some texts failed for good and others succeeded; what succeeded is in `result` and in the cache.
+    """Some texts failed and others succeeded. Finished texts are in `result` and in the cache.
 
-    A stream raises it at the first text that fails: `failed` names that one, `succeeded` all before it, whose rows have
-    been given, so that the `result` has none. Positions count from the start of the stream.
+    A stream raises it at the first text that fails. Then `failed` has this text only, `succeeded` has all texts before
+    it, and `result` has no rows because the stream has yielded them. Positions count from the start of the stream.
+
+    Attributes:
+        failed: Error of each failed text, by position.
+        succeeded: Positions of the finished texts.
+        result: Vectors and usage of the call; the rows of failed texts are NaN, or 0 in an integer dtype.
     """
 
     def __init__(
@@ -129,10 +156,17 @@ class PartialFailureError(EmbedKitError):
 
 
 class ProviderError(EmbedKitError):
-    """The provider refused or failed a request; raised as itself when everything failed for one cause.
+    """A request failed. If all texts of a call failed, the call raises the error of the first one.
 
-    `retry_after` is the seconds the provider asks to wait, `rate_limits` what is left of its limits. `unsent` says
-    that the request never reached the provider, and was not billed for sure.
+    Attributes:
+        provider: Name of the provider.
+        model: Name of the model, without the provider.
+        status: HTTP status of the response. None if there was no response.
+        request_id: The provider's ID of the request, for its support. None if the response has none.
+        retry_after: Seconds until the provider accepts a retry. None if the response does not state it.
+        rate_limits: Remaining rate limits according to the response. None if it does not state them.
+        retryable: True if a retry of the same request may succeed.
+        unsent: True if the request did not reach the provider, so it was certainly not billed.
     """
 
     retryable = False
@@ -158,22 +192,25 @@ class ProviderError(EmbedKitError):
 
 
 class AuthenticationError(ProviderError):
-    """The key is missing, wrong, or not allowed to use this model."""
+    """The API key is missing, wrong, or has no access to the model."""
 
 
 class BadRequestError(ProviderError):
-    """The provider refuses the request as it stands."""
+    """The provider rejected the request; a retry of the same request fails again."""
 
 
 class BadTextError(BadRequestError):
-    """The provider refuses a request, perhaps for one of its texts."""
+    """The provider rejected a request, possibly because of one of its texts."""
 
 
 class TextTooLongError(BadRequestError):
-    """One text is longer than the model takes.
+    """A text is longer than the model's limit.
 
-    `tokens` is the length the provider counted and `limit` what it takes, where it said so. While it is on its way to
-    the engine, `positions` maps the places in the request of the texts concerned to their lengths, where known.
+    Attributes:
+        tokens: Length of the text in tokens as the provider counted it. None if it does not state it.
+        limit: The model's limit in tokens. None if the provider does not state it.
+        positions: Set by a provider for the engine: position in the request of each text that is too long, with its
+            length in tokens or None. Empty if the provider does not state which texts are too long.
     """
 
     def __init__(
@@ -188,9 +225,9 @@ class TextTooLongError(BadRequestError):
         request_id: str | None = None,
     ) -> None:
         known = tokens is not None and limit is not None
-        length = f"has {tokens} tokens, over the limit of {limit}" if known else "is longer than the model takes"
+        problem = f"has {tokens} tokens, over the limit of {limit}" if known else "is longer than the model's limit"
         super().__init__(
-            f"a text {length}; on_long_text='truncate' or 'mean' embeds it all the same",
+            f"A text {problem}. Set on_long_text='truncate' or 'mean' to embed it.",
             provider=provider,
             model=model,
             status=status,
@@ -200,8 +237,8 @@ class TextTooLongError(BadRequestError):
         self.limit = limit
         self.positions = dict(positions or {})
 
-    def of(self, tokens: int | None) -> TextTooLongError:
-        """Give the same refusal for one of the texts it is about."""
+    def for_text(self, tokens: int | None) -> TextTooLongError:
+        """Return the same error for a single text of this length in tokens, None if the length is unknown."""
         return TextTooLongError(
             tokens=tokens,
             limit=self.limit,
@@ -213,47 +250,58 @@ class TextTooLongError(BadRequestError):
 
 
 class RequestTooLargeError(BadRequestError):
-    """One request held more than the provider takes; `counts_texts` says that it was texts, not tokens or bytes."""
+    """A request has more texts, tokens or bytes than the provider accepts.
+
+    Attributes:
+        counts_texts: True if the number of texts is over the limit, False if it is the tokens or bytes.
+    """
 
     counts_texts = False
 
 
 class EncodingRefusedError(BadRequestError):
-    """The server does not know the encoding asked for, or means another by it; the client asks for floats from now on.
+    """The server does not support the requested encoding of vectors. The client uses floats from then on.
 
-    `tokens` is what a reply that could not be read was billed at, where it said so.
+    Attributes:
+        tokens: Billed tokens of a reply that could not be decoded. None if unknown.
     """
 
     tokens: int | None = None
 
 
 class QuotaError(ProviderError):
-    """The account has no credit left; waiting does not help."""
+    """The account has no credit left; a later retry does not help."""
 
 
 class RateLimitError(ProviderError):
-    """Too many requests or tokens a minute; `counts_requests` says that it was requests."""
+    """Too many requests or tokens per minute.
+
+    Attributes:
+        counts_requests: True if the limit on requests was hit, not the one on tokens.
+    """
 
     retryable = True
     counts_requests = False
 
 
 class UnavailableError(ProviderError):
-    """The provider is overloaded, failing or out of reach."""
+    """The provider is overloaded, fails or cannot be reached."""
 
     retryable = True
 
 
 class TimedOutError(ProviderError):
-    """No answer came in time, or a call's deadline passed; the provider may have billed the request all the same."""
+    """No reply arrived in time, or the deadline of a call passed. The request may have been billed."""
 
     retryable = True
 
 
 class BadReplyError(ProviderError):
-    """The reply does not fit the request: wrong count, order, width, or a number that is not finite.
+    """The reply does not match the request: wrong count, order or width, or a non-finite number.
 
-    `tokens` is what it was billed at, where it said so; `lasts` says that other texts would be answered no better.
+    Attributes:
+        tokens: Billed tokens of the reply. None if unknown.
+        lasts: True if the reply to any other text would be wrong too, as with a wrong width.
     """
 
     tokens: int | None = None

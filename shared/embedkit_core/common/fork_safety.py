@@ -1,9 +1,9 @@
-"""Locks that a forked child finds open, whatever thread of its parent held them, and what a fork waits for."""
+"""Locks that are open in a forked child, and locks that a fork waits for."""
 
 from __future__ import annotations
 
-# A module that hooks into the fork itself must do so before a fork waits for us: of one that is imported meanwhile the
-# hook that follows the fork would run without the one that precedes it, and open a lock that somebody holds.
+# concurrent.futures.thread registers fork hooks, so it is imported before ours. If another thread imported it while a
+# fork waits for our locks, its hook after the fork would run without the one before, and release a lock that is held.
 import concurrent.futures.thread  # noqa: F401
 import importlib
 import os
@@ -13,26 +13,26 @@ from types import ModuleType
 from typing import Protocol
 
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
-_others: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 
 
 class ForkAware(Protocol):
-    """What has to begin anew in a forked child."""
+    """An object that resets itself in a forked child."""
 
     def after_fork_in_child(self) -> None:
-        """Let go of what is the parent's."""
+        """Drop the state that belongs to the parent."""
 
 
 def register_after_fork(thing: ForkAware) -> None:
-    """Have something told in a forked child, as long as it lives."""
-    _others.add(thing)
+    """Call `thing.after_fork_in_child()` in each forked child, as long as the object lives."""
+    _fork_aware.add(thing)
 
 
 class ForkLock:
-    """Holds a lock, for `with holder.lock`; a new and open one in a forked child.
+    """Holder of a lock, for `with holder.lock`; a forked child gets a new, open lock.
 
-    The lock itself is the interpreter's own, so that an interrupt cannot fall between taking it and knowing it, and
-    may be taken again by the thread that has it, as a signal handler does.
+    The lock is a plain RLock: an interrupt cannot separate acquire from release, and a signal handler may acquire it
+    again on the same thread.
     """
 
     __slots__ = ("__weakref__", "lock")
@@ -42,12 +42,12 @@ class ForkLock:
         _locks.add(self)
 
 
-MAX_FORK_WAIT_SECONDS = 10.0  # seconds for which a fork waits for an import of ours that is under way, and for a bar
+MAX_FORK_WAIT_SECONDS = 10.0  # how long a fork waits for each of the two locks below
 
-# Held by our threads while they import, and while they draw a bar. Others' locks stay shut in a child that is forked
-# meanwhile, the interpreter's of the module and tqdm's own: the child finds half a module, or waits for ever.
+# Held while the library imports modules or draws a progress bar. The module locks of the interpreter and the lock of
+# tqdm stay locked in a child that is forked meanwhile: it would find a partial module, or wait forever.
 import_lock, progress_lock = ForkLock(), ForkLock()
-_held: dict[int, list[threading.RLock]] = {}  # by threads that fork
+_held: dict[int, list[threading.RLock]] = {}  # by ID of the forking thread
 
 
 def import_module(name: str) -> ModuleType:
@@ -56,23 +56,23 @@ def import_module(name: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-def _wait() -> None:
+def _before_fork() -> None:
     locks = (import_lock.lock, progress_lock.lock)
     _held[threading.get_ident()] = [lock for lock in locks if lock.acquire(timeout=MAX_FORK_WAIT_SECONDS)]
 
 
-def _go_on() -> None:
+def _after_fork_in_parent() -> None:
     for lock in _held.pop(threading.get_ident(), ()):
         lock.release()
 
 
-def _renew() -> None:
+def _after_fork_in_child() -> None:
     _held.clear()
     for holder in list(_locks):
         holder.lock = threading.RLock()
-    for thing in list(_others):
+    for thing in list(_fork_aware):
         thing.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_wait, after_in_parent=_go_on, after_in_child=_renew)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""Text formatting for messages and tables: amounts, counts, positions, Markdown."""
+"""Text formatting for messages and tables: amounts, counts, positions, Markdown. No I/O."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import difflib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 
-TWO_DIGITS = Context(prec=2)  # for people, of what is an estimate anyway
+TWO_DIGITS = Context(prec=2)  # for estimates, which are not more exact
 
 
 def format_positions(positions: Iterable[int]) -> str:
-    """Name ten positions at most, for a message."""
+    """Return the first ten positions, separated by commas, with "…" if there are more."""
     named = list(map(str, positions))
     return ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
 
 
 def format_usd(usd: Decimal) -> str:
-    """Give an amount as people write it: no exponent, no zeros at the end."""
+    """Return an amount without an exponent and without trailing zeros."""
     return f"{usd.normalize():f}"
 
 
 def shorten_model_name(model: str, most: int) -> str:
-    """Give a model's name in so many characters at most: of one that is a long path its end."""
+    """Return the name of a model in at most `most` characters: the provider and the end of the name."""
     provider, colon, name = model.partition(":")
     return model if len(model) <= most else f"{provider}{colon}…{name[len(provider) + 2 - most :]}"
 
@@ -41,12 +41,12 @@ def suggest(name: object, candidates: Iterable[str], *, cutoff: float = 0.5) -> 
 
 
 def count_noun(n: int, noun: str) -> str:
-    """Give a number of things as people write it: "1 text", "2,000 texts"."""
+    """Return a number with its noun: "1 text", "2,000 texts"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
-    """Give a table whose columns are as wide as what is in them, those at `right` aligned to the right."""
+    """Return a Markdown table with padded cells; columns at the indices `right` are aligned to the right."""
     widths = [max(3, *(len(line[column]) for line in [head, *rows])) for column in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""What installed packages add to us: found by entry points, imported when named, and never in place of our own.
+"""Discovery of plugins through entry points. A plugin is imported on first use and cannot replace a built-in name.
 
-Our own are entry points too, for whoever lists them, and known here beside that: to look through all that is installed
-takes as long as reading some thousand vectors from a cache.
+Built-in providers and caches are registered as entry points too, and listed here: a scan of the installed packages
+takes as long as thousands of cache reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PROVIDERS = "embedkit_core.providers"
 CACHES = "embedkit_core.caches"
-_OURS = "rag-embedkit"
+_DISTRIBUTION = "rag-embedkit"
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     PROVIDERS: {
         "openai": "embedkit_core.providers.openai.provider:OpenAI",
@@ -37,82 +37,85 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     CACHES: {"file": "embedkit_core.cache.urls:open_file_url"},
 }
-_KINDS = {PROVIDERS: "provider", CACHES: "cache"}
+_GROUP_NOUNS = {PROVIDERS: "provider", CACHES: "cache"}
 
 logger = logging.getLogger("embedkit_core")
 
 
 @cache
 def registered(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Give what is registered in a group by its name; several packages may claim one, but not one that is built in."""
+    """Return the entry points of a group by name. Several packages may claim a name, except for built-in names."""
     from importlib.metadata import entry_points
 
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=group):
         found.setdefault(point.name, []).append(point)
-    return {name: _ours_first(group, points) for name, points in found.items()}
+    return {name: _prefer_built_in(group, points) for name, points in found.items()}
 
 
 def is_registered(group: str, name: str) -> bool:
-    """Tell whether something is registered under a name."""
+    """Return True if an entry point has this name."""
     return name in BUILT_IN[group] or name in registered(group)
 
 
-def _ours_first(group: str, points: list[EntryPoint]) -> tuple[EntryPoint, ...]:
-    ours = tuple(point for point in points if is_built_in(point))
-    for other in points if ours else ():
-        if not is_built_in(other):  # two points that lead to one place are equal, whoever registers them
-            logger.warning("%s is ignored: that %s is built in", describe(other), _KINDS[group])
-    return ours or tuple(points)
+def _prefer_built_in(group: str, points: list[EntryPoint]) -> tuple[EntryPoint, ...]:
+    built_in = tuple(point for point in points if is_built_in(point))
+    for other in points if built_in else ():
+        if not is_built_in(other):  # not `other not in built_in`: points with one target are equal
+            logger.warning("Plugin ignored: %s uses the name of a built-in %s", describe(other), _GROUP_NOUNS[group])
+    return built_in or tuple(points)
 
 
 def is_built_in(point: EntryPoint) -> bool:
-    """Tell whether an entry point is this library's own, wherever it leads."""
-    return point.dist is not None and re.sub(r"[-_.]+", "-", point.dist.name).lower() == _OURS
+    """Return True if this library registered the entry point; its target does not matter."""
+    return point.dist is not None and re.sub(r"[-_.]+", "-", point.dist.name).lower() == _DISTRIBUTION
 
 
 def describe(point: EntryPoint) -> str:
-    """Name an entry point and the package it is from."""
+    """Return the name, target and package of an entry point, for a message."""
     package = f" of the package {point.dist.name}" if point.dist else ""
-    return f"the entry point {point.name} = {point.value}{package}"
+    return f"entry point {point.name} = {point.value}{package}"
 
 
 def load(group: str, name: str) -> object:
-    """Import what is registered under a name.
+    """Import the object registered under a name.
 
     Raises:
-        ConfigurationError: it cannot be imported, or two packages claim the name.
+        ConfigurationError: The import fails, or two packages claim the name.
     """
-    if ours := BUILT_IN[group].get(name):
-        module, _, attribute = ours.partition(":")
+    if target := BUILT_IN[group].get(name):
+        module, _, attribute = target.partition(":")
         built_in: object = getattr(import_module(module), attribute)
         return built_in
+    noun = _GROUP_NOUNS[group]
     first, *others = registered(group)[name]
     for other in others:
         if other.value != first.value:
             raise ConfigurationError(
-                f"the {_KINDS[group]} {name!r} is claimed twice: {describe(first)}, {describe(other)}; remove one"
+                f"Two packages register the {noun} {name!r}: {describe(first)}, {describe(other)}. Remove one of them."
             )
     try:
         loaded: object = first.load()
-    except Exception as error:  # whatever a module may do while it is imported
-        what = f"the {_KINDS[group]} {name!r} cannot be loaded"
-        refused = refusal(error, what, f"{describe(first)}; repair or remove that package")
+    except Exception as error:  # an import may raise anything
+        refused = plugin_error(
+            error, f"The {noun} {name!r} cannot be loaded", f"{describe(first)}. Repair or remove this package."
+        )
     else:
         return loaded
     raise refused
 
 
-def refusal(error: Exception, what: str, where: str) -> ConfigurationError:
-    """Give the error of ours for one of a package's; raised outside the `except`, it has none behind it.
+def plugin_error(error: Exception, problem: str, where: str) -> ConfigurationError:
+    """Return the error to raise for an exception of a plugin.
 
-    What a package's own exception says may hold a secret, so that only its type is told, and the module that an import
-    did not find. A ConfigurationError is meant for the user as it is.
+    A plugin's message may contain a secret, so the result has only the exception's type, and the module that an
+    ImportError names. A ConfigurationError is returned itself, as its message is for the user. Raise the result outside
+    of the `except` block, so that it does not carry the plugin's exception as its context.
     """
     if isinstance(error, ConfigurationError):
         error.__cause__ = error.__context__ = None
         return error
-    said = type(error).__name__
+    cause = type(error).__name__
     if isinstance(error, ImportError) and error.name and error.name.replace(".", "").isidentifier():
-        said += f": {error.name}"
-    return ConfigurationError(f"{what} ({said}): {where}")
+        cause += f": {error.name}"
+    return ConfigurationError(f"{problem} ({cause}): {where}")

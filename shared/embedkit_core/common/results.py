@@ -12,12 +12,17 @@ from embedkit_core.common.usage import Usage
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """Vectors in the order of the texts asked, and how they came about.
+    """Vectors of a call, in the order of its texts, with usage and failures.
 
-    `vectors` is float32 (n_texts, dimensions), or of the dtype asked for; the binary ones have eight dimensions in a
-    number. Rows that failed are NaN, 0 where there is no NaN, and named in `failed`.
-    `space` names the vector space: vectors of different spaces must not be compared or share an index.
-    `truncated` names the positions of texts that were cut to the model's limit.
+    Attributes:
+        vectors: Shape (n_texts, dimensions), float32 or the requested dtype; "binary" and "ubinary" pack eight
+            dimensions into a number. Rows of failed texts are NaN, or 0 in an integer dtype.
+        usage: Texts, requests and tokens of the call, with their cost.
+        model: The model as "provider:model".
+        input_type: "document" or "query".
+        space: Name of the vector space. Vectors of different spaces are not comparable and must not share an index.
+        truncated: Positions of the texts that were truncated to the model's limit.
+        failed: Error of each failed text, by position.
     """
 
     vectors: Vectors
@@ -33,12 +38,12 @@ class EmbeddingResult:
         return f"EmbeddingResult({n} x {width}, model={self.model!r}, usage={self.usage}, failed={len(self.failed)})"
 
     def row(self, position: int) -> Vectors:
-        """Give the vector of one text: float32 (dimensions,)."""
+        """Return the vector of the text at `position`: a row of `vectors`."""
         vector: Vectors = self.vectors[position]
         return vector
 
     def to_lists(self) -> list[list[float] | None]:
-        """Give the vectors as Python floats, with None for a row that failed."""
+        """Return the vectors as lists of Python floats, with None in place of failed texts."""
         rows: list[list[float] | None] = [*to_lists(self.vectors)]
         for position in self.failed:
             rows[position] = None

@@ -1,4 +1,4 @@
-"""The nouns of the library: frozen data that passes between its rooms."""
+"""Data types and protocols that the packages of the library exchange. No I/O."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import numpy.typing as npt
 
 from embedkit_core.common.vectors import Cut, DType
 
-Vectors: TypeAlias = npt.NDArray[Any]  # float32 unless another dtype is asked for
+Vectors: TypeAlias = npt.NDArray[Any]  # float32 by default, see DType
 InputType: TypeAlias = Literal["document", "query"]
 LongText: TypeAlias = Literal["truncate", "error", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request to a model may hold, and how many may be under way at once.
+    """Limits of a model on one request, and on the requests in flight.
 
-    `texts` and `tokens` bound a request, `text_tokens` one text; None where the provider states no limit.
+    Attributes:
+        texts: Maximum number of texts in a request.
+        tokens: Maximum number of tokens in a request. None if the provider states no limit.
+        text_tokens: Maximum number of tokens in a text. None if the provider states no limit.
+        in_flight: Maximum number of requests in flight. None for no limit besides the user's.
     """
 
     texts: int = 2048
@@ -29,11 +33,11 @@ class Limits:
     in_flight: int | None = None
 
     def max_in_flight(self, bound: int) -> int:
-        """Give how many requests may be under way where a caller allows no more than `bound`."""
+        """Return the maximum number of requests in flight for a caller that allows `bound` of them."""
         return min(bound, self.in_flight or bound)
 
     def capped(self, texts: int | None, tokens: int | None = None) -> Limits:
-        """Give the same limits with no more than this many texts and tokens a request."""
+        """Return these limits with at most `texts` texts and `tokens` tokens in a request; None changes nothing."""
         fewer_texts = self.texts if texts is None else min(texts, self.texts)
         fewer_tokens = min((n for n in (tokens, self.tokens) if n is not None), default=None)
         return replace(self, texts=fewer_texts, tokens=fewer_tokens)
@@ -41,14 +45,33 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One row of the catalogue; prices are USD per million input tokens.
+    """One model of the catalogue.
 
-    `cut` says how a vector of more dimensions becomes the model's own of fewer: its first numbers ("prefix"), after the
-    mean of all was taken away ("centered"), or None where nobody documents that it does. `dtypes` are those the provider
-    offers. `unit_length` is True where the model promises vectors of length 1, False where they are made so here, None
-    where they are left as they come. `prompts` are put before texts by us. Models of one `space` may be compared.
-    `read` is the date on which limits were read at `source` and prices at `price_source`; `status` is "current",
-    "legacy" or "retired"; `successor` is the model its provider names in its stead, whose vectors are others.
+    Attributes:
+        provider: Name of the provider, the part before the colon of "provider:model".
+        name: The provider's name of the model.
+        dimensions: Default number of dimensions. None if only a reply shows it.
+        allowed_dimensions: Dimensions that can be requested. None if unknown.
+        limits: Limits on a request and on a text.
+        usd_per_million: Price in USD per million input tokens. None if unknown.
+        status: "current", "legacy" (superseded, still available) or "retired" (no longer available).
+        source: Where the limits were read.
+        usd_per_million_batch: Price of the provider's batch endpoint, in USD per million input tokens.
+        dtypes: Data types that the provider offers.
+        cut: How a vector is truncated to fewer dimensions: "prefix" keeps the first numbers, "centered" subtracts the
+            mean of the whole vector first. None if the model does not document either.
+        unit_length: True if the model returns vectors of length 1, False if the library normalizes them, None if they
+            stay as they are.
+        asymmetric: True if a text has different vectors as a query and as a document.
+        prompts: Prefixes that the library adds to texts, by input type.
+        space: Name of the vector space. Only vectors of models in the same space are comparable.
+        tokenizer: "tiktoken:encoding" or "huggingface:name". None if unknown.
+        released: Release date of the model.
+        checked_on: Date on which `source` and `price_source` were read.
+        price_source: Where the prices were read.
+        retired: Date since which the model is no longer available.
+        successor: Replacement that the provider recommends. Its vectors are not comparable with this model's.
+        note: Anything else that a user of the model needs.
     """
 
     provider: str
@@ -76,7 +99,12 @@ class ModelInfo:
 
 
 class Entry(NamedTuple):
-    """One cached vector, (width,) of a type in `common.vectors`, and whether its text was truncated."""
+    """One cached vector.
+
+    Attributes:
+        vector: Shape (width,), one of the dtypes of `common.vectors`.
+        truncated: True if the text was truncated to the model's limit.
+    """
 
     vector: Vectors
     truncated: bool = False
@@ -84,45 +112,48 @@ class Entry(NamedTuple):
 
 @runtime_checkable
 class Cache(Protocol):
-    """What the library asks of a cache; keys are 32 bytes, vectors (width,) of float32, float16, int8 or uint8.
+    """Interface of a cache. Keys are 32 bytes; vectors are (width,) of float32, float16, int8 or uint8.
 
-    `get_many` is called from any thread, `set_many` from one at a time, which need not be the same. Failing to keep
-    or to find a vector is no error: it is paid for again.
+    `get_many` is called from any thread, also concurrently. `set_many` is called from one thread at a time, not
+    always the same one. A vector that is lost or not stored is embedded again; this is not an error.
     """
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        """Give the entries there are."""
+        """Return the entries that are in the cache, by key."""
         ...
 
     def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
-        """Keep entries; they are safe when this returns."""
+        """Store entries. They must be durable when this returns."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open; the next call opens it again."""
+        """Close connections and files. The next call opens them again."""
         ...
 
 
 @runtime_checkable
 class RateLimiter(Protocol):
-    """What the library asks of a rate limiter; those of LangChain and LlamaIndex are such.
+    """Interface of a rate limiter. The limiters of LangChain and LlamaIndex implement it.
 
-    `acquire` blocks until one request may go out, and is called on a thread of the library's own, once for each request
-    and never for a hit. If it takes `num_tokens`, it is told the request's tokens, estimated; a `tokens_per_minute`
-    that it has bounds the tokens of one request.
+    `acquire` is called once per request, on a thread of the library, and not for cache hits. If it has a parameter
+    `num_tokens`, it receives the estimated tokens of the request. If the limiter has an attribute `tokens_per_minute`,
+    no request has more tokens than that.
     """
 
     def acquire(self) -> object:
-        """Wait for one permit."""
+        """Block until one request may be sent."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a provider is asked: texts that share one request.
+    """Texts that a provider embeds in one request.
 
-    `body` is the request without the texts, from the provider's `request_body()`; `timeout` is in seconds. `widths`
-    are the numbers a row of the reply may have, none where only a reply can tell.
+    Attributes:
+        texts: The texts of the request.
+        body: The request without the texts, as the provider's `request_body()` returned it.
+        timeout: Seconds to wait for the reply. None for no limit.
+        widths: Row widths that the reply may have. Empty if only the reply shows the width.
     """
 
     texts: Sequence[str]
@@ -131,13 +162,19 @@ class Batch:
     widths: tuple[int, ...] = ()
 
     def texts_with_prompt(self) -> list[str]:
-        """Give the texts with the wire's `prompt` before each, for a provider that has no field for it."""
+        """Return each text with the body's `prompt` in front, for providers without a field for it."""
         prompt = self.body.get("prompt", "")
         return [prompt + text for text in self.texts]
 
 
 class LimitStatus(NamedTuple):
-    """What a provider says is left of one of its limits: `reset` is the seconds until all of it is there again."""
+    """State of one rate limit, as a provider's response states it.
+
+    Attributes:
+        limit: Requests or tokens allowed per window.
+        remaining: Requests or tokens left in the window.
+        reset: Seconds until the whole limit is available again. None if not stated.
+    """
 
     limit: float
     remaining: float
@@ -145,7 +182,12 @@ class LimitStatus(NamedTuple):
 
 
 class RateLimitStatus(NamedTuple):
-    """What a provider says is left of its limits on requests and on tokens; None where it says nothing."""
+    """State of a provider's rate limits.
+
+    Attributes:
+        requests: Limit on requests. None if the response does not state it.
+        tokens: Limit on tokens. None if the response does not state it.
+    """
 
     requests: LimitStatus | None = None
     tokens: LimitStatus | None = None
@@ -153,11 +195,13 @@ class RateLimitStatus(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a provider answers.
+    """Reply of a provider to a batch.
 
-    `vectors` is (n_texts, width) in the order asked, of the dtype asked for: float32 unless the settings name another.
-    `tokens` are as billed, or None where the provider does not say, `truncated` the places of the texts the provider
-    cut, `rate_limits` what it says is left of its limits.
+    Attributes:
+        vectors: Shape (n_texts, width), in the order of the batch, in the requested dtype (float32 by default).
+        tokens: Billed tokens. None if the provider does not state them.
+        truncated: Positions in the batch of the texts that the provider truncated.
+        rate_limits: Remaining rate limits. None if the provider does not state them.
     """
 
     vectors: Vectors

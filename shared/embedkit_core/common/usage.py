@@ -1,4 +1,4 @@
-"""Usage: counts of texts, requests and tokens, with their cost in USD."""
+"""Usage: counts of texts, requests and tokens, with their cost in USD. No I/O."""
 
 from __future__ import annotations
 
@@ -9,23 +9,36 @@ from typing import Any, Self
 
 from embedkit_core.common.formatting import TWO_DIGITS, count_noun, format_usd
 
-MILLION = Decimal(1_000_000)  # tokens, for which prices are given
+MILLION = Decimal(1_000_000)  # prices are USD per million tokens
 
 
-def _sum(one: Any, other: Any) -> Any:
-    return None if one is None or other is None else one + other
+def _sum(left: Any, right: Any) -> Any:
+    return None if left is None or right is None else left + right
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was asked, what of it was sent, and what that cost.
+    """Counts of texts, requests and tokens, with their cost.
 
-    `texts = cache_hits + duplicates + joined + sent + failed`. A text is `sent` for the caller who pays for it and
-    `joined` for those who wanted it while it was on its way. `requests` counts what went out, `retries` those among
-    them that repeated an earlier one. `tokens` are the provider's; `priced_usd` is the cost of those with a known
-    price, `unpriced_tokens` counts the others. `saved_tokens` are those of cache hits, estimated. Of requests that were
-    cut off or not answered in time nobody knows whether they were billed: `possibly_billed_tokens` is the most it can
-    be. What these come to in USD is None where a price is unknown.
+    `texts = cache_hits + duplicates + coalesced + sent + failed`.
+
+    Attributes:
+        texts: Texts of the call or calls.
+        cache_hits: Texts whose vectors came from the cache.
+        duplicates: Texts that are equal to an earlier text of the same call.
+        coalesced: Texts that another caller's request in flight already contained. The other caller pays for them.
+        sent: Texts that this caller sent and pays for.
+        failed: Texts without a vector.
+        requests: Requests that were sent, including retries.
+        retries: Requests that repeated an earlier one.
+        tokens: Billed tokens, as the provider states them.
+        unpriced_tokens: Billed tokens without a known price.
+        priced_usd: Cost of the billed tokens with a known price.
+        saved_tokens: Tokens of the cache hits, estimated.
+        saved_usd: Cost of `saved_tokens`. None if a price is unknown.
+        possibly_billed_tokens: Upper bound of the tokens of requests that were canceled or timed out. The provider may
+            have billed these.
+        possibly_billed_usd: Cost of `possibly_billed_tokens`. None if a price is unknown.
     """
 
     texts: int = 0
@@ -39,54 +52,53 @@ class Usage:
     tokens: int = 0
     unpriced_tokens: int = 0
     priced_usd: Decimal = Decimal(0)
-    saved_tokens: int = field(default=0, compare=False)  # an estimate
+    saved_tokens: int = field(default=0, compare=False)
     saved_usd: Decimal | None = field(default=Decimal(0), compare=False)
     possibly_billed_tokens: int = 0
     possibly_billed_usd: Decimal | None = Decimal(0)
 
     @property
     def cost_usd(self) -> Decimal | None:
-        """The cost in USD, or None where some tokens have no known price."""
+        """Cost in USD. None if some tokens have no known price."""
         return None if self.unpriced_tokens else self.priced_usd
 
     def __str__(self) -> str:
-        """Give a receipt in one line: "20,000 texts, 20,000 from cache, 0 requests"."""
+        """Return a summary in one line: "20,000 texts, 20,000 from cache, 0 requests"."""
         counts = {
             "from cache": self.cache_hits,
-            "given twice": self.duplicates,
-            "shared with other callers": self.coalesced,
+            "duplicates": self.duplicates,
+            "coalesced": self.coalesced,
             "sent": self.sent,
             "failed": self.failed,
         }
-        said = [count_noun(self.texts, "text"), *(f"{n:,} {what}" for what, n in counts.items() if n)]
-        said.append(
-            count_noun(self.requests, "request") + (f" ({self.retries:,} of them again)" if self.retries else "")
-        )
+        retries = f" ({self.retries:,} {'retry' if self.retries == 1 else 'retries'})" if self.retries else ""
+        parts = [count_noun(self.texts, "text"), *(f"{n:,} {label}" for label, n in counts.items() if n)]
+        parts.append(count_noun(self.requests, "request") + retries)
         if self.tokens:
             cost = "price unknown" if self.cost_usd is None else f"${format_usd(self.cost_usd)}"
-            said += [count_noun(self.tokens, "token"), cost]
+            parts += [count_noun(self.tokens, "token"), cost]
         if self.saved_usd:
-            said.append(f"about ${format_usd(TWO_DIGITS.plus(self.saved_usd))} saved")
+            parts.append(f"about ${format_usd(TWO_DIGITS.plus(self.saved_usd))} saved")
         if self.possibly_billed_tokens:
             most = "" if self.possibly_billed_usd is None else f" (${format_usd(self.possibly_billed_usd)})"
-            said.append(f"up to {count_noun(self.possibly_billed_tokens, 'token')}{most} possibly billed beside")
-        return ", ".join(said)
+            parts.append(f"up to {count_noun(self.possibly_billed_tokens, 'token')}{most} possibly billed")
+        return ", ".join(parts)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(_sum(getattr(self, name), getattr(other, name)) for name in USAGE_FIELDS))
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Self:
-        """Give the usage that `to_dict` told of."""
-        read: dict[str, Any] = {
-            n: Decimal(v) if isinstance(v, str) else v for n, v in told.items() if n in USAGE_FIELDS
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the usage that `to_dict` converted; unknown names are ignored."""
+        parsed: dict[str, Any] = {
+            n: Decimal(v) if isinstance(v, str) else v for n, v in values.items() if n in USAGE_FIELDS
         }
-        return cls(**read)
+        return cls(**parsed)
 
     def to_dict(self) -> dict[str, int | str | None]:
-        """Give the numbers as JSON has them: dollars as strings, which lose nothing, None where unknown."""
-        told: dict[str, Any] = {name: getattr(self, name) for name in USAGE_FIELDS} | {"cost_usd": self.cost_usd}
-        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in told.items()}
+        """Return all fields and `cost_usd` for JSON: USD as strings, which are exact, None if unknown."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in USAGE_FIELDS} | {"cost_usd": self.cost_usd}
+        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
 USAGE_FIELDS = tuple(f.name for f in fields(Usage))

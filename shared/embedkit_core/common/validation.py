@@ -1,4 +1,4 @@
-"""Validation of argument values; each check raises ConfigurationError with the fix."""
+"""Validation of argument values; each check raises ConfigurationError with the fix. No I/O."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import InputType
 
-MINIMUMS = {
+MIN_INTEGERS = {
     "max_concurrency": 1,
     "requests_per_minute": 1,
     "tokens_per_minute": 1,
     "max_batch_texts": 1,
     "max_retries": 0,
 }
+REQUIRED_INTEGERS = ("max_concurrency", "max_retries")
+DURATIONS = ("timeout", "deadline")
 MAX_NUMBER = 1_000_000_000
-REQUIRED_NUMBERS = ("max_concurrency", "max_retries")
-SECONDS = ("timeout", "deadline")
 
 
 def is_valid_text(value: object) -> bool:
-    """Tell whether something is a string that UTF-8 can carry."""
+    """Return True if a value is a string that UTF-8 can encode."""
     if not isinstance(value, str):
         return False
     try:
@@ -35,53 +35,79 @@ def is_valid_text(value: object) -> bool:
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise ConfigurationError unless a setting has one of the values allowed."""
+    """Check that an argument has one of the allowed values.
+
+    Raises:
+        ConfigurationError: The value is not one of them.
+    """
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
         listed = ", ".join(map(repr, names))
         hint = suggest(value, names)
-        raise ConfigurationError(f"{name}={value!r} is not one of {listed}{hint and f'; {hint}'}")
+        raise ConfigurationError(f"{name}: must be one of {listed} (got {value!r}){hint and f'; {hint}'}")
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Raise ConfigurationError unless a setting is a whole number that is large enough."""
+    """Check that an argument is an integer from `least` to `MAX_NUMBER`.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name}={value!r:.80} must be a whole number of at least {least}")
+        raise ConfigurationError(f"{name}: must be an integer of at least {least} (got {value!r:.80})")
     if value > MAX_NUMBER:
-        raise ConfigurationError(f"{name} is more than {MAX_NUMBER:,}; leave it out for no limit")
+        raise ConfigurationError(f"{name}: must be at most {MAX_NUMBER:,}. Omit it for no limit.")
 
 
 def check_limiter(limiter: object) -> None:
-    """Raise ConfigurationError unless a rate limiter that was given can be waited for on a thread."""
+    """Check that a rate limiter has a blocking method acquire().
+
+    Raises:
+        ConfigurationError: It has none, or an async one.
+    """
     acquire = getattr(limiter, "acquire", None)
     if limiter is not None and not callable(acquire):
-        raise ConfigurationError(f"rate_limiter={type(limiter).__name__} has no method acquire()")
+        raise ConfigurationError(f"rate_limiter: must have a method acquire() (got {type(limiter).__name__})")
     if inspect.iscoroutinefunction(acquire):
         raise ConfigurationError(
-            f"rate_limiter={type(limiter).__name__} has an async acquire(); give one whose acquire() blocks: it is "
-            "called on a thread of the library's own and holds up no event loop"
+            f"rate_limiter: acquire() must not be async (got {type(limiter).__name__}). Pass a limiter whose acquire() "
+            "blocks; it runs on a separate thread and does not block an event loop."
         )
 
 
 def check_numbers(arguments: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError unless the settings that are numbers are such as can be."""
-    for name, least in MINIMUMS.items():
-        if arguments[name] is not None or name in REQUIRED_NUMBERS:
+    """Check the numeric arguments of an embedder.
+
+    Raises:
+        ConfigurationError: One of them is not valid.
+    """
+    for name, least in MIN_INTEGERS.items():
+        if arguments[name] is not None or name in REQUIRED_INTEGERS:
             check_integer(name, arguments[name], least)
-    for name in SECONDS:
+    for name in DURATIONS:
         check_seconds(name, arguments[name])
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Raise ConfigurationError unless a setting is a time in seconds, or None for no limit."""
+    """Check that an argument is a duration in seconds, or None for no limit.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_NUMBER:
-        raise ConfigurationError(f"{name}={value!r:.80} must be a number of seconds above 0, or None for no limit")
+        raise ConfigurationError(
+            f"{name}: must be a number of seconds above 0, or None for no limit (got {value!r:.80})"
+        )
 
 
 def parse_usd(name: str, value: object) -> Decimal:
-    """Give an amount of USD, 0 or more, of a number or the text of one; raise ConfigurationError for anything else."""
+    """Return an amount of USD as a decimal; `value` is a number or a string such as "0.5" or "$0.5".
+
+    Raises:
+        ConfigurationError: It is not an amount of 0 or more.
+    """
     try:
         if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
             raise ValueError
@@ -90,24 +116,32 @@ def parse_usd(name: str, value: object) -> Decimal:
             raise ValueError
     except (ValueError, ArithmeticError):
         raise ConfigurationError(
-            f"{name}={value!r:.40} must be an amount of USD, 0 or more, as in {name}=0.5"
+            f"{name}: must be an amount of USD, 0 or more (got {value!r:.40}). Example: {name}=0.5"
         ) from None
     return usd
 
 
-def check_unknown(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ConfigurationError for arguments that do not exist, naming the nearest that do."""
+def check_unknown(callee: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Check that there are no unknown arguments.
+
+    Raises:
+        ConfigurationError: There is one; the message has the most similar known argument.
+    """
     names = list(known)
     for name in unknown:
-        raise unknown_argument(owner, name, names, listed=names)
+        raise unknown_argument(callee, name, names, listed=names)
 
 
-def unknown_argument(owner: str, name: str, known: list[str], *, listed: list[str]) -> ConfigurationError:
-    """Give the error for an argument that does not exist: the nearest one known, or where none is near, a list."""
+def unknown_argument(callee: str, name: str, known: list[str], *, listed: list[str]) -> ConfigurationError:
+    """Return the error for an unknown argument, with the most similar of `known`, else with all of `listed`."""
     hint = suggest(name, known) or f"it takes {', '.join(listed)}"
-    return ConfigurationError(f"{owner} takes no argument {name!r}; {hint}")
+    return ConfigurationError(f"{callee} takes no argument {name!r}; {hint}")
 
 
 def check_input_type(input_type: str) -> None:
-    """Raise ConfigurationError unless the input type is one of ours."""
+    """Check that an input type is "document" or "query".
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
     check_choice("input_type", input_type, get_args(InputType))

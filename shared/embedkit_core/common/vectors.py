@@ -1,4 +1,4 @@
-"""What a row of numbers is, and what is done to one: cut, brought to unit length, brought into another type. Pure."""
+"""Formats of vectors, and their post-processing: truncation, normalization, conversion of the dtype. No I/O."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 DType: TypeAlias = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Cut: TypeAlias = Literal["prefix", "centered"]
 
-# The numbers of each type. The binary ones hold eight dimensions in a number, the first in its highest bit (as
-# np.packbits has them); "binary" is "ubinary" less 128. Source: docs.voyageai.com, "Flexible dimensions and
-# quantization", and sentence-transformers' quantize_embeddings, read 2026-11-20.
+# "binary" and "ubinary" pack eight dimensions into a number, the first into the highest bit (as np.packbits does);
+# "binary" is "ubinary" minus 128. Source: docs.voyageai.com, "Flexible dimensions and quantization", and
+# sentence-transformers' quantize_embeddings, read 2026-11-20.
 NUMPY_DTYPES: Mapping[DType, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -24,37 +24,39 @@ NUMPY_DTYPES: Mapping[DType, np.dtype[Any]] = {
     "ubinary": np.dtype(np.uint8),
 }
 BIT_PACKED = ("binary", "ubinary")
-PROVIDER_QUANTIZED = ("int8", "uint8")  # never cut: their ranges are the provider's, and differ with the dimensions
-LOCAL_DTYPES = (
-    "float16",
-    *BIT_PACKED,
-)  # from float32, for every model; the other types need ranges that its provider has
+PROVIDER_QUANTIZED = ("int8", "uint8")  # never truncated: the provider's ranges depend on the dimensions
+LOCAL_DTYPES = ("float16", *BIT_PACKED)  # computed from float32; int8 and uint8 need the provider's ranges
 Matrix: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat:
-    """The type of a row's numbers and how many dimensions it has; None until a reply tells."""
+    """Data type and number of dimensions of a vector.
+
+    Attributes:
+        dtype: Data type of the vector.
+        dimensions: Number of dimensions. None until a reply shows it.
+    """
 
     dtype: DType = "float32"
     dimensions: int | None = None
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The type of a number in a row."""
+        """NumPy dtype of a row."""
         return NUMPY_DTYPES[self.dtype]
 
     @property
     def width(self) -> int | None:
-        """How many numbers a row has."""
+        """Length of a row. None until a reply shows it."""
         return None if self.dimensions is None else self.width_of(self.dimensions)
 
     def width_of(self, dimensions: int) -> int:
-        """Give how many numbers a row of this type has for so many dimensions."""
+        """Return the length of a row with this many dimensions."""
         return dimensions // 8 if self.dtype in BIT_PACKED else dimensions
 
     def dimensions_of(self, width: int) -> int:
-        """Give how many dimensions a row of so many numbers has."""
+        """Return the number of dimensions of a row of this length."""
         return width * 8 if self.dtype in BIT_PACKED else width
 
 
@@ -63,12 +65,18 @@ FLOAT32 = VectorFormat()
 
 @dataclass(frozen=True, slots=True)
 class PostProcessing:
-    """What is done to rows: cut to the first `cut` dimensions, brought to unit length, made into another type.
+    """Local processing of rows: truncation, then normalization, then conversion of the dtype.
 
-    A row that is not longer than `cut` stays as long as it is. Rows of floats that are cut are brought to unit length
-    in float64; `centred` ones lose the mean of the whole row first, which is layer normalisation but for a factor that
-    the unit length takes away. Packed rows are cut between their bytes. The numbers of a row that becomes packed are
-    its signs.
+    Truncated float rows are normalized in float64. Bit-packed rows are truncated between bytes. A row that becomes
+    bit-packed keeps the signs of its numbers.
+
+    Attributes:
+        truncate_to: Dimensions to keep. None for no truncation; shorter rows stay as they are.
+        center: True if truncation subtracts the mean of the whole row first. After normalization this equals layer
+            normalization.
+        normalize: True if rows that are not truncated are normalized too.
+        source: Data type of the input.
+        dtype: Data type of the output.
     """
 
     truncate_to: int | None = None
@@ -81,50 +89,53 @@ class PostProcessing:
         return self.truncate_to is not None or self.normalize or self.dtype != self.source
 
     def __call__(self, rows: Matrix) -> Matrix:
-        """Give (n, width) rows of `source` as rows of `dtype`, which nobody else holds or which are the same."""
+        """Return (n, width) rows of `source` as rows of `dtype`; a view or the input itself if nothing changes."""
         if self.source in BIT_PACKED:
             return rows if self.truncate_to is None else rows[:, : self.truncate_to // 8]
         shorter = self.truncate_to is not None and rows.shape[1] > self.truncate_to
         if shorter or self.normalize:
-            rows = _normalized(rows, self.truncate_to if shorter else None, centred=self.center)
+            rows = _normalized(rows, self.truncate_to if shorter else None, center=self.center)
         if self.dtype in BIT_PACKED:
             packed = np.packbits(rows > 0, axis=1)
             return packed if self.dtype == "ubinary" else (packed ^ 0x80).view(np.int8)
-        with np.errstate(over="ignore"):  # what does not fit is found by `overflowed_rows`
+        with np.errstate(over="ignore"):  # `overflowed_rows` finds them
             return rows.astype(NUMPY_DTYPES[self.dtype], copy=False)
 
-    def must_center(self, kept: PostProcessing) -> bool:
-        """Tell whether rows that were `kept` after another finish are yet to be centred, which takes the whole row."""
-        return self.center and kept.truncate_to is None
+    def must_center(self, cached: PostProcessing) -> bool:
+        """Return True if rows after `cached` must still be centered, which needs the whole row."""
+        return self.center and cached.truncate_to is None
 
     def key_parts(self) -> dict[str, Any]:
-        """Give what of it a key covers; what is left at its neutral value is not there."""
-        given = {"cut": self.truncate_to, "centred": self.center, "unit": self.normalize}
-        return {name: value for name, value in given.items() if value} | (
+        """Return the parts of the cache key; a default value adds no part.
+
+        The names are frozen: a changed name changes every key, and all vectors would be embedded again.
+        """
+        parts = {"cut": self.truncate_to, "centred": self.center, "unit": self.normalize}
+        return {name: value for name, value in parts.items() if value} | (
             {"dtype": self.dtype} if self.dtype != self.source else {}
         )
 
 
 def overflowed_rows(rows: Matrix) -> list[int]:
-    """Give the places of rows with a number that did not fit into float16; finite rows of another type have none."""
+    """Return the positions of float16 rows with a number out of range; empty for other dtypes."""
     whole = rows.dtype != np.float16 or bool(np.isfinite(rows).all())
-    places: list[int] = [] if whole else np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
-    return places
+    positions: list[int] = [] if whole else np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+    return positions
 
 
 def truncation_hint(dimensions: int) -> str:
-    """Say how to have shorter vectors from a server that does not cut them itself."""
+    """Return the fix for a server that does not truncate vectors itself."""
     return (
-        f"if the model is trained to be cut, have that done here: model_info={{'allowed_dimensions': [{dimensions}], "
-        "'cut': 'prefix'}"
+        "if the model supports shorter vectors, truncate them locally with "
+        f"model_info={{'allowed_dimensions': [{dimensions}], 'cut': 'prefix'}}"
     )
 
 
-def _normalized(rows: Matrix, cut: int | None, *, centred: bool) -> npt.NDArray[np.float32]:
-    wide = rows[:, :cut].astype(np.float64)
-    if centred and cut is not None:
+def _normalized(rows: Matrix, truncate_to: int | None, *, center: bool) -> npt.NDArray[np.float32]:
+    wide = rows[:, :truncate_to].astype(np.float64)
+    if center and truncate_to is not None:
         wide -= rows.mean(axis=1, dtype=np.float64)[:, None]
-    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-    lengths[lengths == 0] = 1.0
-    unit: npt.NDArray[np.float32] = (wide / lengths[:, None]).astype(np.float32)
+    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    norms[norms == 0] = 1.0
+    unit: npt.NDArray[np.float32] = (wide / norms[:, None]).astype(np.float32)
     return unit

@@ -1,1 +1,1 @@
-"""What calls cost: tokens, prices, budgets, usage."""
+"""Costs of calls: tokens, prices, budgets, usage."""

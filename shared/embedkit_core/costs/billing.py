@@ -1,4 +1,4 @@
-"""Billing of a call: the price, the meters that count it, and the budgets that bound it. No I/O."""
+"""Billing of a call: its price, meters and budgets. No I/O."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter, TextCounts, usage_of
-from embedkit_core.costs.tokens import cost_usd
+from embedkit_core.costs.tokens import cost_or_zero
 from embedkit_core.costs.tracker import UsageTracker
 
 
 @dataclass(frozen=True, slots=True)
 class CallBilling:
-    """The price of a call's tokens, the meters that count them and the budgets that bound them.
+    """The price of a call's tokens, the meters that count them and the budgets that limit them.
 
-    `price` is USD per million tokens, None if it is unknown.
+    Attributes:
+        meters: Meters of the embedder and of the active trackers.
+        price: USD per million tokens. None if unknown.
+        budgets: Budgets of the embedder and of the active trackers.
     """
 
     meters: Sequence[Meter] = ()
@@ -38,88 +41,86 @@ class CallBilling:
         model: str,
         input_type: InputType,
     ) -> CallBilling:
-        """Return the billing of one call: the embedder's own meter and budget, and those of the active trackers."""
+        """Return the billing for the embedder's meter and budget, and those of the active trackers."""
         meters, budgets = [meter], [budget]
         for tracker in trackers:
             meters.append(tracker.meter(model, input_type, price))
             budgets.append(tracker.budget)
-        return cls(meters, price, [one for one in budgets if one is not None])
+        return cls(meters, price, [limit for limit in budgets if limit is not None])
 
     @property
     def price_is_missing(self) -> bool:
-        """True if a budget limits dollars and the price of the model is unknown."""
+        """True if a budget limits USD and the price of the model is unknown."""
         return self.price is None and any(budget.limit_usd is not None for budget in self.budgets)
 
     def count(self, counts: TextCounts) -> None:
-        """Count the outcome of the call's texts."""
+        """Add the outcomes of the call's texts to all meters."""
         for meter in self.meters:
             meter.count(counts)
 
     def usage(self, counts: TextCounts) -> Usage:
-        """Return the outcome of the call's texts, and what the cache hits among them saved."""
+        """Return the usage for the outcomes of the call's texts, including the savings of cache hits."""
         return usage_of(counts, self.price)
 
     def allows(self, tokens: int) -> bool:
-        """Tell whether all budgets allow so many tokens."""
+        """Return True if every budget has room for `tokens`."""
         return all(budget.allows(tokens, self.price) for budget in self.budgets)
 
     def check(self, tokens: int) -> BudgetError | None:
-        """Give the error for so many tokens, unless they may yet be paid for with what is reserved and comes back."""
+        """Return the error of a budget without room for `tokens`, unless a reservation may still be released."""
         for budget in self.budgets:
             if not budget.has_reservations and not budget.allows(tokens, self.price):
                 return budget_error(budget, tokens, self.price)
         return None
 
     def refresh_errors(self, failed: Mapping[int, EmbedKitError]) -> Mapping[int, EmbedKitError]:
-        """Return the errors of texts, those of budgets with what is spent and left at the end of the call."""
+        """Return the errors of texts, with current amounts in the budget errors."""
         return {n: self._refresh(error) if isinstance(error, BudgetError) else error for n, error in failed.items()}
 
     def _refresh(self, error: BudgetError) -> BudgetError:
-        """Return the error of one of these budgets with its current figures, unless the text has room by now."""
+        """Return the error with current amounts, or unchanged if the budget has room for the text by now."""
         for budget in self.budgets:
-            mine = (budget.limit_usd, budget.limit_tokens) == (error.limit_usd, error.limit_tokens)
-            if mine and error.needed_tokens is not None and not budget.allows(error.needed_tokens, self.price):
+            same = (budget.limit_usd, budget.limit_tokens) == (error.limit_usd, error.limit_tokens)
+            if same and error.needed_tokens is not None and not budget.allows(error.needed_tokens, self.price):
                 return budget_error(budget, error.needed_tokens, self.price)
         return error
 
     def reserve(self, tokens: int) -> None:
-        """Set so many tokens aside."""
+        """Reserve `tokens` in every budget."""
         for budget in self.budgets:
             budget.reserve(tokens, self.price)
 
     def settle(self, reserved: int, billed: int) -> Usage:
-        """Take a bill in place of what was reserved for it, and give the usage it comes to."""
+        """Replace a reservation by the billed tokens; return their usage."""
         for budget in self.budgets:
             budget.settle(reserved, billed, self.price)
         if not billed:
             return Usage()
         if self.price is None:
             return Usage(tokens=billed, unpriced_tokens=billed)
-        return Usage(tokens=billed, priced_usd=cost_usd(billed, self.price))
+        return Usage(tokens=billed, priced_usd=cost_or_zero(billed, self.price))
 
     def mark_unconfirmed(self, reserved: int, most: int) -> Usage:
-        """Count what may have been billed, at `most` so many tokens, and give the usage it comes to."""
+        """Count a reservation as possibly billed; return the usage for at most `most` tokens."""
         for budget in self.budgets:
             budget.mark_unconfirmed(reserved, self.price)
-        usd = None if self.price is None else cost_usd(most, self.price)
+        usd = None if self.price is None else cost_or_zero(most, self.price)
         return Usage(possibly_billed_tokens=most, possibly_billed_usd=usd)
 
 
 def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetError:
-    """Give the error for a text of at most so many tokens that a budget does not allow."""
+    """Return the error for a text of at most `tokens` tokens that does not fit into a budget."""
     usd, left = budget.left_usd, budget.left_tokens
-    if usd is not None and budget.limit_usd is not None and (price is None or cost_usd(tokens, price) > usd):
-        message = (
-            f"of the budget of ${format_usd(budget.limit_usd)}, ${format_usd(usd)} is left, and a text may cost up to "
-        )
-        message += "an amount nobody knows" if price is None else f"${format_usd(cost_usd(tokens, price))}"
+    if usd is not None and budget.limit_usd is not None and (price is None or cost_or_zero(tokens, price) > usd):
+        cost = "has an unknown price" if price is None else f"may cost up to ${format_usd(cost_or_zero(tokens, price))}"
+        message = f"The budget of ${format_usd(budget.limit_usd)} has ${format_usd(usd)} left, but a text {cost}"
     else:
-        message = f"of the budget of {budget.limit_tokens:,} tokens, {left:,} are left, and a text may have {tokens:,}"
+        message = f"The budget of {budget.limit_tokens:,} tokens has {left:,} left, but a text may have {tokens:,}"
     return BudgetError(
         message,
         limit_usd=budget.limit_usd,
         spent_usd=budget.spent_usd + budget.unconfirmed_usd,
-        needed_usd=None if price is None else cost_usd(tokens, price),
+        needed_usd=None if price is None else cost_or_zero(tokens, price),
         limit_tokens=budget.limit_tokens,
         spent_tokens=budget.spent_tokens + budget.unconfirmed_tokens,
         needed_tokens=tokens,

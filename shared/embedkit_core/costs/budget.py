@@ -1,7 +1,7 @@
-"""What may be spent: reserved before a request goes out, settled with its bill. Pure.
+"""A budget: reserved before a request is sent, settled with its bill. No I/O.
 
-A reservation is an upper bound on what a text can cost: a token is at least one byte of UTF-8. Where the outcome of a
-request is unknown, its reservation stays spent: it may have been billed.
+A reservation is an upper bound for the cost of a text: a token has at least one byte of UTF-8. If the outcome of a
+request is unknown, its reservation counts as spent because the request may have been billed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from embedkit_core.common.fork_safety import register_after_fork
 from embedkit_core.common.usage import MILLION
-from embedkit_core.costs.tokens import cost_usd
+from embedkit_core.costs.tokens import cost_or_zero
 
 
 class BudgetWaiter(Protocol):
@@ -22,7 +22,19 @@ class BudgetWaiter(Protocol):
 
 
 class Budget:
-    """A bound on dollars, on tokens or on both; of this process, and written by the engine's thread alone."""
+    """A limit on USD, on tokens or on both, in this process. Only the engine's thread changes it.
+
+    Attributes:
+        limit_usd: Limit in USD. None for no limit.
+        limit_tokens: Limit in tokens. None for no limit.
+        spent_usd: Billed USD.
+        spent_tokens: Billed tokens.
+        unconfirmed_usd: USD of requests with an unknown outcome.
+        unconfirmed_tokens: Tokens of requests with an unknown outcome.
+        reserved_usd: USD reserved for requests in flight.
+        reserved_tokens: Tokens reserved for requests in flight.
+        waiting: Ledgers to notify when a reservation is released.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -46,57 +58,57 @@ class Budget:
         register_after_fork(self)
 
     def after_fork_in_child(self) -> None:
-        """Reserve nothing: what was is the parent's to settle."""
+        """Drop all reservations: the parent settles them."""
         self.reserved_tokens = 0
         self.reserved_usd = Decimal(0)
         self.waiting: set[BudgetWaiter] = set()
 
     @property
     def has_reservations(self) -> bool:
-        """Tell whether something is reserved that may come back."""
+        """True if there are reservations, which may be released."""
         return bool(self.reserved_tokens)
 
     @property
     def left_usd(self) -> Decimal | None:
-        """The dollars that may still be spent, None for no limit."""
+        """USD that are neither spent nor reserved. None for no limit."""
         if self.limit_usd is None:
             return None
         return self.limit_usd - self.spent_usd - self.unconfirmed_usd - self.reserved_usd
 
     @property
     def left_tokens(self) -> int | None:
-        """The tokens that may still be spent, None for no limit."""
+        """Tokens that are neither spent nor reserved. None for no limit."""
         if self.limit_tokens is None:
             return None
         return self.limit_tokens - self.spent_tokens - self.unconfirmed_tokens - self.reserved_tokens
 
     def allows(self, tokens: int, price: Decimal | None) -> bool:
-        """Tell whether so many tokens at this price may still be spent."""
+        """Return True if the budget has room for `tokens`. A limit in USD has none if the price is unknown."""
         usd, left = self.left_usd, self.left_tokens
         if usd is not None and (price is None or tokens * price / MILLION > usd):
             return False
         return left is None or tokens <= left
 
     def reserve(self, tokens: int, price: Decimal | None) -> None:
-        """Set so many tokens aside."""
+        """Reserve `tokens`."""
         self.reserved_tokens += tokens
-        self.reserved_usd += cost_usd(tokens, price)
+        self.reserved_usd += cost_or_zero(tokens, price)
 
     def settle(self, reserved: int, billed: int, price: Decimal | None) -> None:
-        """Take a bill in place of what was reserved for it."""
+        """Replace a reservation by the billed tokens."""
         self._release(reserved, price)
         self.spent_tokens += billed
-        self.spent_usd += cost_usd(billed, price)
+        self.spent_usd += cost_or_zero(billed, price)
 
     def mark_unconfirmed(self, reserved: int, price: Decimal | None) -> None:
-        """Count as spent what was reserved for a request of which nobody knows what became."""
+        """Count a reservation as possibly billed, because the outcome of its request is unknown."""
         self._release(reserved, price)
         self.unconfirmed_tokens += reserved
-        self.unconfirmed_usd += cost_usd(reserved, price)
+        self.unconfirmed_usd += cost_or_zero(reserved, price)
 
     def _release(self, reserved: int, price: Decimal | None) -> None:
         self.reserved_tokens -= reserved
-        self.reserved_usd -= cost_usd(reserved, price)
-        blocked, self.waiting = self.waiting, set()
-        for one in blocked:
-            one.on_budget_released()
+        self.reserved_usd -= cost_or_zero(reserved, price)
+        notified, self.waiting = self.waiting, set()
+        for waiter in notified:
+            waiter.on_budget_released()

@@ -1,4 +1,4 @@
-"""Live usage: the one mutable counter that caller threads and the engine write to."""
+"""Live usage: a mutable counter that caller threads and the engine update."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from embedkit_core.common.fork_safety import ForkLock
-from embedkit_core.common.usage import MILLION, Usage
+from embedkit_core.common.usage import Usage
+from embedkit_core.costs.tokens import cost_or_none
 
 
 class TextCounts(NamedTuple):
-    """What became of the texts of a call, as `Usage` has it; `saved_tokens` are those of the hits, estimated."""
+    """Outcomes of the texts of a call, as `Usage` counts them; `saved_tokens` is an estimate for the cache hits."""
 
     texts: int
     cache_hits: int
@@ -22,17 +23,20 @@ class TextCounts(NamedTuple):
 
 
 class Meter:
-    """A running total of `Usage` at one price, USD per million tokens or None; safe to add to from any thread.
+    """A running total of `Usage` at one price. Thread-safe.
 
-    What every call counts is kept in plain numbers: adding two `Usage` takes longer than looking up a query.
+    The counts of each call are plain integers, because adding two `Usage` takes longer than a cache hit.
+
+    Args:
+        price: USD per million tokens. None if unknown.
     """
 
     __slots__ = (
         "_billed",
         "_cache_hits",
+        "_coalesced",
         "_duplicates",
         "_failed",
-        "_joined",
         "_lock",
         "_price",
         "_saved",
@@ -43,49 +47,43 @@ class Meter:
     def __init__(self, price: Decimal | None = None) -> None:
         self._lock = ForkLock()
         self._price = price
-        self._texts = self._cache_hits = self._duplicates = self._joined = self._sent = self._failed = self._saved = 0
+        self._texts = self._cache_hits = self._duplicates = self._coalesced = self._sent = self._failed = 0
+        self._saved = 0
         self._billed = Usage()
 
     def add(self, usage: Usage) -> None:
-        """Add to the total."""
+        """Add billed usage to the total."""
         with self._lock.lock:
             self._billed += usage
 
     def count(self, counts: TextCounts) -> None:
-        """Add what became of the texts of one call."""
-        texts, cache_hits, duplicates, joined, sent, failed, saved = counts
+        """Add the text counts of one call."""
+        texts, cache_hits, duplicates, coalesced, sent, failed, saved = counts
         with self._lock.lock:
             self._texts += texts
             self._cache_hits += cache_hits
             self._duplicates += duplicates
-            self._joined += joined
+            self._coalesced += coalesced
             self._sent += sent
             self._failed += failed
             self._saved += saved
 
     def read(self) -> Usage:
-        """Give the total so far."""
+        """Return the total so far."""
         with self._lock.lock:
-            told = TextCounts(
+            counts = TextCounts(
                 self._texts,
                 self._cache_hits,
                 self._duplicates,
-                self._joined,
+                self._coalesced,
                 self._sent,
                 self._failed,
                 self._saved,
             )
-            return usage_of(told, self._price) + self._billed
+            return usage_of(counts, self._price) + self._billed
 
 
 def usage_of(counts: TextCounts, price: Decimal | None) -> Usage:
-    """Give the usage of texts by what became of them, and what the hits among them saved at a price."""
+    """Return the usage for text counts, including the savings of the cache hits at a price."""
     saved = counts.saved_tokens
-    return Usage(*counts[:-1], saved_tokens=saved, saved_usd=cost_of(saved, price))
-
-
-def cost_of(tokens: int, price: Decimal | None) -> Decimal | None:
-    """Give what so many tokens cost, None where there are any and their price is unknown."""
-    if price is None:
-        return None if tokens else Decimal(0)
-    return tokens * price / MILLION
+    return Usage(*counts[:-1], saved_tokens=saved, saved_usd=cost_or_none(saved, price))

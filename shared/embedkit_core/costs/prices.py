@@ -1,6 +1,6 @@
-"""What a model's tokens cost: the user's word, the catalogue's, or that of the package genai-prices, in this order.
+"""Price of a model: from prices=, else from the catalogue, else from the package genai-prices (extra `prices`).
 
-Unknown is None, never 0. genai-prices (extra `prices`) lacks some models and knows no discount for batches.
+An unknown price is None, never 0. genai-prices lacks some models and has no batch discounts.
 """
 
 from __future__ import annotations
@@ -21,47 +21,59 @@ GENAI_PRICES = "genai_prices"
 
 
 class Price(NamedTuple):
-    """USD per million tokens, None where nobody knows, and who says so."""
+    """Price of a model and its source.
+
+    Attributes:
+        usd_per_million: USD per million tokens. None if unknown.
+        source: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
+    """
 
     usd_per_million: Decimal | None
     source: str
 
 
 def price_of(provider: Provider, prices: Mapping[str, Any] | None) -> Price:
-    """Give what a model's tokens cost, by `prices` where it names the model as "provider:model" or by its bare name.
+    """Return the price of a provider's model.
+
+    Args:
+        provider: The provider with its model.
+        prices: The user's prices in USD per million tokens, by "provider:model" or by model name.
 
     Raises:
-        ConfigurationError: a price is no number of 0 or more.
+        ConfigurationError: A price is not a number of 0 or more.
     """
-    given = checked(prices)
+    user_prices = parse_prices(prices)
     for name in (
         f"{provider.name}:{provider.model}",
         f"{provider.cache_key_provider}:{provider.model}",
         provider.model,
     ):
-        if name in given:
-            return Price(given[name], "prices=")
+        if name in user_prices:
+            return Price(user_prices[name], "prices=")
     if provider.usd_per_million is not None:
         return Price(provider.usd_per_million, "this machine" if provider.is_local else "catalogue")
-    if not provider.endpoint and (found := _second_source(provider.cache_key_provider, provider.model)) is not None:
+    if not provider.endpoint and (found := _genai_price(provider.cache_key_provider, provider.model)) is not None:
         return Price(found, "genai-prices")
     return Price(None, "unknown")
 
 
-def checked(prices: Mapping[str, Any] | None) -> dict[str, Decimal]:
-    """Give the user's prices as decimals.
+def parse_prices(prices: Mapping[str, Any] | None) -> dict[str, Decimal]:
+    """Return the user's prices as decimals.
 
     Raises:
-        ConfigurationError: one is no number of 0 or more.
+        ConfigurationError: A price is not a number of 0 or more.
     """
     if prices is None:
         return {}
     if not isinstance(prices, Mapping):
-        raise ConfigurationError("prices must map models to USD per million tokens, as in {'openai:my-model': 0.02}")
+        raise ConfigurationError(
+            f"prices: must be a mapping from models to USD per million tokens (got {type(prices).__name__}). "
+            "Example: {'openai:my-model': 0.02}"
+        )
     return {str(name): parse_usd(f"prices[{name!r}]", value) for name, value in prices.items()}
 
 
-def _second_source(provider: str, model: str) -> Decimal | None:
+def _genai_price(provider: str, model: str) -> Decimal | None:
     if importlib.util.find_spec(GENAI_PRICES) is None:
         return None
     try:
@@ -70,6 +82,6 @@ def _second_source(provider: str, model: str) -> Decimal | None:
             genai_prices.Usage(input_tokens=int(MILLION)), model_ref=model, provider_id=provider
         )
         price = Decimal(found.input_price)
-    except Exception:  # it does not know the model, or has changed
+    except Exception:  # an unknown model, or a changed API
         return None
     return price if math.isfinite(price) and price > 0 else None

@@ -1,4 +1,4 @@
-"""Token arithmetic: estimates, upper bounds, and sharing out a bill. No I/O."""
+"""Token arithmetic: estimates, upper bounds, and division of a bill. No I/O."""
 
 from __future__ import annotations
 
@@ -9,28 +9,44 @@ from decimal import Decimal
 from embedkit_core.common.usage import MILLION
 
 
-def cost_usd(tokens: int, price: Decimal | None) -> Decimal:
-    """Give what so many tokens cost, 0 where the price is unknown."""
+def cost_or_none(tokens: int, price: Decimal | None) -> Decimal | None:
+    """Return the cost of tokens in USD. None if the price is unknown, but 0 for no tokens.
+
+    Args:
+        tokens: Number of tokens.
+        price: USD per million tokens.
+    """
+    if price is None:
+        return None if tokens else Decimal(0)
+    return tokens * price / MILLION
+
+
+def cost_or_zero(tokens: int, price: Decimal | None) -> Decimal:
+    """Return the cost of tokens in USD at a price per million. 0 if the price is unknown."""
     return Decimal(0) if price is None else tokens * price / MILLION
 
 
 def max_tokens(text: str) -> int:
-    """Give how many tokens a text may be at most: its bytes, also in the longer form some tokenizers bring it to."""
+    """Return an upper bound for the tokens of a text: its bytes in UTF-8, or in NFKC if that is longer."""
     if text.isascii():
         return len(text)
     return max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))
 
 
 def estimate_tokens(text: str, encoded: bytes) -> int:
-    """Guess the length of a text in tokens, without a tokenizer: pacing only, never money.
+    """Return an estimate of the tokens of a text, for rate limiting and batching but not for budgets.
 
-    Against cl100k: English 1.1, code 1.2, Chinese 1.2, Russian 1.6 times the true count.
+    Measured against cl100k: English 1.1, code 1.2, Chinese 1.2, Russian 1.6 times the true count.
+
+    Args:
+        text: The text.
+        encoded: The text in UTF-8.
     """
     return int(len(encoded) / 3.6 + 0.4 * (len(encoded) - len(text))) + 1
 
 
 def split_bill(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divide billed tokens over texts by their size, in whole numbers that add up to the total."""
+    """Return the billed tokens of each text in proportion to its size: integers whose sum is `total`."""
     weight = sum(sizes)
     if not weight:
         return [total if i == 0 else 0 for i in range(len(sizes))]

@@ -1,7 +1,7 @@
-"""What a block of code asks and pays for: `with track_usage() as usage:`.
+"""Usage of a block of code: `with track_usage() as usage:`.
 
-A tracker is found through the context of whoever calls, so that it counts what the block does in tasks and in threads
-that take their context along (asyncio.to_thread, both frameworks' executors). A bare thread has none: `bind`.
+A tracker is active in the context (contextvars) of the block. It includes tasks, and threads that copy the context
+(asyncio.to_thread, the executors of both frameworks). For other threads, use `bind`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _active: ContextVar[tuple[UsageTracker, ...]] = ContextVar("embedkit_trackers", 
 
 
 def active_trackers() -> tuple[UsageTracker, ...]:
-    """Give those of the blocks that the caller is in."""
+    """Return the trackers of the blocks around the caller."""
     return _active.get()
 
 
 class UsageRow(NamedTuple):
-    """The usage of one model in one role."""
+    """Usage of one model for one input type."""
 
     model: str
     input_type: InputType
@@ -44,16 +44,26 @@ class UsageRow(NamedTuple):
 
 
 class UsageTracker:
-    """The usage of a block, live while it runs; it has the names of `Usage`, of all its models together.
+    """Usage of a block of code, updated while it runs. Requests that outlive the block are counted too.
 
-    Requests that were begun in the block and are answered after it are still counted: they are paid for.
+    It has the attributes of `Usage`, summed over all models.
+
+    Attributes:
+        budget: The budget of the block. None for no limit.
+
+    Example:
+        ```python
+        with track_usage() as usage:
+            embedder.embed_documents(texts)
+        print(usage.tokens, usage.cost_usd)
+        ```
     """
 
     if TYPE_CHECKING:
         texts: int
         cache_hits: int
         duplicates: int
-        joined: int
+        coalesced: int
         sent: int
         failed: int
         requests: int
@@ -74,18 +84,18 @@ class UsageTracker:
 
     def __enter__(self) -> Self:
         if self._entered:
-            raise ConfigurationError("this tracker is in use; begin another with track_usage()")
+            raise ConfigurationError("This usage tracker is already in use. Create another one with track_usage().")
         self._entered = True
         _active.set((*_active.get(), self))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Itself alone: blocks in generators end in any order, and in other contexts than they began in.
+        # Not ContextVar.reset: blocks in generators end in any order, and in other contexts than they began in.
         _active.set(tuple(tracker for tracker in _active.get() if tracker is not self))
         self._entered = False
 
     def bind(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Give a function that counts here wherever it runs, an async one too: in a bare thread, in an executor."""
+        """Return the function, sync or async, with this tracker active wherever it runs, for example in a thread."""
 
         @functools.wraps(function)
         def bound(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -99,13 +109,13 @@ class UsageTracker:
 
         return bound_async if inspect.iscoroutinefunction(function) else bound  # type: ignore[return-value]
 
-    async def _counted(self, running: Coroutine[Any, Any, Any]) -> Any:
+    async def _counted(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         with self._counting():
-            return await running
+            return await coroutine
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:
-        """Count here what is done meanwhile, besides where it is counted anyway."""
+        """Activate this tracker in addition to the active ones."""
         outer = _active.get()
         token = _active.set(outer if self in outer else (*outer, self))
         try:
@@ -114,18 +124,18 @@ class UsageTracker:
             _active.reset(token)
 
     def meter(self, model: str, input_type: InputType, price: Decimal | None) -> Meter:
-        """Give what counts one model in one role, for the engine."""
+        """Return the meter of a model, input type and price, for the engine."""
         meter = self._meters.get((model, input_type, price))
-        return meter or self._meters.setdefault((model, input_type, price), Meter(price))  # atomic, for other threads
+        return meter or self._meters.setdefault((model, input_type, price), Meter(price))  # atomic across threads
 
     @property
     def usage(self) -> Usage:
-        """All of it so far."""
+        """Total usage so far."""
         return sum((row.usage for row in self.rows), Usage())
 
     @property
     def rows(self) -> list[UsageRow]:
-        """By model and role, in the order in which they were first used."""
+        """Usage by model and input type, in order of first use."""
         found: dict[tuple[str, InputType], Usage] = {}
         for (model, input_type, _), meter in list(self._meters.items()):
             found[model, input_type] = found.get((model, input_type), Usage()) + meter.read()
@@ -138,15 +148,15 @@ class UsageTracker:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; {hint}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it and its rows, as JSON has them; dollars are strings, None where unknown."""
-        return {"total": self.usage.to_dict(), "models": [_listed(row) for row in self.rows]}
+        """Return the total and the rows for JSON: USD as strings, None if unknown."""
+        return {"total": self.usage.to_dict(), "models": [_row_to_dict(row) for row in self.rows]}
 
     def to_json_lines(self) -> str:
-        """Give a line of JSON for each model and role."""
-        return "".join(json.dumps(_listed(row)) + "\n" for row in self.rows)
+        """Return a line of JSON for each model and input type."""
+        return "".join(json.dumps(_row_to_dict(row)) + "\n" for row in self.rows)
 
     def table(self) -> str:
-        """Give a table of all of it for people, in Markdown."""
+        """Return a Markdown table of the rows, with a total."""
         return usage_table([*self.rows, *([UsageRow("total", "", self.usage)] if len(self.rows) != 1 else [])])  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -156,12 +166,12 @@ class UsageTracker:
         return f"<{type(self).__name__}: {self.usage}>"
 
 
-def _listed(row: UsageRow) -> dict[str, Any]:
+def _row_to_dict(row: UsageRow) -> dict[str, Any]:
     return {"model": row.model, "input_type": row.input_type, **row.usage.to_dict()}
 
 
 def usage_by_model(rows: Iterable[UsageRow]) -> dict[str, Usage]:
-    """Give the usage of each model, in all roles together."""
+    """Return the usage of each model, summed over its input types."""
     found: dict[str, Usage] = {}
     for row in rows:
         found[row.model] = found.get(row.model, Usage()) + row.usage
@@ -169,30 +179,30 @@ def usage_by_model(rows: Iterable[UsageRow]) -> dict[str, Usage]:
 
 
 class UsageAccumulator:
-    """The usage of calls as it was told of in dictionaries, each that of a `UsageRow`; safe to add to in any thread."""
+    """Sum of the usage of calls that are reported as dictionaries. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = ForkLock()
-        self._heard: dict[tuple[str, InputType], Usage] = {}
+        self._usages: dict[tuple[str, InputType], Usage] = {}
 
     @property
     def rows(self) -> list[UsageRow]:
-        """By model and role."""
-        return [UsageRow(*name, usage) for name, usage in list(self._heard.items())]
+        """Usage by model and input type."""
+        return [UsageRow(*name, usage) for name, usage in list(self._usages.items())]
 
     @property
     def usage(self) -> Usage:
-        """All of it so far."""
+        """Total usage so far."""
         return sum((row.usage for row in self.rows), Usage())
 
-    def add(self, told: Mapping[str, Any]) -> None:
-        """Take in the usage of a call."""
-        name, usage = (told["model"], told["input_type"]), Usage.from_dict(told)
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add the usage of a call: "model", "input_type" and the values of `Usage.to_dict()`."""
+        name, usage = (row["model"], row["input_type"]), Usage.from_dict(row)
         with self._lock.lock:
-            self._heard[name] = self._heard.get(name, Usage()) + usage
+            self._usages[name] = self._usages.get(name, Usage()) + usage
 
 
-COLUMNS: Mapping[str, Callable[[Usage], str]] = {
+_COLUMNS: Mapping[str, Callable[[Usage], str]] = {
     "texts": lambda usage: f"{usage.texts:,}",
     "from cache": lambda usage: f"{usage.cache_hits:,}",
     "sent": lambda usage: f"{usage.sent:,}",
@@ -200,21 +210,19 @@ COLUMNS: Mapping[str, Callable[[Usage], str]] = {
     "requests": lambda usage: f"{usage.requests:,}",
     "tokens": lambda usage: f"{usage.tokens:,}",
     "cost": lambda usage: format_cost(usage.cost_usd),
-    "saved, about": lambda usage: format_cost(usage.saved_usd),
+    "saved (est.)": lambda usage: format_cost(usage.saved_usd),
     "possibly billed": lambda usage: format_cost(usage.possibly_billed_usd),
 }
-
-
-DEFAULT_COLUMNS = ("texts", "sent", "tokens", "cost")
+_DEFAULT_COLUMNS = ("texts", "sent", "tokens", "cost")
 
 
 def usage_table(rows: list[UsageRow]) -> str:
-    """Give rows of usage as a table in Markdown; columns of nothing but zeros are left out, but for the main ones."""
+    """Return a Markdown table of usage; columns with only zeros are omitted, except for the main ones."""
     total = sum((row.usage for row in rows), Usage())
     columns = {
-        name: show for name, show in COLUMNS.items() if name in DEFAULT_COLUMNS or show(total) not in ("0", "$0")
+        name: show for name, show in _COLUMNS.items() if name in _DEFAULT_COLUMNS or show(total) not in ("0", "$0")
     }
-    head = ["model", "role", *columns]
+    head = ["model", "input type", *columns]
     cells = [
         [shorten_model_name(row.model, 30), row.input_type, *(show(row.usage) for show in columns.values())]
         for row in rows
@@ -223,24 +231,35 @@ def usage_table(rows: list[UsageRow]) -> str:
 
 
 def format_cost(usd: Decimal | None) -> str:
-    """Give dollars for people: "unknown" where nobody knows."""
+    """Return an amount of USD for display, "unknown" for None."""
     return "unknown" if usd is None else f"${format_usd(usd)}"
 
 
 def track_usage(*, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None) -> UsageTracker:
-    """Count what a block asks and pays for, and bound it; `with` it, in plain and in async code.
+    """Return a tracker of the usage of a block, in sync or async code, with an optional budget.
+
+    Args:
+        budget_usd: Limit in USD for the block.
+        budget_tokens: Limit in tokens for the block.
 
     Raises:
-        ConfigurationError: a budget is no number that can be one.
+        ConfigurationError: A budget is not a valid number.
+
+    Example:
+        ```python
+        with track_usage(budget_usd=0.5) as usage:
+            embedder.embed_documents(texts)
+        print(usage)
+        ```
     """
     return UsageTracker(make_budget(budget_usd, budget_tokens))
 
 
 def make_budget(budget_usd: object, budget_tokens: object) -> Budget | None:
-    """Give the budget that two arguments name, None where there is none.
+    """Return the budget for the arguments. None if both are None.
 
     Raises:
-        ConfigurationError: one of them is no number that can be one.
+        ConfigurationError: A budget is not a valid number.
     """
     usd = None if budget_usd is None else parse_usd("budget_usd", budget_usd)
     if budget_tokens is not None:

@@ -1,4 +1,4 @@
-"""A new database, made by diskcache. Imported where one is made, and only there."""
+"""Creation of a database with diskcache. Imported only when a database is created, as diskcache is slow to import."""
 
 # ruff: noqa: ARG002 - the signatures are diskcache's
 
@@ -17,60 +17,60 @@ from diskcache.core import MODE_RAW, UNKNOWN
 from embedkit_core.cache.disk.folder import DATABASE
 from embedkit_core.cache.disk.schema import SETTINGS
 
-# Measured with 1536 dimensions, 256 vectors a transaction, on a local SSD: pages of 4096 take 62 us and 8.3 kB a
-# vector, 8192: 56 us, 16384: 42 us, 32768: 36 us and 6.6 kB. Reads are alike (6 to 9 us). A commit of one vector alone
-# takes 184 us rather than 78, once for each new query.
+# Measured with 1536 dimensions, 256 vectors per transaction, on a local SSD: 4096-byte pages take 62 us and 8.3 kB per
+# vector, 8192: 56 us, 16384: 42 us, 32768: 36 us and 6.6 kB. Reads take 6 to 9 us with all of them. The commit of a
+# single vector, as for a new query, takes 184 us instead of 78.
 PAGE_BYTES = 32768
 
 
 class RawDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
-    """What lets diskcache open our folder: bytes in, bytes out, nothing unpickled, no file opened or deleted.
+    """Storage class for diskcache that accepts only bytes: it unpickles nothing, and opens or deletes no files.
 
-    diskcache's own class unpickles what a row says is a pickle and opens the file a row names (CVE-2025-69872).
+    diskcache's default class unpickles values and opens files that a row refers to (CVE-2025-69872).
     """
 
     def put(self, key: object) -> tuple[memoryview, bool]:
-        """Give the columns of a key. Raises TypeError for what is not bytes."""
+        """Return the columns of a key. Raises TypeError if it is not bytes."""
         return sqlite3.Binary(_only_bytes(key)), True
 
     def get(self, key: object, raw: object) -> bytes:
-        """Give the key of a row. Raises TypeError for what is not bytes."""
+        """Return the key of a row. Raises TypeError if it is not bytes."""
         return _only_bytes(key)
 
     def store(self, value: object, read: bool, key: object = UNKNOWN) -> tuple[int, int, None, memoryview]:
-        """Give the columns of a value, always in the database. Raises TypeError for what is not bytes."""
+        """Return the columns of a value. Raises TypeError if it is not bytes."""
         return 0, MODE_RAW, None, sqlite3.Binary(_only_bytes(value))
 
     def fetch(self, mode: object, filename: object, value: object, read: bool) -> bytes:
-        """Give the value of a row. Raises OSError, which diskcache takes for a miss, for any but plain bytes."""
+        """Return the value of a row. Raises OSError, a miss for diskcache, if it is not plain bytes in the row."""
         if mode != MODE_RAW or filename is not None or type(value) is not bytes:
-            raise OSError("not a value of this cache")
+            raise OSError("Row has a value that is not of this cache.")
         return value
 
     def filename(self, key: object = UNKNOWN, value: object = UNKNOWN) -> tuple[str, str]:
-        """Refuse: no value has a file of its own."""
-        raise OSError("this cache keeps no files")
+        """Raise OSError, because values are never stored in files."""
+        raise OSError("This cache stores no files.")
 
     def remove(self, file_path: object) -> None:
-        """Remove nothing: a file named by a row is not ours."""
+        """Do nothing: a file that a row refers to does not belong to the cache."""
 
 
-def create(own: Path) -> None:
-    """Make the folder of a cache, whole or not at all; one that another process has just made is left as it is.
+def create(folder: Path) -> None:
+    """Create the folder of a cache atomically; keep one that another process created meanwhile.
 
     Raises:
-        OSError, sqlite3.Error, diskcache.Timeout: it cannot be made.
+        OSError, sqlite3.Error, diskcache.Timeout: It cannot be created.
     """
-    own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f"{own.name}.new-", dir=own.parent))  # 0700
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))  # 0700
     try:
         _fill(new)
         with contextlib.suppress(OSError):
-            own.rmdir()  # an empty one is in the way where folders cannot be renamed over
+            folder.rmdir()  # some systems cannot rename over an empty folder
         try:
-            new.rename(own)
+            new.rename(folder)
         except OSError:
-            if not (own / DATABASE).exists():
+            if not (folder / DATABASE).exists():
                 raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -87,5 +87,5 @@ def _fill(folder: Path) -> None:
 
 def _only_bytes(value: object) -> bytes:
     if not isinstance(value, bytes):
-        raise TypeError(f"this cache holds bytes, not {type(value).__name__}")
+        raise TypeError(f"Keys and values must be bytes (got {type(value).__name__}).")
     return value

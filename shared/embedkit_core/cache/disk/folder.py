@@ -1,4 +1,4 @@
-"""The folder a cache lives in: ours alone, on a disk that can hold it, and set aside where it is not what we made."""
+"""Checks of a cache folder: permissions, foreign files, network file systems; and its quarantine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from embedkit_core.common.errors import CacheError
 
-OWN_FOLDER = "embedkit-v1"  # in the user's folder: what we harden must not be what the user keeps other things in
+OWN_FOLDER = "embedkit-v1"  # inside the user's folder, whose permissions must not be changed
 DATABASE = "cache.db"
 
-# SQLite's WAL needs memory shared by all who use the database, which no network file system gives.
+# SQLite's WAL needs shared memory, which network file systems do not provide.
 # Source: SQLite, https://www.sqlite.org/wal.html ("does not work over a network filesystem").
 _NETWORK_TYPES = frozenset(
     {
@@ -28,74 +28,76 @@ _NETWORK_TYPES = frozenset(
 
 
 class Identity(NamedTuple):
-    """Which file or folder this is, whatever its name is by now."""
+    """Identity of a file or folder that does not depend on its name."""
 
     device: int
     inode: int
 
 
 def identity(path: Path) -> Identity | None:
-    """Tell which file or folder has this name, None where there is none."""
+    """Return the identity of the file or folder at a path. None if there is none."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Identity(found.st_dev, found.st_ino)
+    return Identity(status.st_dev, status.st_ino)
 
 
-def harden(own: Path) -> None:
-    """Close an existing folder of ours to everybody else.
+def harden(folder: Path) -> None:
+    """Remove the permissions of other users on an existing cache folder.
 
     Raises:
-        CacheError: it is a link, another user's, or open to others in a way we cannot change.
+        CacheError: It is a link, belongs to another user, or its permissions cannot be changed.
     """
-    found = own.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise CacheError(f"{own} is a link or a file, not a folder of its own")
-    if not _ours(found):
-        raise CacheError(f"{own} belongs to another user")
-    if os.name != "posix" or not found.st_mode & 0o077:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise CacheError(f"{folder} is a link or a file, not a folder")
+    if not _is_own(status):
+        raise CacheError(f"{folder} belongs to another user")
+    if os.name != "posix" or not status.st_mode & 0o077:
         return
     try:
-        own.chmod(found.st_mode & 0o700)
+        folder.chmod(status.st_mode & 0o700)
     except OSError as error:
-        if found.st_mode & 0o022:
-            raise CacheError(f"{own} can be written to by others, and that cannot be changed") from error
+        if status.st_mode & 0o022:
+            raise CacheError(f"{folder} is writable by other users, and its permissions cannot be changed") from error
 
 
-def foreign_file(own: Path) -> str | None:
-    """Say what among the files of a database we would not have put there, None where all are as we make them."""
+def foreign_file(folder: Path) -> str | None:
+    """Return the reason why a folder has files that this library did not create. None if it has no such files."""
     for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
         try:
-            found = (own / name).lstat()
+            status = (folder / name).lstat()
         except FileNotFoundError:
-            if name == DATABASE and any(own.iterdir()):
+            if name == DATABASE and any(folder.iterdir()):
                 return f"{DATABASE} is missing"
             continue
-        if not stat.S_ISREG(found.st_mode) or not _ours(found):
-            return f"{name} is a link, no file, or another user's"
-    # We never make a rollback journal; replaying one can delete whatever file it names.
-    if os.path.lexists(own / f"{DATABASE}-journal"):
-        return f"{DATABASE}-journal is there"
+        if not stat.S_ISREG(status.st_mode) or not _is_own(status):
+            return f"{name} is a link, not a file, or belongs to another user"
+    # The library never creates a rollback journal. To replay a forged one can delete the file that it refers to.
+    if os.path.lexists(folder / f"{DATABASE}-journal"):
+        return f"{DATABASE}-journal exists"
     return None
 
 
-def quarantine(own: Path, seen: Identity | None) -> bool:
-    """Give a folder another name beside its own; False where it is no longer the one seen.
+def quarantine(folder: Path, seen: Identity | None) -> bool:
+    """Rename a folder. Return False if it is no longer the one that was seen.
 
     Raises:
-        OSError: the folder cannot be renamed.
+        OSError: The folder cannot be renamed.
     """
-    if seen is None or identity(own) != seen:
-        return False  # another process has set it aside already, and this is the new one
-    own.rename(own.with_name(f"{own.name}.set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"))
+    if seen is None or identity(folder) != seen:
+        return False  # another process did it, and this is the new folder
+    folder.rename(folder.with_name(f"{folder.name}.set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"))
     return True
 
 
 def network_filesystem(mountinfo: str, path: str) -> str | None:
-    """Name the network file system that holds an absolute path, None where it is a local one.
+    """Return the type of the network file system of a path. None if it is local.
 
-    `mountinfo` is the text of Linux's /proc/self/mountinfo. Source: proc(5).
+    Args:
+        mountinfo: Content of /proc/self/mountinfo on Linux. Source: proc(5).
+        path: An absolute path.
     """
     best, best_type = "", ""
     for line in mountinfo.splitlines():
@@ -105,13 +107,13 @@ def network_filesystem(mountinfo: str, path: str) -> str | None:
             continue
         mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
         inside = path == mount or path.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):  # a later mount hides an earlier one at the same place
+        if inside and len(mount) >= len(best):  # a later mount hides an earlier one at the same path
             best, best_type = mount, after.split(" ")[0]
     return best_type if best_type in _NETWORK_TYPES else None
 
 
 def network_of(folder: Path) -> str | None:
-    """Name the network file system a folder is, or would be, on; None where it is local or cannot be told."""
+    """Return the network file system of a folder that may not exist yet. None if it is local or unknown."""
     if sys.platform == "win32":
         return "a network share" if folder.drive.startswith("\\\\") else None
     try:
@@ -121,5 +123,5 @@ def network_of(folder: Path) -> str | None:
     return network_filesystem(mountinfo, os.path.realpath(folder))
 
 
-def _ours(found: os.stat_result) -> bool:
-    return os.name != "posix" or found.st_uid == os.geteuid()
+def _is_own(status: os.stat_result) -> bool:
+    return os.name != "posix" or status.st_uid == os.geteuid()

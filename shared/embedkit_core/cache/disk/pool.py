@@ -1,8 +1,8 @@
-"""Connections to a database, lent to one thread at a time, and none open while the process forks.
+"""Pool of SQLite connections. A connection is used by one thread at a time, and all are closed before a fork.
 
-SQLite keeps its locks in a table of the process: a child born while a connection is open believes it holds locks that
-it does not, and what it commits is lost when the parent closes. So a fork waits until nobody uses SQLite, and closes
-what is open. Source: SQLite, https://www.sqlite.org/howtocorrupt.html, section 2.6.
+SQLite keeps its locks in a table of the process. A child that is forked while a connection is open seems to hold locks
+that it does not have, and loses its commits when the parent closes. So a fork waits until SQLite is not in use, and
+closes the connections. Source: SQLite, https://www.sqlite.org/howtocorrupt.html, section 2.6.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from embedkit_core.common.errors import CacheError
 
 Mode: TypeAlias = Literal["rw", "ro", "immutable"]
 
-WRITE_SECONDS = 30.0  # how long a write waits for other processes to write
-_READ_SECONDS = 5.0  # a read waits only while another process opens or closes the database
-_FORK_SECONDS = 1.0  # how long a fork waits for reads and writes under way
-_MAX_IDLE = 8
-BLOCK = 500  # keys in one SELECT; SQLite may be built to take 999
+WRITE_WAIT_SECONDS = 30.0  # for writes of other processes
+_READ_WAIT_SECONDS = 5.0  # a read waits only while another process opens or closes the database
+_FORK_WAIT_SECONDS = 1.0  # of a fork, for reads and writes in progress
+_MAX_IDLE_CONNECTIONS = 8
+KEYS_PER_SELECT = 500  # SQLite may be built with a limit of 999 parameters
 _OPTIONS: dict[Mode, str] = {"rw": "mode=rw", "ro": "mode=ro", "immutable": "mode=ro&immutable=1"}
 _PRAGMAS = (
     "trusted_schema = OFF",
     "cell_size_check = ON",
     "mmap_size = 0",
     "synchronous = NORMAL",
-    f"journal_size_limit = {64 << 20}",  # a bulk write must not leave its size behind
+    f"journal_size_limit = {64 << 20}",  # the WAL shrinks again after a bulk write
 )
 
-# Only what we store ourselves: no pickle, nothing in a file, nothing that would fill the memory.
-_OURS = (
+# Selects only rows as this library writes them: no pickle, no file, no value that could exhaust the memory.
+_VALID_ROW = (
     "raw = 1 AND mode = 1 AND filename IS NULL"
     f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_DIMENSIONS}"
 )
-# The marks are filled in, never a value. Rows are read in the order in which they lie in the file, each page once.
-_KEYS = "SELECT rowid, key FROM Cache WHERE rowid > ? AND raw = 1 ORDER BY rowid LIMIT ?"
-_READ = "SELECT key, value FROM Cache WHERE "
-_ONE = f"{_READ}key = ? AND {_OURS}"
-_MANY = f"{_READ}rowid IN (SELECT rowid FROM Cache WHERE key IN (MARKS) AND raw = 1) AND {_OURS}"  # noqa: S608
-# Every column is given again: a row that somebody bent is healed.
-_WRITE = (
+# Only MARKS and ROWS are substituted, never a value. Rows are read in the order of the file, so each page once.
+_SELECT_KEYS = "SELECT rowid, key FROM Cache WHERE rowid > ? AND raw = 1 ORDER BY rowid LIMIT ?"
+_SELECT = "SELECT key, value FROM Cache WHERE "
+_SELECT_ONE = f"{_SELECT}key = ? AND {_VALID_ROW}"
+_SELECT_MANY = f"{_SELECT}rowid IN (SELECT rowid FROM Cache WHERE key IN (MARKS) AND raw = 1) AND {_VALID_ROW}"  # noqa: S608
+# Every column is written, so an upsert repairs a row that was tampered with.
+_UPSERT = (
     "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
     " VALUES ROWS ON CONFLICT (key, raw) DO UPDATE SET store_time = excluded.store_time, expire_time = NULL,"
     " access_time = excluded.access_time, access_count = 0, tag = NULL, size = 0, mode = 1, filename = NULL,"
     " value = excluded.value"
 )
 _ROW = "(?, 1, ?, NULL, ?, 0, NULL, 0, 1, NULL, ?)"
-# Rows in one statement: at each, SQLite lets go of the interpreter, and gets it back 5 ms later where another thread is
-# busy. Powers of two, so that any number of rows is few statements, and few statements are prepared.
-_KEYS_PER_READ = (128, 64, 32, 16, 8, 4, 2, 1)
+# Each statement releases the GIL, and gets it back up to 5 ms later if another thread is busy: so a statement has many
+# rows. With powers of two, any number of rows takes few statements, and few distinct ones are prepared.
+_ROWS_PER_INSERT = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 class ForkBarrier:
-    """Counts who uses SQLite, and keeps newcomers out while the process forks."""
+    """Counts the users of SQLite in this process, and blocks new ones while it forks."""
 
     def __init__(self) -> None:
         self._renew()
@@ -74,7 +74,7 @@ class ForkBarrier:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be inside."""
+        """Use SQLite inside the `with` block; wait before it while the process forks."""
         user = object()
         try:
             with self._lock:
@@ -85,19 +85,19 @@ class ForkBarrier:
         finally:
             try:
                 self.leave(user)
-            except BaseException:  # an interrupt: a fork would wait for who is not there
+            except BaseException:  # a KeyboardInterrupt: a fork would wait for this user
                 self.leave(user)
                 raise
 
     def leave(self, user: object) -> None:
-        """Take in that somebody has left; a child that forked inside knows of nobody."""
+        """Remove a user. In a child that was forked inside the block, there is none to remove."""
         with self._lock:
             self._users.discard(user)
             if self._shut:
                 self._changed.notify_all()
 
     def try_enter(self, user: object) -> bool:
-        """Enter if nobody is in the way; never waits, so a finalizer may call it wherever it interrupts."""
+        """Add a user without waiting, so that a finalizer may call it anywhere. Return True on success."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
@@ -108,46 +108,46 @@ class ForkBarrier:
             self._lock.release()
 
     def shut(self, timeout: float) -> bool:
-        """Keep newcomers out and wait, in seconds, until the last one has left; say whether it has."""
+        """Block new users, and wait up to `timeout` seconds for the others. Return True if none is left."""
         with self._lock:
             self._shut = True
             return self._changed.wait_for(lambda: not self._users, timeout)
 
     def open(self) -> None:
-        """Let newcomers in again."""
+        """Admit users again."""
         with self._lock:
             self._shut = False
             self._changed.notify_all()
 
 
 class _Process:
-    """What this process has open."""
+    """Pools and connections of this process, and the hooks of a fork."""
 
     def __init__(self) -> None:
         self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self.connections: set[sqlite3.Connection] = set()
-        self.orphans: list[sqlite3.Connection] = []  # of pools that died where nothing could be closed
-        self.clean_fork = True
+        self.orphans: list[sqlite3.Connection] = []  # of pools whose finalizer could not close them
+        self.idle_at_fork = True
         self.usable = True
 
     def before_fork(self) -> None:
-        self.clean_fork = FORK_BARRIER.shut(_FORK_SECONDS)
+        self.idle_at_fork = FORK_BARRIER.shut(_FORK_WAIT_SECONDS)
         for pool in list(self.pools):
             pool.close_idle()
         close_all(self.orphans)
 
-    def in_child(self) -> None:
-        if not self.clean_fork:
+    def after_fork_in_child(self) -> None:
+        if not self.idle_at_fork:
             self.usable = False
             _leak_connections(self.connections)
         FORK_BARRIER._renew()
 
 
 def _leak_connections(connections: Iterable[sqlite3.Connection]) -> None:
-    """Keep even the end of the interpreter from closing what belongs to the parent."""
+    """Keep connections of the parent open, even at the exit of the interpreter."""
     try:
         from ctypes import py_object, pythonapi
-    except ImportError:  # an interpreter that does not count references
+    except ImportError:  # an interpreter without reference counts
         return
     for connection in connections:
         pythonapi.Py_IncRef(py_object(connection))
@@ -157,12 +157,12 @@ FORK_BARRIER = ForkBarrier()
 _process = _Process()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_process.before_fork, after_in_parent=FORK_BARRIER.open, after_in_child=_process.in_child
+        before=_process.before_fork, after_in_parent=FORK_BARRIER.open, after_in_child=_process.after_fork_in_child
     )
 
 
 class Pool:
-    """One database file and the connections to it; used inside the `GATE` only."""
+    """A database file with its connections. Use it only inside `FORK_BARRIER.entered()`."""
 
     def __init__(self, path: Path, mode: Mode, file: Identity, first: sqlite3.Connection) -> None:
         self.mode = mode
@@ -174,31 +174,31 @@ class Pool:
         weakref.finalize(self, _close_connection, self._idle)
 
     def read(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-        """Give those of up to `BLOCK` keys that there are with their values, in any order. Raises sqlite3.Error."""
-        connection = self._borrow()
+        """Return the existing ones of up to `KEYS_PER_SELECT` keys with their values. Raises sqlite3.Error."""
+        connection = self._acquire()
         try:
-            query = _ONE if len(keys) == 1 else _MANY.replace("MARKS", ",".join("?" * len(keys)))
+            query = _SELECT_ONE if len(keys) == 1 else _SELECT_MANY.replace("MARKS", ",".join("?" * len(keys)))
             found = connection.execute(query, keys).fetchall()
         except BaseException:
             close_all([connection])
             raise
-        self._give_back(connection)
+        self._release(connection)
         return found
 
     def keys(self, after: int) -> list[tuple[int, bytes]]:
-        """Give the next keys behind a place in the database, with theirs, `BLOCK` at most. Raises sqlite3.Error."""
-        connection = self._borrow()
+        """Return row IDs and keys after a row ID, `KEYS_PER_SELECT` at most. Raises sqlite3.Error."""
+        connection = self._acquire()
         try:
-            found = connection.execute(_KEYS, (after, BLOCK)).fetchall()
+            found = connection.execute(_SELECT_KEYS, (after, KEYS_PER_SELECT)).fetchall()
         except BaseException:
             close_all([connection])
             raise
-        self._give_back(connection)
+        self._release(connection)
         return found
 
     def write(self, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
-        """Commit keys, values and times (Unix seconds), all or none. Raises sqlite3.Error."""
-        connection = self._borrow()
+        """Commit keys, values and times (Unix seconds) in one transaction. Raises sqlite3.Error."""
+        connection = self._acquire()
         try:
             _begin(connection)
             _insert(connection, rows)
@@ -206,29 +206,29 @@ class Pool:
         except BaseException:
             close_all([connection])  # which rolls back
             raise
-        self._give_back(connection)
+        self._release(connection)
 
     def close(self) -> None:
-        """Close every connection, those in use when they come back."""
+        """Close all connections; those in use are closed when they are released."""
         self._closed = True
         self.close_idle()
 
     def close_idle(self) -> None:
-        """Close the connections nobody uses; more are opened when they are wanted."""
+        """Close the idle connections; others are opened on demand."""
         close_all(self._idle)
 
-    def _borrow(self) -> sqlite3.Connection:
+    def _acquire(self) -> sqlite3.Connection:
         try:
             return self._idle.pop()
         except IndexError:
             return connect(self._path, self.mode)
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
-        if len(self._idle) >= _MAX_IDLE:
+    def _release(self, connection: sqlite3.Connection) -> None:
+        if len(self._idle) >= _MAX_IDLE_CONNECTIONS:
             close_all([connection])
         else:
             self._idle.append(connection)
-        if self._closed:  # after the append: whichever of two threads comes last closes it
+        if self._closed:  # after the append, so that the later one of two threads closes it
             self.close_idle()
 
 
@@ -236,15 +236,15 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
     """Open a database that exists.
 
     Raises:
-        CacheError: this process was forked while its parent used SQLite.
-        sqlite3.Error: it cannot be opened.
+        CacheError: This process was forked while its parent used SQLite.
+        sqlite3.Error: It cannot be opened.
     """
     if not _process.usable:
-        raise CacheError("this process was forked in the middle of a read or write that took too long")
+        raise CacheError("this process was forked during a read or write")
     connection = sqlite3.connect(
         f"{path.as_uri()}?{_OPTIONS[mode]}",
         uri=True,
-        timeout=_READ_SECONDS,
+        timeout=_READ_WAIT_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
@@ -262,16 +262,16 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
 
 def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
     start = 0
-    for together in _KEYS_PER_READ:
-        statement = _WRITE.replace("ROWS", ",".join([_ROW] * together))
-        while len(rows) - start >= together:
-            some = rows[start : start + together]
-            connection.execute(statement, [field for key, value, at in some for field in (key, at, at, value)])
-            start += together
+    for n in _ROWS_PER_INSERT:
+        statement = _UPSERT.replace("ROWS", ",".join([_ROW] * n))
+        while len(rows) - start >= n:
+            batch = rows[start : start + n]
+            connection.execute(statement, [field for key, value, at in batch for field in (key, at, at, value)])
+            start += n
 
 
 def _begin(connection: sqlite3.Connection) -> None:
-    until = time.monotonic() + WRITE_SECONDS
+    until = time.monotonic() + WRITE_WAIT_SECONDS
     while True:
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -283,7 +283,7 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 def close_all(connections: list[sqlite3.Connection]) -> None:
-    """Close connections and forget them."""
+    """Close connections and remove them from the list."""
     while connections:
         try:
             connection = connections.pop()
@@ -306,4 +306,4 @@ def _close_connection(idle: list[sqlite3.Connection]) -> None:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode(errors="replace")  # planted text must not raise
+    return raw.decode(errors="replace")  # forged text must not raise

@@ -1,4 +1,4 @@
-"""What a database of ours holds besides vectors, to the letter; whatever differs was not made by us."""
+"""Exact schema and settings of a cache database. A database that differs was not created by this library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite3
 
-# Written by diskcache 5.6.3 (`Cache.__init__`). A release that writes another schema fails our tests before it ships.
+# Written by diskcache 5.6.3 (`Cache.__init__`). The tests fail with a release of diskcache that writes another schema.
 _TRIGGER = (
     "CREATE TRIGGER {} AFTER {} ON Cache FOR EACH ROW BEGIN UPDATE Settings SET value = value {} WHERE key = {}; END"
 )
@@ -38,42 +38,44 @@ SCHEMA: frozenset[tuple[str, str, str, str | None]] = frozenset(
     }
 )
 
-_NEVER = 1 << 62  # bytes: a size that is never reached
+_UNLIMITED = 1 << 62  # bytes
 
-# diskcache obeys these rows, whoever wrote them, so every one is given at the start and checked ever after.
-# A later version of ours must go on accepting these values: a folder that fails the check is paid for again.
+# diskcache applies the settings that it finds in a database, so all are written at creation and checked afterwards.
+# Later versions must accept these values: vectors in a folder that fails the check must be embedded again.
 SETTINGS: dict[str, int | str] = {
     "statistics": 0,
     "tag_index": 0,
-    "eviction_policy": "none",  # diskcache's own default throws away vectors beyond 1 GiB
-    "size_limit": _NEVER,
+    "eviction_policy": "none",  # diskcache's default evicts above 1 GiB
+    "size_limit": _UNLIMITED,
     "cull_limit": 0,
     "sqlite_auto_vacuum": 0,
     "sqlite_cache_size": 8192,
     "sqlite_journal_mode": "wal",
-    "sqlite_mmap_size": 0,  # a mapped file that is cut short kills the process; a map saves 1 to 3 us a vector
-    "sqlite_synchronous": 1,  # NORMAL: survives a killed process, not a power cut
-    "disk_min_file_size": _NEVER,
+    "sqlite_mmap_size": 0,  # a truncated mapped file kills the process; mapping saves only 1 to 3 us per vector
+    "sqlite_synchronous": 1,  # NORMAL: survives a killed process, but not a power cut
+    "disk_min_file_size": _UNLIMITED,
     "disk_pickle_protocol": 0,
 }
 _COUNTERS = frozenset({"count", "size", "hits", "misses"})
 
 
 def schema_mismatch(connection: sqlite3.Connection) -> str | None:
-    """Say what in a database we did not make, None where all is ours; values are judged when they are read.
+    """Return the reason why a database was not created by this library. None if schema and settings match.
+
+    Vectors are not checked here, but when they are read.
 
     Raises:
-        sqlite3.Error: it cannot be read, or is no database.
+        sqlite3.Error: It cannot be read, or is not a database.
     """
     found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 100").fetchall()
     if len(found) != len(SCHEMA) or set(found) != SCHEMA:
-        return "it has tables, views or triggers that are not ours, or lacks some"
+        return "unexpected or missing tables, views or triggers"
     rows = connection.execute("SELECT key, value FROM Settings LIMIT 100").fetchall()
     settings = dict(rows)
     if len(rows) != len(settings) or settings.keys() != SETTINGS.keys() | _COUNTERS:
-        return "it has settings that are not ours, or lacks some"
+        return "unexpected or missing settings"
     if any(type(settings[name]) is not type(value) or settings[name] != value for name, value in SETTINGS.items()):
-        return "its settings have other values than ours"
+        return "settings with unexpected values"
     if any(type(settings[name]) is not int for name in _COUNTERS):
-        return "its counters are not numbers"
+        return "counters that are not numbers"
     return None
