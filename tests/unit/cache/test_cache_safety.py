@@ -56,7 +56,7 @@ def warnings_in(caplog):
 
 
 def assert_begun_anew(folder, caplog):
-    """The database was set aside with one warning, holds its old content there, and a new one works."""
+    """The database was quarantined with its content and one warning, and a new one works."""
     cache = DiskCache(folder)
     assert cache.get_many([key(n) for n in range(10)]) == {}
     cache.set_many(entries([1]))
