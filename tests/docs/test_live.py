@@ -36,16 +36,16 @@ def test_the_report_settles_what_is_open_and_costs_next_to_nothing(provider, mon
     assert KEY not in report + run.stderr
     length = "1.2500000" if provider == "cohere" else "1.0000000"
     assert re.search(rf"lengths from {re.escape(length[:5])}", report)
-    assert "asked twice: cosine 1.00000000" in report
+    assert "sent twice: cosine 1.00000000" in report
     assert "256 of " in report
-    assert re.search(r"a model that there is not: \w+Error|a model that there is not: answered", report)
-    assert "a key that is none: AuthenticationError, HTTP 401" in report
+    assert re.search(r"an unknown model: \w+Error|an unknown model: answered", report)
+    assert "an invalid key: AuthenticationError, HTTP 401" in report
     assert re.search(r"too many texts: (RequestTooLarge|BadText)Error", report)
     assert "ended with" not in report
-    assert "dimensions that it has not: BadRequestError" in report
+    assert "unsupported dimensions: BadRequestError" in report
     spent = re.search(r"Spent: .* ([\d,]+) requests, ([\d,]+) tokens, \$0\.00", report)
     requests, tokens = (int(number.replace(",", "")) for number in spent.groups())
-    assert requests == counted[0] - 1  # but for the one with a key that is none
+    assert requests == counted[0] - 1  # without the one with an invalid key
     if provider != "voyage":  # whose server counts the words of a text that it cuts
         assert tokens == counted[1]
 
