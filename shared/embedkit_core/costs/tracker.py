@@ -222,7 +222,7 @@ def usage_table(rows: list[UsageRow]) -> str:
     columns = {
         name: show for name, show in _COLUMNS.items() if name in _DEFAULT_COLUMNS or show(total) not in ("0", "$0")
     }
-    head = ["model", "input type", *columns]
+    head = ["model", "input", *columns]
     cells = [
         [shorten_model_name(row.model, 30), row.input_type, *(show(row.usage) for show in columns.values())]
         for row in rows
