@@ -1,4 +1,4 @@
-"""Vectors that were paid for elsewhere are taken into the cache, if they are this model's."""
+"""Import of vectors from elsewhere into the cache, if they are those of the model."""
 
 import asyncio
 import logging
@@ -11,17 +11,15 @@ from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_openai import OpenAIEmbeddings
-from support.embedders import MINILM, needs_local_model, numbered, openai_embedder, texts_sent
+from support.embedders import MINILM, core_embedder, needs_local_model, numbered, openai_embedder, texts_sent
 from support.openai_server import vector_of
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, EmbedKitError, InputError
 from embedkit_core.calls.import_vectors import ImportReport
 from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
-from llamaindex_embedkit import EmbedKitEmbedding
 
 MODEL = "text-embedding-3-small"
-hosts = pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding, Embedder])
 sha1_is_the_default = pytest.mark.filterwarnings("ignore:Using default key encoder:UserWarning")
 
 
@@ -30,27 +28,27 @@ def new(server, tmp_path):
     return openai_embedder(server, cache=tmp_path / "new")
 
 
-def paid(texts, **options):
-    """What the model answered to somebody else."""
+def model_vectors(texts, **options):
+    """Return the vectors of the model, as lists."""
     return [vector_of(text, **options).tolist() for text in texts]
 
 
 def of_another_model(texts):
-    return paid(texts, model="text-embedding-ada-002")
+    return model_vectors(texts, model="text-embedding-ada-002")
 
 
 def old_cache(folder, server=None, **options):
-    """LangChain's cache; who only reads it needs no embeddings, and no key."""
+    """Return LangChain's cache; without a server it can only be read."""
     given = {"base_url": server.base_url, "api_key": "test-key"} if server else {}
-    asked = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False, **given) if server else anybody()
+    asked = (
+        OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False, **given)
+        if server
+        else DeterministicFakeEmbedding(size=1)
+    )
     return CacheBackedEmbeddings.from_bytes_store(asked, LocalFileStore(folder), **options)
 
 
-def anybody():
-    return DeterministicFakeEmbedding(size=1)
-
-
-# From LangChain's cache
+# LangChain's cache
 
 
 @sha1_is_the_default
@@ -65,15 +63,14 @@ def anybody():
     ],
     ids=["sha1", "sha1 namespace", "sha256 namespace", "blake2b", "own"],
 )
-@hosts
-def test_a_langchain_cache_folder_is_imported_without_paying_again(host, server, tmp_path, options):
+def test_a_langchain_cache_folder_is_imported_without_paying_again(embedder_class, server, tmp_path, options):
     texts = numbered(50)
     written = old_cache(tmp_path / "old", server, **options).embed_documents(texts)
     before = len(texts_sent(server))
     vectors = old_cache(tmp_path / "old", **options).document_embedding_store.mget(texts)
-    new = host(model=MODEL, base_url=server.base_url, api_key="test-key", cache=tmp_path / "new")
+    new = embedder_class(model=MODEL, base_url=server.base_url, api_key="test-key", cache=tmp_path / "new")
     assert new.import_vectors(texts, vectors, verify=0) == ImportReport(imported=50, missing=0, doubtful=())
-    rows = getattr(new, "embedder", new).embed_documents(texts)
+    rows = core_embedder(new).embed_documents(texts)
     assert rows.tolist() == np.array(written, dtype=np.float32).tolist()
     assert len(texts_sent(server)) == before
     assert new.usage.sent == 0
@@ -99,12 +96,14 @@ def test_texts_and_vectors_can_be_iterators(new):
     assert taken.imported == 5
 
 
-# What it sends
+# Requests
 
 
 def test_three_texts_are_embedded_as_a_check_and_their_new_vectors_are_kept(server, new):
     texts = numbered(100)
-    old = np.array(paid(texts), dtype=np.float32) * np.float32(1 + 1e-6)  # OpenAI itself answers not quite the same
+    old = np.array(model_vectors(texts), dtype=np.float32) * np.float32(
+        1 + 1e-6
+    )  # OpenAI itself answers not quite the same
     new.import_vectors(texts, old)
     assert texts_sent(server) == [texts[0], texts[49], texts[99]]
     old[[0, 49, 99]] = [vector_of(texts[i]) for i in (0, 49, 99)]
@@ -115,25 +114,25 @@ def test_three_texts_are_embedded_as_a_check_and_their_new_vectors_are_kept(serv
 def test_unverified_vectors_need_neither_a_key_nor_a_provider(tmp_path):
     nowhere = {"base_url": "http://127.0.0.1:1/v1", "api_key": "none", "cache": tmp_path}
     new = EmbedKitEmbeddings(model=MODEL, **nowhere)
-    new.import_vectors(["a"], paid(["a"]), verify=0)
-    assert new.embed_documents(["a"]) == paid(["a"])
-    assert new.embed_query("a") == paid(["a"])[0]
+    new.import_vectors(["a"], model_vectors(["a"]), verify=0)
+    assert new.embed_documents(["a"]) == model_vectors(["a"])
+    assert new.embed_query("a") == model_vectors(["a"])[0]
 
 
 def test_a_missing_vector_is_paid_for_when_it_is_embedded(server, new):
     texts = numbered(10)
-    vectors = [None if position % 2 else vector for position, vector in enumerate(paid(texts))]
+    vectors = [None if position % 2 else vector for position, vector in enumerate(model_vectors(texts))]
     assert new.import_vectors(texts, vectors, verify=1) == ImportReport(imported=5, missing=5, doubtful=())
-    assert new.embed_documents(texts).tolist() == paid(texts)
+    assert new.embed_documents(texts).tolist() == model_vectors(texts)
     assert texts_sent(server) == [texts[0], *texts[1::2]]
 
 
 def test_a_second_import_sends_nothing_and_changes_nothing(server, new):
     texts = numbered(10)
     for _ in range(2):
-        assert new.import_vectors(texts, paid(texts)) == ImportReport(imported=10, missing=0, doubtful=())
+        assert new.import_vectors(texts, model_vectors(texts)) == ImportReport(imported=10, missing=0, doubtful=())
     assert len(texts_sent(server)) == 3
-    assert new.embed_documents(texts).tolist() == paid(texts)
+    assert new.embed_documents(texts).tolist() == model_vectors(texts)
 
 
 def test_importing_nothing_sends_no_request(server, new):
@@ -144,12 +143,12 @@ def test_importing_nothing_sends_no_request(server, new):
 
 @pytest.mark.parametrize("verify", [1, 2, 50])
 def test_verify_sets_the_number_of_checked_vectors(server, new, verify):
-    new.import_vectors(numbered(10), paid(numbered(10)), verify=verify)
+    new.import_vectors(numbered(10), model_vectors(numbered(10)), verify=verify)
     assert len(texts_sent(server)) == min(verify, 10)
 
 
 def test_duplicates_are_one_text_and_any_of_their_vectors_is_used(server, new):
-    texts, vectors = ["a", "b", "a", "c", "b"], paid(["a", "b", "a", "c", "b"])
+    texts, vectors = ["a", "b", "a", "c", "b"], model_vectors(["a", "b", "a", "c", "b"])
     assert new.import_vectors(texts, [None, *vectors[1:3], None, None]) == ImportReport(
         imported=2, missing=1, doubtful=()
     )
@@ -157,14 +156,14 @@ def test_duplicates_are_one_text_and_any_of_their_vectors_is_used(server, new):
     assert sorted(texts_sent(server)) == ["a", "b", "c"]
 
 
-# What it refuses
+# Refusals
 
 
-def nothing_was_taken(server, new, texts):
-    """The texts of the check are in the cache, as the provider has answered them, and nothing else."""
+def nothing_was_imported(server, new, texts):
+    """Return True if the cache holds the texts of the check, with the vectors of the provider, and nothing else."""
     checked = set(texts_sent(server))
     return {text for text in texts if new.explain(text).served_from != "provider"} == checked and (
-        new.embed_documents(texts).tolist() == paid(texts)
+        new.embed_documents(texts).tolist() == model_vectors(texts)
     )
 
 
@@ -173,14 +172,14 @@ def test_vectors_of_another_model_of_the_same_width_are_refused(server, new):
     message = r"position 0 differs from the vector of openai:text-embedding-3-small for .*another model"
     with pytest.raises(ConfigurationError, match=message):
         new.import_vectors(texts, of_another_model(texts))
-    assert nothing_was_taken(server, new, texts)
+    assert nothing_was_imported(server, new, texts)
 
 
 def test_one_vector_of_another_model_in_the_sample_refuses_all(server, new):
     texts = numbered(20)
     with pytest.raises(ConfigurationError, match=r"position 19 .*Nothing was imported"):
-        new.import_vectors(texts, [*paid(texts[:-1]), *of_another_model(texts[-1:])])
-    assert nothing_was_taken(server, new, texts)
+        new.import_vectors(texts, [*model_vectors(texts[:-1]), *of_another_model(texts[-1:])])
+    assert nothing_was_imported(server, new, texts)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
@@ -189,20 +188,20 @@ def test_vectors_of_another_length_are_refused_inside_and_outside_the_sample(ser
     vectors[1] = vectors[1] * np.float32(factor)
     with pytest.raises(ConfigurationError, match=f"at position 1 has length {factor:.4g}, .* have length 1"):
         new.import_vectors(numbered(5), vectors)
-    assert nothing_was_taken(server, new, numbered(5))
+    assert nothing_was_imported(server, new, numbered(5))
 
 
 def test_vectors_of_the_opposite_direction_are_refused(server, new):
     with pytest.raises(ConfigurationError, match="cosine -1"):
         new.import_vectors(numbered(5), [-vector_of(text) for text in numbered(5)])
-    assert nothing_was_taken(server, new, numbered(5))
+    assert nothing_was_imported(server, new, numbered(5))
 
 
 def test_zero_vectors_are_refused(server, new):
     with pytest.raises(InputError, match="position 3 contains only zeros") as refused:
         new.import_vectors(numbered(5), [vector_of(text) * (n != 3) for n, text in enumerate(numbered(5))], verify=0)
     assert refused.value.indices == (3,)
-    assert nothing_was_taken(server, new, numbered(5))
+    assert nothing_was_imported(server, new, numbered(5))
 
 
 def test_documents_are_refused_as_queries_of_an_asymmetric_model(tmp_path):
@@ -221,16 +220,16 @@ def test_documents_are_refused_as_queries_of_an_asymmetric_model(tmp_path):
 def test_vectors_of_another_width_are_refused(server, tmp_path, model):
     new = openai_embedder(server, model, cache=tmp_path)
     with pytest.raises(ConfigurationError, match=r"position 0 has 256 dimensions, but .* has 1536"):
-        new.import_vectors(numbered(5), paid(numbered(5), dimensions=256))
+        new.import_vectors(numbered(5), model_vectors(numbered(5), dimensions=256))
     assert new.explain(numbered(5)[1]).served_from == "provider"
 
 
 def test_vectors_must_have_the_configured_width(server, tmp_path):
     new = openai_embedder(server, dimensions=256, cache=tmp_path)
     with pytest.raises(ConfigurationError, match=r"has 1536 dimensions, but .* has 256"):
-        new.import_vectors(["a"], paid(["a"]))
+        new.import_vectors(["a"], model_vectors(["a"]))
     assert server.requests == []
-    assert new.import_vectors(["a"], paid(["a"], dimensions=256)).imported == 1
+    assert new.import_vectors(["a"], model_vectors(["a"], dimensions=256)).imported == 1
 
 
 def test_vectors_of_several_widths_are_refused_if_the_width_is_unknown(server, tmp_path):
@@ -243,63 +242,63 @@ def test_vectors_of_several_widths_are_refused_if_the_width_is_unknown(server, t
 @pytest.mark.parametrize("bad", [[float("nan")] * 1536, [1e300] * 1536, [], 7.0, [[1.0] * 1536], ["x"] * 1536, "no"])
 def test_an_invalid_vector_is_named_by_its_position(server, new, bad):
     with pytest.raises(InputError, match="position 2 is not one row of finite numbers") as refused:
-        new.import_vectors(["a", "b", "c"], [*paid(["a", "b"]), bad])
+        new.import_vectors(["a", "b", "c"], [*model_vectors(["a", "b"]), bad])
     assert refused.value.indices == (2,)
-    assert nothing_was_taken(server, new, ["a", "b", "c"])
+    assert nothing_was_imported(server, new, ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_another_number_of_vectors_than_texts_is_refused(server, new, n):
     with pytest.raises(InputError, match=rf"got {n} for 2 texts"):
-        new.import_vectors(["a", "b"], paid(numbered(n)))
+        new.import_vectors(["a", "b"], model_vectors(numbered(n)))
     assert server.requests == []
 
 
 def test_a_single_string_and_an_empty_text_are_refused(new):
     with pytest.raises(InputError, match="a list of texts"):
-        new.import_vectors("ab", paid(["a", "b"]))
+        new.import_vectors("ab", model_vectors(["a", "b"]))
     with pytest.raises(InputError, match="position 1"):
-        new.import_vectors(["a", " "], paid(["a", " "]))
+        new.import_vectors(["a", " "], model_vectors(["a", " "]))
 
 
-@hosts
-def test_an_import_without_a_cache_is_refused(host):
-    new = host(model=MODEL, api_key="k", cache=False)
+def test_an_import_without_a_cache_is_refused(embedder_class):
+    new = embedder_class(model=MODEL, api_key="k", cache=False)
     with pytest.raises(ConfigurationError, match=r"cache: import_vectors needs a cache \(got False\)"):
-        new.import_vectors(["a"], paid(["a"]))
+        new.import_vectors(["a"], model_vectors(["a"]))
 
 
-@hosts
-def test_an_invalid_argument_of_import_vectors_is_named(host, tmp_path):
-    new = host(model=MODEL, api_key="k", cache=tmp_path)
+def test_an_invalid_argument_of_import_vectors_is_named(embedder_class, tmp_path):
+    new = embedder_class(model=MODEL, api_key="k", cache=tmp_path)
     with pytest.raises(ConfigurationError, match="verify"):
-        new.import_vectors(["a"], paid(["a"]), verify=-1)
+        new.import_vectors(["a"], model_vectors(["a"]), verify=-1)
     with pytest.raises(ConfigurationError, match="input_type"):
-        new.import_vectors(["a"], paid(["a"]), input_type="passage")
+        new.import_vectors(["a"], model_vectors(["a"]), input_type="passage")
 
 
 @pytest.mark.parametrize("on_error", ["raise", "return"])
 def test_an_error_of_the_check_is_raised_as_it_is(server, tmp_path, on_error):
     new = openai_embedder(server, api_key="wrong", cache=tmp_path, on_error=on_error)
     with pytest.raises(AuthenticationError):
-        new.import_vectors(["a"], paid(["a"]))
+        new.import_vectors(["a"], model_vectors(["a"]))
     assert new.explain("a").served_from == "provider"
 
 
-# What it leaves out
+# Texts that are not imported
 
 
 def test_a_text_that_may_exceed_the_limit_is_not_imported_and_is_paid_for(server, new):
     over, under = "é" * 4097, "e" * 8192
     texts = ["a", over, under, over]
-    assert new.import_vectors(texts, paid(texts), verify=0) == ImportReport(imported=2, missing=0, doubtful=(1,))
-    assert new.embed_documents(texts).tolist() == paid(texts)
+    assert new.import_vectors(texts, model_vectors(texts), verify=0) == ImportReport(
+        imported=2, missing=0, doubtful=(1,)
+    )
+    assert new.embed_documents(texts).tolist() == model_vectors(texts)
     assert texts_sent(server) == [over]
 
 
 def test_a_prompt_counts_towards_the_limit(server, tmp_path):
     new = openai_embedder(server, document_prompt="passage: ", cache=tmp_path)
-    assert new.import_vectors(["e" * 8192], paid(["any"]), verify=0).doubtful == (0,)
+    assert new.import_vectors(["e" * 8192], model_vectors(["any"]), verify=0).doubtful == (0,)
 
 
 def test_a_missing_vector_is_not_doubtful(new):

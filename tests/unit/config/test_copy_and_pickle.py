@@ -1,4 +1,4 @@
-"""Pickles, deep copies, spawned and forked processes: the same model and cache, and the key only where it may go."""
+"""Pickles, copies, and spawned and forked processes: the same model and cache, and no API key by default."""
 
 import copy
 import logging
@@ -10,7 +10,8 @@ import textwrap
 import pytest
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
-from support.embedders import texts_sent
+from support.caches import DictCache
+from support.embedders import core_embedder, texts_sent
 from support.limiters import LIMITERS
 from support.openai_server import OpenAIServer, vector_of
 
@@ -20,9 +21,6 @@ from llamaindex_embedkit import EmbedKitEmbedding
 
 OPENAI = "openai:text-embedding-3-small"
 KEY = "sk-only-for-this-test"
-DOORS = [Embedder, EmbedKitEmbeddings, EmbedKitEmbedding]
-doors = pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
-hosts = pytest.mark.parametrize("door", DOORS[1:], ids=["langchain", "llamaindex"])
 
 
 @pytest.fixture
@@ -31,55 +29,47 @@ def server():
         yield running
 
 
-def made(door, server, **options):
-    return door(**{"model": OPENAI, "base_url": server.base_url, "api_key": KEY, "cache": False, **options})
+def made(class_, server, **options):
+    return class_(**{"model": OPENAI, "base_url": server.base_url, "api_key": KEY, "cache": False, **options})
 
 
-def core(thing):
-    return thing if isinstance(thing, Embedder) else thing.embedder
-
-
-def through_a_pickle(thing):
+def pickled_copy(thing):
     return pickle.loads(pickle.dumps(thing))
 
 
-@doors
-def test_a_key_argument_is_not_pickled_and_is_missing_at_the_first_request(door, server, monkeypatch):
+def test_a_key_argument_is_not_pickled_and_is_missing_at_the_first_request(embedder_class, server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert KEY.encode() not in pickle.dumps(made(door, server))
+    assert KEY.encode() not in pickle.dumps(made(embedder_class, server))
     with pytest.raises(AuthenticationError, match="OPENAI_API_KEY"):
-        core(through_a_pickle(made(door, server))).embed_query("a")
-    at_openai = through_a_pickle(door(model=OPENAI, api_key=KEY, cache=False))
+        core_embedder(pickled_copy(made(embedder_class, server))).embed_query("a")
+    at_openai = pickled_copy(embedder_class(model=OPENAI, api_key=KEY, cache=False))
     with pytest.raises(AuthenticationError, match="OPENAI_API_KEY"):
-        core(at_openai).embed(["a"])
+        core_embedder(at_openai).embed(["a"])
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    core(through_a_pickle(made(door, server))).embed_query("a")
+    core_embedder(pickled_copy(made(embedder_class, server))).embed_query("a")
     assert len(server.requests) == 1
 
 
-@doors
-def test_a_key_argument_is_pickled_with_pickle_api_key(door, server, monkeypatch):
+def test_a_key_argument_is_pickled_with_pickle_api_key(embedder_class, server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    copied = through_a_pickle(through_a_pickle(made(door, server, pickle_api_key=True)))
-    assert core(copied).embed_query("a").tolist() == vector_of("a").tolist()
+    copied = pickled_copy(pickled_copy(made(embedder_class, server, pickle_api_key=True)))
+    assert core_embedder(copied).embed_query("a").tolist() == vector_of("a").tolist()
 
 
-@doors
-def test_a_key_of_the_environment_is_never_pickled(door, server, monkeypatch):
+def test_a_key_of_the_environment_is_never_pickled(embedder_class, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    thing = made(door, server, api_key=None, pickle_api_key=True)
+    thing = made(embedder_class, server, api_key=None, pickle_api_key=True)
     assert KEY.encode() not in pickle.dumps(thing)
-    assert core(through_a_pickle(thing)).embed_query("a").tolist() == vector_of("a").tolist()
+    assert core_embedder(pickled_copy(thing)).embed_query("a").tolist() == vector_of("a").tolist()
 
 
-@doors
-def test_a_copy_keeps_its_address_in_another_environment(door, monkeypatch):
+def test_a_copy_keeps_its_address_in_another_environment(embedder_class, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    state = pickle.dumps(door(model=OPENAI, cache=False))
-    here = core(pickle.loads(state))
+    state = pickle.dumps(embedder_class(model=OPENAI, cache=False))
+    here = core_embedder(pickle.loads(state))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.example/v1")
-    there = core(pickle.loads(state))
+    there = core_embedder(pickle.loads(state))
     assert there.provider.url == here.provider.url == "https://api.openai.com/v1"
     assert there.fingerprint == here.fingerprint == Embedder(OPENAI, base_url=here.provider.url).fingerprint
     assert there.space == here.space
@@ -88,26 +78,27 @@ def test_a_copy_keeps_its_address_in_another_environment(door, monkeypatch):
 def test_langchain_shows_the_key_of_the_environment_as_a_secret(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for thing in (made(EmbedKitEmbeddings, server, api_key=None), EmbedKitEmbeddings(model=OPENAI, cache=False)):
-        for one in (thing, copy.deepcopy(thing), through_a_pickle(thing), thing.model_copy(update={"timeout": 5.0})):
+        for one in (thing, copy.deepcopy(thing), pickled_copy(thing), thing.model_copy(update={"timeout": 5.0})):
             assert one.api_key.get_secret_value() == KEY
             assert KEY not in repr(one)
             assert "api_key" not in one.model_fields_set
 
 
-@hosts
 @pytest.mark.parametrize("limiter", [InMemoryRateLimiter(requests_per_second=1e6), *LIMITERS])
-def test_a_limiter_is_shared_by_a_deep_copy_and_dropped_by_a_pickle(door, server, limiter, caplog, monkeypatch):
+def test_a_limiter_is_shared_by_a_deep_copy_and_dropped_by_a_pickle(
+    framework_class, server, limiter, caplog, monkeypatch
+):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    model = made(door, server, rate_limiter=limiter)
+    model = made(framework_class, server, rate_limiter=limiter)
     copied = copy.deepcopy(model)
     assert copied.rate_limiter is limiter
-    assert core(copied).rate_limiter is limiter
-    core(copied).embed_query("a")
+    assert core_embedder(copied).rate_limiter is limiter
+    core_embedder(copied).embed_query("a")
     with caplog.at_level(logging.WARNING, "embedkit_core"):
-        other = through_a_pickle(model)
-    assert (other.rate_limiter, core(other).rate_limiter) == (None, None)
+        other = pickled_copy(model)
+    assert (other.rate_limiter, core_embedder(other).rate_limiter) == (None, None)
     assert "rate_limiter of openai:text-embedding-3-small cannot be pickled" in caplog.text
-    core(other).embed_query("a")
+    core_embedder(other).embed_query("a")
 
 
 class Shared:
@@ -117,30 +108,18 @@ class Shared:
         return True
 
 
-@doors
-def test_a_limiter_that_can_be_pickled_is_pickled(door, server):
-    copied = through_a_pickle(made(door, server, rate_limiter=Shared()))
+def test_a_limiter_that_can_be_pickled_is_pickled(embedder_class, server):
+    copied = pickled_copy(made(embedder_class, server, rate_limiter=Shared()))
     assert isinstance(copied.rate_limiter, Shared)
-    assert core(copied).rate_limiter is copied.rate_limiter
+    assert core_embedder(copied).rate_limiter is copied.rate_limiter
 
 
-class Mine(dict):
-    def get_many(self, keys):
-        return {key: self[key] for key in keys if key in self}
-
-    def set_many(self, items):
-        self.update(items)
-
-    def close(self): ...
-
-
-@doors
-def test_a_custom_cache_is_shared_by_a_copy_and_cannot_be_pickled(door, server):
-    cache = Mine()
-    model = made(door, server, cache=cache)
-    core(copy.deepcopy(model)).embed_query("a")
-    assert len(cache) == 1
-    with pytest.raises(ConfigurationError, match="cache object of your own cannot be pickled"):
+def test_a_custom_cache_is_shared_by_a_copy_and_cannot_be_pickled(embedder_class, server):
+    cache = DictCache()
+    model = made(embedder_class, server, cache=cache)
+    core_embedder(copy.deepcopy(model)).embed_query("a")
+    assert len(cache.rows) == 1
+    with pytest.raises(ConfigurationError, match="custom cache object cannot be pickled"):
         pickle.dumps(model)
 
 
@@ -149,10 +128,10 @@ def test_picklable_llamaindex_callbacks_are_pickled(server, monkeypatch, caplog)
     model = made(
         EmbedKitEmbedding, server, callback_manager=CallbackManager([TokenCountingHandler(tokenizer=str.split)])
     )
-    copied = through_a_pickle(model)
+    copied = pickled_copy(model)
     copied.get_text_embedding("two words")
     unpicklable = CallbackManager([TokenCountingHandler(tokenizer=lambda text: text.split())])
-    through_a_pickle(made(EmbedKitEmbedding, server, callback_manager=unpicklable)).get_text_embedding("again")
+    pickled_copy(made(EmbedKitEmbedding, server, callback_manager=unpicklable)).get_text_embedding("again")
 
 
 SPAWNED = """

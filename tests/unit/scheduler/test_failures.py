@@ -1,15 +1,13 @@
-"""What fails: tried again, looked into, or given up at once, and what the caller is told."""
+"""Failures: their error classes, which texts they affect, and what their messages contain."""
 
 import json
 import logging
 import math
 from collections import Counter
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import error_texts, fake_embedder, numbered, openai_embedder, statuses, texts_sent
+from support.embedders import error_texts, fake_embedder, numbered, openai_embedder, texts_sent
 from support.openai_client import expected
 from support.openai_replies import INVALID_INPUT, error
 from support.openai_server import Fault, OpenAIServer, vector_of
@@ -31,48 +29,6 @@ from embedkit_core.common.errors import (
 from embedkit_core.testing import FakeServer
 
 SOON = {"retry-after-ms": "1"}
-
-
-# Tried again
-
-
-@pytest.mark.parametrize("retries", [0, 2])
-def test_a_text_is_sent_once_and_then_at_most_max_retries_times(server, retries):
-    server.fault_for(lambda texts, number: Fault.rate_limited(retry_after_ms=1))
-    patient = openai_embedder(server, max_retries=retries)
-    with pytest.raises(RateLimitError) as caught:
-        patient.embed(["a", "b"])
-    assert len(server.requests) == retries + 1
-    assert patient.usage == Usage(texts=2, failed=2, requests=retries + 1, retries=retries)
-    refusal = caught.value
-    assert (refusal.status, refusal.retry_after, refusal.retryable) == (429, 0.001, True)
-    assert refusal.request_id == f"req_{retries + 1:08x}"
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        *(Fault(status=status, headers=SOON) for status in (408, 429, 500, 502, 503, 504, 529)),
-        Fault(status=502, raw=b"<html>Bad gateway</html>", headers=SOON),
-        Fault(status=503, body="overloaded", headers=SOON),
-        Fault(cut=True),
-        Fault(hang=True),
-    ],
-    ids=lambda fault: "cut" if fault.cut else "no answer" if fault.hang else str(fault.status),
-)
-def test_a_temporary_failure_is_retried_and_answered(server, fault):
-    server.faults.append(fault)
-    result = openai_embedder(server, timeout=1.0).embed(["a", "b"])
-    assert np.array_equal(result.vectors, expected(["a", "b"]))
-    assert statuses(server) == [fault.status or (502 if fault.raw else None), 200]
-    # Nobody knows whether a request was billed that was cut off, or failed within the server.
-    most = 0 if fault.status in (429, 503, 529) else 2 * (len("a") + 4)
-    price = Decimal("0.02") / 1_000_000
-    assert result.usage == Usage(
-        *(2, 0, 0, 0, 2, 0, 2, 1, 2, 0, 2 * price),
-        possibly_billed_tokens=most,
-        possibly_billed_usd=most * price,
-    )
 
 
 @pytest.mark.parametrize(
@@ -101,31 +57,6 @@ def test_a_server_that_cannot_be_reached_is_unavailable():
         openai_embedder(gone, base_url=url, max_retries=0).embed(["a"])
 
 
-def test_a_retry_waits_as_long_as_the_server_asks(server):
-    server.faults.append(Fault.rate_limited(retry_after_ms=700))  # longer than a first wait of our own
-    assert np.array_equal(openai_embedder(server).embed_query("a"), vector_of("a"))
-    refused, answered = server.requests
-    assert answered.started - refused.ended >= 0.7
-
-
-@pytest.mark.parametrize(
-    ("asked", "seconds"),
-    [
-        ({"retry_after": 7}, 7.0),
-        ({"retry_after_ms": 1500}, 1.5),
-        ({"retry_after_ms": 1500, "retry_after": 7}, 1.5),
-        ({"date": datetime.now(UTC) + timedelta(hours=1)}, 3600.0),
-        ({"date": datetime.now(UTC) - timedelta(hours=1)}, 0.0),
-        ({}, None),
-    ],
-)
-def test_the_wait_asked_for_is_in_the_error(server, asked, seconds):
-    server.faults.append(Fault.rate_limited(**asked))
-    with pytest.raises(RateLimitError) as caught:
-        openai_embedder(server, max_retries=0).embed(["a"])
-    assert caught.value.retry_after == (seconds and pytest.approx(seconds, abs=300 if "date" in asked else 1e-9))
-
-
 def test_a_rate_limit_error_tells_requests_from_tokens(server):
     messages = {
         "requests per min (RPM): Limit 3": True,
@@ -137,12 +68,6 @@ def test_a_rate_limit_error_tells_requests_from_tokens(server):
         with pytest.raises(RateLimitError) as caught:
             openai_embedder(server, max_retries=0).embed(["a"])
         assert caught.value.counts_requests is counts_requests, message
-
-
-@pytest.mark.parametrize("said", ["soon", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "nan", "inf", ""])
-def test_an_invalid_retry_after_header_does_not_end_the_retries(server, said):
-    server.faults.append(Fault(status=429, headers={"retry-after": said}))
-    assert np.array_equal(openai_embedder(server).embed_query("a"), vector_of("a"))
 
 
 # Given up at once

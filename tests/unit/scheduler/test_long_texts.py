@@ -92,7 +92,7 @@ def test_one_warning_counts_the_truncated_texts_and_shows_none(server, caplog):
     for mark in "ab":
         cutting.embed([long_text(50, mark), "short", long_text(60, mark)])
     (record,) = caplog.records
-    assert record.getMessage().startswith("2 of 3 texts are longer than openai:text-embedding-3-small takes")
+    assert record.getMessage().startswith("openai:text-embedding-3-small: 2 of 3 texts were truncated")
     assert "a0000" not in record.getMessage()
 
 
@@ -223,7 +223,7 @@ def test_a_refused_parameter_that_is_too_long_is_no_long_text():
     error = {"message": "'user' is too long: 80 > 64", "type": "invalid_request_error", "param": "user", "code": "x"}
     with OpenAIServer() as server:
         server.fault_for(lambda texts, n: Fault(status=400, body={"error": error}))
-        with pytest.raises(BadRequestError, match="for its user"):
+        with pytest.raises(BadRequestError, match="because of its field user"):
             openai_embedder(server, provider_options={"user": "u" * 80}).embed([f"text {i}" for i in range(200)])
         assert len(server.requests) == 1
 

@@ -1,4 +1,4 @@
-"""What goes over the wire: how texts become requests, and which replies are believed."""
+"""How texts become requests, and which replies are accepted."""
 
 import json
 import subprocess
@@ -9,12 +9,17 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from support.embedders import fake_embedder, numbered, openai_embedder, statuses, texts_sent
 from support.openai_client import expected
 from support.openai_server import Fault, OpenAIServer, vector_of
 
 from embedkit_core import Usage
 from embedkit_core.common.errors import BadReplyError, RequestTooLargeError
+from embedkit_core.common.types import Limits, Reply
+from embedkit_core.engine.scheduler.items import RequestSpec
+from embedkit_core.engine.scheduler.replies import validate
 from embedkit_core.testing import FakeServer
 
 OLLAMA = "nomic-embed-text:latest"
@@ -302,3 +307,39 @@ def test_the_tokens_of_a_malformed_reply_are_in_the_usage(server, damage):
     with pytest.raises(BadReplyError):
         careful.embed(["a", "b", "c"])
     assert careful.usage.tokens == server.billed_tokens == 3
+
+
+widths = st.integers(1, 16)
+row_counts = st.integers(1, 12)
+
+
+def spec(model: str) -> RequestSpec:
+    return RequestSpec(b"wire", None, Limits(), "truncate", model, None, {})
+
+
+@given(row_counts, widths, st.booleans(), st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_a_valid_reply_is_accepted(n, width, known_width, number):
+    assume(number != 0)  # a vector of zeros is none
+    validate(Reply(np.full((n, width), number, np.float32), None), n, width if known_width else None, spec("a:b"))
+
+
+@given(row_counts, widths, st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
+def test_one_number_that_is_not_finite_is_refused(n, width, odd, data):
+    vectors = np.ones((n, width), np.float32)
+    vectors[data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, width - 1))] = odd
+    with pytest.raises(BadReplyError, match="not finite"):
+        validate(Reply(vectors, None), n, width, spec("a:b"))
+
+
+@given(row_counts, widths, row_counts, widths)
+def test_another_count_or_width_is_refused(n, width, rows, columns):
+    assume((n, width) != (rows, columns))
+    with pytest.raises(BadReplyError) as caught:
+        validate(Reply(np.ones((rows, columns), np.float32), None), n, width, spec("some:model"))
+    assert (caught.value.provider, caught.value.model) == ("some", "some:model")
+
+
+@pytest.mark.parametrize("vectors", [np.ones((2, 3)), np.ones(2, np.float32), np.ones((2, 0), np.float32)])
+def test_another_dtype_or_shape_is_refused(vectors):
+    with pytest.raises(BadReplyError):
+        validate(Reply(vectors, None), 2, None, spec("a:b"))
