@@ -25,8 +25,8 @@ NAMES = {
 }
 HOSTS = {"langchain_embedkit": "langchain_core.embeddings.embeddings", "llamaindex_embedkit": "llama_index.core"}
 HEAVY = {
-    "openai", "httpx", "httpx2", "torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken",
-    "huggingface_hub", "orjson", "pybase64", "scipy", "sklearn",
+    "openai", "voyageai", "cohere", "aiohttp", "httpx", "httpx2", "torch", "transformers", "sentence_transformers",
+    "tokenizers", "tiktoken", "huggingface_hub", "orjson", "pybase64", "scipy", "sklearn",
 }  # fmt: skip
 FRAMEWORKS = {"langchain_core", "langchain", "llama_index", "llama_index_instrumentation", "pydantic"}
 
@@ -43,7 +43,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 def loads(code: str, *, after: str = "") -> set[str]:
     """The packages that code imports in a fresh process, beyond those imported before it."""
     command = [sys.executable, "-W", "error", "-c", LOADED, after, code]
-    env = os.environ | {"OPENAI_API_KEY": "x"}
+    env = os.environ | {"OPENAI_API_KEY": "x", "VOYAGE_API_KEY": "x", "CO_API_KEY": "x"}
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=env)
     assert (run.returncode, run.stderr) == (0, "")
     return set(json.loads(run.stdout))
@@ -62,7 +62,11 @@ def test_opentelemetry_comes_when_calls_are_to_be_recorded():
     )
 
 
-@pytest.mark.parametrize("model", [OPENAI, pytest.param(MINILM, marks=needs_local_model)], ids=["openai", "local"])
+@pytest.mark.parametrize(
+    "model",
+    [OPENAI, "voyage:voyage-4", "cohere:embed-v4.0", pytest.param(MINILM, marks=needs_local_model)],
+    ids=["openai", "voyage", "cohere", "local"],
+)
 def test_making_an_embedder_imports_no_sdk_and_no_framework(model):
     made = "from embedkit_core import Embedder; Embedder({!r}, cache=False).explain('x')"
     assert not loads(made.format(model)) & (HEAVY | FRAMEWORKS)

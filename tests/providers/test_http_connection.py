@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import pickle
 import shutil
 import threading
@@ -65,7 +66,7 @@ def test_a_redirect_is_not_followed(model, kind):
     with kind() as server, kind(api_key=None) as other:
         moved = {"location": f"{other.origin}{server.path}"}
         server.fault_for(lambda texts, number: Fault(status=307, headers=moved))
-        with pytest.raises(BadRequestError, match=r"redirect \(HTTP 307\), which is not followed; .* base_url="):
+        with pytest.raises(BadRequestError, match=r"redirect \(HTTP 307\), which is not followed\. .* base_url="):
             made(model, server, headers={"x-key": SECRET}).embed(TEXTS)
         assert not other.requests
 
@@ -143,7 +144,7 @@ def test_a_function_that_fails_is_asked_again_like_a_server_that_does(failure):
         broken = Embedder(
             "openai:text-embedding-3-small", base_url=server.base_url, api_key=key, cache=False, max_retries=1
         )
-        with pytest.raises(UnavailableError, match="the function that gives the key failed") as caught:
+        with pytest.raises(UnavailableError, match="The function that returns the API key failed") as caught:
             broken.embed(TEXTS)
         assert not server.requests
     assert len(asked) == 2
@@ -156,7 +157,7 @@ def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it
         return result
 
     with OpenAIServer() as server:
-        with pytest.raises(AuthenticationError, match="the function that gives the key") as caught:
+        with pytest.raises(AuthenticationError, match="The function that returns the API key") as caught:
             made("openai:text-embedding-3-small", server, api_key=key).embed(TEXTS)
         assert not server.requests
     assert SECRET not in error_texts(caught.value)
@@ -171,7 +172,7 @@ def test_a_function_that_does_not_come_back_holds_nobody_else_up():
 
     with OpenAIServer() as server:
         slow = made("openai:text-embedding-3-small", server, api_key=key, timeout=0.05)
-        with pytest.raises(TimedOutError, match="the function that gives the key did not return"):
+        with pytest.raises(TimedOutError, match="api_key: the function did not return within 0.05 s"):
             slow.embed(TEXTS)
         assert len(made("openai:text-embedding-3-small", server).embed(TEXTS).vectors) == 3
         gate.set()
@@ -182,7 +183,7 @@ def test_a_function_that_asks_the_library_for_vectors_is_told_so():
     with OpenAIServer() as server:
         other = made("openai:text-embedding-3-small", server)
         reentrant = made("openai:text-embedding-3-small", server, api_key=lambda: str(other.embed_query("x")))
-        with pytest.raises(UnavailableError, match="the function that gives the key failed with EmbedKitError"):
+        with pytest.raises(UnavailableError, match="The function that returns the API key failed with EmbedKitError"):
             reentrant.embed(TEXTS)
 
 
@@ -209,16 +210,16 @@ def test_the_way_is_no_part_of_a_key():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"headers": "a"}, "headers must be a mapping"),
-        ({"headers": {f"{SECRET} b": "c"}}, "a name that HTTP does not have"),
-        ({"headers": {"Content-Length": "5"}}, "set by the client itself"),
-        ({"headers": {"X-A": "5", "x-a": "6"}}, "given twice"),
-        ({"headers": {"a": f"{SECRET}\r\nb: c"}}, r"headers\['a'\] must be a string that HTTP can carry"),
-        ({"headers": {"a": 5}}, r"headers\['a'\] must be a string"),
-        ({"proxy": "localhost"}, "proxy must be an address such as"),
-        ({"proxy": "ftp://x"}, "proxy must be an address such as"),
-        ({"ca_bundle": "/no/such.pem"}, "is no file"),
-        ({"api_key": 5}, "api_key must be a string or a function"),
+        ({"headers": "a"}, "headers: must be a mapping"),
+        ({"headers": {f"{SECRET} b": "c"}}, "a name that HTTP does not allow"),
+        ({"headers": {"Content-Length": "5"}}, "set by the client"),
+        ({"headers": {"X-A": "5", "x-a": "6"}}, "appears twice"),
+        ({"headers": {"a": f"{SECRET}\r\nb: c"}}, "headers: the value of 'a' must be a printable ASCII string"),
+        ({"headers": {"a": 5}}, "headers: the value of 'a' must be a printable"),
+        ({"proxy": "localhost"}, "proxy: not a valid address. Pass an address such as"),
+        ({"proxy": "ftp://x"}, "proxy: not a valid address. Pass an address such as"),
+        ({"ca_bundle": "/no/such.pem"}, "ca_bundle: not a file"),
+        ({"api_key": 5}, "api_key: must be a string or a callable"),
     ],
     ids=str,
 )
@@ -232,7 +233,7 @@ def test_an_async_function_is_refused():
     async def key():
         return "k"
 
-    with pytest.raises(ConfigurationError, match="async function"):
+    with pytest.raises(ConfigurationError, match="api_key: must be a sync callable"):
         Embedder("openai:text-embedding-3-small", api_key=key, cache=False)
 
 
@@ -240,14 +241,14 @@ def test_a_file_without_certificates_is_one_clear_error(tmp_path):
     (tmp_path / "empty.pem").write_text("nothing")
     with OpenAIServer() as server:
         broken = made("openai:text-embedding-3-small", server, ca_bundle=tmp_path / "empty.pem")
-        with pytest.raises(Exception, match="holds no certificates that can be read"):
+        with pytest.raises(Exception, match="the file has no readable certificates"):
             broken.embed(TEXTS)
 
 
 @needs_local_model
 @pytest.mark.parametrize("settings", [{"headers": {"a": "b"}}, {"proxy": "http://localhost:1"}], ids=str)
 def test_a_model_on_this_machine_has_no_way(settings):
-    with pytest.raises(ConfigurationError, match=f"takes no {next(iter(settings))}"):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(settings))}: not supported by the model"):
         Embedder(MINILM, cache=False, **settings)
 
 
@@ -259,7 +260,7 @@ def test_headers_stay_here_unless_the_user_says_so():
         settings = {"headers": {"x-key": SECRET}, "api_key": "test-key"}
         stays = pickle.dumps(made("openai:text-embedding-3-small", server, **settings))
         assert SECRET.encode() not in stays
-        with pytest.raises(AuthenticationError, match="headers and proxy given in another process"):
+        with pytest.raises(AuthenticationError, match="headers and proxy were not pickled"):
             pickle.loads(stays).embed(TEXTS)
         travels = pickle.dumps(made("openai:text-embedding-3-small", server, pickle_api_key=True, **settings))
         pickle.loads(travels).embed(TEXTS)
@@ -299,7 +300,7 @@ def test_a_host_shows_no_header_and_no_proxy(host):
 def test_a_host_that_lost_its_headers_makes_no_other_without_them(host):
     model = host(model="openai:text-embedding-3-small", api_key="k", headers={"x-key": SECRET}, cache=False)
     assert model.model_copy(update={"dimensions": 256}).headers == {"x-key": SECRET}
-    with pytest.raises(AuthenticationError, match="headers and proxy given in another process"):
+    with pytest.raises(AuthenticationError, match="headers and proxy were not pickled"):
         pickle.loads(pickle.dumps(model)).model_copy(update={"dimensions": 256})
 
 
@@ -349,3 +350,57 @@ def test_an_error_that_repeats_the_previous_key_is_redacted():
         with pytest.raises(Exception, match="HTTP 404") as caught:
             made.embed(TEXTS)
     assert "alpha" not in str(caught.value)
+
+
+# Failures of a request
+
+
+@families
+@pytest.mark.parametrize("headers", [{"retry-after": "7"}, {"retry-after-ms": "7000"}])
+def test_a_rate_limit_error_has_the_retry_after_of_the_server(model, kind, headers):
+    with kind() as server:
+        server.fault_for(lambda texts, number: Fault(status=429, headers=headers))
+        with pytest.raises(RateLimitError) as caught:
+            made(model, server).embed(TEXTS)
+    assert caught.value.retry_after == 7
+
+
+@families
+def test_a_request_without_an_answer_times_out(model, kind):
+    with kind() as server:
+        server.fault_for(lambda texts, number: Fault(hang=True))
+        with pytest.raises(TimedOutError):
+            made(model, server, timeout=0.05).embed(TEXTS)
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_a_server_that_cannot_be_reached_is_named(model):
+    embedder = Embedder(model, base_url="http://127.0.0.1:9/v1", api_key="k", cache=False, max_retries=0)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9 could not be reached"):
+        embedder.embed(TEXTS)
+
+
+@families
+def test_a_body_that_cannot_be_decompressed_is_a_connection_failure(model, kind):
+    with kind() as server:
+        server.fault_for(lambda texts, number: Fault(raw=b"not gzip", headers={"content-encoding": "gzip"}))
+        with pytest.raises(UnavailableError, match=r"ContentEncodingError|DecodingError|\(error\)"):
+            made(model, server).embed(TEXTS)
+
+
+@families
+def test_connections_are_reused(model, kind):
+    with kind() as server:
+        made(model, server, max_batch_texts=1, max_concurrency=1).embed(numbered(5))
+        assert (len(server.requests), server.connections) == (5, 1)
+
+
+@families
+def test_a_refused_request_writes_no_text_and_no_key_to_the_log(model, kind, caplog):
+    caplog.set_level(logging.INFO)
+    with kind(echo_input_in_errors=True) as server:
+        server.fault_for(lambda texts, number: Fault(status=400))
+        with pytest.raises(BadRequestError):
+            made(model, server).embed(["quillwort"])
+    assert "quillwort" not in caplog.text
+    assert "test-key" not in caplog.text

@@ -32,7 +32,7 @@ def test_a_dtype_that_the_provider_cannot_return_is_refused_even_if_model_info_l
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_fewer_dimensions_of_an_integer_dtype_are_refused_if_they_would_be_truncated_locally(dtype):
     info = {"like": "local:nomic-ai/nomic-embed-text-v1.5"}
-    with pytest.raises(ConfigurationError, match=f"those of dtype='{dtype}' cannot be"):
+    with pytest.raises(ConfigurationError, match=f"with dtype='{dtype}' cannot be truncated"):
         Embedder("voyage:voyage-4", api_key="k", cache=False, dimensions=256, dtype=dtype, model_info=info)
 
 
@@ -92,3 +92,14 @@ def test_different_vector_spaces_have_different_names():
     prefix, centered = ({"model_info": {**info, "cut": cut}, "dimensions": 8} for cut in ("prefix", "centered"))
     assert space(**prefix) != space(**centered)
     assert space() != space(provider_options={"lora": "a"}) != space(provider_options={"lora": "b"})
+
+
+@pytest.mark.parametrize(
+    ("models", "space"),
+    [
+        (("voyage:voyage-4", "voyage:voyage-4-lite"), "voyage:voyage-4/1024/float32"),
+        (("cohere:embed-v5.0-pro", "cohere:embed-v5.0-fast"), "cohere:embed-v5/2048/float32"),
+    ],
+)
+def test_models_of_one_family_share_a_space(models, space):
+    assert {Embedder(model, api_key="k", cache=False).space for model in models} == {space}
