@@ -1,4 +1,4 @@
-"""A folder that was tampered with, damaged, full or read-only costs vectors, never a wrong one, a file or a crash."""
+"""A tampered, damaged, full or read-only cache folder costs vectors, never a wrong vector, a file or a crash."""
 
 import contextlib
 import logging
@@ -37,17 +37,17 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def own(folder):
+def cache_folder(folder):
     return folder / "embedkit-v1"
 
 
 def sql(folder, statement, *values):
-    """Tamper with the database by a connection of our own."""
-    with contextlib.closing(sqlite3.connect(own(folder) / "cache.db", isolation_level=None)) as connection:
+    """Change the database through a separate connection."""
+    with contextlib.closing(sqlite3.connect(cache_folder(folder) / "cache.db", isolation_level=None)) as connection:
         return connection.execute(statement, values).fetchall()
 
 
-def set_aside(folder):
+def quarantined(folder):
     return list(folder.glob("embedkit-v1.set-aside-*"))
 
 
@@ -55,20 +55,20 @@ def warnings_in(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def assert_begun_anew(folder, caplog):
+def assert_recreated(folder, caplog):
     """The database was quarantined with its content and one warning, and a new one works."""
     cache = DiskCache(folder)
     assert cache.get_many([key(n) for n in range(10)]) == {}
     cache.set_many(entries([1]))
     assert_holds(cache, [1])
     assert cache.stats.write_failures == 0
-    assert len(set_aside(folder)) == 1
+    assert len(quarantined(folder)) == 1
     (message,) = warnings_in(caplog)
     assert "quarantined" in message
 
 
 class Bomb:
-    """A pickle that makes a file when it is read."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -85,7 +85,7 @@ def flipped(blob, at):
 
 
 @pytest.mark.parametrize(
-    "bend",
+    "damage",
     [
         lambda blob: flipped(blob, len(blob) - 1),
         lambda blob: flipped(blob, 5),
@@ -97,9 +97,9 @@ def flipped(blob, at):
     ],
     ids=["number", "length", "cut", "stump", "nothing", "twice", "of another key"],
 )
-def test_a_damaged_value_is_a_counted_miss_and_is_replaced(folder, bend):
+def test_a_damaged_value_is_a_counted_miss_and_is_replaced(folder, damage):
     ((blob,),) = sql(folder, "SELECT value FROM Cache WHERE key = ?", key(3))
-    sql(folder, "UPDATE Cache SET value = ? WHERE key = ?", bend(blob), key(3))
+    sql(folder, "UPDATE Cache SET value = ? WHERE key = ?", damage(blob), key(3))
     cache = DiskCache(folder)
     assert cache.get_many([key(n) for n in range(10)]).keys() == {key(n) for n in range(10) if n != 3}
     assert cache.stats.damaged == 1
@@ -121,7 +121,7 @@ def not_finite(name, blob):
 
 
 def test_a_bulk_read_finds_every_kind_of_damage_and_returns_all_valid_rows(tmp_path):
-    """More than one block, with each kind of damage in each of them, and a row of another width that is none."""
+    """Several blocks, with each kind of damage in each block, and a valid row of another width."""
     cache = DiskCache(tmp_path)
     cache.set_many([*entries(range(1200)), *entries([1200], dimensions=4)])
     cache.close()
@@ -135,8 +135,8 @@ def test_a_bulk_read_finds_every_kind_of_damage_and_returns_all_valid_rows(tmp_p
     damaged = {start + n for start in (0, 500, 1000) for n in range(len(kinds))}
     for number in damaged:
         ((blob,),) = sql(tmp_path, "SELECT value FROM Cache WHERE key = ?", key(number))
-        bent = kinds[number % 10](key(number), blob)
-        sql(tmp_path, "UPDATE Cache SET value = ? WHERE key = ?", bent, key(number))
+        damaged_value = kinds[number % 10](key(number), blob)
+        sql(tmp_path, "UPDATE Cache SET value = ? WHERE key = ?", damaged_value, key(number))
     cache = DiskCache(tmp_path)
     keys = [key(number) for number in reversed(range(1201))]
     blocks = list(cache.get_blocks(keys))
@@ -158,7 +158,7 @@ def test_large_finite_numbers_are_stored_without_a_warning(tmp_path):
 
 
 def test_a_failed_read_is_not_repeated_for_every_block(folder, caplog, monkeypatch):
-    """Each try may wait for seconds, as it does for a database that another process has locked."""
+    """Each attempt may wait for seconds, as for a database that another process has locked."""
     cache = DiskCache(folder)
     tries = []
 
@@ -193,14 +193,14 @@ def test_a_pickle_is_never_loaded(folder, tmp_path, api):
     marker = tmp_path / "executed"
     bomb = pickle.dumps(Bomb(marker))
     assert not marker.exists()
-    (own(folder) / "bomb.val").write_bytes(bomb)
+    (cache_folder(folder) / "bomb.val").write_bytes(bomb)
     sql(folder, "UPDATE Cache SET mode = 4, value = ? WHERE key = ?", bomb, key(1))
     sql(folder, "UPDATE Cache SET mode = 4, value = NULL, filename = 'bomb.val' WHERE key = ?", key(2))
     sql(folder, "INSERT INTO Cache (key, raw, mode, value) VALUES (?, 0, 1, ?)", bomb, bomb)
     if api == "ours":
         assert DiskCache(folder).get_many([key(1), key(2), bomb]) == {}
     else:
-        with diskcache.Cache(str(own(folder)), disk=RawDisk, **SETTINGS) as cache:
+        with diskcache.Cache(str(cache_folder(folder)), disk=RawDisk, **SETTINGS) as cache:
             assert [cache.get(key(1)), cache.get(key(2)), cache.get(bomb)] == [None, None, None]
     assert not marker.exists()
 
@@ -208,7 +208,7 @@ def test_a_pickle_is_never_loaded(folder, tmp_path, api):
 @pytest.mark.parametrize("api", ["ours", "diskcache"])
 def test_a_file_named_by_a_row_is_neither_read_nor_deleted(folder, tmp_path, api):
     good = encode(key(1), Entry(np.ones(8, np.float32)))
-    outside, inside = tmp_path / "precious", own(folder) / "x.val"
+    outside, inside = tmp_path / "precious", cache_folder(folder) / "x.val"
     for path in (outside, inside):
         path.write_bytes(good)
     sql(folder, "UPDATE Cache SET mode = 2, value = NULL, filename = ? WHERE key = ?", str(outside), key(1))
@@ -220,7 +220,7 @@ def test_a_file_named_by_a_row_is_neither_read_nor_deleted(folder, tmp_path, api
         cache.set_many(entries([1, 2, 3]))
         assert_holds(cache, range(10))
     else:
-        with diskcache.Cache(str(own(folder)), disk=RawDisk, **SETTINGS) as raw:
+        with diskcache.Cache(str(cache_folder(folder)), disk=RawDisk, **SETTINGS) as raw:
             assert [raw.get(key(1)), raw.get(key(2)), raw.get(key(3))] == [None, None, None]
             raw.set(key(1), b"v")
             del raw[key(2)], raw[key(3)]
@@ -228,7 +228,7 @@ def test_a_file_named_by_a_row_is_neither_read_nor_deleted(folder, tmp_path, api
 
 
 def test_the_disk_class_accepts_bytes_only(folder):
-    with diskcache.Cache(str(own(folder)), disk=RawDisk, **SETTINGS) as raw:
+    with diskcache.Cache(str(cache_folder(folder)), disk=RawDisk, **SETTINGS) as raw:
         raw[b"k"] = b"v"
         assert raw[b"k"] == b"v"
         for bad in ("text", 1, None, [b"x"]):
@@ -248,7 +248,7 @@ def test_an_expiry_time_written_by_others_hides_nothing(folder):
 
 
 def test_a_new_database_has_exactly_the_schema_that_is_checked(folder):
-    with contextlib.closing(sqlite3.connect(own(folder) / "cache.db")) as connection:
+    with contextlib.closing(sqlite3.connect(cache_folder(folder) / "cache.db")) as connection:
         assert schema_mismatch(connection) is None
         assert set(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")) == SCHEMA
         assert connection.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
@@ -279,30 +279,30 @@ def test_a_new_database_has_exactly_the_schema_that_is_checked(folder):
 )
 def test_a_database_with_a_changed_schema_is_quarantined(folder, caplog, statement):
     sql(folder, statement)
-    assert_begun_anew(folder, caplog)
+    assert_recreated(folder, caplog)
 
 
 def test_a_database_with_a_changed_trigger_is_quarantined(folder, caplog):
     sql(folder, "DROP TRIGGER Settings_count_insert")
     sql(folder, "CREATE TRIGGER Settings_count_insert AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END")
-    assert_begun_anew(folder, caplog)
+    assert_recreated(folder, caplog)
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 1000, b"SQLite format 3\0" + bytes(5000)])
 def test_a_file_that_is_no_database_is_quarantined(folder, caplog, content):
-    (own(folder) / "cache.db").write_bytes(content)
-    assert_begun_anew(folder, caplog)
+    (cache_folder(folder) / "cache.db").write_bytes(content)
+    assert_recreated(folder, caplog)
 
 
 @POSIX
 @pytest.mark.parametrize("name", ["cache.db", "cache.db-wal", "cache.db-shm"])
 def test_a_symbolic_link_in_place_of_a_file_is_not_followed(folder, tmp_path, caplog, name):
     target = tmp_path / "elsewhere"
-    shutil.copy(own(folder) / "cache.db", target)
+    shutil.copy(cache_folder(folder) / "cache.db", target)
     before = target.read_bytes()
-    (own(folder) / name).unlink(missing_ok=True)
-    (own(folder) / name).symlink_to(target)
-    assert_begun_anew(folder, caplog)
+    (cache_folder(folder) / name).unlink(missing_ok=True)
+    (cache_folder(folder) / name).symlink_to(target)
+    assert_recreated(folder, caplog)
     assert target.read_bytes() == before
 
 
@@ -313,11 +313,11 @@ def test_a_rollback_journal_is_never_replayed(folder, tmp_path, caplog):
     name = os.fsencode(precious)
     total = sum(name).to_bytes(4, "big")
     magic = bytes.fromhex("d9d505f920a163d7")
-    pages = ((own(folder) / "cache.db").stat().st_size // PAGE_BYTES).to_bytes(4, "big")
+    pages = ((cache_folder(folder) / "cache.db").stat().st_size // PAGE_BYTES).to_bytes(4, "big")
     header = magic + bytes(4) + bytes(4) + pages + (512).to_bytes(4, "big") + PAGE_BYTES.to_bytes(4, "big")
     tail = (0x40000000 // PAGE_BYTES + 1).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + total + magic
-    (own(folder) / "cache.db-journal").write_bytes(header.ljust(512, b"\0") + tail)
-    assert_begun_anew(folder, caplog)
+    (cache_folder(folder) / "cache.db-journal").write_bytes(header.ljust(512, b"\0") + tail)
+    assert_recreated(folder, caplog)
     assert precious.exists()
 
 
@@ -327,36 +327,36 @@ def test_a_database_damaged_while_it_is_open_is_quarantined(folder, caplog, firs
     cache.set_many(entries(range(2000), dimensions=256))
     cache.close()
     assert_holds(cache, range(10))
-    with (own(folder) / "cache.db").open("r+b") as file:
+    with (cache_folder(folder) / "cache.db").open("r+b") as file:
         file.seek(PAGE_BYTES)
-        file.write(os.urandom((own(folder) / "cache.db").stat().st_size - PAGE_BYTES))
+        file.write(os.urandom((cache_folder(folder) / "cache.db").stat().st_size - PAGE_BYTES))
     if first == "read":
         cache.get_many([key(n) for n in range(2000)])
     cache.set_many(entries(range(2000)))
     assert_holds(cache, range(2000))
     assert cache.stats.write_failures == 0
-    assert len(set_aside(folder)) == 1
+    assert len(quarantined(folder)) == 1
     assert len(warnings_in(caplog)) == 1
 
 
 def test_after_three_quarantines_the_cache_is_disabled(folder, caplog):
     cache = DiskCache(folder)
     for _ in range(10):
-        (own(folder) / "cache.db").write_bytes(b"x" * 100)
+        (cache_folder(folder) / "cache.db").write_bytes(b"x" * 100)
         cache.set_many(entries([1]))
         if cache._pool is not None:
             cache._pool.close()
             cache._pool = None
-    assert len(set_aside(folder)) == 3
+    assert len(quarantined(folder)) == 3
     assert cache.stats.write_failures > 0
     assert len(warnings_in(caplog)) == 4
 
 
 def test_a_folder_quarantined_by_another_process_is_not_quarantined_again(folder):
-    seen = folders.identity(own(folder))
-    assert folders.quarantine(own(folder), seen)
+    seen = folders.identity(cache_folder(folder))
+    assert folders.quarantine(cache_folder(folder), seen)
     DiskCache(folder).set_many(entries([1]))
-    assert not folders.quarantine(own(folder), seen)
+    assert not folders.quarantine(cache_folder(folder), seen)
     assert_holds(DiskCache(folder), [1])
 
 
@@ -372,20 +372,20 @@ def test_a_new_folder_is_private_to_the_user(tmp_path):
     finally:
         os.umask(old)
     assert (tmp_path / "deep" / "cache").stat().st_mode & 0o777 == 0o700
-    assert own(tmp_path / "deep" / "cache").stat().st_mode & 0o777 == 0o700
-    assert {path.stat().st_mode & 0o777 for path in own(tmp_path / "deep" / "cache").iterdir()} == {0o600}
+    assert cache_folder(tmp_path / "deep" / "cache").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in cache_folder(tmp_path / "deep" / "cache").iterdir()} == {0o600}
 
 
 @POSIX
 def test_permissions_of_the_cache_folder_are_tightened_and_its_parent_is_unchanged(folder):
     folder.chmod(0o755)
-    own(folder).chmod(0o777)
+    cache_folder(folder).chmod(0o777)
     assert_holds(DiskCache(folder), range(10))
-    assert own(folder).stat().st_mode & 0o777 == 0o700
+    assert cache_folder(folder).stat().st_mode & 0o777 == 0o700
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
-def assert_goes_without(cache, caplog, reason):
+def assert_works_without(cache, caplog, reason):
     cache.set_many(entries([1]))
     cache.set_many(entries([2]))
     assert cache.get_many([key(n) for n in range(10)]) == {}
@@ -398,22 +398,22 @@ def assert_goes_without(cache, caplog, reason):
 @POSIX
 def test_a_symbolic_link_to_a_folder_is_not_used(folder, caplog):
     elsewhere = folder.parent / "elsewhere"
-    own(folder).rename(elsewhere)
-    own(folder).symlink_to(elsewhere)
+    cache_folder(folder).rename(elsewhere)
+    cache_folder(folder).symlink_to(elsewhere)
     before = (elsewhere / "cache.db").read_bytes()
-    assert_goes_without(DiskCache(folder), caplog, "link")
+    assert_works_without(DiskCache(folder), caplog, "link")
     assert (elsewhere / "cache.db").read_bytes() == before
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_not_used(folder, caplog):
-    os.chown(own(folder), 65534, 65534)
-    assert_goes_without(DiskCache(folder), caplog, "another user")
+    os.chown(cache_folder(folder), 65534, 65534)
+    assert_works_without(DiskCache(folder), caplog, "another user")
 
 
 def test_a_network_file_system_is_not_used(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(folders, "network_of", lambda path: "nfs4")  # no test can mount one
-    assert_goes_without(DiskCache(tmp_path / "x"), caplog, "network file system (nfs4)")
+    assert_works_without(DiskCache(tmp_path / "x"), caplog, "network file system (nfs4)")
     assert not (tmp_path / "x").exists()
 
 
@@ -429,7 +429,7 @@ def test_a_cache_path_that_is_a_file_is_refused_at_once(tmp_path, where):
 # Disks
 
 
-FULL = """
+FULL_DISK = """
 import logging, os, resource, sys, tempfile
 import numpy as np
 from embedkit_core.cache import open_cache
@@ -461,7 +461,7 @@ assert len(records) == 1
 """
 
 
-HALF_MADE = """
+PARTIAL_CREATION = """
 import os, resource, sys
 import numpy as np
 from embedkit_core.cache import open_cache
@@ -484,12 +484,12 @@ assert len(cache.get_many([entry[0]])) == 1
 
 @POSIX
 def test_a_database_is_created_completely_or_not_at_all(tmp_path):
-    run(HALF_MADE, tmp_path)
+    run(PARTIAL_CREATION, tmp_path)
 
 
 @POSIX
 def test_a_full_disk_stops_writes_with_one_warning_and_reads_continue(tmp_path):
-    run(FULL, tmp_path)
+    run(FULL_DISK, tmp_path)
 
 
 READ_ONLY = """
@@ -559,7 +559,7 @@ def test_a_locked_database_loses_the_write_and_not_the_reads(folder, caplog, mon
     monkeypatch.setattr(connections, "WRITE_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(connections, "_READ_WAIT_SECONDS", 0.05)
     cache = DiskCache(folder)
-    with contextlib.closing(sqlite3.connect(own(folder) / "cache.db", isolation_level=None)) as other:
+    with contextlib.closing(sqlite3.connect(cache_folder(folder) / "cache.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         cache.set_many(entries([50]))
         assert_holds(cache, range(10))
@@ -576,7 +576,7 @@ def test_a_locked_database_loses_the_write_and_not_the_reads(folder, caplog, mon
 
 
 def test_no_warning_contains_a_key_or_a_number(folder, caplog):
-    (own(folder) / "cache.db").write_bytes(b"x")
+    (cache_folder(folder) / "cache.db").write_bytes(b"x")
     cache = DiskCache(folder)
     cache.set_many([(b"sk-secret-key-of-32-bytes-length", Entry(np.full(4, 1234.5, np.float32)))])
     assert warnings_in(caplog)

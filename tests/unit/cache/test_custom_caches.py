@@ -76,7 +76,7 @@ def test_a_custom_cache_that_embeds_in_set_many_gets_an_error_and_does_not_hang(
 
 @dataclass
 class Unhashable:
-    """A cache as a user may write one: equal to others, and without a hash."""
+    """A cache that is equal to others and not hashable."""
 
     rows: dict[bytes, object] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""The cache keeps every vector, for threads, processes and forks alike, and costs little."""
+"""The disk cache keeps every vector, for threads, processes and forks."""
 
 import gc
 import logging
@@ -50,7 +50,7 @@ def entries(numbers, dimensions=8):
 
 
 def assert_holds(cache, numbers):
-    """The cache holds exactly these of the numbers asked, each with its own vector and flag."""
+    """Check that the cache holds all of the numbers, each with its vector and flag."""
     numbers = list(numbers)
     found = cache.get_many([key(n) for n in numbers])
     assert found.keys() == {key(n) for n in numbers}
@@ -66,7 +66,7 @@ def command(script, *arguments):
 
 
 def run(script, *arguments):
-    """Run a script in another interpreter, to a good end."""
+    """Run a script in another interpreter and check that it succeeds."""
     done = subprocess.run(command(script, *arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -244,7 +244,7 @@ def writer(*arguments):
     return subprocess.Popen(command(WRITE, *arguments), env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True)
 
 
-def begin(process):
+def start_writing(process):
     process.stdin.write("go\n")
     process.stdin.flush()
 
@@ -254,7 +254,7 @@ def test_processes_that_start_and_write_at_once_lose_nothing(tmp_path):
     for process in writers:
         assert process.stdout.readline() == "ready\n"
     for process in writers:
-        begin(process)
+        start_writing(process)
     for process in writers:
         process.communicate()
         assert process.returncode == 0
@@ -266,14 +266,14 @@ def test_processes_that_start_and_write_at_once_lose_nothing(tmp_path):
 def test_a_process_killed_during_writes_keeps_all_commits(tmp_path):
     process = writer(tmp_path, 0, 10**9, 50, 256)
     assert process.stdout.readline() == "ready\n"
-    begin(process)
-    said = [int(process.stdout.readline()) for _ in range(40)]
+    start_writing(process)
+    committed = [int(process.stdout.readline()) for _ in range(40)]
     process.send_signal(signal.SIGKILL)
-    said = (said + [int(number) for number in process.stdout.read().split()])[-1]
+    committed = (committed + [int(number) for number in process.stdout.read().split()])[-1]
     process.communicate()
     cache = DiskCache(tmp_path)
-    assert_holds(cache, range(said))
-    later = cache.get_many([key(n) for n in range(said, said + 200)])
+    assert_holds(cache, range(committed))
+    later = cache.get_many([key(n) for n in range(committed, committed + 200)])
     assert len(later) in (0, 50), "a commit is there whole or not at all"
 
 

@@ -1,4 +1,4 @@
-"""Fewer dimensions from a longer cached vector: no request, no cost, and the same numbers."""
+"""Fewer dimensions from a longer cached vector: no request, no cost, and equal numbers."""
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_vectors_of_a_model_without_shorter_dimensions_are_not_cut(server):
 @needs_local_model
 @pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
 def test_rows_are_centered_once_for_every_cached_width(dtype, tmp_path):
-    """What nomic's models do before they are cut takes the whole row: a longer row that is kept has been through it."""
+    """Nomic's models center the whole row before it is cut; a longer cached row is already centered."""
     info = {"dimensions": 384, "allowed_dimensions": [64, 128, 256, 384], "cut": "centered"}
 
     def made(**options):
@@ -137,7 +137,7 @@ async def test_async_callers_get_packed_bits_of_a_longer_vector(server, tmp_path
     assert len(server.requests) == 1
 
 
-# A server that pays no heed to the dimensions asked for
+# Servers that ignore dimensions
 
 
 def test_replies_of_a_gateway_that_ignores_dimensions_are_cut_locally(tmp_path):
@@ -155,7 +155,7 @@ def test_an_unknown_model_is_refused_if_its_server_ignores_dimensions():
         openai_embedder(server, "an-unknown-model", dimensions=256).embed(TEXTS)
 
 
-# The law
+# All together
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,4 +1,4 @@
-"""What the cache holds is compared with what the model gives today."""
+"""verify_cache compares cached vectors with those that the model returns now."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is done to rows: cut, brought to unit length, packed; and how each type gets into a cache and out of it."""
+"""Post-processing of vectors: cutting, normalization, packing; and every dtype in the cache."""
 
 import json
 
@@ -119,17 +119,17 @@ def test_vectors_of_every_dtype_survive_encoding(data):
     assert decode_all([(bytes(31) + b"x", blob)]) == {}
 
 
-# End to end
+# Through an embedder
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
 def test_dtypes_that_a_provider_lacks_are_computed_from_its_floats(dtype, tmp_path):
     with OpenAIServer() as server:
         expected = PostProcessing(dtype=dtype)(np.stack([vector_of(text) for text in TEXTS]))
-        asking = openai_embedder(server, dtype=dtype, cache=tmp_path)
-        first, again = asking.embed([*TEXTS, TEXTS[0]]), asking.embed(TEXTS)
-        query = asking.embed_query(TEXTS[1])
-        assert (asking.dimensions, asking.space.rpartition("/")[2]) == (1536, dtype)
+        embedder = openai_embedder(server, dtype=dtype, cache=tmp_path)
+        first, again = embedder.embed([*TEXTS, TEXTS[0]]), embedder.embed(TEXTS)
+        query = embedder.embed_query(TEXTS[1])
+        assert (embedder.dimensions, embedder.space.rpartition("/")[2]) == (1536, dtype)
         assert server.requests[0].body.keys() == {"model", "input", "encoding_format"}
     assert first.vectors.dtype == NUMPY_DTYPES[dtype]
     assert np.array_equal(first.vectors, expected[[*range(5), 0]])
@@ -179,13 +179,13 @@ def test_a_mistyped_dtype_is_refused_with_the_nearest_name():
 
 
 def test_dimensions_that_cannot_be_packed_are_refused():
-    with OpenAIServer() as server, pytest.raises(ConfigurationError, match="100 is no multiple of 8"):
+    with OpenAIServer() as server, pytest.raises(ConfigurationError, match="100 is not a multiple of 8"):
         openai_embedder(server, dtype="binary", dimensions=100)
 
 
 def test_a_mean_of_packed_vectors_is_refused_before_anything_is_sent():
     with OpenAIServer() as server:
-        with pytest.raises(ConfigurationError, match="on_long_text='mean' needs floats"):
+        with pytest.raises(ConfigurationError, match="on_long_text: 'mean' needs a float dtype"):
             openai_embedder(server, dtype="binary", on_long_text="mean")
         assert not server.requests
 
@@ -204,12 +204,12 @@ def test_failed_rows_are_listed_and_are_nan_or_zero(dtype, left):
 
 def test_dtypes_of_one_model_never_share_a_cache_entry(tmp_path):
     with OpenAIServer() as server:
-        asking = [
+        embedder = [
             openai_embedder(server, dtype=dtype, cache=tmp_path)
             for dtype in ("float32", "float16", "binary", "ubinary")
         ]
-        keys = {one.explain(TEXTS[0]).key for one in asking}
-        spaces = {one.space for one in asking}
+        keys = {one.explain(TEXTS[0]).key for one in embedder}
+        spaces = {one.space for one in embedder}
     assert len(keys) == len(spaces) == 4
 
 

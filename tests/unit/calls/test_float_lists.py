@@ -1,4 +1,4 @@
-"""From a matrix to lists of Python floats: the same numbers, the collector as it was, and the caller's loop free."""
+"""Conversion of a matrix to lists of Python floats: equal numbers, a restored garbage collector, a free event loop."""
 
 import asyncio
 import gc
@@ -19,12 +19,12 @@ from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
 MATRICES = arrays.arrays(np.float32, st.tuples(st.integers(0, 3 * ROWS_PER_SLICE), st.integers(0, 5)))
-LONGEST_STALL = 0.5  # seconds in which the loop answers nobody because it is busy itself
-BEATS = 60
+LONGEST_STALL = 0.5  # the most seconds for which the event loop may be busy
+WAKE_UPS = 60
 
 
 @pytest.fixture(autouse=True)
-def _collector_as_found():
+def _restored_collector():
     found = gc.get_threshold()
     assert gc.isenabled()
     yield
@@ -41,7 +41,7 @@ def test_lists_equal_the_matrix_in_python_floats(matrix):
 
 
 def collections(make) -> int:
-    """Return how often the collector runs while `make` makes objects."""
+    """Return the number of garbage collections during a call of `make`."""
     starts = []
     gc.collect()
     gc.callbacks.append(watch := lambda phase, info: starts.append(phase == "start"))
@@ -154,17 +154,17 @@ def test_a_child_forked_meanwhile_has_the_original_collector(tmp_path):
         assert finish(process) == "7\n"
 
 
-class Heart:
-    """Beats every 5 ms on the loop it was started on, and remembers the most work between two beats.
+class LoopMonitor:
+    """A task that wakes every 5 ms and records the most work of the event loop between two wake-ups.
 
     Work is the loop thread's own seconds of processor time: those of other threads and processes are not its fault.
     """
 
     def __init__(self) -> None:
         self.longest = 0.0
-        self._task = asyncio.create_task(self._beat())
+        self._task = asyncio.create_task(self._watch())
 
-    async def _beat(self) -> None:
+    async def _watch(self) -> None:
         last = time.thread_time()
         while True:
             await asyncio.sleep(0.005)
@@ -176,15 +176,15 @@ class Heart:
 
 
 @pytest.fixture
-def _others_objects_set_apart():
-    """Keep collections on the loop thread from walking all that the test run has loaded: that work is not ours."""
+def _frozen_objects():
+    """Exclude the objects of the test run from garbage collections on the loop thread."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-@pytest.mark.usefixtures("_others_objects_set_apart")
+@pytest.mark.usefixtures("_frozen_objects")
 @pytest.mark.parametrize("host", ["langchain", "llamaindex"])
 async def test_the_event_loop_stays_free_while_5000_texts_are_embedded(host):
     texts = [f"text {i}" for i in range(5000)]
@@ -195,14 +195,14 @@ async def test_the_event_loop_stays_free_while_5000_texts_are_embedded(host):
         else:
             embed = EmbedKitEmbedding(**options, cache=False).aget_text_embedding_batch
         server.hold()
-        heart = Heart()
+        monitor = LoopMonitor()
         work = asyncio.create_task(embed(texts))
         await asyncio.to_thread(server.wait_for_requests, 1)
-        for _ in range(BEATS):  # the loop runs however long the server takes
+        for _ in range(WAKE_UPS):  # the loop runs however long the server takes
             await asyncio.sleep(0.005)
         server.release()
         rows = await work
-        heart.stop()
+        monitor.stop()
     assert len(rows) == 5000
     assert rows[4999] == vector_of("text 4999").tolist()
-    assert heart.longest < LONGEST_STALL
+    assert monitor.longest < LONGEST_STALL

@@ -1,4 +1,4 @@
-"""Lists that are made while the server is waited for: the same numbers, whatever comes in between."""
+"""Lists that are converted while replies are awaited, queries from memory, and lookups without an engine."""
 
 import asyncio
 import gc
@@ -22,14 +22,14 @@ from embedkit_core.testing import FakeServer
 
 
 @pytest.fixture(autouse=True)
-def _collector_as_found():
+def _restored_collector():
     found = gc.get_threshold()
     yield
     assert gc.get_threshold() == found
     assert gc.isenabled()
 
 
-def truth(server, texts):
+def expected_lists(server, texts):
     return [server.vector(text, server.received[0].body).tolist() for text in texts]
 
 
@@ -42,7 +42,7 @@ def test_lists_equal_the_matrix_for_duplicates_hits_and_misses(numbers, cached, 
     texts = [f"text {n}" for n in numbers]
     embedder = fake_embedder(server, cache=store, max_batch_texts=7)
     rows, usage = asyncio.run(aembed_lists(embedder, texts)) if with_loop else embed_lists(embedder, texts)
-    assert rows == truth(server, texts)
+    assert rows == expected_lists(server, texts)
     assert all(type(number) is float for number in rows[0])
     assert len({id(row) for row in rows}) == len(rows)
     new = {n for n in numbers if n >= cached}
@@ -60,12 +60,12 @@ def test_lists_are_converted_while_other_replies_are_awaited():
     awake = threading.Event()
     steps = waiting.steps(call, awake.set)
     server.hold()
-    server.fault_for = lambda asked: server.hold()  # one reply passes, and no other
-    assert next(steps) is False  # nothing to do but wait
+    server.fault_for = lambda asked: server.hold()  # one reply passes only
+    assert next(steps) is False  # nothing to convert yet
     server.wait_for_requests(2)
     server.release()
     assert awake.wait(20)
-    assert next(steps) is True  # a slice of lists was made
+    assert next(steps) is True  # a slice was converted
     assert not call.ticket.closed
     server.fault_for = None
     server.release()
@@ -73,7 +73,7 @@ def test_lists_are_converted_while_other_replies_are_awaited():
         assert made or awake.wait(20)
         awake.clear()
     call.leave()
-    assert call.finish_lists() == truth(server, texts)
+    assert call.finish_lists() == expected_lists(server, texts)
 
 
 def test_rows_are_converted_slice_by_slice_into_their_positions():
@@ -100,7 +100,7 @@ def test_failures_of_lists_raise_the_same_error_as_a_matrix(with_loop):
     result = found.value.result
     assert set(result.failed) == {0, 2}
     assert np.isnan(result.vectors[[0, 2]]).all()
-    assert result.vectors[[1, 3]].tolist() == truth(server, ["good", "fine"])
+    assert result.vectors[[1, 3]].tolist() == expected_lists(server, ["good", "fine"])
     assert (result.usage.texts, result.usage.failed, result.usage.duplicates) == (4, 1, 1)
 
 
@@ -156,12 +156,12 @@ async def test_a_cancelled_caller_withdraws_while_lists_are_converted():
     assert [seen.texts for seen in server.received[2:]] == [("the next one",)]
 
 
-# One query, from memory
+# Queries from memory
 
 
 @pytest.fixture
 def known(tmp_path):
-    """An embedder that has a query in memory, and what the server was asked for it."""
+    """An embedder that has a query in memory, and its server."""
     server = FakeServer()
     embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed_query("known")
@@ -199,18 +199,18 @@ def test_each_query_result_is_a_separate_object(known):
 @pytest.mark.parametrize("bad", ["", " \n", "\ud800", None, 7, b"bytes"])
 def test_an_invalid_query_is_refused_by_every_method(known, bad):
     embedder, server = known
-    for door in (
+    for method in (
         embedder.embed_query,
         lambda text: asyncio.run(embedder.aembed_query(text)),
         lambda text: embed_lists(embedder, [text], "query"),
     ):
         with pytest.raises(InputError):
-            door(bad)
+            method(bad)
     assert len(server.received) == 1
     assert embedder.usage.texts == 2
 
 
-# A look-up that needs no engine
+# Lookups without an engine
 
 
 def test_a_process_with_cache_hits_only_starts_no_engine(tmp_path):

@@ -1,4 +1,4 @@
-"""What is asked: which texts are refused before anything is sent, and which forms of a list are taken."""
+"""Input texts: which are refused before anything is sent, and which kinds of lists are accepted."""
 
 import enum
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ each_provider = pytest.mark.parametrize("name", ["openai", "fake", pytest.param(
 
 @contextmanager
 def provider(name: str) -> Iterator[tuple[Embedder, Any]]:
-    """An embedder, and the far end that counts its requests where there is one."""
+    """Yield an embedder, and a function that returns the number of its requests."""
     if name == "openai":
         with OpenAIServer() as server:
             yield openai_embedder(server), lambda: len(server.requests)
     elif name == "fake":
-        far = FakeServer()
-        yield Embedder("fake:any", base_url=far.url, cache=False), lambda: len(far.received)
+        server = FakeServer()
+        yield Embedder("fake:any", base_url=server.url, cache=False), lambda: len(server.received)
     else:
         yield Embedder(MINILM, cache=False), lambda: 0
 
@@ -66,38 +66,38 @@ def test_no_texts_of_a_model_of_unknown_width_have_no_columns_until_it_is_known(
 @pytest.mark.parametrize("kind", BAD)
 @each_provider
 def test_invalid_texts_are_named_by_position_and_nothing_is_sent(name, kind):
-    with provider(name) as (careful, requests):
+    with provider(name) as (embedder, requests):
         for input_type in ("document", "query"):
             with pytest.raises(InputError, match=r"2 of 4 texts .* at position 1, 3") as caught:
-                careful.embed(["fine", BAD[kind], "good", BAD[kind]], input_type=input_type)
+                embedder.embed(["fine", BAD[kind], "good", BAD[kind]], input_type=input_type)
             assert caught.value.indices == (1, 3)
             assert "fine" not in str(caught.value)
         with pytest.raises(InputError) as alone:
-            careful.embed_query(BAD[kind])
+            embedder.embed_query(BAD[kind])
         assert alone.value.indices == (0,)
-        assert (requests(), careful.usage) == (0, Usage())
+        assert (requests(), embedder.usage) == (0, Usage())
 
 
 @each_provider
 async def test_the_async_methods_refuse_the_same_texts(name):
-    with provider(name) as (careful, requests):
+    with provider(name) as (embedder, requests):
         with pytest.raises(InputError) as caught:
-            await careful.aembed_documents(["fine", ""])
+            await embedder.aembed_documents(["fine", ""])
         assert caught.value.indices == (1,)
         with pytest.raises(InputError):
-            await careful.aembed_query(" ")
+            await embedder.aembed_query(" ")
         with pytest.raises(InputError, match="got a single str"):
-            await careful.aembed("text")
-        assert (await careful.aembed([])).vectors.shape == (0, WIDTHS[name])
+            await embedder.aembed("text")
+        assert (await embedder.aembed([])).vectors.shape == (0, WIDTHS[name])
         assert requests() == 0
 
 
 @each_provider
 @pytest.mark.parametrize("texts", ["text", b"text", "", None, 7])
 def test_a_value_that_is_no_list_of_texts_is_refused(name, texts):
-    with provider(name) as (careful, requests):
+    with provider(name) as (embedder, requests):
         with pytest.raises(InputError, match="expected a list of texts") as caught:
-            careful.embed(texts)
+            embedder.embed(texts)
         assert caught.value.indices == ()
         assert isinstance(caught.value, ValueError)
         assert requests() == 0
@@ -105,16 +105,16 @@ def test_a_value_that_is_no_list_of_texts_is_refused(name, texts):
 
 @pytest.mark.parametrize("texts", ["text", None, 7])
 async def test_an_async_method_refuses_a_value_that_is_no_list_of_texts(texts):
-    far = FakeServer()
+    server = FakeServer()
     with pytest.raises(InputError, match="expected a list of texts"):
-        await Embedder("fake:any", base_url=far.url, cache=False).aembed(texts)
-    assert far.received == []
+        await Embedder("fake:any", base_url=server.url, cache=False).aembed(texts)
+    assert server.received == []
 
 
 def test_many_invalid_texts_are_counted_and_the_first_are_listed():
-    far = FakeServer()
+    server = FakeServer()
     with pytest.raises(InputError) as caught:
-        Embedder("fake:any", base_url=far.url, cache=False).embed([*[""] * 30, "fine", None, "\udfff"])
+        Embedder("fake:any", base_url=server.url, cache=False).embed([*[""] * 30, "fine", None, "\udfff"])
     assert caught.value.indices == (*range(30), 31, 32)
     message = str(caught.value)
     assert "empty or whitespace only at position 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in message
@@ -123,17 +123,17 @@ def test_many_invalid_texts_are_counted_and_the_first_are_listed():
 
 
 class Codec:
-    """No string, although it has a method of that name."""
+    """An object with an encode method that is no string."""
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
 
 def test_an_object_with_an_encode_method_is_no_text():
-    far = FakeServer()
+    server = FakeServer()
     with pytest.raises(InputError, match=r"not a string \(got Codec\) at position 1") as caught:
-        Embedder("fake:any", base_url=far.url, cache=False).embed(["fine", Codec()])
-    assert (caught.value.indices, far.received) == ((1,), [])
+        Embedder("fake:any", base_url=server.url, cache=False).embed(["fine", Codec()])
+    assert (caught.value.indices, server.received) == ((1,), [])
 
 
 class Animal(enum.StrEnum):
@@ -165,7 +165,7 @@ async def test_an_async_method_accepts_an_iterator():
 
 
 def test_an_unknown_input_type_is_refused_with_the_nearest_name():
-    far = FakeServer()
+    server = FakeServer()
     with pytest.raises(ConfigurationError, match=r"did you mean 'document'\?"):
-        Embedder("fake:any", base_url=far.url, cache=False).embed(["x"], input_type="documents")
-    assert far.received == []
+        Embedder("fake:any", base_url=server.url, cache=False).embed(["x"], input_type="documents")
+    assert server.received == []

@@ -1,4 +1,4 @@
-"""What a stream gives: rows in order, errors in their place, and no more of the source than there is room for."""
+"""Streams: rows in order, errors at their positions, and a bounded lookahead in the source."""
 
 import asyncio
 import itertools
@@ -89,7 +89,7 @@ async def test_an_async_source_is_pulled_no_further_than_the_lookahead(tmp_path)
     for before in range(2 * CHUNK_TEXTS):
         await anext(rows)
         assert source.pulled - before <= LOOKAHEAD
-    while source.pulled < CHUNK_TEXTS + LOOKAHEAD:  # noqa: ASYNC110 - a source tells nobody
+    while source.pulled < CHUNK_TEXTS + LOOKAHEAD:  # noqa: ASYNC110 - a source has no event to wait for
         await asyncio.sleep(0)
     for _ in range(1000):
         await asyncio.sleep(0)
@@ -127,7 +127,7 @@ def test_a_long_stream_sends_full_requests():
     assert len(server.received) < 1.5 * 20_000 / 256
 
 
-# Errors in their place
+# Errors
 
 
 @each_method
@@ -251,22 +251,22 @@ def test_a_stream_on_the_engine_thread_names_its_async_counterpart():
     begun = embedder.embed_iter(["one"])
 
     def call() -> None:
-        for ask in (lambda: embedder.embed_iter(["one"]), lambda: next(begun)):
+        for start in (lambda: embedder.embed_iter(["one"]), lambda: next(begun)):
             try:
-                ask()
+                start()
             except EmbedKitError as error:
                 found.append(str(error))
         done.set()
 
     engine()._loop.call_soon_threadsafe(call)
     assert done.wait(10)
-    assert ["aembed_iter()" in said for said in found] == [True, True]
+    assert ["aembed_iter()" in message for message in found] == [True, True]
 
 
-# Sources that take their time
+# Slow sources
 
 
-def a_second_passes_at_each_look_at_the_clock(monkeypatch):
+def _advance_clock_by_a_second_per_call(monkeypatch):
     now = itertools.count()
     monkeypatch.setattr("embedkit_core.calls.stream.time", SimpleNamespace(monotonic=lambda: float(next(now))))
 
@@ -274,7 +274,7 @@ def a_second_passes_at_each_look_at_the_clock(monkeypatch):
 def test_finished_rows_are_yielded_before_a_slow_source_is_pulled_again(tmp_path, monkeypatch):
     embedder = stream_embedder(FakeServer(), cache=tmp_path)
     embedder.embed(TEXTS[:300])
-    a_second_passes_at_each_look_at_the_clock(monkeypatch)
+    _advance_clock_by_a_second_per_call(monkeypatch)
     source = CountingSource(TEXTS[:300])
     for rows, _ in enumerate(embedder.embed_iter(source), 1):
         assert source.pulled == rows
@@ -284,7 +284,7 @@ def test_all_finished_rows_are_yielded_before_a_slow_source_is_pulled_again(monk
     embedder = stream_embedder(server := FakeServer())
     embedder.embed(["warm up"])
     server.hold()
-    a_second_passes_at_each_look_at_the_clock(monkeypatch)
+    _advance_clock_by_a_second_per_call(monkeypatch)
 
     def texts():
         yield from TEXTS[:50]
@@ -298,7 +298,7 @@ def test_all_finished_rows_are_yielded_before_a_slow_source_is_pulled_again(monk
 
 
 async def test_a_slow_async_source_delays_no_row():
-    """Each text comes when the row of the one before it has arrived; otherwise this would wait for ever."""
+    """Each text becomes available when the row before it has arrived; otherwise the test would not end."""
     arrived = asyncio.Semaphore(3)
 
     async def source():
@@ -350,7 +350,7 @@ def test_positions_of_truncated_texts_are_counted_from_the_start(caplog):
     assert "(positions 400)" in caplog.text
 
 
-# All at once
+# All together
 
 WORDS = st.sampled_from([*(f"word {i}" for i in range(20)), "bad", "poison", "worse"])
 

@@ -1,4 +1,4 @@
-"""Streams that are closed, abandoned, interrupted, cancelled and forked, and what is left of them: nothing."""
+"""Streams that are closed, abandoned, interrupted, cancelled or forked leave nothing behind."""
 
 import asyncio
 import contextlib
@@ -31,8 +31,8 @@ def one_slot(server: OpenAIServer, **settings) -> Embedder:
     )
 
 
-def texts_of_two_pieces_and_more(server: OpenAIServer) -> Iterator[str]:
-    """Texts of which the first piece is answered, in its two requests, once others are handed over too."""
+def texts_of_more_than_two_chunks(server: OpenAIServer) -> Iterator[str]:
+    """Yield texts; the two requests of the first chunk are answered after the third chunk has started."""
     server.hold()
     for place, text in enumerate(TEXTS):
         if place == 2 * CHUNK_TEXTS:
@@ -40,8 +40,8 @@ def texts_of_two_pieces_and_more(server: OpenAIServer) -> Iterator[str]:
         yield text
 
 
-def check_that_nothing_more_was_sent(embedder: Embedder, server: OpenAIServer) -> None:
-    """One request was in flight while others waited, and the next caller finds nothing of them."""
+def assert_nothing_more_was_sent(embedder: Embedder, server: OpenAIServer) -> None:
+    """Check that one more request was sent, and that the next caller finds no waiting texts."""
     server.wait_for_requests(3)
     server.release()
     embedder.embed(["the next one"])
@@ -54,7 +54,7 @@ def check_that_nothing_more_was_sent(embedder: Embedder, server: OpenAIServer) -
 def test_an_abandoned_stream_sends_nothing_new(how):
     with OpenAIServer() as server:
         embedder = one_slot(server)
-        source = CountingSource(texts_of_two_pieces_and_more(server))
+        source = CountingSource(texts_of_more_than_two_chunks(server))
         rows = embedder.embed_iter(source)
         next(rows)
         if how == "closed":
@@ -65,7 +65,7 @@ def test_an_abandoned_stream_sends_nothing_new(how):
         else:
             with contextlib.suppress(LookupError):
                 rows.throw(LookupError())
-        check_that_nothing_more_was_sent(embedder, server)
+        assert_nothing_more_was_sent(embedder, server)
         assert source.pulled <= LOOKAHEAD
         assert next(source) == TEXTS[source.pulled - 1]
 
@@ -73,7 +73,7 @@ def test_an_abandoned_stream_sends_nothing_new(how):
 @pytest.mark.parametrize("how", ["closed", "abandoned", "cancelled"])
 def test_an_abandoned_async_stream_sends_nothing_new_and_leaves_no_task(how):
     async def leave(embedder: Embedder) -> None:
-        rows = embedder.aembed_iter(async_source(texts_of_two_pieces_and_more(server)))
+        rows = embedder.aembed_iter(async_source(texts_of_more_than_two_chunks(server)))
         await anext(rows)
         await asyncio.to_thread(server.wait_for_requests, 3)
         if how == "closed":
@@ -92,13 +92,13 @@ def test_an_abandoned_async_stream_sends_nothing_new_and_leaves_no_task(how):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks tell nobody
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks have no common event
             await asyncio.sleep(0)
 
     with OpenAIServer() as server:
         embedder = one_slot(server)
         asyncio.run(leave(embedder))
-        check_that_nothing_more_was_sent(embedder, server)
+        assert_nothing_more_was_sent(embedder, server)
 
 
 async def test_closing_a_stream_ends_the_wait_for_its_source():
@@ -198,7 +198,7 @@ def test_a_process_can_exit_during_a_stream(tmp_path):
 
 
 class Counted(str):
-    """A text that counts how many of its kind are alive; several threads let go of them, so nothing is added up."""
+    """A text that counts its living instances; deques, since several threads release them."""
 
     born: ClassVar[deque[None]] = deque()
     gone: ClassVar[deque[None]] = deque()
@@ -224,7 +224,7 @@ def test_a_long_stream_holds_about_as_many_texts_as_its_lookahead(method, tmp_pa
         return len([1 async for _ in embedder.aembed_iter(texts)])
 
     assert n == (sum(1 for _ in embedder.embed_iter(texts)) if method == "sync" else asyncio.run(count()))
-    # The threads that have served a piece, the engine's, the writer's and the pool's, let go of it a moment later.
+    # The threads of the engine, the writer and the pool release a chunk a moment later.
     assert LOOKAHEAD / 2 <= Counted.most <= 2 * LOOKAHEAD
     embedder.embed(["the next one"])
     scheduler = engine().account(embedder.provider).scheduler
@@ -234,7 +234,7 @@ def test_a_long_stream_holds_about_as_many_texts_as_its_lookahead(method, tmp_pa
 
 
 async def test_a_stream_cancelled_during_its_cache_lookup_leaves_nothing_behind():
-    """Also where the piece was begun again, since it holds a text that cannot be embedded."""
+    """Also for a chunk that is started again because of an invalid text."""
     server, cache = FakeServer(), GatedCache()
     embedder = Embedder("fake:model", base_url=server.url, cache=cache)
     rows = embedder.aembed_iter([*TEXTS[:100], " "])

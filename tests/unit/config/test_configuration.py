@@ -306,12 +306,12 @@ def test_explain_shows_the_source_of_a_vector_and_sends_nothing(server, tmp_path
 
 
 def test_explain_shows_the_request_without_text_and_key(server):
-    told = openai_embedder(server, dimensions=64, document_prompt="d: ").explain("some text")
-    assert told.request_body == {"model": "text-embedding-3-small", "dimensions": 64, "prompt": "d: "}
-    assert (told.endpoint, str(told.usd_per_million)) == (server.base_url, "0.02")
-    assert told.estimated_tokens >= 1
-    assert "some text" not in repr(told)
-    assert "test-key" not in repr(told)
+    explanation = openai_embedder(server, dimensions=64, document_prompt="d: ").explain("some text")
+    assert explanation.request_body == {"model": "text-embedding-3-small", "dimensions": 64, "prompt": "d: "}
+    assert (explanation.endpoint, str(explanation.usd_per_million)) == (server.base_url, "0.02")
+    assert explanation.estimated_tokens >= 1
+    assert "some text" not in repr(explanation)
+    assert "test-key" not in repr(explanation)
 
 
 @pytest.mark.parametrize("name", ["deadline", "max_concurrency", "model", "rate_limiter", "budget_usd", "cache"])

@@ -33,8 +33,8 @@ def made(class_, server, **options):
     return class_(**{"model": OPENAI, "base_url": server.base_url, "api_key": KEY, "cache": False, **options})
 
 
-def pickled_copy(thing):
-    return pickle.loads(pickle.dumps(thing))
+def pickled_copy(model):
+    return pickle.loads(pickle.dumps(model))
 
 
 def test_a_key_argument_is_not_pickled_and_is_missing_at_the_first_request(embedder_class, server, monkeypatch):
@@ -58,9 +58,9 @@ def test_a_key_argument_is_pickled_with_pickle_api_key(embedder_class, server, m
 
 def test_a_key_of_the_environment_is_never_pickled(embedder_class, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    thing = made(embedder_class, server, api_key=None, pickle_api_key=True)
-    assert KEY.encode() not in pickle.dumps(thing)
-    assert core_embedder(pickled_copy(thing)).embed_query("a").tolist() == vector_of("a").tolist()
+    model = made(embedder_class, server, api_key=None, pickle_api_key=True)
+    assert KEY.encode() not in pickle.dumps(model)
+    assert core_embedder(pickled_copy(model)).embed_query("a").tolist() == vector_of("a").tolist()
 
 
 def test_a_copy_keeps_its_address_in_another_environment(embedder_class, monkeypatch):
@@ -77,8 +77,8 @@ def test_a_copy_keeps_its_address_in_another_environment(embedder_class, monkeyp
 
 def test_langchain_shows_the_key_of_the_environment_as_a_secret(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for thing in (made(EmbedKitEmbeddings, server, api_key=None), EmbedKitEmbeddings(model=OPENAI, cache=False)):
-        for one in (thing, copy.deepcopy(thing), pickled_copy(thing), thing.model_copy(update={"timeout": 5.0})):
+    for model in (made(EmbedKitEmbeddings, server, api_key=None), EmbedKitEmbeddings(model=OPENAI, cache=False)):
+        for one in (model, copy.deepcopy(model), pickled_copy(model), model.model_copy(update={"timeout": 5.0})):
             assert one.api_key.get_secret_value() == KEY
             assert KEY not in repr(one)
             assert "api_key" not in one.model_fields_set
@@ -102,7 +102,7 @@ def test_a_limiter_is_shared_by_a_deep_copy_and_dropped_by_a_pickle(
 
 
 class Shared:
-    """A limiter that is the same in every process, as one in a database is."""
+    """A limiter that is the same in every process, like one in a database."""
 
     def acquire(self):
         return True

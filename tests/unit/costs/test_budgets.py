@@ -1,4 +1,4 @@
-"""What may be spent is never passed: not by many callers, retries, lost answers or several models."""
+"""Budgets are never exceeded: by many callers, retries, lost replies or several models."""
 
 import asyncio
 import copy
@@ -23,7 +23,7 @@ from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
-PRICE = Decimal(1_000_000)  # a dollar a token, which makes sums easy
+PRICE = Decimal(1_000_000)  # one dollar per token
 
 
 def texts_of(n):
@@ -31,7 +31,6 @@ def texts_of(n):
 
 
 def test_a_budget_is_never_exceeded_and_a_rerun_sends_the_rest(tmp_path):
-    """Scenario 31."""
     server = FakeServer(usd_per_million=PRICE)
     texts = texts_of(400)
     embedder = fake_embedder(server, budget_usd=500, cache=tmp_path)
@@ -139,20 +138,20 @@ async def test_budget_released_by_another_account_is_used():
 
 async def test_a_caller_without_budget_is_served_by_a_coalesced_request_of_another():
     server = FakeServer(usd_per_million=PRICE)
-    poor, rich = fake_embedder(server, budget_usd=5), fake_embedder(server)
+    limited, unlimited = fake_embedder(server, budget_usd=5), fake_embedder(server)
     server.hold()
-    first = asyncio.create_task(rich.aembed(["another"]))
+    first = asyncio.create_task(unlimited.aembed(["another"]))
     await asyncio.to_thread(server.wait_for_requests, 1)
-    asked = asyncio.gather(poor.aembed(["a long text"]), rich.aembed(["a long text"]), return_exceptions=True)
+    calls = asyncio.gather(limited.aembed(["a long text"]), unlimited.aembed(["a long text"]), return_exceptions=True)
     server.release()
-    results = await asked
+    results = await calls
     await first
     assert results[1].usage.failed == 0
     assert not isinstance(results[0], BudgetError) or results[1].usage.sent == 1
 
 
-class Losing(FakeServer):
-    """Takes ten words at most, and loses the answer to its second request."""
+class LossyServer(FakeServer):
+    """Accepts ten words at most, and loses the reply to its second request."""
 
     def __init__(self, **options):
         super().__init__(max_words=10, **options)
@@ -161,29 +160,29 @@ class Losing(FakeServer):
 
 @pytest.mark.parametrize("tokens", [303, 309, 327])
 def test_chunks_that_cannot_all_be_paid_for_do_not_affect_other_callers(tokens):
-    """The refusal of one piece is that of the text, also in the request that holds both."""
-    server = Losing()
-    poor = fake_embedder(server, budget_tokens=tokens, on_long_text="mean")
+    """A refused chunk fails the text, also if one request holds several of its chunks."""
+    server = LossyServer()
+    limited = fake_embedder(server, budget_tokens=tokens, on_long_text="mean")
     with pytest.raises(BudgetError):
-        poor.embed([" ".join(["aa"] * 100)])
-    assert not poor.budget.reserved_tokens
+        limited.embed([" ".join(["aa"] * 100)])
+    assert not limited.budget.reserved_tokens
     assert fake_embedder(server).embed(["somebody else's"]).usage.sent == 1
-    assert poor.embed(["x"]).usage.sent == 1 or poor.budget.left_tokens < 5
+    assert limited.embed(["x"]).usage.sent == 1 or limited.budget.left_tokens < 5
 
 
 async def test_a_caller_with_budget_completes_the_chunks_that_others_cannot_pay_for():
     server = FakeServer(max_words=10)
-    poor = fake_embedder(server, budget_tokens=304, on_long_text="mean")
-    rich = fake_embedder(server, on_long_text="mean")
-    rich.embed(["warm up"])
+    limited = fake_embedder(server, budget_tokens=304, on_long_text="mean")
+    unlimited = fake_embedder(server, on_long_text="mean")
+    unlimited.embed(["warm up"])
     text = " ".join(["aa"] * 100)
     server.fault_for = lambda texts: server.hold() if len(texts) == 1 else None
-    asked = asyncio.create_task(poor.aembed([text]))
+    calls = asyncio.create_task(limited.aembed([text]))
     await asyncio.to_thread(server.wait_for_requests, 3)  # most pieces are in the air, the others wait for money
-    joined = asyncio.create_task(rich.aembed([text]))
+    joined = asyncio.create_task(unlimited.aembed([text]))
     await asyncio.to_thread(server.wait_for_requests, 4)
     server.release()
-    assert np.array_equal((await asked).vectors, (await joined).vectors)
+    assert np.array_equal((await calls).vectors, (await joined).vectors)
 
 
 def test_the_error_states_the_remaining_budget_at_the_end_of_the_call():
@@ -261,15 +260,15 @@ def test_an_invalid_price_is_refused(prices):
     st.lists(st.sampled_from(["timeout", "lost", "503", "done", ""]), max_size=20),
 )
 def test_no_interleaving_of_callers_and_failures_exceeds_a_budget(calls, dollars, faults):
-    """The law of rule 10, through the real engine: the server's bill is at most what is known and possible."""
+    """The bill of the server is at most the known plus the possibly billed cost."""
     server = FakeServer(usd_per_million=PRICE)
-    unheard = 0
+    lost_tokens = 0
 
     def fault_for(texts):
-        nonlocal unheard
+        nonlocal lost_tokens
         kind = faults.pop() if faults else ""
-        if kind == "done":  # the work is done and the answer lost
-            unheard += sum(len(text.split()) for text in texts)
+        if kind == "done":  # the work is done and the reply is lost
+            lost_tokens += sum(len(text.split()) for text in texts)
         return {
             "timeout": TimedOutError("no answer", retry_after=0.001),
             "lost": UnavailableError("connection lost", retry_after=0.001),
@@ -288,6 +287,6 @@ def test_no_interleaving_of_callers_and_failures_exceeds_a_budget(calls, dollars
     possible = sum(result.usage.possibly_billed_usd for result in results)
     billed = sum(len(text.split()) * times for text, times in server.billed.items())
     assert known == billed
-    assert billed + unheard <= known + possible <= dollars
+    assert billed + lost_tokens <= known + possible <= dollars
     assert (embedder.budget.spent_usd, embedder.budget.unconfirmed_usd) == (known, possible)
     assert embedder.budget.reserved_usd == 0

@@ -1,4 +1,4 @@
-"""What a job would take, told before it, against what it took."""
+"""Estimates of cost, tokens, requests and time, compared with the actual usage."""
 
 import json
 from decimal import Decimal
@@ -17,18 +17,17 @@ PRICE = Decimal("0.02")
 
 
 def test_an_estimate_reads_the_cache_and_sends_nothing(tmp_path):
-    """Scenario 30."""
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed([f"kept {i}" for i in range(30)])
     sent = len(server.received)
-    told = embedder.estimate([f"kept {i}" for i in range(50)] + ["kept 0"])
+    estimate = embedder.estimate([f"kept {i}" for i in range(50)] + ["kept 0"])
     assert len(server.received) == sent
-    assert (told.texts, told.unique_texts, told.cache_hits, told.texts_to_send) == (51, 50, 30, 20)
-    assert told.cost_usd == told.tokens * PRICE / 1_000_000
-    assert told.max_cost_usd == told.max_tokens * PRICE / 1_000_000
-    assert told.saved_usd > 0
-    assert told.requests == 1
+    assert (estimate.texts, estimate.unique_texts, estimate.cache_hits, estimate.texts_to_send) == (51, 50, 30, 20)
+    assert estimate.cost_usd == estimate.tokens * PRICE / 1_000_000
+    assert estimate.max_cost_usd == estimate.max_tokens * PRICE / 1_000_000
+    assert estimate.saved_usd > 0
+    assert estimate.requests == 1
 
 
 def test_an_estimate_is_close_and_its_maximum_is_never_exceeded():
@@ -53,11 +52,15 @@ def test_an_iterator_is_estimated_as_a_list_and_repeated_texts_cost_once(tmp_pat
     embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     embedder.embed([f"text {i}" for i in range(100)])
     texts = [f"text {i}" for i in range(TEXTS_PER_CHUNK)] * 2 + ["text 0", "one more"]
-    told = embedder.estimate(iter(texts))
+    estimate = embedder.estimate(iter(texts))
     monkeypatch.setattr("embedkit_core.calls.estimate.TEXTS_PER_CHUNK", 100_000)
-    assert told == embedder.estimate(texts)
-    assert (told.texts, told.unique_texts, told.cache_hits) == (2 * TEXTS_PER_CHUNK + 2, TEXTS_PER_CHUNK + 1, 100)
-    assert told.requests == embedder.estimate(list(dict.fromkeys(texts))).requests
+    assert estimate == embedder.estimate(texts)
+    assert (estimate.texts, estimate.unique_texts, estimate.cache_hits) == (
+        2 * TEXTS_PER_CHUNK + 2,
+        TEXTS_PER_CHUNK + 1,
+        100,
+    )
+    assert estimate.requests == embedder.estimate(list(dict.fromkeys(texts))).requests
 
 
 def test_invalid_texts_are_named_by_their_positions_in_the_whole_input():
@@ -73,18 +76,24 @@ def test_invalid_texts_are_named_by_their_positions_in_the_whole_input():
 def test_cache_hits_cost_nothing(tmp_path):
     embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     embedder.embed(["one", "two"])
-    told = embedder.estimate(["one", "two", "one"])
-    assert (told.texts_to_send, told.tokens, told.max_tokens, told.requests, told.seconds) == (0, 0, 0, 0, 0.0)
-    assert told.cost_usd == told.max_cost_usd == told.cost_per_text_usd == 0
+    estimate = embedder.estimate(["one", "two", "one"])
+    assert (estimate.texts_to_send, estimate.tokens, estimate.max_tokens, estimate.requests, estimate.seconds) == (
+        0,
+        0,
+        0,
+        0,
+        0.0,
+    )
+    assert estimate.cost_usd == estimate.max_cost_usd == estimate.cost_per_text_usd == 0
 
 
 def test_an_unknown_price_is_none_and_never_0(tmp_path):
     embedder = fake_embedder(FakeServer(), cache=tmp_path)
-    told = embedder.estimate(["one"])
-    assert (told.cost_usd, told.max_cost_usd, told.cost_per_text_usd) == (None, None, None)
+    estimate = embedder.estimate(["one"])
+    assert (estimate.cost_usd, estimate.max_cost_usd, estimate.cost_per_text_usd) == (None, None, None)
     embedder.embed(["one"])
-    told = embedder.estimate(["one"])
-    assert (told.cost_usd, told.saved_usd) == (Decimal(0), None)
+    estimate = embedder.estimate(["one"])
+    assert (estimate.cost_usd, estimate.saved_usd) == (Decimal(0), None)
 
 
 def test_a_query_has_its_own_estimate(tmp_path):
@@ -130,17 +139,17 @@ def test_an_invalid_text_is_refused():
 
 
 def test_an_estimate_has_a_readable_text_and_converts_to_json():
-    told = fake_embedder(FakeServer(usd_per_million=PRICE)).estimate([f"text {i}" for i in range(1000)])
-    assert str(told).startswith("1,000 texts, 0 from cache, 1,000 to send in 16 requests, about ")
-    assert json.loads(json.dumps(told.to_dict()))["cost_usd"] == f"{told.cost_usd.normalize():f}"
+    estimate = fake_embedder(FakeServer(usd_per_million=PRICE)).estimate([f"text {i}" for i in range(1000)])
+    assert str(estimate).startswith("1,000 texts, 0 from cache, 1,000 to send in 16 requests, about ")
+    assert json.loads(json.dumps(estimate.to_dict()))["cost_usd"] == f"{estimate.cost_usd.normalize():f}"
 
 
 @needs_local_model
 def test_a_local_model_costs_nothing_and_its_time_is_unknown_before_its_first_run():
     with copied_model() as folder:  # one that no other test has run
         embedder = Embedder(f"local:{folder}", cache=False)
-        told = embedder.estimate(["hello world", "hello"])
-        assert (told.cost_usd, told.max_cost_usd, told.seconds) == (Decimal(0), Decimal(0), None)
+        estimate = embedder.estimate(["hello world", "hello"])
+        assert (estimate.cost_usd, estimate.max_cost_usd, estimate.seconds) == (Decimal(0), Decimal(0), None)
         embedder.embed(["hello world", "hello"])
         assert embedder.estimate(["another"]).seconds > 0
 
@@ -156,7 +165,7 @@ def test_the_maximum_includes_the_prompt_of_each_chunk_of_a_long_text():
     server = FakeServer(limits=Limits(text_tokens=10))
     embedder = fake_embedder(server, on_long_text="mean", document_prompt="passage: ")
     text = " ".join(["aa"] * 100)
-    lane = embedder._specs["document"].request_spec
-    assert lane.overhead_tokens >= len("passage: ")
-    assert embedder.estimate([text]).max_tokens == len(text) + 2 * 30 * lane.overhead_tokens
-    assert embedder.estimate(["short"]).max_tokens == 5 + lane.overhead_tokens
+    spec = embedder._specs["document"].request_spec
+    assert spec.overhead_tokens >= len("passage: ")
+    assert embedder.estimate([text]).max_tokens == len(text) + 2 * 30 * spec.overhead_tokens
+    assert embedder.estimate(["short"]).max_tokens == 5 + spec.overhead_tokens

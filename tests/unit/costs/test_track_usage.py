@@ -1,4 +1,4 @@
-"""What a block asks and pays for, whoever embeds in it and wherever."""
+"""track_usage counts the calls inside its block, in tasks, threads and streams."""
 
 import asyncio
 import json
@@ -28,7 +28,6 @@ REQUESTS = (["one two three four five"], ["six seven eight nine ten"], ["one two
 
 @pytest.mark.parametrize("price", [PRICE, None])
 def test_usage_is_exact(price, tmp_path):
-    """Scenario 29."""
     server = FakeServer(usd_per_million=price)
     embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed(["a", "b", "c"])
@@ -161,7 +160,7 @@ def test_rows_are_by_model_and_input_type_and_add_up():
 
 
 def test_requests_without_a_reply_count_as_possibly_billed():
-    """Scenario 29: a timeout or a cut connection leaves its bound visible."""
+    """A timeout or a closed connection counts with the upper bound of its tokens."""
     server = FakeServer(usd_per_million=PRICE)
     server.faults.extend([TimedOutError("no answer"), UnavailableError("connection lost"), None])
     with track_usage() as usage:
@@ -242,7 +241,7 @@ def test_a_block_can_end_in_another_context_than_it_started_in():
 
 
 def test_blocks_that_end_out_of_order_count_until_their_own_end():
-    """A block in a generator ends when the generator does, in the middle of its caller's own block."""
+    """A block in a generator ends with the generator, inside a block of the caller."""
     embedder = fake_embedder(FakeServer())
 
     def rows():

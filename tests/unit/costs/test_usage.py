@@ -1,4 +1,4 @@
-"""What a receipt says."""
+"""The text of a Usage."""
 
 from decimal import Decimal
 
@@ -8,7 +8,7 @@ from embedkit_core import Usage
 
 
 @pytest.mark.parametrize(
-    ("usage", "said"),
+    ("usage", "text"),
     [
         (Usage(), "0 texts, 0 requests"),
         (Usage(texts=20_000, cache_hits=20_000), "20,000 texts, 20,000 from cache, 0 requests"),
@@ -32,5 +32,5 @@ from embedkit_core import Usage
         ),
     ],
 )
-def test_usage_is_printed_in_one_line_without_zero_counts(usage, said):
-    assert str(usage) == said
+def test_usage_is_printed_in_one_line_without_zero_counts(usage, text):
+    assert str(usage) == text

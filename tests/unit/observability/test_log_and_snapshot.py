@@ -1,4 +1,4 @@
-"""What a person sees of the work: the log, and how things stand."""
+"""Log lines of calls, and snapshots of the accounts."""
 
 import asyncio
 import logging
@@ -151,11 +151,11 @@ def test_a_log_handler_can_embed_with_the_cache_of_its_log_line(tmp_path):
     assert heard
 
 
-# How things stand
+# Snapshots
 
 
-def one(server, model="fake:model"):
-    """The snapshot of a server's model; others may stand there from other tests."""
+def snapshot_at(server, model="fake:model"):
+    """Return the snapshot of a model at a server; other tests may have left other snapshots."""
     [found] = [shot for shot in snapshot() if (shot.model, shot.endpoint) == (model, server.url)]
     return found
 
@@ -168,13 +168,13 @@ async def test_a_snapshot_counts_waiting_texts_and_requests_in_flight():
     task = asyncio.create_task(embedder.aembed(texts_of(100)))
     await asyncio.to_thread(wait_until_joined, embedder, 100)
     await asyncio.to_thread(server.wait_for_requests, 3)
-    shot = await asyncio.to_thread(one, server)
+    shot = await asyncio.to_thread(snapshot_at, server)
     assert (shot.waiting, shot.retrying, shot.in_flight) == (80, 0, 2)
     assert (shot.texts_per_request, shot.last_failure, shot.paused_seconds) == (10, None, 0.0)
     server.release()
     await task
     await asyncio.to_thread(wait_until_idle, embedder)
-    shot = await asyncio.to_thread(one, server)
+    shot = await asyncio.to_thread(snapshot_at, server)
     assert (shot.waiting, shot.retrying, shot.in_flight) == (0, 0, 0)
 
 
@@ -196,7 +196,7 @@ async def test_a_snapshot_has_the_last_failure_and_the_pause():
 def test_a_snapshot_can_be_taken_on_the_thread_of_a_rate_limiter_or_cache():
     found = []
 
-    class Curious:
+    class Observer:
         def acquire(self):
             found.append(snapshot())
 
@@ -208,8 +208,8 @@ def test_a_snapshot_can_be_taken_on_the_thread_of_a_rate_limiter_or_cache():
 
         def close(self): ...
 
-    curious = Curious()
-    assert fake_embedder(FakeServer(), rate_limiter=curious, cache=curious).embed(texts_of(2)).usage.sent == 2
+    observer = Observer()
+    assert fake_embedder(FakeServer(), rate_limiter=observer, cache=observer).embed(texts_of(2)).usage.sent == 2
     assert len(found) == 2
 
 
@@ -238,7 +238,7 @@ def test_a_snapshot_is_a_public_dataclass():
     server = FakeServer()
     embedder = fake_embedder(server)
     embedder.embed(["text"])
-    assert isinstance(one(server), Snapshot)
+    assert isinstance(snapshot_at(server), Snapshot)
     assert embedkit_core.snapshot is snapshot
 
 
@@ -249,6 +249,6 @@ async def test_texts_that_wait_for_budget_are_in_a_snapshot():
     server.hold()
     task = asyncio.create_task(embedder.aembed([f"text number {i}" for i in range(8)]))
     await asyncio.to_thread(server.wait_for_requests, 2)
-    assert (await asyncio.to_thread(one, server)).waiting == 8 - len(server.received[-1].texts)
+    assert (await asyncio.to_thread(snapshot_at, server)).waiting == 8 - len(server.received[-1].texts)
     server.release()
     await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Spans and metrics, as the OpenTelemetry SDK's own exporters in memory get them."""
+"""OpenTelemetry spans and metrics, exported in memory by the SDK."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ LATEST = "gen_ai_latest_experimental"
 
 
 class Recorded:
-    """What was exported."""
+    """The spans and metrics that were exported."""
 
     def __init__(self, **settings):
         self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -64,7 +64,7 @@ class Recorded:
         metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
         return {metric.name: list(metric.data.data_points) for metric in metrics}
 
-    def all_told(self):
+    def everything(self):
         spans = [json.loads(span.to_json()) for span in self.spans]
         return json.dumps(spans) + str(self.points())
 
@@ -75,8 +75,8 @@ def recorded():
     uninstrument()
 
 
-class Began:
-    """The names of spans that begin in a `with` block."""
+class StartedSpans:
+    """Records the names of the spans that start in a `with` block."""
 
     def __init__(self, recorded):
         self.spans = []
@@ -266,7 +266,7 @@ def test_errors_are_named_without_their_message(recorded):
         "PartialFailureError",
     ]
     assert all(span.status.status_code is trace.StatusCode.ERROR for span in recorded.spans)
-    assert "poisonous" not in recorded.all_told()
+    assert "poisonous" not in recorded.everything()
     errors = {p.attributes.get("error.type") for p in recorded.points()["gen_ai.client.operation.duration"]}
     assert errors == {"PartialFailureError", "InputError", "BudgetError"}
 
@@ -288,7 +288,7 @@ def test_texts_are_recorded_only_if_content_capture_is_enabled(monkeypatch):
     recorded = Recorded()
     server = FakeServer()
     fake_embedder(server).embed(["a secret text"])
-    assert "secret" not in recorded.all_told()
+    assert "secret" not in recorded.everything()
     recorded = Recorded(capture_content=True)
     fake_embedder(server).embed(["a secret text"])
     assert recorded.spans[0].attributes["embedkit.input"] == ("a secret text",)
@@ -296,7 +296,7 @@ def test_texts_are_recorded_only_if_content_capture_is_enabled(monkeypatch):
     recorded = Recorded()
     fake_embedder(server).embed(["a secret text"])
     uninstrument()
-    assert "secret" in recorded.all_told()
+    assert "secret" in recorded.everything()
 
 
 def test_recorded_texts_can_always_be_exported():
@@ -305,7 +305,7 @@ def test_recorded_texts_can_always_be_exported():
         fake_embedder(FakeServer()).embed(["half a \ud83d", 5, "fine"])
     uninstrument()
     assert recorded.spans[0].attributes["embedkit.input"] == ("half a ?", "fine")
-    assert recorded.all_told().encode()
+    assert recorded.everything().encode()
 
 
 KEY, HEADER, TEXT = "sk-not-to-be-seen", "a-header-not-to-be-seen", "The patient Jane Roe was seen on the 4th of May."
@@ -314,27 +314,27 @@ KEY, HEADER, TEXT = "sk-not-to-be-seen", "a-header-not-to-be-seen", "The patient
 @pytest.mark.parametrize("opted", ["", LATEST])
 @pytest.mark.parametrize("fault", [None, Fault(status=400), Fault(status=401), Fault(status=500), Fault(cut=True)])
 def test_no_key_header_text_or_message_is_recorded(monkeypatch, opted, fault):
-    """Of the real SDK's calls, to a server that repeats in its errors what it was sent."""
+    """The server repeats the request in its errors."""
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
     recorded = Recorded()
     settings = {"api_key": KEY, "headers": {"x-mine": HEADER}, "cache": False, "max_retries": 0}
     with OpenAIServer(api_key=KEY, echo_input_in_errors=True) as server:
         settings |= {"model": "openai:text-embedding-3-small", "base_url": server.base_url}
         server.fault_for(lambda texts, number: fault)
-        doors = [
+        calls = [
             lambda: Embedder(**settings).embed([TEXT]),
             lambda: asyncio.run(Embedder(**settings).aembed([TEXT])),
             lambda: list(Embedder(**settings).embed_iter(iter([TEXT]))),
             lambda: EmbedKitEmbeddings(**settings).embed_documents([TEXT]),
             lambda: EmbedKitEmbedding(**settings).get_text_embedding(TEXT),
         ]
-        for door in doors:
+        for call in calls:
             with contextlib.nullcontext() if fault is None else pytest.raises(ProviderError):
-                door()
+                call()
     uninstrument()
-    assert [span.status.is_ok or span.status.is_unset for span in recorded.spans] == [fault is None] * len(doors)
-    told = recorded.all_told()
-    assert not [piece for piece in (KEY, HEADER, "Jane", "Roe", "Refused", "refused") if piece in told]
+    assert [span.status.is_ok or span.status.is_unset for span in recorded.spans] == [fault is None] * len(calls)
+    exported = recorded.everything()
+    assert not [piece for piece in (KEY, HEADER, "Jane", "Roe", "Refused", "refused") if piece in exported]
     assert not any(span.events for span in recorded.spans)
 
 
@@ -350,10 +350,10 @@ def test_the_address_is_recorded_for_provider_hosts_too(recorded, tmp_path):
         vector = np.eye(1, embedder.dimensions, dtype=np.float32)
         embedder.import_vectors(["kept"], vector, verify=0)
         embedder.embed(["kept"])
-        told = recorded.spans[-1].attributes
-        assert (told["server.address"], told["server.port"]) == (host, 443)
-        assert told["gen_ai.request.encoding_formats"] == ("base64",)
-    assert told["gen_ai.system"] == "azure.ai.openai"
+        attributes = recorded.spans[-1].attributes
+        assert (attributes["server.address"], attributes["server.port"]) == (host, 443)
+        assert attributes["gen_ai.request.encoding_formats"] == ("base64",)
+    assert attributes["gen_ai.system"] == "azure.ai.openai"
 
 
 def test_cohere_dtypes_are_recorded_as_encodings(recorded):
@@ -366,22 +366,22 @@ def test_cohere_dtypes_are_recorded_as_encodings(recorded):
 
 
 def test_no_attribute_name_is_a_prefix_of_another(recorded):
-    """A store that makes objects of names with dots refuses a span that has both."""
+    """A store that turns names with dots into objects refuses a span with both."""
     fake_embedder(FakeServer(usd_per_million=PRICE)).embed(["one"])
     names = set(recorded.spans[0].attributes)
     assert not [(one, other) for one in names for other in names if other.startswith(f"{one}.")]
 
 
-@pytest.mark.parametrize("door", ["embed", "aembed", "embed_iter", "aembed_iter"])
-def test_an_error_handled_by_the_caller_is_not_recorded(recorded, door):
-    """As where the embeddings are a way out of something else."""
+@pytest.mark.parametrize("method", ["embed", "aembed", "embed_iter", "aembed_iter"])
+def test_an_error_handled_by_the_caller_is_not_recorded(recorded, method):
+    """As if the call were made to recover from another error."""
     embedder = fake_embedder(FakeServer())
 
     async def run():
         try:
             raise KeyError
         except KeyError:
-            if door == "aembed":
+            if method == "aembed":
                 await embedder.aembed(["one two"])
             else:
                 assert [row async for row in embedder.aembed_iter(["one two"])]
@@ -389,11 +389,11 @@ def test_an_error_handled_by_the_caller_is_not_recorded(recorded, door):
     try:
         raise KeyError
     except KeyError:
-        if door.startswith("a"):
+        if method.startswith("a"):
             asyncio.run(run())
         else:
-            rows = getattr(embedder, door)(["one two"])
-            assert door == "embed" or list(rows)
+            rows = getattr(embedder, method)(["one two"])
+            assert method == "embed" or list(rows)
     [span] = recorded.spans
     assert span.status.is_unset
     assert span.attributes["embedkit.sent"] == 1
@@ -409,16 +409,16 @@ def test_a_call_refused_on_the_engine_thread_has_no_span(recorded):
             embedder.embed(["text"])
         refused.set_result(True)
 
-    with Began(recorded) as began:
+    with StartedSpans(recorded) as started:
         engine().call(account, on_the_loop)
         assert refused.result(20)
-    assert began.spans == []
+    assert started.spans == []
 
 
 def test_a_stream_that_is_never_iterated_has_no_span(recorded):
-    with Began(recorded) as began:
+    with StartedSpans(recorded) as started:
         fake_embedder(FakeServer()).embed_iter(["text"]).close()
-    assert began.spans == []
+    assert started.spans == []
 
 
 def test_the_span_of_a_closed_stream_has_the_tokens_billed_by_then(recorded):
@@ -458,7 +458,7 @@ async def test_a_call_cancelled_during_its_cache_lookup_ends_its_span(recorded):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_does_not_end_the_span_of_the_parent():
-    """Its span would be exported twice."""
+    """Otherwise its span would be exported twice."""
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout.split()) == (0, ["child", "0", "parent", "1"]), run.stderr
 
@@ -541,12 +541,12 @@ def test_the_page_names_every_attribute_and_metric_and_no_others(monkeypatch, tm
             embedder.embed(["another"])
     uninstrument()
     found = {name for span in recorded.spans for name in span.attributes}, set(recorded.points())
-    for told, title in zip(found, ("Spans", "Metrics"), strict=True):
+    for recorded_names, title in zip(found, ("Spans", "Metrics"), strict=True):
         named = set()
         for cell in ROW.findall(sections[title]):
             old, _, new = cell.partition("; of the latest, ")
             named |= set(re.findall(r"`([a-z_.]+\.[a-z_.]+)`", new if opted and new else old))
-        assert named - {"gen_ai.token.type"} == told
+        assert named - {"gen_ai.token.type"} == recorded_names
 
 
 def test_calls_of_both_frameworks_are_spans(recorded):
@@ -565,7 +565,7 @@ def test_a_failing_span_processor_affects_no_call(recorded, caplog):
     recorded.tracers.add_span_processor(Broken(InMemorySpanExporter()))
     embedder = fake_embedder(FakeServer())
     assert [embedder.embed([text]).usage.sent for text in ("one", "two")] == [1, 1]
-    assert caplog.text.count("what watches calls failed with RuntimeError") == 1
+    assert caplog.text.count("Call observer failed with RuntimeError") == 1
 
 
 def test_a_failure_at_the_end_of_a_span_affects_no_call_and_leaves_no_span_open(recorded, monkeypatch):

@@ -1,4 +1,4 @@
-"""How far a call has come, told on the caller's side, and to the end whatever happens."""
+"""Progress callbacks and bars, on the thread of the caller."""
 
 import asyncio
 import io
@@ -27,8 +27,8 @@ def texts_of(n):
     return [f"text {i}" for i in range(n)]
 
 
-class Told(list):
-    """A function that keeps what it is told, and on which thread."""
+class RecordingCallback(list):
+    """A callback that records its arguments and threads."""
 
     def __init__(self):
         super().__init__()
@@ -39,48 +39,49 @@ class Told(list):
         self.threads.add(threading.current_thread())
 
 
-def held_up(server, embedder, run):
-    """Run something whose requests are held until it has told that nothing is done."""
-    told, release = Told(), threading.Event()
+def run_with_held_requests(server, embedder, run):
+    """Call `run` with a callback; hold its requests until the callback has been called three times."""
+    reports, release = RecordingCallback(), threading.Event()
 
-    def tell(progress):
-        told(progress)
-        if len(told) >= 3:  # two of them while the server holds everything back
+    def callback(progress):
+        reports(progress)
+        if len(reports) >= 3:  # two of them while the requests are held
             server.release()
             release.set()
 
     server.hold()
-    run(tell)
+    run(callback)
     assert release.is_set()
-    return told
+    return reports
 
 
 def test_a_callback_is_called_while_a_call_waits_and_at_its_end(tmp_path):
-    """Scenario 33, as a plain callback."""
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, cache=tmp_path)
     embedder.embed(texts_of(100))
-    told = held_up(server, embedder, lambda tell: embedder.embed([*texts_of(500), "text 0"], progress=tell))
-    first, last = told[0], told[-1]
+    reports = run_with_held_requests(
+        server, embedder, lambda callback: embedder.embed([*texts_of(500), "text 0"], progress=callback)
+    )
+    first, last = reports[0], reports[-1]
     assert (first.texts, first.cache_hits, first.finished) == (501, 100, False)
     assert 100 <= first.done < 501
     assert (last.done, last.texts, last.finished, last.seconds_left) == (501, 501, True, 0.0)
     assert (last.tokens, last.cost_usd, last.cache_hits) == (800, 800 * PRICE / 1_000_000, 100)
-    assert [p.done for p in told] == sorted(p.done for p in told)
-    assert sum(p.finished for p in told) == 1
-    assert told.threads == {threading.current_thread()}
+    assert [p.done for p in reports] == sorted(p.done for p in reports)
+    assert sum(p.finished for p in reports) == 1
+    assert reports.threads == {threading.current_thread()}
 
 
 def test_the_callback_of_an_async_call_runs_on_its_event_loop():
     server = FakeServer()
     embedder = fake_embedder(server)
 
-    async def run(tell):
-        await embedder.aembed(texts_of(300), progress=tell)
+    async def run(callback):
+        await embedder.aembed(texts_of(300), progress=callback)
 
-    told = held_up(server, embedder, lambda tell: asyncio.run(run(tell)))
-    assert told[-1].done == told[-1].texts == 300
-    assert told.threads == {threading.current_thread()}
+    reports = run_with_held_requests(server, embedder, lambda callback: asyncio.run(run(callback)))
+    assert reports[-1].done == reports[-1].texts == 300
+    assert reports.threads == {threading.current_thread()}
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -88,43 +89,43 @@ def test_a_stream_reports_progress_and_its_total_if_known(known):
     server = FakeServer()
     embedder = fake_embedder(server)
     texts = texts_of(3000)
-    told = held_up(
-        server, embedder, lambda tell: list(embedder.embed_iter(texts if known else iter(texts), progress=tell))
+    reports = run_with_held_requests(
+        server, embedder, lambda callback: list(embedder.embed_iter(texts if known else iter(texts), progress=callback))
     )
-    assert told[0].texts == (3000 if known else None)
-    assert (told[-1].done, told[-1].texts, told[-1].finished, told[-1].tokens) == (3000, 3000, True, 6000)
-    assert [p.done for p in told] == sorted(p.done for p in told)
+    assert reports[0].texts == (3000 if known else None)
+    assert (reports[-1].done, reports[-1].texts, reports[-1].finished, reports[-1].tokens) == (3000, 3000, True, 6000)
+    assert [p.done for p in reports] == sorted(p.done for p in reports)
 
 
 async def test_an_async_stream_reports_on_its_event_loop():
-    told = Told()
+    reports = RecordingCallback()
     server = FakeServer()
-    rows = [row async for row in fake_embedder(server).aembed_iter(texts_of(700), progress=told)]
-    assert len(rows) == told[-1].done == 700
-    assert told[-1].finished
-    assert told.threads == {threading.current_thread()}
+    rows = [row async for row in fake_embedder(server).aembed_iter(texts_of(700), progress=reports)]
+    assert len(rows) == reports[-1].done == 700
+    assert reports[-1].finished
+    assert reports.threads == {threading.current_thread()}
 
 
 def test_the_end_is_reported_if_texts_fail():
     server = FakeServer()
     server.rejected_texts.add("text 3")
-    told = Told()
+    reports = RecordingCallback()
     with pytest.raises(PartialFailureError):
-        fake_embedder(server).embed(texts_of(20), progress=told)
-    assert (told[-1].done, told[-1].failed, told[-1].finished) == (20, 1, True)
+        fake_embedder(server).embed(texts_of(20), progress=reports)
+    assert (reports[-1].done, reports[-1].failed, reports[-1].finished) == (20, 1, True)
 
 
 async def test_a_cancelled_call_does_not_report_its_end():
-    server, told = FakeServer(), Told()
+    server, reports = FakeServer(), RecordingCallback()
     embedder = fake_embedder(server)
     server.hold()
-    task = asyncio.create_task(embedder.aembed(texts_of(20), progress=told))
+    task = asyncio.create_task(embedder.aembed(texts_of(20), progress=reports))
     await asyncio.to_thread(wait_until_joined, embedder, 20)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     server.release()
-    assert told
-    assert not any(progress.finished for progress in told)
+    assert reports
+    assert not any(progress.finished for progress in reports)
 
 
 def test_a_failing_callback_is_not_called_again_and_the_call_continues(caplog):
@@ -137,22 +138,21 @@ def test_a_failing_callback_is_not_called_again_and_the_call_continues(caplog):
     with caplog.at_level(logging.WARNING, logger="embedkit_core"):
         assert fake_embedder(FakeServer()).embed(texts_of(50), progress=broken).usage.sent == 50
     assert len(calls) == 1
-    assert "progress= failed with RuntimeError" in caplog.text
+    assert "Progress callback failed with RuntimeError" in caplog.text
     assert "secret text" not in caplog.text
 
 
 def test_the_callback_of_an_embedder_covers_all_calls_unless_overridden():
-    told = Told()
-    embedder = fake_embedder(FakeServer(), progress=told)
+    reports = RecordingCallback()
+    embedder = fake_embedder(FakeServer(), progress=reports)
     embedder.embed(["one"])
     embedder.embed_query("two")
-    assert [p.texts for p in told if p.finished] == [1, 1]
+    assert [p.texts for p in reports if p.finished] == [1, 1]
     embedder.embed(["three"], progress=False)
-    assert len([p for p in told if p.finished]) == 2
+    assert len([p for p in reports if p.finished]) == 2
 
 
 def test_a_bar_counts_texts_and_ends_at_100_percent(tmp_path, monkeypatch):
-    """Scenario 33."""
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
     server = FakeServer(usd_per_million=PRICE)
@@ -220,17 +220,17 @@ def test_bars_of_concurrent_calls_all_reach_their_end(monkeypatch):
 
 @pytest.mark.parametrize("value", ["yes", 1, 0.5, [print]])
 def test_an_invalid_progress_value_is_refused(value):
-    with pytest.raises(ConfigurationError, match="progress="):
+    with pytest.raises(ConfigurationError, match="progress: must be"):
         fake_embedder(FakeServer(), progress=value)
-    with pytest.raises(ConfigurationError, match="progress="):
+    with pytest.raises(ConfigurationError, match="progress: must be"):
         fake_embedder(FakeServer()).embed(["text"], progress=value)
 
 
 def test_an_async_callback_and_a_bar_without_tqdm_are_refused(monkeypatch):
-    async def tell(progress): ...
+    async def callback(progress): ...
 
-    with pytest.raises(ConfigurationError, match="async"):
-        fake_embedder(FakeServer(), progress=tell)
+    with pytest.raises(ConfigurationError, match="progress: must be a sync callable"):
+        fake_embedder(FakeServer(), progress=callback)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"rag-embedkit\[progress\]"):
         fake_embedder(FakeServer(), progress=True)
@@ -250,18 +250,18 @@ def test_rates_are_defined_before_anything_is_done():
 
 
 def test_progress_is_zero_before_the_engine_accepts_the_call():
-    told, gate = Told(), threading.Event()
+    reports, gate = RecordingCallback(), threading.Event()
     server = FakeServer()
     fake_embedder(server).embed(["warm up"])
-    engine().inspect_accounts(lambda accounts: gate.wait(20))  # it has no time for the call
+    engine().inspect_accounts(lambda accounts: gate.wait(20))  # keep the engine busy
 
-    def tell(progress):
-        told(progress)
-        if len(told) == 3:
+    def callback(progress):
+        reports(progress)
+        if len(reports) == 3:
             gate.set()
 
-    fake_embedder(server).embed(texts_of(20), progress=tell)
-    assert [progress.done for progress in told[:3]] == [0, 0, 0]
+    fake_embedder(server).embed(texts_of(20), progress=callback)
+    assert [progress.done for progress in reports[:3]] == [0, 0, 0]
 
 
 def test_a_terminal_that_fails_when_a_bar_closes_affects_no_call(monkeypatch):
@@ -274,7 +274,7 @@ def test_a_terminal_that_fails_when_a_bar_closes_affects_no_call(monkeypatch):
     monkeypatch.setattr("sys.stderr", shown := Terminal())
     assert fake_embedder(FakeServer()).embed(texts_of(50), progress=True).usage.sent == 50
     assert "fake:model" in shown.getvalue()
-    # Nor does it leave the lock shut that all bars of the process share, those of a model that is loaded too.
+    # The lock that all bars of the process share is free again.
     free = threading.Event()
 
     def draw():

@@ -1,4 +1,4 @@
-"""Rate limiters of the frameworks: one permit for each request, with its tokens, and none for a hit."""
+"""Rate limiters of the frameworks: one permit per request, with its tokens, and none for a cache hit."""
 
 import asyncio
 import subprocess
@@ -22,8 +22,8 @@ from llamaindex_embedkit import EmbedKitEmbedding
 OPENAI = "openai:text-embedding-3-small"
 
 
-class Counted:
-    """Grants each request at once, unless it is shut, and notes where it was asked and for how many tokens."""
+class RecordingLimiter:
+    """Grants permits while it is open, and records the tokens and the threads of the calls."""
 
     def __init__(self):
         self.asked = []
@@ -39,7 +39,7 @@ class Counted:
         assert self.open.wait(60)
 
 
-class LangChains(Counted, LangChainLimiter):
+class LangChainStyle(RecordingLimiter, LangChainLimiter):
     def acquire(self, *, blocking=True):
         assert blocking
         self.note(None)
@@ -49,7 +49,7 @@ class LangChains(Counted, LangChainLimiter):
         raise AssertionError("a limiter is asked on a thread of the library's own")
 
 
-class LlamaIndexs(Counted, LlamaIndexLimiter):
+class LlamaIndexStyle(RecordingLimiter, LlamaIndexLimiter):
     def acquire(self, num_tokens=0):
         self.note(num_tokens)
 
@@ -73,7 +73,7 @@ def embed(model, texts):
     return model.embedder.embed(texts)
 
 
-both = pytest.mark.parametrize(("host", "kind"), [(langchain, LangChains), (llamaindex, LlamaIndexs)])
+both = pytest.mark.parametrize(("host", "kind"), [(langchain, LangChainStyle), (llamaindex, LlamaIndexStyle)])
 
 
 @both
@@ -93,12 +93,12 @@ async def test_each_request_takes_one_permit_and_a_hit_takes_none(server, tmp_pa
 
 
 def test_the_llamaindex_limiter_gets_the_tokens_of_each_request(server):
-    limiter = LlamaIndexs()
+    limiter = LlamaIndexStyle()
     model = llamaindex(server, limiter, max_batch_texts=10)
     model.get_text_embedding_batch(numbered(25, tokens=5))
     first, *others = server.requests
     assert limiter.asked[0] == sum(estimate_tokens(t, t.encode()) for t in first.texts)
-    # What the first was billed tells how far the estimate is off.
+    # The bill of the first request corrects the estimate.
     assert sum(limiter.asked[1:]) == pytest.approx(sum(request.tokens for request in others), rel=0.1)
 
 
@@ -120,7 +120,7 @@ def test_a_limiter_is_never_called_on_an_event_loop(server, host, kind):
 
 
 async def test_the_callers_loop_is_free_while_the_limiter_waits(server):
-    limiter = LangChains()
+    limiter = LangChainStyle()
     limiter.open.clear()
     work = asyncio.create_task(langchain(server, limiter).aembed_documents(["a"]))
     await asyncio.to_thread(limiter.arrived.acquire)
@@ -133,7 +133,7 @@ async def test_the_callers_loop_is_free_while_the_limiter_waits(server):
 
 
 async def test_a_caller_cancelled_while_the_limiter_waits_sends_nothing(server):
-    limiter = LangChains()
+    limiter = LangChainStyle()
     limiter.open.clear()
     model = langchain(server, limiter)
     work = asyncio.create_task(model.aembed_documents(["a"]))
@@ -148,14 +148,14 @@ async def test_a_caller_cancelled_while_the_limiter_waits_sends_nothing(server):
 
 
 async def test_a_caller_that_joins_while_the_limiter_waits_is_served_when_the_first_is_cancelled(server):
-    limiter = LangChains()
+    limiter = LangChainStyle()
     limiter.open.clear()
     model = langchain(server, limiter)
     first = asyncio.create_task(model.aembed_documents(["a", "b"]))
     await asyncio.to_thread(limiter.arrived.acquire)
     second = asyncio.create_task(model.aembed_documents(["b"]))
     scheduler = engine().account(model.embedder.provider).scheduler
-    while len(scheduler.registry.items[key(model, "b")].waiters) < 2:  # noqa: ASYNC110 - the engine tells nobody
+    while len(scheduler.registry.items[key(model, "b")].waiters) < 2:  # noqa: ASYNC110 - the engine has no event for it
         await asyncio.sleep(0.001)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -171,8 +171,8 @@ def key(model, text):
 
 
 async def test_a_caller_without_a_limiter_does_not_wait_for_the_limiter_of_another(server):
-    """Neither for a text that waits at a limiter, nor for the only slot."""
-    limiter = LangChains()
+    """Neither for a text that waits for a permit, nor for the only slot."""
+    limiter = LangChainStyle()
     limiter.open.clear()
     limited = langchain(server, limiter, max_concurrency=1)
     work = asyncio.create_task(limited.aembed_documents(["a", "b"]))
@@ -182,13 +182,13 @@ async def test_a_caller_without_a_limiter_does_not_wait_for_the_limiter_of_anoth
     limiter.open.set()
     assert await work == [vector_of(text).tolist() for text in ("a", "b")]
     assert sorted(text for request in server.requests for text in request.texts) == ["a", "b", "c"]
-    assert (limited.usage.sent, free.usage.coalesced, free.usage.sent) == (2, 1, 1)  # the first who wants a text pays
+    assert (limited.usage.sent, free.usage.coalesced, free.usage.sent) == (2, 1, 1)  # the first caller of a text pays
     assert len(limiter.asked) == 1
 
 
 async def test_a_query_waits_for_at_most_one_permit_of_documents():
     server = FakeServer(asymmetric=False)
-    limiter = LlamaIndexs()
+    limiter = LlamaIndexStyle()
     limiter.open.clear()
     model = EmbedKitEmbedding(
         model="fake:any", base_url=server.url, cache=False, rate_limiter=limiter, max_batch_texts=5
@@ -197,7 +197,7 @@ async def test_a_query_waits_for_at_most_one_permit_of_documents():
     await asyncio.to_thread(limiter.arrived.acquire)
     query = asyncio.create_task(model.aget_query_embedding("a query"))
     table = engine().account(model.embedder.provider).scheduler.registry.items
-    while key(model, "a query") not in table:  # noqa: ASYNC110 - the engine tells nobody
+    while key(model, "a query") not in table:  # noqa: ASYNC110 - the engine has no event for it
         await asyncio.sleep(0.001)
     limiter.open.set()
     assert await query == fake_vector("a query", model="any").tolist()
@@ -209,27 +209,27 @@ async def test_a_query_waits_for_at_most_one_permit_of_documents():
 def test_embedders_with_one_limiter_share_requests_and_with_two_limiters_do_not(server, host, kind):
     limiter = kind()
     one, other, apart = (host(server, limiter) for limiter in (limiter, limiter, kind()))
-    lanes = [model.embedder._specs["document"].request_spec for model in (one, other, apart)]
-    assert lanes[0] == lanes[1]
-    assert lanes[0] != lanes[2]
+    specs = [model.embedder._specs["document"].request_spec for model in (one, other, apart)]
+    assert specs[0] == specs[1]
+    assert specs[0] != specs[2]
 
 
-class Failing(LangChains):
+class Failing(LangChainStyle):
     def acquire(self, *, blocking=True):
         raise ValueError("a secret of the user's")
 
 
-class Grudging(LangChains):
+class Refusing(LangChainStyle):
     def acquire(self, *, blocking=True):
         return False
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(Failing, r"acquire\(\) failed with ValueError"), (Grudging, r"acquire\(\) refused a permit")]
+    ("kind", "message"), [(Failing, r"acquire\(\) failed with ValueError"), (Refusing, r"acquire\(\) refused a permit")]
 )
-def test_a_limiter_that_fails_fails_its_callers_and_sends_nothing(server, kind, said):
+def test_a_limiter_that_fails_fails_its_callers_and_sends_nothing(server, kind, message):
     model = langchain(server, kind())
-    with pytest.raises(ProviderError, match=said) as failed:
+    with pytest.raises(ProviderError, match=message) as failed:
         model.embed_documents(numbered(100))
     assert "secret" not in str(failed.value)
     assert failed.value.__cause__ is None
@@ -258,9 +258,9 @@ def test_the_limiters_of_both_frameworks_work_in_every_class(server, limiter, ho
 
 
 def test_no_request_asks_a_bucket_for_more_tokens_than_its_capacity(server):
-    """The bucket would wait for ever: it never holds more than a minute's worth."""
+    """Otherwise the bucket would wait without end: it holds one minute of tokens at most."""
 
-    class Small(LlamaIndexs):
+    class Small(LlamaIndexStyle):
         tokens_per_minute = 50
 
     limiter = Small()

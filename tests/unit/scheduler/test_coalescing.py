@@ -1,4 +1,4 @@
-"""One text, one request, one bound: what callers share without knowing of each other."""
+"""Coalesced requests and shared limits of concurrent callers."""
 
 import asyncio
 import threading
@@ -16,7 +16,6 @@ from embedkit_core.testing import FakeServer
 
 
 def test_duplicates_are_sent_once_and_returned_as_separate_rows():
-    """Scenario 6."""
     with OpenAIServer() as server:
         result = openai_embedder(server).embed(["a", "b", "a", "a"])
         assert server.billed_texts == {"a": 1, "b": 1}
@@ -27,7 +26,6 @@ def test_duplicates_are_sent_once_and_returned_as_separate_rows():
 
 
 def test_200_calls_for_one_new_text_from_two_loops_and_threads_make_one_request():
-    """Scenario 7."""
     with OpenAIServer() as server:
         embedder = openai_embedder(server)
         embedder.embed_query("warm up")
@@ -71,7 +69,6 @@ def test_a_coalesced_caller_gets_no_width_that_its_own_settings_refuse(lists):
 
 
 def test_200_distinct_queries_at_once_make_few_requests():
-    """Scenario 8, first half."""
     with OpenAIServer(latency=0.05) as server:
         embedder = openai_embedder(server)
 
@@ -84,7 +81,7 @@ def test_200_distinct_queries_at_once_make_few_requests():
 
 
 def test_a_lone_query_on_an_idle_engine_is_sent_before_any_timer_could_run():
-    """Scenario 8, second half: nothing but the caller's own hand-over leads to the request."""
+    """The submission by the caller alone triggers the request."""
     with OpenAIServer() as server:
         embedder = openai_embedder(server)
         embedder.embed_query("one")
@@ -95,7 +92,7 @@ def test_a_lone_query_on_an_idle_engine_is_sent_before_any_timer_could_run():
 
 
 def test_a_query_is_in_the_next_request_during_a_bulk_ingest():
-    """Scenario 9: the query is in the next request that leaves, however many documents wait."""
+    """The query is in the next request, for any number of waiting documents."""
     with OpenAIServer() as server:
         embedder = openai_embedder(server, max_concurrency=2)
         embedder.embed_query("warm up")
@@ -143,7 +140,7 @@ def test_documents_get_a_slot_while_queries_keep_arriving():
 
 
 def test_max_concurrency_holds_for_all_callers_of_an_account():
-    """Scenario 18: four calls at once, sync and async, through two embedders, peak at five requests."""
+    """Four calls at once, sync and async, with two embedders, have at most five requests in flight."""
     with OpenAIServer(latency=0.02) as server:
         strict = openai_embedder(server, max_concurrency=5, max_batch_texts=8)
         other = openai_embedder(server, max_concurrency=5, max_batch_texts=8)
@@ -190,7 +187,7 @@ def test_each_waiter_applies_its_own_retries_and_gets_its_own_exception():
 
 
 def test_a_text_finished_during_another_lookup_is_not_paid_again(tmp_path):
-    """The look-up misses, the text is finished by another caller, and only then is the miss handed over."""
+    """The lookup misses, another caller finishes the text, and then the miss is submitted."""
     server = FakeServer()
     first = fake_embedder(server, cache=tmp_path)
     second = fake_embedder(server, cache=tmp_path)

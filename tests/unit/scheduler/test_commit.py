@@ -1,4 +1,4 @@
-"""What is kept, and when: a row is in the cache before anybody sees it."""
+"""Commits: a row is in the cache before a caller gets it."""
 
 import threading
 import weakref
@@ -12,7 +12,7 @@ from embedkit_core.testing import FakeServer
 
 
 class SlowCache:
-    """A cache of the user's own, whose writes wait for a gate."""
+    """A cache whose writes wait for `gate`."""
 
     def __init__(self) -> None:
         self.rows: dict[bytes, object] = {}
@@ -156,19 +156,19 @@ def wait_for(condition) -> None:
         if condition():
             return
         threading.Event().wait(0.005)
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition never became true")
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_only_the_caller_holds_the_result_of_a_finished_call(kept, tmp_path):
-    """No circle and no idle thread holds a whole matrix until the collector, or another call, comes by."""
+    """No reference cycle and no idle thread keeps the matrix alive."""
     server = FakeServer()
     caller = fake_embedder(server, cache=tmp_path if kept else False)
     result = caller.embed([f"text {i}" for i in range(100)])
     matrix = weakref.ref(result.vectors)
     del result
     settled = threading.Event()
-    while matrix() is not None:  # the last of the engine's own frames may still be on its way out
+    while matrix() is not None:  # the last frame of the engine may still be running
         settled.clear()
         engine().call(engine().account(caller.provider), settled.set)
         assert settled.wait(10)

@@ -1,4 +1,4 @@
-"""How long a call may take: what is not there by then has failed, what is under way is still kept."""
+"""Deadlines: unfinished texts fail at the deadline, and requests in flight are still cached."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from support.embedders import fake_embedder
 from embedkit_core.common.errors import ConfigurationError, PartialFailureError, TimedOutError
 from embedkit_core.testing import FakeServer
 
-SOON = 2.0  # seconds in which the first request is sent also where the machine has other things to do
+SOON = 2.0  # seconds that suffice to send the first request on a busy machine
 
 
 def test_a_call_ends_at_its_deadline_if_the_server_never_replies(tmp_path):

@@ -32,7 +32,7 @@ SOON = {"retry-after-ms": "1"}
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "status"),
+    ("fault", "error_class", "status"),
     [
         (Fault.server_error(503), UnavailableError, 503),
         (Fault(cut=True), UnavailableError, None),
@@ -41,11 +41,11 @@ SOON = {"retry-after-ms": "1"}
         (Fault(status=408), UnavailableError, 408),
     ],
 )
-def test_a_lasting_failure_is_raised_as_its_own_class(server, fault, kind, status):
+def test_a_lasting_failure_is_raised_as_its_own_class(server, fault, error_class, status):
     server.fault_for(lambda texts, number: fault)
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_class) as caught:
         openai_embedder(server, max_retries=0, timeout=0.3).embed(["a"])
-    assert type(caught.value) is kind
+    assert type(caught.value) is error_class
     assert (caught.value.status, caught.value.provider) == (status, "openai")
     assert len(server.requests) == 1
 
@@ -70,7 +70,7 @@ def test_a_rate_limit_error_tells_requests_from_tokens(server):
         assert caught.value.counts_requests is counts_requests, message
 
 
-# Given up at once
+# Errors without retry
 
 FINAL = {
     "401": (Fault.unauthorized(), AuthenticationError),
@@ -87,12 +87,12 @@ FINAL = {
 
 @pytest.mark.parametrize("refusal", FINAL)
 def test_a_refusal_that_no_retry_can_fix_costs_one_request(server, refusal):
-    fault, kind = FINAL[refusal]
+    fault, error_class = FINAL[refusal]
     server.fault_for(lambda texts, number: fault)
     refused = openai_embedder(server)
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_class) as caught:
         refused.embed(numbered(1000))
-    assert type(caught.value) is kind
+    assert type(caught.value) is error_class
     assert (caught.value.status, caught.value.retryable) == (fault.status, False)
     assert (caught.value.model, caught.value.request_id) == ("openai:text-embedding-3-small", "req_00000001")
     assert len(server.requests) == 1
@@ -114,12 +114,12 @@ def test_a_server_that_refuses_everything_gets_few_requests(server, body):
 
 
 def test_a_server_that_starts_to_refuse_everything_gets_few_requests(server):
-    stricken = openai_embedder(server)
-    stricken.embed(["it works"])
+    embedder = openai_embedder(server)
+    embedder.embed(["it works"])
     server.fault_for(lambda texts, number: Fault(status=400, body=error("No models loaded.")))
     with pytest.raises(BadRequestError):
-        stricken.embed(numbered(1000))
-    assert len(server.requests) <= 1 + 16 * 7  # as many as are in flight, each looked into as if it were the first
+        embedder.embed(numbered(1000))
+    assert len(server.requests) <= 1 + 16 * 7  # the requests in flight, each bisected as if it were the first
 
 
 def test_a_server_that_refuses_every_size_gets_few_requests():
@@ -130,15 +130,15 @@ def test_a_server_that_refuses_every_size_gets_few_requests():
     assert len(server.received) <= 40
 
 
-# Partly failed
+# Partial failures
 
 
 def test_one_batch_of_five_that_keeps_failing_costs_its_texts_only(server, tmp_path):
     texts = numbered(10)
     server.fault_for(lambda sent, number: Fault(status=500, headers=SOON) if texts[4] in sent else None)
-    with openai_embedder(server, cache=tmp_path, max_batch_texts=2, max_concurrency=1, max_retries=1) as careful:
+    with openai_embedder(server, cache=tmp_path, max_batch_texts=2, max_concurrency=1, max_retries=1) as embedder:
         with pytest.raises(PartialFailureError, match=r"2 of 10 texts failed \(positions 4, 5\)") as caught:
-            careful.embed(texts)
+            embedder.embed(texts)
         failure, result = caught.value, caught.value.result
         assert {p: (type(e), e.status) for p, e in failure.failed.items()} == dict.fromkeys(
             (4, 5), (UnavailableError, 500)
@@ -149,29 +149,28 @@ def test_one_batch_of_five_that_keeps_failing_costs_its_texts_only(server, tmp_p
         assert (result.usage.sent, result.usage.failed, result.usage.requests, result.usage.retries) == (8, 2, 6, 1)
         server.fault_for(lambda sent, number: None)
         before = len(server.requests)
-        assert np.array_equal(careful.embed_documents(texts), expected(texts))
+        assert np.array_equal(embedder.embed_documents(texts), expected(texts))
     assert texts_sent(server)[-2:] == texts[4:6]
     assert len(server.requests) == before + 1
 
 
-@pytest.mark.parametrize("poisonous", [{500}, {3}, {0, 10, 31}, {3, 500, 999}, {40, 41, 42}])
-def test_refused_texts_are_found_and_the_others_are_kept(server, tmp_path, poisonous):
-    """Scenario 26."""
+@pytest.mark.parametrize("refused", [{500}, {3}, {0, 10, 31}, {3, 500, 999}, {40, 41, 42}])
+def test_refused_texts_are_found_and_the_others_are_kept(server, tmp_path, refused):
     texts = numbered(1000)
-    server.rejected_texts |= {texts[p] for p in poisonous}
-    healthy = [p for p in range(1000) if p not in poisonous]
-    with openai_embedder(server, cache=tmp_path) as careful:
+    server.rejected_texts |= {texts[p] for p in refused}
+    valid = [p for p in range(1000) if p not in refused]
+    with openai_embedder(server, cache=tmp_path) as embedder:
         with pytest.raises(PartialFailureError) as caught:
-            careful.embed(texts)
-        assert set(caught.value.failed) == poisonous
+            embedder.embed(texts)
+        assert set(caught.value.failed) == refused
         assert {type(one) for one in caught.value.failed.values()} == {BadTextError}
-        assert np.array_equal(caught.value.result.vectors[healthy], expected(texts[p] for p in healthy))
-        assert server.billed_texts == Counter(texts[p] for p in healthy)
-        assert len(server.requests) <= 1 + 24 + len(poisonous) * 2 * math.ceil(math.log2(64) + 1)
+        assert np.array_equal(caught.value.result.vectors[valid], expected(texts[p] for p in valid))
+        assert server.billed_texts == Counter(texts[p] for p in valid)
+        assert len(server.requests) <= 1 + 24 + len(refused) * 2 * math.ceil(math.log2(64) + 1)
         with pytest.raises(PartialFailureError) as again:
-            careful.embed(texts)
-        assert (again.value.result.usage.cache_hits, again.value.result.usage.sent) == (1000 - len(poisonous), 0)
-    assert server.billed_texts == Counter(texts[p] for p in healthy)
+            embedder.embed(texts)
+        assert (again.value.result.usage.cache_hits, again.value.result.usage.sent) == (1000 - len(refused), 0)
+    assert server.billed_texts == Counter(texts[p] for p in valid)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +211,7 @@ def test_a_result_with_failures_only_is_returned_too(server):
     assert {type(failure) for failure in result.failed.values()} == {AuthenticationError}
 
 
-# What is said
+# Messages
 
 PRIVATE = "Alice's diagnosis, privately given"
 
@@ -225,10 +224,10 @@ def test_no_error_or_log_line_contains_a_text_or_the_key(status, caplog):
         openai_embedder(server).embed(["proven"])
         with pytest.raises(EmbedKitError) as caught:
             openai_embedder(server, max_retries=1).embed([PRIVATE, "public"])
-    said = error_texts(caught.value) + caplog.text
-    assert "HTTP" in said
+    text = error_texts(caught.value) + caplog.text
+    assert "HTTP" in text
     for secret in (PRIVATE, server.api_key):
-        assert not any(secret[i : i + 12] in said for i in range(len(secret) - 11))
+        assert not any(secret[i : i + 12] in text for i in range(len(secret) - 11))
 
 
 @pytest.mark.parametrize("spell", [str, json.dumps, repr])
@@ -244,7 +243,7 @@ def test_a_text_echoed_in_any_spelling_and_field_is_not_repeated(field, text, sp
 
 
 def test_a_reply_of_another_width_ends_the_call_after_one_request():
-    """Each request of a job would be billed, and none of them of any use."""
+    """Otherwise every request of the job would be billed for nothing."""
     with OpenAIServer(dimensions=64) as server:
         texts = [f"text {i}" for i in range(3000)]
         with pytest.raises(BadReplyError, match="64 dimensions instead of 1536") as caught:

@@ -1,4 +1,4 @@
-"""Loops, threads, forks, interrupts, kills and exits."""
+"""Event loops, threads, forks, interrupts, kills and exits."""
 
 import asyncio
 import copy
@@ -17,7 +17,6 @@ from embedkit_core.testing import FakeServer
 
 
 def test_one_embedder_serves_two_event_loops_a_thread_and_sync_calls_in_a_loop():
-    """Scenario 20, first half."""
     with OpenAIServer() as server:
         embedder = openai_embedder(server)
         rows = [asyncio.run(embedder.aembed_query(f"run {i}")) for i in range(2)]
@@ -35,7 +34,7 @@ def test_one_embedder_serves_two_event_loops_a_thread_and_sync_calls_in_a_loop()
 
 
 def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_path):
-    """Scenario 20: the fork happens with requests in the air and the cache open."""
+    """The process forks with requests in flight and the cache open."""
     with OpenAIServer(latency=0.05) as server:
         process = start(
             """
@@ -65,7 +64,7 @@ def test_a_forked_child_has_an_engine_of_its_own_while_the_parent_goes_on(tmp_pa
     "module", ["openai._client", "embedkit_core.engine.runtime.engine", "embedkit_core.engine.scheduler.scheduler"]
 )
 def test_a_fork_waits_for_an_import_in_progress(tmp_path, module):
-    """Otherwise the child has half of a module, whose lock is held by a thread that it does not have."""
+    """Otherwise the child has a partial module, whose import lock no thread releases."""
     with OpenAIServer() as server:
         process = start(
             """
@@ -99,7 +98,7 @@ def test_a_fork_waits_for_an_import_in_progress(tmp_path, module):
 
 
 def test_a_fork_waits_for_a_progress_bar_in_progress(tmp_path):
-    """Otherwise the child's own bar waits for a lock of tqdm's, held by a thread that it does not have."""
+    """Otherwise the bar of the child waits for a lock of tqdm that no thread releases."""
     with OpenAIServer() as server:
         process = start(
             """
@@ -156,7 +155,7 @@ def test_ctrl_c_returns_at_once_sends_nothing_new_and_keeps_what_was_in_flight(t
 
 
 def test_a_rerun_after_a_kill_pays_again_only_for_requests_in_flight(tmp_path):
-    """Scenario 13: what the killed process had been answered and had kept is never sent again."""
+    """Texts that the killed process had cached are not sent again."""
     body = 'embedder.embed([f"text {i}" for i in range(6000)])'
     with OpenAIServer(latency=0.05) as server:
         process = start(body, server.base_url, tmp_path)
@@ -185,7 +184,7 @@ def test_a_cancelled_call_sends_nothing_new_and_its_requests_are_cached(tmp_path
         sent = [text for request in server.requests[1:] for text in request.texts]
         assert len(sent) == 64
         server.release()
-        # Whether these are still in the air, just kept, or hits by now: they are not paid for again.
+        # In flight, just cached or hits: they are not paid again.
         assert len(embedder.embed(sent).vectors) == 64
         assert len(server.requests) == 3
         assert max(server.billed_texts.values()) == 1
@@ -256,7 +255,7 @@ def test_an_internal_error_is_raised_and_does_not_hang():
 
 
 def test_an_internal_error_while_rows_are_handed_out_wakes_all_callers():
-    """Such as a matrix that the memory does not hold."""
+    """As for a matrix that does not fit into memory."""
     server = FakeServer()
     embedder = fake_embedder(server)
     embedder.embed(["warm up"])

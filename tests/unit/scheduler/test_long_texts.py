@@ -1,4 +1,4 @@
-"""What becomes of a text over the model's limit: cut, refused or averaged, and never silently."""
+"""Texts over the model's limit: truncated, refused or averaged, and never silently."""
 
 import logging
 from collections.abc import Iterator
@@ -33,21 +33,21 @@ def server() -> Iterator[OpenAIServer]:
         yield running
 
 
-def cut(text: str) -> str:
-    """By the rule "fit-1": as much as the limit is of the count, less 2 %, until it fits."""
+def truncated(text: str) -> str:
+    """Truncate by rule "fit-1": to the ratio of limit and count, less 2 %, until the text fits."""
     while (tokens := tokens_of(text)) > LIMIT:
         text = text[: int(len(text) * (LIMIT / tokens * MARGIN))]
     return text
 
 
-def pieces(text: str, tokens: int | None = None, limit: int = LIMIT) -> list[str]:
-    """By the rule "mean-1": as many equal pieces as it takes, and those of a piece that is still too long."""
+def chunks(text: str, tokens: int | None = None, limit: int = LIMIT) -> list[str]:
+    """Split by rule "mean-1": into equal chunks, and chunks that are still too long again."""
     tokens = tokens_of(text) if tokens is None else tokens
     if tokens <= limit:
         return [text]
     n = ceil(1 / (limit / tokens * MARGIN))
     edges = [len(text) * i // n for i in range(n + 1)]
-    return [end for i in range(n) for end in pieces(text[edges[i] : edges[i + 1]], limit=limit)]
+    return [end for i in range(n) for end in chunks(text[edges[i] : edges[i + 1]], limit=limit)]
 
 
 def mean(vectors: np.ndarray, weights: list[int]) -> np.ndarray:
@@ -56,7 +56,7 @@ def mean(vectors: np.ndarray, weights: list[int]) -> np.ndarray:
 
 
 def mean_of(text: str) -> np.ndarray:
-    parts = pieces(text)
+    parts = chunks(text)
     return mean(np.array([vector_of(part) for part in parts]), [len(part.encode()) for part in parts])
 
 
@@ -64,9 +64,11 @@ def test_a_text_over_the_limit_is_truncated_and_listed(server):
     texts = ["short", long_text(50), "brief"]
     result = openai_embedder(server).embed(texts)
     assert result.truncated == (1,)
-    assert texts[1].startswith(cut(texts[1]))
-    assert tokens_of(cut(texts[1])) <= LIMIT
-    assert np.array_equal(result.vectors, np.array([vector_of(text) for text in ("short", cut(texts[1]), "brief")]))
+    assert texts[1].startswith(truncated(texts[1]))
+    assert tokens_of(truncated(texts[1])) <= LIMIT
+    assert np.array_equal(
+        result.vectors, np.array([vector_of(text) for text in ("short", truncated(texts[1]), "brief")])
+    )
     usage = result.usage
     assert (usage.texts, usage.sent, usage.retries, usage.requests) == (3, 3, 0, len(server.requests))
     assert usage.tokens == server.billed_tokens
@@ -88,20 +90,20 @@ def test_a_truncated_text_is_also_listed_on_a_cache_hit(server, tmp_path, input_
 
 def test_one_warning_counts_the_truncated_texts_and_shows_none(server, caplog):
     caplog.set_level(logging.WARNING, logger="embedkit_core")
-    cutting = openai_embedder(server)
+    embedder = openai_embedder(server)
     for mark in "ab":
-        cutting.embed([long_text(50, mark), "short", long_text(60, mark)])
+        embedder.embed([long_text(50, mark), "short", long_text(60, mark)])
     (record,) = caplog.records
     assert record.getMessage().startswith("openai:text-embedding-3-small: 2 of 3 texts were truncated")
     assert "a0000" not in record.getMessage()
 
 
 def test_the_mean_of_a_long_text_is_weighted_by_its_chunks_and_normalized(server):
-    text = long_text(130) + " \U0001f600\U0001f600\U0001f600" * 5  # the end weighs more: four bytes a character
+    text = long_text(130) + " \U0001f600\U0001f600\U0001f600" * 5  # the end weighs more: four bytes per character
     result = openai_embedder(server, on_long_text="mean").embed(["short", text])
     parts = sorted(set(server.billed_texts) - {"short"}, key=text.index)
     assert "".join(parts) == text
-    assert parts == pieces(text)
+    assert parts == chunks(text)
     assert np.array_equal(result.vectors[0], vector_of("short"))
     np.testing.assert_allclose(result.vectors[1], mean_of(text), atol=1e-6)
     assert np.linalg.norm(result.vectors[1].astype(np.float64)) == pytest.approx(1.0, abs=1e-6)
@@ -110,13 +112,13 @@ def test_the_mean_of_a_long_text_is_weighted_by_its_chunks_and_normalized(server
 
 
 def test_a_long_text_is_an_error_with_its_token_count_on_request(server):
-    strict = openai_embedder(server, on_long_text="error")
+    embedder = openai_embedder(server, on_long_text="error")
     with pytest.raises(TextTooLongError, match="has 50 tokens, over the limit of 20") as caught:
-        strict.embed([long_text(50)])
+        embedder.embed([long_text(50)])
     assert (caught.value.tokens, caught.value.limit, caught.value.status) == (50, LIMIT, 400)
     assert "w0001" not in str(caught.value)
     with pytest.raises(PartialFailureError) as partly:
-        strict.embed(["short", long_text(70), "brief"])
+        embedder.embed(["short", long_text(70), "brief"])
     assert {p: (type(e), e.tokens) for p, e in partly.value.failed.items()} == {1: (TextTooLongError, 70)}
     assert np.array_equal(partly.value.result.vectors[[0, 2]], np.array([vector_of("short"), vector_of("brief")]))
 
@@ -148,7 +150,7 @@ def test_many_long_texts_among_short_texts_get_the_right_vectors(server, policy)
     assert {n: e.tokens for n, e in result.failed.items()} == ({n: 21 + n for n in long} if policy == "error" else {})
     for n in long:
         if policy == "truncate":
-            assert np.array_equal(result.vectors[n], vector_of(cut(texts[n])))
+            assert np.array_equal(result.vectors[n], vector_of(truncated(texts[n])))
         elif policy == "mean":
             np.testing.assert_allclose(result.vectors[n], mean_of(texts[n]), atol=1e-6)
     assert result.usage.tokens == server.billed_tokens
@@ -169,7 +171,7 @@ def test_without_a_token_count_a_text_is_shortened_by_a_quarter_until_accepted(s
     assert np.array_equal(result.vectors[0], vector_of(tried[-1]))
 
 
-SERVERS = {  # status, words, and how many requests it may take: fewer where the refusal counts
+SERVERS = {  # status, message, and the most requests: fewer if the message has a token count
     "vLLM": (400, "This model's maximum context length is {limit} tokens. However, you requested {n} tokens", 6),
     "text-embeddings-inference": (413, "`inputs` must have less than {limit} tokens. Given: {n}", 6),
     "Ollama": (400, "the input length exceeds the context length", 9),
@@ -188,19 +190,19 @@ def test_a_long_text_is_truncated_for_the_refusals_of_several_servers(name):
 
     def refuse(texts: tuple[str, ...], number: int) -> Fault | None:
         n = max(map(tokens_of, texts))
-        said = words.format(limit=LIMIT, n=n)
-        return Fault(status=status, headers={"retry-after-ms": "1"}, body=error(said)) if n > LIMIT else None
+        message = words.format(limit=LIMIT, n=n)
+        return Fault(status=status, headers={"retry-after-ms": "1"}, body=error(message)) if n > LIMIT else None
 
     with OpenAIServer(api_key=None) as server:
         server.fault_for(refuse)
-        lenient = openai_embedder(server, "some-model", api_key=None)
-        result = lenient.embed(["short", long_text(50), "brief"])
+        embedder = openai_embedder(server, "some-model", api_key=None)
+        result = embedder.embed(["short", long_text(50), "brief"])
         assert result.truncated == (1,)
         assert np.array_equal(result.vectors[0], vector_of("short", model="some-model"))
         assert len(server.requests) <= requests
         before = len(server.requests)
-        lenient.embed(numbered(60))
-        assert len(server.requests) <= before + 2  # short texts travel together as they did before
+        embedder.embed(numbered(60))
+        assert len(server.requests) <= before + 2  # short texts share requests as before
 
 
 def test_a_single_character_that_is_too_long_is_an_error_and_no_endless_search():
@@ -244,8 +246,8 @@ LONG = "the quick brown fox jumps over the lazy dog " * 40
 
 @needs_local_model
 def test_a_local_model_truncates_and_the_result_lists_the_texts(tmp_path):
-    with local("truncate", cache=tmp_path) as cutting:
-        first, again = (cutting.embed(["short", LONG, "brief"]) for _ in range(2))
+    with local("truncate", cache=tmp_path) as embedder:
+        first, again = (embedder.embed(["short", LONG, "brief"]) for _ in range(2))
     assert first.truncated == again.truncated == (1,)
     np.testing.assert_allclose(first.vectors, reference_vectors(["short", LONG, "brief"]), atol=1e-6)
     assert np.array_equal(first.vectors, again.vectors)
@@ -272,8 +274,8 @@ def test_a_local_model_averages_the_chunks_of_a_long_text():
 
 @needs_local_model
 def test_the_error_of_a_local_model_has_the_token_count_too():
-    with local("error") as strict, pytest.raises(PartialFailureError) as caught:
-        strict.embed(["short", LONG, LONG + "!"])
+    with local("error") as embedder, pytest.raises(PartialFailureError) as caught:
+        embedder.embed(["short", LONG, LONG + "!"])
     counted = {position: failure.tokens for position, failure in caught.value.failed.items()}
     assert counted == {1: local_count(LONG), 2: local_count(LONG + "!")}
     assert {failure.limit for failure in caught.value.failed.values()} == {sentence_transformer().max_seq_length}

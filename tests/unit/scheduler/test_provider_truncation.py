@@ -1,4 +1,4 @@
-"""Long texts at a provider that cuts them if it is asked to: refused first, so that it is known which were cut."""
+"""Long texts at a provider that truncates on request: first refused, so that truncated texts are known."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from embedkit_core import PartialFailureError, TextTooLongError, UnavailableErro
 from embedkit_core.common.types import Limits
 from embedkit_core.testing import FakeServer, ProviderSuite, fake_vector
 
-WORDS = 5  # that the server takes
+WORDS = 5  # per text, accepted by the server
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=40)
 
 
@@ -35,12 +35,12 @@ def texts_of(counts):
     return [" ".join(f"w{n}x{i}" for i in range(count)) for n, count in enumerate(counts)]
 
 
-def cut(text):
+def truncated(text):
     return " ".join(text.split()[:WORDS])
 
 
-def truth(texts, role="document"):
-    return np.stack([fake_vector(cut(text), role=role, model="model") for text in texts])
+def expected_vectors(texts, role="document"):
+    return np.stack([fake_vector(truncated(text), role=role, model="model") for text in texts])
 
 
 @settings(deadline=None, max_examples=60)
@@ -49,7 +49,7 @@ def test_every_row_is_that_of_the_text_or_its_truncation_and_truncated_texts_are
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of(counts)
     result = fake_embedder(server, max_batch_texts=texts_a_request).embed(texts, input_type=role)
-    assert np.array_equal(result.vectors, truth(texts, role))
+    assert np.array_equal(result.vectors, expected_vectors(texts, role))
     assert result.truncated == tuple(n for n, count in enumerate(counts) if count > WORDS)
     assert set(server.billed.values()) == {1}
     assert all(len(seen.texts) <= texts_a_request for seen in server.received)
@@ -61,7 +61,7 @@ def test_a_text_far_over_a_known_limit_is_truncated_without_a_refusal(counts):
     server = FakeServer(cuts=True, max_words=WORDS, limits=Limits(text_tokens=WORDS))
     texts = texts_of(counts)
     result = fake_embedder(server).embed(texts)
-    assert np.array_equal(result.vectors, truth(texts))
+    assert np.array_equal(result.vectors, expected_vectors(texts))
     assert set(result.truncated) >= {n for n, count in enumerate(counts) if count > WORDS}
     assert set(server.billed.values()) == {1}
 
@@ -86,7 +86,7 @@ def test_other_policies_never_request_truncation(policy):
 def test_callers_with_two_policies_get_their_own_results():
     server = FakeServer(cuts=True, max_words=WORDS)
     text = texts_of([9])
-    assert np.array_equal(fake_embedder(server).embed(text).vectors, truth(text))
+    assert np.array_equal(fake_embedder(server).embed(text).vectors, expected_vectors(text))
     with pytest.raises(TextTooLongError):
         fake_embedder(server, on_long_text="error").embed(text)
     assert (
@@ -131,7 +131,7 @@ async def test_many_callers_of_one_long_text_share_its_requests():
 def test_a_stream_continues_after_a_truncated_text():
     server = FakeServer(cuts=True, max_words=WORDS)
     texts = texts_of([2, 9, 3] * 20)
-    assert np.array_equal(np.stack(list(fake_embedder(server).embed_iter(texts))), truth(texts))
+    assert np.array_equal(np.stack(list(fake_embedder(server).embed_iter(texts))), expected_vectors(texts))
 
 
 def test_a_cancelled_caller_of_long_texts_leaves_nothing_behind():
@@ -145,4 +145,4 @@ def test_a_cancelled_caller_of_long_texts_leaves_nothing_behind():
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(leave())
-    assert np.array_equal(embedder.embed(texts_of([3])).vectors, truth(texts_of([3])))
+    assert np.array_equal(embedder.embed(texts_of([3])).vectors, expected_vectors(texts_of([3])))

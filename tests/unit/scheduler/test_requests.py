@@ -51,26 +51,25 @@ def test_no_request_exceeds_the_limits_of_the_model(server):
 
 
 def test_a_request_that_holds_too_many_tokens_is_halved_until_it_fits_and_the_limit_is_remembered():
-    """Scenario 2."""
     with OpenAIServer(max_tokens_per_request=100) as server:
-        small = openai_embedder(server)
+        embedder = openai_embedder(server)
         first, second = numbered(200, tokens=10), [f"again {text}" for text in numbered(200, tokens=9)]
-        result = small.embed(first)
+        result = embedder.embed(first)
         assert np.array_equal(result.vectors, expected(first))
         assert statuses(server).count(400) == 3  # 32 texts, and each half of them
         assert (result.usage.retries, result.usage.tokens) == (0, 2000)
-        assert np.array_equal(small.embed(second).vectors, expected(second))
+        assert np.array_equal(embedder.embed(second).vectors, expected(second))
         assert statuses(server).count(400) == 3
         assert server.billed_texts == Counter(first + second)
 
 
 def test_texts_of_a_too_large_request_do_not_make_later_requests_small():
     with OpenAIServer(max_tokens_per_request=3000) as server:
-        small = openai_embedder(server)
-        small.embed(numbered(2, tokens=2000))
+        embedder = openai_embedder(server)
+        embedder.embed(numbered(2, tokens=2000))
         assert statuses(server) == [400, 200, 200]
         short = [f"short {text}" for text in numbered(64)]
-        assert np.array_equal(small.embed(short).vectors, expected(short))
+        assert np.array_equal(embedder.embed(short).vectors, expected(short))
         assert len(server.requests) - 3 <= 4
 
 
@@ -96,13 +95,12 @@ def test_one_text_that_is_always_too_large_lowers_no_limit():
 
 
 def test_waiting_texts_are_spread_over_the_free_slots(server):
-    """Scenario 5."""
-    spreading = openai_embedder(server, max_concurrency=8)
+    embedder = openai_embedder(server, max_concurrency=8)
     cold, warm = numbered(500), [f"warm {text}" for text in numbered(500)]
-    spreading.embed(cold)
-    assert len(server.requests[0].texts) == 32  # the first one tries the way
+    embedder.embed(cold)
+    assert len(server.requests[0].texts) == 32  # the first request is small
     assert len(server.requests) == 1 + 8
-    spreading.embed(warm)
+    embedder.embed(warm)
     assert len(server.requests) == 1 + 8 + 8
     assert server.peak_in_flight <= 8
 
@@ -136,9 +134,9 @@ def test_no_text_is_altered(server):
 
 
 def test_a_prompt_precedes_each_text_of_its_input_type(server):
-    prompted = openai_embedder(server, query_prompt="query: ", document_prompt="passage: ")
-    assert np.array_equal(prompted.embed_query("x"), vector_of("query: x"))
-    assert np.array_equal(prompted.embed_documents(["x"])[0], vector_of("passage: x"))
+    embedder = openai_embedder(server, query_prompt="query: ", document_prompt="passage: ")
+    assert np.array_equal(embedder.embed_query("x"), vector_of("query: x"))
+    assert np.array_equal(embedder.embed_documents(["x"])[0], vector_of("passage: x"))
     assert all("prompt" not in request.body for request in server.requests)
 
 
@@ -289,13 +287,13 @@ DAMAGE = {
 def test_a_malformed_reply_is_an_error_and_nothing_of_it_is_cached(server, tmp_path, damage):
     server.faults.append(DAMAGE[damage])
     texts = ["a", "b", "c"]
-    with openai_embedder(server, cache=tmp_path) as careful:
+    with openai_embedder(server, cache=tmp_path) as embedder:
         with pytest.raises(BadReplyError) as caught:
-            careful.embed(texts)
+            embedder.embed(texts)
         assert (caught.value.provider, caught.value.model) == ("openai", "openai:text-embedding-3-small")
         assert len(server.requests) == 1
-        assert careful.usage.failed == 3
-        result = careful.embed(texts)
+        assert embedder.usage.failed == 3
+        result = embedder.embed(texts)
     assert np.array_equal(result.vectors, expected(texts))
     assert (result.usage.cache_hits, texts_sent(server)) == (0, texts + texts)
 
@@ -303,10 +301,10 @@ def test_a_malformed_reply_is_an_error_and_nothing_of_it_is_cached(server, tmp_p
 @pytest.mark.parametrize("damage", ["not a number", "a vector is missing", "an index twice", "one narrow vector"])
 def test_the_tokens_of_a_malformed_reply_are_in_the_usage(server, damage):
     server.faults.append(DAMAGE[damage])
-    careful = openai_embedder(server)
+    embedder = openai_embedder(server)
     with pytest.raises(BadReplyError):
-        careful.embed(["a", "b", "c"])
-    assert careful.usage.tokens == server.billed_tokens == 3
+        embedder.embed(["a", "b", "c"])
+    assert embedder.usage.tokens == server.billed_tokens == 3
 
 
 widths = st.integers(1, 16)

@@ -36,11 +36,11 @@ def soon(kind=RateLimitError):
 @pytest.mark.parametrize("retries", [0, 1, 2, 5])
 def test_a_text_is_sent_once_and_then_at_most_max_retries_times(server, retries):
     server.fault_for(lambda texts, number: Fault.rate_limited(retry_after_ms=1))
-    patient = openai_embedder(server, max_retries=retries)
+    embedder = openai_embedder(server, max_retries=retries)
     with pytest.raises(RateLimitError) as caught:
-        patient.embed(["a", "b"])
+        embedder.embed(["a", "b"])
     assert len(server.requests) == retries + 1
-    assert patient.usage == Usage(texts=2, failed=2, requests=retries + 1, retries=retries)
+    assert embedder.usage == Usage(texts=2, failed=2, requests=retries + 1, retries=retries)
     refusal = caught.value
     assert (refusal.status, refusal.retry_after, refusal.retryable) == (429, 0.001, True)
     assert refusal.request_id == f"req_{retries + 1:08x}"
@@ -69,13 +69,13 @@ def test_a_temporary_failure_is_retried_and_answered(server, fault):
     result = openai_embedder(server, timeout=1.0).embed(["a", "b"])
     assert np.array_equal(result.vectors, expected(["a", "b"]))
     assert statuses(server) == [fault.status or (502 if fault.raw else None), 200]
-    # Nobody knows whether a request was billed that was cut off, or failed within the server.
-    most = 0 if fault.status in (429, 503, 529) else 2 * (len("a") + 4)
+    # A request without a reply, or with a server error, may have been billed.
+    max_billed = 0 if fault.status in (429, 503, 529) else 2 * (len("a") + 4)
     price = Decimal("0.02") / 1_000_000
     assert result.usage == Usage(
         *(2, 0, 0, 0, 2, 0, 2, 1, 2, 0, 2 * price),
-        possibly_billed_tokens=most,
-        possibly_billed_usd=most * price,
+        possibly_billed_tokens=max_billed,
+        possibly_billed_usd=max_billed * price,
     )
 
 
@@ -104,9 +104,9 @@ def test_the_wait_asked_for_is_in_the_error(server, asked, seconds):
     assert caught.value.retry_after == (seconds and pytest.approx(seconds, abs=300 if "date" in asked else 1e-9))
 
 
-@pytest.mark.parametrize("said", ["soon", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "nan", "inf", ""])
-def test_an_invalid_retry_after_header_does_not_end_the_retries(server, said):
-    server.faults.append(Fault(status=429, headers={"retry-after": said}))
+@pytest.mark.parametrize("value", ["soon", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "nan", "inf", ""])
+def test_an_invalid_retry_after_header_does_not_end_the_retries(server, value):
+    server.faults.append(Fault(status=429, headers={"retry-after": value}))
     assert np.array_equal(openai_embedder(server).embed_query("a"), vector_of("a"))
 
 

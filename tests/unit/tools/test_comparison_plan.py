@@ -1,4 +1,4 @@
-"""A comparison pays once, says so first, and what comes of it is built as it was compared."""
+"""A comparison pays once, states its cost first, and builds what it compared."""
 
 from decimal import Decimal
 
@@ -63,8 +63,8 @@ def test_the_cost_of_all_models_is_logged_before_anything_is_sent(server):
         cache=False,
         log=lambda line: sent.append((len(server.received), line)),
     )
-    told = [line for requests, line in sent if not requests]
-    assert [line.split(":")[1].rsplit(", ", 1)[1] for line in told] == ["documents", "queries"] * 2
+    lines = [line for requests, line in sent if not requests]
+    assert [line.split(":")[1].rsplit(", ", 1)[1] for line in lines] == ["documents", "queries"] * 2
 
 
 def test_one_budget_holds_for_all_models():
@@ -87,7 +87,7 @@ def test_truncated_texts_are_counted(caplog):
     found = compare(words(server), TASK, dtypes=("float32", "float16", "binary"), cache=False)
     assert {one.truncated for one in found.candidates} == {TEXTS}
     assert f"{TEXTS} texts truncated to the model's limit" in found.table()
-    assert caplog.text.count("said once") == 1
+    assert caplog.text.count("Logged once per embedder") == 1
 
 
 def test_the_chosen_embedder_has_the_settings_of_the_comparison(server, tmp_path):

@@ -1,4 +1,4 @@
-"""Comparing, choosing and benchmarking, on texts small enough to check by hand."""
+"""Comparing, choosing and benchmarking, with texts small enough to check by hand."""
 
 import csv
 import io
@@ -59,7 +59,7 @@ def test_a_folder_in_beir_layout_is_read(tmp_path):
     folder = write_beir(
         tmp_path / "mine",
         [{"_id": "1", "title": "Cats", "text": "They purr."}, {"_id": "2", "text": "Dogs bark."}],
-        [{"_id": "a", "text": "Who purrs?"}, {"_id": "b", "text": "Nobody judged this."}],
+        [{"_id": "a", "text": "Who purrs?"}, {"_id": "b", "text": "Without judgements."}],
         "a\t1\t2\na\t2\t0\n",
     )
     task = load_beir(folder)
@@ -82,7 +82,7 @@ def test_documents_left_out_of_a_data_set_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "message"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "corpus.jsonl").unlink(), r"corpus\.jsonl cannot be read \(No such file"),
         (
@@ -100,9 +100,9 @@ def test_documents_left_out_of_a_data_set_are_reported(tmp_path):
         ),
     ],
 )
-def test_a_broken_folder_is_refused_with_the_line(tmp_path, break_it, message):
+def test_a_broken_folder_is_refused_with_the_line(tmp_path, damage, message):
     folder = write_beir(tmp_path / "x", [{"_id": "1", "text": "x"}], [{"_id": "a", "text": "y"}], "a\t1\t1\n")
-    break_it(folder)
+    damage(folder)
     with pytest.raises(ConfigurationError, match=message):
         load_beir(folder)
 
@@ -215,18 +215,18 @@ def test_a_perfect_model_scores_1_and_a_guessing_model_less():
 def test_a_failed_model_is_a_row_with_its_error(monkeypatch):
     monkeypatch.delenv("VOYAGE_API_KEY", raising=False)
     server = server_of()
-    told = []
+    lines = []
     found = compare(
         [{"model": "fake:good", "base_url": server.url}, "voyage:voyage-4", "nobody:knows"],
         TASK,
         cache=False,
-        log=told.append,
+        log=lines.append,
     )
     assert [contender.error is None for contender in found.candidates] == [True, False, False]
     assert "No API key for voyage:voyage-4" in found.table()
     [row] = [line for line in choose(found, floor=0).table().splitlines() if "voyage-4" in line]
     assert [cell.strip() for cell in row.split("|")][5:9] == ["unknown"] * 4  # what it costs, and its index
-    assert any(line.startswith("fake:good, documents: 30 texts, 0 from cache") for line in told)
+    assert any(line.startswith("fake:good, documents: 30 texts, 0 from cache") for line in lines)
     assert json.loads(json.dumps(found.to_dict()))["models"][1]["error"]
 
 
@@ -312,7 +312,7 @@ def test_a_comparison_without_models_or_tasks_is_refused():
 
 @pytest.fixture
 def two():
-    """A dear model that is good and a cheap one that guesses."""
+    """An expensive model that is good and a cheap model that guesses."""
     good, bad = server_of("10"), FakeServer(usd_per_million=Decimal("0.1"))
     models = [{"model": "fake:good", "base_url": good.url}, {"model": "fake:guess", "base_url": bad.url}]
     yield compare(models, TASK, cache=False)
@@ -385,10 +385,10 @@ def test_a_guard_accepts_vectors_of_one_space_only():
 
 def test_a_benchmark_measures_several_settings_and_recommends_one(tmp_path):
     server = FakeServer(latency=0.01, usd_per_million=Decimal("0.02"))
-    told = []
-    found = bench("fake:model", sizes=(64, 128), most=4, max_batch_texts=8, base_url=server.url, log=told.append)
-    assert told[0].startswith("fake:model: up to ")
-    assert "about $" in told[0]
+    lines = []
+    found = bench("fake:model", sizes=(64, 128), most=4, max_batch_texts=8, base_url=server.url, log=lines.append)
+    assert lines[0].startswith("fake:model: up to ")
+    assert "about $" in lines[0]
     assert {(run.texts, run.concurrency) for run in found.runs} >= {(64, 1), (128, 1)}
     took = {run.concurrency: run.seconds for run in found.runs if run.texts == 128}
     assert found.speed_up(128) == took[1] / took[found.concurrency]
