@@ -218,7 +218,7 @@ def test_the_facts_of_a_model_do_not_depend_on_the_address():
 
 
 def test_a_retired_model_is_refused_with_its_successor():
-    said = r"retired 'embed-english-v2.0' since 2026-04-04; it names 'cohere:embed-v4.0' instead"
+    said = r"retired 'embed-english-v2.0' on 2026-04-04; the successor 'cohere:embed-v4.0' has other vectors"
     with pytest.raises(ConfigurationError, match=said):
         made("cohere:embed-english-v2.0")
     assert made("cohere:embed-english-v2.0", model_info={"status": "legacy"}).dimensions == 4096
@@ -281,8 +281,8 @@ def test_a_model_newer_than_the_catalogue_is_accepted(model):
     [
         ("voyage:text-embedding-3-small", "did you mean 'openai:text-embedding-3-small'"),
         ("openai:voyage-4", "did you mean 'voyage:voyage-4'"),
-        ("voyage:voyage-context-3", "takes its texts in another way"),
-        ("voyage:voyage-multimodal-3.5", "takes its texts in another way"),
+        ("voyage:voyage-context-3", "endpoint, which is not supported"),
+        ("voyage:voyage-multimodal-3.5", "endpoint, which is not supported"),
         ("pa-secret-key-of-mine", "looks like an API key"),
         ("al-secret-key-of-mine", "looks like an API key"),
     ],
@@ -330,13 +330,13 @@ def test_like_copies_the_facts_of_another_model():
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        ({"dimension": 5}, "no field 'dimension'; did you mean 'dimensions'"),
-        ({"dimensions": 512}, "ask for others by dimensions="),
+        ({"dimension": 5}, "unknown field 'dimension'; did you mean 'dimensions'"),
+        ({"dimensions": 512}, "Request other dimensions with dimensions="),
         ({"dimensions": "5"}, "dimensions must be a whole number of at least 1"),
         ({"dimensions": True}, "dimensions must be a whole number"),
         ({"allowed_dimensions": []}, "allowed_dimensions must be a list of whole numbers"),
         ({"allowed_dimensions": {"min": 9, "max": 3}}, "allowed_dimensions must be"),
-        ({"allowed_dimensions": [3, 4], "dimensions": 5}, "5 are not among allowed_dimensions"),
+        ({"allowed_dimensions": [3, 4], "dimensions": 5}, r"dimensions must be among allowed_dimensions .got 5."),
         ({"usd_per_million": -1}, "usd_per_million must be a price"),
         ({"usd_per_million": "free"}, "usd_per_million must be a price"),
         ({"usd_per_million": float("nan")}, "usd_per_million must be a price"),
@@ -345,8 +345,8 @@ def test_like_copies_the_facts_of_another_model():
         ({"prompts": {"passage": "x"}}, "prompts must be a mapping"),
         ({"unit_length": 1}, "unit_length must be one of"),
         ({"like": "text-embedding-3-smal"}, "did you mean 'openai:text-embedding-3-small'"),
-        ({"like": 5}, "write provider:model"),
-        ([1], "model_info must be a mapping"),
+        ({"like": 5}, "use provider:model"),
+        ([1], "model_info: must be a mapping"),
     ],
     ids=str,
 )
@@ -422,11 +422,11 @@ def test_rows_of_a_users_file_come_first(file):
     ("content", "message"),
     [
         (None, "FileNotFoundError"),
-        ("{", "it is no JSON"),
-        ("[]", "no object such as"),
-        ('{"models": [5]}', "model 1: give it a provider and a name"),
-        ('{"models": [{"provider": "openai", "name": "a", "dims": 5}]}', "model openai:a has no field 'dims'"),
-        ('{"models": [{"provider": "openai", "name": "a", "like": "b"}]}', "like='b' is no model"),
+        ("{", "it is not valid JSON"),
+        ("[]", "not an object such as"),
+        ('{"models": [5]}', "model 1: provider and name are required"),
+        ('{"models": [{"provider": "openai", "name": "a", "dims": 5}]}', "model openai:a: unknown field 'dims'"),
+        ('{"models": [{"provider": "openai", "name": "a", "like": "b"}]}', "like must name a model in the catalogue .got 'b'."),
     ],
     ids=str,
 )

@@ -144,7 +144,7 @@ def test_a_function_that_fails_is_asked_again_like_a_server_that_does(failure):
         broken = Embedder(
             "openai:text-embedding-3-small", base_url=server.base_url, api_key=key, cache=False, max_retries=1
         )
-        with pytest.raises(UnavailableError, match="The function that returns the API key failed") as caught:
+        with pytest.raises(UnavailableError, match="api_key: the function failed") as caught:
             broken.embed(TEXTS)
         assert not server.requests
     assert len(asked) == 2
@@ -157,7 +157,7 @@ def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it
         return result
 
     with OpenAIServer() as server:
-        with pytest.raises(AuthenticationError, match="The function that returns the API key") as caught:
+        with pytest.raises(AuthenticationError, match="api_key: the function returned") as caught:
             made("openai:text-embedding-3-small", server, api_key=key).embed(TEXTS)
         assert not server.requests
     assert SECRET not in error_texts(caught.value)
@@ -183,7 +183,7 @@ def test_a_function_that_asks_the_library_for_vectors_is_told_so():
     with OpenAIServer() as server:
         other = made("openai:text-embedding-3-small", server)
         reentrant = made("openai:text-embedding-3-small", server, api_key=lambda: str(other.embed_query("x")))
-        with pytest.raises(UnavailableError, match="The function that returns the API key failed with EmbedKitError"):
+        with pytest.raises(UnavailableError, match="api_key: the function failed with EmbedKitError"):
             reentrant.embed(TEXTS)
 
 

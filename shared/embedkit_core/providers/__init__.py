@@ -1,4 +1,4 @@
-"""The interface that provider authors implement; see docs/testing.md."""
+"""Interface for provider authors; see docs/testing.md."""
 
 from embedkit_core.common.types import Batch, InputType, Limits, ModelInfo, Reply
 from embedkit_core.providers.base import Client, Provider, ProviderSettings

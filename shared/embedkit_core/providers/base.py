@@ -1,7 +1,7 @@
-"""What a provider is: a name, facts, and one async method; and where the installed ones are found.
+"""Base class and settings of a provider, and the protocol of its client.
 
-A provider translates and decides nothing: it turns settings into a request, a reply into vectors, and a refusal into
-one of our errors. Retrying, batching, caching and counting are done around it.
+A provider only translates: settings to a request body, a reply to vectors, and an error response to a `ProviderError`.
+The engine does retries, batching, caching and token counting.
 """
 
 from __future__ import annotations
@@ -20,15 +20,27 @@ from embedkit_core.common.vectors import DType
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Secret, clean
 
-SPECIAL_TOKENS = 4  # tokens that begin, end or separate a text
+SPECIAL_TOKENS = 4  # start, end and separator tokens of one text
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
-    """What a provider is made from: the user's settings for it, and the catalogue's row where there is one.
+    """Settings from which a provider is created.
 
-    `dimensions` are those to ask for, None for the model's own; `dtype` the one to ask for. What the provider does not
-    offer is done to its replies by others: it is not told.
+    The settings contain only what the provider supports; the engine applies everything else to the replies.
+
+    Attributes:
+        name: Model name without the provider prefix.
+        api_key: The user's API key; see `find_key` for the fallback to environment variables.
+        base_url: The user's address, None for the provider's default.
+        dimensions: Dimensions to request, None for the model's default.
+        dtype: Dtype to request.
+        query_prompt: The user's prompt before each query, None for the default.
+        document_prompt: The user's prompt before each document, None for the default.
+        on_long_text: How texts over the model's limit are handled.
+        options: The user's `provider_options`: additional fields of the request.
+        info: The model's row of the catalogue, None if it has none.
+        connection: Headers, proxy and CA bundle of the user.
     """
 
     name: str
@@ -44,77 +56,101 @@ class ProviderSettings:
     connection: Connection = field(default_factory=Connection)
 
     def check_only_used(self, *used: str) -> None:
-        """Refuse the settings that were given and that the provider does not use, named as the user names them.
+        """Reject settings that the user passed and the provider does not use.
 
-        They are api_key, base_url, dimensions, query_prompt, document_prompt, provider_options, headers, proxy and
-        ca_bundle; on_long_text is not among them, since the engine sees to it where the provider does not cut texts.
+        The names are those of the `Embedder` arguments: api_key, base_url, dimensions, query_prompt, document_prompt,
+        provider_options, headers, proxy and ca_bundle. The engine handles on_long_text if the provider does not.
+
+        Args:
+            *used: Names of the settings that the provider uses.
 
         Raises:
-            ConfigurationError: naming the first of them.
+            ConfigurationError: A setting is not used. The message has the name of the first one.
         """
-        given = {
+        passed = {
             "api_key": self.api_key,
             "base_url": self.base_url,
             "dimensions": self.dimensions,
-            "query_prompt": self.query_prompt or None,  # an empty prompt is none
+            "query_prompt": self.query_prompt or None,  # an empty prompt has no effect
             "document_prompt": self.document_prompt or None,
             "provider_options": self.options or None,
             "headers": self.connection.headers or None,
             "proxy": self.connection.proxy,
             "ca_bundle": self.connection.ca_bundle,
         }
-        if strangers := set(used) - given.keys():
-            raise TypeError(f"there are no settings {sorted(strangers)}; there are {', '.join(given)}")
-        for name, value in given.items():
+        if unknown := set(used) - passed.keys():
+            raise TypeError(f"used: unknown settings (got {sorted(unknown)}). Use {', '.join(passed)}.")
+        for name, value in passed.items():
             if value is not None and name not in used:
-                takes = f"it takes {', '.join(used)}" if used else "it takes no settings"
-                raise ConfigurationError(f"the model {self.name!r} takes no {name}; {takes}")
+                supported = f"Supported settings: {', '.join(used)}." if used else "It supports no settings."
+                raise ConfigurationError(f"{name}: not supported by the model {self.name!r}. {supported}")
 
     def find_key(self, *variables: str) -> Secret | None:
-        """Return the user's key, else the first that these environment variables have, else None.
+        """Return the user's key, or the key of the first environment variable that is set, or None.
 
-        A key that was given in another process stays there: where the environment has none either, the Secret is lost,
-        and revealing it is the AuthenticationError of the first request.
+        A key passed in another process is not pickled. If no environment variable has a key either, the returned Secret
+        is lost, and the first request raises AuthenticationError.
         """
         if self.api_key is not None and not self.api_key.is_lost:
             return self.api_key
         for variable in variables:
-            if found := os.environ.get(variable):
-                return Secret(clean(found, f"the environment variable {variable}"))
+            if value := os.environ.get(variable):
+                return Secret(clean(value, f"environment variable {variable}"))
         return self.api_key
 
     @property
     def prompts(self) -> dict[InputType, str]:
-        """The prompt for each input type: the user's, else the catalogue's; empty where there is none."""
-        known = self.info.prompts if self.info else {}
-        given: dict[InputType, str | None] = {"query": self.query_prompt, "document": self.document_prompt}
-        return {role: known.get(role, "") if prompt is None else prompt for role, prompt in given.items()}
+        """Prompt of each input type: the user's, else the catalogue's, else an empty string."""
+        defaults = self.info.prompts if self.info else {}
+        passed: dict[InputType, str | None] = {"query": self.query_prompt, "document": self.document_prompt}
+        return {name: defaults.get(name, "") if prompt is None else prompt for name, prompt in passed.items()}
 
 
 class Client(Protocol):
-    """An open connection to a provider; lives on the engine's loop."""
+    """Open connection to a provider, used on the engine's event loop."""
 
     async def embed(self, batch: Batch) -> Reply:
-        """Embed the texts of one request, vectors in the order asked; raise one of our errors on a refusal."""
+        """Embed the texts of one request.
+
+        Returns:
+            The vectors in the order of the texts.
+
+        Raises:
+            ProviderError: The provider refused or failed the request.
+        """
 
     async def aclose(self) -> None:
         """Close the connection."""
 
 
 class Provider(ABC):
-    """One model at one provider, as the user's settings name it; made before any I/O.
+    """One model of one provider, configured with the user's settings, created before any request.
 
-    `endpoint` is "" at the provider's own host, else its canonical address; `address` is where requests go, where the
-    provider has several hosts. `account` names what shares a bound and a client: provider, endpoint and credential.
-    `dimensions` is the width of the vectors, None where only a reply can tell. A model `is_local` has as long as
-    it takes: no timeout applies. `truncates_long_texts` says that the provider itself cuts a text over its limit,
-    `key_variable` which environment variable its key comes from. `reserved_fields` are those that the user's
-    options may not name, because arguments of ours or the provider set them. `dtypes` are those that a model which is
-    not in the catalogue can be asked for, `takes_dimensions` says whether a model that is in it can be. `catalogue_providers`
-    are those whose models it may serve, its own first; `cache_key_provider` stands for it in keys, where two names lead to one. Where it `returns_normalized` or says nothing of it, rows of a model that is
-    not in the catalogue stay as they come; else they are brought to length 1. A request to such a model has the
-    `default_limits`. A `secret` that changes is asked for anew before each request. Telemetry has its `telemetry_name`,
-    and the `encodings` that requests ask for vectors in, as the provider names them; empty if it offers no choice.
+    Attributes:
+        name: Name of the provider in model strings.
+        extra: Extra of rag-embedkit that installs the packages, None if none is needed.
+        needs: Packages that must be installed.
+        is_local: True if the model runs on this machine; requests to it have no timeout.
+        truncates_long_texts: True if the provider itself truncates texts over the model's limit.
+        key_variable: Environment variable of the API key.
+        reserved_fields: Fields that `provider_options` may not set.
+        dtypes: Dtypes that can be requested from a model without a catalogue row.
+        takes_dimensions: True if dimensions can be requested from a model with a catalogue row.
+        catalogue_providers: Providers whose catalogue rows apply to this one, its own first.
+        returns_normalized: False if vectors of models without a catalogue row must be normalized locally.
+        default_limits: Limits of models without a catalogue row.
+        cache_key_provider: Provider name in cache keys. Two names of one service share it.
+        telemetry_name: Provider name in telemetry.
+        model: Model name sent to the provider.
+        endpoint: Canonical address, "" for the provider's default host.
+        address: Address of the requests if the provider has several hosts.
+        account: Requests with the same account share a client and rate limits; from provider, endpoint and key.
+        limits: Limits of a request.
+        secret: API key. If it has a source, it is refreshed before each request.
+        connection: Headers, proxy and CA bundle of the user.
+        dimensions: Width of the vectors, None if only a reply shows it.
+        usd_per_million: Price in USD per million input tokens, None if unknown.
+        encodings: Encodings that requests ask for, for telemetry; empty if the provider has no choice.
     """
 
     name: ClassVar[str]
@@ -148,7 +184,7 @@ class Provider(ABC):
 
     @classmethod
     def default_info(cls, name: str) -> ModelInfo:
-        """Give what is thought of a model that is not in the catalogue, where the user says the rest."""
+        """Return the assumptions about a model without a catalogue row; `model_info` overrides them."""
         unit = None if cls.returns_normalized else False
         return ModelInfo(
             *(cls.cache_key_provider, name, None, None, cls.default_limits, None, "unknown", ""),
@@ -165,53 +201,57 @@ class Provider(ABC):
 
     @property
     def max_text_tokens(self) -> int | None:
-        """The tokens a text may have before it is refused or cut; None where that is not known."""
+        """Maximum tokens of a text before the provider refuses or truncates it, None if unknown."""
         return self.limits.text_tokens
 
     @abstractmethod
     def request_body(self, input_type: InputType) -> dict[str, Any]:
-        """Give the request without its texts: all that changes a vector, and nothing else. JSON values only."""
+        """Return the request without its texts: everything that changes a vector and nothing else. JSON values only."""
 
-    def truncating_body(self, input_type: InputType) -> dict[str, Any] | None:  # noqa: ARG002 - for those who can
-        """Give the request by which the provider itself cuts texts to its limit; None where it cannot be asked to.
+    def truncating_body(self, input_type: InputType) -> dict[str, Any] | None:  # noqa: ARG002 - used by overrides
+        """Return the request with which the provider truncates texts to its limit, None if it cannot.
 
-        A text goes out by `wire` first, which has it refused if it is too long, and by this one after that: so it is
-        known which texts were cut.
+        A text is first sent with `request_body`, which makes the provider refuse a text that is too long. Only refused
+        texts are sent with this body, so that the engine knows which texts were truncated.
         """
         return None
 
     @property
     def url(self) -> str | None:
-        """The address requests go to; None where there is none, or only a key that changes tells."""
+        """Address of the requests, None if there is none or it depends on the key of each request."""
         return self.address or self.endpoint or None
 
     def overhead_tokens(self, input_type: InputType) -> int:
-        """Give how many tokens a text may be billed at beside its own, at most: a prompt's bytes, and marks around it.
+        """Return the maximum number of billed tokens per text besides its own: the prompt and special tokens.
 
-        A budget holds that much back for each text.
+        A budget reserves this many additional tokens for each text.
         """
         return len(str(self.request_body(input_type).get("prompt", "")).encode()) + SPECIAL_TOKENS
 
     @abstractmethod
     def connect(self) -> Client:
-        """Open a client; called on the loop thread at the first request. SDKs are imported here."""
+        """Open a client. Called on the event loop's thread at the first request; import SDKs here."""
 
-    def count_tokens(self, text: str) -> int | None:  # noqa: ARG002 - for those who can
-        """Give the length of a text in tokens, where that can be told here without fetching anything; else None."""
+    def count_tokens(self, text: str) -> int | None:  # noqa: ARG002 - used by overrides
+        """Return the length of a text in tokens, None if it cannot be counted without a download."""
         return None
 
     @classmethod
     def catalogue_name(cls, name: str) -> str:
-        """Give the name by which the catalogue lists the model that a user names so."""
+        """Return the catalogue's name of the model that the user calls `name`."""
         return name
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
-        """Tell whether an address is the provider's own, whose models the catalogue knows."""
+        """Return True if an address is the provider's own, whose models are in the catalogue."""
         return base_url is None
 
     @classmethod
     def check_installed(cls) -> None:
-        """Raise MissingExtraError unless the packages this provider needs are there, without importing them."""
+        """Check that the required packages are installed, without importing them.
+
+        Raises:
+            MissingExtraError: A package is missing.
+        """
         if any(importlib.util.find_spec(package) is None for package in cls.needs):
             raise MissingExtraError(f"the {cls.name} provider", cls.extra or cls.name)

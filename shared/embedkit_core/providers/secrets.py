@@ -1,4 +1,4 @@
-"""A key that does not show itself."""
+"""API key holder that never exposes its value in repr, str or pickle."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ SALT = os.urandom(16)
 
 
 def clean(value: str, source: str) -> str:
-    """Give a key without the white space around it, as files and shells leave it.
+    """Return a key without surrounding white space, which files and shells often add.
+
+    Args:
+        value: The key.
+        source: Where the key comes from, for the error message.
 
     Raises:
-        ConfigurationError: nothing is left, or it holds what no HTTP header can carry.
+        ConfigurationError: The key is empty, masked or contains a character that is not allowed in an HTTP header.
     """
     stripped = value.strip()
     if stripped and not stripped.strip("*"):
-        raise ConfigurationError(f"{source} is a masked key, as a dump shows it; give the key itself")
+        raise ConfigurationError(f"{source}: masked key, as in a dump. Pass the key itself.")
     if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
-        raise ConfigurationError(f"{source} is empty, or holds white space or a character that no API key has")
+        raise ConfigurationError(
+            f"{source}: the key is empty, or contains white space or a character that no API key has. Check the key."
+        )
     return stripped
 
 
 class Secret:
-    """Holds a credential; its text, its repr and its pickle do not.
+    """A credential that is absent from its str, repr and pickle.
 
-    `mark` tells two credentials apart within this process and nothing more. One that has a `source` is asked for anew
-    before each request: `refresh` does that, which is the user's code and may take its time.
+    Attributes:
+        source: Function of the user that returns the key, None for a constant key.
     """
 
     __slots__ = ("_value", "source")
@@ -39,65 +45,65 @@ class Secret:
         self.source = source
 
     def refresh(self) -> None:
-        """Ask the source for what is to be sent from now on; called on a thread of its own.
+        """Get the current key from the source. Runs user code that may block, so it is called on its own thread.
 
         Raises:
-            UnavailableError: it fails, which may pass.
-            AuthenticationError: it gives what is no key.
+            UnavailableError: The source raised an error; the request is retried.
+            AuthenticationError: The source did not return a valid key.
         """
         if self.source is None:
             return
         failure = flaw = ""
-        given: object = None
+        value: object = None
         try:
-            given = self.source()
-        except BaseException as error:  # its message may hold anything; who exits this thread would be waited for
+            value = self.source()
+        except BaseException as error:  # its message may contain anything; SystemExit would end the thread silently
             failure = type(error).__name__
         if failure:
-            raise UnavailableError(f"the function that gives the key failed with {failure}")
-        if not isinstance(given, str):
-            flaw = f"gave {type(given).__name__} in place of a string"
+            raise UnavailableError(f"api_key: the function failed with {failure}")
+        if not isinstance(value, str):
+            flaw = f"returned {type(value).__name__} instead of a string"
         else:
             try:
-                self._value = clean(given, "")
+                self._value = clean(value, "")
             except ConfigurationError:
-                flaw = "gave what is empty, masked, or holds what no API key has"
+                flaw = "returned a key that is empty, masked or contains a character that no API key has"
         if flaw:
-            raise AuthenticationError(f"the function that gives the key {flaw}")
+            raise AuthenticationError(f"api_key: the function {flaw}")
 
     def reveal(self) -> str:
-        """Give the credential itself, to the client that sends it.
+        """Return the credential, for the client that sends it.
 
         Raises:
-            AuthenticationError: it stayed behind in another process.
+            AuthenticationError: The key was not pickled with the embedder.
         """
         if self.is_lost:
             raise AuthenticationError(
-                "the api_key given in another process is not pickled; set the provider's environment variable here"
+                "The api_key was not pickled. Set the provider's environment variable in this process."
             )
         return self._value
 
     @classmethod
     def lost(cls) -> Secret:
-        """Give what stands for a key that stayed behind in another process."""
+        """Return the placeholder of a key that was not pickled."""
         return cls("")
 
     @property
     def is_lost(self) -> bool:
-        """Tell whether the credential stayed behind in another process."""
+        """Return True if the key was not pickled."""
         return not self._value and self.source is None
 
     @property
     def fingerprint(self) -> str:
-        """Give a salted digest; of a source, whatever it gives."""
-        of = self._value
-        if self.source is not None:  # a bound method is another object each time
-            owner = getattr(self.source, "__self__", self.source)
-            of = f"{id(owner)} {getattr(self.source, '__qualname__', '')}"
-        return hashlib.sha256(SALT + of.encode()).hexdigest()
+        """Salted digest that distinguishes credentials within this process; with a source, it identifies the source."""
+        identity = self._value
+        if self.source is not None:  # a bound method is a new object at each access
+            instance = getattr(self.source, "__self__", self.source)
+            identity = f"{id(instance)} {getattr(self.source, '__qualname__', '')}"
+        return hashlib.sha256(SALT + identity.encode()).hexdigest()
 
     def __repr__(self) -> str:
         return "Secret('**********')"
 
     def __reduce__(self) -> str | tuple[object, ...]:
-        raise TypeError("a key is not pickled; set it in the environment of the process that needs it")
+        raise TypeError("A Secret is not pickled. Set the key in the environment of the process that needs it.")

@@ -154,12 +154,12 @@ def test_a_file_that_changes_under_a_living_embedder_changes_its_keys():
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("local:/no/such/folder", {}, "no model '/no/such/folder' on this machine"),
-        ("local:.", {}, "holds no modules.json"),
-        ("local:no-such-model", {}, "no model 'no-such-model' on this machine"),
+        ("local:/no/such/folder", {}, "No model '/no/such/folder' on this machine"),
+        ("local:.", {}, "has no modules.json"),
+        ("local:no-such-model", {}, "No model 'no-such-model' on this machine"),
         (MINILM, {"dimensions": 100}, "does not offer 100 dimensions; it offers 384"),
-        (MINILM, {"base_url": "http://localhost/v1"}, "takes no base_url"),
-        (MINILM.removeprefix("local:"), {}, "is a folder: write 'local:"),
+        (MINILM, {"base_url": "http://localhost/v1"}, "base_url: not supported by the model"),
+        (MINILM.removeprefix("local:"), {}, "is a folder. Use 'local:"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_loaded(model, options, message):

@@ -14,7 +14,7 @@ from support.local_models import configure, in_hub_cache, static_model
 from embedkit_core import Embedder
 from embedkit_core.common.errors import BadRequestError, ConfigurationError, UnavailableError
 from embedkit_core.common.types import Batch
-from embedkit_core.providers.local.batches import BATCH_COSTS, MOST_CHARACTERS, batches
+from embedkit_core.providers.local.batches import BATCH_COST_CHARACTERS, MAX_BATCH_CHARACTERS, batches
 from embedkit_core.providers.local.folder import folder_digest
 from embedkit_core.providers.local.options import LocalOptions
 from embedkit_core.providers.local.pool import PooledModel
@@ -66,20 +66,20 @@ def test_a_model_that_runs_otherwise_is_another_client():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"devise": "cpu"}, "has no 'devise': did you mean 'device'"),
-        ({"user": "me"}, "has no 'user': there are device, precision, batch_size, max_seq_length"),
-        ({"trust_remote_code": True}, "code that comes with a model is never run here.*base_url="),
-        ({"processes": 2}, r"device=\['cpu', 'cpu'\] is two"),
+        ({"devise": "cpu"}, "no option 'devise'; did you mean 'device'"),
+        ({"user": "me"}, "no option 'user'; use device, precision, batch_size, max_seq_length"),
+        ({"trust_remote_code": True}, "code of a model is never run here.*base_url="),
+        ({"processes": 2}, r"device=\['cpu', 'cpu'\] starts two"),
         ({"truncate_dim": 64}, "use dimensions="),
-        ({"device": "gpu"}, "device='gpu' is no device"),
-        ({"device": []}, "must be a device, or a list of some"),
-        ({"device": ["cpu", 1]}, "device=1 is no device"),
+        ({"device": "gpu"}, "device must be one such as .* .got 'gpu'."),
+        ({"device": []}, "must be a device or a list of devices"),
+        ({"device": ["cpu", 1]}, "device must be one such as .* .got 1."),
         ({"device": 0}, "must be a device"),
-        ({"precision": "int8"}, "precision='int8' is not one of 'float32', 'float16', 'bfloat16'"),
-        ({"precision": ["float16"]}, "is not one of"),
-        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
-        ({"batch_size": True}, "batch_size=True must be a whole number"),
-        ({"max_seq_length": 513}, "max_seq_length=513 is more than the 512 tokens that the model has room for"),
+        ({"precision": "int8"}, "precision must be one of 'float32', 'float16', 'bfloat16' .got 'int8'."),
+        ({"precision": ["float16"]}, "must be one of"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1 .got 0."),
+        ({"batch_size": True}, "batch_size must be a whole number of at least 1 .got True."),
+        ({"max_seq_length": 513}, "max_seq_length must be at most 512, the maximum of the model .got 513."),
     ],
 )
 def test_an_option_that_cannot_be_is_said_before_anything_is_loaded(options, message):
@@ -169,7 +169,7 @@ def test_static_embeddings_work_too_and_have_no_limit(tmp_path):
 # Which texts go together
 
 
-@given(st.lists(st.integers(0, 3 * MOST_CHARACTERS // 2)), st.integers(1, 40))
+@given(st.lists(st.integers(0, 3 * MAX_BATCH_CHARACTERS // 2)), st.integers(1, 40))
 def test_each_text_is_in_one_batch_and_no_batch_is_too_large_or_too_uneven(lengths, most):
     found = list(batches(lengths, most))
     assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
@@ -177,8 +177,8 @@ def test_each_text_is_in_one_batch_and_no_batch_is_too_large_or_too_uneven(lengt
         sizes = [lengths[place] for place in batch]
         assert 0 < len(sizes) <= most
         assert sizes == sorted(sizes, reverse=True)
-        assert sum(sizes[0] - size for size in sizes) <= BATCH_COSTS
-        assert len(sizes) == 1 or sizes[0] * len(sizes) <= MOST_CHARACTERS
+        assert sum(sizes[0] - size for size in sizes) <= BATCH_COST_CHARACTERS
+        assert len(sizes) == 1 or sizes[0] * len(sizes) <= MAX_BATCH_CHARACTERS
     firsts = [lengths[batch[0]] for batch in found]
     assert firsts == sorted(firsts, reverse=True)
 
@@ -252,7 +252,7 @@ def failure(folder, **options):
 def test_a_folder_that_has_gone_is_named():
     with copied_model() as folder:
         embedder = Embedder(f"local:{folder}", cache=False)
-    with embedder, pytest.raises(BadRequestError, match=f"the folder of the model model is gone: {folder}"):
+    with embedder, pytest.raises(BadRequestError, match=f"The folder of the model model no longer exists: {folder}"):
         embedder.embed(["x"])
 
 
@@ -262,7 +262,7 @@ def test_a_device_that_is_not_there_is_named():
     if torch.cuda.is_available():
         pytest.skip("the suite names no device that is not here")
     with copied_model() as folder:
-        assert "model in model cannot be loaded: " in failure(folder, device="cuda")
+        assert "model model cannot be loaded: " in failure(folder, device="cuda")
 
 
 def test_weights_that_are_damaged_are_an_error_that_says_so():
@@ -289,7 +289,7 @@ def test_a_model_whose_architecture_is_code_of_its_own_is_refused_and_not_run():
         configure(folder, "config.json", model_type="mine", architectures=["MineModel"], auto_map=own)
         for name in ("configuration_mine.py", "modeling_mine.py"):
             (folder / name).write_text("raise SystemExit('this code was run')")
-        assert "brings code of its own, which is never run here" in failure(folder)
+        assert "has custom code, which is never run here" in failure(folder)
 
 
 def test_a_file_behind_a_linked_folder_is_part_of_a_model_s_identity(tmp_path):
@@ -316,7 +316,7 @@ def test_a_pool_whose_processes_were_killed_is_an_outage_and_is_started_again():
         assert model._pool is pool
         for process in pool["processes"]:
             process.kill()
-        with pytest.raises(UnavailableError, match="2 of a model's 2 processes have ended"):
+        with pytest.raises(UnavailableError, match="2 of 2 model processes have ended"):
             model.embed(batch)
         assert np.array_equal(model.embed(batch).vectors, rows)
     finally:

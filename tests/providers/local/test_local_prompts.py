@@ -90,14 +90,14 @@ def test_a_path_that_is_no_folder_of_a_cache_is_its_own_name(tmp_path):
 
 def test_a_model_that_was_not_downloaded_whole_is_refused(hub):
     (in_hub_cache(hub, E5) / "modules.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"in the local Hugging Face cache holds no modules\.json"):
+    with pytest.raises(ConfigurationError, match=r"in the local Hugging Face cache has no modules\.json"):
         Embedder(f"local:{E5}", cache=False)
 
 
 def test_a_folder_that_holds_another_model_than_its_row_says_is_refused(hub):
     """Vectors of another width under the catalogue's facts: someone has put a model into the wrong place."""
     in_hub_cache(hub, "intfloat/e5-base-v2")  # whose row says 768
-    with pytest.raises(ConfigurationError, match=r"a model of 384 dimensions, and the catalogue, .* has 768"):
+    with pytest.raises(ConfigurationError, match=r"384 dimensions, but the catalogue .* states 768"):
         Embedder("local:intfloat/e5-base-v2", cache=False)
 
 

@@ -1,4 +1,4 @@
-"""What is known of models: dimensions, limits and prices as data, with their sources."""
+"""Catalogue of models: dimensions, limits and prices, with their sources."""
 
 from __future__ import annotations
 
@@ -14,98 +14,110 @@ from typing import Any
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import ModelInfo
-from embedkit_core.providers.catalogue.rows import merged, unknown
+from embedkit_core.providers.catalogue.rows import merge_fields, not_a_mapping, unknown_model
 
 FILE_VARIABLE = "RAG_EMBEDKIT_MODELS"
-LARGEST = 10_000_000  # bytes of a file of the user's
-ALIKE = 0.87  # difflib's ratio, above which a name is a slip of another
+MAX_FILE_BYTES = 10_000_000  # of the user's file
+MIN_SIMILARITY = 0.87  # difflib ratio from which a name counts as misspelled
 SEPARATORS = re.compile(r"[-_./: ]+")
 
 
 def models(provider: str | None = None, *, status: str | None = None, name: str | None = None) -> tuple[ModelInfo, ...]:
-    """Give the models that the library knows, those of the user's file first; each argument leaves out others.
+    """Return the models of the catalogue that match all arguments, those of the user's file first.
 
-    Any other name works as well: these are the ones whose dimensions, limits and prices need not be given.
+    Models that are not in the catalogue can be used too; pass their facts as `model_info`.
+
+    Args:
+        provider: Name of the provider.
+        status: "current", "legacy" or "retired".
+        name: Model name without the provider prefix.
 
     Raises:
-        ConfigurationError: no model has such a provider or status, or the file that RAG_EMBEDKIT_MODELS names is no
-            list of models.
+        ConfigurationError: No model has the provider or status, or the file named by RAG_EMBEDKIT_MODELS is invalid.
+
+    Example:
+        ```python
+        from embedkit_core import models
+
+        [row] = models("openai", name="text-embedding-3-small")
+        ```
     """
-    asked = {"provider": provider, "status": status, "name": name}
+    filters = {"provider": provider, "status": status, "name": name}
     for field, value in (("provider", provider), ("status", status)):
         known = {getattr(row, field) for row in rows()}
         if value is not None and value not in known:
-            hint = suggest(value, known) or f"there are {', '.join(sorted(known))}"
-            raise ConfigurationError(f"no model of the catalogue has the {field} {value!r:.60}; {hint}")
-    wanted = {field: value for field, value in asked.items() if value is not None}
-    return tuple(row for row in rows() if all(getattr(row, field) == value for field, value in wanted.items()))
+            hint = suggest(value, known) or f"use {', '.join(sorted(known))}"
+            raise ConfigurationError(f"{field}: no model in the catalogue has the {field} {value!r:.60}; {hint}")
+    used = {field: value for field, value in filters.items() if value is not None}
+    return tuple(row for row in rows() if all(getattr(row, field) == value for field, value in used.items()))
 
 
 def rows() -> tuple[ModelInfo, ...]:
-    """Give every row: the user's own, which stand in place of ours of the same name, then ours."""
+    """Return all rows: those of the user's file, then the built-in ones that it does not replace."""
     file = os.environ.get(FILE_VARIABLE)
-    return _with_file(file) if file else _ours()
+    return _rows_with_file(file) if file else _builtin_rows()
 
 
 @cache
-def _ours() -> tuple[ModelInfo, ...]:
+def _builtin_rows() -> tuple[ModelInfo, ...]:
     text = Path(__file__).with_name("models.json").read_text(encoding="utf-8")
-    return tuple(_read(json.loads(text)["models"], "the catalogue", {}))
+    return tuple(_parse_rows(json.loads(text)["models"], "the catalogue", {}))
 
 
 @cache
-def _with_file(file: str) -> tuple[ModelInfo, ...]:
-    """Read the user's file, once a process."""
-    ours = {(row.provider, row.name): row for row in _ours()}
-    theirs = {(row.provider, row.name): row for row in _read(_listed(file), f"{FILE_VARIABLE}={file}", ours)}
-    return tuple({**theirs, **{key: row for key, row in ours.items() if key not in theirs}}.values())
+def _rows_with_file(file: str) -> tuple[ModelInfo, ...]:
+    """Return all rows with those of the user's file, which is read once per process."""
+    builtin = {(row.provider, row.name): row for row in _builtin_rows()}
+    parsed = _parse_rows(_load_file(file), f"{FILE_VARIABLE}={file}", builtin)
+    user = {(row.provider, row.name): row for row in parsed}
+    return tuple({**user, **{key: row for key, row in builtin.items() if key not in user}}.values())
 
 
-def _listed(file: str) -> list[Any]:
+def _load_file(file: str) -> list[Any]:
     flaw = ""
     try:
         path = Path(file).expanduser()
-        if path.stat().st_size > LARGEST:
-            flaw = f"it is larger than {LARGEST:,} bytes"
+        if path.stat().st_size > MAX_FILE_BYTES:
+            flaw = f"it is larger than {MAX_FILE_BYTES:,} bytes"
         else:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and isinstance(found.get("models"), list):
-                return list(found["models"])
-            flaw = 'it is no object such as {"models": [{"provider": "openai", "name": "...", ...}]}'
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and isinstance(content.get("models"), list):
+                return list(content["models"])
+            flaw = 'it is not an object such as {"models": [{"provider": "openai", "name": "...", ...}]}'
     except OSError as error:
         flaw = type(error).__name__
     except (ValueError, RecursionError):
-        flaw = "it is no JSON"
-    raise ConfigurationError(f"the file that {FILE_VARIABLE} names ({file}) cannot be used: {flaw}")
+        flaw = "it is not valid JSON"
+    raise ConfigurationError(f"{FILE_VARIABLE}: the file {file} cannot be used: {flaw}")
 
 
-def _read(raw: Sequence[Any], where: str, known: Mapping[tuple[str, str], ModelInfo]) -> Iterator[ModelInfo]:
-    for place, one in enumerate(raw):
-        fields = dict(one) if isinstance(one, dict) else {}
+def _parse_rows(raw: Sequence[Any], where: str, known: Mapping[tuple[str, str], ModelInfo]) -> Iterator[ModelInfo]:
+    for position, raw_row in enumerate(raw):
+        fields = dict(raw_row) if isinstance(raw_row, dict) else {}
         provider, name = fields.pop("provider", None), fields.pop("name", None)
         if not isinstance(provider, str) or not isinstance(name, str):
-            raise ConfigurationError(f"{where}, model {place + 1}: give it a provider and a name")
-        at = f"{where}, model {provider}:{name}"
-        base = known.get((provider, name)) or unknown(provider, name)
-        yield merged(_like(base, fields, at), fields, at)
+            raise ConfigurationError(f"{where}, model {position + 1}: provider and name are required")
+        where_row = f"{where}, model {provider}:{name}"
+        base = known.get((provider, name)) or unknown_model(provider, name)
+        yield merge_fields(_apply_like(base, fields, where_row), fields, where_row)
 
 
-def _like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInfo:
-    """Take out `like` and give the row with the facts of the model it names, under the name of its own."""
+def _apply_like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInfo:
+    """Remove `like` from `fields` and return the row that it names, with the name of `base`."""
     like = fields.pop("like", None)
     if like is None:
         return base
     provider, _, name = like.partition(":") if isinstance(like, str) else ("", "", "")
-    found = next((row for row in _ours() if (row.provider, row.name) == (provider, name)), None)
-    if found is None:
-        meant = suggest_model(name or like, among=_ours()) if isinstance(like, str) else ""
-        hint = meant or "write provider:model, of embedkit_core.models()"
-        raise ConfigurationError(f"{where}: like={like!r:.80} is no model of the catalogue; {hint}")
-    return replace(found, name=base.name)
+    row = next((row for row in _builtin_rows() if (row.provider, row.name) == (provider, name)), None)
+    if row is None:
+        hint = suggest_model(name or like, among=_builtin_rows()) if isinstance(like, str) else ""
+        hint = hint or "use provider:model from embedkit_core.models()"
+        raise ConfigurationError(f"{where}: like must name a model in the catalogue (got {like!r:.80}); {hint}")
+    return replace(row, name=base.name)
 
 
 def find(name: str, provider: str | None = None) -> ModelInfo | None:
-    """Give the row of a model, at whatever provider where none is named."""
+    """Return the row of a model, of any provider if `provider` is None."""
     for row in rows():
         if row.name == name and provider in (None, row.provider):
             return row
@@ -113,59 +125,63 @@ def find(name: str, provider: str | None = None) -> ModelInfo | None:
 
 
 def find_for(
-    name: str, providers: Sequence[str], given: Mapping[str, Any] | None, otherwise: ModelInfo
+    name: str, providers: Sequence[str], model_info: Mapping[str, Any] | None, default: ModelInfo
 ) -> ModelInfo | None:
-    """Give the row of a model at the first of these providers that has one, with what the user knows better.
+    """Return the row of a model with the user's `model_info` applied, None if there is neither.
 
-    `otherwise` is what is to be thought of a model that has no row, where the user says something of it. Its limits are
-    those of requests to the first provider, also for a model of another, whose price is not known there.
+    Args:
+        name: Model name without the provider prefix.
+        providers: Providers whose rows apply, in order. If the row is not of the first one, its price is removed and
+            its request limits are those of `default`.
+        model_info: Fields that the user overrides.
+        default: Row of a model that is not in the catalogue.
 
     Raises:
-        ConfigurationError: naming what is wrong in what was `given`.
+        ConfigurationError: `model_info` is invalid.
     """
-    if given is not None and not isinstance(given, Mapping):
-        raise ConfigurationError("model_info must be a mapping from fields of the catalogue to their values")
-    found = next((row for provider in providers if (row := find(name, provider))), None)
-    if given is None and found is None:
+    if model_info is not None and not isinstance(model_info, Mapping):
+        raise not_a_mapping("model_info", model_info)
+    known = next((row for provider in providers if (row := find(name, provider))), None)
+    if model_info is None and known is None:
         return None
-    fields = dict(given or {})
-    base = _like(found or otherwise, fields, "model_info")
+    fields = dict(model_info or {})
+    base = _apply_like(known or default, fields, "model_info")
     if base.provider != providers[0]:
-        limits = replace(otherwise.limits, text_tokens=base.limits.text_tokens)
+        limits = replace(default.limits, text_tokens=base.limits.text_tokens)
         base = replace(base, limits=limits, usd_per_million=None, usd_per_million_batch=None)
-    row = merged(base, fields, "model_info")
-    if found is not None and found.dimensions and "like" not in (given or {}):
-        _refuse_other_default(found, row)
+    row = merge_fields(base, fields, "model_info")
+    if known is not None and known.dimensions and "like" not in (model_info or {}):
+        _check_default_dimensions(known, row)
     return row
 
 
-def _refuse_other_default(known: ModelInfo, row: ModelInfo) -> None:
-    """Refuse another default of a model whose own is known: nothing would tell the provider."""
+def _check_default_dimensions(known: ModelInfo, row: ModelInfo) -> None:
+    """Reject other default dimensions for a known model, because they would not be sent to the provider."""
     if row.dimensions != known.dimensions:
         raise ConfigurationError(
-            f"model_info: {known.name} has {known.dimensions} dimensions where none are asked for; ask for others by "
-            "dimensions="
+            f"model_info: the default dimensions of {known.name} are {known.dimensions} (got {row.dimensions}). "
+            "Request other dimensions with dimensions=."
         )
 
 
 def suggest_model(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str:
     """Return "did you mean 'provider:model'?" if `name` is close to a model of the catalogue, else "".
 
-    Names that differ in a number are two models, of which one may be newer than this catalogue.
+    A name that differs in a number is not close, because it may be a model newer than the catalogue.
     """
-    spelled, numbers = _spelled(name), _numbers(name)
+    normalized, numbers = _normalized_name(name), _numbers(name)
     names = {
-        _spelled(row.name): f"{row.provider}:{row.name}"
+        _normalized_name(row.name): f"{row.provider}:{row.name}"
         for row in reversed(rows() if among is None else among)
         if provider in (None, row.provider) and _numbers(row.name) == numbers
     }
-    return suggest(spelled, names, cutoff=ALIKE)
+    return suggest(normalized, names, cutoff=MIN_SIMILARITY)
 
 
 def _numbers(name: str) -> list[str]:
-    """Give the numbers in a name; 4 and 4.0 are the same."""
+    """Return the numbers in a name; 4.0 counts as 4."""
     return re.findall(r"\d+", re.sub(r"(?<=\d)[.-]0(?!\d)", "", name))
 
 
-def _spelled(name: str) -> str:
+def _normalized_name(name: str) -> str:
     return SEPARATORS.sub("-", name.strip().lower())

@@ -1,4 +1,4 @@
-"""A row of the catalogue, from what a file or a user says: every field checked, every flaw named."""
+"""Rows of the catalogue from the fields of a file or `model_info`, with a check of each field. No I/O."""
 
 from __future__ import annotations
 
@@ -12,151 +12,164 @@ from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import InputType, Limits, ModelInfo
 from embedkit_core.common.vectors import Cut, DType
 
-MOST = 1 << 20  # dimensions, beyond any model
+MAX_DIMENSIONS = 1 << 20  # more than any model has
 
 
-class _WrongError(Exception):
-    """What a value should have been."""
+class _FieldError(Exception):
+    """A field has an invalid value; the message describes valid ones."""
 
 
-def merged(base: ModelInfo, given: Mapping[str, Any], where: str) -> ModelInfo:
-    """Give a row in which the fields given stand in place of the base's; `where` says who gave them.
+def not_a_mapping(where: str, value: object) -> ConfigurationError:
+    """Return the error for fields that are not a mapping."""
+    return ConfigurationError(
+        f"{where}: must be a mapping from catalogue fields to values (got {type(value).__name__}). "
+        "Pass {field: value}."
+    )
+
+
+def merge_fields(base: ModelInfo, given: Mapping[str, Any], where: str) -> ModelInfo:
+    """Return `base` with other values for the given fields.
+
+    Args:
+        base: The row to change.
+        given: New values by field name.
+        where: Where the fields come from, for error messages.
 
     Raises:
-        ConfigurationError: naming the field, and the nearest that there is.
+        ConfigurationError: A field is unknown, or its value is invalid.
     """
     if not isinstance(given, Mapping):
-        raise ConfigurationError(f"{where} must be a mapping from fields of the catalogue to their values")
+        raise not_a_mapping(where, given)
     fields: dict[str, Any] = {}
     limits: dict[str, Any] = {}
     for name, value in given.items():
         if name not in _FIELDS:
-            hint = suggest(name, list(_FIELDS)) or f"there are {', '.join(_FIELDS)}"
-            raise ConfigurationError(f"{where} has no field {str(name)!r:.60}; {hint}")
+            hint = suggest(name, list(_FIELDS)) or f"use {', '.join(_FIELDS)}"
+            raise ConfigurationError(f"{where}: unknown field {str(name)!r:.60}; {hint}")
         try:
-            read = _FIELDS[name](value)
-        except _WrongError as flaw:
-            raise ConfigurationError(f"{where}: {name} must be {flaw}, not {value!r:.60}") from None
-        (limits if name in _LIMITS else fields)[_LIMITS.get(name, name)] = read
+            checked = _FIELDS[name](value)
+        except _FieldError as expected:
+            raise ConfigurationError(f"{where}: {name} must be {expected} (got {value!r:.60})") from None
+        (limits if name in _LIMITS else fields)[_LIMITS.get(name, name)] = checked
     row = replace(base, limits=replace(base.limits, **limits), **fields)
     if row.dimensions and row.allowed_dimensions and row.dimensions not in row.allowed_dimensions:
         if "allowed_dimensions" in given:
-            raise ConfigurationError(f"{where}: the dimensions {row.dimensions} are not among allowed_dimensions")
+            raise ConfigurationError(f"{where}: dimensions must be among allowed_dimensions (got {row.dimensions})")
         row = replace(row, allowed_dimensions=(row.dimensions,))
     return row
 
 
-def unknown(provider: str, name: str) -> ModelInfo:
-    """Give the row of a model of which nothing is known."""
+def unknown_model(provider: str, name: str) -> ModelInfo:
+    """Return a row in which every fact is unknown."""
     return ModelInfo(provider, name, None, None, Limits(), None, "unknown", "")
 
 
 def as_json(row: ModelInfo) -> dict[str, Any]:
-    """Give a row as the file has it."""
+    """Return a row with the fields of the JSON file."""
     allowed: Any = row.allowed_dimensions
     if isinstance(allowed, range):
         allowed = {"min": allowed.start, "max": allowed.stop - 1}
-    known = {name: getattr(row, name) for name in _FIELDS if name not in _LIMITS}
-    known |= {name: getattr(row.limits, of) for name, of in _LIMITS.items()}
-    prices = {n: None if known[n] is None else str(known[n]) for n in known if n.startswith("usd_")}
-    return known | prices | {"allowed_dimensions": allowed, "prompts": dict(row.prompts), "dtypes": list(row.dtypes)}
+    fields = {name: getattr(row, name) for name in _FIELDS if name not in _LIMITS}
+    fields |= {name: getattr(row.limits, limit) for name, limit in _LIMITS.items()}
+    prices = {n: None if v is None else str(v) for n, v in fields.items() if n.startswith("usd_")}
+    return fields | prices | {"allowed_dimensions": allowed, "prompts": dict(row.prompts), "dtypes": list(row.dtypes)}
 
 
-def _whole(value: Any, most: int = 10**12) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise _WrongError("a whole number of at least 1")
+def _whole(value: Any, maximum: int = 10**12) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise _FieldError("a whole number of at least 1")
     return value
 
 
 def _price(value: Any) -> Decimal:
-    flaw = _WrongError("a price in USD, 0 or more")
+    error = _FieldError("a price in USD, 0 or more")
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        raise flaw
+        raise error
     try:
-        price = Decimal(str(value))  # never through the binary digits of a float
+        price = Decimal(str(value))  # str keeps the decimal digits of a float
     except InvalidOperation:
-        raise flaw from None
+        raise error from None
     if not price.is_finite() or price < 0:
-        raise flaw
+        raise error
     return price
 
 
-def _choices(value: Any) -> tuple[int, ...] | range:
-    flaw = _WrongError('a list of whole numbers, or {"min": 1, "max": 1536}')
+def _allowed_dimensions(value: Any) -> tuple[int, ...] | range:
+    error = _FieldError('a list of whole numbers, or {"min": 1, "max": 1536}')
     if isinstance(value, range) and value.step == 1 and len(value) and value.start >= 1:
         return value
     if isinstance(value, Mapping):
         if value.keys() != {"min", "max"}:
-            raise flaw
-        least, most = _whole(value["min"], MOST), _whole(value["max"], MOST)
-        if least > most:
-            raise flaw
-        return range(least, most + 1)
+            raise error
+        minimum, maximum = _whole(value["min"], MAX_DIMENSIONS), _whole(value["max"], MAX_DIMENSIONS)
+        if minimum > maximum:
+            raise error
+        return range(minimum, maximum + 1)
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise flaw
-    return tuple(sorted(_whole(n, MOST) for n in value))
+        raise error
+    return tuple(sorted(_whole(n, MAX_DIMENSIONS) for n in value))
 
 
 def _prompts(value: Any) -> dict[InputType, str]:
-    roles = get_args(InputType)
-    if not isinstance(value, Mapping) or not all(k in roles and isinstance(v, str) for k, v in value.items()):
-        raise _WrongError('a mapping such as {"query": "query: ", "document": "passage: "}')
+    names = get_args(InputType)
+    if not isinstance(value, Mapping) or not all(k in names and isinstance(v, str) for k, v in value.items()):
+        raise _FieldError('a mapping such as {"query": "query: ", "document": "passage: "}')
     return dict(value)
 
 
-def _types(value: Any) -> tuple[DType, ...]:
+def _dtypes(value: Any) -> tuple[DType, ...]:
     known = get_args(DType)
     if isinstance(value, str) or not isinstance(value, Sequence) or not value or not all(v in known for v in value):
-        raise _WrongError(f"a list of {', '.join(known)}")
+        raise _FieldError(f"a list of {', '.join(known)}")
     return tuple(value)
 
 
 def _one_of(*allowed: Any) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
-        if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
-            raise _WrongError(f"one of {', '.join(map(repr, allowed))}")
+        if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in allowed):
+            raise _FieldError(f"one of {', '.join(map(repr, allowed))}")
         return value
 
     return check
 
 
-def _words(value: Any) -> str:
+def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise _WrongError("a string")
+        raise _FieldError("a string")
     return value
 
 
-def _maybe(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
-# Fields that change no vector.
-VECTORLESS = frozenset(
+# Fields that do not change vectors.
+NON_VECTOR_FIELDS = frozenset(
     {"text_tokens", "request_texts", "request_tokens", "usd_per_million", "usd_per_million_batch", "price_source"}
     | {"status", "released", "retired", "successor", "tokenizer", "checked_on", "source", "note"}
 )
 _LIMITS = {"text_tokens": "text_tokens", "request_texts": "texts", "request_tokens": "tokens"}
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
-    "status": _words,
-    "released": _maybe(_words),
-    "retired": _maybe(_words),
-    "successor": _maybe(_words),
-    "dimensions": _maybe(lambda value: _whole(value, MOST)),
-    "allowed_dimensions": _maybe(_choices),
-    "cut": _maybe(_one_of(*get_args(Cut))),
-    "dtypes": _types,
+    "status": _string,
+    "released": _optional(_string),
+    "retired": _optional(_string),
+    "successor": _optional(_string),
+    "dimensions": _optional(lambda value: _whole(value, MAX_DIMENSIONS)),
+    "allowed_dimensions": _optional(_allowed_dimensions),
+    "cut": _optional(_one_of(*get_args(Cut))),
+    "dtypes": _dtypes,
     "unit_length": _one_of(True, False, None),
     "asymmetric": _one_of(True, False),
     "prompts": _prompts,
-    "space": _maybe(_words),
-    "tokenizer": _maybe(_words),
-    "text_tokens": _maybe(_whole),
+    "space": _optional(_string),
+    "tokenizer": _optional(_string),
+    "text_tokens": _optional(_whole),
     "request_texts": _whole,
-    "request_tokens": _maybe(_whole),
-    "usd_per_million": _maybe(_price),
-    "usd_per_million_batch": _maybe(_price),
-    "checked_on": _maybe(_words),
-    "source": _words,
-    "price_source": _maybe(_words),
-    "note": _maybe(_words),
+    "request_tokens": _optional(_whole),
+    "usd_per_million": _optional(_price),
+    "usd_per_million_batch": _optional(_price),
+    "checked_on": _optional(_string),
+    "source": _string,
+    "price_source": _optional(_string),
+    "note": _optional(_string),
 }

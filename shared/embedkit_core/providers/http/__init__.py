@@ -1,1 +1,1 @@
-"""What HTTP providers share: connections, decoding, headers, refusals, redaction."""
+"""Shared parts of HTTP providers: connections, decoding, headers, error responses and redaction."""

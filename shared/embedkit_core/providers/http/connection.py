@@ -1,4 +1,4 @@
-"""How a provider is reached: headers of the user's own, a proxy, certificates. None of it is part of a key."""
+"""Connection settings of the user: headers, proxy and certificates. They are not part of cache keys."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from embedkit_core.providers.secrets import SALT
 if TYPE_CHECKING:
     import ssl
 
-SHORTEST = 4  # characters of a part of a header that may be a secret
-OF_THE_MESSAGE = frozenset({"content-length", "content-type", "transfer-encoding", "connection", "host"})
+MIN_SECRET_CHARACTERS = 4  # shorter parts of a header are not treated as secrets
+RESERVED_HEADERS = frozenset({"content-length", "content-type", "transfer-encoding", "connection", "host"})
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What the user says of the way to a provider; headers and the proxy's address may hold secrets.
+    """Headers, proxy and certificates for requests to a provider. Headers and proxy may contain secrets.
 
-    It is `lost` where it had secrets and came out of a pickle without them.
+    Attributes:
+        headers: Additional headers of each request.
+        proxy: Address of the proxy, None to use the environment's.
+        ca_bundle: Path of a PEM file with trusted certificates.
+        lost: True if headers or proxy were dropped when the embedder was pickled.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -35,53 +39,53 @@ class Connection:
 
     @property
     def fingerprint(self) -> str:
-        """Tell two connections apart within this process, without showing either."""
+        """Salted digest that distinguishes connections within this process."""
         parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle))
         return hashlib.sha256(SALT + parts.encode()).hexdigest()
 
     @property
     def authorization(self) -> str | None:
-        """The Authorization header of the user's own, which stands in place of the key's."""
+        """The user's Authorization header, which replaces the one with the API key."""
         return next((value for name, value in self.headers.items() if name.lower() == "authorization"), None)
 
     def secrets_with(self, key: str) -> list[str]:
-        """Give the key and all that headers and proxy hold, as a whole and in parts, which no message may repeat."""
-        held = [*self.headers.values(), *([self.proxy] if self.proxy else [])]
-        parts = [part for one in held for part in re.split(r"[\s:/@,;=]+", one) if len(part) >= SHORTEST]
-        return [key, *held, *parts]
+        """Return the key, and the values of headers and proxy and their parts. No message may contain any of them."""
+        values = [*self.headers.values(), *([self.proxy] if self.proxy else [])]
+        parts = [part for value in values for part in re.split(r"[\s:/@,;=]+", value)]
+        return [key, *values, *(part for part in parts if len(part) >= MIN_SECRET_CHARACTERS)]
 
     def __bool__(self) -> bool:
         return bool(self.headers or self.proxy or self.ca_bundle or self.lost)
 
     def check_not_lost(self) -> None:
-        """Raise AuthenticationError where the headers or the proxy stayed behind in another process."""
+        """Raise AuthenticationError if headers or proxy were not pickled."""
         if self.lost:
             raise AuthenticationError(
-                "headers and proxy given in another process are not pickled, as they may hold secrets; give "
-                "pickle_api_key=True there, or make the embedder here"
+                "The headers and proxy were not pickled, because they may contain secrets. Pass pickle_api_key=True to "
+                "the pickled embedder, or create the embedder in this process."
             )
 
     def proxy_for(self, url: str) -> str | None:
-        """Give the proxy to an address: the user's, else the environment's (HTTPS_PROXY, NO_PROXY); None for none."""
+        """Return the proxy for an address: the user's, else the environment's (HTTPS_PROXY, NO_PROXY), else None."""
         if self.proxy is not None:
             return self.proxy
         from urllib.request import getproxies, proxy_bypass
 
         parts = urlsplit(url)
-        known = getproxies()
-        found = known.get(parts.scheme) or known.get("all")
-        if not found or proxy_bypass(parts.netloc):
+        proxies = getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        if not proxy or proxy_bypass(parts.netloc):
             return None
-        address = found if "://" in found else f"http://{found}"
-        if not _is_proxy(address):  # to go past it in silence would be worse
+        address = proxy if "://" in proxy else f"http://{proxy}"
+        if not _is_proxy(address):  # an error, because a silent direct connection would bypass the proxy
             raise ConfigurationError(
-                f"the environment variable {parts.scheme.upper()}_PROXY names no proxy such as "
-                "http://proxy.example:3128; proxy= takes another, and NO_PROXY the hosts that need none"
+                f"The environment variable {parts.scheme.upper()}_PROXY is not a proxy address such as "
+                "http://proxy.example:3128. Correct it, pass proxy=, or list hosts without a proxy in NO_PROXY."
             )
         return address
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """Give what trusts the user's certificates, None for the client's own choice."""
+        """Return a context that trusts the certificates of `ca_bundle`, None for the client's default."""
         if self.ca_bundle is None:
             return None
         import ssl
@@ -90,32 +94,38 @@ class Connection:
             return ssl.create_default_context(cafile=self.ca_bundle)
         except (OSError, ssl.SSLError) as error:
             flaw = type(error).__name__
-        raise ConfigurationError(f"ca_bundle={self.ca_bundle!r} holds no certificates that can be read ({flaw})")
+        raise ConfigurationError(
+            f"ca_bundle: the file has no readable certificates: {flaw} (got {self.ca_bundle!r}). Pass a PEM file."
+        )
 
 
 def connection(
     headers: Mapping[str, str] | None, proxy: str | None, ca_bundle: str | PathLike[str] | None
 ) -> Connection:
-    """Check what the user gave and make a connection of it.
+    """Check the user's connection arguments and return them as a Connection.
 
     Raises:
-        ConfigurationError: naming the argument, without its value.
+        ConfigurationError: An argument is invalid. The message has its name and no secret value.
     """
     if headers is not None and not isinstance(headers, Mapping):
-        raise ConfigurationError("headers must be a mapping from names to values")
-    spelled = [name.lower() for name in headers or {} if isinstance(name, str)]
+        raise ConfigurationError(
+            f"headers: must be a mapping from names to values (got {type(headers).__name__}). Pass {{name: value}}."
+        )
+    names = [name.lower() for name in headers or {} if isinstance(name, str)]
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigurationError("headers holds a name that HTTP does not have; give {name: value}")
-        if name.lower() in OF_THE_MESSAGE or spelled.count(name.lower()) > 1:
-            raise ConfigurationError(f"headers[{name!r}] is set by the client itself, or given twice")
+            raise ConfigurationError("headers: contains a name that HTTP does not allow. Pass {name: value}.")
+        if name.lower() in RESERVED_HEADERS or names.count(name.lower()) > 1:
+            raise ConfigurationError(f"headers: {name!r} is set by the client or appears twice. Remove it.")
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise ConfigurationError(f"headers[{name!r}] must be a string that HTTP can carry")
+            raise ConfigurationError(f"headers: the value of {name!r} must be a printable ASCII string. Correct it.")
     if proxy is not None and (not isinstance(proxy, str) or not _is_proxy(proxy)):
-        raise ConfigurationError("proxy must be an address such as http://proxy.example:3128")
+        raise ConfigurationError("proxy: not a valid address. Pass an address such as http://proxy.example:3128.")
     if ca_bundle is not None:
         if not isinstance(ca_bundle, (str, PathLike)) or not Path(ca_bundle).expanduser().is_file():
-            raise ConfigurationError(f"ca_bundle={str(ca_bundle)!r:.200} is no file; give the path of a PEM file")
+            raise ConfigurationError(
+                f"ca_bundle: not a file (got {str(ca_bundle)!r:.200}). Pass the path of a PEM file."
+            )
         ca_bundle = str(Path(ca_bundle).expanduser().absolute())
     return Connection(dict(headers or {}), proxy, ca_bundle)
 

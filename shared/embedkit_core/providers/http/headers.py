@@ -1,4 +1,4 @@
-"""What providers say in the headers of an answer: how long to wait, and what is left of their limits."""
+"""Retry delays and rate limits in the headers of a response. No I/O."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from embedkit_core.common.types import LimitStatus, RateLimitStatus
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
-_DAY = 86_400.0
+_MAX_RESET_SECONDS = 86_400.0
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Read how many seconds a server asks to wait, from `retry-after-ms` or `retry-after` (seconds or an HTTP date).
+    """Return the seconds to wait from `retry-after-ms` or `retry-after` (seconds or an HTTP date), None without either.
 
-    `now` is the wall-clock time in seconds since the epoch; header names are lower case.
+    Args:
+        headers: Headers with names in lower case.
+        now: Wall-clock time in seconds since the epoch.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)
@@ -42,25 +44,25 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     return max(0.0, date.timestamp() - now)
 
 
-def headroom(headers: Mapping[str, str]) -> RateLimitStatus | None:
-    """Read `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; None where there is nothing of it to believe.
+def rate_limit_status(headers: Mapping[str, str]) -> RateLimitStatus | None:
+    """Return the limits in `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, None if none is plausible.
 
-    Header names are lower case. A reset is a duration as Go writes it ("6m0s", "12ms"), or a number of seconds.
+    Header names are lower case. A reset is a Go duration ("6m0s", "12ms") or a number of seconds.
     Source: OpenAI, https://platform.openai.com/docs/guides/rate-limits, read 2026-11-20.
     """
-    requests, tokens = _allowance(headers, "requests"), _allowance(headers, "tokens")
+    requests, tokens = _limit_status(headers, "requests"), _limit_status(headers, "tokens")
     return RateLimitStatus(requests, tokens) if requests or tokens else None
 
 
-def _allowance(headers: Mapping[str, str], of: str) -> LimitStatus | None:
-    limit, remaining = (_number(headers.get(f"x-ratelimit-{what}-{of}")) for what in ("limit", "remaining"))
+def _limit_status(headers: Mapping[str, str], unit: str) -> LimitStatus | None:
+    limit, remaining = (_number(headers.get(f"x-ratelimit-{field}-{unit}")) for field in ("limit", "remaining"))
     if limit is None or remaining is None or limit < 1 or remaining > limit:
         return None
-    return LimitStatus(limit, remaining, duration(headers.get(f"x-ratelimit-reset-{of}")))
+    return LimitStatus(limit, remaining, parse_duration(headers.get(f"x-ratelimit-reset-{unit}")))
 
 
-def duration(text: str | None) -> float | None:
-    """Give the seconds of a duration as Go writes it, or of a plain number; None for what is neither."""
+def parse_duration(text: str | None) -> float | None:
+    """Return the seconds of a Go duration or a plain number, None for anything else."""
     if not text:
         return None
     seconds = _number(text)
@@ -69,7 +71,7 @@ def duration(text: str | None) -> float | None:
         if not parts or "".join(number + unit for number, unit in parts) != text:
             return None
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    return seconds if seconds <= _DAY else None  # more is no duration, but a date
+    return seconds if seconds <= _MAX_RESET_SECONDS else None  # more is a date, not a duration
 
 
 def _number(text: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Base class of the providers that are reached through HTTP: settings, key, endpoint and account."""
+"""Base class of HTTP providers: settings, API key, endpoint and account."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ PLACEHOLDER_KEY = "no-key-needed"
 
 
 class HTTPProvider(Provider):
-    """A model behind an HTTP API; a subclass adds the address, the fields of a request and the client.
+    """A model behind an HTTP API. A subclass adds the address, the fields of a request and the client.
 
-    `dimensions_field` names the field of a request that has the dimensions.
+    Attributes:
+        dimensions_field: Name of the request field for the dimensions.
     """
 
     dimensions_field: ClassVar[str] = "dimensions"
@@ -23,16 +24,16 @@ class HTTPProvider(Provider):
     secret: Secret
 
     def __init__(self, settings: ProviderSettings, canonical: str, secret: Secret | None, *, needs_key: bool) -> None:
-        """Read the settings that every HTTP provider has.
+        """Set the attributes that all HTTP providers share.
 
         Args:
             settings: The user's settings for this model.
-            canonical: The canonical address of the requests, "" if each request's key decides it.
-            secret: The key, None if there is none.
-            needs_key: Whether a server at another address than the provider's own needs a key too.
+            canonical: The canonical address of the requests, "" if it depends on the key of each request.
+            secret: The API key, None if there is none.
+            needs_key: True if a server at a custom address needs a key too.
 
         Raises:
-            ConfigurationError: There is no key, and the server needs one.
+            ConfigurationError: The API key is missing and the server needs one.
         """
         info = settings.info
         default = info.dimensions if info else None
@@ -40,8 +41,8 @@ class HTTPProvider(Provider):
         self.endpoint = "" if self.is_own_host(settings.base_url) else canonical
         if secret is None and (needs_key or not self.endpoint):
             raise ConfigurationError(
-                f"no API key for {self.name}:{self.model}: pass api_key=, or set the environment variable "
-                f"{self.key_variable}"
+                f"No API key for {self.name}:{self.model}. Pass api_key= or set the environment variable "
+                f"{self.key_variable}."
             )
         self.secret = secret or Secret(PLACEHOLDER_KEY)
         self.connection = settings.connection
@@ -54,14 +55,14 @@ class HTTPProvider(Provider):
         self._prompts = settings.prompts
 
     def request_fields(self, input_type: InputType, /, **fields: Any) -> dict[str, Any]:
-        """Return the request without its texts: model, `fields`, dimensions, options and prompt.
+        """Return the request body without texts: model, `fields`, dimensions, options and prompt.
 
-        `prompt` is put before each text and is not sent as a field.
+        The client adds `prompt` before each text and does not send it as a field.
         """
-        wire = {"model": self.model, **fields}
+        body = {"model": self.model, **fields}
         if self._sent_dimensions is not None:
-            wire[self.dimensions_field] = self._sent_dimensions
-        wire |= self._options
+            body[self.dimensions_field] = self._sent_dimensions
+        body |= self._options
         if self._prompts[input_type]:
-            wire["prompt"] = self._prompts[input_type]
-        return wire
+            body["prompt"] = self._prompts[input_type]
+        return body

@@ -1,4 +1,4 @@
-"""A server's refusal, and the errors that mean the same for every provider."""
+"""Error responses of servers, and the errors that are the same for every provider."""
 
 from __future__ import annotations
 
@@ -10,21 +10,33 @@ from typing import Any
 from embedkit_core.common.errors import (
     AuthenticationError,
     BadRequestError,
+    BadTextError,
     ProviderError,
     QuotaError,
     RateLimitError,
     RequestTooLargeError,
     UnavailableError,
 )
-from embedkit_core.providers.http.headers import headroom, retry_after
+from embedkit_core.providers.http.headers import rate_limit_status, retry_after
 from embedkit_core.providers.http.redaction import safe_excerpt
 
-REDIRECT_HINT = ", which is not followed; give the address it leads to as base_url="
+REDIRECT_FIX = "which is not followed. Pass the target address as base_url=."
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a server answered in place of vectors; `headers` have names in lower case."""
+    """Error response of a server.
+
+    Attributes:
+        provider: Name of the provider.
+        model: Model name sent to the provider.
+        status: HTTP status.
+        message: Message of the server.
+        headers: Response headers with names in lower case.
+        texts: Texts of the request, which no error message may repeat.
+        secrets: Credentials, which no error message may repeat.
+        request_id: The server's id of the request.
+    """
 
     provider: str
     model: str
@@ -36,8 +48,8 @@ class Refusal:
     request_id: str | None = None
 
     @property
-    def where(self) -> dict[str, Any]:
-        """What every error says of it."""
+    def error_fields(self) -> dict[str, Any]:
+        """Arguments of every error made from this response."""
         return {
             "provider": self.provider,
             "model": f"{self.provider}:{self.model}",
@@ -47,56 +59,66 @@ class Refusal:
 
     @property
     def server_message(self) -> str:
-        """What of the server's text may be shown, as ': ...'."""
+        """Excerpt of the server message that is safe to show, as ": ..." or ""."""
         return self.excerpt(self.message)
 
     def excerpt(self, text: str) -> str:
-        """Give what may be shown of a part of it, as ': ...'."""
+        """Return the part of a server text that is safe to show, as ": ..." or ""."""
         return safe_excerpt(text, self.texts, self.secrets)
 
     def quota(self) -> QuotaError:
-        """Give the error for an account that has no credit left."""
+        """Return the error for an account without credit."""
         return QuotaError(
-            f"the account has no credit left (HTTP {self.status}); waiting does not help{self.server_message}",
-            **self.where,
+            f"Account has no credit left, so there are no retries (HTTP {self.status}){self.server_message}",
+            **self.error_fields,
         )
 
     def rate_limit(
-        self, why: str = "too many requests or tokens a minute", *, wait: float | None = None
+        self, reason: str = "Too many requests or tokens per minute", *, wait: float | None = None
     ) -> RateLimitError:
-        """Give the error for too much at once; `wait` is in seconds, for a provider with headers of its own."""
-        asked = retry_after(self.headers, time.time())
-        limited = RateLimitError(
-            f"{why} (HTTP {self.status})", retry_after=wait if asked is None else asked, **self.where
+        """Return the error for a rate limit.
+
+        Args:
+            reason: First part of the message.
+            wait: Seconds to wait if there is no retry-after header.
+        """
+        seconds = retry_after(self.headers, time.time())
+        error = RateLimitError(
+            f"{reason} (HTTP {self.status})", retry_after=wait if seconds is None else seconds, **self.error_fields
         )
-        limited.rate_limits = headroom(self.headers)
-        return limited
+        error.rate_limits = rate_limit_status(self.headers)
+        return error
 
     def unavailable(self) -> UnavailableError:
-        """Give the error for a server that fails."""
-        waits = retry_after(self.headers, time.time())
-        return UnavailableError(f"the server failed (HTTP {self.status})", retry_after=waits, **self.where)
+        """Return the error for a failure of the server."""
+        seconds = retry_after(self.headers, time.time())
+        return UnavailableError(f"Server failed (HTTP {self.status})", retry_after=seconds, **self.error_fields)
 
-    def too_large(self, why: str | None = None, *, counts_texts: bool = False) -> RequestTooLargeError:
-        """Give the error for a request that holds too much."""
-        why = why or "the request holds too many texts or tokens"
-        large = RequestTooLargeError(f"{why} (HTTP {self.status}){self.server_message}", **self.where)
-        large.counts_texts = counts_texts
-        return large
+    def too_large(
+        self, reason: str = "Request has too many texts or tokens", *, counts_texts: bool = False
+    ) -> RequestTooLargeError:
+        """Return the error for a request over a limit; `counts_texts` is True if the limit is on its texts."""
+        error = RequestTooLargeError(f"{reason} (HTTP {self.status}){self.server_message}", **self.error_fields)
+        error.counts_texts = counts_texts
+        return error
 
     def common_error(self, variable: str | None) -> ProviderError | None:
-        """Give the error for a status that says it all, None for one whose message counts; `variable` has the key."""
+        """Return the error for a status with one meaning, None if the meaning depends on the message.
+
+        Args:
+            variable: Environment variable of the API key.
+        """
         if 300 <= self.status < 400:
             return BadRequestError(
-                f"the server answered with a redirect (HTTP {self.status}){REDIRECT_HINT}", **self.where
+                f"Server answered with a redirect (HTTP {self.status}), {REDIRECT_FIX}", **self.error_fields
             )
         if self.status == 402:
             return self.quota()
         if self.status in (401, 403):
             return AuthenticationError(
-                f"the key was refused for {self.model} (HTTP {self.status}); check api_key="
-                + (f" or {variable}" if variable else ""),
-                **self.where,
+                f"API key was refused for {self.model} (HTTP {self.status}). Check api_key="
+                + (f" or {variable}." if variable else "."),
+                **self.error_fields,
             )
         if self.status == 429:
             return self.rate_limit()
@@ -104,26 +126,35 @@ class Refusal:
             return self.unavailable()
         return None
 
-    def bad_request(self, why: str = "") -> BadRequestError:
-        """Give the error for a request that cannot be answered as it stands."""
-        return BadRequestError(
-            f"the server refuses the request (HTTP {self.status}){self.server_message}{why}", **self.where
-        )
+    def bad_request(self, fix: str = "", *, field: str = "") -> BadRequestError:
+        """Return the error for a request that cannot succeed unchanged.
+
+        Args:
+            fix: What to do, as a sentence.
+            field: Field of the request that the server names.
+        """
+        field = self.excerpt(field).replace(": ", " because of its field ", 1)
+        message = f"Server refused the request{field} (HTTP {self.status}){self.server_message}"
+        return BadRequestError(f"{message.removesuffix('.')}. {fix}" if fix else message, **self.error_fields)
+
+    def bad_text(self) -> BadTextError:
+        """Return the error for a request with a text that the server does not accept."""
+        return BadTextError(f"Server refused a text (HTTP {self.status}){self.server_message}", **self.error_fields)
 
 
-# Of what has one of these among its causes no byte was sent: httpx's and aiohttp's own, and the system's.
-NEVER_CONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "gaierror"})
-NEVER_CONNECTED |= {"ClientConnectorError", "ClientConnectorDNSError", "ClientProxyConnectionError"}
-NEVER_CONNECTED |= {"ConnectionRefusedError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
+# Names of exceptions of httpx, aiohttp and the system. If one is among the causes of an error, no byte was sent.
+UNSENT_CAUSES = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "gaierror"})
+UNSENT_CAUSES |= {"ClientConnectorError", "ClientConnectorDNSError", "ClientProxyConnectionError"}
+UNSENT_CAUSES |= {"ConnectionRefusedError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
 
 
-def connection_error(message: str, lost: BaseException) -> UnavailableError:
-    """Give the error for a connection that failed, and whether that was before anything was sent."""
+def connection_error(message: str, failure: BaseException) -> UnavailableError:
+    """Return the error for a failed connection; it is `unsent` if nothing was sent before the failure."""
     error = UnavailableError(message)
-    cause: BaseException | None = lost
+    cause: BaseException | None = failure
     for _ in range(20):
         if cause is None:
             break
-        error.unsent |= type(cause).__name__ in NEVER_CONNECTED
+        error.unsent |= type(cause).__name__ in UNSENT_CAUSES
         cause = cause.__cause__ or cause.__context__
     return error

@@ -1,1 +1,1 @@
-"""sentence-transformers models on this machine."""
+"""Local sentence-transformers models."""

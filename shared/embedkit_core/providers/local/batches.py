@@ -1,31 +1,35 @@
-"""Which texts go through a model together: those of a length, since all are padded to the longest. Pure."""
+"""Batches of texts of similar length, because a model pads all texts to the longest. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-# What another batch costs beside its numbers, in characters of padding: some 60 tokens on a CPU, from 2 to 4 ms of
-# MiniLM's. Measured with benchmarks/local.py's texts, 2026-11-25.
-BATCH_COSTS = 280
-# More numbers than these at once no longer fit a CPU's cache: 32 texts of 256 tokens take a quarter more time for each
-# token than 16 do.
-MOST_CHARACTERS = 16_000
+# Overhead of a batch in characters of padding: about 60 tokens on a CPU, 2 to 4 ms with MiniLM. Measured with the texts
+# of benchmarks/local.py, 2026-11-25.
+BATCH_COST_CHARACTERS = 280
+# Larger batches do not fit a CPU's cache: 32 texts of 256 tokens take 25% more time per token than 16 texts.
+MAX_BATCH_CHARACTERS = 16_000
 
 
-def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Cut texts of these lengths in characters into batches of their places, the longest first, `most` in each.
+def batches(lengths: Sequence[int], max_texts: int) -> Iterator[list[int]]:
+    """Yield batches of the positions of texts with these lengths in characters, the longest texts first.
 
-    A batch ends where the padding that it has taken on costs as much as another batch.
+    A batch ends when its padding costs as much as another batch.
+
+    Args:
+        lengths: Length of each text in characters.
+        max_texts: Maximum texts of a batch.
     """
-    places = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    positions = sorted(range(len(lengths)), key=lambda position: -lengths[position])
     batch: list[int] = []
     padding = 0
-    for place in places:
-        longest = lengths[batch[0]] if batch else lengths[place]
-        padding += longest - lengths[place]
-        if batch and (len(batch) == most or padding > BATCH_COSTS or longest * (len(batch) + 1) > MOST_CHARACTERS):
+    for position in positions:
+        longest = lengths[batch[0]] if batch else lengths[position]
+        padding += longest - lengths[position]
+        is_full = len(batch) == max_texts or longest * (len(batch) + 1) > MAX_BATCH_CHARACTERS
+        if batch and (is_full or padding > BATCH_COST_CHARACTERS):
             yield batch
             batch, padding = [], 0
-        batch.append(place)
+        batch.append(position)
     if batch:
         yield batch

@@ -1,4 +1,4 @@
-"""What a user may say of how a local model runs, in `provider_options`."""
+"""Options of local models in `provider_options`."""
 
 from __future__ import annotations
 
@@ -12,108 +12,114 @@ from embedkit_core.common.formatting import suggest
 
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
-MOST_DEVICES = 256
-BATCH_SIZE = 32  # as sentence-transformers has it
+MAX_DEVICES = 256
+DEFAULT_BATCH_SIZE = 32  # as in sentence-transformers
 
-# Names from sentence-transformers and what there is instead.
-INSTEAD = {
-    "trust_remote_code": "code that comes with a model is never run here. Serve such a model with a server of its own "
-    "(text-embeddings-inference, vLLM) and name its base_url=",
-    "processes": "name the device once for each process: device=['cpu', 'cpu'] is two",
-    "devices": "device takes a list: device=['cuda:0', 'cuda:1']",
+# Options of sentence-transformers and their replacements.
+REPLACEMENTS = {
+    "trust_remote_code": "code of a model is never run here; serve the model with text-embeddings-inference or vLLM "
+    "and pass base_url=",
+    "processes": "repeat the device for each process: device=['cpu', 'cpu'] starts two",
+    "devices": "pass a list as device: device=['cuda:0', 'cuda:1']",
     "truncate_dim": "use dimensions=",
     "prompts": "use query_prompt= and document_prompt=",
-    "normalize_embeddings": "vectors are always brought to unit length",
-    "dtype": "precision is that of the weights, dtype= (no option but an argument) that of the vectors",
-    "torch_dtype": "precision is that of the weights",
-    "backend": "models run in PyTorch",
-    "cache_folder": "set HF_HUB_CACHE, or name the folder of the model",
-    "revision": "name the folder of the revision (…/snapshots/<revision>)",
+    "normalize_embeddings": "vectors are always normalized",
+    "dtype": "use precision for the weights, and the argument dtype= for the vectors",
+    "torch_dtype": "use precision for the weights",
+    "backend": "models always run in PyTorch",
+    "cache_folder": "set HF_HUB_CACHE, or pass the folder of the model",
+    "revision": "pass the folder of the revision (…/snapshots/<revision>)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """How a model runs.
+    """How a local model runs. `precision` and `max_seq_length` change vectors and are part of cache keys.
 
-    `device` is none for sentence-transformers' own choice (CUDA, MPS, NPU, else the CPU); several are a process each.
-    `precision` is that of the weights, and `max_seq_length` where texts are cut, None for the model's own: these two
-    change vectors. `batch_size` texts at most go through the model at once.
+    The device is not part of cache keys, because vectors of a GPU and a CPU differ by only about 1e-6.
 
-    A device is not in a key: vectors of a GPU differ from those of a CPU by some 1e-6, and share their entries.
+    Attributes:
+        device: Devices, one process each if there are several; empty for the default of sentence-transformers.
+        precision: Dtype of the weights.
+        batch_size: Maximum texts that the model encodes at once.
+        max_seq_length: Length in tokens to which texts are truncated, None for the model's default.
     """
 
     device: tuple[str, ...] = ()
     precision: Precision = "float32"
-    batch_size: int = BATCH_SIZE
+    batch_size: int = DEFAULT_BATCH_SIZE
     max_seq_length: int | None = None
 
     @property
     def is_cpu(self) -> bool:
-        """Tell whether no other device than the CPU is named: then it is probably the one."""
+        """Return True if no device other than the CPU is set."""
         return all(device.startswith("cpu") for device in self.device)
 
     @property
     def is_pool(self) -> bool:
-        """Tell whether texts are shared out to processes."""
+        """Return True if several processes encode the texts."""
         return len(self.device) > 1
 
 
 NAMES = tuple(field.name for field in fields(LocalOptions))
 
 
-def read_options(given: Mapping[str, Any], *, longest: int | None) -> LocalOptions:
-    """Check the options of a model whose positions suffice for `longest` tokens, None where that is not known.
+def read_options(options: Mapping[str, Any], *, max_tokens: int | None) -> LocalOptions:
+    """Check `provider_options` and return them.
+
+    Args:
+        options: The user's options.
+        max_tokens: Maximum tokens of a text that the model supports, None if unknown.
 
     Raises:
-        ConfigurationError: for an option that does not exist, with the nearest, or a value that cannot be.
+        ConfigurationError: An option is unknown, or its value is invalid.
     """
-    for name in given:
+    for name in options:
         if name not in NAMES:
             raise _unknown(name)
-    precision = given.get("precision", "float32")
+    precision = options.get("precision", "float32")
     if precision not in get_args(Precision):
         listed = ", ".join(map(repr, get_args(Precision)))
-        raise ConfigurationError(f"provider_options: precision={precision!r:.40} is not one of {listed}")
+        raise ConfigurationError(f"provider_options: precision must be one of {listed} (got {precision!r:.40})")
     return LocalOptions(
-        _devices(given.get("device")),
+        _devices(options.get("device")),
         precision,
-        _count("batch_size", given.get("batch_size")) or BATCH_SIZE,
-        _length(given.get("max_seq_length"), longest),
+        _count("batch_size", options.get("batch_size")) or DEFAULT_BATCH_SIZE,
+        _max_seq_length(options.get("max_seq_length"), max_tokens),
     )
 
 
 def _unknown(name: str) -> ConfigurationError:
-    known = INSTEAD.get(name) or suggest(name, NAMES, cutoff=0.6) or f"there are {', '.join(NAMES)}"
-    return ConfigurationError(f"provider_options of a local model has no {name!r}: {known}")
+    fix = REPLACEMENTS.get(name) or suggest(name, NAMES, cutoff=0.6) or f"use {', '.join(NAMES)}"
+    return ConfigurationError(f"provider_options: local models have no option {name!r}; {fix}")
 
 
-def _devices(given: object) -> tuple[str, ...]:
-    devices = [given] if isinstance(given, str) else given
+def _devices(value: object) -> tuple[str, ...]:
+    devices = [value] if isinstance(value, str) else value
     if devices is None:
         return ()
-    if not isinstance(devices, list) or not 0 < len(devices) <= MOST_DEVICES:
-        raise ConfigurationError(f"provider_options: device={given!r:.40} must be a device, or a list of some")
+    if not isinstance(devices, list) or not 0 < len(devices) <= MAX_DEVICES:
+        raise ConfigurationError(f"provider_options: device must be a device or a list of devices (got {value!r:.40})")
     for device in devices:
         if not isinstance(device, str) or not DEVICE.fullmatch(device):
             raise ConfigurationError(
-                f"provider_options: device={device!r:.40} is no device such as 'cpu', 'cuda', 'cuda:1' or 'mps'"
+                f"provider_options: device must be one such as 'cpu', 'cuda', 'cuda:1' or 'mps' (got {device!r:.40})"
             )
     return tuple(devices)
 
 
-def _length(given: object, longest: int | None) -> int | None:
-    length = _count("max_seq_length", given)
-    if length is not None and longest is not None and length > longest:
+def _max_seq_length(value: object, max_tokens: int | None) -> int | None:
+    length = _count("max_seq_length", value)
+    if length is not None and max_tokens is not None and length > max_tokens:
         raise ConfigurationError(
-            f"provider_options: max_seq_length={length} is more than the {longest} tokens that the model has room for"
+            f"provider_options: max_seq_length must be at most {max_tokens}, the maximum of the model (got {length})"
         )
     return length
 
 
-def _count(name: str, given: object) -> int | None:
-    if given is None:
+def _count(name: str, value: object) -> int | None:
+    if value is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise ConfigurationError(f"provider_options: {name}={given!r:.40} must be a whole number of at least 1")
-    return given
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"provider_options: {name} must be a whole number of at least 1 (got {value!r:.40})")
+    return value

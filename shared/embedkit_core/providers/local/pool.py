@@ -1,4 +1,4 @@
-"""A local model in several processes, one for each device named, by sentence-transformers' own pool."""
+"""A local model in several processes, one per device, in a pool of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -9,55 +9,55 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit_core.common.errors import BadRequestError, ProviderError, UnavailableError
 from embedkit_core.common.types import Batch
-from embedkit_core.providers.local.model import EncodedRows, LocalModel, characters, in_order, said
+from embedkit_core.providers.local.model import EncodedRows, LocalModel, character_lengths, loading_error, restore_order
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-WATCH_SECONDS = 1.0  # between two looks at whether the processes are alive
+POLL_SECONDS = 1.0  # between two checks that the processes are alive
 
 
 class PooledModel(LocalModel):
-    """A model that is loaded here, and shared out to processes that are started with the first request."""
+    """A model that is loaded in this process and copied to worker processes, which start at the first request."""
 
-    _pool: Any = None  # a dictionary of the library's: its queues and processes
+    _pool: Any = None  # dictionary of sentence-transformers with queues and processes
 
     def load(self, device: str | None = None) -> SentenceTransformer:  # noqa: ARG002 - each process has its own
-        """Load the model to where it is handed over from."""
+        """Load the model to the CPU, from which it is copied to the processes."""
         return super().load("cpu")
 
-    def listen(self, model: SentenceTransformer) -> None:
-        """Hear nothing: the texts are tokenized elsewhere, and what listens cannot be sent there."""
+    def record_token_counts(self, model: SentenceTransformer) -> None:
+        """Record nothing: the processes tokenize the texts, and a model with a recorder cannot be pickled."""
 
-    def answer(self, batch: Batch, texts: list[str], limit: float) -> tuple[EncodedRows, dict[str, int]]:
-        """Give the rows and lengths of texts; these are counted here while the processes are at work."""
-        pool = self._started()
-        lengths, size = characters(texts, limit), self.options.batch_size
-        places = sorted(range(len(texts)), key=lambda place: -lengths[place])
-        given = [batch.texts[place] for place in places]
+    def encode_batch(self, batch: Batch, texts: list[str], limit: float) -> tuple[EncodedRows, dict[str, int]]:
+        """Encode a batch in the processes, and count its tokens in this process meanwhile."""
+        pool = self._start()
+        lengths, size = character_lengths(texts, limit), self.options.batch_size
+        positions = sorted(range(len(texts)), key=lambda position: -lengths[position])
+        without_prompt = [batch.texts[position] for position in positions]
         with ThreadPoolExecutor(1, thread_name_prefix="embedkit-count") as counter:
             counted = counter.submit(self.measure, texts)
-            rows = self.encode(batch.body, given, pool=pool, batch_size=size, chunk_size=size)
-        return in_order([rows], [places]), counted.result()
+            rows = self.encode(batch.body, without_prompt, pool=pool, batch_size=size, chunk_size=size)
+        return restore_order([rows], [positions]), counted.result()
 
-    def failure(self, error: Exception, n_texts: int) -> ProviderError:
-        """End the processes too: what they still compute must not answer the next request, which starts others."""
+    def to_provider_error(self, error: Exception, n_texts: int) -> ProviderError:
+        """Return the error and stop the processes, so that their pending results do not answer the next request."""
         self._stop()
-        return super().failure(error, n_texts)
+        return super().to_provider_error(error, n_texts)
 
     def close(self) -> None:
-        """End the processes and let go of the model."""
+        """Stop the processes and release the model."""
         self._stop()
         super().close()
 
-    def _started(self) -> Any:
+    def _start(self) -> Any:
         assert self.model is not None
         if self._pool is None:
             try:
                 pool: Any = self.model.start_multi_process_pool([*self.options.device])
             except Exception as error:
-                raise BadRequestError(f"no processes can be started for {self.name}: {said(error)}") from None
-            self._pool = pool | {"output": Answers(pool["output"], pool["processes"])}
+                raise BadRequestError(f"Processes for {self.name} cannot be started: {loading_error(error)}") from None
+            self._pool = pool | {"output": PoolOutput(pool["output"], pool["processes"])}
         return self._pool
 
     def _stop(self) -> None:
@@ -66,35 +66,35 @@ class PooledModel(LocalModel):
             self.model.stop_multi_process_pool(pool)
 
 
-class Answers:
-    """The queue of a pool's answers, which reports a process that has ended.
+class PoolOutput:
+    """Output queue of a pool that raises an error if a process has ended.
 
-    sentence-transformers waits forever for the answer of such a process before 6.2, and later raises a RuntimeError,
-    which cannot be told from a failure of the model and is not retried.
+    Before 6.2, sentence-transformers waits forever for the result of such a process. Later versions raise RuntimeError,
+    which is the same as for a failure of the model and is not retried.
     """
 
-    def __init__(self, answers: Any, processes: Sequence[Any]) -> None:
-        self._answers = answers
+    def __init__(self, output: Any, processes: Sequence[Any]) -> None:
+        self._output = output
         self._processes = processes
 
-    def get(self, timeout: float | None = None) -> Any:  # noqa: ARG002 - one that is late is waited for
-        """Wait for the next answer.
+    def get(self, timeout: float | None = None) -> Any:  # noqa: ARG002 - waits for as long as it takes
+        """Wait for the next result.
 
         Raises:
-            UnavailableError: a process has ended.
+            UnavailableError: A process has ended.
         """
         while True:
             try:
-                return self._answers.get(timeout=WATCH_SECONDS)
+                return self._output.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 ended = [process.exitcode for process in self._processes if not process.is_alive()]
             if ended:
                 raise UnavailableError(
-                    f"{len(ended)} of a model's {len(self._processes)} processes have ended, exit code {ended[0]}: was "
-                    "there too little memory? A script that names several devices must do its work under "
-                    "if __name__ == '__main__'"
+                    f"{len(ended)} of {len(self._processes)} model processes have ended (exit code {ended[0]}). Check "
+                    "that there is enough memory. A script with several devices must run its code under "
+                    "if __name__ == '__main__'."
                 )
 
     def close(self) -> None:
-        """Let go of the queue."""
-        self._answers.close()
+        """Close the queue."""
+        self._output.close()

@@ -1,4 +1,4 @@
-"""Hugging Face models on this machine, through sentence-transformers."""
+"""Local Hugging Face models, through sentence-transformers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from embedkit_core.providers.local.model import LocalModel
 from embedkit_core.providers.local.options import LocalOptions, read_options
 from embedkit_core.providers.local.pool import PooledModel
 
-# A query waits for one request at most, so a request is bounded by its tokens, which tell how long it takes: half a
-# second of MiniLM's on two cores, where its texts are of one length each batch (local_batches.py).
-REQUEST_TEXTS = 256
-REQUEST_TOKENS = 8_192
+# A query waits for at most one request. The token limit bounds the duration of a request: about 0.5 s with MiniLM on
+# two cores.
+MAX_REQUEST_TEXTS = 256
+MAX_REQUEST_TOKENS = 8_192
 T = TypeVar("T")
 
 
 class Local(Provider):
-    """A sentence-transformers model in a folder, or in the local Hugging Face cache by its name."""
+    """A sentence-transformers model, by its folder or by its name in the local Hugging Face cache."""
 
     name: ClassVar[str] = "local"
     extra: ClassVar[str | None] = "local"
@@ -36,88 +36,86 @@ class Local(Provider):
     takes_dimensions: ClassVar[bool] = False
 
     def __init__(self, settings: ProviderSettings) -> None:
-        settings.check_only_used(
-            "api_key", "dimensions", "query_prompt", "document_prompt", "provider_options"
-        )  # no use for a key, and no harm in one
+        # An API key has no effect and does no harm.
+        settings.check_only_used("api_key", "dimensions", "query_prompt", "document_prompt", "provider_options")
         self._folder = find_folder(settings.name)
         self.model = settings.name
-        facts = FolderInfo(self._folder)
-        self._options = read_options(settings.options, longest=facts.positions)
+        folder_info = FolderInfo(self._folder)
+        self._options = read_options(settings.options, max_tokens=folder_info.positions)
         self._digest = folder_digest(self._folder)
         self.account = (self.name, str(self._folder), self._digest, self._options)
         self.limits = _limits(self._options)
         self.usd_per_million = Decimal(0)
-        self._truncation = settings.on_long_text == "truncate"
-        self._max_tokens = self._options.max_seq_length or facts.max_tokens
-        self._asymmetric = facts.asymmetric
-        self._prompts = settings.prompts | (facts.prompts or {}) | _given(settings)
-        self.dimensions = _width(settings, facts)
+        self._truncates = settings.on_long_text == "truncate"
+        self._max_tokens = self._options.max_seq_length or folder_info.max_tokens
+        self._asymmetric = folder_info.asymmetric
+        self._prompts = settings.prompts | (folder_info.prompts or {}) | _user_prompts(settings)
+        self.dimensions = _width(settings, folder_info)
 
     @classmethod
     def catalogue_name(cls, name: str) -> str:
-        """Give the name on the hub, by which the catalogue lists a model, of a folder in the Hugging Face cache too."""
+        """Return the model's name on the Hugging Face Hub, also for a folder in the Hugging Face cache."""
         return hub_name(name)
 
     @property
     def max_text_tokens(self) -> int | None:
-        """The tokens that the model's configuration states."""
+        """Maximum tokens of a text: the user's max_seq_length, else that of the model's configuration."""
         return self._max_tokens
 
     def request_body(self, input_type: InputType) -> dict[str, Any]:
-        """Give what the model is called with, its identity included."""
-        wire: dict[str, Any] = {
+        """Return the model's arguments and its digest."""
+        body: dict[str, Any] = {
             "model": self._digest,
             "backend": "torch",
             "precision": self._options.precision,
             "max_seq_length": self._max_tokens,
             "normalize": True,
-            "truncation": self._truncation,
+            "truncation": self._truncates,
         }
         if self._prompts[input_type]:
-            wire["prompt"] = self._prompts[input_type]
+            body["prompt"] = self._prompts[input_type]
         if self._asymmetric:
-            wire["role"] = input_type
-        return wire
+            body["role"] = input_type
+        return body
 
     def connect(self) -> Client:
-        """Give the thread that will hold the model; it is loaded there, at the first request."""
-        kind = PooledModel if self._options.is_pool else LocalModel
-        return LocalClient(kind(self._folder, self._digest, self._options))
+        """Start the thread of the model, which is loaded there at the first request."""
+        model_class = PooledModel if self._options.is_pool else LocalModel
+        return LocalClient(model_class(self._folder, self._digest, self._options))
 
 
 def _limits(options: LocalOptions) -> Limits:
-    """Give what a request holds: half as much on a CPU, which has to do with it for longer."""
-    return Limits(
-        texts=REQUEST_TEXTS, tokens=REQUEST_TOKENS if options.is_cpu and not options.is_pool else None, in_flight=1
-    )
+    """Return the limits of a request; only a single CPU needs a token limit, because it is slow."""
+    max_tokens = MAX_REQUEST_TOKENS if options.is_cpu and not options.is_pool else None
+    return Limits(texts=MAX_REQUEST_TEXTS, tokens=max_tokens, in_flight=1)
 
 
-def _given(settings: ProviderSettings) -> dict[InputType, str]:
-    """Give the prompts that are the user's own, which beat those of the model's folder and of the catalogue."""
-    given: dict[InputType, str | None] = {"query": settings.query_prompt, "document": settings.document_prompt}
-    return {role: prompt for role, prompt in given.items() if prompt is not None}
+def _user_prompts(settings: ProviderSettings) -> dict[InputType, str]:
+    """Return the user's prompts, which override those of the model's folder and the catalogue."""
+    prompts: dict[InputType, str | None] = {"query": settings.query_prompt, "document": settings.document_prompt}
+    return {input_type: prompt for input_type, prompt in prompts.items() if prompt is not None}
 
 
-def _width(settings: ProviderSettings, facts: FolderInfo) -> int | None:
-    """Give the width of the model's vectors; others than these are cut from them, not here."""
+def _width(settings: ProviderSettings, folder_info: FolderInfo) -> int | None:
+    """Return the width of the model's vectors; the engine truncates them if needed."""
     known = settings.info.dimensions if settings.info else None
-    if facts.dimensions and known and facts.dimensions != known:
+    if folder_info.dimensions and known and folder_info.dimensions != known:
         raise ConfigurationError(
-            f"the folder of {settings.name} holds a model of {facts.dimensions} dimensions, and the catalogue, or "
-            f"model_info, says that it has {known}: it is another model, or model_info= names the wrong one"
+            f"{settings.name} has {folder_info.dimensions} dimensions, but the catalogue or model_info= states "
+            f"{known}. Use the folder of the right model, or correct model_info=."
         )
-    width = facts.dimensions or known
+    width = folder_info.dimensions or known
     if settings.dimensions not in (None, width):
         offered = f"; it offers {width}" if width else ""
         raise ConfigurationError(
-            f"{settings.name} does not offer {settings.dimensions} dimensions{offered}. If it is trained for fewer, "
-            "say so: model_info={'allowed_dimensions': [...], 'cut': 'prefix'}"
+            f"{settings.name} does not offer {settings.dimensions} dimensions{offered}. If it supports shorter "
+            "vectors, pass model_info={'allowed_dimensions': [...], 'cut': 'prefix'}."
         )
     return width
 
 
 class LocalClient:
-    """A model and the one thread that uses it."""
+    """Client that runs a model on one thread."""
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model
@@ -130,7 +128,7 @@ class LocalClient:
         return await self._on_thread(lambda: self._model.embed(batch))
 
     async def aclose(self) -> None:
-        """End the model's thread, and its processes where it has some, after what they have to do."""
+        """Stop the model's thread and processes after their pending work."""
         try:
             await self._on_thread(self._model.close)
         finally:
@@ -154,8 +152,8 @@ class LocalClient:
                 outcome = work()
             except EmbedKitError as error:
                 failure = error
-            except Exception as error:  # its message may hold a text
-                failure = ProviderError(f"the model in {self._model.name} failed with {type(error).__name__}")
+            except Exception as error:  # its message may contain a text
+                failure = ProviderError(f"The model {self._model.name} failed with {type(error).__name__}")
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
                 loop.call_soon_threadsafe(answer, outcome, failure)
 

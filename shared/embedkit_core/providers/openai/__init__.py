@@ -1,1 +1,1 @@
-"""OpenAI, and servers that speak its API."""
+"""OpenAI, and servers with the same API."""

@@ -1,7 +1,7 @@
-"""Servers that speak OpenAI's API, each under a name of its own: `Embedder("ollama:nomic-embed-text")`.
+"""Providers for servers with OpenAI's API, such as `Embedder("ollama:nomic-embed-text")`.
 
-They are OpenAI's provider with another server's facts (`openai.servers`). In keys they are "openai" at
-an address, so that the same server under a plain `base_url` shares their vectors.
+Each is the OpenAI provider with the defaults of another server (`openai.servers`). In cache keys the provider is
+"openai" with the server's address, so that `base_url` with the same address shares the cached vectors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEPLOYMENT = re.compile(r"/deployments(/|$)")
 
 
 class Preset(OpenAI):
-    """What the presets have in common; one is a subclass that has a name."""
+    """Base class of the presets. A subclass names its server in `PRESETS`."""
 
     def __init_subclass__(cls, preset: str, **arguments: Any) -> None:
         cls.name = preset
@@ -30,41 +30,41 @@ class Preset(OpenAI):
 
 
 class Azure(Preset, preset="azure"):
-    """A deployment at an Azure OpenAI resource, by its v1 endpoint; the model is the deployment's name."""
+    """A deployment of an Azure OpenAI resource, through the v1 endpoint. The model is the deployment's name."""
 
     telemetry_name: ClassVar[str] = "azure.ai.openai"
 
     @classmethod
     def locate(cls, base_url: str | None) -> str:
-        """Give the v1 endpoint of the resource.
+        """Return the v1 endpoint of the resource.
 
         Raises:
-            ConfigurationError: no resource is named, or one of its deployments, as other endpoints have it.
+            ConfigurationError: The address is missing, or is that of a deployment.
         """
-        found = super().locate(base_url)
-        if DEPLOYMENT.search(canonical_url(found)):
+        address = super().locate(base_url)
+        if DEPLOYMENT.search(canonical_url(address)):
             raise ConfigurationError(
-                "azure: name the resource alone, as in base_url='https://NAME.openai.azure.com', and the deployment as "
-                "the model, as in 'azure:my-deployment'"
+                "base_url: must be the Azure resource, not a deployment. Pass base_url='https://NAME.openai.azure.com' "
+                "and the deployment as the model, as in 'azure:my-deployment'."
             )
-        return found
+        return address
 
 
 class Ollama(Preset, preset="ollama"):
-    """A model that Ollama has pulled."""
+    """A model served by Ollama."""
 
 
 class VLLM(Preset, preset="vllm"):
-    """A model that vLLM serves."""
+    """A model served by vLLM."""
 
 
 class TEI(Preset, preset="tei"):
-    """The model that a text-embeddings-inference server serves; it has one, and pays no heed to the name."""
+    """The model of a text-embeddings-inference server, which has one model and ignores the name."""
 
 
 class Infinity(Preset, preset="infinity"):
-    """A model that infinity serves."""
+    """A model served by infinity."""
 
 
 class LMStudio(Preset, preset="lmstudio"):
-    """A model that LM Studio has loaded."""
+    """A model served by LM Studio."""

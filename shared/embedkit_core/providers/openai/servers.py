@@ -1,7 +1,7 @@
-"""Servers that speak OpenAI's embeddings API, as data: where they are, what a request to them may hold, their keys.
+"""Default addresses, request limits and keys of servers with OpenAI's embeddings API. No network I/O.
 
-All of it is what a server does that nobody has configured otherwise; `base_url`, `api_key` and `max_batch_texts` say
-what is so at the user's. Each fact has its source, read 2026-11-25.
+These are the defaults of each server; the user overrides them with `base_url`, `api_key` and `max_batch_texts`. Each
+fact has its source, read 2026-11-25.
 """
 
 from __future__ import annotations
@@ -16,17 +16,24 @@ from urllib.parse import urlsplit
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import Limits
 
-TEXTS = 256  # in a request to a server that states no limit
+DEFAULT_REQUEST_TEXTS = 256  # for servers that state no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A kind of server.
+    """Defaults of one kind of server.
 
-    `address` is where it is unless told, None where it must be; `path` is where its API is, which is put behind an
-    address that has none if it `completes` one. Variables are those of the environment. `texts` and `tokens` bound a
-    request, None where it states no limit. `takes_openai_names` says that OpenAI's organizations and projects mean
-    something to it.
+    Attributes:
+        title: Name of the server in messages.
+        address: Default address, None if the user must pass one.
+        path: Path of the API.
+        address_variables: Environment variables with the address, the first one set is used.
+        key_variables: Environment variables with the API key, the first one set is used.
+        needs_key: True if the server needs an API key.
+        texts: Maximum texts of a request, None if the server states no limit.
+        tokens: Maximum tokens of a request, None if the server states no limit.
+        takes_openai_names: True if the server uses OpenAI's organizations and projects.
+        completes: True if `path` is added to an address without a path.
     """
 
     title: str
@@ -41,37 +48,38 @@ class Server:
     completes: bool = True
 
     def find(self, base_url: str | None) -> str:
-        """Give the address of the user's own: given, from the environment, or where such a server is unless told.
+        """Return the address: `base_url`, else the environment's, else the default.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: There is no address.
         """
         if base_url is not None:
-            return self._completed(base_url)
+            return self._with_path(base_url)
         for variable in self.address_variables:
-            if found := os.environ.get(variable):
-                return self._spelled_out(found.strip()) if self.completes else found
+            if address := os.environ.get(variable):
+                return self._with_defaults(address.strip()) if self.completes else address
         if self.address is not None:
             return self.address
         raise ConfigurationError(
-            f"where is {self.title}? Pass base_url=, or set the environment variable {self.address_variables[0]}"
+            f"base_url: the address of {self.title} is missing. Pass base_url= or set the environment variable "
+            f"{self.address_variables[0]}."
         )
 
     @property
     def limits(self) -> Limits:
-        """What a request to it is trusted with, for a model that is not OpenAI's own."""
-        return Limits(self.texts or TEXTS, self.tokens)
+        """Limits of a request for models that are not OpenAI's own."""
+        return Limits(self.texts or DEFAULT_REQUEST_TEXTS, self.tokens)
 
-    def _completed(self, address: str) -> str:
-        """Give an address with the server's path, where it has none."""
+    def _with_path(self, address: str) -> str:
+        """Return an address with the server's path if it has no path."""
         if not self.completes or not isinstance(address, str) or _path(address):
             return address
         return address.strip().rstrip("/") + self.path
 
-    def _spelled_out(self, address: str) -> str:
-        """Give an address as a variable has it, perhaps without scheme, port or path, as one of a request.
+    def _with_defaults(self, address: str) -> str:
+        """Return the address of an environment variable with the default scheme, port and path if they are missing.
 
-        A server listens at 0.0.0.0, and is spoken to at 127.0.0.1.
+        0.0.0.0, at which a server listens, becomes 127.0.0.1, at which a client reaches it.
         """
         default = urlsplit(self.address or "https://")
         if "://" not in address:
@@ -85,12 +93,12 @@ class Server:
 def _path(address: str) -> str:
     try:
         return urlsplit(address.strip()).path.strip("/")
-    except ValueError:  # it is no address, as others will say
+    except ValueError:  # not an address; canonical_url raises the error
         return "/"
 
 
-# SDK 3.52 and LangChain's and LlamaIndex's variables; OPENAI_API_BASE first, as these have it: who moves from them must
-# not reach another host.
+# Variables of SDK 3.52, LangChain and LlamaIndex. OPENAI_API_BASE is first, as in the frameworks, so that users who
+# migrate keep their host.
 OPENAI: Final = Server(
     "OpenAI",
     "https://api.openai.com/v1",
@@ -102,7 +110,7 @@ OPENAI: Final = Server(
 
 PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
     {
-        # The v1 endpoint needs no api-version, takes the key as a bearer token, and a deployment's name as the model.
+        # The v1 endpoint needs no api-version. The key is a bearer token, the model is the deployment's name.
         # learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle; variables: openai-python's AzureOpenAI.
         "azure": Server(
             "the Azure OpenAI resource",
@@ -112,7 +120,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             key_variables=("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"),
             needs_key=True,
         ),
-        # Strings only, never tokens; the server cuts or refuses long texts by num_ctx; any key.
+        # Strings only, never token ids. The server truncates or refuses long texts by num_ctx. Any key is accepted.
         # github.com/ollama/ollama, openai/openai.go, envconfig/config.go, docs/openai.md.
         "ollama": Server(
             "Ollama",
@@ -120,18 +128,18 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             address_variables=("OLLAMA_HOST",),
             key_variables=("OLLAMA_API_KEY",),
         ),
-        # `dimensions` only for models whose configuration says they are Matryoshka ones; docs.vllm.ai, "vllm serve".
+        # `dimensions` only for models configured as Matryoshka models; docs.vllm.ai, "vllm serve".
         "vllm": Server("vLLM", "http://localhost:8000/v1", key_variables=("VLLM_API_KEY",)),
-        # 32 texts (--max-client-batch-size) and 2 MB (--payload-limit) a request: 2 MB of text are at least so many
-        # tokens by our estimate. It pays no heed to `dimensions`, `encoding_format` it knows. Its own variable for the
-        # key is API_KEY, which names nobody's. github.com/huggingface/text-embeddings-inference, router/src/main.rs,
-        # http/server.rs, README.md (port 8080).
+        # 32 texts (--max-client-batch-size) and 2 MB (--payload-limit) per request; 2 MB of text are at least 500,000
+        # estimated tokens. `dimensions` is ignored, `encoding_format` is supported. The server's own key variable,
+        # API_KEY, is not read because its name is too general.
+        # github.com/huggingface/text-embeddings-inference, router/src/main.rs, http/server.rs, README.md (port 8080).
         "tei": Server("text-embeddings-inference", "http://localhost:8080/v1", texts=32, tokens=500_000),
         # No /v1; 2048 texts. github.com/michaelfeil/infinity, infinity_emb/env.py, fastapi_schemas/pymodels.py.
         "infinity": Server(
             "infinity", "http://localhost:7997", path="", key_variables=("INFINITY_API_KEY",), texts=2048
         ),
-        # Strings only; answers in floats whatever is asked (lmstudio-bug-tracker#756). lmstudio.ai/docs/api/openai-api,
+        # Strings only; always answers with floats (lmstudio-bug-tracker#756). lmstudio.ai/docs/api/openai-api,
         # /docs/developer/core/authentication.
         "lmstudio": Server("LM Studio", "http://localhost:1234/v1", key_variables=("LM_API_TOKEN",)),
     }

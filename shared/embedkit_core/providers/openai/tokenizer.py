@@ -1,4 +1,4 @@
-"""Exact lengths in tokens, where a tokenizer is installed and its vocabulary is on this machine; nothing is fetched."""
+"""Exact token counts with tiktoken, if it is installed and its vocabulary is cached. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-# What tiktoken looks for, and the digest it would fetch the file again without. Source: tiktoken_ext/openai_public.py.
+# URL and SHA-256 of each file; tiktoken downloads a file with another digest. Source: tiktoken_ext/openai_public.py.
 _VOCABULARIES = {
     "cl100k_base": (
         "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken",
@@ -18,36 +18,35 @@ _VOCABULARIES = {
     )
 }
 
-
-LONGEST = 400_000  # characters that are counted: more are too long for any model, and take long
+MAX_COUNTED_CHARACTERS = 400_000  # longer texts exceed every model and take long to count
 
 
 @cache
 def tiktoken_counter(encoding: str) -> Callable[[str], int | None] | None:
-    """Give what counts the tokens of a text in one of OpenAI's encodings, or None where that would fetch something."""
+    """Return a function that counts tokens in an OpenAI encoding, or None if that needs a download."""
     url, digest = _VOCABULARIES[encoding]
-    if importlib.util.find_spec("tiktoken") is None or not _is_here(url, digest):
+    if importlib.util.find_spec("tiktoken") is None or not _is_cached(url, digest):
         return None
     import tiktoken
 
     encoder = tiktoken.get_encoding(encoding)
 
     def count(text: str) -> int | None:
-        if len(text) > LONGEST:
+        if len(text) > MAX_COUNTED_CHARACTERS:
             return None
         try:
             return len(encoder.encode_ordinary(text))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # what goes wrong in its Rust is no Exception
+        except BaseException:  # a panic in its Rust code is not an Exception
             return None
 
     return count
 
 
-def _is_here(url: str, digest: str) -> bool:
+def _is_cached(url: str, digest: str) -> bool:
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    if folder == "":  # which switches its cache off
+    if folder == "":  # an empty value turns the cache off
         return False
     file = Path(folder or Path(tempfile.gettempdir()) / "data-gym-cache")
     file /= hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
