@@ -18,11 +18,11 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.types import Limits
 from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
-from embedkit_core.testing.provider_settings import unlike_at_the_end
+from embedkit_core.testing.provider_settings import texts_with_different_ends
 
-CASE = "test_rows_come_in_the_order_of_the_texts"
-COMPANY = "test_a_text_has_the_vector_in_a_large_company_that_it_has_in_a_small_one"
-GUARD = "test_no_case_is_overridden_or_removed"
+CASE = "test_rows_are_in_the_order_of_the_texts"
+COMPANY = "test_a_text_has_the_same_vector_in_a_small_and_a_large_batch"
+GUARD = "test_no_test_of_the_suite_is_overridden_or_removed"
 ROWS = "np.stack(rows)"
 OF_ONE_THREAD = """    def set_many(self, items):
         from threading import get_ident
@@ -41,27 +41,37 @@ def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "case", "words"),
     [
-        (ROWS, "np.stack(rows[::-1])", CASE, "rows follow the texts"),
+        (ROWS, "np.stack(rows[::-1])", CASE, "Rows must be in the order of the texts"),
         (ROWS, "np.stack(rows).astype(float)", "test_a_client_answers", "Reply.vectors is float64"),
-        (ROWS, "np.stack(rows * 0 + [rows[0]] * len(rows))", "test_different_texts", "have one vector"),
-        (ROWS, "np.stack(rows)[:, 1:]", "test_a_row_is_finite", "dimensions"),
-        ("default_rng(seed)", "default_rng()", "test_a_client_answers", "second connection answers other"),
-        ("batch.texts_with_prompt()", "batch.texts", "test_a_query_prompt", "changes no vector"),
-        (WIRE, '"prompt": ""', "test_a_document_prompt", "refuse the setting"),
-        (WIRE, WIRE + ', "at": __import__("time").time_ns()', "test_a_wire_is_json", "No time, no random id"),
-        (WIRE, WIRE + ', "role": input_type', "test_the_roles_differ", "asymmetric = True"),
-        (WIRE, WIRE + ', "tags": ("a",)', "test_a_wire_is_json", "no tuples"),
-        ('"model": self.model', '"model": "small"', "test_another_model", "changes nothing in request_body"),
-        ("settings.check_only_used(", "len((", "test_options_make", "provider_options="),
-        ("settings.check_only_used(", "len((", "test_an_address_makes", "base_url is ignored"),
-        ('settings.name, "acme"', "settings.name, object()", "test_an_account", "two accounts"),
-        ("blob[0] == 1", "False", "test_what_was_cut", "Entry.truncated is not kept"),
-        ("key.hex()", "key.hex()[:8]", "test_keys_that_differ", "came back"),
-        ("key.hex()", "(key[:15] + key[16:]).hex()", "test_keys_that_differ", "came back"),
-        ("key.hex()", "key[:-1].hex()", "test_keys_that_differ", "came back"),
-        ("(url).path)", "(url).path), str(__import__('os').getpid())", "test_another_process", "finds nothing"),
-        ("    def set_many(self, items):\n", OF_ONE_THREAD, "test_threads_may_write", "only in the thread"),
-        ("blob[1:], np.float32", "blob[1:], np.int32", "test_a_vector_comes_back", "int32 instead of float32"),
+        (ROWS, "np.stack(rows * 0 + [rows[0]] * len(rows))", "test_different_texts", "have the same vector"),
+        (ROWS, "np.stack(rows)[:, 1:]", "test_rows_are_finite", "dimensions"),
+        ("default_rng(seed)", "default_rng()", "test_a_client_answers", "second connection returns other"),
+        ("batch.texts_with_prompt()", "batch.texts", "test_a_query_prompt", "does not change the vector"),
+        (WIRE, '"prompt": ""', "test_a_document_prompt", "reject it with settings"),
+        (
+            WIRE,
+            WIRE + ', "at": __import__("time").time_ns()',
+            "test_a_request_body_is_json",
+            "Leave out times and random ids",
+        ),
+        (WIRE, WIRE + ', "role": input_type', "test_queries_and_documents_differ", "asymmetric = True"),
+        (WIRE, WIRE + ', "tags": ("a",)', "test_a_request_body_is_json", "Use no tuples"),
+        ('"model": self.model', '"model": "small"', "test_another_model", "does not change request_body"),
+        ("settings.check_only_used(", "len((", "test_provider_options_have", "provider_options="),
+        ("settings.check_only_used(", "len((", "test_a_base_url_has", "base_url is ignored"),
+        ('settings.name, "acme"', "settings.name, object()", "test_an_account", "different accounts"),
+        ("blob[0] == 1", "False", "test_the_truncated_flag", "Entry.truncated is not stored"),
+        ("key.hex()", "key.hex()[:8]", "test_keys_that_differ", "with other numbers"),
+        ("key.hex()", "(key[:15] + key[16:]).hex()", "test_keys_that_differ", "with other numbers"),
+        ("key.hex()", "key[:-1].hex()", "test_keys_that_differ", "with other numbers"),
+        (
+            "(url).path)",
+            "(url).path), str(__import__('os').getpid())",
+            "test_another_process",
+            "finds no stored vector",
+        ),
+        ("    def set_many(self, items):\n", OF_ONE_THREAD, "test_different_threads_can_write", "only in the thread"),
+        ("blob[1:], np.float32", "blob[1:], np.int32", "test_a_vector_is_returned", "int32 instead of float32"),
         ("if path.exists()", "", "test_an_unknown_key", ""),
     ],
 )
@@ -93,8 +103,8 @@ def test_a_cache_that_shares_its_arrays_fails():
             return Sharing()
 
     for case in (
-        "test_a_vector_changed_after_it_was_kept_changes_nothing_kept",
-        "test_a_vector_that_was_handed_out_cannot_change_what_is_kept",
+        "test_changing_a_stored_array_does_not_change_the_cache",
+        "test_changing_a_returned_array_does_not_change_the_cache",
     ):
         with pytest.raises(AssertionError, match="other numbers"):
             getattr(Suite(), case)(None)
@@ -145,8 +155,8 @@ def test_a_cache_that_is_only_in_a_module_fails_unless_it_says_so_or_another_pro
     said = run_pytest(tmp_path, ok=False)
     failures = [line for line in said.splitlines() if line.startswith("FAILED")]
     assert len(failures) == 1, said
-    assert "TestCache::test_another_process_finds_what_was_kept" in failures[0]
-    assert "say persistent = False" in said
+    assert "TestCache::test_another_process_reads_the_stored_vectors" in failures[0]
+    assert "Set persistent = False" in said
 
 
 class Faithless(ProviderSuite):
@@ -198,11 +208,15 @@ class ShortensOnly(FakeServer):
 @pytest.mark.parametrize(
     ("kind", "case", "words"),
     [
-        (OfItsFirstModel, "test_another_model_is_another_request", "does the client keep the model"),
-        (CutsInSilence, "test_a_text_is_not_cut_in_silence", "8000 characters that differ at the end have one vector"),
-        (OtherInABatch, COMPANY, "in a request of many texts than alone"),
-        (LostPlaceInABatch, COMPANY, "in a request of many texts than"),
-        (ShortensOnly, "test_vectors_have_unit_length_where_that_is_declared", "with dimensions=5 lengths are"),
+        (OfItsFirstModel, "test_another_model_changes_the_request_and_the_vector", "use the model in batch.body"),
+        (
+            CutsInSilence,
+            "test_no_text_is_truncated_silently",
+            "8000 characters that differ only at the end have the same vector",
+        ),
+        (OtherInABatch, COMPANY, "in a large batch than alone"),
+        (LostPlaceInABatch, COMPANY, "in a large batch than"),
+        (ShortensOnly, "test_vectors_have_unit_length_if_declared", "with dimensions=5 lengths are"),
     ],
 )
 def test_a_far_end_that_is_wrong_only_sometimes_fails_too(kind, case, words):
@@ -216,7 +230,7 @@ def test_a_far_end_that_is_wrong_only_sometimes_fails_too(kind, case, words):
     [(Limits(), 8000), (Limits(text_tokens=512), 1024), (Limits(tokens=600, text_tokens=8192), 1200)],
 )
 def test_the_long_texts_fit_what_the_provider_states(limits, characters):
-    one, other = unlike_at_the_end(limits)
+    one, other = texts_with_different_ends(limits)
     assert len(one) == len(other) == characters
     assert one[: characters * 9 // 10] == other[: characters * 9 // 10]
     assert one != other
@@ -242,7 +256,7 @@ ALWAYS = {**CUTS, "for text in batch.texts_with_prompt()": "for text in (t[:3000
     [({**CUTS, **NAMES}, ""), (CUTS, "Reply.truncated"), ({**ALWAYS, **NAMES}, "although on_long_text='error'")],
 )
 def test_a_provider_that_cuts_says_which_and_does_not_where_it_is_told_not_to(acme, tmp_path, changes, words):
-    said = run_suite(acme, tmp_path, changes=changes, only="test_a_text_is_not_cut_in_silence", ok=not words)
+    said = run_suite(acme, tmp_path, changes=changes, only="test_no_text_is_truncated_silently", ok=not words)
     assert words in said
 
 
@@ -268,14 +282,18 @@ class Failing(ProviderSuite):
 @pytest.mark.parametrize(
     ("case", "error", "words"),
     [
-        ("test_a_key_that_is", lambda texts: QuotaError("no"), "raised as QuotaError instead of AuthenticationError"),
-        ("test_a_key_that_is", lambda texts: AuthenticationError(f"no: {texts[0]}"), "repeats a text"),
-        ("test_a_key_that_is", lambda texts: AuthenticationError("no", request_id=Failing.api_key), "repeats the key"),
-        ("test_an_account_without", lambda texts: RateLimitError("no"), "raised as RateLimitError instead of Quota"),
-        ("test_a_request_that_is", lambda texts: ValueError("no"), "raised as ProviderError instead of BadRequest"),
-        ("test_a_lasting_outage", lambda texts: ProviderError("no"), "raised as ProviderError instead of Unavailable"),
-        ("test_a_passing_outage", lambda texts: BadReplyError("no"), "BadReplyError"),
-        ("test_a_text_that_is_refused", lambda texts: AuthenticationError("no"), "AuthenticationError"),
+        ("test_a_rejected_key", lambda texts: QuotaError("no"), "raises QuotaError instead of AuthenticationError"),
+        ("test_a_rejected_key", lambda texts: AuthenticationError(f"no: {texts[0]}"), "contains a text"),
+        (
+            "test_a_rejected_key",
+            lambda texts: AuthenticationError("no", request_id=Failing.api_key),
+            "contains the API key",
+        ),
+        ("test_an_account_without", lambda texts: RateLimitError("no"), "raises RateLimitError instead of Quota"),
+        ("test_a_rejected_request", lambda texts: ValueError("no"), "raises ProviderError instead of BadRequest"),
+        ("test_a_lasting_outage", lambda texts: ProviderError("no"), "raises ProviderError instead of Unavailable"),
+        ("test_a_request_succeeds", lambda texts: BadReplyError("no"), "BadReplyError"),
+        ("test_a_rejected_text", lambda texts: AuthenticationError("no"), "AuthenticationError"),
     ],
 )
 def test_an_error_of_the_wrong_kind_or_with_a_secret_in_it_fails(case, error, words):
@@ -287,8 +305,8 @@ def test_an_error_of_the_wrong_kind_or_with_a_secret_in_it_fails(case, error, wo
 
 def test_a_client_that_retries_by_itself_fails():
     failing = Failing(lambda texts: UnavailableError("no", retry_after=0.0), seen_per_request=3)
-    with pytest.raises(AssertionError, match="sent 9 requests instead of 3: switch the retries of the SDK off"):
-        failing.test_a_lasting_outage_is_tried_max_retries_and_once_more()
+    with pytest.raises(AssertionError, match=r"sent 9 requests instead of 3\. Turn off the retries of the SDK"):
+        failing.test_a_lasting_outage_is_retried_max_retries_times()
 
 
 def test_a_log_line_that_holds_a_text_fails():
@@ -296,8 +314,8 @@ def test_a_log_line_that_holds_a_text_fails():
         logging.getLogger("acme.sdk").info("POST /embeddings input=%s", texts)
         return AuthenticationError("no")
 
-    with pytest.raises(AssertionError, match="repeats a text"):
-        Failing(error).test_a_key_that_is_refused_is_an_authentication_error_after_one_request()
+    with pytest.raises(AssertionError, match="contains a text"):
+        Failing(error).test_a_rejected_key_raises_an_authentication_error_after_one_request()
 
 
 # Cases cannot be talked out of
@@ -340,7 +358,7 @@ def test_a_case_that_passes_although_it_is_marked_fails_the_suite(tmp_path):
 
 def test_a_case_from_beside_the_suite_is_an_override_too():
     class Mixin:
-        def test_rows_come_in_the_order_of_the_texts(self): ...
+        def test_rows_are_in_the_order_of_the_texts(self): ...
 
     class Mine(Mixin, ProviderSuite): ...
 
@@ -355,7 +373,7 @@ def test_the_case_that_watches_the_others_cannot_be_overridden(suite):
 
 
 def test_a_suite_that_names_nothing_says_what_it_needs():
-    with pytest.raises(AssertionError, match="names no model"):
+    with pytest.raises(AssertionError, match="has no model"):
         ProviderSuite().embedder()
     with pytest.raises(NotImplementedError, match=r"make\(self, folder\)"):
         CacheSuite().make(None)

@@ -1,9 +1,9 @@
-"""Helpers for testing what is built on this library, without a network, a key or a mock.
+"""Testing kit: a fake provider, and conformance suites for providers and caches. No network and no API key needed.
 
-`Fake` is a provider: `Embedder("fake:any-name", base_url=FakeServer().url)`. Its vectors depend on text, role and
-dimensions; its server counts what reaches it and fails as it is told to.
+`Fake` is a provider: `Embedder("fake:any-name", base_url=FakeServer().url)`. Its vectors depend on text, input type,
+dimensions and model. `FakeServer` counts requests and fails on demand.
 
-`ProviderSuite` and `CacheSuite` are what every provider and cache proves. They need pytest, and nothing else does.
+`ProviderSuite` and `CacheSuite` need pytest; the rest of the kit does not.
 """
 
 from importlib import import_module

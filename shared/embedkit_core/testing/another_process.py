@@ -1,4 +1,4 @@
-"""What another process finds in a cache: the suite's class is imported there, and makes the cache anew."""
+"""Reading a cache from another process, which imports the suite's class and creates the cache again."""
 
 from __future__ import annotations
 
@@ -18,70 +18,71 @@ import numpy as np
 from embedkit_core.cache import Entry
 from embedkit_core.testing.suite import skip
 
-SECONDS = 100
-CHILD = """
+TIMEOUT_SECONDS = 100
+CHILD_CODE = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from embedkit_core.testing.another_process import answer
-answer()
+from embedkit_core.testing.another_process import print_entries
+print_entries()
 """
 
 
-def found_by_another_process(suite: Any, folder: Path, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-    """Give what a process that is started now finds under keys; skip where it cannot make the cache."""
-    of = type(suite)
-    if "<locals>" in of.__qualname__:
-        skip(f"another process cannot import {of.__qualname__}: define the suite at the top of its module")
+def read_in_another_process(suite: Any, folder: Path, keys: Sequence[bytes]) -> dict[bytes, Entry]:
+    """Return the entries that a new process finds under `keys`; skip the test if it cannot create the cache."""
+    suite_class = type(suite)
+    if "<locals>" in suite_class.__qualname__:
+        skip(f"another process cannot import {suite_class.__qualname__}. Define the suite at the top of its module.")
     try:
-        asked = pickle.dumps((vars(suite), str(folder), list(keys)))
+        request = pickle.dumps((vars(suite), str(folder), list(keys)))
     except Exception as error:
-        skip(f"what the fixtures of {of.__name__} set cannot be pickled for another process ({type(error).__name__})")
-    head = json.dumps([of.__module__, inspect.getfile(of), of.__qualname__]).encode()
-    # It is this interpreter that is started, with code of ours.
+        skip(f"attributes set by fixtures of {suite_class.__name__} cannot be pickled ({type(error).__name__})")
+    header = json.dumps([suite_class.__module__, inspect.getfile(suite_class), suite_class.__qualname__]).encode()
+    # Starts this interpreter with the code above.
     run = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", CHILD, json.dumps(sys.path)],
-        input=head + b"\n" + asked,
+        [sys.executable, "-c", CHILD_CODE, json.dumps(sys.path)],
+        input=header + b"\n" + request,
         capture_output=True,
-        timeout=SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
-    said = run.stdout.rpartition(b"\n--answer--\n")
-    if not said[1]:
-        raise AssertionError(f"another process fails to read the cache: {run.stderr.decode(errors='replace')[-2000:]}")
-    answered: dict[str, Any] = json.loads(said[2])
-    if "unmade" in answered:
-        skip(f"another process cannot make the cache ({answered['unmade']})")
+    _, marker, output = run.stdout.rpartition(b"\n--answer--\n")
+    if not marker:
+        raise AssertionError(f"another process cannot read the cache: {run.stderr.decode(errors='replace')[-2000:]}")
+    reply: dict[str, Any] = json.loads(output)
+    if "error" in reply:
+        skip(f"another process cannot create the cache ({reply['error']})")
     return {
         bytes.fromhex(key): Entry(np.frombuffer(bytes.fromhex(row), dtype=np.float32), truncated)
-        for key, row, truncated in answered["found"]
+        for key, row, truncated in reply["entries"]
     }
 
 
-def answer() -> None:
-    """Read the cache that standard input names, and print what is in it."""
+def print_entries() -> None:
+    """Print the entries of the cache described by standard input; runs in the other process."""
     module, file, name = json.loads(sys.stdin.buffer.readline())
     try:
-        suite: Any = _imported(module, file)
+        suite: Any = _import_module(module, file)
         for part in name.split("."):
             suite = getattr(suite, part)
-        state, folder, keys = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - the suite's own process wrote it
-        made = suite()
-        vars(made).update(state)
-        cache = made.make(Path(folder))
+        state, folder, keys = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - written by the parent process
+        instance = suite()
+        vars(instance).update(state)
+        cache = instance.make(Path(folder))
     except Exception as error:
-        said: dict[str, Any] = {"unmade": f"{type(error).__name__}: {error}"}
+        reply: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"}
     else:
         found = cache.get_many(keys)
-        said = {"found": [(key.hex(), entry.vector.tobytes().hex(), entry.truncated) for key, entry in found.items()]}
-    print("\n--answer--\n" + json.dumps(said), flush=True)
+        entries = [(key.hex(), entry.vector.tobytes().hex(), entry.truncated) for key, entry in found.items()]
+        reply = {"entries": entries}
+    print("\n--answer--\n" + json.dumps(reply), flush=True)
 
 
-def _imported(name: str, file: str) -> object:
-    """Import a test's module by its name, or from its file where pytest has not put that on the path."""
+def _import_module(name: str, file: str) -> object:
+    """Import a test module by name, or from its file if the module of that name is another one."""
     try:
-        found = import_module(name)
-        if Path(inspect.getfile(found)).samefile(file):
-            return found
+        module = import_module(name)
+        if Path(inspect.getfile(module)).samefile(file):
+            return module
     except (ImportError, TypeError, OSError):
         pass
     spec = importlib.util.spec_from_file_location(name, file)

@@ -1,4 +1,4 @@
-"""A provider whose vectors are known, which counts what it is asked and fails on request."""
+"""Fake provider with deterministic vectors, whose server counts requests and fails on demand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ _numbers = itertools.count(1)
 
 
 def fake_vector(text: str, *, role: str = "", dimensions: int = 8, model: str = "fake") -> Vectors:
-    """Give the unit vector, float32 (dimensions,), that the fake provider has for a text in a role."""
+    """Return the vector of the fake provider for a text: float32, shape (dimensions,), unit length.
+
+    Args:
+        role: The input type, or "" for a symmetric server.
+    """
     seed = hashlib.sha256(f"{model}\0{role}\0{dimensions}\0{text}".encode()).digest()
     vector = np.random.default_rng(np.frombuffer(seed, dtype=np.uint64)).standard_normal(dimensions)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
@@ -38,26 +42,32 @@ def fake_vector(text: str, *, role: str = "", dimensions: int = 8, model: str = 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """One request as it reached the fake server."""
+    """A request received by the fake server."""
 
     texts: tuple[str, ...]
     body: dict[str, Any]
 
 
 class FakeServer:
-    """The far end of the fake provider: counts requests, holds them back, fails them.
+    """Server of the fake provider. It counts, delays and fails requests. A token is a word.
 
     Args:
-        dimensions: width of the vectors where none is asked for.
-        asymmetric: whether queries and documents get different vectors.
-        latency: seconds a request takes.
-        limits: what one request may hold; texts over them are refused as a real server would.
-        usd_per_million: the price of a million tokens, None for unknown.
-        max_words: words in one text over which it is refused as too long.
-        cuts: whether a text is cut to `max_words` where the request asks for that.
+        dimensions: Default number of dimensions.
+        asymmetric: Whether queries and documents have different vectors.
+        latency: Duration of a request in seconds.
+        limits: Limits of one request; a request over them fails.
+        usd_per_million: Price of a million tokens, None if unknown.
+        max_words: Maximum number of words of a text; a longer text is rejected.
+        cuts: Whether the server truncates texts to `max_words` if the request body asks for it.
 
-    A token is a word. `faults` are raised one a request, first come first served; None lets one pass.
-    `fault_for(texts)` may name a fault for each request; texts in `poison` have their request refused.
+    Attributes:
+        faults: Errors of the next requests in order; None lets a request succeed.
+        fault_for: Function that returns the error of a request from its texts, or None.
+        rejected_texts: Texts whose requests fail with `BadTextError`.
+        received: All requests received.
+        billed: Number of successful requests of each text.
+        in_flight: Number of requests in flight.
+        peak_in_flight: Maximum number of requests in flight.
     """
 
     def __init__(
@@ -86,79 +96,81 @@ class FakeServer:
         self.billed: Counter[str] = Counter()
         self.in_flight = 0
         self.peak_in_flight = 0
-        self._gate = threading.Condition()
+        self._changed = threading.Condition()
         self._held = False
         _servers[self.url] = self
 
     def hold(self) -> None:
-        """Keep requests that arrive from being answered."""
+        """Delay the replies until `release`."""
         self._held = True
 
     def release(self) -> None:
-        """Answer what is held back, and what comes."""
-        with self._gate:
+        """Send delayed replies and stop delaying."""
+        with self._changed:
             self._held = False
-            self._gate.notify_all()
+            self._changed.notify_all()
 
     def wait_for_requests(self, n: int, timeout: float = 10.0) -> None:
-        """Block until n requests have arrived in all."""
-        with self._gate:
-            if not self._gate.wait_for(lambda: len(self.received) >= n, timeout):
-                raise TimeoutError(f"{len(self.received)} of {n} requests arrived")
+        """Block until the server has received n requests in total."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.received) >= n, timeout):
+                raise TimeoutError(
+                    f"The fake server received {len(self.received)} of {n} requests within {timeout:g} s."
+                )
 
     async def answer(self, batch: Batch) -> Reply:
-        """Answer one request, or fail it."""
+        """Return the reply to a request, or raise its error."""
         texts = tuple(batch.texts)
-        with self._gate:
+        with self._changed:
             self.received.append(ReceivedRequest(texts, dict(batch.body)))
             self.in_flight += 1
             self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
-            self._gate.notify_all()
+            self._changed.notify_all()
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
-            while self._held:  # noqa: ASYNC110 - other threads open the gate
+            while self._held:  # noqa: ASYNC110 - released by another thread
                 await asyncio.sleep(0.001)
-            self._refuse(texts, cut=bool(batch.body.get("cut")))
+            self._raise_error(texts, truncates=bool(batch.body.get("cut")))
             vectors = np.stack([self.vector(text, batch.body) for text in texts])
             self.billed.update(texts)
             return Reply(vectors, sum(len(text.split()) for text in texts))
         finally:
-            with self._gate:
+            with self._changed:
                 self.in_flight -= 1
 
-    def vector(self, text: str, wire: dict[str, Any] | Any) -> Vectors:
-        """Give the vector this server has for a text, as asked by `wire`."""
-        prompt = wire.get("prompt", "")
-        if wire.get("cut") and self.max_words is not None and len(text.split()) > self.max_words:
+    def vector(self, text: str, body: dict[str, Any] | Any) -> Vectors:
+        """Return the vector of a text for a request body."""
+        prompt = body.get("prompt", "")
+        if body.get("cut") and self.max_words is not None and len(text.split()) > self.max_words:
             text = " ".join(text.split()[: self.max_words])
         return fake_vector(
-            prompt + text, role=wire.get("role", ""), dimensions=wire["dimensions"], model=str(wire["model"])
+            prompt + text, role=body.get("role", ""), dimensions=body["dimensions"], model=str(body["model"])
         )
 
-    def _refuse(self, texts: Sequence[str], *, cut: bool) -> None:
+    def _raise_error(self, texts: Sequence[str], *, truncates: bool) -> None:
         fault = self.faults.popleft() if self.faults else None
         if fault is None and self.fault_for is not None:
             fault = self.fault_for(texts)
         if fault is not None:
             raise fault
         if not self.rejected_texts.isdisjoint(texts):
-            raise BadTextError("the fake server refuses a text", status=400)
+            raise BadTextError("The fake server rejects a text.", status=400)
         words = [len(text.split()) for text in texts]
-        if self.max_words is not None and cut:
+        if self.max_words is not None and truncates:
             words = [min(n, self.max_words) for n in words]
         if self.max_words is not None and max(words) > self.max_words:
-            over = {place: n for place, n in enumerate(words) if n > self.max_words}
+            over = {position: n for position, n in enumerate(words) if n > self.max_words}
             raise TextTooLongError(positions=over, limit=self.max_words, status=400)
         too_many = len(texts) > self.limits.texts
         if too_many or (self.limits.tokens is not None and sum(words) > self.limits.tokens):
-            error = RequestTooLargeError("the fake server takes less in one request", status=400)
+            error = RequestTooLargeError("The request exceeds the limits of the fake server.", status=400)
             error.counts_texts = too_many
             raise error
 
 
 class Fake(Provider):
-    """The provider side: no network, no key."""
+    """Provider `fake`, which needs no network and no API key."""
 
     name: ClassVar[str] = "fake"
 
@@ -166,7 +178,7 @@ class Fake(Provider):
         server = _servers.get(settings.base_url or "")
         if server is None:
             raise ConfigurationError(
-                "the fake provider needs base_url=FakeServer().url, of a server that is kept alive"
+                "base_url: must be the url of a FakeServer that still exists. Keep a reference to the server."
             )
         self._server = server
         self.model = settings.name
@@ -179,34 +191,34 @@ class Fake(Provider):
         self._options = dict(settings.options)
 
     def request_body(self, input_type: InputType) -> dict[str, Any]:
-        """Give the request without its texts."""
-        wire: dict[str, Any] = {"model": self.model, "dimensions": self.dimensions} | self._options
+        """Return the request body without texts."""
+        body: dict[str, Any] = {"model": self.model, "dimensions": self.dimensions} | self._options
         if self._server.asymmetric:
-            wire["role"] = input_type
+            body["role"] = input_type
         if self._prompts[input_type]:
-            wire["prompt"] = self._prompts[input_type]
+            body["prompt"] = self._prompts[input_type]
         if self._server.cuts:
-            wire["cut"] = False
-        return wire
+            body["cut"] = False
+        return body
 
     def truncating_body(self, input_type: InputType) -> dict[str, Any] | None:
-        """Give the request that has long texts cut, of a server that does."""
+        """Return the request body with which the server truncates long texts, or None if it does not."""
         return self.request_body(input_type) | {"cut": True} if self._server.cuts else None
 
     def connect(self) -> Client:
-        """Reach the server, which is in this process."""
+        """Return a client of the server, which is in this process."""
         return FakeClient(self._server)
 
 
 class FakeClient:
-    """A connection to a fake server."""
+    """Client of a fake server."""
 
     def __init__(self, server: FakeServer) -> None:
         self._server = server
 
     async def embed(self, batch: Batch) -> Reply:
-        """Pass the request on."""
+        """Send a request to the server."""
         return await self._server.answer(batch)
 
     async def aclose(self) -> None:
-        """Close nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""What the cases for providers share: what an author says of the model, and how far apart two vectors may be."""
+"""Base of the provider tests: attributes of the model, control of the server, and comparison of vectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXTS = (
 
 
 class ProviderCases(Suite):
-    """What an author says of a model; each may be a property, so that it can name a server that a fixture started."""
+    """Attributes and methods that a plugin author defines; attributes may be properties that use fixtures."""
 
     model: str = ""
     api_key: str | None = None
@@ -35,66 +35,66 @@ class ProviderCases(Suite):
     asymmetric: bool = False
     unit_length: bool = True
     tolerance: float = 1e-4
-    bad_text: str = "a text that the far end refuses"
+    bad_text: str = "a text that the server rejects"
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Further arguments of `Embedder`, as in {"base_url": ...}."""
+        """Further arguments of `Embedder`, such as `base_url`."""
         return {}
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """`provider_options` that the model takes."""
+        """`provider_options` that the model accepts."""
         return {}
 
     def requests_seen(self) -> int:
-        """Give how many requests have reached the far end; override it where there is a way to tell."""
-        skip(f"{type(self).__name__}.requests_seen() would tell how many requests reach the far end")
+        """Return the number of requests the server has received. Override it if the server can be queried."""
+        skip(f"{type(self).__name__} does not define requests_seen()")
 
     def fail(self, kind: Failure | None) -> None:
-        """Make the far end answer every request with a failure from now on, until `fail(None)`; override it.
+        """Make the server fail every request until `fail(None)`. Override it if the server can be controlled.
 
-        "bad_text" concerns requests that hold `bad_text` only. For a kind that the far end does not know, call
-        `super().fail(kind)`, which skips the case.
+        "bad_text" applies only to requests that contain `bad_text`. For a kind that the server does not support, call
+        `super().fail(kind)`, which skips the test.
         """
-        skip(f"{type(self).__name__}.fail({kind!r}) would make the far end fail so")
+        skip(f"{type(self).__name__} does not define fail({kind!r})")
 
     def embedder(self, **arguments: Any) -> Embedder:
-        """Give an embedder for the model, without a cache unless one is given."""
-        assert self.model, f"{type(self).__name__} names no model: model = 'provider:model'"
+        """Return an embedder of the model, by default without a cache."""
+        assert self.model, f"{type(self).__name__} has no model. Set model = 'provider:model'."
         base = {"model": self.model, "api_key": self.api_key, "cache": False}
         return Embedder(**{**base, **self.settings, **arguments})
 
     def requests_of(self, embedder: Embedder, before: int | None) -> int:
-        """Give the requests since `before`, as the far end counts them; as an embedder does where `before` is None."""
+        """Return the number of requests since `before`, counted by the embedder if `before` is None."""
         return embedder.usage.requests if before is None else self.requests_seen() - before
 
     def requests_before(self) -> int | None:
-        """Give the requests so far; None where the far end cannot be asked."""
-        known = type(self).requests_seen is not ProviderCases.requests_seen
-        return self.requests_seen() if known else None
+        """Return the number of requests the server has received, or None if it cannot be queried."""
+        is_defined = type(self).requests_seen is not ProviderCases.requests_seen
+        return self.requests_seen() if is_defined else None
 
     def assert_same(self, rows: Vectors, expected: Vectors, meaning: str) -> None:
-        """Fail with the meaning where two matrices differ by more than `tolerance` anywhere."""
-        assert rows.shape == expected.shape, f"{meaning} ({rows.shape} is not {expected.shape})"
-        apart = distance(rows, expected)
-        assert apart <= self.tolerance, f"{meaning} (by {apart:.2g}, and tolerance = {self.tolerance:g})"
+        """Fail with `meaning` if two matrices differ by more than `tolerance` in any number."""
+        assert rows.shape == expected.shape, f"{meaning} (shape {rows.shape} instead of {expected.shape})"
+        difference = max_difference(rows, expected)
+        assert difference <= self.tolerance, f"{meaning} (difference {difference:.2g}, tolerance = {self.tolerance:g})"
 
     def differ(self, one: Vectors, other: Vectors) -> bool:
-        """Tell whether two vectors are not the same."""
-        return one.shape != other.shape or distance(one, other) > self.tolerance
+        """Return True if two vectors differ by more than `tolerance`."""
+        return one.shape != other.shape or max_difference(one, other) > self.tolerance
 
 
-def distance(one: Vectors, other: Vectors) -> float:
-    """Give how far apart two arrays of one shape are in any one number."""
+def max_difference(one: Vectors, other: Vectors) -> float:
+    """Return the largest absolute difference between two arrays of the same shape."""
     return float(np.max(np.abs(one - other), initial=0.0))
 
 
-def numbered(n: int) -> list[str]:
-    """Give so many distinct texts."""
+def numbered_texts(n: int) -> list[str]:
+    """Return n distinct texts."""
     return [f"Item {i} of the list is worth {i * i} euros." for i in range(n)]
 
 
-def alone(embedder: Embedder, texts: Sequence[str]) -> Vectors:
-    """Give the rows of texts that were sent one by one."""
+def embed_one_by_one(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    """Return the vectors of texts, each sent in its own request."""
     return np.vstack([embedder.embed([text]).vectors for text in texts])

@@ -8,22 +8,23 @@ from embedkit_core.testing.provider_vectors import VectorCases
 
 
 class ProviderSuite(VectorCases, SettingCases, FailureCases):
-    """What every provider proves, by a subclass in a test file of its own that pytest collects::
+    """Tests that every provider must pass. Subclass it in a test file::
 
         class TestAcme(ProviderSuite):
             model = "acme:small"
 
-    Attributes that say more of the model, all of them optional:
-        api_key: a key the far end takes; what is shown and logged is then searched for it.
-        settings: further arguments of `Embedder`, a property where a fixture must provide them.
-        other_model: another model of the provider.
-        other_dimensions: a width that is offered besides its own; None if it takes no dimensions.
-        wrong_dimensions: a width that is not offered.
-        options: `provider_options` that it takes.
-        asymmetric: whether a query has another vector than the same text as a document.
-        unit_length: whether vectors have length 1.
-        tolerance: how far apart any number of two vectors of one text may be.
+    All attributes but `model` are optional. Define the methods `requests_seen()`, which returns the number of requests
+    the server has received, and `fail(kind)`, which makes it fail, to run the tests that need them.
 
-    Two methods, also optional, lead to the far end: `requests_seen()` gives how many requests have reached it, `fail`
-    makes it fail. The cases that need them are skipped without them.
+    Attributes:
+        model: The model under test, as provider:model.
+        api_key: A valid API key; errors, logs and pickles are searched for it.
+        settings: Further arguments of `Embedder`; a property, if a fixture provides them.
+        other_model: Another model of the provider.
+        other_dimensions: Supported dimensions other than the default; None if dimensions cannot be set.
+        wrong_dimensions: Unsupported dimensions.
+        options: `provider_options` that the model accepts.
+        asymmetric: Whether a query and a document with the same text have different vectors.
+        unit_length: Whether vectors are normalized.
+        tolerance: Maximum difference between the numbers of two vectors of one text.
     """

@@ -1,6 +1,6 @@
-"""Cases for providers: whose vector is whose, whatever thread, loop or company it comes in."""
+"""Provider tests of vectors: each text gets its own vector in every batch, thread and event loop."""
 
-# ruff: noqa: D102 - the name of a case is its sentence
+# ruff: noqa: D102 - test names are sentences
 
 from __future__ import annotations
 
@@ -15,72 +15,75 @@ from embedkit_core.common.types import InputType
 from embedkit_core.costs.tokens import max_tokens
 from embedkit_core.embedder import Embedder
 from embedkit_core.providers import Batch, Reply
-from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, alone, numbered
+from embedkit_core.testing.provider_cases import TEXTS, ProviderCases, embed_one_by_one, numbered_texts
 
-COMPANY = 100  # texts
+LARGE_BATCH_TEXTS = 100
 
 
 class VectorCases(ProviderCases):
-    """What comes back."""
+    """Tests of returned vectors."""
 
-    def test_a_client_answers_one_request_by_itself(self) -> None:
-        """The client alone, on a loop of its own, twice: a client belongs to the loop it was connected on."""
+    def test_a_client_answers_a_single_request(self) -> None:
+        """Calls the client directly, twice on new event loops: a client is bound to the loop of connect()."""
         provider = self.embedder().provider
         texts = TEXTS[: provider.limits.texts]
 
-        async def ask() -> Reply:
+        async def send() -> Reply:
             client = provider.connect()
             try:
                 return await client.embed(Batch(texts, provider.request_body("document"), timeout=60.0))
             finally:
                 await client.aclose()
 
-        replies = [asyncio.run(ask()) for _ in range(2)]
+        replies = [asyncio.run(send()) for _ in range(2)]
         for reply in replies:
-            assert isinstance(reply, Reply), f"embed() returns a {type(reply).__name__}; return Reply(vectors, tokens)"
-            assert isinstance(reply.vectors, np.ndarray), "Reply.vectors is no numpy array"
-            assert reply.vectors.dtype == np.float32, f"Reply.vectors is {reply.vectors.dtype}; make it float32"
-            assert reply.vectors.ndim == 2, f"Reply.vectors has {reply.vectors.ndim} axes; a row for each text is 2"
+            assert isinstance(reply, Reply), f"embed() returns a {type(reply).__name__}. Return Reply(vectors, tokens)."
+            assert isinstance(reply.vectors, np.ndarray), "Reply.vectors is not a numpy array"
+            assert reply.vectors.dtype == np.float32, f"Reply.vectors is {reply.vectors.dtype}. Return float32."
+            assert reply.vectors.ndim == 2, (
+                f"Reply.vectors has {reply.vectors.ndim} axes. Return a matrix with one row per text."
+            )
             assert len(reply.vectors) == len(texts), f"{len(reply.vectors)} rows for {len(texts)} texts"
             billed = reply.tokens
             assert billed is None or (type(billed) is int and billed >= 0), (
-                f"Reply.tokens={billed!r}; give the tokens as billed, or None where the provider does not say"
+                f"Reply.tokens is {billed!r}. Return the billed tokens, or None if the server does not report them."
             )
-        self.assert_same(replies[0].vectors, replies[1].vectors, "the second connection answers other vectors")
+        self.assert_same(replies[0].vectors, replies[1].vectors, "the second connection returns other vectors")
 
-    def test_a_row_is_finite_float32_and_as_wide_as_declared(self) -> None:
+    def test_rows_are_finite_float32_of_the_declared_width(self) -> None:
         embedder = self.embedder()
         declared = embedder.provider.dimensions
         vectors = embedder.embed(TEXTS).vectors
         assert vectors.dtype == np.float32
-        assert np.isfinite(vectors).all(), "a vector holds a number that is not finite"
+        assert np.isfinite(vectors).all(), "a vector contains a number that is not finite"
         assert vectors.shape == (len(TEXTS), embedder.dimensions)
         assert declared in (None, vectors.shape[1]), (
-            f"the provider says dimensions={declared}, and vectors have {vectors.shape[1]}; None leaves it to the reply"
+            f"the provider declares dimensions={declared}, but vectors have {vectors.shape[1]}. Declare None if "
+            "they are unknown."
         )
 
-    def test_rows_come_in_the_order_of_the_texts(self) -> None:
+    def test_rows_are_in_the_order_of_the_texts(self) -> None:
         embedder = self.embedder()
         rows = embedder.embed(TEXTS).vectors
-        turned = embedder.embed([*TEXTS[3:], *TEXTS[:3]]).vectors
-        meaning = "a text has another vector where its place is another: rows follow the texts"
-        self.assert_same(np.roll(turned, 3, axis=0), rows, meaning)
-        self.assert_same(alone(embedder, TEXTS), rows, "a text has another vector alone than in company")
+        rotated = embedder.embed([*TEXTS[3:], *TEXTS[:3]]).vectors
+        meaning = "a text has another vector at another position. Rows must be in the order of the texts."
+        self.assert_same(np.roll(rotated, 3, axis=0), rows, meaning)
+        self.assert_same(embed_one_by_one(embedder, TEXTS), rows, "a text has another vector alone than in a batch")
 
-    def test_a_text_has_the_vector_in_a_large_company_that_it_has_in_a_small_one(self) -> None:
-        texts = [*numbered(COMPANY), *TEXTS]
-        together = self.embedder(max_concurrency=1)  # so that what waits is one request, as far as it may be
-        rows = together.embed(texts).vectors
-        meaning = "a text has another vector in a request of many texts"
-        self.assert_same(rows[-len(TEXTS) :], alone(together, TEXTS), f"{meaning} than alone")
-        self.assert_same(rows, self.embedder(max_batch_texts=8).embed(texts).vectors, f"{meaning} than in one of 8")
+    def test_a_text_has_the_same_vector_in_a_small_and_a_large_batch(self) -> None:
+        texts = [*numbered_texts(LARGE_BATCH_TEXTS), *TEXTS]
+        embedder = self.embedder(max_concurrency=1)  # packs texts into as few requests as possible
+        rows = embedder.embed(texts).vectors
+        meaning = "a text has another vector in a large batch"
+        self.assert_same(rows[-len(TEXTS) :], embed_one_by_one(embedder, TEXTS), f"{meaning} than alone")
+        self.assert_same(rows, self.embedder(max_batch_texts=8).embed(texts).vectors, f"{meaning} than in a batch of 8")
 
-    def test_rows_come_in_the_order_of_the_texts_over_many_requests(self) -> None:
-        texts = numbered(11)
+    def test_rows_are_in_the_order_of_the_texts_across_requests(self) -> None:
+        texts = numbered_texts(11)
         embedder = self.embedder(max_batch_texts=2)
         rows = embedder.embed(texts).vectors
         assert embedder.usage.requests >= 6
-        meaning = "a text has another vector where requests are small, or they are answered out of turn"
+        meaning = "a text has another vector if its batch is small or replies arrive out of order"
         self.assert_same(rows, self.embedder().embed(texts).vectors, meaning)
 
     def test_different_texts_have_different_vectors(self) -> None:
@@ -88,16 +91,16 @@ class VectorCases(ProviderCases):
         for i, row in enumerate(vectors):
             for j in range(i):
                 assert self.differ(row, vectors[j]), (
-                    f"{TEXTS[i][:30]!r} and {TEXTS[j][:30]!r} have one vector; is the text what is sent?"
+                    f"{TEXTS[i][:30]!r} and {TEXTS[j][:30]!r} have the same vector. Check that the text is sent."
                 )
 
-    def test_vectors_have_unit_length_where_that_is_declared(self) -> None:
+    def test_vectors_have_unit_length_if_declared(self) -> None:
         lengths, is_unit = self._lengths(self.embedder())
-        assert is_unit == self.unit_length, f"lengths are {lengths}; declare unit_length = {is_unit}, or normalise"
+        assert is_unit == self.unit_length, f"lengths are {lengths}. Set unit_length = {is_unit}, or normalize vectors."
         if self.unit_length and self.other_dimensions is not None:
             lengths, is_unit = self._lengths(self.embedder(dimensions=self.other_dimensions))
             assert is_unit, (
-                f"with dimensions={self.other_dimensions} lengths are {lengths}: normalise what was shortened"
+                f"with dimensions={self.other_dimensions} lengths are {lengths}. Normalize truncated vectors."
             )
 
     def _lengths(self, embedder: Embedder) -> tuple[str, bool]:
@@ -105,23 +108,23 @@ class VectorCases(ProviderCases):
         is_unit = bool(np.all(np.abs(lengths - 1) <= max(self.tolerance, 1e-5)))
         return f"{lengths.min():.5f} to {lengths.max():.5f}", is_unit
 
-    def test_the_roles_differ_where_that_is_declared(self) -> None:
-        """On the wire, in the key and in the vector alike: a query is served from a document's entry if they agree."""
+    def test_queries_and_documents_differ_if_declared(self) -> None:
+        """Request body and vector must agree: with equal bodies, a query reuses the cached vector of a document."""
         embedder, text = self.embedder(), TEXTS[0]
-        wires = {role: embedder.provider.request_body(role) for role in ("query", "document")}
+        bodies = {input_type: embedder.provider.request_body(input_type) for input_type in get_args(InputType)}
         query, document = embedder.embed_query(text), embedder.embed_documents([text])[0]
-        on_wire, in_vector = wires["query"] != wires["document"], self.differ(query, document)
-        assert on_wire == self.asymmetric, (
-            f"the request bodies of query and document {'differ' if on_wire else 'are equal'}: asymmetric = {on_wire}, "
-            "or put in the wire what tells them apart"
+        in_body, in_vector = bodies["query"] != bodies["document"], self.differ(query, document)
+        assert in_body == self.asymmetric, (
+            f"the request bodies of query and document {'differ' if in_body else 'are equal'}. Set asymmetric = "
+            f"{in_body}, or put the input type into request_body()."
         )
         assert in_vector == self.asymmetric, (
-            "a query has its document's vector although the wire tells them apart: use what the wire says"
+            "query and document have the same vector although their request bodies differ. Use the request body."
             if self.asymmetric
-            else "a query has another vector than its document, and their wires are equal: one is served for the other"
+            else "query and document have different vectors but equal request bodies, so they would share a cache key"
         )
 
-    def test_a_query_is_served_from_its_documents_entry_where_the_model_is_symmetric(self, tmp_path: Path) -> None:
+    def test_only_with_a_symmetric_model_a_query_reuses_a_cached_document(self, tmp_path: Path) -> None:
         first = self.embedder(cache=tmp_path)
         document = first.embed_documents([TEXTS[0]])[0]
         second = self.embedder(cache=tmp_path)
@@ -138,45 +141,46 @@ class VectorCases(ProviderCases):
         if before is not None:
             seen = self.requests_seen() - before
             assert seen == first.usage.requests, (
-                f"{seen} requests reached the far end instead of {first.usage.requests}"
+                f"the server received {seen} requests instead of {first.usage.requests}"
             )
         before, second = self.requests_before(), self.embedder(cache=tmp_path)
-        assert np.array_equal(second.embed(texts).vectors, rows), (
-            "the cache serves other vectors than the first run had"
-        )
+        assert np.array_equal(second.embed(texts).vectors, rows), "the cache returns other vectors than the first run"
         assert self.requests_of(second, before) == 0, (
-            "a second run sends texts: does request_body() give the same twice?"
+            "a second run sends texts. Check that request_body() returns equal values."
         )
 
-    def test_no_bill_is_more_than_a_budget_holds_back(self) -> None:
-        for role in get_args(InputType):
+    def test_billed_tokens_do_not_exceed_the_budget_reservation(self) -> None:
+        for input_type in get_args(InputType):
             embedder = self.embedder()
-            billed = embedder.embed(TEXTS, input_type=role).usage.tokens
-            most = sum(max_tokens(text) + embedder.provider.overhead_tokens(role) for text in dict.fromkeys(TEXTS))
-            assert billed <= most, (
-                f"{billed} tokens were billed for texts of {most} at most: overhead_tokens() is what is added"
+            billed = embedder.embed(TEXTS, input_type=input_type).usage.tokens
+            reserved = sum(
+                max_tokens(text) + embedder.provider.overhead_tokens(input_type) for text in dict.fromkeys(TEXTS)
+            )
+            assert billed <= reserved, (
+                f"{billed} tokens were billed, but at most {reserved} were reserved. Return the added tokens by "
+                "overhead_tokens()."
             )
 
-    def test_threads_at_once_get_their_own_rows(self) -> None:
-        embedder, texts = self.embedder(max_batch_texts=3), numbered(24)
+    def test_concurrent_threads_get_their_own_rows(self) -> None:
+        embedder, texts = self.embedder(max_batch_texts=3), numbered_texts(24)
         shares = [texts[i::4] for i in range(4)]
         with ThreadPoolExecutor(len(shares)) as pool:
-            answers = list(pool.map(embedder.embed_documents, shares))
+            results = list(pool.map(embedder.embed_documents, shares))
         expected = self.embedder().embed(texts).vectors
-        for i, rows in enumerate(answers):
-            self.assert_same(rows, expected[i::4], "a thread got another vector than its text has alone")
+        for i, rows in enumerate(results):
+            self.assert_same(rows, expected[i::4], "a thread gets the vector of another text")
 
-    def test_an_embedder_works_in_one_event_loop_after_another(self) -> None:
+    def test_an_embedder_works_in_several_event_loops(self) -> None:
         embedder = self.embedder()
         rows = [asyncio.run(embedder.aembed_documents(TEXTS)) for _ in range(2)]
         rows.append(embedder.embed_documents(TEXTS))
         for other in rows[1:]:
             self.assert_same(rows[0], other, "another event loop gets other vectors")
 
-    def test_an_embedder_that_was_closed_works_again(self) -> None:
+    def test_a_closed_embedder_works_again(self) -> None:
         embedder = self.embedder()
         rows = []
         for _ in range(2):
             rows.append(embedder.embed(TEXTS).vectors)
             embedder.close()
-        self.assert_same(rows[0], rows[1], "after close() the vectors are others")
+        self.assert_same(rows[0], rows[1], "vectors differ after close()")
