@@ -13,6 +13,7 @@ from pydantic import SecretStr, field_validator
 from support.argument_tables import argument_table
 from support.embedders import numbered
 from support.openai_server import vector_of
+from support.rows import check_rows
 
 import langchain_embedkit.arguments
 import llamaindex_embedkit.arguments
@@ -54,6 +55,13 @@ def _a_key(monkeypatch):
 
 def made(host, **arguments):
     return host(**{"model": MODEL, "cache": False, **arguments})
+
+
+def rules_of(kind):
+    """Return class, name and rule of every argument with a kind of rule."""
+    rows = [(h, n, rule) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is kind]
+    assert len(rows) > 5
+    return rows
 
 
 def names_of(peer):
@@ -118,18 +126,18 @@ def test_the_documentation_shows_the_table(document, rules):
     assert argument_table(rules) in (ROOT / "docs" / document).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("host", "name"),
-    [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Alias and not rule.required],
-)
-def test_an_alias_means_the_argument_it_stands_for(host, name):
-    rule = HOSTS[host][name]
+def check_alias(row):
+    host, name, rule = row
     model = made(host, **{name: SAMPLES[name]})
     assert getattr(model, rule.to) == MEANT[rule.to]
     assert made(host, **{name: None}).model_dump() == made(host).model_dump()
     if rule.to in ("max_batch_texts", "dimensions"):
         with pytest.raises(ConfigurationError, match=f"{rule.to}= and {name}= are the same argument"):
             made(host, **{rule.to: 3, name: SAMPLES[name]})
+
+
+def test_an_alias_sets_the_argument_that_it_stands_for():
+    check_rows(((host, name, rule) for host, name, rule in rules_of(Alias) if not rule.required), check_alias)
 
 
 @pytest.mark.parametrize(("host", "alias"), [(EmbedKitEmbeddings, "model_name"), (EmbedKitEmbedding, "model_name")])
@@ -142,25 +150,27 @@ def test_the_model_has_the_names_that_the_frameworks_give_it(host, alias):
         host(**{alias: None}, api_key="k")
 
 
-@pytest.mark.parametrize(
-    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Ignored]
-)
-def test_an_argument_without_effect_is_accepted(host, name):
-    rule = HOSTS[host][name]
+def check_ignored(row):
+    host, name, rule = row
     assert len(rule.reason) > 15
     assert made(host, **{name: 5}).embedder.fingerprint == made(host).embedder.fingerprint
 
 
-@pytest.mark.parametrize(
-    ("host", "name"), [(h, n) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is Unsupported]
-)
-def test_a_refused_argument_names_the_way_out(host, name):
-    rule = HOSTS[host][name]
+def test_an_argument_without_effect_is_accepted():
+    check_rows(rules_of(Ignored), check_ignored)
+
+
+def check_refused(row):
+    host, name, rule = row
     with pytest.raises(ConfigurationError) as refused:
         made(host, **{name: object()})
     assert f": {name}= is not supported. {rule.fix}" in str(refused.value)
     for harmless in (None, *rule.allowed):
         made(host, **{name: harmless})
+
+
+def test_an_unsupported_argument_is_refused_with_the_fix():
+    check_rows(rules_of(Unsupported), check_refused)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +217,7 @@ def test_a_mistyped_argument_names_the_nearest(host, typo, meant):
         ({"dtype": "flaot32"}, "did you mean 'float32'?"),
         ({"on_long_text": "trunc"}, "did you mean 'truncate'?"),
         ({"model_info": {"dimension": 5}}, "did you mean 'dimensions'?"),
-        ({"progress": "yes"}, "must be True for a bar, False, or a function of a Progress"),
+        ({"progress": "yes"}, "must be True for a bar, False, or a callable that takes a Progress"),
         ({"pickle_api_key": "yes"}, "pickle_api_key: must be True or False (got 'yes')"),
         ({"max_concurrency": object()}, "max_concurrency: must be an integer"),
     ],
@@ -286,25 +296,22 @@ def test_without_a_model_it_is_the_one_the_replaced_class_has_and_says_so(host, 
         host(model=None, api_key="k")  # an unset variable, say
 
 
-def test_a_call_may_bound_the_texts_of_its_requests(server):
-    embeddings = EmbedKitEmbeddings(model=MODEL, base_url=server.base_url, api_key="test-key", cache=False)
+async def test_chunk_size_limits_the_texts_of_a_request(server):
+    options = {"base_url": server.base_url, "api_key": "test-key", "cache": False}
+    embeddings = EmbedKitEmbeddings(model=MODEL, **options)
     embeddings.embed_documents(numbered(25), chunk_size=10)
     assert max(len(request.texts) for request in server.requests) == 10
     assert sum(len(request.texts) for request in server.requests) == 25
     with pytest.raises(ConfigurationError, match=r"max_batch_texts: .*\(got -1\)"):
         embeddings.embed_documents(["a"], chunk_size=-1)
-
-
-async def test_a_call_may_bound_the_texts_of_its_requests_async(server):
-    embeddings = EmbedKitEmbeddings(
-        model=MODEL, base_url=server.base_url, api_key="test-key", cache=False, chunk_size=20
-    )
-    assert await embeddings.aembed_documents(numbered(25), chunk_size=10) == [
-        vector_of(t).tolist() for t in numbered(25)
-    ]
-    assert max(len(request.texts) for request in server.requests) == 10
-    await embeddings.aembed_documents([f"later {t}" for t in numbered(45)])
-    assert max(len(request.texts) for request in server.requests) == 20
+    seen = len(server.requests)
+    embeddings = EmbedKitEmbeddings(model=MODEL, chunk_size=20, **options)
+    texts = [f"async {text}" for text in numbered(25)]
+    rows = await embeddings.aembed_documents(texts, chunk_size=10)
+    assert rows == [vector_of(text).tolist() for text in texts]
+    assert max(len(request.texts) for request in server.requests[seen:]) == 10
+    await embeddings.aembed_documents([f"later {text}" for text in numbered(45)])
+    assert max(len(request.texts) for request in server.requests[seen:]) == 20
 
 
 @hosts

@@ -172,7 +172,7 @@ def test_a_function_that_does_not_come_back_holds_nobody_else_up():
 
     with OpenAIServer() as server:
         slow = made("openai:text-embedding-3-small", server, api_key=key, timeout=0.05)
-        with pytest.raises(TimedOutError, match="api_key: the function did not return within 0.05 s"):
+        with pytest.raises(TimedOutError, match=r"api_key: the function did not return within 0\.05 s"):
             slow.embed(TEXTS)
         assert len(made("openai:text-embedding-3-small", server).embed(TEXTS).vectors) == 3
         gate.set()

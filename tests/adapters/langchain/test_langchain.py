@@ -121,33 +121,18 @@ async def test_a_list_is_one_call_of_the_core(server):
     assert (embeddings.usage.texts, embeddings.usage.sent, embeddings.usage.duplicates) == (3025, 26, 2999)
     await embeddings.aembed_documents(["later", *["later"] * 3000])
     assert (len(server.requests), embeddings.usage.duplicates) == (2, 5999)
+    assert embeddings.embed_documents([]) == await embeddings.aembed_documents([]) == []
+    assert len(server.requests) == 2
 
 
-async def test_an_empty_list_is_an_empty_list_and_no_request(server):
-    assert lang(server).embed_documents([]) == []
-    assert await lang(server).aembed_documents([]) == []
-    assert server.requests == []
-
-
-def test_a_vector_store_finds_the_right_text(embeddings):
-    store = InMemoryVectorStore(embeddings)
+async def test_a_vector_store_finds_the_right_text(embeddings):
+    store, async_store = InMemoryVectorStore(embeddings), InMemoryVectorStore(embeddings)
     store.add_texts(FACTS)
-    asked = "Where is the kitten?" if embeddings.model == MINILM else FACTS[0]
-    assert [found.page_content for found in store.similarity_search(asked, k=1)] == FACTS[:1]
-
-
-async def test_a_vector_store_finds_the_right_text_async(embeddings):
-    store = InMemoryVectorStore(embeddings)
-    await store.aadd_texts(FACTS)
-    asked = "What do leaves do with the sun?" if embeddings.model == MINILM else FACTS[2]
-    assert [found.page_content for found in await store.asimilarity_search(asked, k=1)] == FACTS[2:]
-
-
-def test_a_query_of_an_asymmetric_model_is_asked_as_a_query():
-    server = FakeServer()
-    embeddings = EmbedKitEmbeddings(model="fake:any", base_url=server.url, cache=False)
-    assert embeddings.embed_query("x") != embeddings.embed_documents(["x"])[0]
-    assert [seen.body["role"] for seen in server.received] == ["query", "document"]
+    await async_store.aadd_texts(FACTS)
+    first = "Where is the kitten?" if embeddings.model == MINILM else FACTS[0]
+    last = "What do leaves do with the sun?" if embeddings.model == MINILM else FACTS[2]
+    assert [found.page_content for found in store.similarity_search(first, k=1)] == FACTS[:1]
+    assert [found.page_content for found in await async_store.asimilarity_search(last, k=1)] == FACTS[2:]
 
 
 def test_the_key_comes_from_the_environment(server, monkeypatch):
@@ -192,6 +177,8 @@ async def test_a_vector_of_one_role_is_never_served_for_the_other(first, tmp_pat
         assert call() == row
     assert (index.get_text_embedding("x"), lang.embed_query("x")) == (document, query)
     assert (await index.aget_text_embedding("x"), await lang.aembed_query("x")) == (document, query)
+    assert document != query
+    assert {seen.body["role"] for seen in server.received} == {"query", "document"}
     assert len(server.received) == 2
 
 
@@ -230,13 +217,6 @@ def test_one_folder_serves_each_server_its_own_vectors(host, server, tmp_path):
         for at in (server, another, server, another):
             host(model=OPENAI, base_url=at.base_url, api_key="test-key", cache=tmp_path).embedder.embed(["x"])
         assert (len(server.requests), len(another.requests)) == (1, 1)
-
-
-def test_a_second_ingest_sends_only_what_is_new(server, tmp_path):
-    """Scenario 16."""
-    for n in (10, 11):
-        InMemoryVectorStore(lang(server, cache=tmp_path)).add_texts(numbered(n))
-    assert [len(request.texts) for request in server.requests] == [10, 1]
 
 
 @hosts

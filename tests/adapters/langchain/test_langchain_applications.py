@@ -70,17 +70,11 @@ def contents(found):
 
 
 @stores
-def test_a_store_ranks_by_the_servers_vectors(server, store):
-    built_store = built(store, lang(server))
+async def test_a_store_ranks_by_the_servers_vectors(server, store):
+    sync_store, async_store = built(store, lang(server)), await abuilt(store, lang(server))
     for asked in (ASKED, *TEXTS[:3]):
-        assert contents(built_store.similarity_search(asked, k=5)) == nearest(asked, 5)
-
-
-@stores
-async def test_a_store_ranks_by_the_servers_vectors_async(server, store):
-    built_store = await abuilt(store, lang(server))
-    for asked in (ASKED, *TEXTS[:3]):
-        assert contents(await built_store.asimilarity_search(asked, k=5)) == nearest(asked, 5)
+        assert contents(sync_store.similarity_search(asked, k=5)) == nearest(asked, 5)
+        assert contents(await async_store.asimilarity_search(asked, k=5)) == nearest(asked, 5)
 
 
 @stores
@@ -204,7 +198,7 @@ def found_in(results):
     return [item.value["text"] for item in results]
 
 
-def test_a_graphs_store_ranks_by_the_servers_vectors(server):
+def test_a_langgraph_store_embeds_one_field_and_ranks_by_the_servers_vectors(server):
     store = memories(lang(server))
     for key, text in enumerate(TEXTS):
         store.put(("m",), str(key), {"text": text, "not embedded": "x"})
@@ -214,7 +208,7 @@ def test_a_graphs_store_ranks_by_the_servers_vectors(server):
     assert texts_sent(server) == [*TEXTS, ASKED]
 
 
-async def test_a_graphs_store_ranks_by_the_servers_vectors_async(server):
+async def test_a_langgraph_store_sends_an_async_batch_in_few_requests(server):
     store = memories(lang(server))
     await store.abatch([PutOp(("m",), str(key), {"text": text}) for key, text in enumerate(TEXTS)])
     assert len(server.requests) == 1

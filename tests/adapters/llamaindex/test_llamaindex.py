@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import SimilarityMode
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, TokenCountingHandler
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
@@ -50,7 +50,7 @@ def query(text):
     return fake_vector(text, role="query", model="any").tolist()
 
 
-def test_every_sync_method_gives_the_row_of_the_core():
+async def test_every_method_returns_the_vectors_of_the_core():
     server = FakeServer()
     model = asymmetric(server)
     assert model.get_text_embedding("a") == document("a")
@@ -61,17 +61,11 @@ def test_every_sync_method_gives_the_row_of_the_core():
     mean = np.mean([query("a"), query("b")], axis=0)
     np.testing.assert_allclose(model.get_agg_embedding_from_queries(["a", "b"]), mean)
     assert model.get_agg_embedding_from_queries(["a", "b"], agg_fn=lambda rows: rows[1]) == query("b")
-
-
-async def test_every_async_method_gives_the_row_of_the_core():
-    server = FakeServer()
-    model = asymmetric(server)
     assert await model.aget_text_embedding("a") == document("a")
     assert await model.aget_text_embedding_batch(["a", "b"]) == [document("a"), document("b")]
     assert await model.aget_text_embedding_batch(["a"], show_progress=True) == [document("a")]
     assert await model.aget_query_embedding("a") == query("a")
     assert await model.aget_agg_embedding_from_queries(["a"]) == query("a")
-    mean = np.mean([query("a"), query("b")], axis=0)
     np.testing.assert_allclose(await model.aget_agg_embedding_from_queries(["a", "b"]), mean)
     assert await model.aget_agg_embedding_from_queries(["a", "b"], agg_fn=lambda rows: rows[1]) == query("b")
 
@@ -112,13 +106,8 @@ async def test_a_batch_is_one_call_of_the_core_whatever_the_hosts_batch_size(ser
     await model.aget_text_embedding_batch([f"async {text}" for text in numbered(25)])
     assert len(server.requests) == 2
     await index_model(server, num_workers=4).acall(nodes(25))
+    assert model.get_text_embedding_batch([]) == await model.aget_text_embedding_batch([]) == []
     assert len(server.requests) == 3
-
-
-async def test_an_empty_batch_is_an_empty_list_and_no_request(server):
-    assert index_model(server).get_text_embedding_batch([]) == []
-    assert await index_model(server).aget_text_embedding_batch([]) == []
-    assert server.requests == []
 
 
 @pytest.mark.parametrize("use_async", [False, True])
@@ -128,28 +117,6 @@ async def test_an_index_finds_the_right_node(server, use_async):
     asked = nodes(30)[7].get_content(metadata_mode=MetadataMode.EMBED)
     for found in (retriever.retrieve(asked), await retriever.aretrieve(asked)):
         assert (found[0].text, found[0].score) == (nodes(30)[7].text, pytest.approx(1))
-
-
-def test_the_model_set_for_all_is_the_one_used(server):
-    model = index_model(server)
-    Settings.embed_model = model
-    try:
-        assert Settings.embed_model is model
-        index = VectorStoreIndex(nodes(3))
-        assert len(index.as_retriever().retrieve("text-1")) == 2
-    finally:
-        Settings._embed_model = None
-    assert model.usage.texts == 4
-
-
-def test_a_second_ingest_sends_only_what_is_new(server, tmp_path):
-    for n in (10, 11):
-        pipeline = IngestionPipeline(transformations=[index_model(server, cache=tmp_path)])
-        embedded = pipeline.run(nodes=nodes(n), show_progress=False)
-        assert [node.embedding for node in embedded] == [
-            vector_of(node.get_content(metadata_mode=MetadataMode.EMBED)).tolist() for node in nodes(n)
-        ]
-    assert [len(request.texts) for request in server.requests] == [10, 1]
 
 
 class Unlimited:

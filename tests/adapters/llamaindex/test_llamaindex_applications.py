@@ -10,7 +10,7 @@ from llama_index.core import Document, Settings, StorageContext, VectorStoreInde
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import TokenTextSplitter
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import MetadataMode, TextNode
 from support.embedders import numbered, texts_sent
 from support.openai_server import OpenAIServer, vector_of
 from support.waiting import wait_until_joined
@@ -78,14 +78,16 @@ async def test_an_index_that_is_built_again_sends_nothing(server, tmp_path):
     assert (again.usage.sent, again.usage.cache_hits) == (0, 42)
 
 
-def test_an_index_from_documents_embeds_its_pieces_with_the_model_set_for_all(server):
-    Settings.embed_model = index_model(server)
+def test_an_index_of_documents_embeds_its_chunks_with_the_global_model(server):
+    Settings.embed_model = model = index_model(server)
+    assert Settings.embed_model is model
     splitter = TokenTextSplitter(chunk_size=4, chunk_overlap=0, separator="\n", tokenizer=str.split)
     index = VectorStoreIndex.from_documents([Document(text="\n".join(TEXTS))], transformations=[splitter])
     pieces = [node.get_content() for node in index.docstore.docs.values()]
     assert len(pieces) > 5
     assert sorted(texts_sent(server)) == sorted(pieces)
     assert contents(index.as_retriever(similarity_top_k=3).retrieve(ASKED)) == nearest(ASKED, 3, pieces)
+    assert model.usage.texts == len(pieces) + 1
 
 
 def test_an_index_that_grows_sends_the_new_text_alone(server, tmp_path):
@@ -125,12 +127,18 @@ async def test_a_query_engine_puts_what_was_found_before_the_model(server):
 # Ingestion
 
 
-@pytest.mark.parametrize("num_workers", [None, 1])
-async def test_an_ingest_of_one_more_node_sends_one_text_async(server, tmp_path, num_workers):
+def pages(n):
+    return [TextNode(text=text, metadata={"page": i}) for i, text in enumerate(numbered(n))]
+
+
+@pytest.mark.parametrize("run", ["run", "arun", "arun with a worker"])
+async def test_an_ingest_with_one_more_node_sends_one_text(server, tmp_path, run):
+    options = {"num_workers": 1} if run == "arun with a worker" else {}
     for n in (10, 11):
         pipeline = IngestionPipeline(transformations=[index_model(server, cache=tmp_path)])
-        embedded = await pipeline.arun(nodes=nodes(numbered(n)), num_workers=num_workers)
-        assert [node.embedding for node in embedded] == [vector_of(text).tolist() for text in numbered(n)]
+        embedded = pipeline.run(nodes=pages(n)) if run == "run" else await pipeline.arun(nodes=pages(n), **options)
+        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in pages(n)]
+        assert [node.embedding for node in embedded] == [vector_of(text).tolist() for text in texts]
     assert [len(request.texts) for request in server.requests] == [10, 1]
 
 
