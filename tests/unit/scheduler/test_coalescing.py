@@ -12,6 +12,7 @@ from support.waiting import wait_until_joined
 
 from embedkit_core import BadReplyError, Embedder, RateLimitError
 from embedkit_core.adapters.base import embed_lists
+from embedkit_core.calls.waiting import wait
 from embedkit_core.testing import FakeServer
 
 
@@ -195,7 +196,7 @@ def test_a_text_finished_during_another_lookup_is_not_paid_again(tmp_path):
     call.prepare()
     assert call.needs_engine
     first.embed(["one text"])
-    call.wait()
+    wait(call)
     result = call.finish()
     assert len(server.received) == 1
     assert np.array_equal(result.vectors[0], server.vector("one text", server.received[0].body))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.embedders import fake_embedder
 
+from embedkit_core.calls.waiting import wait
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
@@ -145,7 +146,7 @@ def test_a_row_finished_during_a_lookup_is_cached_for_its_caller():
     call = fake_embedder(server, cache=mine)._call(["one"], "document")
     call.prepare()
     fake_embedder(server).embed(["one"])
-    call.wait()
+    wait(call)
     assert call.finish().usage.coalesced == 1
     assert len(mine.rows) == 1
     assert len(server.received) == 1
