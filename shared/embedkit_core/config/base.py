@@ -1,4 +1,4 @@
-"""What an embedder is made of: its settings, checked, its facts and its life."""
+"""Settings, state and lifecycle of an embedder, without the methods that embed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from os import PathLike
@@ -42,7 +42,7 @@ logger = logging.getLogger("embedkit_core")
 
 
 class BaseEmbedder:
-    """One model with one cache and the settings of its calls; `Embedder` adds the doors."""
+    """One model with its settings, cache, budget and usage. `Embedder` adds the methods that embed."""
 
     def __init__(
         self,
@@ -88,73 +88,71 @@ class BaseEmbedder:
         rates = RateSettings(requests_per_minute, tokens_per_minute)
         self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error, progress)
         check_progress(progress)
-        choice = resolve_provider(arguments)
-        wanted = resolve_model(choice, dimensions=dimensions, dtype=dtype, long_text=on_long_text)
-        self.provider = wanted.provider
-        self._info = choice.info
+        resolved = resolve_provider(arguments)
+        resolved_model = resolve_model(resolved, dimensions=dimensions, dtype=dtype, long_text=on_long_text)
+        self.provider = resolved_model.provider
+        self._info = resolved.info
         self.model = f"{self.provider.name}:{self.provider.model}"
         self.price = price_of(self.provider, prices)
         self.budget = make_budget(budget_usd, budget_tokens)
         self.meter = Meter(self.price.usd_per_million)
         self.tiered_cache: TieredCache = open_tiered(cache)
-        self._format = wanted.format
+        self._format = resolved_model.format
         self._accounts: dict[Account, weakref.finalize[Any, Any]] = {}
         self.has_warned_of_truncation = False
-        gate = LimiterAdapter(rate_limiter) if rate_limiter is not None else None
+        limiter = LimiterAdapter(rate_limiter) if rate_limiter is not None else None
         self._specs: dict[str, InputTypeSpec] = {
-            kind: make_input_type_spec(
-                *(wanted.provider, wanted.output, kind),
-                form=wanted.format,
-                sources=wanted.cached_variants(kind, on_long_text),
+            input_type: make_input_type_spec(
+                *(resolved_model.provider, resolved_model.output, input_type),
+                vector_format=resolved_model.format,
+                cached_variants=resolved_model.cached_variants(input_type, on_long_text),
                 long_text=on_long_text,
                 max_texts=max_batch_texts,
                 timeout=timeout,
-                gate=gate,
+                limiter=limiter,
             )
-            for kind in get_args(InputType)
+            for input_type in get_args(InputType)
         }
-        self._space_suffix = self._suffix_of_space(wanted, provider_options)
+        self._space_suffix = self._make_space_suffix(resolved_model, provider_options)
 
-    # Facts
+    # Properties
 
     @property
     def usage(self) -> Usage:
-        """What this object has asked and paid for so far."""
+        """The usage of this object so far, as an immutable `Usage`."""
         return self.meter.read()
 
     @property
     def dimensions(self) -> int | None:
-        """How many the vectors have; None until the first reply of a model that is not in the catalogue."""
+        """The number of dimensions. None until the first reply of a model that is not in the catalogue."""
         return self._format.dimensions
 
     @property
     def is_normalized(self) -> bool:
-        """Whether vectors are known to have length 1: the model promises it, or they are brought to it here."""
+        """True if all vectors have length 1, as the model documents or because they are normalized locally."""
         return self._info is not None and self._info.unit_length is not None
 
     @property
     def space(self) -> str:
-        """The name of the vector space: vectors of different spaces must not be compared or share an index."""
-        wire = self._specs["document"].request_spec.body
+        """The name of the vector space. Do not compare vectors of different spaces or mix them in one index."""
+        body = self._specs["document"].request_spec.body
         shared = self._info.space if self._info else None
-        identity = shared or str(wire.get("model", self.provider.model))[:64]
-        where = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
-        name = (
-            f"{self.provider.cache_key_provider}:{identity}{where}/{self.dimensions or 'unknown'}/{self._format.dtype}"
-        )
-        return name + self._space_suffix
+        identity = shared or str(body.get("model", self.provider.model))[:64]
+        endpoint = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
+        size = f"{self.dimensions or 'unknown'}/{self._format.dtype}"
+        return f"{self.provider.cache_key_provider}:{identity}{endpoint}/{size}{self._space_suffix}"
 
-    def _suffix_of_space(self, wanted: ResolvedModel, options: Mapping[str, Any] | None) -> str:
-        """Give what tells spaces of one model apart that its name, width and type do not."""
-        wire = self._specs["document"].request_spec.body
-        told = {name: wire[name] for name in options or {} if name in wire}
-        made = {name: value for name, value in wanted.output.key_parts().items() if name == "centred"}
-        if not (told or made):
+    def _make_space_suffix(self, resolved_model: ResolvedModel, options: Mapping[str, Any] | None) -> str:
+        """Return a digest of the options that distinguish spaces beside model, endpoint, dimensions and dtype."""
+        body = self._specs["document"].request_spec.body
+        options_parts = {name: body[name] for name in options or {} if name in body}
+        local_parts = {name: value for name, value in resolved_model.output.key_parts().items() if name == "centred"}
+        if not (options_parts or local_parts):
             return ""
-        return "/" + hashlib.sha256(json.dumps([told, made], sort_keys=True).encode()).hexdigest()[:8]
+        return "/" + hashlib.sha256(json.dumps([options_parts, local_parts], sort_keys=True).encode()).hexdigest()[:8]
 
     def identity(self) -> dict[str, Any]:
-        """Give the arguments that change vectors, each in one spelling, and the fingerprint of all that does."""
+        """Return the arguments that change vectors, in canonical spelling, with the fingerprint."""
         return {
             **identity_arguments(self._arguments, self.provider, self._specs["document"].format),
             "fingerprint": self.fingerprint,
@@ -162,38 +160,51 @@ class BaseEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that changes a vector but the text: model, dimensions, prompts, options, host, long texts."""
-        return hashlib.sha256(b"".join(role.key_prefix for role in self._specs.values())).hexdigest()[:32]
+        """Digest of everything that changes a vector besides the text, 32 hexadecimal digits.
+
+        It covers the model, endpoint, dimensions, dtype, prompts, `provider_options` and `on_long_text`.
+        """
+        return hashlib.sha256(b"".join(spec.key_prefix for spec in self._specs.values())).hexdigest()[:32]
 
     def learn_dimensions(self, dimensions: int) -> None:
-        """Learn how many the vectors of a model have that is not in the catalogue."""
+        """Set the dimensions of a model that is not in the catalogue, from its first reply."""
         self._format = replace(self._format, dimensions=dimensions)
 
     def warn_of_truncation(self, truncated: Sequence[int], n_texts: int) -> None:
-        """Say once that texts were cut. On the caller's side."""
+        """Log a warning for the first call with truncated texts."""
         if not self.has_warned_of_truncation:
             self.has_warned_of_truncation = True
-            log_truncation(self.model, truncated, n_texts)
+            logger.warning(
+                "%s: %d of %d texts were truncated to the model's limit (positions %s). EmbeddingResult.truncated "
+                "lists them; on_long_text='mean' and 'error' are the alternatives. Logged once per embedder.",
+                self.model,
+                len(truncated),
+                n_texts,
+                format_positions(truncated),
+            )
 
-    # Life
+    # Lifecycle
 
     def use_account(self, account: Account) -> None:
-        """Note that this object uses an account, so that its client is kept open."""
+        """Register as a user of an account, which keeps its HTTP client open."""
         if account not in self._accounts:
-            self._accounts[account] = leaving = weakref.finalize(self, engine().leave, account)
-            leaving.atexit = False
+            self._accounts[account] = finalizer = weakref.finalize(self, engine().leave, account)
+            finalizer.atexit = False
             engine().join(account)
 
     def close(self) -> None:
-        """Let go of the client and the cache; another call opens them again."""
+        """Close the HTTP client and the cache. A later call opens them again.
+
+        The client is shared: it stays open while another embedder uses the same provider, endpoint and API key.
+        """
         while self._accounts:
-            account, leaving = self._accounts.popitem()
-            if leaving.detach() is not None:
+            account, finalizer = self._accounts.popitem()
+            if finalizer.detach() is not None:
                 engine().close_account(account)
         self.tiered_cache.close()
 
     async def aclose(self) -> None:
-        """Close without holding the caller's loop."""
+        """Close the HTTP client and the cache without blocking the event loop."""
         await off_loop(self.close)
 
     def __enter__(self) -> Self:
@@ -222,7 +233,7 @@ class BaseEmbedder:
         return f"Embedder({self.model!r}, dimensions={self.dimensions})"
 
     def __copy__(self) -> Self:
-        """Copy within the process: the same settings, key, cache and budget, and a count of its own."""
+        """Return a copy with the same settings, API key, cache and budget, but with a usage of its own."""
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__ | {"meter": Meter(self.price.usd_per_million), "_accounts": {}}
         return other
@@ -231,32 +242,21 @@ class BaseEmbedder:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the settings; a key only if it was given with `pickle_api_key`, and never one of the environment.
+        """Return the pickle. It holds the settings, but no API key unless `pickle_api_key=True`.
 
         Raises:
-            ConfigurationError: it has a budget, which bounds one process, or a cache object of the user's.
+            ConfigurationError: The object has a budget or a custom cache object.
         """
         if self.budget is not None:
             raise ConfigurationError(
-                "an embedder with a budget cannot be pickled: each process would spend it anew; give each its own"
+                "budget_usd, budget_tokens: an embedder with a budget cannot be pickled, because each process would "
+                "spend the whole budget. Create an embedder with a budget of its own in each process."
             )
         return from_pickle, (type(self), to_pickle(self._arguments, self.provider), self._secrets.to_pickle())
 
 
 @functools.cache
 def parameter_names() -> tuple[str, ...]:
-    """Give the names of the arguments an embedder takes."""
-    kinds = inspect.signature(BaseEmbedder.__init__).parameters
-    return tuple(name for name, p in kinds.items() if name != "self" and p.kind is not p.VAR_KEYWORD)
-
-
-def log_truncation(model: str, truncated: Collection[int], n_texts: int) -> None:
-    """Say that texts were cut to fit the model."""
-    logger.warning(
-        "%d of %d texts are longer than %s takes and were cut (positions %s): embed(...).truncated names them "
-        "each time, on_long_text='mean' or 'error' are the alternatives; said once",
-        len(truncated),
-        n_texts,
-        model,
-        format_positions(truncated),
-    )
+    """Return the names of the constructor's arguments."""
+    parameters = inspect.signature(BaseEmbedder.__init__).parameters
+    return tuple(name for name, p in parameters.items() if name != "self" and p.kind is not p.VAR_KEYWORD)

@@ -1,4 +1,4 @@
-"""Other vectors that answer: a longer one, where its provider documents that its beginning is the shorter one."""
+"""Cached variants: vectors of other dimensions or dtypes from which the requested ones can be derived."""
 
 from __future__ import annotations
 
@@ -13,71 +13,79 @@ from embedkit_core.config.resolve import ResolvedProvider
 from embedkit_core.config.roles import CachedVariant, key_prefix_for
 from embedkit_core.providers.base import Provider
 
-# Of a model that has any number of dimensions, these are looked for: what people ask for.
+# The dimensions to look for if a model offers a whole range.
 COMMON_DIMENSIONS = (4096, 3072, 2560, 2048, 1536, 1024, 768, 512, 384, 256, 128)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What is asked of the provider, the form of the caller's rows, and what else may be in a cache for them."""
+    """The provider and output of an embedder, and the alternatives that the cache may hold.
+
+    Attributes:
+        provider: The provider, configured for the request.
+        output: What is requested and how it is post-processed.
+        format: The dtype and dimensions of the result.
+        alternatives: Providers and outputs whose vectors can replace a missing one, with the post-processing for that.
+    """
 
     provider: Provider
     output: OutputSpec
     format: VectorFormat
-    others: tuple[tuple[Provider, OutputSpec, PostProcessing], ...]
+    alternatives: tuple[tuple[Provider, OutputSpec, PostProcessing], ...]
 
     def cached_variants(self, input_type: InputType, long_text: LongText) -> tuple[CachedVariant, ...]:
-        """Give where else to look.
+        """Return the variants to look up after a cache miss.
 
-        Not for "mean": the mean of shorter vectors is not the beginning of the mean of longer ones.
+        There are none for "mean": the mean of truncated vectors is not the truncated mean.
         """
         if long_text == "mean":
             return ()
-        mine = key_prefix_for(self.provider, self.output, input_type, long_text)[0]
-        found = {
-            key_prefix_for(provider, asked, input_type, long_text)[0]: (asked.format, finish)
-            for provider, asked, finish in self.others
+        own_prefix = key_prefix_for(self.provider, self.output, input_type, long_text)[0]
+        variants = {
+            key_prefix_for(provider, output, input_type, long_text)[0]: (output.format, post_processing)
+            for provider, output, post_processing in self.alternatives
         }
-        return tuple(CachedVariant(prefix, form, finish) for prefix, (form, finish) in found.items() if prefix != mine)
+        return tuple(CachedVariant(prefix, *variant) for prefix, variant in variants.items() if prefix != own_prefix)
 
 
 def resolve_model(
-    choice: ResolvedProvider, *, dimensions: int | None, dtype: DType, long_text: LongText
+    resolved: ResolvedProvider, *, dimensions: int | None, dtype: DType, long_text: LongText
 ) -> ResolvedModel:
-    """Decide what is asked for and where else to look, for vectors of these dimensions and this type.
+    """Return what is requested from the provider, and the variants that the cache may hold.
 
     Raises:
-        ConfigurationError: the model does not offer them.
+        ConfigurationError: The model does not offer these dimensions or this dtype.
     """
-    asked = choice.output_spec(dimensions, dtype)
-    provider = choice.make(asked)
-    if long_text == "mean" and asked.format.dtype not in ("float32", "float16"):
+    output = resolved.output_spec(dimensions, dtype)
+    provider = resolved.make(output)
+    if long_text == "mean" and output.format.dtype not in ("float32", "float16"):
         raise ConfigurationError(
-            f"on_long_text='mean' needs floats, and dtype={dtype!r} are none; use 'truncate', or dtype='float32'"
+            f"on_long_text: 'mean' needs a float dtype (got dtype={dtype!r}). Use on_long_text='truncate' or "
+            "dtype='float32'."
         )
-    form = asked.format if asked.format.dimensions else VectorFormat(dtype, provider.dimensions)
-    others: list[tuple[Provider, OutputSpec, PostProcessing]] = []
-    for width, kind in _candidates(choice, asked, dimensions):
-        other = choice.output_spec(width, kind)
-        same = (other.dimensions, other.dtype) == (asked.dimensions, asked.dtype)
-        finish = PostProcessing(
-            form.dimensions,
-            asked.post_processing.must_center(other.post_processing),
-            source=other.format.dtype,
+    vector_format = output.format if output.format.dimensions else VectorFormat(dtype, provider.dimensions)
+    alternatives: list[tuple[Provider, OutputSpec, PostProcessing]] = []
+    for width, candidate_dtype in _candidates(resolved, output, dimensions):
+        alternative = resolved.output_spec(width, candidate_dtype)
+        is_same = (alternative.dimensions, alternative.dtype) == (output.dimensions, output.dtype)
+        post_processing = PostProcessing(
+            vector_format.dimensions,
+            output.post_processing.must_center(alternative.post_processing),
+            source=alternative.format.dtype,
             dtype=dtype,
         )
-        others.append((provider if same else choice.make(other), other, finish))
-    return ResolvedModel(provider, asked, form, tuple(others))
+        alternatives.append((provider if is_same else resolved.make(alternative), alternative, post_processing))
+    return ResolvedModel(provider, output, vector_format, tuple(alternatives))
 
 
 def _candidates(
-    choice: ResolvedProvider, asked: OutputSpec, dimensions: int | None
+    resolved: ResolvedProvider, output: OutputSpec, dimensions: int | None
 ) -> Iterator[tuple[int | None, DType]]:
-    """Name the dimensions and types that vectors can be made from: as long as asked for first, then the model's own."""
-    info, width = choice.info, asked.format.dimensions
-    if asked.format.dtype != asked.dtype:
-        yield dimensions, asked.dtype
-    if info is None or info.cut is None or width is None or asked.format.dtype in PROVIDER_QUANTIZED:
+    """Yield the dimensions and dtypes from which vectors can be derived: those of the same length first."""
+    info, width = resolved.info, output.format.dimensions
+    if output.format.dtype != output.dtype:
+        yield dimensions, output.dtype
+    if info is None or info.cut is None or width is None or output.format.dtype in PROVIDER_QUANTIZED:
         return
     allowed = info.allowed_dimensions or ()
     longer = [
@@ -85,4 +93,4 @@ def _candidates(
     ]
     for n in dict.fromkeys([info.dimensions or 0, *longer]):
         if n > width:
-            yield n, asked.dtype
+            yield n, output.dtype

@@ -1,4 +1,4 @@
-"""Who does what: which dimensions and type a provider is asked for, and what is done to its replies here. Pure."""
+"""Output specification: which dimensions and dtype are requested, which are computed locally. No I/O."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from embedkit_core.common.vectors import (
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What a provider is asked for, and what its rows become.
+    """What is requested from the provider, and how its replies are post-processed.
 
-    `dimensions` go into the request, None for the model's own; `dtype` is that of its replies. `finish` makes these
-    the rows of the user's, which have `form`; `truncates_locally`: the provider is not asked to cut. `wider` is
-    how many dimensions a reply may have instead, from a server that pays no heed to what it is asked. `is_known` says
-    that the catalogue, or the user, knows the model.
+    Attributes:
+        dimensions: The dimensions in the request, None for the model's default.
+        dtype: The dtype in the request and in the reply.
+        post_processing: What turns the reply's rows into the result's.
+        format: The dtype and dimensions of the result.
+        truncates_locally: Whether `dimensions=` is applied here because the provider does not accept it.
+        fallback_width: The dimensions of a reply from a server that ignores the requested dimensions.
+        is_known: Whether the catalogue or `model_info=` describes the model.
     """
 
     dimensions: int | None
@@ -36,10 +40,10 @@ class OutputSpec:
     is_known: bool = True
 
     def key_parts(self) -> dict[str, Any]:
-        """Give what of it a key covers beside the request."""
+        """Return what the cache key covers besides the request."""
         if self.truncates_locally:
             return self.post_processing.key_parts()
-        # Cut by its provider, or here where that pays no heed: the same, but for what only we do.
+        # Truncation by the provider and the fallback here give the same vectors; centering exists only here.
         return replace(
             self.post_processing,
             truncate_to=None,
@@ -53,59 +57,70 @@ def resolve_output_spec(
     *,
     dimensions: int | None,
     dtype: DType,
-    offered: tuple[DType, ...],
-    cuts: bool,
-    unit: bool = True,
+    provider_dtypes: tuple[DType, ...],
+    accepts_dimensions: bool,
+    returns_normalized: bool = True,
 ) -> OutputSpec:
-    """Share out the work on a model's vectors.
+    """Return what to request from the provider and what to compute locally.
 
-    `offered` are the types its provider has, `cuts` tells whether it can be asked for dimensions, `unit` whether the
-    rows of a model that is not known have length 1, as far as can be told.
+    Args:
+        model: The name of the model, for error messages.
+        info: The catalogue entry, None if the model is unknown.
+        dimensions: The wanted dimensions, None for the model's default.
+        dtype: The wanted dtype.
+        provider_dtypes: The dtypes that the provider offers for the model.
+        accepts_dimensions: Whether the provider's API has a parameter for dimensions.
+        returns_normalized: Whether rows of an unknown model are assumed to have length 1.
 
     Raises:
-        ConfigurationError: the model has not these dimensions or this type, with those it has.
+        ConfigurationError: The model does not offer these dimensions or this dtype.
     """
     _check_dimensions(model, info, dimensions)
-    if dtype not in (*offered, *LOCAL_DTYPES):
-        listed = ", ".join(dict.fromkeys((*offered, *LOCAL_DTYPES)))
-        raise ConfigurationError(f"{model} does not offer dtype={dtype!r}; it offers {listed}")
-    own = info.dimensions if info else None
-    whole = dimensions or own
-    if dtype in BIT_PACKED and whole is not None and whole % 8:
-        raise ConfigurationError(f"dtype={dtype!r} packs eight dimensions into a number: {whole} is no multiple of 8")
-    source: DType = dtype if dtype in offered else "float32"
-    here = dimensions is not None and info is not None and not cuts and dimensions != own
-    if here and dtype in PROVIDER_QUANTIZED:
-        raise ConfigurationError(f"vectors of {model} are not cut to {dimensions}: those of dtype={dtype!r} cannot be")
-    known = info is not None and info.cut is not None and dtype not in PROVIDER_QUANTIZED
-    if here and not known:
+    if dtype not in (*provider_dtypes, *LOCAL_DTYPES):
+        listed = ", ".join(dict.fromkeys((*provider_dtypes, *LOCAL_DTYPES)))
+        raise ConfigurationError(f"dtype: {model} does not offer {dtype!r}; it offers {listed}.")
+    default = info.dimensions if info else None
+    wanted = dimensions or default
+    if dtype in BIT_PACKED and wanted is not None and wanted % 8:
         raise ConfigurationError(
-            f"vectors of {model} are not cut to {dimensions}: nobody says how; model_info= may, by cut"
+            f"dtype: {dtype!r} packs eight dimensions into a number; {wanted} is not a multiple of 8."
         )
-    finish = PostProcessing(
-        truncate_to=dimensions if here or (known and dimensions != own) else None,
-        center=known and info is not None and info.cut == "centered",
-        normalize=(info.unit_length is False if info else not unit) and source in ("float32", "float16"),
+    source: DType = dtype if dtype in provider_dtypes else "float32"
+    truncates_locally = dimensions is not None and info is not None and not accepts_dimensions and dimensions != default
+    if truncates_locally and dtype in PROVIDER_QUANTIZED:
+        raise ConfigurationError(
+            f"dimensions: vectors of {model} with dtype={dtype!r} cannot be truncated (got {dimensions})."
+        )
+    truncation_is_documented = info is not None and info.cut is not None and dtype not in PROVIDER_QUANTIZED
+    if truncates_locally and not truncation_is_documented:
+        raise ConfigurationError(
+            f"dimensions: truncation of vectors of {model} is not documented (got {dimensions}). If the model supports "
+            "it, set 'cut' in model_info=."
+        )
+    post_processing = PostProcessing(
+        truncate_to=dimensions if truncates_locally or (truncation_is_documented and dimensions != default) else None,
+        center=truncation_is_documented and info is not None and info.cut == "centered",
+        normalize=(info.unit_length is False if info else not returns_normalized) and source in ("float32", "float16"),
         source=source,
         dtype=dtype,
     )
+    truncate_to = post_processing.truncate_to
+    may_be_ignored = truncate_to is not None and not truncates_locally and default is not None and default > truncate_to
     return OutputSpec(
-        dimensions=None if here else dimensions,
+        dimensions=None if truncates_locally else dimensions,
         dtype=source,
-        post_processing=finish,
-        format=VectorFormat(dtype, whole),
-        truncates_locally=here,
-        fallback_width=own
-        if finish.truncate_to is not None and not here and own is not None and own > finish.truncate_to
-        else None,
+        post_processing=post_processing,
+        format=VectorFormat(dtype, wanted),
+        truncates_locally=truncates_locally,
+        fallback_width=default if may_be_ignored else None,
         is_known=info is not None,
     )
 
 
-def _check_dimensions(model: str, info: ModelInfo | None, asked: int | None) -> None:
+def _check_dimensions(model: str, info: ModelInfo | None, dimensions: int | None) -> None:
     allowed = info.allowed_dimensions if info else None
-    if asked is None or allowed is None or asked in allowed:
+    if dimensions is None or allowed is None or dimensions in allowed:
         return
-    several = f"{allowed.start} to {allowed.stop - 1}" if isinstance(allowed, range) else None
-    offered = several or ", ".join(map(str, allowed))
-    raise ConfigurationError(f"{model} does not offer {asked} dimensions; it offers {offered}")
+    span = f"{allowed.start} to {allowed.stop - 1}" if isinstance(allowed, range) else None
+    listed = span or ", ".join(map(str, allowed))
+    raise ConfigurationError(f"dimensions: {model} does not offer {dimensions} dimensions; it offers {listed}.")

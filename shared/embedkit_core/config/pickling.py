@@ -1,4 +1,4 @@
-"""What of an embedder goes into a pickle: its settings, a key only where the user says so, and never a key's source."""
+"""Pickling of embedders: settings always, secrets only with `pickle_api_key=True`, environment variables never."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.vectors import VectorFormat
-from embedkit_core.providers.catalogue.rows import VECTORLESS
+from embedkit_core.providers.catalogue.rows import NON_VECTOR_FIELDS
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Secret
 
@@ -24,31 +24,31 @@ logger = logging.getLogger("embedkit_core")
 T = TypeVar("T")
 
 
-SECRETS = ("api_key", "headers", "proxy")  # arguments that hold secrets, or may
+SECRETS = ("api_key", "headers", "proxy")
 
 
 class PickledSecrets:
-    """The secrets among an embedder's arguments, which travel only where the user says so."""
+    """The secrets among an embedder's arguments, which are pickled only with `pickle_api_key=True`."""
 
     __slots__ = ("_given", "_may_pickle")
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        may = arguments["pickle_api_key"]
-        if not isinstance(may, bool):
-            raise ConfigurationError(f"pickle_api_key={may!r:.80} must be True or False")
+        may_pickle = arguments["pickle_api_key"]
+        if not isinstance(may_pickle, bool):
+            raise ConfigurationError(f"pickle_api_key: must be True or False (got {may_pickle!r:.80})")
         self._given = {name: arguments[name] for name in SECRETS if arguments[name] is not None}
-        self._may_pickle = may
+        self._may_pickle = may_pickle
 
     def to_pickle(self) -> dict[str, Any]:
-        """Give them as a pickle holds them: True stands for one that stays here."""
+        """Return the secrets for a pickle; True replaces a secret that is not pickled."""
         if not self._may_pickle:
             return dict.fromkeys(self._given, True)
-        packed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in self._given.items()}
-        return {n: v if isinstance(v, (str, dict)) or _can_pickle(v) else True for n, v in packed.items()}
+        revealed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in self._given.items()}
+        return {n: v if isinstance(v, (str, dict)) or _can_pickle(v) else True for n, v in revealed.items()}
 
 
 def snapshot_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments to remember, without the secrets; mappings as copies, which nobody else can change."""
+    """Return the arguments without secrets; mappings are copied, so that later changes by the caller have no effect."""
     kept = {name: value for name, value in arguments.items() if name not in SECRETS}
     for name in ("provider_options", "model_info", "prices"):
         if isinstance(arguments[name], Mapping):
@@ -56,14 +56,20 @@ def snapshot_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def identity_arguments(arguments: Mapping[str, Any], provider: Provider, form: VectorFormat) -> dict[str, Any]:
-    """Give the arguments that change vectors and that have several spellings, each in one; `form` is that of a row."""
+def identity_arguments(arguments: Mapping[str, Any], provider: Provider, vector_format: VectorFormat) -> dict[str, Any]:
+    """Return the arguments that change vectors and have several spellings, in one canonical spelling.
+
+    Args:
+        arguments: The constructor arguments.
+        provider: The provider made from them.
+        vector_format: The dtype and dimensions of the result.
+    """
     options = arguments["provider_options"]
-    info = {n: v for n, v in (arguments["model_info"] or {}).items() if n not in VECTORLESS}
+    info = {n: v for n, v in (arguments["model_info"] or {}).items() if n not in NON_VECTOR_FIELDS}
     return {
         "model_name": f"{provider.name}:{provider.model}",
         "base_url": provider.endpoint or None,
-        "dimensions": form.dimensions,
+        "dimensions": vector_format.dimensions,
         "provider_options": json.loads(json.dumps(options, sort_keys=True)) if options else None,
         "model_info": {n: _plain(v) for n, v in sorted(info.items())} or None,
     }
@@ -74,21 +80,21 @@ def _plain(value: Any) -> Any:
 
 
 def to_pickle(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
-    """Give the arguments that travel.
+    """Return the arguments to pickle.
 
-    The address and the folder are those of this process: another one's environment or working folder would send texts
-    elsewhere, or pay for them again.
+    The base URL and the cache folder are resolved here: with another environment or working directory they would name
+    another server or folder.
 
     Raises:
-        ConfigurationError: the cache is an object of the user's, whose copy would be another cache.
+        ConfigurationError: The cache is a custom object: its copy would be another cache.
     """
     cache, limiter = arguments["cache"], arguments["rate_limiter"]
     if not isinstance(cache, (str, PathLike, type(None), bool)):
-        raise ConfigurationError("an embedder with a cache object of your own cannot be pickled; give a folder")
+        raise ConfigurationError("cache: an embedder with a custom cache object cannot be pickled. Use a folder.")
     if isinstance(cache, PathLike) or (isinstance(cache, str) and "://" not in cache):
         cache = Path(cache).expanduser().absolute()
     if limiter is not None and not _can_pickle(limiter):
-        logger.warning("the rate_limiter of %s:%s cannot be pickled: the copy has none", provider.name, provider.model)
+        logger.warning("rate_limiter of %s:%s cannot be pickled; the copy has none", provider.name, provider.model)
         limiter = None
     progress = arguments["progress"]
     return {
@@ -100,12 +106,12 @@ def to_pickle(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any
     }
 
 
-def from_pickle(cls: type[T], arguments: Mapping[str, Any], luggage: Mapping[str, Any]) -> T:
-    """Make the embedder again.
+def from_pickle(cls: type[T], arguments: Mapping[str, Any], secrets: Mapping[str, Any]) -> T:
+    """Return the unpickled embedder.
 
-    Unpickling must not fail for a key: a worker that cannot read its task is lost without a word.
+    A missing key must not make this fail: a worker that cannot unpickle its task is lost without an error message.
     """
-    given = dict(luggage)
+    given = dict(secrets)
     if given.get("api_key") is True:
         given["api_key"] = Secret.lost()
     if True in (given.get("headers"), given.get("proxy")):

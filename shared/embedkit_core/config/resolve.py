@@ -1,4 +1,4 @@
-"""From a user's arguments to a provider: everything that can be wrong is found here, before any I/O."""
+"""Resolve an embedder's arguments to a provider. All invalid arguments are found here, before any I/O."""
 
 from __future__ import annotations
 
@@ -21,45 +21,46 @@ from embedkit_core.providers.http.connection import Connection, connection
 from embedkit_core.providers.registry import is_provider, provider_class, provider_names
 from embedkit_core.providers.secrets import Secret, clean
 
-API_KEY_PREFIXES = ("sk-", "pa-", "al-")  # as OpenAI's and Voyage's begin
+API_KEY_PREFIXES = ("sk-", "pa-", "al-")  # OpenAI, Voyage
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedProvider:
-    """What a user's arguments come to: the class of a provider, the settings to make one from, and the row known."""
+    """The provider class and the settings that an embedder's arguments resolve to."""
 
     provider: type[Provider]
     settings: ProviderSettings
 
     @property
     def info(self) -> ModelInfo | None:
-        """The catalogue's row."""
+        """The catalogue entry of the model, None if it is unknown."""
         return self.settings.info
 
     def output_spec(self, dimensions: int | None, dtype: DType) -> OutputSpec:
-        """Share out the work on vectors of these dimensions and this type between the provider and us."""
-        info, chosen = self.info, self.provider
-        own = info is not None and info.provider == chosen.cache_key_provider
+        """Return what to request and what to compute locally for these dimensions and this dtype."""
+        info, provider_cls = self.info, self.provider
+        is_own = info is not None and info.provider == provider_cls.cache_key_provider
+        supported = info.dtypes if info is not None and is_own else provider_cls.dtypes
         return resolve_output_spec(
             self.settings.name,
             info,
             dimensions=dimensions,
             dtype=dtype,
-            offered=tuple(kind for kind in chosen.dtypes if kind in (info.dtypes if own and info else chosen.dtypes)),
-            unit=chosen.returns_normalized,
-            cuts=info is None or (chosen.takes_dimensions and own),
+            provider_dtypes=tuple(name for name in provider_cls.dtypes if name in supported),
+            returns_normalized=provider_cls.returns_normalized,
+            accepts_dimensions=info is None or (provider_cls.takes_dimensions and is_own),
         )
 
-    def make(self, asked: OutputSpec) -> Provider:
-        """Make the provider that is asked so."""
-        return self.provider(replace(self.settings, dimensions=asked.dimensions, dtype=asked.dtype))
+    def make(self, output: OutputSpec) -> Provider:
+        """Return the provider, configured for this output."""
+        return self.provider(replace(self.settings, dimensions=output.dimensions, dtype=output.dtype))
 
 
 def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
-    """Find the provider a model string names, and check what goes to it.
+    """Return the provider that the arguments name.
 
     Raises:
-        ConfigurationError: for a model, provider, key or setting that cannot work; the message names the way out.
+        ConfigurationError: A model, provider, key or setting is invalid; the message names the fix.
     """
     check_choice("on_long_text", arguments["on_long_text"], get_args(LongText))
     check_choice("dtype", arguments["dtype"], get_args(DType))
@@ -67,18 +68,20 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
         check_integer("dimensions", arguments["dimensions"], 1)
     for name in ("query_prompt", "document_prompt"):
         if arguments[name] is not None and not is_valid_text(arguments[name]):
-            raise ConfigurationError(f"{name} must be a string of valid Unicode, not {type(arguments[name]).__name__}")
+            raise ConfigurationError(
+                f"{name}: must be a string of valid Unicode (got {type(arguments[name]).__name__})"
+            )
     model, base_url = arguments["model"], arguments["base_url"]
     if isinstance(model, str):
-        model = str.__str__(model)  # an enumeration may show itself otherwise
+        model = str.__str__(model)  # str() of an enum member differs
     provider, name = split_model(model, base_url)
-    chosen = provider_class(provider)
-    info = _catalogue_entry(chosen, chosen.catalogue_name(name), base_url, arguments["model_info"])
-    if chosen.is_own_host(base_url) and not chosen.is_local:
-        _check_served(provider, name, info)
-    chosen.check_installed()
+    provider_cls = provider_class(provider)
+    info = _catalogue_entry(provider_cls, provider_cls.catalogue_name(name), base_url, arguments["model_info"])
+    if provider_cls.is_own_host(base_url) and not provider_cls.is_local:
+        _check_available(provider, name, info)
+    provider_cls.check_installed()
     return ResolvedProvider(
-        chosen,
+        provider_cls,
         ProviderSettings(
             name=name,
             api_key=_secret(arguments["api_key"]),
@@ -86,7 +89,7 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
             query_prompt=_prompt(arguments, "query"),
             document_prompt=_prompt(arguments, "document"),
             on_long_text=arguments["on_long_text"],
-            options=_options(chosen, arguments["provider_options"]),
+            options=_options(provider_cls, arguments["provider_options"]),
             info=info,
             connection=_connection(arguments),
         ),
@@ -94,56 +97,63 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
 
 
 def _catalogue_entry(
-    chosen: type[Provider], name: str, base_url: str | None, given: Mapping[str, Any] | None
+    provider_cls: type[Provider], name: str, base_url: str | None, given: Mapping[str, Any] | None
 ) -> ModelInfo | None:
-    """Give what is known of a model: at a provider's own host only of its own, elsewhere of any that it may serve.
+    """Return what is known about a model.
 
-    What nobody but the user knows is one of the last of these: an open model's vectors are cut here, if at all.
+    At the provider's own endpoint only its own models count; another server may serve the models of all its
+    `catalogue_providers`. A model that only the user describes belongs to the last of these: open models are truncated
+    locally.
     """
-    homes, unknown = chosen.catalogue_providers or (chosen.name,), chosen.default_info(name)
-    if chosen.is_own_host(base_url):
-        return catalogue.find_for(name, homes[:1], given, unknown)
-    return catalogue.find_for(name, homes, given, replace(unknown, provider=homes[-1]))
+    providers, default = provider_cls.catalogue_providers or (provider_cls.name,), provider_cls.default_info(name)
+    if provider_cls.is_own_host(base_url):
+        return catalogue.find_for(name, providers[:1], given, default)
+    return catalogue.find_for(name, providers, given, replace(default, provider=providers[-1]))
 
 
-def _check_served(provider: str, name: str, info: ModelInfo | None) -> None:
-    """Refuse slips of the pen, and what the provider has retired. A new model must not wait for a release."""
+def _check_available(provider: str, name: str, info: ModelInfo | None) -> None:
+    """Reject misspelled and retired models. New models are accepted without a release of this library."""
     other = catalogue.find(name) if info is None else None
     if other is not None and not provider_class(other.provider).is_local:
-        raise ConfigurationError(f"{name!r} is not {provider}'s; did you mean '{other.provider}:{name}'?")
+        raise ConfigurationError(f"model: {provider} does not serve {name!r}; did you mean '{other.provider}:{name}'?")
     if info is None and (hint := catalogue.suggest_model(name, provider)):
-        raise ConfigurationError(f"no model {name!r} is known at {provider}; {hint} If not, model_info={{}} says so")
-    if info is not None and info.status == "retired":
-        since = f" since {info.retired}" if info.retired else ""
-        instead = (
-            f"; it names '{provider}:{info.successor}' instead, whose vectors are others" if info.successor else ""
-        )
         raise ConfigurationError(
-            f"{provider} has retired {name!r}{since}{instead}. If it is still served, "
-            "model_info={'status': 'legacy'} says so"
+            f"model: unknown model {name!r} of {provider}; {hint} If the name is right, pass model_info={{}}."
+        )
+    if info is not None and info.status == "retired":
+        date = f" on {info.retired}" if info.retired else ""
+        successor = f"; the successor '{provider}:{info.successor}' has other vectors" if info.successor else ""
+        raise ConfigurationError(
+            f"model: {provider} retired {name!r}{date}{successor}. If it is still served, pass "
+            "model_info={'status': 'legacy'}."
         )
 
 
 def split_model(model: str, base_url: str | None) -> tuple[str, str]:
-    """Give provider and model name of a model string.
+    """Return the provider and the name of a model string.
 
-    The part before the first colon is the provider only if one is registered by that name; otherwise the provider
-    comes from the catalogue, or is "openai" where a base_url is given.
+    The part before the first colon is the provider only if one is registered by that name. Otherwise the provider comes
+    from the catalogue, or is "openai" if base_url is set.
     """
     if isinstance(model, str) and model.strip().startswith(API_KEY_PREFIXES):
         raise ConfigurationError(
-            "model= holds what looks like an API key: give the key as api_key=, and a model's name"
+            "model: the value looks like an API key. Pass the key as api_key= and a model name as model=."
         )
     if not isinstance(model, str) or not model.strip():
-        raise ConfigurationError(f"model={model!r}: give a name such as 'openai:text-embedding-3-small'")
+        raise ConfigurationError(
+            f"model: must be a model name (got {model!r}). Use a name such as 'openai:text-embedding-3-small'."
+        )
     provider, colon, name = model.partition(":")
     if colon and is_provider(provider):
         if not name.strip():
-            raise ConfigurationError(f"model={model!r} names a provider and no model")
+            raise ConfigurationError(f"model: names a provider and no model (got {model!r}). Use 'provider:model'.")
         return provider, name
     info = catalogue.find(model)
     if info is not None and not is_provider(info.provider):
-        raise ConfigurationError(f"the provider {info.provider!r}, which a row of {model!r} names, is not installed")
+        raise ConfigurationError(
+            f"model: the provider {info.provider!r} in the catalogue entry of {model!r} is not installed. Install its "
+            "package."
+        )
     if info is not None and (base_url is None or not provider_class(info.provider).is_local):
         return info.provider, model
     if base_url is not None:
@@ -152,31 +162,31 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
 
 
 def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
-    if os.path.isdir(model):  # noqa: PTH112 - a model's name need not be a path
-        return f"model={model!r} is a folder: write 'local:{model}'"
+    if os.path.isdir(model):  # noqa: PTH112 - a model name need not be a valid path
+        return f"model: {model!r} is a folder. Use 'local:{model}'."
     name = model.partition(":")[2]
     if provider and (hint := suggest(provider, {other: f"{other}:{name}" for other in known}, cutoff=0.6)):
-        return f"there is no provider {provider!r}; {hint}"
+        return f"model: unknown provider {provider!r}; {hint}"
     if hint := catalogue.suggest_model(model):
-        return f"no model {model!r} is known; {hint}"
+        return f"model: unknown model {model!r}; {hint}"
     if provider and provider.isalpha():
         return (
-            f"there is no provider {provider!r} here; there are {', '.join(known)}. "
-            "For an OpenAI-compatible server give its base_url"
+            f"model: unknown provider {provider!r} (providers: {', '.join(known)}). "
+            "For an OpenAI-compatible server pass base_url=."
         )
     return (
-        f"which provider serves {model!r}? Write 'provider:model' with one of {', '.join(known)}, "
-        "or give the base_url of an OpenAI-compatible server"
+        f"model: unknown model {model!r}. Use 'provider:model' (providers: {', '.join(known)}), "
+        "or pass base_url= of an OpenAI-compatible server."
     )
 
 
-def _prompt(arguments: Mapping[str, Any], role: str) -> str | None:
-    """Give the user's prompt for a role: the argument, else what they say of the model."""
-    given: str | None = arguments[f"{role}_prompt"]
+def _prompt(arguments: Mapping[str, Any], input_type: str) -> str | None:
+    """Return the user's prompt for an input type: the argument, else the one in model_info."""
+    given: str | None = arguments[f"{input_type}_prompt"]
     if given is not None:
         return given
-    said = (arguments["model_info"] or {}).get("prompts") or {}
-    known: str | None = said.get(role)
+    prompts = (arguments["model_info"] or {}).get("prompts") or {}
+    known: str | None = prompts.get(input_type)
     return known
 
 
@@ -191,35 +201,42 @@ def _secret(api_key: object) -> Secret | None:
     if api_key is None or isinstance(api_key, Secret):
         return api_key
     if inspect.iscoroutinefunction(api_key):
-        raise ConfigurationError("api_key is an async function; give one that can simply be called: it has a thread")
+        raise ConfigurationError(
+            "api_key: must be a sync callable (got a coroutine function). It is called on a worker thread before each "
+            "request."
+        )
     if callable(api_key):
         return Secret("", source=api_key)
     if not isinstance(api_key, str):
-        raise ConfigurationError(f"api_key must be a string or a function, not {type(api_key).__name__}")
+        raise ConfigurationError(f"api_key: must be a string or a callable (got {type(api_key).__name__})")
     return Secret(clean(api_key, "api_key"))
 
 
 def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Give a copy of the user's options, which nobody else can change, as JSON would carry it."""
+    """Return a copy of provider_options as JSON would carry it; later changes by the caller have no effect."""
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise ConfigurationError("provider_options must be a mapping from names of fields to their values")
-    taken = sorted(provider.reserved_fields & given.keys())
-    if taken:
-        raise ConfigurationError(f"provider_options may not hold {', '.join(taken)}: the library sets that itself")
+        raise ConfigurationError(
+            f"provider_options: must be a mapping with strings as keys (got {type(given).__name__})"
+        )
+    reserved = sorted(provider.reserved_fields & given.keys())
+    if reserved:
+        raise ConfigurationError(
+            f"provider_options: must not contain {', '.join(reserved)}; the library sets these fields."
+        )
     try:
-        listed = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)
-        listed.encode()
-        copied: dict[str, Any] = json.loads(listed, parse_int=_parse_int)
+        encoded = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)
+        encoded.encode()
+        options: dict[str, Any] = json.loads(encoded, parse_int=_parse_int)
     except (TypeError, ValueError, RecursionError):
-        raise ConfigurationError("provider_options must hold values that JSON can carry") from None
-    return copied
+        raise ConfigurationError("provider_options: must be JSON serializable") from None
+    return options
 
 
-def _parse_int(digits: str) -> int:
-    """Read a number that every JSON parser can."""
-    number = int(digits)
+def _parse_int(literal: str) -> int:
+    """Return an integer that every JSON parser can read."""
+    number = int(literal)
     if abs(number) >= 1 << 63:
         raise ValueError("too large for JSON")
     return number

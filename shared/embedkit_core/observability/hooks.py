@@ -1,4 +1,4 @@
-"""Who watches calls: told when a call or a stream begins and ends, on the caller's side; nobody, unless asked for."""
+"""Hooks: observers of calls and streams, called at their beginning and end on the caller's thread."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ logger = logging.getLogger("embedkit_core")
 
 @dataclass(frozen=True, slots=True)
 class CallInfo:
-    """What is known of a call at its beginning.
+    """A call at its beginning.
 
-    `address` is where requests go, None where that is nowhere, or only the key tells; `encodings` are those that
-    vectors are asked for in, as the provider names them. `texts` are the caller's own, and there only where they came
-    as a list or a tuple: a stream has none.
+    Attributes:
+        provider: The provider's name in OpenTelemetry's conventions, else its own.
+        model: The model, without the provider.
+        address: The URL of requests, None if there is none or it depends on the API key.
+        input_type: "document" or "query".
+        dimensions: The number of dimensions, None before the first reply of an unknown model.
+        dtype: The dtype of the vectors.
+        encodings: The requested encodings, as the provider names them.
+        texts: The texts, if they were passed as a list or a tuple; None for a stream.
     """
 
     provider: str
@@ -40,43 +46,43 @@ class CallInfo:
 
 
 class CallOutcome(NamedTuple):
-    """What a call took, and the name of the error that it ended with, if it did."""
+    """The usage of a call, and the class name of its error, if any."""
 
     usage: Usage
     error: str | None = None
 
 
 class CallSpan(Protocol):
-    """One call, watched."""
+    """One observed call."""
 
     def end(self, outcome: CallOutcome) -> None:
-        """Take in what became of it."""
+        """Called when the call has ended."""
 
 
 class CallObserver(Protocol):
-    """What wants to know of calls."""
+    """An observer of calls."""
 
-    def begin(self, facts: CallInfo) -> CallSpan:
-        """Take in that one begins, in the context of its caller."""
+    def begin(self, info: CallInfo) -> CallSpan:
+        """Called when a call begins, in the caller's context."""
 
 
 observers: tuple[CallObserver, ...] = ()
 _lock = ForkLock()
-_logged: weakref.WeakSet[CallObserver] = weakref.WeakSet()
+_failed_observers: weakref.WeakSet[CallObserver] = weakref.WeakSet()
 
 
-def add_observer(watcher: CallObserver) -> None:
-    """Have a watcher told of each call that begins from now on."""
+def add_observer(observer: CallObserver) -> None:
+    """Call an observer for each call that begins from now on."""
     global observers
     with _lock.lock:
-        observers = (*observers, watcher)
+        observers = (*observers, observer)
 
 
-def remove_observer(watcher: CallObserver) -> None:
-    """Tell a watcher of no further call; of those under way it is told the end."""
+def remove_observer(observer: CallObserver) -> None:
+    """Stop calling an observer. The calls in flight still end their spans."""
     global observers
     with _lock.lock:
-        observers = tuple(one for one in observers if one is not watcher)
+        observers = tuple(one for one in observers if one is not observer)
 
 
 def observe_call(info: Callable[[], CallInfo], outcome: Callable[[], CallOutcome]) -> AbstractContextManager[None]:
@@ -84,13 +90,13 @@ def observe_call(info: Callable[[], CallInfo], outcome: Callable[[], CallOutcome
 
     Args:
         info: Called at the beginning, if there is an observer.
-        outcome: Called at the end, for what the call took and for an error that it does not raise.
+        outcome: Called at the end. An exception raised in the block replaces its `error`.
     """
     return _ObservedCall(info, outcome) if observers else NO_OBSERVER
 
 
 class _ObservedCall:
-    """A call with those who watch it; one of them that fails harms nobody."""
+    """A call with the spans of its observers. An observer that fails does not affect the call."""
 
     __slots__ = ("_info", "_outcome", "_process", "_spans")
 
@@ -101,27 +107,29 @@ class _ObservedCall:
         self._spans: list[tuple[CallObserver, CallSpan]] = []
 
     def __enter__(self) -> None:
-        facts = self._info()
-        for watcher in observers:
+        info = self._info()
+        for observer in observers:
             try:
-                self._spans.append((watcher, watcher.begin(facts)))
-            except Exception as failure:
-                _log_failure(watcher, failure)
+                self._spans.append((observer, observer.begin(info)))
+            except Exception as error:
+                _log_failure(observer, error)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if os.getpid() != self._process:  # a stream of the parent's, which ends there
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if os.getpid() != self._process:  # a stream of the parent process, which ends it
             return
         outcome = self._outcome()
-        if kind is not None and kind is not GeneratorExit:  # a stream may be left
-            outcome = outcome._replace(error=kind.__name__)
-        for watcher, watch in self._spans:
+        if exc_type is not None and exc_type is not GeneratorExit:  # closing a stream early is no error
+            outcome = outcome._replace(error=exc_type.__name__)
+        for observer, span in self._spans:
             try:
-                watch.end(outcome)
-            except Exception as failure:
-                _log_failure(watcher, failure)
+                span.end(outcome)
+            except Exception as error:
+                _log_failure(observer, error)
 
 
-def _log_failure(watcher: CallObserver, failure: Exception) -> None:
-    if watcher not in _logged:
-        _logged.add(watcher)
-        logger.warning("what watches calls failed with %s; said once", type(failure).__name__)
+def _log_failure(observer: CallObserver, error: Exception) -> None:
+    if observer not in _failed_observers:
+        _failed_observers.add(observer)
+        logger.warning("Call observer failed with %s; further failures are not logged", type(error).__name__)

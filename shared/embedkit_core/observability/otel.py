@@ -1,9 +1,8 @@
-"""OpenTelemetry: a span for each call, and metrics, by the conventions for generative AI; the extra `otel`.
+"""OpenTelemetry: a span for each call, and metrics, named by the conventions for generative AI. Needs the extra `otel`.
 
-Names as of semantic-conventions 1.36 by default, and of semantic-conventions-genai (client-embeddings.md, read
-2026-11-25) where OTEL_SEMCONV_STABILITY_OPT_IN has gen_ai_latest_experimental. Only the API is used: what becomes of
-spans and metrics is up to the SDK that the program sets up. No text, vector, key or error message is recorded, unless
-content is asked for.
+Names follow semantic-conventions 1.36 by default, and semantic-conventions-genai (client-embeddings.md, read
+2026-11-25) if OTEL_SEMCONV_STABILITY_OPT_IN contains gen_ai_latest_experimental. Only the API is used: the program's
+SDK exports spans and metrics. No text, vector, key or error message is recorded, unless content capture is enabled.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
-LATEST = "gen_ai_latest_experimental"
-CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-CAPTURING = ("true", "1", "span_only", "span_and_event")
-SECONDS = [0.01 * 2**n for n in range(14)]
-TOKENS = [4**n for n in range(14)]
-PORTS = {"http": 80, "https": 443}
-# What became of the texts, as spans have it; a name of theirs must not be the beginning of another.
-OUTCOMES: Mapping[str, str] = {
+STABILITY_VARIABLE = "OTEL_SEMCONV_STABILITY_OPT_IN"
+LATEST_CONVENTIONS = "gen_ai_latest_experimental"
+CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+CAPTURE_VALUES = ("true", "1", "span_only", "span_and_event")
+DURATION_BUCKETS = [0.01 * 2**n for n in range(14)]
+TOKEN_BUCKETS = [4**n for n in range(14)]
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# Usage field: span attribute. No attribute may be a prefix (with a dot) of another one.
+OUTCOME_ATTRIBUTES: Mapping[str, str] = {
     "cache_hits": "embedkit.cache.hits",
     "duplicates": "embedkit.duplicates",
     "coalesced": "embedkit.coalesced",
@@ -40,7 +39,7 @@ OUTCOMES: Mapping[str, str] = {
 }
 
 _lock = ForkLock()
-_instrumented: _Instrumented | None = None
+_instrumented: _Instruments | None = None
 
 
 def instrument(
@@ -48,37 +47,40 @@ def instrument(
     meter_provider: MeterProvider | None = None,
     capture_content: bool | None = None,
 ) -> None:
-    """Record a span and metrics for each call from now on; once more replaces what was set up before.
+    """Record a span and metrics for each call from now on. A second call replaces the configuration.
 
-    `capture_content` puts texts into spans; by default the environment variable
-    OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT says whether.
+    Args:
+        tracer_provider: By default the global one.
+        meter_provider: By default the global one.
+        capture_content: Whether spans contain the texts of calls; by default as the environment variable
+            OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT says.
 
     Raises:
-        MissingExtraError: the package opentelemetry-api is not installed.
+        MissingExtraError: The package opentelemetry-api is not installed.
     """
     global _instrumented
-    try:  # other packages bring a part of what is called opentelemetry
+    try:  # other packages install parts of the namespace package opentelemetry
         from opentelemetry.metrics import get_meter
         from opentelemetry.trace import get_tracer
     except ImportError:
         raise MissingExtraError("OpenTelemetry", "otel") from None
     version = _version()
     if capture_content is None:
-        capture_content = os.environ.get(CAPTURE, "").strip().lower() in CAPTURING
-    made = _Instrumented(
+        capture_content = os.environ.get(CAPTURE_VARIABLE, "").strip().lower() in CAPTURE_VALUES
+    instruments = _Instruments(
         get_tracer("embedkit_core", version, tracer_provider),
         get_meter("embedkit_core", version, meter_provider),
-        latest=LATEST in os.environ.get(OPT_IN, "").replace(" ", "").split(","),
-        content=capture_content,
+        use_latest=LATEST_CONVENTIONS in os.environ.get(STABILITY_VARIABLE, "").replace(" ", "").split(","),
+        capture_content=capture_content,
     )
     with _lock.lock:
         uninstrument()
-        _instrumented = made
-        add_observer(made)
+        _instrumented = instruments
+        add_observer(instruments)
 
 
 def _version() -> str:
-    """Return the version of the installed distribution, "" if only the source tree is there."""
+    """Return the version of the installed distribution, or "" if only the source tree is available."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -88,7 +90,7 @@ def _version() -> str:
 
 
 def uninstrument() -> None:
-    """Record nothing from now on, but the ends of calls that have begun."""
+    """Stop recording. The calls in flight still end their spans."""
     global _instrumented
     with _lock.lock:
         if _instrumented is not None:
@@ -96,119 +98,130 @@ def uninstrument() -> None:
             _instrumented = None
 
 
-class _Instrumented:
-    """Begins spans, and has the instruments that they are counted with."""
+class _Instruments:
+    """The tracer and the metric instruments, an observer of calls."""
 
-    def __init__(self, tracer: Tracer, meter: Meter, *, latest: bool, content: bool) -> None:
-        self.token_type = {} if latest else {"gen_ai.token.type": "input"}
-        self._content = content
-        self._provider_key = "gen_ai.provider.name" if latest else "gen_ai.system"
+    def __init__(self, tracer: Tracer, meter: Meter, *, use_latest: bool, capture_content: bool) -> None:
+        self.token_type = {} if use_latest else {"gen_ai.token.type": "input"}
+        self._capture_content = capture_content
+        self._provider_key = "gen_ai.provider.name" if use_latest else "gen_ai.system"
         self._tracer = tracer
-        names = ("gen_ai.client.embeddings.duration", "gen_ai.client.embeddings.operation.input_tokens")
-        if not latest:
-            names = ("gen_ai.client.operation.duration", "gen_ai.client.token.usage")
-        self.seconds = meter.create_histogram(
-            names[0], "s", "Duration of a call.", explicit_bucket_boundaries_advisory=SECONDS
+        histogram_names = ("gen_ai.client.embeddings.duration", "gen_ai.client.embeddings.operation.input_tokens")
+        if not use_latest:
+            histogram_names = ("gen_ai.client.operation.duration", "gen_ai.client.token.usage")
+        self.duration = meter.create_histogram(
+            histogram_names[0],
+            "s",
+            "Duration of an embedding call.",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
         )
         self.tokens = meter.create_histogram(
-            names[1], "{token}", "Tokens billed for a call.", explicit_bucket_boundaries_advisory=TOKENS
+            histogram_names[1],
+            "{token}",
+            "Billed input tokens of an embedding call.",
+            explicit_bucket_boundaries_advisory=TOKEN_BUCKETS,
         )
-        self.texts = meter.create_counter("embedkit.texts", "{text}", "Texts asked for, by what became of them.")
-        self.requests = meter.create_counter("embedkit.requests", "{request}", "Requests sent, those again included.")
-        self.retries = meter.create_counter("embedkit.retries", "{request}", "Requests that repeated an earlier one.")
-        self.cost = meter.create_counter("embedkit.cost", "{USD}", "Cost of tokens with a known price.")
-        self.saved = meter.create_counter("embedkit.saved", "{USD}", "What cache hits would have cost, estimated.")
+        self.texts = meter.create_counter("embedkit.texts", "{text}", "Texts by outcome.")
+        self.requests = meter.create_counter("embedkit.requests", "{request}", "Requests sent, including retries.")
+        self.retries = meter.create_counter("embedkit.retries", "{request}", "Retried requests.")
+        self.cost = meter.create_counter("embedkit.cost", "{USD}", "Cost of billed tokens with a known price.")
+        self.saved = meter.create_counter("embedkit.saved", "{USD}", "Estimated cost avoided by cache hits.")
 
-    def begin(self, facts: CallInfo) -> CallSpan:
-        """Begin a span, whose parent is that of the caller."""
+    def begin(self, info: CallInfo) -> CallSpan:
+        """Start a span as a child of the caller's current span."""
         from opentelemetry.trace import SpanKind
 
-        common: dict[str, Any] = {
+        metric_attributes: dict[str, Any] = {
             "gen_ai.operation.name": "embeddings",
-            self._provider_key: facts.provider,
-            "gen_ai.request.model": facts.model,
-            **_server(facts.address),
+            self._provider_key: info.provider,
+            "gen_ai.request.model": info.model,
+            **_server_attributes(info.address),
         }
-        mine: dict[str, Any] = {"embedkit.input_type": facts.input_type, "embedkit.dtype": facts.dtype}
-        if facts.dimensions is not None:
-            mine["gen_ai.embeddings.dimension.count"] = facts.dimensions
-        if facts.encodings:
-            mine["gen_ai.request.encoding_formats"] = facts.encodings
-        if self._content and facts.texts is not None:
-            mine["embedkit.input"] = list(_exportable(facts.texts))
-        span = self._tracer.start_span(f"embeddings {facts.model}", kind=SpanKind.CLIENT, attributes=common | mine)
-        return _Call(self, span, common)
+        span_attributes: dict[str, Any] = {"embedkit.input_type": info.input_type, "embedkit.dtype": info.dtype}
+        if info.dimensions is not None:
+            span_attributes["gen_ai.embeddings.dimension.count"] = info.dimensions
+        if info.encodings:
+            span_attributes["gen_ai.request.encoding_formats"] = info.encodings
+        if self._capture_content and info.texts is not None:
+            span_attributes["embedkit.input"] = list(_exportable(info.texts))
+        span = self._tracer.start_span(
+            f"embeddings {info.model}", kind=SpanKind.CLIENT, attributes=metric_attributes | span_attributes
+        )
+        return _CallSpan(self, span, metric_attributes)
 
 
-class _Call:
-    """One call's span, and what it is counted by."""
+class _CallSpan:
+    """The span of one call."""
 
-    def __init__(self, owner: _Instrumented, span: Span, common: dict[str, Any]) -> None:
-        self._owner = owner
+    def __init__(self, instruments: _Instruments, span: Span, metric_attributes: dict[str, Any]) -> None:
+        self._instruments = instruments
         self._span = span
-        self._common = common
-        self._began = time.monotonic()
+        self._metric_attributes = metric_attributes
+        self._started = time.monotonic()
 
     def end(self, outcome: CallOutcome) -> None:
-        """End the span and count the call."""
+        """End the span and record the metrics."""
         from opentelemetry.trace import Status, StatusCode
 
         usage, error = outcome
-        failed = {} if error is None else {"error.type": error}
+        error_attributes = {} if error is None else {"error.type": error}
         try:
             if error is not None:
                 self._span.set_status(Status(StatusCode.ERROR))
-            self._span.set_attributes({**_told(usage), **failed})
-            self._count(usage, failed)
+            self._span.set_attributes({**_usage_attributes(usage), **error_attributes})
+            self._count(usage, error_attributes)
         finally:
             self._span.end()
 
-    def _count(self, usage: Usage, failed: Mapping[str, str]) -> None:
+    def _count(self, usage: Usage, error_attributes: Mapping[str, str]) -> None:
         from opentelemetry.trace import set_span_in_context
 
-        owner, common, context = self._owner, self._common, set_span_in_context(self._span)
-        owner.seconds.record(time.monotonic() - self._began, {**common, **failed}, context)
+        instruments, metric_attributes = self._instruments, self._metric_attributes
+        context = set_span_in_context(self._span)
+        instruments.duration.record(
+            time.monotonic() - self._started, {**metric_attributes, **error_attributes}, context
+        )
         if usage.tokens:
-            owner.tokens.record(usage.tokens, {**common, **owner.token_type}, context)
-        for outcome in OUTCOMES:
+            instruments.tokens.record(usage.tokens, {**metric_attributes, **instruments.token_type}, context)
+        for outcome in OUTCOME_ATTRIBUTES:
             if texts := getattr(usage, outcome):
-                owner.texts.add(texts, {**common, "embedkit.outcome": outcome}, context)
+                instruments.texts.add(texts, {**metric_attributes, "embedkit.outcome": outcome}, context)
         for counter, amount in (
-            (owner.requests, usage.requests),
-            (owner.retries, usage.retries),
-            (owner.cost, float(usage.priced_usd)),
-            (owner.saved, float(usage.saved_usd or 0)),
+            (instruments.requests, usage.requests),
+            (instruments.retries, usage.retries),
+            (instruments.cost, float(usage.priced_usd)),
+            (instruments.saved, float(usage.saved_usd or 0)),
         ):
             if amount:
-                counter.add(amount, common, context)
+                counter.add(amount, metric_attributes, context)
 
 
-def _server(address: str | None) -> dict[str, Any]:
-    """Give the attributes of a server's address; none of one that is not HTTP's, as a test's is."""
+def _server_attributes(address: str | None) -> dict[str, Any]:
+    """Return the attributes of a server's address; none if it is not an HTTP URL."""
     parts = urlsplit(address or "")
-    if parts.scheme not in PORTS or not parts.hostname:
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
         return {}
-    return {"server.address": parts.hostname, "server.port": parts.port or PORTS[parts.scheme]}
+    return {"server.address": parts.hostname, "server.port": parts.port or DEFAULT_PORTS[parts.scheme]}
 
 
 def _exportable(texts: Sequence[object]) -> Iterator[str]:
-    """Give texts as UTF-8 can hold them: an exporter that meets another loses its whole batch."""
+    """Yield the texts without lone surrogates: an exporter that meets one loses its whole batch."""
     return (text.encode(errors="replace").decode() for text in texts if isinstance(text, str))
 
 
-def _told(usage: Usage) -> dict[str, Any]:
-    """Give the attributes that a usage comes to; those of dollars are left out where the price is unknown."""
-    told: dict[str, Any] = {
+def _usage_attributes(usage: Usage) -> dict[str, Any]:
+    """Return the span attributes of a usage, without USD amounts if the price is unknown."""
+    attributes: dict[str, Any] = {
         "embedkit.texts": usage.texts,
-        **{attribute: getattr(usage, outcome) for outcome, attribute in OUTCOMES.items()},
+        **{attribute: getattr(usage, outcome) for outcome, attribute in OUTCOME_ATTRIBUTES.items()},
         "embedkit.requests": usage.requests,
         "embedkit.retries": usage.retries,
         "embedkit.possibly_billed.tokens": usage.possibly_billed_tokens,
     }
     if usage.tokens:
-        told["gen_ai.usage.input_tokens"] = usage.tokens
+        attributes["gen_ai.usage.input_tokens"] = usage.tokens
     if usage.cost_usd is not None:
-        told["embedkit.cost.usd"] = float(usage.cost_usd)
+        attributes["embedkit.cost.usd"] = float(usage.cost_usd)
     if usage.saved_usd is not None:
-        told["embedkit.saved.usd"] = float(usage.saved_usd)
-    return told
+        attributes["embedkit.saved.usd"] = float(usage.saved_usd)
+    return attributes

@@ -1,4 +1,4 @@
-"""How far a call has come: a bar, or a function of the user's, told on the caller's side."""
+"""Progress of a call, reported to a bar or a callback on the caller's thread."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ from embedkit_core.common.usage import Usage
 
 logger = logging.getLogger("embedkit_core")
 
-SHRINKS = 5  # columns that a bar of ten gives up before anything is left out beside it
-REPORT_INTERVAL = 0.1  # seconds between two reports at least, but for the last
+BAR_SHRINK_COLUMNS = 5  # how far a bar of ten columns shrinks before text beside it is dropped
+REPORT_INTERVAL = 0.1  # seconds between two reports, except before the last
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a call or a stream has come.
+    """The progress of a call or a stream.
 
-    `texts` is how many there are, None for a stream that does not say; `done` counts those that are served or have
-    failed, duplicates and hits too, and is `texts` when it has `finished`. `tokens` and `cost_usd` are what was billed
-    so far, None where the price is unknown.
+    Attributes:
+        texts: The number of texts, None for a stream of unknown length.
+        done: The finished texts, including failures, duplicates and cache hits; equal to `texts` at the end.
+        cache_hits: The texts from the cache.
+        failed: The failed texts.
+        tokens: The tokens billed so far.
+        cost_usd: Their cost in USD, None if the price is unknown.
+        seconds: The seconds since the beginning.
+        finished: Whether this is the last report.
     """
 
     texts: int | None
@@ -44,12 +50,12 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """The tokens billed a second, since the beginning."""
+        """The average number of billed tokens per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """The seconds until the end at the pace so far, hits left out of it; None while nobody knows."""
+        """The estimated seconds until the end: 0.0 when finished, None if unknown. The rate excludes cache hits."""
         if self.finished:
             return 0.0
         sent = self.done - self.cache_hits
@@ -61,75 +67,82 @@ class Progress:
 ProgressOption: TypeAlias = bool | Callable[[Progress], object] | None
 
 
-def make_reporter(to: ProgressOption, name: str, texts: int | None = None) -> ProgressReporter | None:
-    """Give what reports of a call to one model, None where nobody wants to know."""
-    return None if to is None or to is False else ProgressReporter(to, name, texts)
+def make_reporter(option: ProgressOption, name: str, texts: int | None = None) -> ProgressReporter | None:
+    """Return a reporter for a call to one model, None if no progress was requested."""
+    return None if option is None or option is False else ProgressReporter(option, name, texts)
 
 
 class ProgressSink(Protocol):
-    """What a report goes to."""
+    """The destination of progress reports."""
 
     def show(self, progress: Progress) -> None:
-        """Show it."""
+        """Show a report."""
 
     def close(self) -> None:
-        """Show nothing more."""
+        """Stop showing reports."""
 
 
 def check_progress(value: object) -> None:
-    """Raise ConfigurationError unless an argument says where reports go, MissingExtraError for a bar without tqdm."""
+    """Check a `progress` argument.
+
+    Raises:
+        ConfigurationError: It is neither a bool, None nor a sync callable.
+        MissingExtraError: It is True and tqdm is not installed.
+    """
     if value is None or isinstance(value, bool):
         if value and importlib.util.find_spec("tqdm") is None:
             raise MissingExtraError("a progress bar", "progress")
         return
     if not callable(value):
-        raise ConfigurationError(f"progress={value!r:.80} must be True for a bar, False, or a function of a Progress")
+        raise ConfigurationError(
+            f"progress: must be True for a bar, False, or a callable that takes a Progress (got {value!r:.80})"
+        )
     if inspect.iscoroutinefunction(value):
-        raise ConfigurationError("progress is an async function; give one that can simply be called")
+        raise ConfigurationError("progress: must be a sync callable (got a coroutine function)")
 
 
 class ProgressReporter:
-    """Reports of one call or stream, to a bar or a function; one that fails is not called again, the call goes on."""
+    """Reports the progress of one call or stream. If the sink fails, the call continues without reports."""
 
-    def __init__(self, to: bool | Callable[[Progress], object], name: str, texts: int | None) -> None:
-        self._to: ProgressSink | None = _Bar(name) if isinstance(to, bool) else _CallbackSink(to)
+    def __init__(self, option: bool | Callable[[Progress], object], name: str, texts: int | None) -> None:
+        self._sink: ProgressSink | None = _Bar(name) if isinstance(option, bool) else _CallbackSink(option)
         self._texts = texts
-        self._began = self._reported = time.monotonic()
+        self._started = self._last_report = time.monotonic()
 
     def begin(self, texts: int) -> None:
-        """Take in how many texts there are."""
+        """Set the number of texts."""
         self._texts = texts
 
     def due(self) -> bool:
-        """Tell whether it is time for another report."""
-        return time.monotonic() - self._reported >= REPORT_INTERVAL
+        """Return True if it is time for another report."""
+        return time.monotonic() - self._last_report >= REPORT_INTERVAL
 
     def report(self, done: int, usage: Usage, *, finished: bool = False) -> None:
-        """Tell how far it is."""
-        self._reported = now = time.monotonic()
-        if self._to is None:
+        """Send a report."""
+        self._last_report = now = time.monotonic()
+        if self._sink is None:
             return
         done = self._texts if finished and self._texts is not None else done
-        told = (usage.cache_hits, usage.failed, usage.tokens, usage.cost_usd)
-        progress = Progress(self._texts, done, *told, seconds=now - self._began, finished=finished)
+        counts = (usage.cache_hits, usage.failed, usage.tokens, usage.cost_usd)
+        progress = Progress(self._texts, done, *counts, seconds=now - self._started, finished=finished)
         try:
-            self._to.show(progress)
-        except Exception as error:  # the user's own
-            logger.warning("progress= failed with %s; the call goes on without it", type(error).__name__)
+            self._sink.show(progress)
+        except Exception as error:  # raised by the user's function
+            logger.warning("Progress callback failed with %s; the call continues without it", type(error).__name__)
             finished = True
         if finished:
             self.close()
 
     def close(self) -> None:
-        """Tell nothing more: the caller has left, or all is done."""
-        to, self._to = self._to, None
-        if to is not None:
-            with contextlib.suppress(Exception):  # a terminal that is gone
-                to.close()
+        """Stop reporting."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            with contextlib.suppress(Exception):  # the terminal may be closed
+                sink.close()
 
 
 class _CallbackSink:
-    """Calls a function of the user's."""
+    """Calls a user's function."""
 
     def __init__(self, function: Callable[[Progress], object]) -> None:
         self._function = function
@@ -138,7 +151,7 @@ class _CallbackSink:
         self._function(progress)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 class _Bar:
@@ -151,27 +164,28 @@ class _Bar:
     def show(self, progress: Progress) -> None:
         if progress.texts == 1:
             return
-        made = _bar_class()
+        bar_class = _bar_class()
         with progress_lock.lock:
             if self._bar is None:
-                self._bar = made(desc=self._name, total=progress.texts, unit=" texts", dynamic_ncols=True)
+                self._bar = bar_class(desc=self._name, total=progress.texts, unit=" texts", dynamic_ncols=True)
             bar = self._bar
             bar.total, bar.n = progress.texts, progress.done
-            bar.initial = progress.cache_hits  # they took no time
-            self._describe(progress)
+            bar.initial = progress.cache_hits  # excluded from the rate
+            self._set_description(progress)
             bar.refresh()
 
-    def _describe(self, progress: Progress) -> None:
-        """Say beside the bar as much as there is room for; texts, time and dollars are left to the end."""
-        bar, said = self._bar, _described(progress)
-        for name, parts in [*((self._name, said[:n]) for n in range(max(1, len(said)), 0, -1)), ("", said[:1])]:
+    def _set_description(self, progress: Progress) -> None:
+        """Set as much text beside the bar as fits; the count of texts, time and cost are dropped last."""
+        bar, parts = self._bar, _postfix_parts(progress)
+        candidates = [*((self._name, parts[:n]) for n in range(max(1, len(parts)), 0, -1)), ("", parts[:1])]
+        for name, shown in candidates:
             bar.set_description_str(name, refresh=False)
-            bar.set_postfix_str(", ".join(parts), refresh=False)
+            bar.set_postfix_str(", ".join(shown), refresh=False)
             columns = bar.format_dict["ncols"]
             if columns is None:
                 return
-            whole = bar.format_meter(**{**bar.format_dict, "ncols": None})  # with a bar of ten columns
-            if len(whole) - SHRINKS <= columns:
+            meter = bar.format_meter(**{**bar.format_dict, "ncols": None})  # with a bar of ten columns
+            if len(meter) - BAR_SHRINK_COLUMNS <= columns:
                 return
 
     def close(self) -> None:
@@ -180,20 +194,20 @@ class _Bar:
                 self._bar.close()
 
 
-def _described(progress: Progress) -> list[str]:
-    """Say how it stands, the most important first."""
-    said = []
+def _postfix_parts(progress: Progress) -> list[str]:
+    """Return the text beside the bar, the most important part first."""
+    parts = []
     if progress.tokens:
-        said.append(
+        parts.append(
             "price unknown" if progress.cost_usd is None else f"${format_usd(TWO_DIGITS.plus(progress.cost_usd))}"
         )
     if progress.failed:
-        said.append(f"{progress.failed:,} failed")
+        parts.append(f"{progress.failed:,} failed")
     if progress.cache_hits:
-        said.append(f"{progress.cache_hits:,} from cache")
+        parts.append(f"{progress.cache_hits:,} from cache")
     if progress.tokens:
-        said.append(f"{progress.tokens_per_second:,.0f} tokens/s")
-    return said
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    return parts
 
 
 @functools.cache
@@ -201,12 +215,12 @@ def _bar_class() -> Any:
     tqdm: Any = import_module("tqdm.auto").tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
-        """A bar without the thread by which tqdm watches its own: it would outlive a fork."""
+        """A bar without tqdm's monitor thread, which does not survive a fork."""
 
         monitor_interval = 0
 
         def refresh(self, nolock: bool = False, lock_args: Any = None) -> Any:  # noqa: ARG002 - tqdm's own
-            """Draw it; where the terminal fails, tqdm's own leaves the lock shut that all bars share."""
+            """Draw the bar. Unlike tqdm's method, release the lock that all bars share if the terminal fails."""
             with contextlib.nullcontext() if nolock else self.get_lock():
                 return super().refresh(nolock=True)
 

@@ -1,4 +1,4 @@
-"""How the engine stands, told to whoever asks: what waits, what is in flight, which limits are known."""
+"""Snapshots of the engine: waiting texts, requests in flight, known limits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ from embedkit_core.engine.runtime.process import engine, is_running
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.account import Account
 
-MAX_WAIT_SECONDS = 5.0  # seconds for the engine's answer, which takes microseconds
+MAX_WAIT_SECONDS = 5.0  # an answer takes microseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One model at one account of this process.
+    """One model of one account in this process.
 
-    `waiting` texts are not sent yet, for want of a slot or of money; `retrying` ones wait for their next try.
-    `requests_per_minute`, `tokens_per_minute` and `max_in_flight` are what the provider says or its refusals taught,
-    None where nothing is known; `texts_per_request` and `tokens_per_request` what one request may hold.
-    `paused_seconds` are those for which the provider asked to be left alone. `last_failure` names the error and status,
-    `failed_seconds_ago` when it was.
+    Attributes:
+        model: "provider:model".
+        endpoint: The base URL, or "" for the provider's own.
+        waiting: Texts that wait for a request slot, a rate limit or budget.
+        retrying: Texts that wait for their next retry.
+        in_flight: Requests in flight.
+        requests_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
+        tokens_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
+        max_in_flight: The current limit of concurrent requests, None if there is none.
+        texts_per_request: The most texts that one request may hold.
+        tokens_per_request: The most tokens that one request may hold.
+        paused_seconds: The remaining seconds of a pause that the provider asked for (Retry-After).
+        last_failure: The class and HTTP status of the last failed request, None if there was none.
+        failed_seconds_ago: The seconds since then.
     """
 
     model: str
@@ -42,52 +51,62 @@ class Snapshot:
 
 
 def snapshot() -> list[Snapshot]:
-    """Say how things stand, for each model that was used lately in this process; from any thread.
+    """Return a snapshot of each model used recently in this process. Safe to call from any thread but the engine's.
+
+    Returns:
+        The snapshots, sorted by model and endpoint; empty if nothing was sent yet.
 
     Raises:
-        EmbedKitError: the engine does not answer, or it is its own thread that asks, where a provider's code runs.
+        EmbedKitError: The engine did not answer, or the current thread is the engine thread.
+
+    Example:
+        ```python
+        for one in snapshot():
+            print(one.model, one.waiting, one.in_flight, one.tokens_per_minute)
+        ```
     """
     if not is_running():
         return []
-    if threading.current_thread() is engine().thread:  # a rate limiter's and a cache's are not waited for
-        raise EmbedKitError("snapshot() would wait for the thread it runs on; ask from another")
+    if threading.current_thread() is engine().thread:  # the threads of limiters and the cache may wait
+        raise EmbedKitError("snapshot() would wait for the thread it runs on. Call it from another thread.")
     found: list[Snapshot] = []
-    taken = threading.Event()
+    done = threading.Event()
 
-    def take(accounts: list[Account]) -> None:
+    def collect(accounts: list[Account]) -> None:
         for account in accounts:
             found.extend(_account_snapshots(account))
-        taken.set()
+        done.set()
 
-    engine().inspect_accounts(take)
-    if not taken.wait(MAX_WAIT_SECONDS):
-        raise EmbedKitError(f"the engine did not answer in {MAX_WAIT_SECONDS:.0f} s")
+    engine().inspect_accounts(collect)
+    if not done.wait(MAX_WAIT_SECONDS):
+        raise EmbedKitError(f"The engine did not answer within {MAX_WAIT_SECONDS:.0f} s.")
     return sorted(found, key=lambda one: (one.model, one.endpoint))
 
 
 def _account_snapshots(account: Account) -> list[Snapshot]:
     now, scheduler = account.loop.time(), account.scheduler
-    told: list[Snapshot] = []
-    parked, unpaid = scheduler.retry_queue.items(), scheduler.ledger.awaiting_budget
-    for pace, queues in scheduler.dispatcher.by_rate_controller().items():
-        limits = {limit.unit: limit.value for limit in pace.known_limits()}
-        failure, window = pace.last_failure, limits.get("requests in flight")
-        rooms = [queue.capacity for queue in queues]
-        told.append(
+    snapshots: list[Snapshot] = []
+    retrying, awaiting_budget = scheduler.retry_queue.items(), scheduler.ledger.awaiting_budget
+    for controller, queues in scheduler.dispatcher.by_rate_controller().items():
+        limits = {limit.unit: limit.value for limit in controller.known_limits()}
+        failure, max_in_flight = controller.last_failure, limits.get("requests in flight")
+        capacities = [queue.capacity for queue in queues]
+        snapshots.append(
             Snapshot(
                 model=queues[0].spec.model,
                 endpoint=account.endpoint,
-                waiting=sum(queue.waiting_texts for queue in queues) + sum(item.queue in queues for item in unpaid),
-                retrying=sum(item.queue in queues for item in parked),
-                in_flight=pace.in_flight,
+                waiting=sum(queue.waiting_texts for queue in queues)
+                + sum(item.queue in queues for item in awaiting_budget),
+                retrying=sum(item.queue in queues for item in retrying),
+                in_flight=controller.in_flight,
                 requests_per_minute=limits.get("requests/min"),
                 tokens_per_minute=limits.get("tokens/min"),
-                max_in_flight=None if window is None else int(window),
-                texts_per_request=min(room.texts for room in rooms),
-                tokens_per_request=min(room.tokens for room in rooms),
-                paused_seconds=pace.pause_remaining(now),
+                max_in_flight=None if max_in_flight is None else int(max_in_flight),
+                texts_per_request=min(capacity.texts for capacity in capacities),
+                tokens_per_request=min(capacity.tokens for capacity in capacities),
+                paused_seconds=controller.pause_remaining(now),
                 last_failure=None if failure is None else str(failure),
                 failed_seconds_ago=None if failure is None else now - failure.at,
             )
         )
-    return told
+    return snapshots
