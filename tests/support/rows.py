@@ -15,5 +15,5 @@ def check_rows(rows: Iterable[Row], check: Callable[[Row], object]) -> None:
         try:
             check(row)
         except (Exception, pytest.fail.Exception) as error:
-            failed.append(f"{row!r}: {type(error).__name__}: {error}")
+            failed.append(f"{row!r:.200}: {type(error).__name__}: {error}")
     assert not failed, "\n".join(failed)

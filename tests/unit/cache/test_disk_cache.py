@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.rows import check_rows
 
 import embedkit_core
 from embedkit_core.cache import Cache
@@ -101,12 +102,14 @@ def test_other_types_decode_to_nothing(value):
     assert decode(b"key", value) is None
 
 
-@pytest.mark.parametrize("bad", [[], [[1.0]], [np.nan], [np.inf], 1.0])
-def test_a_vector_that_is_no_row_of_finite_numbers_is_refused(tmp_path, bad):
-    cache = DiskCache(tmp_path)
-    with pytest.raises(ValueError, match="finite"):
-        cache.set_many([*entries([1]), (key(2), Entry(np.array(bad, np.float32)))])
-    assert cache.get_many([key(1), key(2)]) == {}
+def test_a_vector_that_is_no_row_of_finite_numbers_is_refused(tmp_path):
+    def check(bad):
+        cache = DiskCache(tmp_path)
+        with pytest.raises(ValueError, match="finite"):
+            cache.set_many([*entries([1]), (key(2), Entry(np.array(bad, np.float32)))])
+        assert cache.get_many([key(1), key(2)]) == {}
+
+    check_rows([[], [[1.0]], [np.nan], [np.inf], 1.0], check)
 
 
 def test_a_value_of_the_first_format_version_is_still_read():
@@ -415,21 +418,24 @@ nonsense
 """
 
 
-@pytest.mark.parametrize(
-    ("path", "type_"),
-    [
-        ("/var/cache/x", None),
-        ("/home", "nfs4"),
-        ("/home/me/.cache", "nfs4"),
-        ("/homes/me", None),
-        ("/home/me/local/cache", None),
-        ("/mnt/my share/cache", "cifs"),
-        ("/mnt/over/cache", None),
-        ("/mnt/ssh/a", "fuse.sshfs"),
-    ],
-)
-def test_a_network_file_system_is_recognized_by_the_mount_of_the_path(path, type_):
-    assert network_filesystem(MOUNTS, path) == type_
+def test_a_network_file_system_is_recognized_by_the_mount_of_the_path():
+    def check(row):
+        path, type_ = row
+        assert network_filesystem(MOUNTS, path) == type_
+
+    check_rows(
+        [
+            ("/var/cache/x", None),
+            ("/home", "nfs4"),
+            ("/home/me/.cache", "nfs4"),
+            ("/homes/me", None),
+            ("/home/me/local/cache", None),
+            ("/mnt/my share/cache", "cifs"),
+            ("/mnt/over/cache", None),
+            ("/mnt/ssh/a", "fuse.sshfs"),
+        ],
+        check,
+    )
 
 
 def test_normal_use_logs_nothing(tmp_path, caplog):

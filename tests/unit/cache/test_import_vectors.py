@@ -13,6 +13,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_openai import OpenAIEmbeddings
 from support.embedders import MINILM, core_embedder, needs_local_model, numbered, openai_embedder, texts_sent
 from support.openai_server import vector_of
+from support.rows import check_rows
 
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, EmbedKitError, InputError
 from embedkit_core.calls.import_vectors import ImportReport
@@ -239,19 +240,24 @@ def test_vectors_of_several_widths_are_refused_if_the_width_is_unknown(server, t
     assert server.requests == []
 
 
-@pytest.mark.parametrize("bad", [[float("nan")] * 1536, [1e300] * 1536, [], 7.0, [[1.0] * 1536], ["x"] * 1536, "no"])
-def test_an_invalid_vector_is_named_by_its_position(server, new, bad):
-    with pytest.raises(InputError, match="position 2 is not one row of finite numbers") as refused:
-        new.import_vectors(["a", "b", "c"], [*model_vectors(["a", "b"]), bad])
-    assert refused.value.indices == (2,)
+def test_an_invalid_vector_is_named_by_its_position(server, new):
+    def check(bad):
+        with pytest.raises(InputError, match="position 2 is not one row of finite numbers") as refused:
+            new.import_vectors(["a", "b", "c"], [*model_vectors(["a", "b"]), bad])
+        assert refused.value.indices == (2,)
+        assert {new.explain(text).served_from for text in "abc"} == {"provider"}
+
+    check_rows([[float("nan")] * 1536, [1e300] * 1536, [], 7.0, [[1.0] * 1536], ["x"] * 1536, "no"], check)
     assert nothing_was_imported(server, new, ["a", "b", "c"])
 
 
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_another_number_of_vectors_than_texts_is_refused(server, new, n):
-    with pytest.raises(InputError, match=rf"got {n} for 2 texts"):
-        new.import_vectors(["a", "b"], model_vectors(numbered(n)))
-    assert server.requests == []
+def test_another_number_of_vectors_than_texts_is_refused(server, new):
+    def check(n):
+        with pytest.raises(InputError, match=rf"got {n} for 2 texts"):
+            new.import_vectors(["a", "b"], model_vectors(numbered(n)))
+        assert server.requests == []
+
+    check_rows([0, 1, 3], check)
 
 
 def test_a_single_string_and_an_empty_text_are_refused(new):

@@ -139,12 +139,14 @@ def test_provider_options_cannot_replace_an_argument(embedder_class, server):
             embedder_class(**at(server, provider_options={field: "x"}))
 
 
-def test_an_input_type_that_does_not_exist_is_refused(server):
+def test_an_unknown_input_type_is_refused_with_the_nearest_name(server):
     for wrong in ("querry", None, ["query"]):
         with pytest.raises(ConfigurationError, match=r"input_type: .*'document', 'query'"):
             openai_embedder(server).embed(["x"], input_type=wrong)
     with pytest.raises(ConfigurationError, match="did you mean 'query'"):
         openai_embedder(server).explain("x", input_type="querry")
+    with pytest.raises(ConfigurationError, match=r"did you mean 'document'\?"):
+        openai_embedder(server).embed(["x"], input_type="documents")
     assert server.requests == []
 
 
@@ -224,27 +226,32 @@ def test_an_unknown_model_works_at_the_provider_host_and_at_other_hosts():
     Embedder("openai:text-embeding-3-small", base_url="http://localhost:1/v1", cache=False)
 
 
-@pytest.mark.parametrize(
-    ("one", "same"),
-    [
-        ("http://localhost:8000/v1", "HTTP://LocalHost:8000/v1/"),
-        ("http://localhost/v1", "http://localhost:80/v1"),
-        ("https://host/v1", " https://HOST:443/v1// "),
-        ("https://api.openai.com/v1", "https://API.openai.com:443/v1/"),
-        (None, "https://api.openai.com/v1"),
-    ],
-)
-def test_spellings_of_one_address_share_a_key_and_an_account(one, same):
-    made = [Embedder(OPENAI, api_key="x", base_url=url, cache=False) for url in (one, same)]
-    assert made[0].explain("x").key == made[1].explain("x").key
-    assert made[0].provider.account == made[1].provider.account
-    assert made[0].space == made[1].space
+def test_spellings_of_one_address_share_a_key_and_an_account():
+    def check(row):
+        one, same = row
+        made = [Embedder(OPENAI, api_key="x", base_url=url, cache=False) for url in (one, same)]
+        assert made[0].explain("x").key == made[1].explain("x").key
+        assert made[0].provider.account == made[1].provider.account
+        assert made[0].space == made[1].space
+
+    check_rows(
+        [
+            ("http://localhost:8000/v1", "HTTP://LocalHost:8000/v1/"),
+            ("http://localhost/v1", "http://localhost:80/v1"),
+            ("https://host/v1", " https://HOST:443/v1// "),
+            ("https://api.openai.com/v1", "https://API.openai.com:443/v1/"),
+            (None, "https://api.openai.com/v1"),
+        ],
+        check,
+    )
 
 
-@pytest.mark.parametrize("other", ["http://localhost:8001/v1", "https://localhost:8000/v1", "http://localhost:8000/V1"])
-def test_another_address_has_another_cache_key(other):
-    one = Embedder(OPENAI, api_key="x", base_url="http://localhost:8000/v1", cache=False)
-    assert one.explain("x").key != Embedder(OPENAI, api_key="x", base_url=other, cache=False).explain("x").key
+def test_another_address_has_another_cache_key():
+    def check(other):
+        one = Embedder(OPENAI, api_key="x", base_url="http://localhost:8000/v1", cache=False)
+        assert one.explain("x").key != Embedder(OPENAI, api_key="x", base_url=other, cache=False).explain("x").key
+
+    check_rows(["http://localhost:8001/v1", "https://localhost:8000/v1", "http://localhost:8000/V1"], check)
 
 
 def test_a_prompt_changes_the_keys_of_its_input_type_only(server):
@@ -314,19 +321,23 @@ def test_explain_shows_the_request_without_text_and_key(server):
     assert "test-key" not in repr(explanation)
 
 
-@pytest.mark.parametrize("name", ["deadline", "max_concurrency", "model", "rate_limiter", "budget_usd", "cache"])
-def test_the_arguments_of_an_embedder_cannot_be_changed(name):
-    server = FakeServer()
-    embedder = Embedder("fake:model", base_url=server.url, cache=False)
-    with pytest.raises(AttributeError, match=f"Create a new Embedder with {name}="):
-        setattr(embedder, name, 3)
-    assert embedder.model == "fake:model"
+def test_the_arguments_of_an_embedder_cannot_be_changed():
+    def check(name):
+        server = FakeServer()
+        embedder = Embedder("fake:model", base_url=server.url, cache=False)
+        with pytest.raises(AttributeError, match=f"Create a new Embedder with {name}="):
+            setattr(embedder, name, 3)
+        assert embedder.model == "fake:model"
+
+    check_rows(["deadline", "max_concurrency", "model", "rate_limiter", "budget_usd", "cache"], check)
 
 
-@pytest.mark.parametrize("value", ["no", 1, None])
-def test_pickle_api_key_must_be_a_bool(value):
-    with pytest.raises(ConfigurationError, match=r"pickle_api_key: must be True or False \(got "):
-        Embedder("fake:model", cache=False, pickle_api_key=value)
+def test_pickle_api_key_must_be_a_bool():
+    def check(value):
+        with pytest.raises(ConfigurationError, match=r"pickle_api_key: must be True or False \(got "):
+            Embedder("fake:model", cache=False, pickle_api_key=value)
+
+    check_rows(["no", 1, None], check)
 
 
 def test_a_framework_class_is_frozen_and_a_changed_copy_has_a_changed_embedder(framework_class):

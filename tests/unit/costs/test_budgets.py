@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.embedders import fake_embedder, openai_embedder
 from support.openai_server import Fault, OpenAIServer
+from support.rows import check_rows
 
 from embedkit_core import (
     BudgetError,
@@ -239,18 +240,22 @@ def test_budget_errors_are_returned_with_on_error_return():
     assert np.isnan(result.vectors[list(result.failed)]).all()
 
 
-@pytest.mark.parametrize("value", [-1, "much", float("nan"), float("inf"), True, [1]])
-def test_an_invalid_budget_is_refused(value):
-    with pytest.raises(ConfigurationError, match="budget_usd="):
-        fake_embedder(FakeServer(), budget_usd=value)
-    with pytest.raises(ConfigurationError, match="budget_usd="):
-        track_usage(budget_usd=value)
+def test_an_invalid_budget_is_refused():
+    def check(value):
+        with pytest.raises(ConfigurationError, match="budget_usd="):
+            fake_embedder(FakeServer(), budget_usd=value)
+        with pytest.raises(ConfigurationError, match="budget_usd="):
+            track_usage(budget_usd=value)
+
+    check_rows([-1, "much", float("nan"), float("inf"), True, [1]], check)
 
 
-@pytest.mark.parametrize("prices", [{"m": -1}, {"m": "cheap"}, {"m": None}, {"m": True}, ["m"]])
-def test_an_invalid_price_is_refused(prices):
-    with pytest.raises(ConfigurationError, match="prices"):
-        fake_embedder(FakeServer(), prices=prices)
+def test_an_invalid_price_is_refused():
+    def check(prices):
+        with pytest.raises(ConfigurationError, match="prices"):
+            fake_embedder(FakeServer(), prices=prices)
+
+    check_rows([{"m": -1}, {"m": "cheap"}, {"m": None}, {"m": True}, ["m"]], check)
 
 
 @settings(deadline=None, max_examples=40)

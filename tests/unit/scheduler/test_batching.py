@@ -2,9 +2,9 @@
 
 from math import ceil, log2
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.rows import check_rows
 
 from embedkit_core.common.types import Limits
 from embedkit_core.costs.tokens import estimate_tokens, split_bill
@@ -28,11 +28,12 @@ def test_requests_make_no_more_rounds_than_necessary(waiting, slots, cap):
     assert ceil(requests / slots) == ceil(waiting / (slots * cap)) or requests <= ceil(waiting / MIN_TEXTS)
 
 
-@pytest.mark.parametrize(
-    ("waiting", "slots", "texts"), [(500, 8, 63), (20, 16, 32), (20_000, 16, 250), (468, 8, 59), (0, 4, 32), (9, 0, 32)]
-)
-def test_waiting_texts_are_spread_as_documented(waiting, slots, texts):
-    assert texts_per_request(waiting, slots, MAX_TEXTS) == texts
+def test_waiting_texts_are_spread_as_documented():
+    def check(row):
+        waiting, slots, texts = row
+        assert texts_per_request(waiting, slots, MAX_TEXTS) == texts
+
+    check_rows([(500, 8, 63), (20, 16, 32), (20_000, 16, 250), (468, 8, 59), (0, 4, 32), (9, 0, 32)], check)
 
 
 # Capacity of a request

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from support.embedders import fake_embedder
+from support.rows import check_rows
 
 from embedkit_core.common.errors import ConfigurationError, PartialFailureError, TimedOutError
 from embedkit_core.testing import FakeServer
@@ -81,17 +82,24 @@ async def test_callers_with_different_deadlines_share_a_text():
     assert len(server.received) == 1
 
 
-@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
-def test_an_invalid_deadline_is_refused(wrong):
-    with pytest.raises(ConfigurationError, match="deadline"):
-        fake_embedder(FakeServer(), deadline=wrong)
+def test_an_invalid_deadline_is_refused():
+    def check(wrong):
+        with pytest.raises(ConfigurationError, match="deadline"):
+            fake_embedder(FakeServer(), deadline=wrong)
+
+    check_rows([0, -1, float("nan"), float("inf"), "5", True], check)
 
 
-@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, "60", True])
-def test_an_invalid_limit_per_minute_is_refused(name, wrong):
-    with pytest.raises(ConfigurationError, match=name):
-        fake_embedder(FakeServer(), **{name: wrong})
+def test_an_invalid_limit_per_minute_is_refused():
+    def check(row):
+        wrong, name = row
+        with pytest.raises(ConfigurationError, match=name):
+            fake_embedder(FakeServer(), **{name: wrong})
+
+    check_rows(
+        [(wrong, name) for name in ["requests_per_minute", "tokens_per_minute"] for wrong in [0, -1, 1.5, "60", True]],
+        check,
+    )
 
 
 def test_a_limit_per_minute_delays_requests_and_a_deadline_ends_the_wait():

@@ -243,26 +243,15 @@ def test_a_sync_method_on_the_engine_thread_names_its_async_counterpart():
     assert "Use aembed()" in str(found[0])
 
 
-def test_an_internal_error_is_raised_and_does_not_hang():
+@pytest.mark.parametrize("broken_method", ["replied", "_hand_out"])
+def test_an_internal_error_is_raised_and_wakes_all_callers(broken_method):
     server = FakeServer()
     embedder = fake_embedder(server)
     embedder.embed(["warm up"])
-    account = engine().account(embedder.provider)
-    account.scheduler.replied = None
+    setattr(engine().account(embedder.provider).scheduler, broken_method, None)
     with pytest.raises(EmbedKitError, match="Internal error"):
         embedder.embed(["one"])
     assert len(embedder.embed(["one"]).vectors) == 1
-
-
-def test_an_internal_error_while_rows_are_handed_out_wakes_all_callers():
-    """As for a matrix that does not fit into memory."""
-    server = FakeServer()
-    embedder = fake_embedder(server)
-    embedder.embed(["warm up"])
-    scheduler = engine().account(embedder.provider).scheduler
-    scheduler._hand_out = None
-    with pytest.raises(EmbedKitError, match="Internal error"):
-        embedder.embed(["one"])
     assert len(embedder.embed(["two"]).vectors) == 1
 
 
