@@ -1,4 +1,4 @@
-"""Embeddings for retrieval: every text paid for once, no vector ever wrong."""
+"""Embeddings for retrieval, with a cache, batching, retries, rate limits and budgets. Each text is paid for once."""
 
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.calls.explain import Explanation

@@ -1,4 +1,4 @@
-"""`python -m embedkit_core` is the command `rag-embedkit`."""
+"""`python -m embedkit_core` runs the command `rag-embedkit`."""
 
 from embedkit_core.cli import main
 

@@ -1,4 +1,4 @@
-"""The front door: one object for one model, sync and async."""
+"""The public class: one model, with sync and async methods."""
 
 from __future__ import annotations
 
@@ -26,43 +26,60 @@ if TYPE_CHECKING:
 
 
 class Embedder(BaseEmbedder):
-    """Embeds texts with one model, through one cache and one engine that everything in the process shares.
+    """Embeds texts with one model, through a cache and an engine that all callers in the process share.
+
+    Every method is thread-safe. Methods with an `a` prefix work in any event loop and do not block it. HTTP
+    connections are opened on first use; `close()`, or a `with` block, closes them.
 
     Args:
-        model: "provider:model", such as "openai:text-embedding-3-small" or "local:/path/to/model"; the provider may be
-            left out for a model in the catalogue, and with `base_url`.
-        api_key: the provider's key, or a function that gives it before each request; by default from the provider's own
-            environment variable.
-        base_url: the address of a server that speaks the provider's API; by default the provider's own.
-        headers: sent with each request beside the provider's own; not part of the key of the cache.
-        proxy: the address of a proxy; by default that of the environment.
-        ca_bundle: a file of certificates to trust, in place of the usual ones.
-        dimensions: how many the vectors have; by default the model's number.
-        dtype: of the vectors: "float32", "float16", "int8", "uint8", "binary" or "ubinary" (eight dimensions in a
-            number, as np.packbits has them).
-        model_info: what the catalogue does not know of the model, or knows otherwise; see `embedkit_core.models`.
-        cache: a folder; None for the user's cache folder, False for none, the address of a cache that a package has
-            registered (scheme://...), or an object with the cache's methods.
-        query_prompt, document_prompt: put before each text; None leaves it to the model's own.
-        on_long_text: what becomes of a text over the model's limit: "truncate", "error" or "mean".
-        max_concurrency: requests in flight at once, over all callers on the same account.
-        requests_per_minute, tokens_per_minute: what goes out in a minute at most, over all callers who use the same
-            model on the same account; by default what the provider says, or lets through.
-        max_batch_texts: texts in one request at most; by default what the model allows.
-        max_retries: how often a text is sent again after a transient failure.
-        timeout: seconds for one request; a local model has as long as it takes.
-        deadline: seconds for one call, after which what is not there has failed; by default as long as it takes.
-        on_error: "raise", or "return" a result whose `failed` names the texts whose rows are NaN.
-        provider_options: further fields of the request, as the provider names them; part of the key.
-        rate_limiter: an object with `acquire`, such as LangChain's and LlamaIndex's; asked once for each request.
-        budget_usd, budget_tokens: what this object may spend: a text that may cost more than is left is not sent.
-        prices: USD per million tokens of models, as in {"openai:my-model": 0.02}; what they name goes before the
-            catalogue.
-        progress: True for a bar, or a function that is given a `Progress` now and then, on the caller's side.
-        pickle_api_key: whether an `api_key` given here goes into a pickle; one from the environment never does.
+        model: "provider:model", such as "openai:text-embedding-3-small" or "local:/path/to/model". The provider may be
+            omitted for a model in the catalogue, and with `base_url`.
+        api_key: The provider's API key, or a function that returns it and is called before each request. By default the
+            provider's environment variable.
+        base_url: The address of a server with the provider's API. By default the provider's own.
+        headers: Additional HTTP headers. Not part of the cache key.
+        proxy: The URL of a proxy. By default the one in the environment.
+        ca_bundle: A file of CA certificates, instead of the default ones.
+        dimensions: The dimensions of the vectors. By default the model's.
+        dtype: The data type of the vectors: "float32", "float16", "int8", "uint8", "binary" or "ubinary". The binary
+            ones hold eight dimensions per byte, like np.packbits.
+        model_info: Facts about the model that override the catalogue or are missing there; see `embedkit_core.models`.
+        cache: A folder; None for the user's cache folder; False for no cache; the address of a registered cache
+            ("scheme://..."); or an object with the methods of `Cache`.
+        query_prompt: A prefix for each query, "" for none. By default the model's own.
+        document_prompt: A prefix for each document, "" for none. By default the model's own.
+        on_long_text: What happens to a text over the model's limit: "truncate"; "error"; or "mean", the mean of the
+            vectors of its pieces.
+        max_concurrency: The most requests in flight, over all callers on the same account.
+        requests_per_minute: The most requests per minute, over all callers of the model on the same account. By default
+            the provider's limit, from its headers or inferred from HTTP 429.
+        tokens_per_minute: The most tokens per minute, like `requests_per_minute`.
+        max_batch_texts: The most texts in one request. By default the model's limit.
+        max_retries: How often a text is sent again after transient failures.
+        timeout: Seconds for one request, None for no limit. Not applied to local models.
+        deadline: Seconds for one call, or for one chunk of a stream, None for no limit. Texts without a vector have
+            failed then; replies that arrive later still go to the cache.
+        on_error: "raise", or "return" a result whose `failed` lists the failed texts; their rows are NaN.
+        provider_options: Additional fields of the request body. Part of the cache key.
+        rate_limiter: An object with a blocking `acquire()`, such as LangChain's and LlamaIndex's rate limiters. It is
+            called once per request.
+        budget_usd: The most USD that this object and its copies may spend in this process. A text that could exceed it
+            is not sent.
+        budget_tokens: The most tokens that may be billed, like `budget_usd`.
+        prices: USD per million tokens, such as {"openai:my-model": 0.02}. They override the catalogue.
+        progress: True for a bar, or a function that receives a `Progress`, on the caller's thread or event loop.
+        pickle_api_key: Whether an `api_key` that was passed is pickled. A key from the environment never is.
 
     Raises:
-        ConfigurationError: before any I/O, naming the value and the way out.
+        ConfigurationError: An argument is invalid. It is raised before any I/O, and the message names the fix.
+
+    Example:
+        ```python
+        embedder = Embedder("openai:text-embedding-3-small", dimensions=256)
+        result = embedder.embed(["Cats purr.", "Dogs bark."])
+        result.vectors.shape  # (2, 256)
+        embedder.embed_query("Which animal purrs?").shape  # (256,)
+        ```
     """
 
     def embed(
@@ -73,14 +90,30 @@ class Embedder(BaseEmbedder):
         max_batch_texts: int | None = None,
         progress: ProgressOption = None,
     ) -> EmbeddingResult:
-        """Embed texts, each distinct one once, and say what it took.
+        """Embed texts. Each distinct text is sent at most once, and only if the cache does not hold its vector.
 
-        `max_batch_texts` bounds the texts in one request of this call; `progress` is where this one reports.
+        Args:
+            texts: The texts, in any order and with duplicates. An empty iterable is allowed, an empty text is not.
+            input_type: "document", or "query" for search queries. Asymmetric models embed them differently.
+            max_batch_texts: The most texts in one request of this call.
+            progress: Where this call reports its progress. By default as the object's `progress` says.
+
+        Returns:
+            The result. `result.vectors` has shape (n_texts, dimensions) in the order of `texts`, and dtype float32 or
+            the one of `dtype=`. The binary dtypes have shape (n_texts, dimensions / 8).
 
         Raises:
-            InputError: some texts cannot be embedded; nothing was sent.
-            PartialFailureError: some failed for good; the others are in its `result` and in the cache.
-            ProviderError: all failed.
+            InputError: Some texts cannot be embedded: not a string, empty, or not valid Unicode. Nothing was sent.
+            PartialFailureError: Some texts failed. The vectors of the others are in its `result` and in the cache.
+            ProviderError: All texts failed.
+            BudgetError: Some texts could exceed a budget and were not sent. The others are in its `result`.
+
+        Example:
+            ```python
+            result = embedder.embed(["Cats purr.", "Dogs bark.", "Cats purr.", "Cats purr."])
+            result.vectors.shape  # (4, 1536)
+            print(result.usage)  # 4 texts, 2 duplicates, 2 sent, 1 request, ...
+            ```
         """
         call = self._call(texts, input_type, max_batch_texts, progress=progress)
         return call.run("embed", call.finish)
@@ -93,25 +126,48 @@ class Embedder(BaseEmbedder):
         max_batch_texts: int | None = None,
         progress: ProgressOption = None,
     ) -> EmbeddingResult:
-        """Embed texts, as `embed` does, without holding the caller's loop."""
+        """Embed texts without blocking the event loop. The arguments, result and errors are those of `embed`.
+
+        Example:
+            ```python
+            result = await embedder.aembed(["Cats purr.", "Dogs bark."])
+            ```
+        """
         call = self._call(as_list(texts), input_type, max_batch_texts, progress=progress)
         return await call.arun(call.finish)
 
     def embed_iter(
         self, texts: Iterable[str], *, input_type: InputType = "document", progress: ProgressOption = None
     ) -> Generator[Vectors, None, None]:
-        """Embed a stream, however long: one float32 (dimensions,) for each text, in order.
+        """Embed a stream of any length in bounded memory.
 
-        It reads ahead by 2 x `max_concurrency` full requests, and nothing is sent any more once it is closed. What
-        goes wrong is raised in its place, after all rows before it, with positions counted from the start.
+        It reads ahead by `2 * max_concurrency` full requests. When the generator is closed, texts that were not sent
+        yet are withdrawn. An error of a text is raised after the rows of all texts before it, with positions counted
+        from the start of the stream.
+
+        Args:
+            texts: An iterable of texts, also an endless one.
+            input_type: "document" or "query".
+            progress: Where the stream reports its progress. By default as the object's `progress` says.
+
+        Returns:
+            A generator of one vector per text, in order, with shape (dimensions,) and the dtype of `embed`.
 
         Raises:
-            InputError: a text cannot be embedded; or, at once, `texts` is no stream of texts.
-            PartialFailureError: a text failed for good; a ProviderError if it is the first.
+            InputError: A text cannot be embedded. If `texts` is not an iterable of texts, it is raised at once.
+            PartialFailureError: A text failed. If it is the first text, the ProviderError itself is raised.
+            BudgetError: A text could exceed a budget and was not sent.
+
+        Example:
+            ```python
+            with open("lines.txt") as file:
+                for row in embedder.embed_iter(line.strip() for line in file):
+                    index.add(row)
+            ```
         """
         refuse_engine_thread("embed_iter")
         check_input_type(input_type)
-        return Stream(self, self._specs[input_type], texts, self._reporting(progress)).rows()
+        return Stream(self, self._specs[input_type], texts, self._progress_option(progress)).rows()
 
     def aembed_iter(
         self,
@@ -120,30 +176,70 @@ class Embedder(BaseEmbedder):
         input_type: InputType = "document",
         progress: ProgressOption = None,
     ) -> AsyncGenerator[Vectors, None]:
-        """Embed a stream, as `embed_iter` does, of a plain or an async iterable, without holding the caller's loop."""
+        """Embed a stream without blocking the event loop.
+
+        Args:
+            texts: An iterable or async iterable of texts, also an endless one.
+            input_type: "document" or "query".
+            progress: Where the stream reports its progress. By default as the object's `progress` says.
+
+        Returns:
+            An async generator of one vector per text, like that of `embed_iter`.
+
+        Raises:
+            InputError, PartialFailureError, ProviderError, BudgetError: As in `embed_iter`.
+
+        Example:
+            ```python
+            async for row in embedder.aembed_iter(texts):
+                await store.add(row)
+            ```
+        """
         module = import_module("embedkit_core.calls.async_stream")
         check_input_type(input_type)
-        stream: AsyncStream = module.AsyncStream(self, self._specs[input_type], texts, self._reporting(progress))
+        stream: AsyncStream = module.AsyncStream(self, self._specs[input_type], texts, self._progress_option(progress))
         return stream.rows()
 
     def embed_query(self, text: str) -> Vectors:
-        """Embed a query: float32 (dimensions,)."""
+        """Embed one search query.
+
+        Returns:
+            The vector, with shape (dimensions,) and dtype float32 or the one of `dtype=`.
+
+        Raises:
+            InputError: The text cannot be embedded.
+            ProviderError: The text failed.
+            BudgetError: The text could exceed a budget and was not sent.
+
+        Example:
+            ```python
+            scores = document_vectors @ embedder.embed_query("Which animal purrs?")
+            ```
+        """
         call = self._call([text], "query")
         row: Vectors = call.run("embed_query", call.finish_vectors)[0]
         return row
 
     def embed_documents(self, texts: Iterable[str]) -> Vectors:
-        """Embed documents: float32 (n_texts, dimensions)."""
+        """Embed documents.
+
+        Returns:
+            The vectors, with shape (n_texts, dimensions) and dtype float32 or the one of `dtype=`. `embed` also returns
+            the usage.
+
+        Raises:
+            InputError, PartialFailureError, ProviderError, BudgetError: As in `embed`.
+        """
         return self.embed(texts).vectors
 
     async def aembed_query(self, text: str) -> Vectors:
-        """Embed a query: float32 (dimensions,)."""
+        """Embed one search query without blocking the event loop. The result and errors are those of `embed_query`."""
         call = self._call([text], "query")
         row: Vectors = (await call.arun(call.finish_vectors))[0]
         return row
 
     async def aembed_documents(self, texts: Iterable[str]) -> Vectors:
-        """Embed documents: float32 (n_texts, dimensions)."""
+        """Embed documents without blocking the event loop. The result and errors are those of `embed_documents`."""
         return (await self.aembed(texts)).vectors
 
     def import_vectors(
@@ -154,14 +250,31 @@ class Embedder(BaseEmbedder):
         input_type: InputType = "document",
         verify: int = 3,
     ) -> ImportReport:
-        """Take vectors that this model gave elsewhere into the cache, so that they are not paid for again.
+        """Write existing vectors of this model to the cache, so that their texts are not paid for again.
 
-        `vectors` has one for each text, None where there is none. `verify` of them are compared with the model's own,
-        which it is asked for, before any is taken, since a cache would keep a wrong one; 0 trusts them all.
+        Args:
+            texts: The texts of the vectors.
+            vectors: One float vector per text, None for a text without one.
+            input_type: The input type with which the vectors were made.
+            verify: How many texts to embed again for comparison before anything is imported. They are billed. 0 for
+                none.
+
+        Returns:
+            The numbers of imported and missing vectors, and the positions of those that were left out because their
+            text may be truncated.
 
         Raises:
-            ConfigurationError: there is no cache, or the vectors are not this model's; nothing was imported.
-            InputError: texts and vectors do not fit together.
+            ConfigurationError: There is no cache, `dtype` is not "float32", or the vectors are not this model's.
+                Nothing was imported.
+            InputError: There is not exactly one vector or None per text, or one of them is invalid. Nothing was
+                imported.
+            CacheError: The cache could not be written.
+
+        Example:
+            ```python
+            report = embedder.import_vectors(old_texts, old_vectors)
+            print(report.imported, report.missing, report.doubtful)
+            ```
         """
         refuse_engine_thread("import_vectors")
         check_input_type(input_type)
@@ -171,37 +284,61 @@ class Embedder(BaseEmbedder):
     def verify_cache(
         self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20
     ) -> CacheVerification:
-        """Embed some of these texts that are cached once more, and compare: a model may change under its name.
+        """Embed a sample of cached texts again and compare the vectors: a model may change under its name.
 
-        The cache holds no texts, so that they have to be given again. At most `sample` of them are paid for once more.
+        Args:
+            texts: The texts to look up; the cache holds keys, no texts.
+            input_type: "document" or "query".
+            sample: The most texts to embed again. They are billed.
+
+        Returns:
+            The cosine of the old and the new vector of each text in the sample, and which of them have changed.
 
         Raises:
-            ConfigurationError: there is no cache.
-            ProviderError: they could not be embedded.
+            ConfigurationError: There is no cache.
+            ProviderError: A text could not be embedded.
+
+        Example:
+            ```python
+            if embedder.verify_cache(texts).changed:
+                embedder = Embedder(model, cache="new_folder")
+            ```
         """
         refuse_engine_thread("verify_cache")
         check_input_type(input_type)
         check_integer("sample", sample, 1)
         uncached = self.without_cache()
-        uncached.meter = self.meter  # the cost is this object's
+        uncached.meter = self.meter  # count the cost here
         return verify_cache(self, self._specs[input_type], texts, sample=sample, embed_again=uncached.embed)
 
     def without_cache(self) -> Self:
-        """Give a copy that neither asks the cache nor keeps anything."""
-        other = self.__copy__()
-        other.tiered_cache = TieredCache(None)
-        return other
+        """Return a copy that neither reads nor writes the cache. It shares everything else but the usage."""
+        copied = self.__copy__()
+        copied.tiered_cache = TieredCache(None)
+        return copied
 
     def estimate(
         self, texts: Iterable[str], *, input_type: InputType = "document", calibrated: bool = True
     ) -> Estimate:
-        """Say what embedding these texts would take: hits, tokens, dollars, requests, seconds; send nothing.
+        """Estimate what embedding these texts would cost, without sending anything.
 
-        Tokens are corrected by what this process was billed for others; with `calibrated=False` they are not, and thus
-        the same in every process.
+        Args:
+            texts: The texts, also more than fit in memory.
+            input_type: "document" or "query".
+            calibrated: Whether token estimates are corrected by this process's earlier bills. If False, the estimate is
+                the same in every process.
+
+        Returns:
+            The numbers of cache hits, tokens and requests, the cost in USD and the duration in seconds.
 
         Raises:
-            InputError: some texts cannot be embedded.
+            InputError: Some texts cannot be embedded.
+
+        Example:
+            ```python
+            print(embedder.estimate(texts))
+            # 1,000 texts, 200 from cache, 800 to send in 4 requests, about 96,000 tokens, about $0.00192, ...
+            ```
         """
         check_input_type(input_type)
         return estimate(self, self._specs[input_type], texts, calibrated=calibrated)
@@ -209,18 +346,27 @@ class Embedder(BaseEmbedder):
     async def aestimate(
         self, texts: Iterable[str], *, input_type: InputType = "document", calibrated: bool = True
     ) -> Estimate:
-        """Say what embedding these texts would take, as `estimate` does, without holding the caller's loop."""
+        """Estimate the cost without blocking the event loop. Arguments, result and errors are those of `estimate`."""
         check_input_type(input_type)
-        given = as_list(texts)
-        return await off_loop(lambda: estimate(self, self._specs[input_type], given, calibrated=calibrated))
+        listed = as_list(texts)
+        return await off_loop(lambda: estimate(self, self._specs[input_type], listed, calibrated=calibrated))
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
-        """Say what would be sent for a text, what its key covers and where its vector would come from; send nothing."""
+        """Explain one text without sending it: its request body, its cache key and where its vector would come from.
+
+        Raises:
+            InputError: The text cannot be embedded.
+
+        Example:
+            ```python
+            embedder.explain("Cats purr.").served_from  # "memory", "cache" or "provider"
+            ```
+        """
         check_input_type(input_type)
         return explain(self.provider, self.price, self.tiered_cache, self._specs[input_type], text)
 
-    def _reporting(self, progress: ProgressOption) -> ProgressOption:
-        """Say where a call reports: to what it was given, else where the object says."""
+    def _progress_option(self, progress: ProgressOption) -> ProgressOption:
+        """Return where a call reports: its own option, else the object's."""
         if progress is None:
             return self.settings.progress
         check_progress(progress)
@@ -238,5 +384,5 @@ class Embedder(BaseEmbedder):
         check_input_type(input_type)
         if max_batch_texts is not None:
             check_integer("max_batch_texts", max_batch_texts, 1)
-        role = self._specs[input_type].with_max_texts(max_batch_texts)
-        return Call(self, role, texts, lists=lists, progress=self._reporting(progress))
+        spec = self._specs[input_type].with_max_texts(max_batch_texts)
+        return Call(self, spec, texts, lists=lists, progress=self._progress_option(progress))

@@ -1,1 +1,1 @@
-"""One call through the library, sync or async, whole or as a stream."""
+"""Calls and streams: from texts to results."""

@@ -1,1 +1,1 @@
-"""From arguments to a configured embedder."""
+"""Configuration: from constructor arguments to a configured embedder."""

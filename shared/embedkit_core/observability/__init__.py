@@ -1,1 +1,1 @@
-"""Progress, hooks, OpenTelemetry, snapshots."""
+"""Observability: progress, hooks, OpenTelemetry, snapshots."""
