@@ -1,4 +1,4 @@
-"""Money and sight through both frameworks: usage, budgets, events, progress."""
+"""Usage, budgets, events and progress in both frameworks."""
 
 import asyncio
 import copy
@@ -27,7 +27,7 @@ KEY = "sk-not-to-be-seen"
 
 
 class LangChain:
-    """The host's doors, by the names that they have in neither."""
+    """Methods with the same names for both frameworks."""
 
     def __init__(self, server, **settings):
         self.model = EmbedKitEmbeddings("fake:model", base_url=server.url, **{"cache": False, **settings})
@@ -77,8 +77,7 @@ def in_a_thread_of_the_loop(host, texts):
 @hosts
 @pytest.mark.parametrize("price", [PRICE, None])
 @pytest.mark.parametrize("way", [in_turn, on_a_loop, in_a_thread_of_the_loop])
-def test_usage_is_exact(host, price, way, tmp_path):
-    """Scenario 29."""
+def test_usage_is_exact_in_both_frameworks(host, price, way, tmp_path):
     made = host(FakeServer(usd_per_million=price), cache=tmp_path)
     made.many(["a", "b", "c"])
     with track_usage() as usage:
@@ -91,7 +90,7 @@ def test_usage_is_exact(host, price, way, tmp_path):
 
 
 @hosts
-def test_bare_threads_count_where_they_are_bound(host):
+def test_threads_count_only_if_they_are_bound(host):
     made = host(FakeServer())
     with track_usage() as usage, ThreadPoolExecutor(3) as pool:
         list(pool.map(usage.bind(made.query), [f"query {i}" for i in range(9)]))
@@ -100,8 +99,7 @@ def test_bare_threads_count_where_they_are_bound(host):
 
 
 @hosts
-def test_a_budget_stops_and_a_rerun_goes_on(host, tmp_path):
-    """Scenario 31."""
+def test_a_budget_stops_a_call_and_a_rerun_continues(host, tmp_path):
     server = FakeServer(usd_per_million=Decimal(1_000_000))
     texts = [f"text {i}" for i in range(200)]
     with pytest.raises(BudgetError) as caught:
@@ -115,7 +113,7 @@ def test_a_budget_stops_and_a_rerun_goes_on(host, tmp_path):
 
 
 @hosts
-def test_a_budget_stays_in_this_process_and_is_shared_by_copies(host):
+def test_a_budget_cannot_be_pickled_and_is_shared_by_copies(host):
     made = host(FakeServer(usd_per_million=PRICE), budget_tokens=5).model
     with pytest.raises(ConfigurationError, match="budget cannot be pickled"):
         pickle.dumps(made)
@@ -125,7 +123,7 @@ def test_a_budget_stays_in_this_process_and_is_shared_by_copies(host):
 
 
 @hosts
-def test_an_estimate_sends_nothing(host, tmp_path):
+def test_an_estimate_sends_no_request(host, tmp_path):
     server = FakeServer(usd_per_million=PRICE)
     made = host(server, cache=tmp_path)
     made.many(["one", "two"])
@@ -136,8 +134,7 @@ def test_an_estimate_sends_nothing(host, tmp_path):
 
 
 @hosts
-def test_progress_is_told_and_a_bar_is_shown_by_the_host_s_own_switch(host, monkeypatch):
-    """Scenario 33."""
+def test_progress_is_reported_and_the_frameworks_own_switch_shows_a_bar(host, monkeypatch):
     told = []
     host(FakeServer(), progress=told.append).many(["one", "two"])
     assert (told[-1].done, told[-1].finished) == (2, True)
@@ -151,15 +148,14 @@ def test_progress_is_told_and_a_bar_is_shown_by_the_host_s_own_switch(host, monk
 
 
 @hosts
-def test_a_progress_function_stays_in_this_process(host):
+def test_a_progress_function_is_not_pickled(host):
     made = host(FakeServer(), progress=lambda told: None).model
     assert pickle.loads(pickle.dumps(made)).progress is None
     assert copy.deepcopy(made).progress is made.progress
 
 
 @hosts
-def test_no_key_is_in_what_is_told(host):
-    """Scenario 35."""
+def test_no_usage_error_or_estimate_shows_the_key(host):
     server = FakeServer(usd_per_million=PRICE)
     made = host(server, api_key=KEY, budget_usd=0)
     with track_usage() as usage, pytest.raises(BudgetError) as caught:
@@ -184,7 +180,7 @@ def test_no_key_is_in_what_is_told(host):
 # LangChain
 
 
-def test_a_block_has_langchain_s_shape():
+def test_get_embedding_usage_has_the_shape_of_langchain():
     server = FakeServer(usd_per_million=PRICE)
     model = EmbedKitEmbeddings("fake:model", base_url=server.url, cache=False)
     with get_embedding_usage() as usage:
@@ -197,7 +193,7 @@ def test_a_block_has_langchain_s_shape():
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_handler_hears_of_what_its_runs_embed(is_async):
+def test_a_handler_counts_the_embeddings_of_its_runs(is_async):
     server = FakeServer(usd_per_million=PRICE)
     model = EmbedKitEmbeddings("fake:model", base_url=server.url, cache=False)
 
@@ -219,7 +215,7 @@ def test_a_handler_hears_of_what_its_runs_embed(is_async):
     assert other.usage.texts == (0 if is_async else 4)
 
 
-def test_a_run_hears_of_a_call_that_failed_too():
+def test_a_handler_counts_a_failed_call():
     server = FakeServer()
     server.rejected_texts.add("bad")
     model = EmbedKitEmbeddings("fake:model", base_url=server.url, cache=False)
@@ -229,7 +225,7 @@ def test_a_run_hears_of_a_call_that_failed_too():
     assert (handler.usage.sent, handler.usage.failed) == (1, 1)
 
 
-def test_a_run_without_callbacks_is_told_nothing():
+def test_a_run_without_callbacks_works():
     server = FakeServer()
     model = EmbedKitEmbeddings("fake:model", base_url=server.url, cache=False)
     assert len(RunnableLambda(model.embed_query).invoke("text")) == 8
@@ -239,7 +235,7 @@ def test_a_run_without_callbacks_is_told_nothing():
 
 
 class Heard(BaseEventHandler):
-    events: list = []  # noqa: RUF012 - a field of the host's
+    events: list = []  # noqa: RUF012 - a pydantic field
 
     @classmethod
     def class_name(cls):
@@ -270,7 +266,6 @@ WHOLE = [EmbeddingStartEvent, EmbeddingEndEvent, EmbeddingUsageEvent]
 
 
 def test_each_call_has_its_events_and_one_of_its_usage(heard, tmp_path):
-    """Scenario 32."""
     counter = TokenCountingHandler()
     server = FakeServer(usd_per_million=PRICE)
     model = EmbedKitEmbedding(
@@ -289,8 +284,7 @@ def test_each_call_has_its_events_and_one_of_its_usage(heard, tmp_path):
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_call_that_fails_has_its_events_all_the_same(heard, is_async):
-    """Scenario 32."""
+def test_a_failed_call_has_its_events(heard, is_async):
     server = FakeServer()
     model = EmbedKitEmbedding("fake:model", base_url=server.url, cache=False, budget_tokens=0)
 
@@ -306,7 +300,7 @@ def test_a_call_that_fails_has_its_events_all_the_same(heard, is_async):
     assert usages(heard)[0].failed == 1
 
 
-def test_a_caller_who_leaves_has_an_end_and_a_usage_nobody_knows(heard):
+def test_a_cancelled_call_has_its_events_without_usage(heard):
     server = FakeServer()
     model = EmbedKitEmbedding("fake:model", base_url=server.url, cache=False)
     server.hold()
@@ -323,7 +317,7 @@ def test_a_caller_who_leaves_has_an_end_and_a_usage_nobody_knows(heard):
     assert usages(heard) == [None]
 
 
-def test_what_bounds_money_changes_no_vector_and_no_hash_of_the_host_s():
+def test_budgets_and_prices_do_not_change_the_dictionary_of_llamaindex():
     server = FakeServer(usd_per_million=PRICE)
     plain = EmbedKitEmbedding("fake:model", base_url=server.url, cache=False)
     bounded = EmbedKitEmbedding(

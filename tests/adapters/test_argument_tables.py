@@ -65,7 +65,7 @@ def rules_of(kind):
 
 
 def names_of(peer):
-    """Every name that a class takes."""
+    """Return every argument name of a class."""
     fields = peer.model_fields
     given = {
         p.name
@@ -85,13 +85,13 @@ def names_of(peer):
         (EmbedKitEmbedding, OpenAIEmbedding),
     ],
 )
-def test_every_argument_of_the_class_that_is_replaced_is_known(host, peer):
+def test_every_argument_of_the_replaced_class_is_known(host, peer):
     assert len(names_of(peer)) > 5
     assert not names_of(peer) - {*host.model_fields, *HOSTS[host]}
 
 
 def without_types_of_the_core(hint):
-    """Leave out of a union what only the core itself passes."""
+    """Return a union without the types that only the core passes."""
     return Union[tuple(kind for kind in get_args(hint) if kind not in (Connection, Secret))]  # noqa: UP007
 
 
@@ -108,13 +108,13 @@ def test_the_options_are_the_keyword_arguments_of_the_embedder():
 @pytest.mark.parametrize(
     ("host", "options"), [(EmbedKitEmbeddings, LangChainOptions), (EmbedKitEmbedding, LlamaIndexOptions)]
 )
-def test_an_editor_offers_the_arguments_that_are_accepted_and_no_others(host, options):
+def test_the_typed_options_are_the_accepted_arguments(host, options):
     accepted = {name for name, rule in HOSTS[host].items() if not isinstance(rule, Unsupported)}
     assert options.__annotations__.keys() | {"model"} == {*accepted, *host.model_fields, "model"}
 
 
 @hosts
-def test_a_field_has_the_default_of_the_embedder_s_argument(host):
+def test_a_field_has_the_default_of_the_embedders_argument(host):
     defaults = {p.name: p.default for p in inspect.signature(Embedder).parameters.values()}
     names = EmbedderOptions.__annotations__
     assert {name: host.model_fields[name].default for name in names} == {name: defaults[name] for name in names}
@@ -141,7 +141,7 @@ def test_an_alias_sets_the_argument_that_it_stands_for():
 
 
 @pytest.mark.parametrize(("host", "alias"), [(EmbedKitEmbeddings, "model_name"), (EmbedKitEmbedding, "model_name")])
-def test_the_model_has_the_names_that_the_frameworks_give_it(host, alias):
+def test_the_model_may_be_passed_as_model_name_or_first_argument(host, alias):
     assert host(**{alias: MODEL}, api_key="k", cache=False).embedder.model == f"openai:{MODEL}"
     assert host(MODEL, api_key="k", cache=False).embedder.model == f"openai:{MODEL}"
     with pytest.raises(ConfigurationError, match="same argument"):
@@ -181,8 +181,8 @@ def test_an_unsupported_argument_is_refused_with_the_fix():
         (EmbedKitEmbedding, OpenAIEmbedding),
     ],
 )
-def test_the_defaults_of_the_class_that_is_replaced_are_accepted(host, peer):
-    """Who passes on what is the default anyway, from a configuration file say, need not change it."""
+def test_the_defaults_of_the_replaced_class_are_accepted(host, peer):
+    """A configuration file that sets an argument to its default needs no change."""
     defaults = {n: f.default for n, f in peer.model_fields.items() if f.default_factory is None and not f.is_required()}
     defaults = {
         n: v for n, v in defaults.items() if n not in ("model", "model_name", "rate_limiter", "callback_manager")
@@ -203,7 +203,7 @@ def test_the_defaults_of_the_class_that_is_replaced_are_accepted(host, peer):
         (EmbedKitEmbeddings, "modle", "model"),
     ],
 )
-def test_a_mistyped_argument_names_the_nearest(host, typo, meant):
+def test_a_mistyped_argument_is_refused_with_the_nearest_name(host, typo, meant):
     with pytest.raises(ConfigurationError, match=f"no argument '{typo}'; did you mean '{meant}'"):
         made(host, **{typo: 1})
 
@@ -222,7 +222,7 @@ def test_a_mistyped_argument_names_the_nearest(host, typo, meant):
         ({"max_concurrency": object()}, "max_concurrency: must be an integer"),
     ],
 )
-def test_a_value_that_the_host_refuses_is_explained_as_the_core_does(host, argument, way_out):
+def test_an_invalid_value_has_the_error_of_the_core(host, argument, way_out):
     with pytest.raises(ConfigurationError) as refused:
         made(host, **argument)
     assert way_out in str(refused.value)
@@ -230,14 +230,14 @@ def test_a_value_that_the_host_refuses_is_explained_as_the_core_does(host, argum
     assert "Input should be" not in str(refused.value)
 
 
-def test_a_field_that_only_the_framework_has_is_refused_in_its_words():
+def test_an_invalid_framework_field_has_the_error_of_the_framework():
     with pytest.raises(ConfigurationError, match="EmbedKitEmbedding: embed_batch_size: Input should be") as refused:
         made(EmbedKitEmbedding, embed_batch_size=0)
     assert refused.value.__context__ is None
 
 
 @hosts
-def test_a_validator_of_a_subclass_decides_what_the_embedder_gets(host):
+def test_a_validator_of_a_subclass_changes_the_embedders_argument(host):
     class Halved(host):
         @field_validator("dimensions")
         @classmethod
@@ -255,7 +255,7 @@ def test_a_timeout_object_is_refused_with_the_number_to_give():
 
 @hosts
 @pytest.mark.parametrize("given", [["int8"], "int8", ("int8",)], ids=repr)
-def test_a_type_in_another_class_s_spelling_is_ours(host, given):
+def test_embedding_types_sets_the_dtype(host, given):
     voyage = made(host, model="voyage:voyage-4", api_key="k", embedding_types=given)
     assert (voyage.dtype, voyage.embedder.space) == ("int8", "voyage:voyage-4/1024/int8")
     assert made(host, embedding_types=["float"]).dtype == "float32"
@@ -263,12 +263,12 @@ def test_a_type_in_another_class_s_spelling_is_ours(host, given):
         made(host, embedding_types=["float", "int8"])
 
 
-def test_the_encoding_that_compatible_servers_are_asked_for_is_ours_to_choose():
-    """LangChain's own documentation advises encoding_format='float' for them; a reply in either is read here."""
+def test_encoding_format_in_model_kwargs_is_dropped():
+    """LangChain's documentation recommends encoding_format='float' for compatible servers; both encodings are decoded."""
     assert made(EmbedKitEmbeddings, model_kwargs={"encoding_format": "float"}).provider_options is None
 
 
-def test_a_model_may_be_named_by_the_hosts_own_enumeration(server):
+def test_the_model_may_be_an_enumeration_of_llamaindex(server):
     model = EmbedKitEmbedding(
         model=OpenAIEmbeddingModelType.TEXT_EMBED_3_SMALL,
         embed_batch_size=100,
@@ -282,7 +282,7 @@ def test_a_model_may_be_named_by_the_hosts_own_enumeration(server):
 @pytest.mark.parametrize(
     ("host", "replaced"), [(EmbedKitEmbeddings, OpenAIEmbeddings), (EmbedKitEmbedding, OpenAIEmbedding)]
 )
-def test_without_a_model_it_is_the_one_the_replaced_class_has_and_says_so(host, replaced):
+def test_without_a_model_the_default_of_the_replaced_class_is_used_with_a_warning(host, replaced):
     default = (
         replaced.model_fields["model"].default
         if "model" in replaced.model_fields
@@ -315,22 +315,22 @@ async def test_chunk_size_limits_the_texts_of_a_request(server):
 
 
 @hosts
-def test_the_frameworks_variable_for_the_address_is_obeyed(host, server, monkeypatch):
-    """Who moves from OpenAIEmbeddings behind a gateway must not send texts and key to another host."""
+def test_the_frameworks_base_url_variable_has_priority(host, server, monkeypatch):
+    """A user of OpenAIEmbeddings behind a gateway must not send texts and key to another host after the migration."""
     monkeypatch.setenv("OPENAI_API_BASE", server.base_url)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
     host(model=MODEL, api_key="test-key", cache=False).embedder.embed_query("a")
     assert len(server.requests) == 1
 
 
-def test_a_copy_may_be_changed_in_any_spelling():
+def test_a_copy_may_be_updated_by_an_alias():
     embeddings = made(EmbedKitEmbeddings, chunk_size=7)
     assert embeddings.model_copy(update={"chunk_size": 9}).max_batch_texts == 9
     model = made(EmbedKitEmbedding, dimensions=64)
     assert model.model_copy(update={"api_base": "http://localhost:1/v1"}).base_url == "http://localhost:1/v1"
 
 
-def test_prompts_in_the_hosts_spelling_reach_the_wire():
+def test_llamaindex_prompt_arguments_are_sent():
     server = FakeServer()
     model = EmbedKitEmbedding(
         model="fake:any", base_url=server.url, cache=False, query_instruction="q: ", text_instruction="d: "

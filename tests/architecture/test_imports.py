@@ -53,7 +53,7 @@ def test_the_core_imports_nothing_heavy_and_no_framework():
     assert not loads("import embedkit_core, embedkit_core.adapters.base, embedkit_core.testing") & (HEAVY | FRAMEWORKS)
 
 
-def test_opentelemetry_comes_when_calls_are_to_be_recorded():
+def test_opentelemetry_is_imported_by_instrument_only():
     used = "from embedkit_core import Embedder; import embedkit_core.observability.otel; "
     used += "Embedder({!r}, cache=False).explain('x')"
     assert "opentelemetry" not in loads(used.format(OPENAI))
@@ -73,14 +73,14 @@ def test_making_an_embedder_imports_no_sdk_and_no_framework(model):
 
 
 @pytest.mark.parametrize("package", HOSTS)
-def test_an_adapter_imports_no_more_than_its_framework_does_by_itself(package):
+def test_an_adapter_imports_no_more_than_its_framework(package):
     made = f"from {package} import {NAMES[package]} as door; door(model={OPENAI!r}, cache=False)"
     [other] = HOSTS.keys() - {package}
     others = {HOSTS[other].partition(".")[0], other}
     assert not loads(made, after=HOSTS[package]) & (HEAVY | others)
 
 
-def test_an_adapter_on_langchain_loads_neither_llamaindex_nor_a_tokenizer_at_all():
+def test_the_langchain_adapter_imports_no_llamaindex_and_no_tokenizer():
     assert not loads("import langchain_embedkit") & {"llama_index", "tiktoken", "torch", "openai", "transformers"}
 
 
@@ -100,13 +100,13 @@ def test_an_adapter_imports_public_names_of_the_core_and_what_adapters_share(pac
 
 
 @pytest.mark.parametrize("package", NAMES)
-def test_a_package_says_that_it_is_typed(package):
+def test_every_package_is_marked_as_typed(package):
     [folder] = [root / package for root in (ROOT, ROOT / "shared") if (root / package).is_dir()]
     assert (folder / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("package", NAMES)
-def test_what_is_public_is_what_all_says(package):
+def test_all_lists_names_that_exist(package):
     module = __import__(package)
     assert NAMES[package] in module.__all__
     assert all(hasattr(module, name) for name in module.__all__)
@@ -132,7 +132,7 @@ except MissingExtraError as error:
     ],
     ids=["openai", "local"],
 )
-def test_where_an_extra_is_not_installed_the_error_is_the_line_that_installs_it(
+def test_without_an_extra_the_error_has_the_install_command(
     package, name, model, extra, absent, tmp_path
 ):
     """In a Python that has all but those packages, by way of links to what is installed here."""

@@ -157,7 +157,7 @@ def test_the_adapters_do_not_import_each_other_and_only_public_names_of_the_core
             )
 
 
-def test_the_adapters_have_no_logic():
+def test_the_adapters_have_no_loop_thread_or_clock():
     """No loop, no pool, no clock: batching, caching, retrying and counting belong to the core."""
     found = []
     for module in (m for m in MODULES if m.partition(".")[0] in ADAPTERS):
@@ -171,7 +171,7 @@ def test_the_core_imports_no_framework():
     assert not [m for m in MODULES if m.partition(".")[0] == "embedkit_core" and outside(m) & frameworks]
 
 
-def test_the_modules_that_decide_have_no_thread_no_clock_and_no_socket():
+def test_the_decision_modules_have_no_io():
     checked = [m for m, path in MODULES.items() for part in NO_IO if path.is_relative_to(CORE / part)]
     assert len(checked) > len(NO_IO)
     assert not [m for m in checked if outside(m) & IO_MODULES]
@@ -190,11 +190,11 @@ def test_only_a_provider_compares_provider_names():
     assert not found
 
 
-def test_a_file_is_short_or_its_length_has_a_reason():
+def test_every_long_file_is_listed_with_a_reason():
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
     assert {name for name, n in lines.items() if n > MAX_LINES} == set(LONGER_FILES)
 
 
-def test_the_root_of_the_core_shows_the_design():
+def test_the_root_of_the_core_has_few_entries():
     entries = {path.name for path in CORE.iterdir()} - {"__pycache__", "py.typed"}
     assert len(entries) <= MAX_ROOT_ENTRIES, sorted(entries)

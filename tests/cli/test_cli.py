@@ -65,7 +65,7 @@ TEXTS = [f"line number {i}" for i in range(40)]
 # embed
 
 
-def test_lines_become_vectors_in_each_kind_of_file(shell, tmp_path):
+def test_lines_are_embedded_into_every_file_format(shell, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     truth = np.stack([vector_of(text) for text in TEXTS])
     for kind in ("parquet", "jsonl", "npy"):
@@ -83,7 +83,7 @@ def test_lines_become_vectors_in_each_kind_of_file(shell, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary"])
-def test_a_type_is_kept_in_the_file(shell, tmp_path, dtype):
+def test_the_dtype_is_kept_in_the_file(shell, tmp_path, dtype):
     source = lines(tmp_path / "in.txt", TEXTS[:3])
     for kind in ("npy", "parquet"):
         assert shell("embed", source, "-o", f"out.{kind}", "-m", MODEL, "-y", "--dtype", dtype)[0] == 0
@@ -120,7 +120,7 @@ def test_texts_are_read_from_tables_folders_and_standard_input(shell, tmp_path, 
     assert np.load(tmp_path / "stdin.npy").shape == (2, 1536)
 
 
-def test_an_output_that_is_an_input_is_refused_by_whatever_name(shell, server, tmp_path):
+def test_an_output_that_is_an_input_is_refused_under_every_name(shell, server, tmp_path):
     source = tmp_path / "data.jsonl"
     source.write_text('{"text": "one", "more": 1}\n')
     (tmp_path / "link.jsonl").symlink_to(source)
@@ -150,7 +150,7 @@ def test_texts_in_a_folder_are_not_overwritten_by_their_own_vectors(shell, serve
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_an_output_in_a_folder_of_inputs_is_none_of_them(shell, tmp_path, kind):
+def test_an_output_in_an_input_folder_is_not_read(shell, tmp_path, kind):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "page.md").write_text("one")
@@ -162,7 +162,7 @@ def test_an_output_in_a_folder_of_inputs_is_none_of_them(shell, tmp_path, kind):
     assert written(folder / f"out.{kind}") == ["two", "one"]
 
 
-def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, server, tmp_path):
+def test_an_estimate_is_printed_and_nothing_is_sent_without_confirmation(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     with Path(os.devnull).open() as nothing:
         sys.stdin, stdin = nothing, sys.stdin
@@ -177,14 +177,14 @@ def test_an_estimate_comes_first_and_money_is_not_spent_without_a_yes(shell, ser
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_the_price_that_is_asked_about_is_that_of_the_whole(shell, server, tmp_path):
+def test_the_estimate_covers_all_texts(shell, server, tmp_path):
     texts = [f"line number {i}" for i in range(5000)] * 2
     told = json.loads(shell("estimate", lines(tmp_path / "in.txt", texts), "-m", MODEL, "--json")[1])
     assert told == json.loads(json.dumps(Embedder(MODEL, base_url=server.base_url).estimate(texts).to_dict()))
     assert (told["texts"], told["unique_texts"], told["texts_to_send"]) == (10_000, 5000, 5000)
 
 
-def test_a_text_that_cannot_be_embedded_is_named_by_its_line_and_id(shell, server, tmp_path):
+def test_an_invalid_text_is_reported_with_its_line_and_id(shell, server, tmp_path):
     rows = [json.dumps({"id": f"n{i}", "text": f"text {i}"}) for i in range(1, 7003)]
     rows[5000] = '{"id": "n5001", "text": "bad \\ud800"}'
     code, _, err = shell("embed", lines(tmp_path / "in.jsonl", rows), "-o", "x.jsonl", "-m", MODEL, "-y")
@@ -197,7 +197,7 @@ def test_a_text_that_cannot_be_embedded_is_named_by_its_line_and_id(shell, serve
 
 
 @pytest.mark.parametrize("bad", [0, 5000])
-def test_a_text_that_the_provider_refuses_is_named_by_its_line_and_id(shell, server, tmp_path, bad):
+def test_a_text_that_the_provider_rejects_is_reported_with_its_line_and_id(shell, server, tmp_path, bad):
     lines(tmp_path / "first.txt", [f"line number {i}" for i in range(bad)])
     (tmp_path / "then.csv").write_text("id,text\nx,poison\ny,fine\n")
     server.rejected_texts.add("poison")
@@ -213,7 +213,7 @@ def test_a_text_that_the_provider_refuses_is_named_by_its_line_and_id(shell, ser
 @pytest.mark.parametrize(
     "broken", ['"never closed\nmore,z\n', '"closed" too early,z\n', '"' + "never closed " * 20_000]
 )
-def test_a_quote_that_is_left_open_is_an_error_with_its_line(shell, server, tmp_path, broken):
+def test_an_unclosed_quote_is_an_error_with_its_line(shell, server, tmp_path, broken):
     (tmp_path / "in.csv").write_text('text,id\n"two\nlines",x\n\n' + broken + "\nlast,y\n")
     code, _, err = shell("embed", "in.csv", "-o", "x.jsonl", "-m", MODEL, "-y")
     assert (code, err.count("\n")) == (USAGE, 1)
@@ -221,7 +221,7 @@ def test_a_quote_that_is_left_open_is_an_error_with_its_line(shell, server, tmp_
     assert server.requests == []
 
 
-def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
+def test_quotes_and_line_breaks_in_csv_are_kept(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text(
         '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,2\r\n', newline=""
@@ -246,7 +246,7 @@ def test_quotes_and_lines_within_a_csv_file_are_kept(tmp_path):
                                                           "Set --id-column."),
     ],
 )  # fmt: skip
-def test_a_row_that_is_wrong_is_told_what_is_wrong_with_it(shell, server, tmp_path, row, arguments, message):
+def test_an_invalid_row_is_an_error_with_its_line_and_reason(shell, server, tmp_path, row, arguments, message):
     lines(tmp_path / "in.jsonl", [json.dumps({"key": 0, "text": "fine"}), json.dumps(row)])
     code, _, err = shell("embed", "in.jsonl", "-o", "x.npy", "-m", MODEL, "-y", *arguments)
     assert (code, err.count("\n")) == (USAGE, 1)
@@ -254,13 +254,13 @@ def test_a_row_that_is_wrong_is_told_what_is_wrong_with_it(shell, server, tmp_pa
     assert server.requests == []
 
 
-def test_a_row_without_an_id_has_the_number_of_its_line(tmp_path):
+def test_a_row_without_an_id_gets_its_line_number(tmp_path):
     rows = [{"text": "no id"}, {"id": None, "text": "null"}, {"id": "", "text": "empty"}, {"id": 0, "text": "zero"}]
     path = lines(tmp_path / "in.jsonl", map(json.dumps, rows))
     assert [record.id for record in RecordSource([str(path)], "text", "id").records()] == ["1", "2", "3", "0"]
 
 
-def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
+def test_a_budget_is_kept_and_finished_texts_stay_cached(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
     code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")
     assert code == BUDGET
@@ -271,7 +271,7 @@ def test_a_budget_is_kept_and_what_is_done_stays(shell, server, tmp_path):
     assert set(server.billed_texts.values()) == {1}
 
 
-def test_a_killed_run_goes_on_without_paying_again(server, tmp_path):
+def test_a_killed_run_continues_without_paying_again(server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"text {i}" for i in range(3000)])
     arguments = [sys.executable, "-m", "embedkit_core", "embed", str(source), "-o", "out.npy", "-m", MODEL, "-y", "-q"]
     arguments += ["--max-concurrency", "2"]
@@ -293,7 +293,7 @@ def test_a_killed_run_goes_on_without_paying_again(server, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "npy"])
-def test_two_runs_at_once_leave_a_whole_file_of_the_later(tmp_path, kind):
+def test_two_concurrent_runs_leave_the_complete_file_of_the_later(tmp_path, kind):
     path = tmp_path / f"out.{kind}"
     with Output(str(path)) as later:
         with Output(str(path)) as first:
@@ -330,7 +330,7 @@ def test_a_killed_run_leaves_the_old_output_intact(tmp_path, kind):
     assert written(path) == ([[2] * 4] if kind == "npy" else ["next"])
 
 
-def test_a_run_that_is_stopped_says_how_to_go_on(server, tmp_path):
+def test_an_interrupted_run_says_how_to_continue(server, tmp_path):
     source = lines(tmp_path / "in.txt", [f"text {i}" for i in range(3000)])
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     program += "from embedkit_core.cli import main; main()"
@@ -412,7 +412,7 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["cache", "verify", "--live", "3"], USAGE, "--live: requires --model and the texts"),
     ],
 )
-def test_what_is_wrong_is_one_clear_line(shell, server, tmp_path, arguments, code, message):
+def test_each_usage_error_is_one_clear_line(shell, server, tmp_path, arguments, code, message):
     lines(tmp_path / "in.txt", TEXTS)
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text":\n')
     (tmp_path / "in.csv").write_text("body\nx\n")
@@ -437,14 +437,14 @@ def test_a_missing_key_is_one_clear_line(shell, monkeypatch, tmp_path):
     assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]
 
 
-def test_a_text_that_is_refused_and_a_server_that_fails_have_codes_of_their_own(shell, server, tmp_path):
+def test_a_failing_server_has_its_own_exit_code(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     server.fault_for(lambda texts, number: Fault(status=404))
     assert shell("embed", source, "-o", "x.npy", "-m", MODEL, "-y")[0] in (FAILED, PARTIAL)
     assert not list(tmp_path.glob("x.npy*"))
 
 
-def test_a_mistyped_command_or_option_is_told_the_nearest(shell):
+def test_a_mistyped_command_is_refused_with_the_nearest_name(shell):
     code, _, err = shell("embedd")
     assert code == USAGE
     assert "Did you mean 'embed'" in err
@@ -456,7 +456,7 @@ def test_a_mistyped_command_or_option_is_told_the_nearest(shell):
 # The rest
 
 
-def test_models_and_explanations_are_for_people_and_machines(shell):
+def test_models_and_explain_print_text_and_json(shell):
     code, out, _ = shell("models", "cohere")
     assert code == 0
     assert "cohere:embed-v4.0" in out
@@ -467,7 +467,7 @@ def test_models_and_explanations_are_for_people_and_machines(shell):
     assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]
 
 
-def test_a_cache_is_counted_checked_copied_and_cleared(shell, tmp_path):
+def test_the_cache_commands_count_verify_copy_and_clear(shell, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     assert shell("cache", "warm", source, "-m", MODEL, "-y")[0] == 0
     assert json.loads(shell("cache", "stats", "--json")[1])["vectors"] == 40
@@ -482,7 +482,7 @@ def test_a_cache_is_counted_checked_copied_and_cleared(shell, tmp_path):
     assert json.loads(shell("cache", "stats", "--cache", "third", "--json")[1])["vectors"] == 0
 
 
-def test_cached_texts_are_not_sent_again_without_a_yes(shell, server, tmp_path):
+def test_live_verification_sends_nothing_without_confirmation(shell, server, tmp_path):
     source = lines(tmp_path / "in.txt", TEXTS)
     live = ("cache", "verify", source, "--live", "3", "-m", MODEL)
     code, out, _ = shell(*live)
@@ -511,7 +511,7 @@ def test_a_damaged_vector_is_found(shell, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["stats", "verify"])
-def test_a_destroyed_cache_is_no_empty_one(shell, tmp_path, command):
+def test_a_destroyed_cache_is_not_reported_as_empty(shell, tmp_path, command):
     shell("cache", "warm", lines(tmp_path / "in.txt", TEXTS), "-m", MODEL, "-y", "--cache", "mine")
     for file in (tmp_path / "mine" / "embedkit-v1").iterdir():
         file.write_bytes(b"no database at all" * 1000)
@@ -523,7 +523,7 @@ def test_a_destroyed_cache_is_no_empty_one(shell, tmp_path, command):
     assert (code, json.loads(out)["quarantined"]) == (FAILED, True)
 
 
-def test_the_user_s_own_cache_may_not_be_there_yet(shell):
+def test_the_default_cache_may_not_exist_yet(shell):
     assert shell("cache", "stats")[0] == shell("cache", "verify")[0] == 0
 
 
@@ -537,7 +537,7 @@ def pages(tmp_path):
         )
 
 
-def test_models_are_compared_chosen_and_measured(shell, tmp_path):
+def test_compare_choose_and_bench_print_their_results(shell, tmp_path):
     pages(tmp_path)
     pictures = ["--chart", "chart.svg", "--report", "report.html", "--csv", "numbers.csv"]
     code, out, err = shell(
@@ -560,7 +560,7 @@ def test_models_are_compared_chosen_and_measured(shell, tmp_path):
     assert (tmp_path / "bench.png").stat().st_size > 5000
 
 
-def test_a_file_that_cannot_be_written_costs_a_line_and_not_the_table(shell, tmp_path, monkeypatch):
+def test_an_unwritable_file_is_one_error_line_and_the_table_is_printed(shell, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -571,7 +571,7 @@ def test_a_file_that_cannot_be_written_costs_a_line_and_not_the_table(shell, tmp
     assert "nDCG@10" in out
 
 
-def test_a_benchmark_asks_about_the_price_that_it_names(shell, server):
+def test_bench_asks_for_confirmation_with_its_estimate(shell, server):
     asked = shell("bench", MODEL, "--sizes", "20,40", "--most", "2")
     assert (asked[0], server.requests) == (REFUSED, [])
     told = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y")[2].splitlines()[0]
@@ -580,14 +580,14 @@ def test_a_benchmark_asks_about_the_price_that_it_names(shell, server):
     assert server.billed_tokens <= named * 1.2
 
 
-def test_a_comparison_that_a_budget_stops_exits_as_one(shell, server, tmp_path):
+def test_a_comparison_stopped_by_a_budget_has_the_exit_code_of_a_budget(shell, server, tmp_path):
     pages(tmp_path)
     code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "-q", "--budget-usd", "0.0000001")
     assert (code, server.requests) == (BUDGET, [])
     assert "The budget of $0.0000001" in out
 
 
-def test_what_is_chosen_is_printed_with_the_address_it_was_compared_at(shell, server, tmp_path):
+def test_choose_prints_the_base_url_of_the_comparison(shell, server, tmp_path):
     pages(tmp_path)
     asked = ["--texts", "pages", "--floor", "0", "-y", "-q", "--base-url", server.base_url]
     code, out, _ = shell("choose", MODEL, *asked)
@@ -597,13 +597,13 @@ def test_what_is_chosen_is_printed_with_the_address_it_was_compared_at(shell, se
 
 
 @needs_local_model
-def test_a_model_on_this_machine_is_compared_beside_one_at_an_address(shell, server, tmp_path):
+def test_a_local_model_is_compared_with_one_at_a_base_url(shell, server, tmp_path):
     pages(tmp_path)
     compared = shell("compare", MODEL, MINILM, "--texts", "pages", "-y", "-q", "--json", "--base-url", server.base_url)
     assert [model["error"] for model in json.loads(compared[1])["models"]] == [None, None]
 
 
-def test_a_question_says_what_yes_means(shell, server, tmp_path):
+def test_the_help_of_yes_says_what_it_confirms(shell, server, tmp_path):
     pages(tmp_path)
     own = shell("compare", "unheard-of", "--texts", "pages", "-q", "--base-url", server.base_url)
     assert (own[0], "with openai:unheard-of for an unknown price" in own[2]) == (REFUSED, True)
@@ -612,7 +612,7 @@ def test_a_question_says_what_yes_means(shell, server, tmp_path):
     assert "money" not in help_of_clear
 
 
-def test_help_teaches(shell):
+def test_help_has_examples(shell):
     code, out, _ = shell("embed", "--help")
     assert code == 0
     assert "Usage: rag-embedkit embed" in out
@@ -620,7 +620,7 @@ def test_help_teaches(shell):
     assert "-o vectors.parquet" in out
 
 
-def test_without_the_extra_the_error_is_the_line_that_installs_it(monkeypatch, capsys):
+def test_without_the_cli_extra_the_error_has_the_install_command(monkeypatch, capsys):
     from embedkit_core.cli import main
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -631,7 +631,7 @@ def test_without_the_extra_the_error_is_the_line_that_installs_it(monkeypatch, c
 
 
 @needs_local_model
-def test_a_local_model_is_never_asked_about_money(shell, tmp_path):
+def test_a_local_model_needs_no_confirmation(shell, tmp_path):
     code, _, _ = shell("embed", lines(tmp_path / "in.txt", TEXTS[:5]), "-o", "out.npy", "-m", MINILM)
     assert code == 0
     assert np.allclose(np.load(tmp_path / "out.npy"), Embedder(MINILM, cache=False).embed(TEXTS[:5]).vectors, atol=1e-6)

@@ -20,7 +20,7 @@ def told(document):
             yield command, lines
 
 
-def test_the_command_lines_print_what_they_say(tmp_path, monkeypatch):
+def test_the_commands_of_the_page_print_what_it_shows(tmp_path, monkeypatch):
     with reader_environment(tmp_path, monkeypatch):
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         commands = list(told("docs/cli.md"))

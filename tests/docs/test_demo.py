@@ -47,7 +47,7 @@ def test_the_second_run_of_the_demo_embeds_nothing(runs: Runs) -> None:
     assert embedded(runs[1]) == [0, 0, 0]
 
 
-def test_both_runs_of_the_demo_find_the_same(runs: Runs) -> None:
+def test_both_runs_of_the_demo_find_the_same_texts(runs: Runs) -> None:
     hits = [re.findall(r"^    \d\.\d\d  .*$", run.stdout, re.MULTILINE) for run in runs]
     assert hits[0] == hits[1]
     assert len(hits[0]) == 9

@@ -106,7 +106,7 @@ async def run(blocks, changes=(), aliases=()):
     return scope
 
 
-async def test_openai_embeddings_docstring(server, capsys):
+async def test_the_docstring_of_openai_embeddings_works(server, capsys):
     """It names its object `embed` and then asks one named `embeddings`; the values in the last block are to fill in."""
     server.dimensions = 3072
     blocks = blocks_of(TheirEmbeddings)
@@ -120,7 +120,7 @@ async def test_openai_embeddings_docstring(server, capsys):
     assert scope["embeddings"].embed_query("a") == vector_of("a", 3072, 3072, "nomic-embed-text").tolist()
 
 
-async def test_cache_backed_embeddings_docstring(server):
+async def test_the_docstring_of_cache_backed_embeddings_works(server):
     blocks = blocks_of(CacheBackedEmbeddings)
     assert THEIRS in blocks[0]
     scope = await run(blocks)
@@ -129,7 +129,7 @@ async def test_cache_backed_embeddings_docstring(server):
     assert texts_sent(server) == ["hello", "goodbye"]
 
 
-async def test_cache_backed_embeddings_docstring_over_a_folder_that_was_filled_before_the_import_changed(server):
+async def test_a_cache_backed_folder_that_langchain_filled_is_used(server):
     """The namespace of the docstring is the model's name, which is the same."""
     theirs = TheirEmbeddings(check_embedding_ctx_length=False)
     before = CacheBackedEmbeddings.from_bytes_store(theirs, LocalFileStore("./my_cache"), namespace=theirs.model)
@@ -147,7 +147,7 @@ STORES = {
 
 
 @pytest.mark.parametrize("documented", STORES, ids=[name for _, name in STORES])
-async def test_a_vector_stores_docstring(server, capsys, documented):
+async def test_the_docstring_of_a_vector_store_works(server, capsys, documented):
     """Chroma's collection gets a name of its own: in memory it outlives a test."""
     module, name = documented
     blocks = blocks_of(getattr(importlib.import_module(module), name))
@@ -162,7 +162,7 @@ async def test_a_vector_stores_docstring(server, capsys, documented):
 # LangChain's page on OpenAI's embeddings
 
 
-def test_the_page_on_openai_indexing_and_retrieval(server):
+def test_the_openai_page_indexing_and_retrieval_works(server):
     server.dimensions = 3072
     embeddings = OpenAIEmbeddings(model="text-embedding-3-large")
     text = "A framework with a memory."
@@ -170,7 +170,7 @@ def test_the_page_on_openai_indexing_and_retrieval(server):
     assert vectorstore.as_retriever().invoke("What has a memory?")[0].page_content == text
 
 
-def test_the_page_on_openai_direct_usage(server):
+def test_the_openai_page_direct_usage_works(server):
     server.dimensions = 3072
     embeddings = OpenAIEmbeddings(model="text-embedding-3-large")
     text, other = "A framework with a memory.", "Another one."
@@ -178,19 +178,19 @@ def test_the_page_on_openai_direct_usage(server):
     assert embeddings.embed_documents([text, other]) == [large(text), large(other)]
 
 
-def test_the_page_on_openai_fewer_dimensions(server):
+def test_the_openai_page_fewer_dimensions_work(server):
     server.dimensions = 3072
     embeddings = OpenAIEmbeddings(model="text-embedding-3-large", dimensions=1024)
     assert embeddings.embed_query("a") == large("a", 1024)
 
 
-def test_the_page_on_openai_azures_v1_endpoint_with_a_key(server):
+def test_the_openai_page_azure_v1_endpoint_with_a_key_works(server):
     server.dimensions = 3072
     embeddings = OpenAIEmbeddings(model="text-embedding-3-large", base_url=f"{server.base_url}/", api_key="test-key")
     assert embeddings.embed_query("Hello") == large("Hello")
 
 
-def test_the_page_on_openai_a_provider_of_tokens_is_asked_for_each_request(server):
+def test_the_openai_page_token_provider_works(server):
     server.dimensions = 3072
     embeddings = OpenAIEmbeddings(
         model="text-embedding-3-large", base_url=server.base_url, api_key=lambda: "test-key", cache=False
@@ -198,7 +198,7 @@ def test_the_page_on_openai_a_provider_of_tokens_is_asked_for_each_request(serve
     assert len(embeddings.embed_query("a")) == 3072
 
 
-def test_the_class_for_azure_needs_its_address_in_another_form():
+def test_the_azure_class_arguments_are_refused_with_the_v1_endpoint():
     with pytest.raises(ConfigurationError, match="v1 endpoint"):
         OpenAIEmbeddings(model="text-embedding-3-large", azure_endpoint="https://name.openai.azure.com/", api_key="k")
 
@@ -206,7 +206,7 @@ def test_the_class_for_azure_needs_its_address_in_another_form():
 # LlamaIndex
 
 
-def test_the_package_on_openai_shows_no_example():
+def test_the_llamaindex_openai_package_has_no_example():
     """If it gets one, it belongs here."""
     text = importlib.metadata.metadata("llama-index-embeddings-openai").get_payload()
     assert "```" not in text
@@ -214,7 +214,7 @@ def test_the_package_on_openai_shows_no_example():
     assert "```" not in TheirEmbedding.__doc__
 
 
-def test_the_page_on_embeddings_global_default_and_local_use(server):
+def test_the_embeddings_page_global_default_works(server):
     Settings.embed_model = OpenAIEmbedding()
     assert OpenAIEmbedding().get_text_embedding("hello world") == ada("hello world")
     index = VectorStoreIndex.from_documents([Document(text="hello world")])
@@ -222,19 +222,19 @@ def test_the_page_on_embeddings_global_default_and_local_use(server):
     assert texts_sent(server) == ["hello world"]
 
 
-def test_the_page_on_embeddings_names_a_method_that_neither_class_has():
+def test_the_embeddings_page_names_a_method_that_neither_class_has():
     assert not hasattr(TheirEmbedding, "get_text_embeddings")
     assert not hasattr(OpenAIEmbedding, "get_text_embeddings")
 
 
-def test_the_page_on_embeddings_one_model_for_each_index(server):
+def test_the_embeddings_page_one_model_per_index_works(server):
     embed_model = OpenAIEmbedding(model="text-embedding-3-small")
     index = VectorStoreIndex.from_documents([Document(text="a"), Document(text="b")], embed_model=embed_model)
     assert index.as_retriever(similarity_top_k=1).retrieve("b")[0].text == "b"
     assert embed_model.usage.texts == 3
 
 
-def test_the_page_on_embeddings_from_a_folder_to_an_answer(server, tmp_path):
+def test_the_embeddings_page_folder_to_answer_works(server, tmp_path):
     Settings.embed_model, Settings.llm = OpenAIEmbedding(), MockLLM()
     folder = tmp_path / "data"
     folder.mkdir()
@@ -243,7 +243,7 @@ def test_the_page_on_embeddings_from_a_folder_to_an_answer(server, tmp_path):
     assert "A page about rivers." in str(index.as_query_engine().query("What is it about?"))
 
 
-def test_the_page_on_embeddings_batch_size(server):
+def test_the_embeddings_page_batch_size_works(server):
     """It is accepted; what one request holds is up to the core, and to `max_batch_texts`."""
     embed_model = OpenAIEmbedding(embed_batch_size=42)
     texts = [f"text {i}" for i in range(100)]
@@ -252,7 +252,7 @@ def test_the_page_on_embeddings_batch_size(server):
     assert sorted(texts_sent(server)) == sorted(texts)
 
 
-async def test_the_page_on_embeddings_by_itself(server):
+async def test_the_embeddings_page_standalone_use_works(server):
     embed_model = OpenAIEmbedding(model="text-embedding-3-small")
     one, other = embed_model.get_text_embedding("cats"), await embed_model.aget_text_embedding("dogs")
     assert (one, other) == (small("cats"), small("dogs"))
@@ -268,7 +268,7 @@ async def test_the_page_on_embeddings_by_itself(server):
         ("text-embedding-3-large", 512, 512),
     ],
 )
-def test_the_page_on_openai_models_and_dimensions(server, model, dimensions, width):
+def test_the_openai_page_models_and_dimensions_work(server, model, dimensions, width):
     server.dimensions = native = 3072 if model.endswith("large") else 1536
     options = {"dimensions": dimensions} if dimensions else {}
     vector = OpenAIEmbedding(model=model, **options).get_text_embedding("a")

@@ -26,7 +26,7 @@ def live(provider, server, monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize("provider", KINDS)
-def test_the_report_settles_what_is_open_and_costs_next_to_nothing(provider, monkeypatch):
+def test_the_report_answers_every_question_and_costs_less_than_a_cent(provider, monkeypatch):
     with KINDS[provider][0](api_key=KEY) as server:
         run = live(provider, server, monkeypatch)
         assert run.returncode == 0, run.stderr
@@ -60,7 +60,7 @@ def test_a_wrong_key_is_one_line_after_one_request(monkeypatch):
     assert KEY not in run.stdout + run.stderr
 
 
-def test_without_a_key_it_says_so_in_one_line(monkeypatch):
+def test_without_a_key_the_error_is_one_line(monkeypatch):
     for _, variable in KINDS.values():
         monkeypatch.delenv(variable, raising=False)
     run = subprocess.run(

@@ -50,7 +50,7 @@ def as_a_reader(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_the_examples_run_and_print_what_they_say(document, as_a_reader, capsys):
+def test_the_examples_run_and_print_what_the_page_shows(document, as_a_reader, capsys):
     from llama_index.core import Settings
 
     scope: dict[str, object] = {}
@@ -68,7 +68,7 @@ def test_the_examples_run_and_print_what_they_say(document, as_a_reader, capsys)
 
 
 @pytest.mark.parametrize("document", EVERY_DOCUMENT)
-def test_links_between_documents_lead_somewhere(document):
+def test_links_between_documents_have_a_target(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", text):
         path = (ROOT / document).parent / target if target else ROOT / document

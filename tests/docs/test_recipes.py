@@ -85,7 +85,7 @@ def promised(recipe):
 
 
 @pytest.mark.parametrize("title", RECIPES)
-def test_a_recipe_prints_what_it_says(server, title, capsys):
+def test_a_recipe_prints_what_it_shows(server, title, capsys):
     if title == MOVING:
         prepare_the_old_cache()
     if title in ON_SCIFACT:
@@ -94,7 +94,7 @@ def test_a_recipe_prints_what_it_says(server, title, capsys):
     assert capsys.readouterr().out.splitlines() == promised(RECIPES[title])
 
 
-def test_every_recipe_is_short_and_says_what_it_prints():
+def test_every_recipe_is_short_and_shows_its_output():
     assert len(RECIPES) >= 10
     for title, recipe in RECIPES.items():
         assert len([line for line in recipe.splitlines() if line.strip()]) <= 26, title

@@ -27,7 +27,7 @@ def test_the_guides_examples_run_in_order(acme, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["acme_embedkit.py", "acme_cache.py", "test_acme.py"])
-def test_what_the_guide_shows_in_full_is_what_is_tested(name):
+def test_the_files_in_the_guide_are_those_that_are_tested(name):
     assert (EXAMPLE / name).read_text(encoding="utf-8") in BLOCKS
 
 
@@ -36,7 +36,7 @@ def test_the_guide_shows_the_entry_points_of_the_example():
     assert shown.strip() in (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_the_provider_of_the_guide_is_as_short_as_it_says():
+def test_the_provider_of_the_guide_has_at_most_20_lines():
     code = (EXAMPLE / "acme_embedkit.py").read_text(encoding="utf-8")
     lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
     assert len(lines) <= 20

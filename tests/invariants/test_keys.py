@@ -1,4 +1,4 @@
-"""The key: what it covers, what it leaves out, and that it never changes by accident."""
+"""The cache key: what it covers, what it omits, and that it never changes."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_committed_key_never_changes(name):
-    """A changed key means that every cache in the world is paid for again: bump the key version and read the old."""
+    """With a changed key every cached text is paid for again: increase the key version and read the old keys."""
     assert key(name) == GOLDEN[name]
 
 
@@ -28,7 +28,7 @@ def test_every_golden_case_is_still_there():
     assert set(GOLDEN) == set(CASES)
 
 
-def test_keys_differ_where_the_request_differs_and_only_there():
+def test_keys_differ_only_where_the_request_differs():
     same = {"a document", "a query of a symmetric model is its document", "the default dimensions, named"}
     same |= {"the provider's own host, named", "a document beside a query prompt"}
     assert len({GOLDEN[name] for name in same}) == 1
@@ -37,7 +37,7 @@ def test_keys_differ_where_the_request_differs_and_only_there():
     assert not set(others) & {GOLDEN[name] for name in same}
 
 
-def test_what_changes_no_vector_is_not_in_the_key():
+def test_settings_that_do_not_change_vectors_are_not_in_the_key():
     base = Embedder("openai:text-embedding-3-small", api_key="one", cache=False)
     other = Embedder(
         "openai:text-embedding-3-small",
@@ -52,14 +52,14 @@ def test_what_changes_no_vector_is_not_in_the_key():
     assert base.explain("x").key == other.explain("x").key
 
 
-def test_a_field_at_its_neutral_value_leaves_the_key_as_it_was():
+def test_a_field_at_its_neutral_value_does_not_change_the_key():
     parts = {"provider": "p", "endpoint": "", "wire": {"model": "m"}, "long_text": "server"}
     assert key_prefix(key_parts(**parts)) == key_prefix(key_parts(**parts, after={"cut": None, "normalize": False}))
     assert key_prefix(key_parts(**parts)) != key_prefix(key_parts(**parts, after={"cut": 256}))
 
 
 @given(TEXTS)
-def test_a_plan_asks_each_distinct_text_once_and_knows_whose_it_is(texts):
+def test_a_plan_requests_each_distinct_text_once_and_maps_it_to_its_positions(texts):
     plan = plan_call(texts, b"prefix")
     assert len(set(plan.keys)) == len(plan.keys) == len(set(texts))
     assert [plan.texts[i] for i in plan.source] == texts
@@ -73,8 +73,8 @@ def test_two_texts_share_a_key_only_if_they_are_equal(one, two):
         assert len(keys) == len({one, two})
 
 
-def test_a_role_safe_cache_keeps_query_and_document_apart(tmp_path):
-    """Scenario 10: two requests for a text in two roles, then none."""
+def test_queries_and_documents_of_an_asymmetric_model_have_separate_entries(tmp_path):
+    """Two requests for a text with two input types, then none."""
     server = FakeServer(asymmetric=True)
     embedder = Embedder("fake:model", base_url=server.url, cache=tmp_path)
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_a_role_safe_cache_keeps_query_and_document_apart(tmp_path):
     assert len(server.received) == 2
 
 
-def test_a_symmetric_model_serves_a_query_from_the_documents_entry(tmp_path):
+def test_a_query_of_a_symmetric_model_hits_the_document_entry(tmp_path):
     server = FakeServer(asymmetric=False)
     embedder = Embedder("fake:model", base_url=server.url, cache=tmp_path)
     document = embedder.embed_documents(["one text"])[0]
@@ -93,7 +93,7 @@ def test_a_symmetric_model_serves_a_query_from_the_documents_entry(tmp_path):
     assert len(server.received) == 1
 
 
-def test_two_configurations_in_one_cache_are_never_served_each_others_vectors(tmp_path):
+def test_configurations_in_one_cache_never_get_each_others_vectors(tmp_path):
     server = FakeServer(asymmetric=False)
     settings = [
         {"model": "fake:one"},

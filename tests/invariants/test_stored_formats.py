@@ -25,7 +25,7 @@ STORED = Path(__file__).parents[1] / "fixtures" / "stored"
 PACKED = STORED / "cache" / "embedkit-v1" / "cache.db.gz"
 EXPECTED = json.loads((STORED / "cache" / "expected.json").read_text(encoding="utf-8"))
 HASHED = json.loads((STORED / "llamaindex.json").read_text(encoding="utf-8"))
-NOWHERE = {"api_key": "any", "proxy": "http://127.0.0.1:9", "max_retries": 0}  # a miss is an error, and not a request
+NOWHERE = {"api_key": "any", "proxy": "http://127.0.0.1:9", "max_retries": 0}  # a miss is an error
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
-def test_a_stored_cache_is_read_where_nothing_can_be_written():
+def test_a_stored_cache_is_read_from_a_read_only_folder():
     command = [sys.executable, "-W", "error", "-c", READ_ONLY, str(Path(__file__).parent)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert run.returncode == 0, run.stderr
@@ -117,7 +117,7 @@ def test_a_stored_cache_is_read_where_nothing_can_be_written():
 
 @pytest.mark.parametrize("case", HASHED, ids=[case["name"] for case in HASHED])
 def test_llamaindex_finds_its_stored_transformations(case):
-    """Every entry counts, one at its default too: the host hashes the whole dictionary in its order."""
+    """Every entry counts, also one at its default: LlamaIndex hashes the whole dictionary in its order."""
     model = EmbedKitEmbedding(**case["arguments"], api_key="any", cache=False)
     assert list(model.to_dict().items()) == list(case["to_dict"].items())
     assert get_transformation_hash([TextNode(text="a text")], model) == case["hash"]

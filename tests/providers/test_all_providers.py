@@ -1,9 +1,4 @@
-"""One meaning for every provider: the same scenarios, for all families, through both hosts.
-
-The numbers are those of the scenarios that the project was specified by: batching (1), roles (10), configurations
-(11), pickles (21), order and count (22), retries (23, 24), partial failure (26), empty (27) and long texts (28), and
-LangChain's own suites (34).
-"""
+"""The behavior that all providers share, through both frameworks."""
 
 import copy
 import json
@@ -41,7 +36,7 @@ KEY = "test-key"
 
 @dataclass(frozen=True)
 class Family:
-    """How the tests reach the models of a provider; `server` is None for those on this machine."""
+    """How the tests reach the models of a provider; `server` is None for local models."""
 
     model: str
     variable: str | None
@@ -49,7 +44,7 @@ class Family:
     asymmetric: bool
     most_texts: int
     most_tokens: int
-    other: dict[str, Any]  # settings that give other vectors
+    other: dict[str, Any]  # settings that change vectors
 
     def vector(self, text, role="document"):
         if self.server is None:
@@ -128,10 +123,10 @@ def assert_rows(rows, family, texts, role="document"):
     np.testing.assert_allclose(np.array(rows), np.stack([family.vector(text, role) for text in texts]), atol=2e-6)
 
 
-# 1: limits of a request
+# Limits of a request
 
 
-def test_no_request_exceeds_the_limits_of_the_model(host, served, server):
+def test_every_request_is_within_the_limits_of_the_model(host, served, server):
     server.max_inputs, server.max_tokens_per_request = served.most_texts, served.most_tokens
     texts = numbered(400, tokens=1000)
     rows = documents(made(host, served, server), texts)
@@ -142,10 +137,10 @@ def test_no_request_exceeds_the_limits_of_the_model(host, served, server):
         assert sum(map(tokens_of, request.texts)) <= served.most_tokens
 
 
-# 10 and 11: roles and configurations
+# Input types and configurations
 
 
-def test_a_document_is_never_served_for_a_query_where_the_model_tells_them_apart(host, family, far_end, tmp_path):
+def test_a_query_of_an_asymmetric_model_never_gets_a_document_vector(host, family, far_end, tmp_path):
     model = made(host, family, far_end, cache=tmp_path)
     first, asked = documents(model, ["x"])[0], query(model, "x")
     assert_rows([first], family, ["x"])
@@ -155,7 +150,7 @@ def test_a_document_is_never_served_for_a_query_where_the_model_tells_them_apart
     assert model.usage.requests == (2 if family.asymmetric else 1)
 
 
-def test_one_folder_serves_each_configuration_its_own_vectors(host, family, far_end, tmp_path):
+def test_one_cache_folder_keeps_the_vectors_of_each_configuration_apart(host, family, far_end, tmp_path):
     plain = made(host, family, far_end, cache=tmp_path)
     other = made(host, family, far_end, cache=tmp_path, **family.other)
     half = made(host, family, far_end, cache=tmp_path, dtype="float16")
@@ -166,10 +161,10 @@ def test_one_folder_serves_each_configuration_its_own_vectors(host, family, far_
     np.testing.assert_allclose(rows[2], rows[0], atol=1e-3)
 
 
-# 21: pickles and copies
+# Pickles and copies
 
 
-def test_a_copy_has_the_same_model_and_cache_and_no_key_of_the_environment(
+def test_pickles_and_copies_use_the_same_cache_and_hold_no_key(
     host, family, far_end, tmp_path, monkeypatch
 ):
     if far_end is not None:
@@ -184,7 +179,7 @@ def test_a_copy_has_the_same_model_and_cache_and_no_key_of_the_environment(
         assert documents(other, ["z"]) == [pytest.approx(family.vector("z").tolist(), abs=2e-6)]
 
 
-# 22: order and count
+# Order and count
 
 
 def without_one(reply):
@@ -200,7 +195,7 @@ def not_finite(reply):
 
 
 @pytest.mark.parametrize("damage", [without_one, of_another_width, not_finite])
-def test_a_reply_that_does_not_fit_is_refused_and_nothing_of_it_is_kept(host, served, server, tmp_path, damage):
+def test_an_invalid_reply_is_refused_and_not_cached(host, served, server, tmp_path, damage):
     server.faults = [Fault(transform=damage)]
     model = made(host, served, server, cache=tmp_path, max_retries=0)
     with pytest.raises(BadReplyError):
@@ -210,7 +205,7 @@ def test_a_reply_that_does_not_fit_is_refused_and_nothing_of_it_is_kept(host, se
 
 
 @pytest.mark.parametrize("name", ["openai", "voyage"])
-def test_a_reply_out_of_order_is_put_right_and_a_repeated_index_refused(host, name):
+def test_rows_are_ordered_by_index_and_a_repeated_index_is_refused(host, name):
     family = FAMILIES[name]
     with family.server(api_key=KEY, shuffle_index=True) as server:
         assert_rows(documents(made(host, family, server), ["x", "y", "z"]), family, ["x", "y", "z"])
@@ -224,10 +219,10 @@ def test_a_reply_out_of_order_is_put_right_and_a_repeated_index_refused(host, na
             documents(made(host, family, server), ["x", "y", "z"])
 
 
-# 23 and 24: retries
+# Retries
 
 
-def test_a_lasting_rate_limit_is_asked_max_retries_and_once_more(host, served, server):
+def test_a_lasting_rate_limit_is_tried_max_retries_plus_one_times(host, served, server):
     server.fault_for(lambda texts, number: Fault(status=429, headers={"retry-after-ms": "1"}))
     with pytest.raises(RateLimitError):
         documents(made(host, served, server, max_retries=2), ["x"])
@@ -243,7 +238,7 @@ class Limiter:
         return True
 
 
-def test_a_rate_limiter_is_taken_once_a_request_and_never_for_a_hit(host, served, server, tmp_path):
+def test_a_rate_limiter_grants_one_permit_per_request_and_none_for_a_cache_hit(host, served, server, tmp_path):
     limiter = Limiter()
     model = made(host, served, server, cache=tmp_path, rate_limiter=limiter, max_batch_texts=2)
     texts = numbered(5)
@@ -256,7 +251,7 @@ def test_a_rate_limiter_is_taken_once_a_request_and_never_for_a_hit(host, served
     ("status", "error"),
     [(401, AuthenticationError), (402, QuotaError), (403, AuthenticationError), (404, BadRequestError)],
 )
-def test_what_will_not_pass_is_not_tried_again(host, served, server, status, error):
+def test_a_permanent_error_is_not_retried(host, served, server, status, error):
     server.fault_for(lambda texts, number: Fault(status=status))
     with pytest.raises(error) as caught:
         documents(made(host, served, server, max_batch_texts=1), numbered(20))
@@ -264,10 +259,10 @@ def test_what_will_not_pass_is_not_tried_again(host, served, server, status, err
     assert KEY not in error_texts(caught.value)
 
 
-# 26: partial failure
+# Partial failure
 
 
-def test_one_bad_text_among_many_is_named_and_the_others_are_kept(host, served, server, tmp_path):
+def test_one_rejected_text_is_named_and_the_others_are_cached(host, served, server, tmp_path):
     texts = numbered(100)
     server.rejected_texts = {texts[61]}
     model = made(host, served, server, cache=tmp_path)
@@ -281,10 +276,10 @@ def test_one_bad_text_among_many_is_named_and_the_others_are_kept(host, served, 
     assert [request.texts for request in server.requests[seen:]] == [(texts[61],)]
 
 
-# 27 and 28: empty and long texts
+# Empty and long texts
 
 
-def test_nothing_is_nothing_and_an_empty_text_is_one_error_before_any_request(host, family, far_end):
+def test_an_empty_list_is_valid_and_an_empty_text_is_an_error_without_a_request(host, family, far_end):
     model = made(host, family, far_end)
     assert documents(model, []) == []
     for empty in ("", "  \n\t"):
@@ -298,14 +293,14 @@ def test_nothing_is_nothing_and_an_empty_text_is_one_error_before_any_request(ho
 
 @pytest.fixture
 def short_limit(family, far_end):
-    """A text that is too long, and what the model is told of its limit: more, so that it learns it."""
+    """A text that is too long, and a setting with a limit that is higher than the server's."""
     if far_end is None:
         return long_text(600), {}
     far_end.max_tokens_per_text = 40
     return long_text(60), {"model_info": {"text_tokens": 100}}
 
 
-def test_a_long_text_is_cut_and_named(host, family, far_end, short_limit, caplog):
+def test_a_long_text_is_truncated_and_reported(host, family, far_end, short_limit, caplog):
     long, told = short_limit
     result = made(host, family, far_end, **told).embedder.embed(["short", long, "shorter"])
     assert result.truncated == (1,)
@@ -314,14 +309,14 @@ def test_a_long_text_is_cut_and_named(host, family, far_end, short_limit, caplog
     assert np.linalg.norm(result.vectors[1]) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_long_text_is_an_error_where_that_is_asked_for(host, family, far_end, short_limit):
+def test_a_long_text_is_an_error_if_on_long_text_is_error(host, family, far_end, short_limit):
     long, told = short_limit
     with pytest.raises(PartialFailureError) as caught:
         documents(made(host, family, far_end, on_long_text="error", **told), ["short", long])
     assert isinstance(caught.value.failed[1], TextTooLongError)
 
 
-def test_a_long_text_is_the_mean_of_its_parts_where_that_is_asked_for(host, family, far_end, short_limit):
+def test_a_long_text_is_averaged_if_on_long_text_is_mean(host, family, far_end, short_limit):
     long, told = short_limit
     result = made(host, family, far_end, on_long_text="mean", **told).embedder.embed(["short", long])
     assert result.truncated == ()
@@ -329,16 +324,16 @@ def test_a_long_text_is_the_mean_of_its_parts_where_that_is_asked_for(host, fami
     assert_rows(result.vectors[[0]], family, ["short"])
 
 
-# Dimensions and types
+# Dimensions and dtypes
 
 
-def test_dimensions_that_are_not_offered_are_refused_with_those_that_are(host, family, far_end):
+def test_unsupported_dimensions_are_refused_with_the_supported_ones(host, family, far_end):
     with pytest.raises(ConfigurationError, match="it offers"):
         made(host, family, far_end, dimensions=5000)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
-def test_every_value_is_a_python_float_whatever_the_type(host, family, far_end, dtype):
+def test_every_value_is_a_python_float_for_every_dtype(host, family, far_end, dtype):
     model = made(host, family, far_end, dtype=dtype)
     rows = [*documents(model, ["x", "y"]), query(model, "x")]
     assert {type(number) for row in rows for number in row} == {float}
@@ -346,7 +341,7 @@ def test_every_value_is_a_python_float_whatever_the_type(host, family, far_end, 
     assert len(rows[0]) == model.embedder.dimensions // (1 if dtype == "float16" else 8)
 
 
-# 34: LangChain's own suites, for those that no other file has
+# LangChain's own suites, with Cohere
 
 
 class ServedByCohere:

@@ -32,7 +32,7 @@ OF_ONE_THREAD = """    def set_many(self, items):
 WIRE = '"prompt": self.prompts[input_type]'
 
 
-def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
+def test_a_correct_provider_and_a_correct_cache_pass(acme, tmp_path):
     said = run_suite(acme, tmp_path)
     assert "failed" not in said
     assert "passed" in said
@@ -75,7 +75,7 @@ def test_a_right_provider_and_a_right_cache_pass(acme, tmp_path):
         ("if path.exists()", "", "test_an_unknown_key", ""),
     ],
 )
-def test_a_wrong_one_fails_the_case_that_is_about_it_in_words(acme, tmp_path, old, new, case, words):
+def test_a_wrong_one_fails_the_test_of_its_mistake_with_an_explanation(acme, tmp_path, old, new, case, words):
     changes = {old: new}
     if new == "len((":
         changes['"query_prompt", "document_prompt")'] = '"query_prompt", "document_prompt"))'
@@ -150,7 +150,7 @@ class TestCacheOfAFixture(TestCache):
 """
 
 
-def test_a_cache_that_is_only_in_a_module_fails_unless_it_says_so_or_another_process_cannot_make_it(tmp_path):
+def test_an_in_process_cache_fails_unless_persistent_is_false_or_no_other_process_can_open_it(tmp_path):
     (tmp_path / "test_mine.py").write_text(IN_THE_MODULE, encoding="utf-8")
     said = run_pytest(tmp_path, ok=False)
     failures = [line for line in said.splitlines() if line.startswith("FAILED")]
@@ -219,7 +219,7 @@ class ShortensOnly(FakeServer):
         (ShortensOnly, "test_vectors_have_unit_length_if_declared", "with dimensions=5 lengths are"),
     ],
 )
-def test_a_far_end_that_is_wrong_only_sometimes_fails_too(kind, case, words):
+def test_a_server_that_is_wrong_only_in_some_cases_fails(kind, case, words):
     getattr(Faithless(FakeServer), case)()
     with pytest.raises(AssertionError, match=words):
         getattr(Faithless(kind), case)()
@@ -229,7 +229,7 @@ def test_a_far_end_that_is_wrong_only_sometimes_fails_too(kind, case, words):
     ("limits", "characters"),
     [(Limits(), 8000), (Limits(text_tokens=512), 1024), (Limits(tokens=600, text_tokens=8192), 1200)],
 )
-def test_the_long_texts_fit_what_the_provider_states(limits, characters):
+def test_the_long_texts_fit_the_limits_of_the_provider(limits, characters):
     one, other = texts_with_different_ends(limits)
     assert len(one) == len(other) == characters
     assert one[: characters * 9 // 10] == other[: characters * 9 // 10]
@@ -255,7 +255,7 @@ ALWAYS = {**CUTS, "for text in batch.texts_with_prompt()": "for text in (t[:3000
     ("changes", "words"),
     [({**CUTS, **NAMES}, ""), (CUTS, "Reply.truncated"), ({**ALWAYS, **NAMES}, "although on_long_text='error'")],
 )
-def test_a_provider_that_cuts_says_which_and_does_not_where_it_is_told_not_to(acme, tmp_path, changes, words):
+def test_a_truncating_provider_must_report_it_and_obey_on_long_text(acme, tmp_path, changes, words):
     said = run_suite(acme, tmp_path, changes=changes, only="test_no_text_is_truncated_silently", ok=not words)
     assert words in said
 
@@ -296,7 +296,7 @@ class Failing(ProviderSuite):
         ("test_a_rejected_text", lambda texts: AuthenticationError("no"), "AuthenticationError"),
     ],
 )
-def test_an_error_of_the_wrong_kind_or_with_a_secret_in_it_fails(case, error, words):
+def test_an_error_of_the_wrong_class_or_with_a_secret_fails(case, error, words):
     [name] = [name for name in dir(Failing) if name.startswith(case)]
     with pytest.raises((AssertionError, ProviderError)) as failed:
         getattr(Failing(error), name)()
@@ -336,7 +336,7 @@ def test_a_log_line_that_holds_a_text_fails():
         ("def test_more_of_my_own(self): pass", True),
     ],
 )
-def test_a_case_that_is_overridden_or_removed_fails_the_suite_unless_it_is_marked_with_a_reason(
+def test_an_overridden_or_removed_test_fails_the_suite_unless_xfail_has_a_reason(
     tmp_path, override, passes
 ):
     head = "import pytest\nfrom embedkit_core.testing import *\nserver = FakeServer()\n"
@@ -348,7 +348,7 @@ def test_a_case_that_is_overridden_or_removed_fails_the_suite_unless_it_is_marke
     assert passes or f"TestMine overrides or removes {CASE}" in said
 
 
-def test_a_case_that_passes_although_it_is_marked_fails_the_suite(tmp_path):
+def test_a_test_that_passes_despite_xfail_fails_the_suite(tmp_path):
     head = "import pytest\nfrom embedkit_core.testing import *\nserver = FakeServer()\n"
     head += "class TestMine(ProviderSuite):\n    model, settings = 'fake:mine', {'base_url': server.url}\n    "
     code = f"{head}@pytest.mark.xfail(reason='x', strict=True)\n    def {CASE}(self): pass\n"
@@ -356,7 +356,7 @@ def test_a_case_that_passes_although_it_is_marked_fails_the_suite(tmp_path):
     assert "XPASS(strict)" in run_pytest(tmp_path, only=CASE, ok=False)
 
 
-def test_a_case_from_beside_the_suite_is_an_override_too():
+def test_a_test_from_a_mixin_is_an_override_too():
     class Mixin:
         def test_rows_are_in_the_order_of_the_texts(self): ...
 
@@ -367,12 +367,12 @@ def test_a_case_from_beside_the_suite_is_an_override_too():
 
 
 @pytest.mark.parametrize("suite", [ProviderSuite, CacheSuite])
-def test_the_case_that_watches_the_others_cannot_be_overridden(suite):
+def test_the_guard_test_cannot_be_overridden(suite):
     with pytest.raises(TypeError, match=GUARD):
         type("Mine", (suite,), {GUARD: lambda self: None})
 
 
-def test_a_suite_that_names_nothing_says_what_it_needs():
+def test_a_suite_without_settings_says_what_it_needs():
     with pytest.raises(AssertionError, match="has no model"):
         ProviderSuite().embedder()
     with pytest.raises(NotImplementedError, match=r"make\(self, folder\)"):
@@ -394,7 +394,7 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize("suite", ["ProviderSuite", "CacheSuite"])
-def test_where_pytest_is_missing_only_the_suites_are_and_the_error_is_the_line_that_installs_it(suite):
+def test_without_pytest_only_the_suites_are_missing_and_the_error_has_the_install_command(suite):
     assert "pip install pytest" in run_command(sys.executable, "-c", WITHOUT.format(suite=suite))
 
 
@@ -403,7 +403,7 @@ def test_importing_the_testing_kit_imports_no_pytest():
     assert said == "False\n"
 
 
-def test_what_the_testing_kit_says_it_has_it_has():
+def test_every_name_in_all_of_the_testing_package_exists():
     assert all(getattr(testing, name) is not None for name in testing.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Suit'"):
         testing.Suit  # noqa: B018

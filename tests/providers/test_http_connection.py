@@ -44,7 +44,7 @@ def made(model, server, **settings):
 
 
 @families
-def test_headers_go_out_with_each_request(model, kind):
+def test_headers_are_sent_with_each_request(model, kind):
     with kind() as server:
         made(model, server, headers={"X-Gateway-Key": SECRET, "x-team": "search"}).embed(TEXTS)
         [request] = server.requests
@@ -52,7 +52,7 @@ def test_headers_go_out_with_each_request(model, kind):
 
 
 @families
-def test_an_authorization_of_the_user_s_own_stands_in_place_of_the_key_s(model, kind):
+def test_a_users_authorization_header_replaces_the_api_key(model, kind):
     with kind(api_key=None) as server:
         made(model, server, headers={"authorization": f"Basic {SECRET}", "User-Agent": "mine"}).embed(TEXTS)
         [request] = server.requests
@@ -80,7 +80,7 @@ def test_requests_go_through_a_proxy(model, kind):
 
 
 @families
-def test_a_proxy_of_the_environment_is_used(model, kind, monkeypatch):
+def test_a_proxy_from_the_environment_is_used(model, kind, monkeypatch):
     with kind() as server, Relay() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.address)
         monkeypatch.setenv("http_proxy", proxy.address)
@@ -98,7 +98,7 @@ def tls(tmp_path_factory):
 
 
 @families
-def test_certificates_of_one_s_own_are_trusted_where_they_are_named(model, kind, tls):
+def test_certificates_in_ca_bundle_are_trusted(model, kind, tls):
     pem, context = tls
     with kind() as server, Relay(server.origin, context) as front:
         address = server.base_url.replace(server.origin, front.address)
@@ -108,7 +108,7 @@ def test_certificates_of_one_s_own_are_trusted_where_they_are_named(model, kind,
 
 
 @families
-def test_a_key_that_changes_is_asked_for_before_each_request(model, kind):
+def test_the_key_function_is_called_before_each_request(model, kind):
     keys = (f"key-{n}" for n in itertools.count(1))
     with kind(api_key=None) as server:
         changing = made(model, server, api_key=lambda: next(keys), max_batch_texts=1, max_concurrency=1)
@@ -117,7 +117,7 @@ def test_a_key_that_changes_is_asked_for_before_each_request(model, kind):
     assert sent == ["Bearer key-1", "Bearer key-2", "Bearer key-3"]
 
 
-def test_the_function_of_a_key_runs_on_a_thread_of_its_own_and_for_no_hit(tmp_path):
+def test_the_key_function_runs_on_its_own_thread_and_not_for_a_cache_hit(tmp_path):
     threads = []
 
     def key():
@@ -133,7 +133,7 @@ def test_the_function_of_a_key_runs_on_a_thread_of_its_own_and_for_no_hit(tmp_pa
 
 
 @pytest.mark.parametrize("failure", [ValueError(SECRET), SystemExit(SECRET)], ids=repr)
-def test_a_function_that_fails_is_asked_again_like_a_server_that_does(failure):
+def test_a_failing_key_function_is_retried_as_an_outage(failure):
     asked = []
 
     def key():
@@ -152,7 +152,7 @@ def test_a_function_that_fails_is_asked_again_like_a_server_that_does(failure):
 
 
 @pytest.mark.parametrize("result", [f"{SECRET} with spaces", 5, "", None], ids=repr)
-def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it_said(result):
+def test_an_invalid_result_of_the_key_function_is_an_authentication_error_without_the_value(result):
     def key():
         return result
 
@@ -163,7 +163,7 @@ def test_a_function_that_gives_no_key_is_an_authentication_error_without_what_it
     assert SECRET not in error_texts(caught.value)
 
 
-def test_a_function_that_does_not_come_back_holds_nobody_else_up():
+def test_a_hanging_key_function_times_out_and_does_not_block_other_embedders():
     gate = threading.Event()
 
     def key():
@@ -178,7 +178,7 @@ def test_a_function_that_does_not_come_back_holds_nobody_else_up():
         gate.set()
 
 
-def test_a_function_that_asks_the_library_for_vectors_is_told_so():
+def test_a_key_function_that_embeds_fails_the_call():
     """It would wait for itself."""
     with OpenAIServer() as server:
         other = made("openai:text-embedding-3-small", server)
@@ -187,7 +187,7 @@ def test_a_function_that_asks_the_library_for_vectors_is_told_so():
             reentrant.embed(TEXTS)
 
 
-def test_one_function_is_one_account_and_another_way_is_another():
+def test_the_account_depends_on_the_key_function_headers_and_proxy():
     def key():
         return "k"
 
@@ -200,7 +200,7 @@ def test_one_function_is_one_account_and_another_way_is_another():
     assert SECRET not in repr(account(headers={"a": SECRET}))
 
 
-def test_the_way_is_no_part_of_a_key():
+def test_headers_and_proxy_are_not_in_the_cache_key():
     def key(**settings):
         return Embedder("voyage:voyage-4", api_key="k", cache=False, **settings).explain("x").key
 
@@ -223,13 +223,13 @@ def test_the_way_is_no_part_of_a_key():
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused_without_its_value(settings, message):
+def test_an_invalid_connection_setting_is_refused_without_its_value(settings, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         Embedder("openai:text-embedding-3-small", **{"api_key": "k", "cache": False, **settings})
     assert SECRET not in error_texts(caught.value)
 
 
-def test_an_async_function_is_refused():
+def test_an_async_key_function_is_refused():
     async def key():
         return "k"
 
@@ -237,7 +237,7 @@ def test_an_async_function_is_refused():
         Embedder("openai:text-embedding-3-small", api_key=key, cache=False)
 
 
-def test_a_file_without_certificates_is_one_clear_error(tmp_path):
+def test_a_ca_bundle_without_certificates_is_one_clear_error(tmp_path):
     (tmp_path / "empty.pem").write_text("nothing")
     with OpenAIServer() as server:
         broken = made("openai:text-embedding-3-small", server, ca_bundle=tmp_path / "empty.pem")
@@ -247,7 +247,7 @@ def test_a_file_without_certificates_is_one_clear_error(tmp_path):
 
 @needs_local_model
 @pytest.mark.parametrize("settings", [{"headers": {"a": "b"}}, {"proxy": "http://localhost:1"}], ids=str)
-def test_a_model_on_this_machine_has_no_way(settings):
+def test_a_local_model_takes_no_connection_settings(settings):
     with pytest.raises(ConfigurationError, match=f"{next(iter(settings))}: not supported by the model"):
         Embedder(MINILM, cache=False, **settings)
 
@@ -255,7 +255,7 @@ def test_a_model_on_this_machine_has_no_way(settings):
 # Pickles and what is shown
 
 
-def test_headers_stay_here_unless_the_user_says_so():
+def test_headers_are_pickled_only_with_pickle_api_key():
     with OpenAIServer() as server:
         settings = {"headers": {"x-key": SECRET}, "api_key": "test-key"}
         stays = pickle.dumps(made("openai:text-embedding-3-small", server, **settings))
@@ -271,7 +271,7 @@ def constant_key():
     return "test-key"
 
 
-def test_a_function_travels_where_the_user_says_so_and_where_it_can():
+def test_a_key_function_is_pickled_only_with_pickle_api_key_and_if_picklable():
     with OpenAIServer() as server:
         model = "openai:text-embedding-3-small"
         travels = pickle.loads(pickle.dumps(made(model, server, api_key=constant_key, pickle_api_key=True)))
@@ -282,7 +282,7 @@ def test_a_function_travels_where_the_user_says_so_and_where_it_can():
 
 
 @hosts
-def test_a_host_shows_no_header_and_no_proxy(host):
+def test_a_framework_class_shows_no_header_and_no_proxy(host):
     proxy = f"http://user:{SECRET}@localhost:1"
     model = host(
         model="openai:text-embedding-3-small", api_key="k", headers={"x-key": SECRET}, proxy=proxy, cache=False
@@ -297,7 +297,7 @@ def test_a_host_shows_no_header_and_no_proxy(host):
 
 
 @hosts
-def test_a_host_that_lost_its_headers_makes_no_other_without_them(host):
+def test_a_framework_object_without_its_headers_cannot_be_copied(host):
     model = host(model="openai:text-embedding-3-small", api_key="k", headers={"x-key": SECRET}, cache=False)
     assert model.model_copy(update={"dimensions": 256}).headers == {"x-key": SECRET}
     with pytest.raises(AuthenticationError, match="headers and proxy were not pickled"):
@@ -305,7 +305,7 @@ def test_a_host_that_lost_its_headers_makes_no_other_without_them(host):
 
 
 @hosts
-def test_a_host_takes_a_function_for_a_key_and_headers(host):
+def test_a_framework_class_accepts_a_key_function_and_headers(host):
     with OpenAIServer() as server:
         model = host(
             model="text-embedding-3-small",

@@ -53,7 +53,7 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("cache", ["{}", "file://{}", "acme://{}"])
-def test_an_installed_provider_and_cache_work_through_all_three_doors(acme, tmp_path, cache):
+def test_an_installed_provider_and_cache_work_in_all_three_classes(acme, tmp_path, cache):
     said = run_command(sys.executable, "-W", "error", "-c", DOORS, cache.format(tmp_path / "kept"), path=acme)
     assert said == "2 0 0 3\n"
     assert list((tmp_path / "kept").iterdir())
@@ -70,13 +70,13 @@ def name_what_is_not_there() -> None:
         Embedder("fake:any", base_url="fake://", cache="nobodys://x")
 
 
-def test_what_is_built_in_is_registered_as_any_other_is(site):
+def test_built_in_providers_and_caches_are_entry_points_too(site):
     for group, ours in plugins.BUILT_IN.items():
         points = [point for claims in plugins.registered(group).values() for point in claims]
         assert {point.name: point.value for point in points if plugins.is_built_in(point)} == ours
 
 
-def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(site, caplog):
+def test_a_plugin_with_a_built_in_name_is_ignored_and_logged_once(site, caplog):
     write_package(
         site, "grabby", {PROVIDERS: {"fake": "grabby:Mine"}, CACHES: {"file": "grabby:Mine"}}, "Mine = object"
     )
@@ -94,7 +94,7 @@ def test_a_name_that_is_built_in_stays_ours_and_whose_is_ignored_is_said_once(si
     ]
 
 
-def test_a_name_that_is_built_in_stays_ours_though_a_rivals_leads_into_our_modules(site, caplog):
+def test_a_plugin_with_a_built_in_name_is_ignored_even_if_it_points_into_the_core(site, caplog):
     write_package(site, "grabby", {PROVIDERS: {"openai": "embedkit_core.testing:Fake"}})
     for _ in range(2):
         assert provider_class("openai").name == "openai"
@@ -103,7 +103,7 @@ def test_a_name_that_is_built_in_stays_ours_though_a_rivals_leads_into_our_modul
     assert said.startswith("Plugin ignored: entry point openai = embedkit_core.testing:Fake of the package grabby ")
 
 
-def test_a_rival_that_says_what_we_say_is_ignored_too(site, caplog):
+def test_a_plugin_that_repeats_a_built_in_entry_point_is_ignored(site, caplog):
     ours = "embedkit_core.providers.openai.provider:OpenAI"
     write_package(site, "grabby", {PROVIDERS: {"openai": ours, "mine": ours}})
     assert provider_class("openai").name == "openai"
@@ -112,13 +112,13 @@ def test_a_rival_that_says_what_we_say_is_ignored_too(site, caplog):
     assert not plugins.is_built_in(plugins.registered(PROVIDERS)["mine"][0])
 
 
-def test_a_cache_of_somebody_elses_is_not_believed_for_leading_into_our_modules(site, tmp_path):
+def test_a_plugin_cache_that_points_into_the_core_is_not_built_in(site, tmp_path):
     write_package(site, "grabby", {CACHES: {"mine": "embedkit_core.cache.urls:open_file_url"}})
     assert is_built_in_scheme("file")
     assert not is_built_in_scheme("mine")
 
 
-def test_a_name_that_two_packages_claim_is_nobodys(site):
+def test_a_name_that_two_packages_register_is_refused(site):
     for package in ("one_acme", "other_acme"):
         write_package(site, package, {PROVIDERS: {"acme": f"{package}:Acme"}})
     with pytest.raises(ConfigurationError, match=r"Two packages register .* 'acme'.*one_acme.*other_acme.*Remove one"):
@@ -145,7 +145,7 @@ def test_a_broken_provider_is_one_error_that_names_its_package(site, code, words
     assert type(refused.value) is ConfigurationError
 
 
-def test_a_broken_package_harms_nobody_who_does_not_name_it(site):
+def test_a_broken_package_does_not_affect_other_providers(site):
     write_package(site, "broken_acme", {PROVIDERS: {"acme": "broken_acme:Acme"}}, "1 / 0")
     assert Embedder("fake:any", base_url=(server := FakeServer()).url, cache=False).embed(["x"]).vectors.any()
     with pytest.raises(ConfigurationError, match="did you mean 'acme:small'"):
@@ -156,7 +156,7 @@ def test_a_broken_package_harms_nobody_who_does_not_name_it(site):
 # A cache at an address
 
 
-def test_the_built_in_cache_has_an_address(tmp_path):
+def test_the_built_in_cache_has_a_url(tmp_path):
     folder = tmp_path / "with space & ü"
     for address in (folder.as_uri(), folder.as_uri().replace("file:///", "FILE://localhost/")):
         assert kept_at(address).tiered_cache.backend is open_cache(folder)
@@ -165,18 +165,18 @@ def test_the_built_in_cache_has_an_address(tmp_path):
 @pytest.mark.parametrize(
     "address", ["file://", "file:///", "file://relative/folder", "file:///folder?size=5", "file:///folder#part"]
 )
-def test_an_address_of_no_folder_is_refused_with_one_that_is_right(address):
+def test_a_url_without_a_folder_is_refused_with_an_example(address):
     with pytest.raises(ConfigurationError, match="file:///absolute/path"):
         kept_at(address)
 
 
-def test_an_address_under_a_file_is_refused(tmp_path):
+def test_a_url_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="is a file"):
         kept_at((tmp_path / "file" / "cache").as_uri())
 
 
-def test_a_scheme_that_nobody_registered_is_refused_with_those_there_are(site):
+def test_an_unknown_url_scheme_is_refused_with_the_known_ones(site):
     write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}})
     with pytest.raises(
         ConfigurationError, match=r"no package provides acne:// \(available: acme://, file://\).*acme"
@@ -216,7 +216,7 @@ def test_a_scheme_that_nobody_registered_is_refused_with_those_there_are(site):
         "file:/folder?token=hunter2",
     ],
 )
-def test_a_password_in_an_address_is_refused_and_not_shown(site, address):
+def test_a_password_in_a_cache_url_is_refused_and_not_shown(site, address):
     write_package(
         site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, "def Acme(url): raise AssertionError(url)"
     )
@@ -225,7 +225,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown(site, address):
     assert "hunt" not in error_texts(refused.value)
 
 
-def test_an_address_without_a_secret_is_the_caches_to_read_and_a_folder_may_have_any_name(site, tmp_path):
+def test_a_url_without_a_secret_is_passed_to_the_cache_and_a_folder_may_have_any_name(site, tmp_path):
     write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
     kept_at("acme://host:6379/0?db=1&size=5#part")
     assert sys.modules["acme_caches"].made[0].url == "acme://host:6379/0?db=1&size=5#part"
@@ -234,7 +234,7 @@ def test_an_address_without_a_secret_is_the_caches_to_read_and_a_folder_may_have
 
 
 @pytest.mark.parametrize("address", ["file:/abs/folder", "file:folder", "FILE:/abs/folder", "file:"])
-def test_a_file_address_without_its_slashes_is_refused_and_makes_no_folder(address, tmp_path, monkeypatch):
+def test_a_file_url_without_slashes_is_refused_and_creates_no_folder(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match="Use cache='file:///absolute/path'"):
         kept_at(address)
@@ -278,7 +278,7 @@ def fail(error):
         "ConfigurationError('set ACME_URL')",
     ],
 )
-def test_what_a_packages_exception_says_is_neither_told_nor_behind_ours(site, error):
+def test_the_message_of_a_plugins_exception_is_not_shown_or_chained(site, error):
     points = {PROVIDERS: {"acme": "broken_acme:Acme"}, CACHES: {"acme": "broken_acme:Acme"}}
     write_package(site, "broken_acme", points, f"{SECRETIVE}\nfail({error})")
     write_package(
@@ -303,7 +303,7 @@ class Acme:
 """
 
 
-def test_a_cache_at_an_address_is_closed_with_its_embedder_and_not_believed_blindly(site):
+def test_a_url_cache_is_closed_with_its_embedder_and_its_vectors_are_checked(site):
     write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}}, CLOSING)
     server = FakeServer()
     embedder = Embedder("fake:any", base_url=server.url, cache="acme://host/0")
@@ -315,7 +315,7 @@ def test_a_cache_at_an_address_is_closed_with_its_embedder_and_not_believed_blin
 
 
 @pytest.mark.parametrize("name", [r"C:\vectors", "C:/vectors", "c://vectors", "kept:away", "a:/b"])
-def test_a_drive_or_a_colon_is_no_scheme(name, tmp_path, monkeypatch):
+def test_a_drive_letter_or_a_colon_is_not_a_scheme(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     embedder = Embedder("fake:any", base_url=(server := FakeServer()).url, cache=name)
     embedder.embed(["one"])
@@ -349,16 +349,16 @@ def test_a_provider_refuses_the_settings_it_does_not_use():
         ProviderSettings("small", dimensions=5).check_only_used()
 
 
-def test_what_was_not_given_is_not_refused():
+def test_settings_that_are_not_set_are_not_refused():
     ProviderSettings("small", query_prompt="", document_prompt="", options={}).check_only_used()
 
 
-def test_a_setting_that_does_not_exist_is_the_providers_mistake():
+def test_an_unknown_setting_name_is_a_type_error():
     with pytest.raises(TypeError, match="dimension"):
         ProviderSettings("small").check_only_used("dimension")
 
 
-def test_a_key_is_the_users_or_the_environments_or_lost(monkeypatch):
+def test_a_key_comes_from_the_argument_then_from_the_environment(monkeypatch):
     given, lost = ProviderSettings("small", api_key=Secret("given")), ProviderSettings("small", api_key=Secret.lost())
     monkeypatch.delenv("ACME_API_KEY", raising=False)
     assert ProviderSettings("small").find_key("ACME_API_KEY") is None
@@ -372,7 +372,7 @@ def test_a_key_is_the_users_or_the_environments_or_lost(monkeypatch):
         lost.find_key("ACME_API_KEY")
 
 
-def test_the_door_for_providers_gives_what_one_needs():
+def test_the_providers_package_exports_what_plugins_need():
     from embedkit_core import providers
 
     assert {"Batch", "Client", "Limits", "Provider", "ProviderSettings", "Reply"} <= set(providers.__all__)

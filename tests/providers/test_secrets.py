@@ -95,7 +95,7 @@ def assert_clean(said: object, *secrets: str) -> None:
 
 
 @doors
-def test_nothing_one_can_print_shows_the_key(made, door):
+def test_no_printed_object_or_attribute_shows_the_key(made, door):
     thing = made(door)
     embed(thing, [TEXT])
     for shown in (*shows(thing), *shows(core(thing)), f"{thing}", repr(core(thing).usage)):
@@ -105,7 +105,7 @@ def test_nothing_one_can_print_shows_the_key(made, door):
 
 
 @pytest.mark.parametrize("door", DOORS[1:], ids=["langchain", "llamaindex"])
-def test_nothing_a_framework_serializes_shows_the_key(made, door):
+def test_no_serialization_of_a_framework_shows_the_key(made, door):
     thing = made(door)
     assert isinstance(thing, BaseModel)
     for said in (thing.model_dump(), thing.model_dump_json(), json.dumps(thing.model_dump(mode="json")), dict(thing)):
@@ -127,7 +127,7 @@ def test_no_pickle_holds_the_key(made, door):
         assert PIECE.encode() not in written
 
 
-def test_a_key_by_itself_is_neither_shown_nor_pickled():
+def test_a_secret_is_neither_shown_nor_pickled():
     secret = Secret(KEY)
     assert_clean((repr(secret), str(secret), f"{secret}", secret.fingerprint))
     assert not hasattr(secret, "__dict__")
@@ -167,7 +167,7 @@ def test_no_failure_shows_the_key_or_a_text(server, tmp_path, caplog, door, faul
     assert_clean([record.getMessage() for record in caplog.records if record.name.startswith("embedkit")], KEY, PIECE)
 
 
-def test_a_partial_failure_shows_neither(server, tmp_path, caplog):
+def test_a_partial_failure_shows_neither_key_nor_text(server, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "embedkit_core")
     server.rejected_texts.add(TEXT)
     thing = Embedder(OPENAI, base_url=server.base_url, api_key=KEY, cache=tmp_path)
@@ -178,7 +178,7 @@ def test_a_partial_failure_shows_neither(server, tmp_path, caplog):
     assert_clean(caplog.text, KEY, PIECE, "fine 3")
 
 
-def test_the_errors_of_a_failure_keep_nothing_alive_that_holds_the_key(server):
+def test_no_exception_of_an_sdk_is_chained_to_an_error(server):
     """An SDK's exception holds the request with its headers: none may hang behind ours."""
     server.fault_for(lambda texts, number: Fault.unauthorized())
     thing = Embedder(OPENAI, base_url=server.base_url, api_key=KEY, cache=False)
@@ -194,21 +194,21 @@ def test_the_errors_of_a_failure_keep_nothing_alive_that_holds_the_key(server):
      {"base_url": "nowhere"}, {"cache": 5}, {"query_prompt": 5}, {"model": "opnai:x"}, {"model": None}],
     ids=repr,
 )  # fmt: skip
-def test_a_wrong_setting_does_not_show_the_key(door, wrong):
+def test_the_error_of_an_invalid_setting_does_not_show_the_key(door, wrong):
     with pytest.raises(ConfigurationError) as refused:
         door(**{"model": OPENAI, "api_key": KEY, "cache": False, **wrong})
     for error in chain(refused.value):
         assert_clean((str(error), repr(error)))
 
 
-def test_no_log_of_ours_shows_the_key_or_a_text(made, caplog):
+def test_no_log_record_shows_the_key_or_a_text(made, caplog):
     caplog.set_level(logging.DEBUG, "embedkit_core")
     for door in DOORS:
         embed(made(door), [TEXT, TEXT + " again"])
     assert_clean([r.getMessage() for r in caplog.records if r.name.startswith("embedkit")], KEY, PIECE)
 
 
-def test_the_cache_holds_neither_key_nor_text(made, tmp_path):
+def test_the_cache_files_hold_neither_key_nor_text(made, tmp_path):
     for door in DOORS:
         embed(made(door), [TEXT])
     core(made(Embedder)).close()
@@ -246,7 +246,7 @@ def test_no_event_or_span_of_a_framework_shows_the_key(made, server):
 
 
 @doors
-def test_two_objects_with_different_keys_can_be_told_apart_without_showing_them(server, door):
+def test_embedders_with_different_keys_have_different_accounts_that_show_no_key(server, door):
     one, other = (door(model=OPENAI, base_url=server.base_url, api_key=key, cache=False) for key in (KEY, KEY + "2"))
     assert core(one).provider.account != core(other).provider.account
     assert_clean(core(one).provider.account)

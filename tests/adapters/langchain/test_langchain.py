@@ -1,4 +1,4 @@
-"""LangChain: its own suites, unmodified, what its users do, and what it shares with LlamaIndex."""
+"""The LangChain class: LangChain's own suites, methods, copies, and the cache shared with LlamaIndex."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ class Served:
 
 
 class Local:
-    """A model on this machine."""
+    """A local model."""
 
     @property
     def embeddings_class(self):
@@ -104,7 +104,7 @@ async def test_every_value_is_a_python_float_and_the_vectors_are_json(embeddings
     assert len({len(row) for row in rows}) == 1
 
 
-async def test_all_four_methods_give_the_servers_vectors(server):
+async def test_all_four_methods_return_the_servers_vectors(server):
     embeddings = lang(server)
     truth = [vector_of(text).tolist() for text in ("a", "b")]
     assert embeddings.embed_documents(["a", "b"]) == truth
@@ -113,8 +113,8 @@ async def test_all_four_methods_give_the_servers_vectors(server):
     assert await embeddings.aembed_query("b") == truth[1]
 
 
-async def test_a_list_is_one_call_of_the_core(server):
-    """Were the list cut on the way, the copies of a text in different pieces would not be known as duplicates."""
+async def test_a_list_is_one_call_of_the_core_and_an_empty_list_sends_nothing(server):
+    """If the list were split, copies of a text in different parts would not count as duplicates."""
     embeddings = lang(server)
     embeddings.embed_documents([*numbered(25), *["again"] * 3000])
     assert len(server.requests) == 1
@@ -158,7 +158,7 @@ print(model.usage.cache_hits, model.usage.requests)
 """
 
 
-def test_what_langchain_embedded_llamaindex_finds_in_another_process(server, tmp_path):
+def test_llamaindex_in_another_process_hits_the_cache_that_langchain_filled(server, tmp_path):
     lang(server, cache=tmp_path).embed_documents([f"text {i}" for i in range(20)])
     command = [sys.executable, "-c", ASKED, server.base_url, str(tmp_path)]
     other = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -167,7 +167,7 @@ def test_what_langchain_embedded_llamaindex_finds_in_another_process(server, tmp
 
 
 @pytest.mark.parametrize("first", ["query", "document"])
-async def test_a_vector_of_one_role_is_never_served_for_the_other(first, tmp_path):
+async def test_a_document_vector_is_never_returned_for_a_query(first, tmp_path):
     server = FakeServer()
     options = {"model": "fake:any", "base_url": server.url, "cache": tmp_path}
     lang, index = EmbedKitEmbeddings(**options), EmbedKitEmbedding(**options)
@@ -182,7 +182,7 @@ async def test_a_vector_of_one_role_is_never_served_for_the_other(first, tmp_pat
     assert len(server.received) == 2
 
 
-def test_a_symmetric_models_query_is_served_from_the_documents_entry(server, tmp_path):
+def test_a_query_of_a_symmetric_model_hits_the_document_entry_of_the_other_framework(server, tmp_path):
     index = EmbedKitEmbedding(model=OPENAI, base_url=server.base_url, api_key="test-key", cache=tmp_path)
     embeddings, core = lang(server, cache=tmp_path), openai_embedder(server, OPENAI, cache=tmp_path)
     rows = [embeddings.embed_documents(["x"])[0], embeddings.embed_query("x"), core.embed_query("x").tolist()]
@@ -199,8 +199,7 @@ CHANGES = [
 
 @hosts
 @pytest.mark.parametrize("change", CHANGES, ids=repr)
-def test_one_folder_serves_each_configuration_its_own_vectors(host, server, tmp_path, change):
-    """Scenario 11: in either order, and again."""
+def test_each_changed_argument_has_its_own_cache_entries(host, server, tmp_path, change):
     options = {"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": tmp_path}
     models = [host(**options), host(**options | change)]
     rows = [model.embedder.embed_documents(["x"])[0].tolist() for model in [*models, *models]]
@@ -208,11 +207,11 @@ def test_one_folder_serves_each_configuration_its_own_vectors(host, server, tmp_
     name = models[1].embedder.provider.model
     assert rows[0] == rows[2] == vector_of("x").tolist()
     assert rows[1] == rows[3] == vector_of(prompt + "x", width, model=name).tolist()
-    assert len(server.requests) == (1 if "dimensions" in change else 2)  # a shorter vector is a longer one's beginning
+    assert len(server.requests) == (1 if "dimensions" in change else 2)  # fewer dimensions are truncated from the cached vector
 
 
 @hosts
-def test_one_folder_serves_each_server_its_own_vectors(host, server, tmp_path):
+def test_each_server_has_its_own_cache_entries(host, server, tmp_path):
     with OpenAIServer() as another:
         for at in (server, another, server, another):
             host(model=OPENAI, base_url=at.base_url, api_key="test-key", cache=tmp_path).embedder.embed(["x"])

@@ -1,4 +1,4 @@
-"""What LangChain's users build: stores, retrievers, chains, indexing, LangGraph's store."""
+"""LangChain applications: vector stores, retrievers, chains, indexing and LangGraph's store."""
 
 import uuid
 import warnings
@@ -57,7 +57,7 @@ async def abuilt(store, embeddings, texts=TEXTS):
 
 
 def nearest(asked, k, texts=TEXTS, vector=vector_of, query_vector=vector_of):
-    """The texts in the order there should be."""
+    """Return the texts in the expected order."""
     scores = [float(vector(text) @ query_vector(asked)) for text in texts]
     return [texts[i] for i in np.argsort(scores)[::-1][:k]]
 
@@ -78,14 +78,14 @@ async def test_a_store_ranks_by_the_servers_vectors(server, store):
 
 
 @stores
-def test_a_store_is_sent_its_distinct_texts_once(server, store):
+def test_a_store_sends_each_distinct_text_of_a_call_once(server, store):
     built(store, lang(server), [*TEXTS, *TEXTS]).add_texts([*TEXTS[:5], "new"])
     sent = texts_sent(server)
-    assert sorted(sent) == sorted([*TEXTS, *TEXTS[:5], "new"])  # no cache: each call is for itself
+    assert sorted(sent) == sorted([*TEXTS, *TEXTS[:5], "new"])  # without a cache, calls share nothing
 
 
 @stores
-async def test_a_store_that_is_built_again_sends_nothing(server, tmp_path, store):
+async def test_a_rebuilt_store_sends_nothing(server, tmp_path, store):
     built(store, lang(server, cache=tmp_path), [*TEXTS, *TEXTS]).similarity_search(ASKED)
     assert sorted(texts_sent(server)) == sorted([*TEXTS, ASKED])
     again = lang(server, cache=tmp_path)
@@ -100,7 +100,7 @@ def in_role(role):
 
 @stores
 @pytest.mark.parametrize("search_type", ["similarity", "mmr"])
-async def test_a_store_asks_queries_as_queries(store, search_type):
+async def test_a_store_embeds_queries_as_queries(store, search_type):
     server = FakeServer()
     options = {"k": 3} | ({"lambda_mult": 1.0} if search_type == "mmr" else {})
     retriever = built(store, asymmetric(server)).as_retriever(search_type=search_type, search_kwargs=options)
@@ -132,7 +132,7 @@ def test_a_marginal_relevance_of_one_is_the_similarity(server, store):
     assert contents(retriever.invoke(ASKED)) == nearest(ASKED, 4)
 
 
-async def test_questions_asked_together_share_requests(server):
+async def test_concurrent_queries_share_requests(server):
     retriever = InMemoryVectorStore(lang(server)).as_retriever()
     await retriever.abatch([f"question {i}" for i in range(100)])
     assert sum(len(request.texts) for request in server.requests) == 100
@@ -140,7 +140,7 @@ async def test_questions_asked_together_share_requests(server):
 
 
 class Repeating(SimpleChatModel):
-    """A chat model that answers with what it was told."""
+    """A chat model that repeats the last message."""
 
     def _call(self, messages, stop=None, run_manager=None, **kwargs):
         return messages[-1].content
@@ -151,7 +151,7 @@ class Repeating(SimpleChatModel):
 
 
 @stores
-async def test_a_chain_puts_what_was_found_before_the_model(server, store):
+async def test_a_chain_passes_the_retrieved_texts_to_the_model(server, store):
     retriever = built(store, lang(server)).as_retriever(search_kwargs={"k": 2})
     prompt = ChatPromptTemplate.from_template("{facts} || {question}")
     facts = retriever | (lambda found: " | ".join(contents(found)))
@@ -173,7 +173,7 @@ def documents(n):
     return [Document(text, metadata={"source": text}) for text in numbered(n)]
 
 
-async def test_an_index_whose_records_are_lost_sends_only_what_is_new(server, tmp_path):
+async def test_an_index_without_its_records_sends_only_new_texts(server, tmp_path):
     for n, expected in ((10, 10), (11, 11)):
         records, store = InMemoryRecordManager("test"), InMemoryVectorStore(lang(server, cache=tmp_path))
         records.create_schema()
@@ -219,14 +219,14 @@ async def test_a_langgraph_store_sends_an_async_batch_in_few_requests(server):
     assert len(server.requests) < 20
 
 
-async def test_a_graphs_store_may_be_asked_synchronously_while_a_loop_runs(server):
+async def test_a_langgraph_store_may_be_called_synchronously_while_a_loop_runs(server):
     store = memories(lang(server))
     store.put(("m",), "a", {"text": "a"})
     assert found_in(store.search(("m",), query="a")) == ["a"]
 
 
 @pytest.mark.parametrize("use_async", [False, True])
-async def test_a_graphs_store_asks_queries_as_queries(use_async):
+async def test_a_langgraph_store_embeds_queries_as_queries(use_async):
     server = FakeServer()
     store = memories(asymmetric(server), dims=8)
     assert isinstance(store.embeddings, EmbedKitEmbeddings)
@@ -239,8 +239,8 @@ async def test_a_graphs_store_asks_queries_as_queries(use_async):
     assert [seen.body["role"] for seen in server.received] == ["document", "query"]
 
 
-async def test_a_bare_function_makes_a_graphs_store_ask_queries_as_documents():
-    """LangGraph's doing, not ours: hand it the object, as docs/recipes.md does."""
+async def test_a_langgraph_store_with_a_bare_function_embeds_queries_as_documents():
+    """LangGraph embeds queries with the function it gets: pass the object, as docs/recipes.md does."""
     server = FakeServer()
     store = memories(asymmetric(server).embed_documents, dims=8)
     await store.aput(("m",), "x", {"text": "x"})
@@ -254,7 +254,7 @@ class State(TypedDict):
 
 
 @pytest.mark.parametrize("use_async", [False, True])
-async def test_a_graph_remembers_by_meaning(server, use_async):
+async def test_a_graph_node_searches_the_store(server, use_async):
     def recall(state: State, *, store: BaseStore):
         return {"found": found_in(store.search(("m",), query=state["asked"], limit=2))}
 

@@ -1,4 +1,4 @@
-"""Voyage AI in LangChain: its standard suites, unmodified, and both hosts with the same vectors."""
+"""Voyage AI through LangChain's own suites and through both frameworks."""
 
 import pytest
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -47,7 +47,7 @@ class TestVoyageIntegration(Served, EmbeddingsIntegrationTests):
     pass
 
 
-async def test_queries_and_documents_are_told_apart_by_all_methods(server):
+async def test_all_methods_distinguish_queries_and_documents(server):
     options = {"model": MODEL, "base_url": server.base_url, "api_key": "test-key", "cache": False}
     lang, index = EmbedKitEmbeddings(**options), EmbedKitEmbedding(**options)
     document, query = voyage_vector("x").tolist(), voyage_vector("x", "query").tolist()
@@ -58,14 +58,14 @@ async def test_queries_and_documents_are_told_apart_by_all_methods(server):
 
 
 @pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding])
-def test_voyage_s_own_types_are_python_floats_in_both_hosts(server, host):
+def test_voyages_integer_dtypes_are_python_floats_in_both_frameworks(server, host):
     made = host(model=MODEL, base_url=server.base_url, api_key="test-key", cache=False, dtype="int8", dimensions=256)
     row = made.embed_query("x") if host is EmbedKitEmbeddings else made.get_query_embedding("x")
     assert row == to_dtype(voyage_vector("x", "query", 256), "int8").tolist()
     assert {type(number) for number in row} == {float}
 
 
-def test_a_store_finds_what_was_put_into_it_and_pays_once(server, tmp_path):
+def test_a_rebuilt_voyage_store_is_billed_once(server, tmp_path):
     options = {"model": MODEL, "base_url": server.base_url, "api_key": "test-key", "cache": tmp_path}
     facts = [f"fact {i}" for i in range(20)]
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""LlamaIndex: every method of its base class, its indexes, its pipeline, its pickles."""
+"""The LlamaIndex class: methods, hashes, dictionaries and events."""
 
 import asyncio
 import json
@@ -70,14 +70,14 @@ async def test_every_method_returns_the_vectors_of_the_core():
     assert await model.aget_agg_embedding_from_queries(["a", "b"], agg_fn=lambda rows: rows[1]) == query("b")
 
 
-async def test_nodes_get_the_vector_of_what_the_host_says_is_their_text():
+async def test_nodes_get_the_vector_of_their_text_with_metadata():
     model = asymmetric(FakeServer())
     truth = [document(node.get_content(metadata_mode=MetadataMode.EMBED)) for node in nodes(3)]
     assert [node.embedding for node in model(nodes(3))] == truth
     assert [node.embedding for node in await model.acall(nodes(3))] == truth
 
 
-def test_similarity_is_the_hosts_own(server):
+def test_similarity_is_that_of_llamaindex(server):
     model = index_model(server)
     one, other = model.get_text_embedding_batch(["a", "b"])
     assert model.similarity(one, one) == pytest.approx(1)
@@ -98,7 +98,7 @@ async def test_every_value_is_a_python_float_and_the_vectors_are_json(server):
     assert json.loads(json.dumps(rows)) == rows
 
 
-async def test_a_batch_is_one_call_of_the_core_whatever_the_hosts_batch_size(server):
+async def test_a_batch_is_one_call_of_the_core_for_every_embed_batch_size(server):
     model = index_model(server)
     assert model.embed_batch_size == 10
     assert model.get_text_embedding_batch(numbered(25)) == [vector_of(text).tolist() for text in numbered(25)]
@@ -134,12 +134,12 @@ OTHER = [{"model": "openai:text-embedding-3-large"}, {"dimensions": 8}, {"docume
 
 
 @pytest.mark.parametrize("change", [*SAME, *OTHER], ids=repr)
-def test_the_hosts_hash_changes_with_what_changes_vectors_and_with_nothing_else(server, change):
+def test_the_transformation_hash_changes_only_with_what_changes_vectors(server, change):
     one, other = (get_transformation_hash(nodes(2), index_model(server, **options)) for options in ({}, change))
     assert (one == other) == (change in SAME)
 
 
-def test_the_hosts_hash_changes_with_an_address_from_the_environment(monkeypatch):
+def test_the_transformation_hash_changes_with_a_base_url_from_the_environment(monkeypatch):
     hashes = set()
     for address in ("http://localhost:1/v1", "http://localhost:2/v1"):
         monkeypatch.setenv("OPENAI_BASE_URL", address)
@@ -147,7 +147,7 @@ def test_the_hosts_hash_changes_with_an_address_from_the_environment(monkeypatch
     assert len(hashes) == 2
 
 
-def test_the_hosts_hash_does_not_change_with_the_order_of_options(server):
+def test_the_transformation_hash_does_not_depend_on_the_order_of_options(server):
     one, other = ({"user": "u", "dimension_hint": 1}, {"dimension_hint": 1, "user": "u"})
     assert get_transformation_hash(nodes(2), index_model(server, provider_options=one)) == get_transformation_hash(
         nodes(2), index_model(server, provider_options=other)
@@ -155,7 +155,7 @@ def test_the_hosts_hash_does_not_change_with_the_order_of_options(server):
 
 
 @needs_local_model
-def test_the_hosts_hash_changes_with_what_is_in_a_models_folder():
+def test_the_transformation_hash_changes_with_the_files_of_a_local_model():
     with copied_model(prompts={"query": "q: "}) as folder:
         before = get_transformation_hash(nodes(2), EmbedKitEmbedding(model=f"local:{folder}", cache=False))
         config = folder / "config_sentence_transformers.json"
@@ -163,8 +163,8 @@ def test_the_hosts_hash_changes_with_what_is_in_a_models_folder():
         assert get_transformation_hash(nodes(2), EmbedKitEmbedding(model=f"local:{folder}", cache=False)) != before
 
 
-def test_the_hosts_cache_neither_embeds_again_for_a_new_key_nor_serves_what_is_stale(server):
-    """Scenario 17, without a cache of ours: what the host's own cache has is found by to_dict()."""
+def test_the_ingestion_cache_hits_with_a_new_key_and_misses_with_new_dimensions(server):
+    """The embedder has no cache: LlamaIndex finds the entries of its own cache by `to_dict()`."""
     hosts_cache = IngestionCache()
 
     def run(**options):
@@ -182,7 +182,7 @@ def test_the_hosts_cache_neither_embeds_again_for_a_new_key_nor_serves_what_is_s
 
 
 class Refusing(SimpleKVStore):
-    """A store that nobody may ask."""
+    """A store that must not be used."""
 
     def get(self, key, collection="data"):
         raise AssertionError("the embeddings_cache was consulted")
@@ -190,18 +190,18 @@ class Refusing(SimpleKVStore):
     put = aget = aput = get
 
 
-async def test_an_embeddings_cache_is_warned_about_and_never_consulted(server):
+async def test_an_embeddings_cache_is_never_used_and_causes_a_warning(server):
     with pytest.warns(UserWarning, match="embeddings_cache is not used"):
         model = index_model(server, embeddings_cache=Refusing())
     assert model.embeddings_cache is None
-    model.embeddings_cache = Refusing()  # as a host or a user may do later
+    model.embeddings_cache = Refusing()  # as the framework or a user can do later
     rows = [model.get_text_embedding("a"), model.get_query_embedding("a"), *model.get_text_embedding_batch(["a"])]
     rows += [await model.aget_text_embedding("a"), await model.aget_query_embedding("a")]
     rows += await model.aget_text_embedding_batch(["a"])
     assert rows == [vector_of("a").tolist()] * 6
 
 
-def test_a_dictionary_makes_the_same_model_again(server, monkeypatch):
+def test_a_model_made_from_its_dictionary_is_equal(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "test-key")
     model = index_model(server, dimensions=64, query_prompt="q: ")
     for other in (EmbedKitEmbedding.from_dict(model.to_dict()), EmbedKitEmbedding.from_json(model.to_json())):
@@ -213,7 +213,7 @@ def test_a_dictionary_makes_the_same_model_again(server, monkeypatch):
 
 
 class Heard(BaseEventHandler):
-    """The host's events, as an instrumentation hears them."""
+    """The received events of LlamaIndex's instrumentation."""
 
     events: list = Field(default_factory=list)
 
@@ -225,7 +225,7 @@ class Heard(BaseEventHandler):
 
 
 class Called(BaseCallbackHandler):
-    """The host's callbacks, by the id of the event."""
+    """The received callbacks, by event id."""
 
     def __init__(self):
         super().__init__([], [])
@@ -267,7 +267,7 @@ async def call(model, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_start_has_its_end_with_the_texts_and_vectors(server, heard, method):
+async def test_each_start_event_has_an_end_event_with_texts_and_vectors(server, heard, method):
     called = Called()
     await call(index_model(server, callback_manager=CallbackManager([called])), method)
     texts = list(METHODS[method][0])
@@ -282,7 +282,7 @@ async def test_a_start_has_its_end_with_the_texts_and_vectors(server, heard, met
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_start_has_its_end_when_the_call_fails(server, heard, method):
+async def test_each_start_event_has_an_end_event_if_the_call_fails(server, heard, method):
     called = Called()
     with pytest.raises(AuthenticationError):
         await call(index_model(server, api_key="wrong", callback_manager=CallbackManager([called])), method)
@@ -292,7 +292,7 @@ async def test_a_start_has_its_end_when_the_call_fails(server, heard, method):
     assert called.started.keys() == called.ended.keys()
 
 
-async def test_a_start_has_its_end_when_the_caller_leaves(server, heard):
+async def test_each_start_event_has_an_end_event_if_the_call_is_cancelled(server, heard):
     server.hold()
     work = asyncio.create_task(index_model(server).aget_text_embedding_batch(["x"]))
     await asyncio.to_thread(server.wait_for_requests, 1)
@@ -304,7 +304,7 @@ async def test_a_start_has_its_end_when_the_caller_leaves(server, heard):
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_call_has_one_usage_event_with_the_tokens_as_billed_and_the_hits(server, tmp_path, heard, method):
+async def test_each_call_has_one_usage_event_with_billed_tokens_and_cache_hits(server, tmp_path, heard, method):
     model = index_model(server, cache=tmp_path)
     await call(model, method)
     await call(model, method)
@@ -317,7 +317,7 @@ async def test_a_call_has_one_usage_event_with_the_tokens_as_billed_and_the_hits
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_call_that_fails_has_one_usage_event_too(server, heard, method):
+async def test_a_failed_call_has_one_usage_event(server, heard, method):
     with pytest.raises(AuthenticationError) as failed:
         await call(index_model(server, api_key="wrong"), method)
     [event] = heard.of(EmbeddingUsageEvent)
@@ -325,7 +325,7 @@ async def test_a_call_that_fails_has_one_usage_event_too(server, heard, method):
     assert event.usage == failed.value.usage == Usage(texts=n, failed=n, requests=1)
 
 
-def test_a_call_that_fails_in_part_has_one_usage_event_of_what_it_took(server, heard):
+def test_a_partial_failure_has_one_usage_event(server, heard):
     server.rejected_texts.add("bad")
     with pytest.raises(PartialFailureError) as failed:
         index_model(server).get_text_embedding_batch(["fine", "bad", "fine too"])
@@ -337,7 +337,7 @@ def test_a_call_that_fails_in_part_has_one_usage_event_of_what_it_took(server, h
     assert heard.of(EmbeddingUsageEvent)[1].usage is None
 
 
-def test_the_hosts_token_counter_counts(server):
+def test_the_token_counter_of_llamaindex_counts(server):
     counter = TokenCountingHandler(tokenizer=str.split)
     model = index_model(server, callback_manager=CallbackManager([counter]))
     model.get_text_embedding_batch(["two words", "and three words"])

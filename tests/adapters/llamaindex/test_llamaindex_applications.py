@@ -1,4 +1,4 @@
-"""What LlamaIndex's users build, and what both frameworks share in one process."""
+"""LlamaIndex applications: indexes, query engines, ingestion; and both frameworks in one process."""
 
 import asyncio
 import threading
@@ -47,7 +47,7 @@ def nodes(texts=TEXTS):
 
 
 def nearest(asked, k, texts=TEXTS, vector=vector_of, query_vector=vector_of):
-    """The texts in the order there should be."""
+    """Return the texts in the expected order."""
     scores = [float(vector(text) @ query_vector(asked)) for text in texts]
     return [texts[i] for i in np.argsort(scores)[::-1][:k]]
 
@@ -68,7 +68,7 @@ async def test_an_index_ranks_by_the_servers_vectors(server, use_async):
     assert texts_sent(server) == [*TEXTS, ASKED, "another?"]
 
 
-async def test_an_index_that_is_built_again_sends_nothing(server, tmp_path):
+async def test_a_rebuilt_index_sends_nothing(server, tmp_path):
     VectorStoreIndex(nodes([*TEXTS, *TEXTS]), embed_model=index_model(server, cache=tmp_path))
     assert texts_sent(server) == TEXTS
     again = index_model(server, cache=tmp_path)
@@ -90,7 +90,7 @@ def test_an_index_of_documents_embeds_its_chunks_with_the_global_model(server):
     assert model.usage.texts == len(pieces) + 1
 
 
-def test_an_index_that_grows_sends_the_new_text_alone(server, tmp_path):
+def test_a_growing_index_sends_only_the_new_text(server, tmp_path):
     index = VectorStoreIndex(nodes(), embed_model=index_model(server))
     index.insert_nodes(nodes(["new"]))
     index.insert(Document(text="newer"))
@@ -103,7 +103,7 @@ def test_an_index_that_grows_sends_the_new_text_alone(server, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["default", "mmr"])
-async def test_an_index_asks_queries_as_queries(mode):
+async def test_an_index_embeds_queries_as_queries(mode):
     server = FakeServer()
     model = EmbedKitEmbedding(model="fake:any", base_url=server.url, cache=False)
     kwargs = {"vector_store_kwargs": {"mmr_threshold": 1.0}} if mode == "mmr" else {}
@@ -116,7 +116,7 @@ async def test_an_index_asks_queries_as_queries(mode):
     assert [seen.body["role"] for seen in server.received] == ["document", "query", "query"]
 
 
-async def test_a_query_engine_puts_what_was_found_before_the_model(server):
+async def test_a_query_engine_passes_the_retrieved_texts_to_the_model(server):
     Settings.embed_model, Settings.llm = index_model(server), MockLLM()
     engine = VectorStoreIndex(nodes()).as_query_engine(similarity_top_k=2)
     for answer in (engine.query(ASKED), await engine.aquery(ASKED)):
@@ -142,7 +142,7 @@ async def test_an_ingest_with_one_more_node_sends_one_text(server, tmp_path, run
     assert [len(request.texts) for request in server.requests] == [10, 1]
 
 
-def test_the_pipelines_own_cache_is_keyed_by_what_changes_vectors(server):
+def test_the_cache_of_a_pipeline_depends_only_on_what_changes_vectors(server):
     pipeline = IngestionPipeline(transformations=[index_model(server)])
     pipeline.run(nodes=nodes())
     pipeline.transformations = [index_model(server, timeout=5.0, max_concurrency=2)]
@@ -157,7 +157,7 @@ def test_the_pipelines_own_cache_is_keyed_by_what_changes_vectors(server):
 
 
 @pytest.mark.parametrize("first", ["LangChain", "LlamaIndex"])
-async def test_what_one_framework_embedded_the_other_has_for_nothing(server, tmp_path, first):
+async def test_texts_embedded_by_one_framework_are_cache_hits_for_the_other(server, tmp_path, first):
     embeddings, model = lang(server, cache=tmp_path), index_model(server, cache=tmp_path)
     doors = [
         (embeddings.embed_documents, embeddings.aembed_documents),
@@ -170,7 +170,7 @@ async def test_what_one_framework_embedded_the_other_has_for_nothing(server, tmp
     assert texts_sent(server) == TEXTS
 
 
-async def test_what_both_ask_at_once_is_sent_once(server):
+async def test_concurrent_calls_of_both_frameworks_are_coalesced(server):
     embeddings, model = lang(server), index_model(server)
     server.hold()
     with ThreadPoolExecutor(4) as threads:
@@ -185,8 +185,8 @@ async def test_what_both_ask_at_once_is_sent_once(server):
     assert sorted(texts_sent(server)) == sorted(TEXTS)
 
 
-async def test_both_frameworks_at_once_keep_one_bound(server):
-    """Scenario 18. Held back, as many requests are in flight as may be: five, of eight callers with twenty each."""
+async def test_both_frameworks_share_one_concurrency_limit(server):
+    """The server holds all requests, so that five are in flight: eight callers have twenty each."""
     bound = {"max_concurrency": 5, "max_batch_texts": 5}
     embeddings, model = lang(server, **bound), index_model(server, **bound)
     embeddings.embed_query("the first request of all goes alone")
@@ -206,8 +206,7 @@ async def test_both_frameworks_at_once_keep_one_bound(server):
     assert sorted(texts_sent(server)[1:]) == sorted(text for texts in asked for text in texts)
 
 
-def test_both_frameworks_keep_one_bound_while_a_server_takes_its_time():
-    """Scenario 18."""
+def test_both_frameworks_share_one_concurrency_limit_at_a_slow_server():
     with OpenAIServer(latency=0.01) as server:
         bound = {"max_concurrency": 5, "max_batch_texts": 5}
         embeddings, model = lang(server, **bound), index_model(server, **bound)
@@ -228,7 +227,7 @@ def test_both_frameworks_keep_one_bound_while_a_server_takes_its_time():
         assert 1 < server.peak_in_flight <= 5
 
 
-async def test_a_query_of_one_framework_overtakes_the_ingest_of_the_other(server):
+async def test_a_query_of_one_framework_is_sent_before_the_ingest_of_the_other(server):
     bound = {"max_concurrency": 1, "max_batch_texts": 5}
     embeddings, model = lang(server, **bound), index_model(server, **bound)
     embeddings.embed_query("the first request of all goes alone")

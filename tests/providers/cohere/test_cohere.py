@@ -123,7 +123,7 @@ def test_the_request_is_as_documented(server):
     assert not server.unknown_paths
 
 
-def test_vectors_are_brought_to_length_1_and_the_key_says_so(server, tmp_path):
+def test_vectors_are_normalized_and_the_key_includes_it(server, tmp_path):
     made = cohere(server, cache=tmp_path)
     rows = made.embed(TEXTS).vectors
     assert np.linalg.norm(as_it_comes(TEXTS), axis=1) == pytest.approx(1.25)
@@ -132,7 +132,7 @@ def test_vectors_are_brought_to_length_1_and_the_key_says_so(server, tmp_path):
     assert np.array_equal(made.embed(TEXTS).vectors, rows)
 
 
-def test_an_option_replaces_the_input_type_and_is_another_key(server):
+def test_an_input_type_option_replaces_the_input_type_and_changes_the_key(server):
     clustering = cohere(server, provider_options={"input_type": "clustering"})
     np.testing.assert_allclose(clustering.embed_query("x"), expected(["x"], "clustering")[0], atol=1e-6)
     assert clustering.explain("x").key == clustering.explain("x", input_type="query").key
@@ -140,7 +140,7 @@ def test_an_option_replaces_the_input_type_and_is_another_key(server):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
-def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
+def test_quantized_dtypes_come_from_the_provider_unchanged(server, dtype, tmp_path):
     made = cohere(server, dtype=dtype, cache=tmp_path)
     vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
     assert server.requests[0].body["embedding_types"] == [dtype]
@@ -150,7 +150,7 @@ def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
     assert again.usage.requests == 0
 
 
-def test_other_dimensions_are_asked_for_and_never_cut_here(server, tmp_path):
+def test_other_dimensions_are_requested_and_never_truncated_locally(server, tmp_path):
     """Nobody documents that the beginning of a longer vector of Cohere's is the shorter one."""
     cohere(server, cache=tmp_path).embed(TEXTS)
     result = cohere(server, dimensions=256, cache=tmp_path).embed(TEXTS)
@@ -159,14 +159,14 @@ def test_other_dimensions_are_asked_for_and_never_cut_here(server, tmp_path):
     np.testing.assert_allclose(result.vectors, expected(TEXTS, dimensions=256), atol=1e-6)
 
 
-def test_no_request_holds_more_than_96_texts(server):
+def test_no_request_has_more_than_96_texts(server):
     result = cohere(server).embed(numbered(300))
     assert max(len(request.texts) for request in server.requests) <= 96
     assert set(statuses(server)) == {200}
     np.testing.assert_allclose(result.vectors, expected(numbered(300)), atol=1e-6)
 
 
-def test_a_batch_over_the_limits_is_halved_and_everything_comes(server):
+def test_a_batch_over_the_limits_is_split_until_it_fits(server):
     server.max_inputs = 10
     np.testing.assert_allclose(cohere(server).embed(numbered(40)).vectors, expected(numbered(40)), atol=1e-6)
     server.max_inputs, server.max_tokens_per_request = 96, 300
@@ -174,7 +174,7 @@ def test_a_batch_over_the_limits_is_halved_and_everything_comes(server):
     np.testing.assert_allclose(cohere(server).embed(texts).vectors, expected(texts), atol=1e-6)
 
 
-def test_a_long_text_among_short_ones_is_found_cut_by_cohere_and_named(server):
+def test_a_long_text_among_short_ones_is_found_and_truncated_by_cohere(server):
     server.max_tokens_per_text = 40
     texts = [*numbered(30), long_text(45), *numbered(40)[30:]]
     result = cohere(server, model_info={"text_tokens": 40}).embed(texts)
@@ -185,7 +185,7 @@ def test_a_long_text_among_short_ones_is_found_cut_by_cohere_and_named(server):
     assert set(server.billed_texts.values()) == {1}
 
 
-def test_texts_far_over_the_limit_are_not_refused_first(server):
+def test_texts_far_over_the_limit_are_sent_with_truncation_at_once(server):
     """A corpus of long texts would cost a refusal for each."""
     server.max_tokens_per_text = 40
     texts = [long_text(200, mark) for mark in "abcdefgh"]
@@ -194,7 +194,7 @@ def test_texts_far_over_the_limit_are_not_refused_first(server):
     assert set(statuses(server)) == {200}
 
 
-def test_a_long_text_is_an_error_where_that_is_asked_for(server):
+def test_the_error_of_a_long_text_has_its_tokens_and_the_limit(server):
     server.max_tokens_per_text = 40
     with pytest.raises(PartialFailureError) as caught:
         cohere(server, on_long_text="error").embed([*TEXTS, long_text(60)])
@@ -221,7 +221,7 @@ def test_a_long_text_is_an_error_where_that_is_asked_for(server):
         (529, "overloaded", UnavailableError, "HTTP 529"),
     ],
 )
-def test_a_refusal_is_the_error_that_it_means(server, status, message, error, shown):
+def test_each_refusal_of_cohere_becomes_the_right_error(server, status, message, error, shown):
     server.fault_for(lambda texts, number: Fault(status=status, body=server.error(message)))
     with pytest.raises(error, match=shown) as caught:
         cohere(server, max_retries=0).embed(TEXTS)
@@ -244,7 +244,7 @@ def test_a_reply_of_another_shape_is_refused(server, body, message):
         cohere(server).embed(["x"])
 
 
-def test_a_reset_as_a_time_of_day_is_a_wait(server, monkeypatch):
+def test_a_reset_time_in_a_header_becomes_retry_after(server, monkeypatch):
     monkeypatch.setattr("embedkit_core.providers.cohere.time.time", lambda: 1_000_000_000.0)
     server.fault_for(lambda texts, number: Fault(status=429, headers={"x-ratelimit-reset": "1000000009"}))
     with pytest.raises(RateLimitError) as caught:
@@ -255,7 +255,7 @@ def test_a_reset_as_a_time_of_day_is_a_wait(server, monkeypatch):
 # Keys and hosts
 
 
-def test_a_key_is_needed_at_cohere_s_own_host_only(server):
+def test_a_key_is_required_at_coheres_own_host_only(server):
     for address in (None, "https://api.cohere.com/v2", "https://api.cohere.com/v1/", "https://API.cohere.com"):
         with pytest.raises(ConfigurationError, match="CO_API_KEY"):
             Embedder(MODEL, base_url=address, cache=False)
@@ -269,7 +269,7 @@ def test_the_key_is_found_in_the_environment(server, monkeypatch, name):
     assert len(cohere(server, api_key=None).embed(TEXTS).vectors) == 5
 
 
-def test_the_address_of_the_environment_is_used_and_is_part_of_the_key(server, monkeypatch):
+def test_the_base_url_of_the_environment_is_used_and_is_part_of_the_key(server, monkeypatch):
     own = Embedder(MODEL, api_key="k", cache=False).explain("x").key
     monkeypatch.setenv("CO_API_URL", f"{server.origin}/v2")
     made = Embedder(MODEL, api_key=server.api_key, cache=False)
@@ -278,18 +278,18 @@ def test_the_address_of_the_environment_is_used_and_is_part_of_the_key(server, m
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v2", "/v2/embed", "/v1/embed"])
-def test_an_address_is_taken_with_or_without_its_version(server, end):
+def test_a_base_url_may_have_a_version_or_not(server, end):
     assert len(cohere(server, base_url=f"{server.origin}{end}").embed(TEXTS).vectors) == 5
 
 
-def test_a_gateway_whose_address_names_cohere_is_asked_at_that_address(server):
+def test_a_gateway_with_cohere_in_its_url_gets_the_request(server):
     """The SDK takes such an address for Cohere's own, and takes /v1 out of it."""
     server.path = "/v1/cohere.com/v2/embed"
     assert len(cohere(server, base_url=f"{server.origin}/v1/cohere.com").embed(TEXTS).vectors) == 5
     assert not server.unknown_paths
 
 
-async def test_a_client_that_is_closed_has_closed_what_it_opened(server):
+async def test_a_closed_client_has_closed_its_transport(server):
     client = Cohere(ProviderSettings("embed-v4.0", api_key=Secret("k"), base_url=server.base_url)).connect()
     transport = client._http.httpx_client
     assert not transport.is_closed

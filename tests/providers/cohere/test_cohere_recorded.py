@@ -40,7 +40,7 @@ def answer(server, pair):
         server.fault_for(lambda texts, number: Fault(status=status, body=body))
 
 
-def test_there_are_pairs_of_both_kinds_and_each_says_where_it_is_from():
+def test_there_are_recorded_answers_and_refusals_of_cohere_with_their_sources():
     assert (len(ANSWERED), len(REFUSED)) == (6, 8)
     assert {*ANSWERED, *REFUSED} == {*PAIRS}
     assert all(pair["source"].startswith("https://") and pair["read"] and pair["what"] for pair in PAIRS.values())
@@ -48,7 +48,7 @@ def test_there_are_pairs_of_both_kinds_and_each_says_where_it_is_from():
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_a_reply_becomes_the_vectors_it_holds(server, name):
+def test_a_recorded_cohere_reply_gives_its_vectors(server, name):
     pair = PAIRS[name]
     asked = pair["asked"]
     answer(server, pair)
@@ -66,7 +66,7 @@ def test_a_reply_becomes_the_vectors_it_holds(server, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_a_refusal_becomes_the_error_it_means(server, name):
+async def test_a_recorded_cohere_refusal_gives_the_right_error(server, name):
     pair = PAIRS[name]
     asked, known = pair["asked"], pair["error"]
     answer(server, pair)

@@ -70,14 +70,14 @@ def expected(texts, server, model, prompt=""):
         ("lmstudio", "http://localhost:1234/v1", 256),
     ],
 )
-def test_a_server_is_found_by_its_name_alone_where_it_is_unless_told(preset, address, texts):
+def test_each_preset_has_a_default_address_and_batch_size(preset, address, texts):
     embedder = Embedder(f"{preset}:some-model:latest", cache=False)
     assert embedder.model == f"{preset}:some-model:latest"
     assert (embedder.provider.model, embedder.provider.endpoint) == ("some-model:latest", address)
     assert embedder.provider.limits.texts == texts
 
 
-def test_the_preset_without_an_address_of_its_own_says_what_is_missing(monkeypatch):
+def test_a_preset_without_a_default_address_says_what_is_missing(monkeypatch):
     with pytest.raises(ConfigurationError, match=r"address of the Azure .* is missing.* AZURE_OPENAI_ENDPOINT"):
         Embedder("azure:my-deployment", cache=False)
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", f"{AZURE}/")
@@ -89,19 +89,19 @@ def test_the_preset_without_an_address_of_its_own_says_what_is_missing(monkeypat
 
 @pytest.mark.parametrize("given", [AZURE, f"{AZURE}/", f"{AZURE}/openai/v1", f" {AZURE}/openai/v1/ "])
 @pytest.mark.parametrize("where", ["argument", "environment"])
-def test_azures_endpoint_is_that_of_version_1(given, where, monkeypatch):
+def test_the_azure_endpoint_is_the_v1_endpoint(given, where, monkeypatch):
     settings = {"base_url": given} if where == "argument" else {}
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", given if where == "environment" else "https://another.example")
     embedder = Embedder("azure:my-deployment", api_key="k", cache=False, **settings)
     assert embedder.provider.endpoint == f"{AZURE}/openai/v1"
 
 
-def test_an_endpoint_of_azures_with_a_deployment_in_it_is_refused_with_how_to_name_it():
+def test_an_azure_endpoint_with_a_deployment_is_refused_with_the_fix():
     with pytest.raises(ConfigurationError, match="the deployment as the model, as in 'azure:my-deployment'"):
         Embedder("azure:x", api_key="k", base_url=f"{AZURE}/openai/deployments/my-deployment", cache=False)
 
 
-def test_an_entra_token_of_the_environment_is_a_key(monkeypatch):
+def test_an_entra_token_of_the_environment_is_used_as_the_key(monkeypatch):
     monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "ey.token")
     assert Embedder("azure:x", base_url=AZURE, cache=False).provider.secret.reveal() == "ey.token"
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "key")
@@ -123,14 +123,14 @@ def test_an_entra_token_of_the_environment_is_a_key(monkeypatch):
         ("http://localhost:11434/v1", "http://localhost:11434/v1"),
     ],
 )
-def test_the_address_of_the_environment_may_be_spelled_as_ollama_itself_reads_it(host, address, monkeypatch):
+def test_ollama_host_accepts_every_format_that_ollama_reads(host, address, monkeypatch):
     monkeypatch.setenv("OLLAMA_HOST", host)
     assert Embedder("ollama:m", cache=False).provider.endpoint == address
     assert Embedder("ollama:m", base_url="http://other:1/v1", cache=False).provider.endpoint == "http://other:1/v1"
 
 
 @presets
-def test_a_path_is_added_to_an_address_that_has_none_and_to_no_other(preset):
+def test_the_default_path_is_added_only_to_an_address_without_a_path(preset):
     def endpoint(address):
         return Embedder(f"{preset}:m", api_key="k", base_url=address, cache=False).provider.endpoint
 
@@ -141,7 +141,7 @@ def test_a_path_is_added_to_an_address_that_has_none_and_to_no_other(preset):
 
 
 @presets
-def test_in_keys_a_preset_is_openai_at_an_address(preset):
+def test_a_preset_has_the_cache_keys_of_openai_at_the_same_address(preset):
     address = f"http://host:9{PRESETS[preset].path}"
     for model in ("some-model", E5, "text-embedding-3-small"):
         named = Embedder(f"{preset}:{model}", api_key="k", base_url=address, cache=False)
@@ -151,7 +151,7 @@ def test_in_keys_a_preset_is_openai_at_an_address(preset):
         assert (named.model, plain.model) == (f"{preset}:{model}", f"openai:{model}")
 
 
-def test_a_vector_that_was_asked_for_by_address_is_there_by_name(tmp_path):
+def test_a_vector_cached_by_address_is_a_hit_by_preset_name(tmp_path):
     with OllamaServer() as server:
         at(server, "nomic-embed-text:latest", cache=tmp_path).embed(["a"])
         by_name = at(server, "ollama:nomic-embed-text:latest", cache=tmp_path)
@@ -160,7 +160,7 @@ def test_a_vector_that_was_asked_for_by_address_is_there_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding])
-def test_a_preset_works_through_both_hosts(host, monkeypatch):
+def test_a_preset_works_in_both_frameworks(host, monkeypatch):
     with OllamaServer(models={"nomic-embed-text"}) as server:
         monkeypatch.setenv("OLLAMA_HOST", server.origin)
         model = host(model="ollama:nomic-embed-text", cache=False)
@@ -169,7 +169,7 @@ def test_a_preset_works_through_both_hosts(host, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["OpenAI-Organization", "openai-organization", "OPENAI-PROJECT"])
-def test_a_header_of_the_users_is_sent_in_place_of_the_environments(name, monkeypatch):
+def test_a_users_header_replaces_the_header_of_the_environment(name, monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-the-environment")
     with OpenAIServer(api_key=None) as server:
         for model in ("openai:m", "vllm:m"):
@@ -177,7 +177,7 @@ def test_a_header_of_the_users_is_sent_in_place_of_the_environments(name, monkey
             assert server.requests[-1].headers[name.lower()] == "mine"
 
 
-def test_what_is_openais_reaches_no_other_server(monkeypatch):
+def test_openai_credentials_are_never_sent_to_another_server(monkeypatch):
     for name, value in {"OPENAI_API_KEY": "sk-mine", "OPENAI_ORG_ID": "org-mine", "OPENAI_PROJECT_ID": "p"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
@@ -193,7 +193,7 @@ def test_what_is_openais_reaches_no_other_server(monkeypatch):
 @pytest.mark.parametrize(
     ("preset", "variable"), [(n, s.key_variables[0]) for n, s in PRESETS.items() if s.key_variables]
 )
-def test_a_preset_has_a_key_variable_of_its_own(preset, variable, monkeypatch):
+def test_each_preset_has_its_own_key_variable(preset, variable, monkeypatch):
     assert provider_class(preset).key_variable == variable
     with OpenAIServer(api_key="mine") as server:
         refused = at(server, f"{preset}:m", api_key="wrong")
@@ -204,7 +204,7 @@ def test_a_preset_has_a_key_variable_of_its_own(preset, variable, monkeypatch):
         at(server, f"{preset}:m").embed(["a"])
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_the_error_of_an_unreachable_preset_names_the_server():
     embedder = Embedder("ollama:m", base_url="http://127.0.0.1:1", cache=False, max_retries=0)
     with pytest.raises(
         UnavailableError, match=r"127\.0\.0\.1:1 could not be reached \(.*\)\. Is Ollama running there\?"
@@ -212,7 +212,7 @@ def test_a_server_that_is_not_there_is_named():
         embedder.embed(["a"])
 
 
-def test_a_model_that_is_not_there_is_named():
+def test_the_error_of_a_missing_model_names_the_model():
     with OllamaServer(models={"other"}) as server:
         missing = at(server, "ollama:m")
         with pytest.raises(BadRequestError, match=r"the request .*model \"m\" not found, try pulling it first$"):
@@ -223,7 +223,7 @@ def test_a_model_that_is_not_there_is_named():
 # What is known of a model
 
 
-def test_a_deployment_has_the_facts_of_the_model_it_is_like():
+def test_a_deployment_with_like_has_the_facts_of_that_model():
     with OpenAIServer(api_key="k") as server:
         like = {"like": "openai:text-embedding-3-small"}
         embedder = at(server, "azure:my-deployment", api_key="k", model_info=like, dimensions=256)
@@ -236,7 +236,7 @@ def test_a_deployment_has_the_facts_of_the_model_it_is_like():
         at(server, "azure:my-deployment", api_key="k", model_info=like, dimensions=3072)
 
 
-def test_an_open_model_has_its_prompts_at_a_server(tmp_path):
+def test_an_open_model_uses_its_prompts_at_a_server(tmp_path):
     with TEIServer() as server:
         embedder = at(server, f"tei:{E5}", cache=tmp_path)
         assert embedder.dimensions == 384
@@ -251,7 +251,7 @@ def test_an_open_model_has_its_prompts_at_a_server(tmp_path):
     assert documents.usage.cost_usd is None
 
 
-def test_an_open_models_name_is_known_by_address_too_and_has_the_servers_limits():
+def test_an_open_model_is_known_by_address_too_and_has_the_servers_limits():
     with CompatibleServer() as server:
         embedder = at(server, E5)
     assert embedder.model == f"openai:{E5}"
@@ -260,13 +260,13 @@ def test_an_open_models_name_is_known_by_address_too_and_has_the_servers_limits(
     assert (given.provider.limits.texts, given.provider.usd_per_million) == (128, Decimal("0.01"))
 
 
-def test_an_open_model_is_not_openais_at_its_own_host():
+def test_an_open_model_is_unknown_at_openais_own_host():
     embedder = Embedder(f"openai:{E5}", api_key="k", cache=False)
     assert (embedder.dimensions, embedder.explain("a").request_body) == (None, {"model": E5})
 
 
 @pytest.mark.parametrize(("model", "width", "centered"), [(QWEN, 1024, False), (NOMIC, 768, True)])
-def test_an_open_models_vectors_are_cut_here_and_no_server_is_asked_to(model, width, centered):
+def test_vectors_of_an_open_model_are_truncated_locally(model, width, centered):
     with VLLMServer(dimensions=width) as server:
         rows = at(server, f"vllm:{model}", dimensions=256).embed(["a"]).vectors
         whole = expected(["a"], server, model, "search_document: " if centered else "").astype(np.float64)
@@ -279,7 +279,7 @@ def test_an_open_models_vectors_are_cut_here_and_no_server_is_asked_to(model, wi
             at(server, f"vllm:{model}", dimensions=5000)
 
 
-def test_a_server_that_cuts_is_asked_to_for_a_model_that_nobody_knows():
+def test_fewer_dimensions_of_an_unknown_model_are_requested_from_the_server():
     with OpenAIServer(api_key=None) as server:
         assert at(server, "vllm:new-model", dimensions=64).embed(["a"]).vectors.shape == (1, 64)
     assert server.requests[0].body["dimensions"] == 64
@@ -288,7 +288,7 @@ def test_a_server_that_cuts_is_asked_to_for_a_model_that_nobody_knows():
 UNKNOWN = {"allowed_dimensions": [64, 384], "cut": "prefix"}
 
 
-def test_a_server_that_pays_no_heed_to_dimensions_is_named_with_the_way_out():
+def test_a_server_that_ignores_dimensions_is_an_error_with_the_fix():
     with LMStudioServer() as server:
         with pytest.raises(BadReplyError, match="384 dimensions instead of 64; if the model supports shorter") as refused:
             at(server, "lmstudio:new-model", dimensions=64).embed(["a"])
@@ -298,7 +298,7 @@ def test_a_server_that_pays_no_heed_to_dimensions_is_named_with_the_way_out():
     assert "dimensions" not in server.requests[-1].body
 
 
-def test_a_server_that_refuses_dimensions_is_named_with_the_way_out():
+def test_a_server_that_refuses_dimensions_is_an_error_with_the_fix():
     with VLLMServer() as server:
         with pytest.raises(BadRequestError, match=r"does not support matryoshka .*; if the model supports shorter .*\[64\]"):
             at(server, "vllm:new-model", dimensions=64).embed(numbered(9))
@@ -307,7 +307,7 @@ def test_a_server_that_refuses_dimensions_is_named_with_the_way_out():
     np.testing.assert_allclose(rows[0], vector_of("a", 64, 384, "new-model"), atol=1e-7)
 
 
-def test_a_gateway_that_refuses_the_dimensions_of_openais_models_has_a_way_out_too(tmp_path):
+def test_a_gateway_that_refuses_dimensions_of_openai_models_is_an_error_with_the_fix(tmp_path):
     with VLLMServer(dimensions=1536) as server:
         small = {"model": "text-embedding-3-small", "api_key": "k", "cache": tmp_path}
         with pytest.raises(BadRequestError, match=r"in the catalogue, embed the texts once without dimensions="):
@@ -318,7 +318,7 @@ def test_a_gateway_that_refuses_the_dimensions_of_openais_models_has_a_way_out_t
     assert "dimensions" not in server.requests[-1].body
 
 
-def test_a_width_that_is_wrong_for_another_reason_gets_no_advice():
+def test_a_wrong_width_without_dimensions_set_gets_no_advice():
     with OpenAIServer(dimensions=1024, ignores_dimensions=True, api_key=None) as server:
         for model, settings in ((E5, {}), ("text-embedding-ada-002", {"api_key": "k"})):
             with pytest.raises(BadReplyError, match="1024 dimensions instead of") as refused:
@@ -326,7 +326,7 @@ def test_a_width_that_is_wrong_for_another_reason_gets_no_advice():
             assert "model_info" not in str(refused.value)
 
 
-def test_a_gateway_that_pays_no_heed_to_the_dimensions_of_openais_models_is_cut_for():
+def test_vectors_of_a_gateway_that_ignores_dimensions_of_openai_models_are_truncated():
     with OpenAIServer(ignores_dimensions=True) as server:
         rows = at(server, "text-embedding-3-small", api_key="test-key", dimensions=256).embed(["a"]).vectors
     assert server.requests[0].body["dimensions"] == 256
@@ -338,7 +338,7 @@ def test_a_gateway_that_pays_no_heed_to_the_dimensions_of_openais_models_is_cut_
 
 @pytest.mark.parametrize("encoding", ["asked", "floats", "float32", "float64"])
 @pytest.mark.parametrize("model", [E5, "new-model"])
-def test_a_reply_is_read_in_whatever_encoding_it_comes(encoding, model):
+def test_replies_are_decoded_in_every_encoding(encoding, model):
     """Base64 of float64 is told by its width, or where none is known asked for again as floats."""
     with CompatibleServer(encoding=encoding) as server:
         result = at(server, model, document_prompt="").embed(["a b", "c"])
@@ -349,13 +349,13 @@ def test_a_reply_is_read_in_whatever_encoding_it_comes(encoding, model):
 
 
 @pytest.mark.parametrize("model", [E5, "new-model"])
-def test_half_precision_is_read_as_such(model):
+def test_float16_is_detected(model):
     with CompatibleServer(encoding="float16") as server:
         rows = at(server, model, document_prompt="").embed(["a", "b"]).vectors
         np.testing.assert_allclose(rows, expected(["a", "b"], server, model), atol=1e-3)
 
 
-def test_half_precision_is_told_from_a_shorter_vector_of_as_many_bytes():
+def test_float16_is_distinguished_from_float32_of_half_the_width():
     """A gateway that pays no heed to dimensions: 1536 numbers of two bytes, where 768 of four were asked for."""
     with CompatibleServer(encoding="float16", dimensions=1536, ignores_dimensions=True) as server:
         small = at(server, "text-embedding-3-small", api_key="k", dimensions=768)
@@ -374,7 +374,7 @@ def brain(vector):
 @pytest.mark.parametrize("rounded", [np.array, half, brain])
 @pytest.mark.parametrize(("served", "asked"), [(512, 1024), (1024, 512)])
 @pytest.mark.parametrize("length", [1, 20])
-def test_floats_of_another_width_are_no_numbers_of_another_type(rounded, served, asked, length):
+def test_float32_of_another_width_is_not_decoded_as_another_type(rounded, served, asked, length):
     """A server that pays no heed to dimensions: as many bytes as asked for, were it float16 or float64."""
 
     def transform(reply):
@@ -391,7 +391,7 @@ def test_floats_of_another_width_are_no_numbers_of_another_type(rounded, served,
 @pytest.mark.parametrize("encoding", ["float16", "float64"])
 @pytest.mark.parametrize("rounded", [np.array, half, brain])
 @pytest.mark.parametrize("length", [1, 20])
-def test_another_type_of_the_width_that_is_known_is_read_whatever_its_numbers(encoding, rounded, length):
+def test_another_float_type_of_the_known_width_is_decoded(encoding, rounded, length):
     def transform(reply):
         for row in reply["data"]:
             row["embedding"] = rounded(row["embedding"] * np.float32(length))
@@ -404,21 +404,21 @@ def test_another_type_of_the_width_that_is_known_is_read_whatever_its_numbers(en
         assert len(server.requests) == 1
 
 
-def test_whole_numbers_are_numbers():
+def test_integers_in_a_reply_are_valid():
     with CompatibleServer(encoding="ints") as server:
         rows = at(server, "new-model").embed(["a"]).vectors
         assert rows.dtype == np.float32
         assert rows.tolist() == np.round(expected(["a"], server, "new-model") * 127).tolist()
 
 
-def test_base64_of_a_type_that_nobody_can_tell_is_asked_for_again_as_floats():
+def test_base64_of_an_unknown_type_is_requested_again_as_floats():
     with CompatibleServer(encoding="int8") as server:
         rows = at(server, "new-model").embed(["a"]).vectors
         assert [r.body["encoding_format"] for r in server.requests] == ["base64", "float"]
         np.testing.assert_allclose(rows, expected(["a"], server, "new-model"), atol=1e-7)
 
 
-def test_base64_is_read_although_floats_were_asked_for():
+def test_base64_is_decoded_even_if_floats_were_requested():
     with OpenAIServer(api_key=None, base64=False) as server:
         embedder = at(server, "new-model")
         embedder.embed(["a"])
@@ -444,7 +444,7 @@ def test_an_option_that_changes_what_base64_means_is_refused():
 # What is refused
 
 
-def test_a_server_that_takes_fewer_texts_is_obeyed_from_then_on():
+def test_a_lower_batch_limit_of_a_server_is_remembered():
     with TEIServer(max_inputs=8) as server:
         embedder = at(server, "new-model")
         first, second = numbered(40), [f"more {text}" for text in numbered(40)]
@@ -455,7 +455,7 @@ def test_a_server_that_takes_fewer_texts_is_obeyed_from_then_on():
     assert sorted(texts_sent(server)[-40:]) == sorted(second)
 
 
-def test_a_preset_knows_how_many_texts_its_server_takes():
+def test_a_preset_knows_the_batch_limit_of_its_server():
     with TEIServer() as server:
         at(server, "tei:new-model").embed(numbered(100))
     assert set(statuses(server)) == {200}
@@ -467,7 +467,7 @@ def test_a_preset_knows_how_many_texts_its_server_takes():
     [(TEIServer, "tei:m"), (VLLMServer, "vllm:m"), (OllamaServer, "ollama:m")],
     ids=["tei", "vllm", "ollama"],
 )
-def test_a_long_text_is_cut_or_refused_as_the_user_says(kind, model):
+def test_a_long_text_is_truncated_or_refused_as_configured(kind, model):
     with kind(max_tokens_per_text=64) as server:
         texts = ["short", long_text(100), "short too"]
         result = at(server, model).embed(texts)
@@ -486,20 +486,20 @@ def test_a_text_of_too_many_characters_is_too_long():
         assert at(server, "infinity:m").embed(texts).truncated == (1,)
 
 
-def test_a_list_of_too_many_texts_is_halved():
+def test_a_batch_of_too_many_texts_is_split():
     with InfinityServer(max_inputs=5) as server:
         assert at(server, "infinity:m").embed(numbered(23)).vectors.shape == (23, 384)
     assert 422 in statuses(server)
 
 
-def test_a_body_that_is_too_large_is_halved_by_its_size():
+def test_a_body_that_is_too_large_is_split_by_size():
     with TEIServer(payload_limit=3000, max_tokens_per_text=10_000) as server:
         texts = numbered(30, tokens=60)
         assert at(server, "tei:m").embed(texts).vectors.tolist() == expected(texts, server, "m").tolist()
     assert set(statuses(server)) == {200, 413}
 
 
-def test_what_is_too_large_for_the_servers_memory_is_halved_and_a_single_text_is_named():
+def test_a_batch_too_large_for_the_servers_memory_is_split_and_a_single_text_is_named():
     with TEIServer(out_of_memory=50) as server:
         texts = numbered(32, tokens=10)
         assert at(server, "tei:m").embed(texts).vectors.tolist() == expected(texts, server, "m").tolist()
@@ -520,7 +520,7 @@ def test_a_text_that_cannot_be_tokenized_is_found():
     assert list(failed.value.failed) == [20]
 
 
-def test_a_server_that_is_overloaded_is_asked_again():
+def test_an_overloaded_server_is_retried():
     overloaded = {"message": "Model is overloaded", "code": 429, "type": "Overloaded"}
     with TEIServer(faults=[Fault(status=429, body=overloaded, headers={"retry-after-ms": "1"})]) as server:
         assert at(server, "tei:m").embed(["a"]).usage.retries == 1
@@ -574,7 +574,7 @@ def refused(status, body):
         (502, "<html>Bad Gateway</html>", UnavailableError, None),
     ],
 )  # fmt: skip
-def test_what_servers_say_is_understood(status, body, kind, counts):
+def test_each_documented_refusal_becomes_the_right_error(status, body, kind, counts):
     error = refused(status, body)
     assert type(error) is kind
     if kind is RequestTooLargeError:
@@ -591,7 +591,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("body", ODD, ids=repr)
-def test_a_refusal_of_any_shape_is_an_error_of_ours(body):
+def test_a_refusal_of_any_shape_is_a_library_error(body):
     assert isinstance(refused(400, body), BadRequestError)
     assert isinstance(refused(404, body), BadRequestError)
 

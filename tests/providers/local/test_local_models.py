@@ -53,7 +53,7 @@ def test_many_texts_keep_their_order():
     assert result.usage.requests == 2  # one to try the way, then all of the others
 
 
-def test_a_symmetric_model_serves_a_query_from_the_document_s_entry(tmp_path):
+def test_a_query_of_a_symmetric_local_model_hits_the_document_entry(tmp_path):
     with Embedder(MINILM, cache=tmp_path) as local:
         documents = local.embed_documents(TEXTS)
         queries = local.embed(TEXTS, input_type="query")
@@ -62,7 +62,7 @@ def test_a_symmetric_model_serves_a_query_from_the_document_s_entry(tmp_path):
     assert np.array_equal(queries.vectors, documents)
 
 
-def test_a_model_with_prompts_tells_queries_from_documents(tmp_path):
+def test_a_model_with_prompts_embeds_queries_and_documents_differently(tmp_path):
     with copied_model(prompts=PROMPTS) as folder, Embedder(f"local:{folder}", cache=tmp_path) as local:
         documents, queries = (local.embed(TEXTS, input_type=kind) for kind in ("document", "query"))
         again = [local.embed(TEXTS, input_type=kind).usage for kind in ("document", "query")]
@@ -84,7 +84,7 @@ def test_a_document_prompt_is_found_under_each_of_its_names(name):
         assert "prompt" not in local.explain("x", input_type="query").request_body
 
 
-def test_a_prompt_of_the_user_s_own_beats_the_model_s():
+def test_a_users_prompt_has_priority_over_the_models():
     with (
         copied_model(prompts=PROMPTS) as folder,
         Embedder(f"local:{folder}", cache=False, query_prompt="find: ", document_prompt="") as local,
@@ -96,7 +96,7 @@ def test_a_prompt_of_the_user_s_own_beats_the_model_s():
 # Which model it is
 
 
-def test_a_moved_copy_shares_the_entries(tmp_path):
+def test_a_moved_model_folder_keeps_its_cache_entries(tmp_path):
     with copied_model() as folder:
         first = asked(folder, tmp_path)
         moved = folder.rename(folder.with_name("moved"))
@@ -144,7 +144,7 @@ def test_a_changed_configuration_is_another_model(name):
         assert set(keys(folder)).isdisjoint(before)
 
 
-def test_a_file_that_changes_under_a_living_embedder_changes_its_keys():
+def test_a_changed_file_changes_the_keys_of_an_open_embedder():
     with copied_model() as folder, Embedder(f"local:{folder}", cache=False) as local:
         before = local.explain("x").key
         (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64, "do_lower_case": false}')
@@ -162,7 +162,7 @@ def test_a_file_that_changes_under_a_living_embedder_changes_its_keys():
         (MINILM.removeprefix("local:"), {}, "is a folder. Use 'local:"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_loaded(model, options, message):
+def test_invalid_settings_are_refused_before_the_model_is_loaded(model, options, message):
     with pytest.raises(ConfigurationError, match=message):
         Embedder(model, cache=False, **options)
 
@@ -170,7 +170,7 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(model, options, mess
 # Whose thread does the work
 
 
-async def test_the_caller_s_loop_ticks_while_the_model_works():
+async def test_the_callers_event_loop_runs_while_the_model_works():
     ticks = 0
 
     async def heart() -> None:
@@ -208,14 +208,14 @@ def test_all_callers_share_one_model_on_one_thread():
     assert not model_threads() - before
 
 
-def test_an_embedder_answers_again_after_it_was_closed():
+def test_a_closed_embedder_can_be_used_again():
     with Embedder(MINILM, cache=False) as local:
         first = local.embed_query("again")
         local.close()
         assert np.array_equal(local.embed_query("again"), first)
 
 
-def test_a_folder_whose_model_was_replaced_is_loaded_again(tmp_path):
+def test_a_replaced_model_folder_is_loaded_again(tmp_path):
     """In one process: the new key never gets a vector of the model that was there before."""
     with copied_model() as folder:
         first = Embedder(f"local:{folder}", cache=tmp_path)

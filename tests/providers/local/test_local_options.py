@@ -46,16 +46,16 @@ def key(**options):
         {"device": None, "batch_size": None, "max_seq_length": None},
     ],
 )
-def test_what_changes_no_vector_is_not_in_the_key(options):
+def test_options_that_do_not_change_vectors_are_not_in_the_key(options):
     assert key(**options) == key()
 
 
-def test_what_changes_vectors_is_in_the_key():
+def test_options_that_change_vectors_are_in_the_key():
     others = [{"precision": "float16"}, {"precision": "bfloat16"}, {"max_seq_length": 128}]
     assert len({key(), *(key(**options) for options in others)}) == 4
 
 
-def test_a_model_that_runs_otherwise_is_another_client():
+def test_other_device_or_precision_options_need_another_client():
     """Two that differ in their device or precision must not get one model object."""
     ways = [{}, {"device": "cpu"}, {"device": ["cpu", "cpu"]}, {"precision": "bfloat16"}, {"batch_size": 4}]
     accounts = [local(**options).provider.account for options in ways]
@@ -82,7 +82,7 @@ def test_a_model_that_runs_otherwise_is_another_client():
         ({"max_seq_length": 513}, "max_seq_length must be at most 512, the maximum of the model .got 513."),
     ],
 )
-def test_an_option_that_cannot_be_is_said_before_anything_is_loaded(options, message):
+def test_an_invalid_option_is_refused_before_the_model_is_loaded(options, message):
     with pytest.raises(ConfigurationError, match=message):
         local(**options)
 
@@ -91,7 +91,7 @@ def test_an_option_that_cannot_be_is_said_before_anything_is_loaded(options, mes
 
 
 @pytest.mark.parametrize(("precision", "apart"), [("bfloat16", 2e-2), ("float16", 4e-3)])
-def test_weights_of_less_precision_give_nearly_the_vector_in_float32_and_unit_length(precision, apart):
+def test_reduced_precision_gives_nearly_the_same_vectors_in_float32(precision, apart):
     """numpy has no bfloat16: what the model answers in it is brought to unit length in a type that has the digits."""
     with local(precision=precision, device="cpu") as half:
         vectors = half.embed(TEXTS).vectors
@@ -102,7 +102,7 @@ def test_weights_of_less_precision_give_nearly_the_vector_in_float32_and_unit_le
     assert not np.allclose(vectors, exact, atol=1e-6)
 
 
-def test_a_file_of_weights_in_bfloat16_is_computed_in_float32_as_the_key_says(tmp_path):
+def test_bfloat16_weights_are_computed_in_float32_as_the_key_says(tmp_path):
     """transformers takes the type of the file since version 5, and float32 before; the key is the same for both."""
     import torch
 
@@ -117,7 +117,7 @@ def test_a_file_of_weights_in_bfloat16_is_computed_in_float32_as_the_key_says(tm
             np.testing.assert_allclose(embedder.embed(TEXTS).vectors, expected, atol=1e-6)
 
 
-def test_a_shorter_max_seq_length_cuts_texts_and_says_so():
+def test_a_lower_max_seq_length_truncates_texts_and_reports_it():
     long = "word " * 30
     with local(max_seq_length=16) as short, local() as own:
         result = short.embed([long, "x"])
@@ -127,7 +127,7 @@ def test_a_shorter_max_seq_length_cuts_texts_and_says_so():
         assert own.embed([long]).truncated == ()
 
 
-def test_a_text_that_fits_exactly_is_not_cut_and_one_token_more_is():
+def test_a_text_at_the_limit_is_not_truncated_and_one_token_more_is():
     fits, longer = "word " * 254, "word " * 255  # with the first and last token of a model that takes 256
     with local() as model:
         result = model.embed([fits, longer, "x"])
@@ -136,7 +136,7 @@ def test_a_text_that_fits_exactly_is_not_cut_and_one_token_more_is():
 
 
 @pytest.mark.parametrize("policy", ["error", "mean"])
-def test_a_text_that_is_too_long_is_refused_with_its_length_where_none_may_be_cut(policy):
+def test_a_long_text_is_refused_with_its_length_or_averaged(policy):
     with Embedder(MINILM, cache=False, on_long_text=policy, on_error="return") as model:
         result = model.embed(["x", "word " * 300])
     assert result.truncated == ()
@@ -155,7 +155,7 @@ def test_batches_of_a_few_texts_give_the_same_vectors():
         np.testing.assert_allclose(few.embed(texts).vectors, own.embed(texts).vectors, atol=1e-6)
 
 
-def test_static_embeddings_work_too_and_have_no_limit(tmp_path):
+def test_static_embeddings_have_no_length_limit(tmp_path):
     """Models of one table (model2vec): their tokenizer is another, and cuts nothing."""
     folder = static_model(tmp_path / "static")
     texts = ["the cat", "word " * 3000, "the cat sits"]
@@ -219,7 +219,7 @@ def test_centered_ones_are_normalized_as_a_layer_before_they_are_cut(listed):
 
 
 @pytest.mark.parametrize("cut", ["prefix", "centered"])
-def test_a_cached_vector_answers_shorter_ones_without_the_model(listed, cut):
+def test_fewer_dimensions_are_served_from_a_cached_vector(listed, cut):
     with listed(cut) as whole, listed(cut, dimensions=128) as short, listed(cut, dimensions=128, cache=False) as anew:
         whole.embed(TEXTS)
         result = short.embed(TEXTS)
@@ -227,12 +227,12 @@ def test_a_cached_vector_answers_shorter_ones_without_the_model(listed, cut):
         np.testing.assert_allclose(result.vectors, anew.embed(TEXTS).vectors, atol=1e-6)
 
 
-def test_dimensions_that_the_row_does_not_name_are_refused_with_those_it_does(listed):
+def test_unlisted_dimensions_are_refused_with_the_listed_ones(listed):
     with pytest.raises(ConfigurationError, match="does not offer 100 dimensions; it offers 128, 256, 384"):
         listed("prefix", dimensions=100)
 
 
-def test_nothing_is_cut_that_nobody_says_may_be(listed):
+def test_a_model_without_a_cut_is_never_truncated(listed):
     with pytest.raises(ConfigurationError, match="cut"):
         listed(None, dimensions=128)
 
@@ -249,14 +249,14 @@ def failure(folder, **options):
     return str(caught.value)
 
 
-def test_a_folder_that_has_gone_is_named():
+def test_the_error_of_a_deleted_folder_names_it():
     with copied_model() as folder:
         embedder = Embedder(f"local:{folder}", cache=False)
     with embedder, pytest.raises(BadRequestError, match=f"The folder of the model model no longer exists: {folder}"):
         embedder.embed(["x"])
 
 
-def test_a_device_that_is_not_there_is_named():
+def test_the_error_of_a_missing_device_names_the_model():
     import torch
 
     if torch.cuda.is_available():
@@ -265,14 +265,14 @@ def test_a_device_that_is_not_there_is_named():
         assert "model model cannot be loaded: " in failure(folder, device="cuda")
 
 
-def test_weights_that_are_damaged_are_an_error_that_says_so():
+def test_damaged_weights_are_an_error_that_says_so():
     with copied_model() as folder:
         (folder / "model.safetensors").unlink()
         (folder / "model.safetensors").write_bytes(b"damaged")
         assert "cannot be loaded: " in failure(folder)
 
 
-def test_a_model_whose_modules_are_code_of_its_own_is_refused_at_once():
+def test_a_model_with_custom_modules_is_refused_by_the_constructor():
     """A version of sentence-transformers before 6 would run it, since the folder is on this machine."""
     with copied_model() as folder:
         modules = json.loads((folder / "modules.json").read_text())
@@ -283,7 +283,7 @@ def test_a_model_whose_modules_are_code_of_its_own_is_refused_at_once():
             Embedder(f"local:{folder}", cache=False)
 
 
-def test_a_model_whose_architecture_is_code_of_its_own_is_refused_and_not_run():
+def test_a_model_with_a_custom_architecture_is_refused_and_its_code_not_run():
     with copied_model() as folder:
         own = {"AutoConfig": "configuration_mine.MineConfig", "AutoModel": "modeling_mine.MineModel"}
         configure(folder, "config.json", model_type="mine", architectures=["MineModel"], auto_map=own)
@@ -292,7 +292,7 @@ def test_a_model_whose_architecture_is_code_of_its_own_is_refused_and_not_run():
         assert "has custom code, which is never run here" in failure(folder)
 
 
-def test_a_file_behind_a_linked_folder_is_part_of_a_model_s_identity(tmp_path):
+def test_a_file_in_a_linked_folder_is_part_of_the_models_fingerprint(tmp_path):
     """Whoever loads the model follows the link, also one that leads back."""
     with copied_model() as folder:
         (folder / "1_Pooling").rename(tmp_path / "pooling")
@@ -305,7 +305,7 @@ def test_a_file_behind_a_linked_folder_is_part_of_a_model_s_identity(tmp_path):
         assert Embedder(f"local:{folder}", cache=False).fingerprint != one
 
 
-def test_a_pool_whose_processes_were_killed_is_an_outage_and_is_started_again():
+def test_a_killed_process_pool_is_an_outage_and_is_started_again():
     folder = Path(FOLDER)
     model = PooledModel(folder, folder_digest(folder), LocalOptions(device=("cpu", "cpu")))
     batch = Batch(TEXTS, {"truncation": True})

@@ -32,7 +32,7 @@ def prompts(model, **options):
     )
 
 
-def test_a_model_whose_folder_has_no_prompts_gets_the_catalogue_s(hub):
+def test_a_model_without_prompts_uses_those_of_the_catalogue(hub):
     """E5's own configuration holds none, and without them it ranks worse: mteb#957."""
     in_hub_cache(hub, E5)
     with Embedder(f"local:{E5}", cache=False) as local:
@@ -40,37 +40,37 @@ def test_a_model_whose_folder_has_no_prompts_gets_the_catalogue_s(hub):
         np.testing.assert_allclose(local.embed_documents(["cats"]), reference_vectors([f"{PASSAGE}cats"]), atol=1e-6)
 
 
-def test_a_folder_in_the_hub_s_cache_has_the_row_of_its_model(hub):
+def test_a_folder_in_the_hub_cache_has_the_catalogue_row_of_its_model(hub):
     folder = in_hub_cache(hub, E5)
     assert prompts(folder) == prompts(E5) == (QUERY, PASSAGE)
     keys = {Embedder(f"local:{model}", cache=False).explain("x").key for model in (folder, E5)}
     assert len(keys) == 1
 
 
-def test_a_folder_elsewhere_has_no_row_and_no_prompts():
+def test_a_folder_elsewhere_has_no_catalogue_row_and_no_prompts():
     with copied_model() as folder:
         assert prompts(folder) == ("", "")
 
 
-def test_the_model_s_own_prompts_beat_the_catalogue_s(hub):
+def test_the_models_own_prompts_have_priority_over_the_catalogue(hub):
     in_hub_cache(hub, E5, prompts={"query": "find: ", "document": ""})
     assert prompts(E5) == ("find: ", "")
 
 
 @pytest.mark.parametrize("named", [{}, {"query": "", "document": ""}, {"clustering": "cluster: "}])
-def test_a_folder_that_names_neither_prompt_leaves_it_to_the_catalogue(hub, named):
+def test_a_folder_with_neither_prompt_uses_the_catalogue(hub, named):
     """sentence-transformers writes empty ones for a model that nobody gave any."""
     in_hub_cache(hub, E5, prompts=named)
     assert prompts(E5) == (QUERY, PASSAGE)
 
 
-def test_the_user_s_prompts_beat_them_all_and_an_empty_one_is_none(hub):
+def test_the_users_prompts_have_the_highest_priority_and_an_empty_one_means_none(hub):
     in_hub_cache(hub, E5, prompts={"query": "find: ", "document": "found: "})
     assert prompts(E5, query_prompt="mine: ", document_prompt="") == ("mine: ", "")
     assert prompts(E5, document_prompt="") == ("find: ", "")
 
 
-def test_a_name_without_an_owner_is_one_of_sentence_transformers(hub):
+def test_a_name_without_an_organization_belongs_to_sentence_transformers(hub):
     in_hub_cache(hub, "sentence-transformers/all-MiniLM-L6-v2")
     short, full = (
         Embedder(f"local:{name}", cache=False)
@@ -82,19 +82,19 @@ def test_a_name_without_an_owner_is_one_of_sentence_transformers(hub):
         Embedder("local:all-MiniLM-L6-v2", cache=False, dimensions=100)
 
 
-def test_a_path_that_is_no_folder_of_a_cache_is_its_own_name(tmp_path):
+def test_a_path_outside_the_hub_cache_is_its_own_name(tmp_path):
     (tmp_path / "snapshots" / "main").mkdir(parents=True)
     for name in (str(tmp_path / "snapshots" / "main"), "./model", "~/model", "/no/such/folder", "an/owner/too/many"):
         assert Local.catalogue_name(name) == name
 
 
-def test_a_model_that_was_not_downloaded_whole_is_refused(hub):
+def test_an_incomplete_download_is_refused(hub):
     (in_hub_cache(hub, E5) / "modules.json").unlink()
     with pytest.raises(ConfigurationError, match=r"in the local Hugging Face cache has no modules\.json"):
         Embedder(f"local:{E5}", cache=False)
 
 
-def test_a_folder_that_holds_another_model_than_its_row_says_is_refused(hub):
+def test_a_folder_whose_model_contradicts_its_catalogue_row_is_refused(hub):
     """Vectors of another width under the catalogue's facts: someone has put a model into the wrong place."""
     in_hub_cache(hub, "intfloat/e5-base-v2")  # whose row says 768
     with pytest.raises(ConfigurationError, match=r"384 dimensions, but the catalogue .* states 768"):
@@ -102,7 +102,7 @@ def test_a_folder_that_holds_another_model_than_its_row_says_is_refused(hub):
 
 
 @pytest.mark.parametrize("mode", ["mean", ["cls", "mean"]])
-def test_the_width_is_read_from_folders_that_newer_versions_wrote(mode):
+def test_the_width_is_read_from_folders_of_newer_versions(mode):
     """sentence-transformers 6 names a pooling's modes where earlier versions set a flag for each."""
     with copied_model() as folder:
         (folder / "1_Pooling" / "config.json").write_text("{}")
@@ -113,7 +113,7 @@ def test_the_width_is_read_from_folders_that_newer_versions_wrote(mode):
                 assert len(local.embed_query("x")) == local.dimensions
 
 
-def test_the_packaged_model_keeps_the_key_it_always_had():
+def test_the_request_body_of_the_packaged_model_is_unchanged():
     """No prompt, and no row, since its folder is in no cache of the hub's."""
     wire = Embedder(MINILM, cache=False).explain("x").request_body
     assert {name: value for name, value in wire.items() if name != "model"} == {

@@ -20,7 +20,7 @@ async def test_a_bad_server_can_echo_the_text_and_the_key():
             await embed(server, ["secret text", ""])
 
 
-async def test_a_poisonous_text_spoils_the_requests_that_contain_it(server):
+async def test_a_rejected_text_fails_the_requests_that_contain_it(server):
     server.rejected_texts.add("bad")
     await embed(server, ["a", "b"])
     with pytest.raises(openai.BadRequestError, match="is invalid"):
@@ -28,7 +28,7 @@ async def test_a_poisonous_text_spoils_the_requests_that_contain_it(server):
     assert server.billed_texts == Counter(["a", "b"])
 
 
-async def test_the_gate_holds_requests_until_they_are_released(server):
+async def test_hold_keeps_requests_waiting_until_they_are_released(server):
     server.hold()
     tasks = [asyncio.create_task(embed(server, f"text {n}")) for n in range(5)]
     finished = asyncio.as_completed(tasks)
@@ -45,7 +45,7 @@ async def test_the_gate_holds_requests_until_they_are_released(server):
     assert (server.in_flight, server.peak_in_flight) == (0, 5)
 
 
-async def test_waiting_for_what_does_not_come_times_out(server):
+async def test_waiting_for_requests_that_do_not_come_times_out(server):
     with pytest.raises(TimeoutError, match="0 requests have arrived"):
         server.wait_for_requests(1, timeout=0.01)
     server.wait_in_flight(0, timeout=0.01)
@@ -64,7 +64,7 @@ async def test_waiting_for_what_does_not_come_times_out(server):
         (Fault(raw=b"<html>busy</html>", status=502), openai.InternalServerError, None),
     ],
 )
-async def test_a_fault_spoils_one_request_and_bills_nothing(server, fault, kind, code):
+async def test_a_fault_fails_one_request_and_bills_nothing(server, fault, kind, code):
     server.faults += [None, fault]
     await embed(server, "a")
     with pytest.raises(kind) as failed:
@@ -75,7 +75,7 @@ async def test_a_fault_spoils_one_request_and_bills_nothing(server, fault, kind,
     assert server.requests[1].outcome == ("cut" if fault.cut else "refused")
 
 
-async def test_a_refusal_says_when_to_come_back(server):
+async def test_a_refusal_has_retry_after_headers(server):
     date = datetime(2026, 11, 20, 12, tzinfo=UTC)
     server.faults += [Fault.rate_limited(retry_after=2, retry_after_ms=1500), Fault.rate_limited(date=date)]
     with pytest.raises(openai.RateLimitError) as refused:
@@ -87,7 +87,7 @@ async def test_a_refusal_says_when_to_come_back(server):
     assert refused.value.response.headers["retry-after"] == "Fri, 20 Nov 2026 12:00:00 GMT"
 
 
-async def test_work_can_be_billed_although_no_answer_comes(server):
+async def test_work_can_be_billed_without_an_answer(server):
     server.faults += [Fault(cut_after_work=True), Fault(status=500, billed=True)]
     with pytest.raises(openai.APIConnectionError):
         await embed(server, "a b")
@@ -122,7 +122,7 @@ async def test_an_html_page_can_come_with_status_200(server):
 
 
 @pytest.mark.parametrize("always_floats", [True, False])
-async def test_a_reply_can_be_spoilt_the_same_way_in_either_encoding(always_floats):
+async def test_a_reply_can_be_changed_the_same_way_in_either_encoding(always_floats):
     def spoil(reply):
         reply["data"].pop()
         reply["data"][0]["embedding"][3] = np.nan
@@ -138,7 +138,7 @@ async def test_a_reply_can_be_spoilt_the_same_way_in_either_encoding(always_floa
     np.testing.assert_array_equal(vectors(clean), expected(["a", "b", "c"]))
 
 
-async def test_a_hook_chooses_faults_by_text_and_number(server):
+async def test_a_function_chooses_faults_by_text_and_number(server):
     server.fault_for(lambda texts, number: Fault.server_error() if "b" in texts and number < 3 else None)
     await embed(server, "a")
     with pytest.raises(openai.InternalServerError):
@@ -146,14 +146,14 @@ async def test_a_hook_chooses_faults_by_text_and_number(server):
     await embed(server, "b")
 
 
-async def test_a_bug_in_a_hook_fails_the_test_that_has_it():
+async def test_a_bug_in_a_fault_function_fails_its_test():
     with pytest.raises(ZeroDivisionError), OpenAIServer() as server:  # noqa: PT012
         server.fault_for(lambda texts, number: 1 / 0)
         with pytest.raises(openai.APIConnectionError):
             await embed(server, "a")
 
 
-async def test_leaving_ends_the_thread_and_the_connections_even_with_requests_open():
+async def test_leaving_the_server_ends_its_thread_and_connections_even_with_open_requests():
     async with contextlib.AsyncExitStack() as stack:
         with OpenAIServer() as server:
             api = await stack.enter_async_context(client(server))

@@ -32,7 +32,7 @@ def test_vectors_have_unit_length_and_differ_by_text_and_model():
     assert abs(vector_of("a") @ vector_of("a", model="other")) < 0.2
 
 
-async def test_fewer_dimensions_are_the_renormalised_prefix(server):
+async def test_fewer_dimensions_are_the_normalized_prefix(server):
     reply = await embed(server, ["a", "b"], dimensions=256)
     np.testing.assert_array_equal(vectors(reply), expected(["a", "b"], dimensions=256))
     prefix = vector_of("a")[:256].astype(np.float64)
@@ -57,7 +57,7 @@ async def test_the_width_is_the_servers_and_the_vector_the_models():
         (["a", "b " * 9], r"maximum context length is 8 tokens, however you requested 9 tokens \(9 in your prompt;"),
     ],
 )
-async def test_what_breaks_a_limit_is_refused_as_documented(texts, message):
+async def test_a_request_over_a_limit_is_refused_as_documented(texts, message):
     with OpenAIServer(max_inputs=10, max_tokens_per_text=8) as server:
         with pytest.raises(openai.BadRequestError, match=message) as refused:
             await embed(server, texts)
@@ -67,7 +67,7 @@ async def test_what_breaks_a_limit_is_refused_as_documented(texts, message):
         assert (request.status, request.outcome, server.billed_tokens) == (400, "refused", 0)
 
 
-async def test_more_tokens_than_a_request_may_hold_are_refused_with_their_own_code():
+async def test_too_many_tokens_in_a_request_have_their_own_error_code():
     with OpenAIServer(max_tokens_per_request=10) as server:
         await embed(server, ["a b c d e"] * 2)
         with pytest.raises(openai.BadRequestError, match="Requested 11 tokens, max 10 tokens per request") as refused:
@@ -92,7 +92,7 @@ async def test_an_unknown_model_is_not_found():
 
 
 @pytest.mark.parametrize(("model", "dimensions"), [("text-embedding-ada-002", 256), (MODEL, 1537), (MODEL, 0)])
-async def test_dimensions_the_model_cannot_give_are_refused(server, model, dimensions):
+async def test_unsupported_dimensions_are_refused(server, model, dimensions):
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         await embed(server, "a", model=model, dimensions=dimensions)
 
@@ -140,7 +140,7 @@ async def test_requests_reuse_their_connection(server):
     assert (server.connections, len(server.requests)) == (1, 3)
 
 
-async def test_other_paths_are_told_apart(server):
+async def test_requests_to_other_paths_are_recorded_separately(server):
     async with client(server) as api:
         with pytest.raises(openai.NotFoundError):
             await api.models.list()

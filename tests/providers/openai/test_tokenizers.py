@@ -25,19 +25,19 @@ def vocabulary(monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(Path(spec.origin).parent / "_static" / "tiktoken_cache"))
 
 
-def test_tokens_are_counted_where_the_vocabulary_is_here(vocabulary):
+def test_tokens_are_counted_with_a_local_vocabulary(vocabulary):
     chosen = Embedder("openai:text-embedding-3-small", api_key="k", cache=False)
     assert chosen.provider.count_tokens("tiktoken is great!") == 6
     assert chosen.provider.count_tokens("<|endoftext|>") == 7  # a text, and no special token
 
 
 @pytest.mark.parametrize("folder", ["", "empty"])
-def test_nothing_is_fetched_where_it_is_not(folder, tmp_path, monkeypatch):
+def test_nothing_is_downloaded_without_a_local_vocabulary(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / folder) if folder else "")
     assert tokenizers.tiktoken_counter("cl100k_base") is None
 
 
-def test_a_vocabulary_that_somebody_changed_is_not_used(tmp_path, monkeypatch, vocabulary):
+def test_a_changed_vocabulary_is_not_used(tmp_path, monkeypatch, vocabulary):
     import hashlib
 
     url, _ = tokenizers._VOCABULARIES["cl100k_base"]
@@ -46,7 +46,7 @@ def test_a_vocabulary_that_somebody_changed_is_not_used(tmp_path, monkeypatch, v
     assert tokenizers.tiktoken_counter("cl100k_base") is None
 
 
-def test_a_text_that_only_seems_too_long_travels_with_the_others(vocabulary):
+def test_a_text_that_is_only_estimated_as_too_long_shares_a_request(vocabulary):
     # 8 bytes a token: estimated at more than twice its length.
     seeming = " ".join(["international"] * 3_000)
     with OpenAIServer() as server:
@@ -55,6 +55,6 @@ def test_a_text_that_only_seems_too_long_travels_with_the_others(vocabulary):
         assert [len(request.texts) for request in server.requests] == [2, 3]
 
 
-def test_a_model_that_only_has_a_name_of_its_own_is_not_counted_for(vocabulary):
+def test_tokens_of_an_unknown_model_are_not_counted(vocabulary):
     chosen = Embedder("nomic-embed-text", base_url="http://localhost:1/v1", cache=False)
     assert chosen.provider.count_tokens("text") is None

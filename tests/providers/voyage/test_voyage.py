@@ -128,7 +128,7 @@ def test_the_request_is_as_documented(server):
     assert not server.unknown_paths
 
 
-def test_an_option_replaces_the_input_type_and_is_another_key(server):
+def test_an_input_type_option_replaces_the_input_type_and_changes_the_key(server):
     plain = voyage(server, provider_options={"input_type": None})
     assert np.array_equal(plain.embed_query(TEXTS[0]), voyage_vector(TEXTS[0], None))
     assert plain.explain(TEXTS[0]).key == plain.explain(TEXTS[0], input_type="query").key
@@ -136,7 +136,7 @@ def test_an_option_replaces_the_input_type_and_is_another_key(server):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
-def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
+def test_quantized_dtypes_come_from_the_provider_unchanged(server, dtype, tmp_path):
     made = voyage(server, dtype=dtype, cache=tmp_path)
     vectors, again = made.embed(TEXTS).vectors, made.embed(TEXTS)
     assert server.requests[0].body["output_dtype"] == dtype
@@ -148,7 +148,7 @@ def test_types_come_from_the_provider_as_it_makes_them(server, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "binary", "ubinary"])
-def test_fewer_dimensions_come_from_a_longer_cached_vector(server, dtype, tmp_path):
+def test_fewer_dimensions_are_truncated_from_a_cached_vector(server, dtype, tmp_path):
     voyage(server, dimensions=2048, dtype=dtype, cache=tmp_path).embed(TEXTS)
     result = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path).embed(TEXTS)
     assert result.usage.requests == 0
@@ -157,7 +157,7 @@ def test_fewer_dimensions_come_from_a_longer_cached_vector(server, dtype, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_calibrated_types_are_asked_for_in_each_width(server, dtype, tmp_path):
+def test_integer_dtypes_are_requested_again_for_each_width(server, dtype, tmp_path):
     voyage(server, dimensions=2048, dtype=dtype, cache=tmp_path).embed(TEXTS)
     result = voyage(server, dimensions=256, dtype=dtype, cache=tmp_path).embed(TEXTS)
     assert result.usage.sent == 5
@@ -171,7 +171,7 @@ def test_requests_stay_within_texts_and_tokens_of_the_model(server):
     assert set(statuses(server)) == {200}
 
 
-def test_a_batch_over_the_limits_is_halved_and_everything_comes(server):
+def test_a_batch_over_the_limits_is_split_until_it_fits(server):
     server.max_inputs = 10
     result = voyage(server).embed(numbered(40))
     assert np.array_equal(result.vectors, expected(numbered(40)))
@@ -180,7 +180,7 @@ def test_a_batch_over_the_limits_is_halved_and_everything_comes(server):
     assert np.array_equal(result.vectors, expected(numbered(40, tokens=20)))
 
 
-def test_a_long_text_is_cut_by_the_provider_and_named(server):
+def test_a_long_text_is_truncated_by_voyage_and_reported(server):
     server.max_tokens_per_text = 40
     texts = [*TEXTS, long_text(60), "and a short one"]
     made = voyage(server)
@@ -199,7 +199,7 @@ def test_several_long_texts_of_a_request_are_found_one_by_one(server):
     assert set(server.billed_texts.values()) == {1}
 
 
-def test_a_long_text_is_an_error_where_that_is_asked_for(server):
+def test_the_error_of_a_long_text_has_the_limit(server):
     server.max_tokens_per_text = 40
     with pytest.raises(PartialFailureError) as caught:
         voyage(server, on_long_text="error").embed([*TEXTS, long_text(60)])
@@ -232,7 +232,7 @@ def test_a_long_text_is_an_error_where_that_is_asked_for(server):
     ],
     ids=str,
 )
-def test_a_refusal_is_the_error_that_it_means(server, fault, error, message):
+def test_each_refusal_of_voyage_becomes_the_right_error(server, fault, error, message):
     server.fault_for(lambda texts, number: fault)
     with pytest.raises(error, match=message) as caught:
         voyage(server, max_retries=0).embed(TEXTS[:1])
@@ -247,13 +247,13 @@ def test_a_refusal_is_the_error_that_it_means(server, fault, error, message):
     [lambda rows: rows[:-1], lambda rows: [*rows[:-1], rows[0]], unnumbered],
     ids=["one is missing", "one comes twice", "without numbers"],
 )
-def test_rows_that_cannot_be_told_apart_are_refused(server, change):
+def test_rows_without_distinct_indices_are_refused(server, change):
     server.fault_for(lambda texts, number: Fault(transform=lambda reply: reply | {"data": change(reply["data"])}))
     with pytest.raises(BadReplyError):
         voyage(server, max_retries=0).embed(TEXTS)
 
 
-def test_a_model_with_open_weights_is_asked_for_as_any_other(server):
+def test_a_model_with_open_weights_is_requested_from_the_service(server):
     """The SDK's client would load voyage-4-nano on this machine."""
     voyage(server, "voyage:voyage-4-nano", dimensions=1024).embed(TEXTS)
     assert [(one.body["model"], one.body["output_dimension"]) for one in server.requests] == [("voyage-4-nano", 1024)]

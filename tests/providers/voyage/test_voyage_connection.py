@@ -41,17 +41,17 @@ def voyage(server, **settings):
 
 
 @pytest.mark.parametrize("address", [None, "https://ai.mongodb.com/v1", "https://eu.ai.mongodb.com/v1/"])
-def test_voyage_s_own_hosts_need_a_key(address):
+def test_voyages_own_hosts_require_a_key(address):
     with pytest.raises(ConfigurationError, match="VOYAGE_API_KEY"):
         Embedder(MODEL, base_url=address, cache=False)
 
 
-def test_another_s_server_needs_none(server):
+def test_another_server_requires_no_key(server):
     server.api_key = None
     assert len(voyage(server).embed(TEXTS).vectors) == 5
 
 
-def test_the_file_of_a_key_wins_over_the_variable(server, monkeypatch, tmp_path):
+def test_the_key_file_has_priority_over_the_variable(server, monkeypatch, tmp_path):
     (tmp_path / "key").write_text("  from-the-file \n")
     monkeypatch.setenv("VOYAGE_API_KEY", "from-the-variable")
     monkeypatch.setenv("VOYAGE_API_KEY_PATH", str(tmp_path / "key"))
@@ -59,14 +59,14 @@ def test_the_file_of_a_key_wins_over_the_variable(server, monkeypatch, tmp_path)
     assert len(voyage(server, api_key=None).embed(TEXTS).vectors) == 5
 
 
-def test_the_argument_wins_over_the_file_of_a_key(server, monkeypatch, tmp_path):
+def test_the_argument_has_priority_over_the_key_file(server, monkeypatch, tmp_path):
     monkeypatch.setenv("VOYAGE_API_KEY_PATH", str(tmp_path / "nothing"))
     assert len(voyage(server).embed(TEXTS).vectors) == 5
     with pytest.raises(ConfigurationError, match="cannot be read"):
         voyage(server, api_key=None)
 
 
-def test_all_of_voyage_s_hosts_share_entries_and_a_geography_costs_more():
+def test_all_voyage_hosts_share_cache_entries_and_a_regional_host_costs_more():
     addresses = [None, "https://api.voyageai.com/v1/", "https://ai.mongodb.com/v1", "https://EU.ai.mongodb.com/v1"]
     made = [Embedder(MODEL, api_key="k", base_url=address, cache=False) for address in addresses]
     assert len({one.explain("x").key for one in made}) == 1
@@ -75,7 +75,7 @@ def test_all_of_voyage_s_hosts_share_entries_and_a_geography_costs_more():
     assert prices == [Decimal("0.06")] * 3 + [Decimal("0.066")]
 
 
-def test_a_host_that_only_looks_like_voyage_s_is_another():
+def test_a_host_that_resembles_voyages_is_another_endpoint():
     for address in ("https://ai.mongodb.com.example/v1", "http://eu.ai.mongodb.com/v1", "https://ai.mongodb.com/v2"):
         made = Embedder(MODEL, api_key="k", base_url=address, cache=False)
         assert made.provider.endpoint == address
@@ -86,13 +86,13 @@ def provider(key, base_url=None):
     return Voyage(ProviderSettings("voyage-4", api_key=key, base_url=base_url))
 
 
-def test_a_key_says_which_of_voyage_s_hosts_it_is_for():
+def test_the_prefix_of_a_key_selects_the_voyage_host():
     assert provider(Secret("al-1")).address == "https://ai.mongodb.com/v1"
     assert provider(Secret("pa-1")).address == "https://api.voyageai.com/v1"
     assert provider(Secret("al-1"), "https://us.ai.mongodb.com/v1/").address == "https://us.ai.mongodb.com/v1"
 
 
-def test_a_key_that_changes_says_it_each_time():
+def test_a_changing_key_selects_the_host_of_each_request():
     made = provider(Secret("", source=lambda: "pa-1"))
     assert made.address is None
     assert [made.address_for(key) for key in ("al-1", "pa-1")] == [
@@ -101,7 +101,7 @@ def test_a_key_that_changes_says_it_each_time():
     ]
 
 
-def test_a_host_that_is_named_and_one_that_the_key_leads_to_share_a_bound():
+def test_a_named_host_and_the_host_of_the_key_share_one_account():
     mongodb, voyage_ai = "https://ai.mongodb.com/v1", "https://API.voyageai.com/v1/"
     assert provider(Secret("pa-1")).account == provider(Secret("pa-1"), voyage_ai).account
     assert provider(Secret("al-1")).account == provider(Secret("al-1"), mongodb).account
@@ -109,7 +109,7 @@ def test_a_host_that_is_named_and_one_that_the_key_leads_to_share_a_bound():
     assert provider(Secret("pa-1")).account != provider(Secret("pa-2")).account
 
 
-def test_an_address_that_lacks_its_path_is_told_so(server):
+def test_a_base_url_without_its_path_is_an_error_that_says_so(server):
     with pytest.raises(BadRequestError, match="Should base_url end in /v1"):
         voyage(server, base_url=server.origin).embed(TEXTS)
 
@@ -138,7 +138,7 @@ def test_no_cookie_is_kept(server):
     assert not any("cookie" in request.headers for request in server.requests)
 
 
-async def test_a_client_opens_one_session_and_closes_it(server, monkeypatch):
+async def test_a_client_opens_and_closes_one_session(server, monkeypatch):
     import aiohttp
 
     opened = []
@@ -193,7 +193,7 @@ def test_a_program_imports_the_sdk_at_its_first_request_and_leaves_no_session_be
 
 
 @pytest.mark.parametrize("scheme", ["http://", "http://somebody:hush@", ""])
-def test_the_environment_s_proxy_is_used(server, monkeypatch, scheme):
+def test_the_proxy_of_the_environment_is_used(server, monkeypatch, scheme):
     monkeypatch.setenv("HTTP_PROXY", scheme + server.origin.removeprefix("http://"))
     made = Embedder(MODEL, api_key=f"key-{len(scheme)}", base_url=ELSEWHERE, cache=False, max_retries=0)
     with pytest.raises(BadRequestError):
@@ -215,7 +215,7 @@ def test_a_proxy_that_cannot_be_used_is_not_gone_past(server, monkeypatch):
     assert not server.requests
 
 
-async def test_the_user_s_proxy_comes_first_and_his_headers_go_along(server, monkeypatch):
+async def test_the_users_proxy_has_priority_and_the_users_headers_are_sent(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
 
     async def embed(base_url, **connection):
@@ -235,14 +235,14 @@ async def test_the_user_s_proxy_comes_first_and_his_headers_go_along(server, mon
     assert server.requests[0].headers["authorization"] == "Bearer test-key"
 
 
-def test_what_netrc_has_for_a_host_is_left_alone(server, monkeypatch, tmp_path):
+def test_netrc_is_not_read(server, monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text("default login somebody password hush\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     voyage(server).embed(TEXTS)
     assert server.requests[0].headers["authorization"] == "Bearer test-key"
 
 
-def test_a_key_that_stayed_in_another_process_is_missed_at_the_first_request(server):
+def test_a_key_that_was_not_pickled_is_an_error_at_connect(server):
     settings = ProviderSettings("voyage-4", api_key=Secret.lost(), base_url=server.base_url)
     with pytest.raises(AuthenticationError, match="not pickled"):
         Voyage(settings).connect()

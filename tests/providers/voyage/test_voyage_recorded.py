@@ -39,7 +39,7 @@ def answer(server, pair):
     server.fault_for(lambda texts, number: Fault(status=reply["status"], body=reply["body"], headers=reply["headers"]))
 
 
-def test_there_are_pairs_of_both_kinds_and_each_says_where_it_is_from():
+def test_there_are_recorded_answers_and_refusals_of_voyage_with_their_sources():
     assert len(ANSWERED) >= 4
     assert len(REFUSED) >= 7
     assert {*ANSWERED, *REFUSED} == {*PAIRS}
@@ -48,7 +48,7 @@ def test_there_are_pairs_of_both_kinds_and_each_says_where_it_is_from():
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_a_reply_becomes_the_vectors_it_holds(server, name):
+def test_a_recorded_voyage_reply_gives_its_vectors(server, name):
     pair = PAIRS[name]
     asked, dtype = pair["asked"], pair["asked"].get("dtype", "float32")
     answer(server, pair)
@@ -73,13 +73,13 @@ def assert_is(row, known):
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERED if "recorded_request" in PAIRS[name]])
-def test_our_request_is_the_recorded_one_but_for_defaults_and_truncation(name):
+def test_the_request_equals_the_recorded_one_except_defaults_and_truncation(name):
     given = {field: value for field, value in PAIRS[name]["recorded_request"].items() if value is not None}
     assert PAIRS[name]["request"] == given | {"truncation": False}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_a_refusal_becomes_the_error_it_means(server, name):
+async def test_a_recorded_voyage_refusal_gives_the_right_error(server, name):
     pair = PAIRS[name]
     asked, known = pair["asked"], pair["error"]
     answer(server, pair)
@@ -98,7 +98,7 @@ async def test_a_refusal_becomes_the_error_it_means(server, name):
     )
 
 
-async def test_a_recorded_reply_out_of_turn_is_put_into_the_order_asked(server):
+async def test_a_recorded_reply_in_another_order_is_sorted_by_index(server):
     pair = PAIRS["documents"]
     reply = {**pair["reply"], "body": {**pair["reply"]["body"], "data": pair["reply"]["body"]["data"][::-1]}}
     answer(server, {"reply": reply})
