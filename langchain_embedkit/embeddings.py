@@ -85,8 +85,8 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         self._set_key_from_environment()
 
     @classmethod
-    def _translate(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        return take_arguments(cls.__name__, given, cls.model_fields, RULES)
+    def _translate(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return take_arguments(cls.__name__, arguments, cls.model_fields, RULES)
 
     def _set_key_from_environment(self) -> None:
         # Not in the set of explicit fields, so that a pickle leaves the key out.

@@ -101,8 +101,8 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
         self._embedder = validate_with_core(self, fields, super().__init__)
 
     @classmethod
-    def _translate(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        fields = take_arguments(cls.__name__, given, cls.model_fields, RULES)
+    def _translate(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        fields = take_arguments(cls.__name__, arguments, cls.model_fields, RULES)
         if isinstance(name := fields.get("model_name"), str):
             fields["model_name"] = str.__str__(name)  # LlamaIndex's model names are enumeration members
         return fields

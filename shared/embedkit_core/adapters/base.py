@@ -143,8 +143,8 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
     Raises:
         ConfigurationError: The core or pydantic rejects a value. The message contains no value pydantic rejected.
     """
-    given = model.model_construct(**fields)._arguments()  # with the defaults of a subclass
-    embedder = make_embedder(given)
+    arguments = model.model_construct(**fields)._arguments()  # with the defaults of a subclass
+    embedder = make_embedder(arguments)
     problems = None
     try:
         validate(**fields)
@@ -156,7 +156,7 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
         reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
         raise ConfigurationError(f"{type(model).__name__}: {reasons}")
     validated = model._arguments()
-    changed = any(not same_value(given.get(name), validated.get(name)) for name in parameter_names())
+    changed = any(not same_value(arguments.get(name), validated.get(name)) for name in parameter_names())
     return make_embedder(validated) if changed else embedder  # a validator of a subclass may change an argument
 
 
@@ -177,8 +177,8 @@ def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
         AuthenticationError: The object was unpickled without its headers or proxy.
     """
     model.embedder.provider.connection.check_not_lost()
-    given = {name: getattr(model, name) for name in model.model_fields_set}
-    other = type(model)(**{**given, **changed})
+    current = {name: getattr(model, name) for name in model.model_fields_set}
+    other = type(model)(**{**current, **changed})
     if not {"budget_usd", "budget_tokens"} & changed.keys():
         other.embedder.budget = model.embedder.budget
     return other

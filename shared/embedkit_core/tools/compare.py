@@ -36,7 +36,7 @@ KS = (10, 100)  # of recall@k
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model with given dimensions and dtype, and its results.
+    """One model with its dimensions and dtype, and its results.
 
     Token counts and `corpus_usd` are estimated without billing data, so that a model has the same values in every row
     and every run.
