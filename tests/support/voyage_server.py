@@ -73,8 +73,8 @@ class VoyageServer(EmbeddingsServer):
         return self._beyond(exchange)
 
     def _malformed(self, body: Json) -> str | None:
-        if stranger := next(iter(body.keys() - FIELDS), None):
-            return f"Argument '{stranger}' is not supported by our API"
+        if unknown := next(iter(body.keys() - FIELDS), None):
+            return f"Argument '{unknown}' is not supported by our API"
         if not isinstance(body.get("model"), str):
             return "Your request body was missing one or more required arguments."
         allowed = {

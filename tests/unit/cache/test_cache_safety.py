@@ -257,9 +257,11 @@ def test_a_new_database_has_exactly_the_schema_that_is_checked(folder):
 
 
 @pytest.mark.parametrize(
-    "statement",
+    "script",
     [
         "CREATE TRIGGER t AFTER UPDATE ON Cache BEGIN DELETE FROM Cache; END",
+        "DROP TRIGGER Settings_count_insert;"
+        "CREATE TRIGGER Settings_count_insert AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END",
         "CREATE VIEW v AS SELECT * FROM Cache",
         "CREATE TABLE Other (x)",
         "CREATE VIRTUAL TABLE f USING fts4(x)",
@@ -277,14 +279,9 @@ def test_a_new_database_has_exactly_the_schema_that_is_checked(folder):
         "DELETE FROM Settings WHERE key = 'size_limit'",
     ],
 )
-def test_a_database_with_a_changed_schema_is_quarantined(folder, caplog, statement):
-    sql(folder, statement)
-    assert_recreated(folder, caplog)
-
-
-def test_a_database_with_a_changed_trigger_is_quarantined(folder, caplog):
-    sql(folder, "DROP TRIGGER Settings_count_insert")
-    sql(folder, "CREATE TRIGGER Settings_count_insert AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END")
+def test_a_database_with_a_changed_schema_is_quarantined(folder, caplog, script):
+    with contextlib.closing(sqlite3.connect(cache_folder(folder) / "cache.db")) as connection:
+        connection.executescript(script)
     assert_recreated(folder, caplog)
 
 
@@ -497,7 +494,7 @@ import logging, os, sys, tempfile
 from pathlib import Path
 import numpy as np
 from embedkit_core.cache import open_cache
-from embedkit_core.cache.disk import cache as disk, create  # before root becomes somebody who may not read them
+from embedkit_core.cache.disk import cache as disk, create  # before root drops the permission to read them
 from embedkit_core.common.types import Entry
 if os.geteuid() == 0:
     os.setegid(65534)

@@ -185,12 +185,12 @@ def _frozen_objects():
 
 
 @pytest.mark.usefixtures("_frozen_objects")
-@pytest.mark.parametrize("host", ["langchain", "llamaindex"])
-async def test_the_event_loop_stays_free_while_5000_texts_are_embedded(host):
+@pytest.mark.parametrize("framework", ["langchain", "llamaindex"])
+async def test_the_event_loop_stays_free_while_5000_texts_are_embedded(framework):
     texts = [f"text {i}" for i in range(5000)]
     with OpenAIServer() as server:
         options = {"model": "openai:text-embedding-3-small", "base_url": server.base_url, "api_key": "test-key"}
-        if host == "langchain":
+        if framework == "langchain":
             embed = EmbedKitEmbeddings(**options, cache=False).aembed_documents
         else:
             embed = EmbedKitEmbedding(**options, cache=False).aget_text_embedding_batch

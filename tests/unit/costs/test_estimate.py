@@ -71,6 +71,9 @@ def test_invalid_texts_are_named_by_their_positions_in_the_whole_input():
         fake_embedder(FakeServer()).estimate(texts)
     assert caught.value.indices == (3, TEXTS_PER_CHUNK + 1)
     assert f"(a lone surrogate; decode with errors='replace') at position {TEXTS_PER_CHUNK + 1}" in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        fake_embedder(FakeServer()).estimate(["fine", " "])
+    assert caught.value.indices == (1,)
 
 
 def test_cache_hits_cost_nothing(tmp_path):
@@ -131,11 +134,6 @@ async def test_the_async_estimate_is_the_same(tmp_path):
     embedder = fake_embedder(FakeServer(usd_per_million=PRICE), cache=tmp_path)
     texts = [f"text {i}" for i in range(300)]
     assert await embedder.aestimate(iter(texts)) == embedder.estimate(texts)
-
-
-def test_an_invalid_text_is_refused():
-    with pytest.raises(InputError):
-        fake_embedder(FakeServer()).estimate(["fine", " "])
 
 
 def test_an_estimate_has_a_readable_text_and_converts_to_json():

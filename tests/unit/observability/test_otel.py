@@ -242,16 +242,16 @@ def test_a_stream_is_one_span(recorded, is_async):
 
 def test_errors_are_named_without_their_message(recorded):
     server = FakeServer(usd_per_million=PRICE)
-    server.rejected_texts.add("a poisonous text")
+    server.rejected_texts.add("a flawed text")
     embedder = fake_embedder(server)
     with pytest.raises(PartialFailureError):
-        embedder.embed(["good", "a poisonous text"])
+        embedder.embed(["good", "a flawed text"])
     with pytest.raises(InputError):
         embedder.embed([" "])
     with pytest.raises(BudgetError):
-        fake_embedder(server, budget_usd=0).embed(["a poisonous text"])
+        fake_embedder(server, budget_usd=0).embed(["a flawed text"])
     with pytest.raises(PartialFailureError):
-        list(embedder.embed_iter(["fine", "a poisonous text"]))
+        list(embedder.embed_iter(["fine", "a flawed text"]))
     assert [span.attributes["error.type"] for span in recorded.spans] == [
         "PartialFailureError",
         "InputError",
@@ -259,7 +259,7 @@ def test_errors_are_named_without_their_message(recorded):
         "PartialFailureError",
     ]
     assert all(span.status.status_code is trace.StatusCode.ERROR for span in recorded.spans)
-    assert "poisonous" not in recorded.everything()
+    assert "flawed" not in recorded.everything()
     errors = {p.attributes.get("error.type") for p in recorded.points()["gen_ai.client.operation.duration"]}
     assert errors == {"PartialFailureError", "InputError", "BudgetError"}
 
@@ -495,8 +495,8 @@ def test_retries_are_counted(recorded):
 
 def test_failed_texts_are_an_error_also_with_on_error_return(recorded):
     server = FakeServer()
-    server.rejected_texts.add("a poisonous text")
-    fake_embedder(server, on_error="return").embed(["good", "a poisonous text"])
+    server.rejected_texts.add("a flawed text")
+    fake_embedder(server, on_error="return").embed(["good", "a flawed text"])
     [span] = recorded.spans
     assert (span.attributes["error.type"], span.attributes["embedkit.failed"]) == ("PartialFailureError", 1)
 

@@ -73,20 +73,26 @@ def embed(model, texts):
     return model.embedder.embed(texts)
 
 
-both = pytest.mark.parametrize(("host", "kind"), [(langchain, LangChainStyle), (llamaindex, LlamaIndexStyle)])
+each_framework = pytest.mark.parametrize(
+    ("make_model", "kind"), [(langchain, LangChainStyle), (llamaindex, LlamaIndexStyle)]
+)
 
 
-@both
-async def test_each_request_takes_one_permit_and_a_hit_takes_none(server, tmp_path, host, kind):
+@each_framework
+async def test_each_request_takes_one_permit_and_a_hit_takes_none(server, tmp_path, make_model, kind):
     limiter = kind()
-    model = host(server, limiter, cache=tmp_path, max_batch_texts=40)
+    model = make_model(server, limiter, cache=tmp_path, max_batch_texts=40)
     documents = numbered(200)
     for _ in range(2):
         rows = (
-            model.embed_documents(documents) if host is langchain else await model.aget_text_embedding_batch(documents)
+            model.embed_documents(documents)
+            if make_model is langchain
+            else await model.aget_text_embedding_batch(documents)
         )
         assert rows == [vector_of(text).tolist() for text in documents]
-        query = await model.aembed_query("text-7 word") if host is langchain else model.get_query_embedding("a query")
+        query = (
+            await model.aembed_query("text-7 word") if make_model is langchain else model.get_query_embedding("a query")
+        )
         assert len(query) == 1536
     assert len(limiter.asked) == len(server.requests) >= 6
     assert model.usage.requests == len(server.requests)
@@ -102,18 +108,18 @@ def test_the_llamaindex_limiter_gets_the_tokens_of_each_request(server):
     assert sum(limiter.asked[1:]) == pytest.approx(sum(request.tokens for request in others), rel=0.1)
 
 
-@both
-def test_a_retry_needs_its_own_permit(server, host, kind):
+@each_framework
+def test_a_retry_needs_its_own_permit(server, make_model, kind):
     limiter = kind()
     server.faults.extend([Fault.rate_limited(retry_after=0), Fault(status=503)])
-    embed(host(server, limiter), ["a"])
+    embed(make_model(server, limiter), ["a"])
     assert len(limiter.asked) == len(server.requests) == 3
 
 
-@both
-def test_a_limiter_is_never_called_on_an_event_loop(server, host, kind):
+@each_framework
+def test_a_limiter_is_never_called_on_an_event_loop(server, make_model, kind):
     limiter = kind()
-    model = host(server, limiter)
+    model = make_model(server, limiter)
     asyncio.run(model.embedder.aembed(["a"]))
     embed(model, ["b"])
     assert {thread.name for thread in limiter.threads} == {"embedkit-limiter"}
@@ -205,10 +211,10 @@ async def test_a_query_waits_for_at_most_one_permit_of_documents():
     assert server.received[1].texts == ("a query",)
 
 
-@both
-def test_embedders_with_one_limiter_share_requests_and_with_two_limiters_do_not(server, host, kind):
+@each_framework
+def test_embedders_with_one_limiter_share_requests_and_with_two_limiters_do_not(server, make_model, kind):
     limiter = kind()
-    one, other, apart = (host(server, limiter) for limiter in (limiter, limiter, kind()))
+    one, other, apart = (make_model(server, limiter) for limiter in (limiter, limiter, kind()))
     specs = [model.embedder._specs["document"].request_spec for model in (one, other, apart)]
     assert specs[0] == specs[1]
     assert specs[0] != specs[2]
@@ -249,10 +255,10 @@ def test_a_limiter_that_fails_fails_its_callers_and_sends_nothing(server, kind, 
     ids=lambda limiter: type(limiter).__name__,
 )
 @pytest.mark.parametrize(
-    "host", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
+    "make_model", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
 )
-def test_the_limiters_of_both_frameworks_work_in_every_class(server, limiter, host):
-    model = host(server, limiter)
+def test_the_limiters_of_both_frameworks_work_in_every_class(server, limiter, make_model):
+    model = make_model(server, limiter)
     core = model if isinstance(model, Embedder) else model.embedder
     assert core.embed_documents(numbered(100)).tolist() == [vector_of(text).tolist() for text in numbered(100)]
 
@@ -271,17 +277,17 @@ def test_no_request_asks_a_bucket_for_more_tokens_than_its_capacity(server):
 
 
 def test_an_object_that_is_no_limiter_is_refused(server):
-    for host in (langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))):
+    for make_model in (langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))):
         with pytest.raises(ConfigurationError, match="rate_limiter"):
-            host(server, object())
+            make_model(server, object())
 
 
 @pytest.mark.parametrize(
-    "host", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
+    "make_model", [langchain, llamaindex, lambda s, limiter: Embedder(**options(s, rate_limiter=limiter))]
 )
-def test_a_limiter_with_async_methods_only_is_refused_with_the_reason(server, host):
+def test_a_limiter_with_async_methods_only_is_refused_with_the_reason(server, make_model):
     with pytest.raises(ConfigurationError, match=r"rate_limiter: acquire\(\) must not be async \(got Semaphore\)"):
-        host(server, asyncio.Semaphore(1))
+        make_model(server, asyncio.Semaphore(1))
 
 
 LEAVING = """

@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 import pytest
+from support.caches import DictCache
 from support.embedders import fake_embedder
 
 from embedkit_core.calls.waiting import wait
@@ -12,29 +13,23 @@ from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
 
-class SlowCache:
+class SlowCache(DictCache):
     """A cache whose writes wait for `gate`."""
 
     def __init__(self) -> None:
-        self.rows: dict[bytes, object] = {}
+        super().__init__()
         self.writes = 0
         self.arrived = threading.Semaphore(0)
         self.gate = threading.Event()
-
-    def get_many(self, keys):
-        return {key: self.rows[key] for key in keys if key in self.rows}
 
     def set_many(self, items):
         self.writes += 1
         self.arrived.release()
         assert self.gate.wait(20)
-        self.rows.update(items)
-
-    def close(self):
-        pass
+        super().set_many(items)
 
 
-class FailingCache(SlowCache):
+class FailingCache(DictCache):
     def set_many(self, items):
         raise OSError("no space left on the device")
 

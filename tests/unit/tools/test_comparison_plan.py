@@ -173,9 +173,9 @@ def test_a_guard_refuses_a_space_of_unknown_width():
 def test_a_guard_accepts_framework_classes_and_refuses_objects_without_a_space():
     with OpenAIServer() as server:
         given = {"base_url": server.base_url, "api_key": server.api_key, "cache": False}
-        hosts = EmbedKitEmbeddings(model="openai:text-embedding-3-small", **given)
-        guard = SpaceGuard(hosts.embedder.space)
-        assert guard.check(hosts) is hosts
+        model = EmbedKitEmbeddings(model="openai:text-embedding-3-small", **given)
+        guard = SpaceGuard(model.embedder.space)
+        assert guard.check(model) is model
         with pytest.raises(ConfigurationError, match="must not be compared"):
             guard.check(EmbedKitEmbeddings(model="openai:text-embedding-3-large", **given))
     with pytest.raises(ConfigurationError, match="ndarray has no vector space"):
