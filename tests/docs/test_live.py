@@ -1,4 +1,4 @@
-"""The script that asks a live service, tried against the servers of the tests."""
+"""The script examples/live.py, run against local servers."""
 
 import re
 import subprocess
@@ -46,7 +46,7 @@ def test_the_report_answers_every_question_and_costs_less_than_a_cent(provider, 
     spent = re.search(r"Spent: .* ([\d,]+) requests, ([\d,]+) tokens, \$0\.00", report)
     requests, tokens = (int(number.replace(",", "")) for number in spent.groups())
     assert requests == counted[0] - 1  # without the one with an invalid key
-    if provider != "voyage":  # whose server counts the words of a text that it cuts
+    if provider != "voyage":  # its server counts the words of a truncated text
         assert tokens == counted[1]
 
 
@@ -56,7 +56,7 @@ def test_a_wrong_key_is_one_line_after_one_request(monkeypatch):
         assert len(server.requests) == 1
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
-    assert "the key was refused" in run.stderr
+    assert "API key was refused" in run.stderr
     assert KEY not in run.stdout + run.stderr
 
 

@@ -27,22 +27,22 @@ def not_a_mapping(where: str, value: object) -> ConfigurationError:
     )
 
 
-def merge_fields(base: ModelInfo, given: Mapping[str, Any], where: str) -> ModelInfo:
-    """Return `base` with other values for the given fields.
+def merge_fields(base: ModelInfo, overrides: Mapping[str, Any], where: str) -> ModelInfo:
+    """Return `base` with the `overrides` applied.
 
     Args:
         base: The row to change.
-        given: New values by field name.
+        overrides: New values by field name.
         where: Where the fields come from, for error messages.
 
     Raises:
         ConfigurationError: A field is unknown, or its value is invalid.
     """
-    if not isinstance(given, Mapping):
-        raise not_a_mapping(where, given)
+    if not isinstance(overrides, Mapping):
+        raise not_a_mapping(where, overrides)
     fields: dict[str, Any] = {}
     limits: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in overrides.items():
         if name not in _FIELDS:
             hint = suggest(name, list(_FIELDS)) or f"use {', '.join(_FIELDS)}"
             raise ConfigurationError(f"{where}: unknown field {str(name)!r:.60}; {hint}")
@@ -53,7 +53,7 @@ def merge_fields(base: ModelInfo, given: Mapping[str, Any], where: str) -> Model
         (limits if name in _LIMITS else fields)[_LIMITS.get(name, name)] = checked
     row = replace(base, limits=replace(base.limits, **limits), **fields)
     if row.dimensions and row.allowed_dimensions and row.dimensions not in row.allowed_dimensions:
-        if "allowed_dimensions" in given:
+        if "allowed_dimensions" in overrides:
             raise ConfigurationError(f"{where}: dimensions must be among allowed_dimensions (got {row.dimensions})")
         row = replace(row, allowed_dimensions=(row.dimensions,))
     return row
