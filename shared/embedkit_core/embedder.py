@@ -96,7 +96,7 @@ class Embedder(BaseEmbedder):
             texts: The texts, in any order and with duplicates. An empty iterable is allowed, an empty text is not.
             input_type: "document", or "query" for search queries. Asymmetric models embed them differently.
             max_batch_texts: The most texts in one request of this call.
-            progress: Where this call reports its progress. By default as the object's `progress` says.
+            progress: Where this call reports its progress. Defaults to the embedder's `progress`.
 
         Returns:
             The result. `result.vectors` has shape (n_texts, dimensions) in the order of `texts`, and dtype float32 or
@@ -148,7 +148,7 @@ class Embedder(BaseEmbedder):
         Args:
             texts: An iterable of texts, also an endless one.
             input_type: "document" or "query".
-            progress: Where the stream reports its progress. By default as the object's `progress` says.
+            progress: Where the stream reports its progress. Defaults to the embedder's `progress`.
 
         Returns:
             A generator of one vector per text, in order, with shape (dimensions,) and the dtype of `embed`.
@@ -181,7 +181,7 @@ class Embedder(BaseEmbedder):
         Args:
             texts: An iterable or async iterable of texts, also an endless one.
             input_type: "document" or "query".
-            progress: Where the stream reports its progress. By default as the object's `progress` says.
+            progress: Where the stream reports its progress. Defaults to the embedder's `progress`.
 
         Returns:
             An async generator of one vector per text, like that of `embed_iter`.

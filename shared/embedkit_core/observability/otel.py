@@ -52,8 +52,8 @@ def instrument(
     Args:
         tracer_provider: By default the global one.
         meter_provider: By default the global one.
-        capture_content: Whether spans contain the texts of calls; by default as the environment variable
-            OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT says.
+        capture_content: Whether spans contain the texts of calls. Defaults to the environment variable
+            OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT.
 
     Raises:
         MissingExtraError: The package opentelemetry-api is not installed.
