@@ -43,7 +43,7 @@ INVALID_MODELS = [
 ]
 INVALID_LOCAL_MODELS = [
     ({"model": "local:/no/such/folder"}, "existing folder"),
-    ({"model": f"local:{ROOT / 'tests'}"}, "no sentence-transformers model"),
+    ({"model": f"local:{ROOT / 'tests'}"}, "not a sentence-transformers model"),
     ({"model": MINILM, "dimensions": 512}, "offers 384"),
 ]
 
@@ -157,7 +157,7 @@ def test_a_missing_key_names_the_environment_variable(embedder_class):
 
 @pytest.mark.parametrize("key", ["sk-\u2026abc", "two words", "a\nb"])
 def test_a_key_that_fits_in_no_header_is_refused_before_any_request(key):
-    with pytest.raises(ConfigurationError, match="api_key is empty, or holds") as caught:
+    with pytest.raises(ConfigurationError, match="api_key: the key is empty, or contains") as caught:
         Embedder(OPENAI, api_key=key)
     assert key not in str(caught.value)
 
