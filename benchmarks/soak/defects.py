@@ -18,7 +18,7 @@ def _swap_rows() -> None:
     """Swap the first two rows of one call in fifty."""
     from embedkit_core.calls.call import Call
 
-    finish = Call._finished
+    finish = Call._assemble
 
     def swapped(call: Call) -> Any:
         rows = finish(call)
@@ -30,7 +30,7 @@ def _swap_rows() -> None:
                 rows[0], rows[1] = rows[1], rows[0]
         return rows
 
-    Call._finished = swapped
+    Call._assemble = swapped
 
 
 def _skip_commits() -> None:

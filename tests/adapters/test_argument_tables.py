@@ -1,4 +1,4 @@
-"""The arguments of the classes our adapters stand in for: each is mapped, without effect, or refused with a way out."""
+"""The arguments of the replaced classes: each is an alias, ignored, or refused with a fix."""
 
 import inspect
 from pathlib import Path
@@ -30,8 +30,7 @@ from llamaindex_embedkit.arguments import LlamaIndexOptions
 ROOT = Path(__file__).parents[2]
 MODEL = "text-embedding-3-small"
 LANGCHAIN, LLAMAINDEX = langchain_embedkit.arguments.RULES, llamaindex_embedkit.arguments.RULES
-HOSTS = {EmbedKitEmbeddings: LANGCHAIN, EmbedKitEmbedding: LLAMAINDEX}
-hosts = pytest.mark.parametrize("host", HOSTS)
+TABLES = {EmbedKitEmbeddings: LANGCHAIN, EmbedKitEmbedding: LLAMAINDEX}
 SAMPLES = {
     "chunk_size": 7, "batch_size": 7, "output_dimension": 256, "request_timeout": 5, "truncation": False,
     "truncate": "NONE", "model_kwargs": {"user": "u"}, "additional_kwargs": {"user": "u"},
@@ -59,7 +58,7 @@ def made(host, **arguments):
 
 def rules_of(kind):
     """Return class, name and rule of every argument with a kind of rule."""
-    rows = [(h, n, rule) for h, rules in HOSTS.items() for n, rule in rules.items() if type(rule) is kind]
+    rows = [(h, n, rule) for h, rules in TABLES.items() for n, rule in rules.items() if type(rule) is kind]
     assert len(rows) > 5
     return rows
 
@@ -87,7 +86,7 @@ def names_of(peer):
 )
 def test_every_argument_of_the_replaced_class_is_known(host, peer):
     assert len(names_of(peer)) > 5
-    assert not names_of(peer) - {*host.model_fields, *HOSTS[host]}
+    assert not names_of(peer) - {*host.model_fields, *TABLES[host]}
 
 
 def without_types_of_the_core(hint):
@@ -109,15 +108,16 @@ def test_the_options_are_the_keyword_arguments_of_the_embedder():
     ("host", "options"), [(EmbedKitEmbeddings, LangChainOptions), (EmbedKitEmbedding, LlamaIndexOptions)]
 )
 def test_the_typed_options_are_the_accepted_arguments(host, options):
-    accepted = {name for name, rule in HOSTS[host].items() if not isinstance(rule, Unsupported)}
+    accepted = {name for name, rule in TABLES[host].items() if not isinstance(rule, Unsupported)}
     assert options.__annotations__.keys() | {"model"} == {*accepted, *host.model_fields, "model"}
 
 
-@hosts
-def test_a_field_has_the_default_of_the_embedders_argument(host):
+def test_a_field_has_the_default_of_the_embedders_argument(framework_class):
     defaults = {p.name: p.default for p in inspect.signature(Embedder).parameters.values()}
     names = EmbedderOptions.__annotations__
-    assert {name: host.model_fields[name].default for name in names} == {name: defaults[name] for name in names}
+    assert {name: framework_class.model_fields[name].default for name in names} == {
+        name: defaults[name] for name in names
+    }
 
 
 @pytest.mark.parametrize(("document", "rules"), [("langchain.md", LANGCHAIN), ("llamaindex.md", LLAMAINDEX)])
@@ -208,9 +208,8 @@ def test_a_mistyped_argument_is_refused_with_the_nearest_name(host, typo, meant)
         made(host, **{typo: 1})
 
 
-@hosts
 @pytest.mark.parametrize(
-    ("argument", "way_out"),
+    ("argument", "fix"),
     [
         ({"budget_tokens": "100"}, "budget_tokens: must be an integer of at least 0 (got '100')"),
         ({"prices": 5}, "Example: {'openai:my-model': 0.02}"),
@@ -222,10 +221,10 @@ def test_a_mistyped_argument_is_refused_with_the_nearest_name(host, typo, meant)
         ({"max_concurrency": object()}, "max_concurrency: must be an integer"),
     ],
 )
-def test_an_invalid_value_has_the_error_of_the_core(host, argument, way_out):
+def test_an_invalid_value_has_the_error_of_the_core(framework_class, argument, fix):
     with pytest.raises(ConfigurationError) as refused:
-        made(host, **argument)
-    assert way_out in str(refused.value)
+        made(framework_class, **argument)
+    assert fix in str(refused.value)
     assert refused.value.__cause__ is None
     assert "Input should be" not in str(refused.value)
 
@@ -236,9 +235,8 @@ def test_an_invalid_framework_field_has_the_error_of_the_framework():
     assert refused.value.__context__ is None
 
 
-@hosts
-def test_a_validator_of_a_subclass_changes_the_embedders_argument(host):
-    class Halved(host):
+def test_a_validator_of_a_subclass_changes_the_embedders_argument(framework_class):
+    class Halved(framework_class):
         @field_validator("dimensions")
         @classmethod
         def half(cls, value):
@@ -253,18 +251,17 @@ def test_a_timeout_object_is_refused_with_the_number_to_give():
         made(EmbedKitEmbeddings, request_timeout=(1.0, 5.0))
 
 
-@hosts
 @pytest.mark.parametrize("given", [["int8"], "int8", ("int8",)], ids=repr)
-def test_embedding_types_sets_the_dtype(host, given):
-    voyage = made(host, model="voyage:voyage-4", api_key="k", embedding_types=given)
+def test_embedding_types_sets_the_dtype(framework_class, given):
+    voyage = made(framework_class, model="voyage:voyage-4", api_key="k", embedding_types=given)
     assert (voyage.dtype, voyage.embedder.space) == ("int8", "voyage:voyage-4/1024/int8")
-    assert made(host, embedding_types=["float"]).dtype == "float32"
+    assert made(framework_class, embedding_types=["float"]).dtype == "float32"
     with pytest.raises(ConfigurationError, match="an embedder has one dtype"):
-        made(host, embedding_types=["float", "int8"])
+        made(framework_class, embedding_types=["float", "int8"])
 
 
 def test_encoding_format_in_model_kwargs_is_dropped():
-    """LangChain's documentation recommends encoding_format='float' for compatible servers; both encodings are decoded."""
+    """LangChain's documentation recommends encoding_format='float' for compatible servers."""
     assert made(EmbedKitEmbeddings, model_kwargs={"encoding_format": "float"}).provider_options is None
 
 
@@ -293,7 +290,7 @@ def test_without_a_model_the_default_of_the_replaced_class_is_used_with_a_warnin
     assert model.embedder.model == f"openai:{default}"
     assert said[0].filename == __file__
     with pytest.raises(ConfigurationError, match="model"):
-        host(model=None, api_key="k")  # an unset variable, say
+        host(model=None, api_key="k")  # for example an unset variable
 
 
 async def test_chunk_size_limits_the_texts_of_a_request(server):
@@ -314,12 +311,11 @@ async def test_chunk_size_limits_the_texts_of_a_request(server):
     assert max(len(request.texts) for request in server.requests[seen:]) == 20
 
 
-@hosts
-def test_the_frameworks_base_url_variable_has_priority(host, server, monkeypatch):
-    """A user of OpenAIEmbeddings behind a gateway must not send texts and key to another host after the migration."""
+def test_the_frameworks_base_url_variable_has_priority(framework_class, server, monkeypatch):
+    """A user of OpenAIEmbeddings behind a gateway must not send texts and key to another host."""
     monkeypatch.setenv("OPENAI_API_BASE", server.base_url)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
-    host(model=MODEL, api_key="test-key", cache=False).embedder.embed_query("a")
+    framework_class(model=MODEL, api_key="test-key", cache=False).embedder.embed_query("a")
     assert len(server.requests) == 1
 
 

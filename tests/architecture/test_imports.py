@@ -1,4 +1,4 @@
-"""Importing costs no provider SDK, torch, tokenizer or framework but one's own; and what is missing says so."""
+"""Imports load no SDK, torch, tokenizer or other framework, and a missing extra is a clear error."""
 
 import ast
 import importlib.metadata
@@ -41,7 +41,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 
 
 def loads(code: str, *, after: str = "") -> set[str]:
-    """The packages that code imports in a fresh process, beyond those imported before it."""
+    """Return the packages that code imports in a new process, without those of `after`."""
     command = [sys.executable, "-W", "error", "-c", LOADED, after, code]
     env = os.environ | {"OPENAI_API_KEY": "x", "VOYAGE_API_KEY": "x", "CO_API_KEY": "x"}
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=env)
@@ -132,10 +132,8 @@ except MissingExtraError as error:
     ],
     ids=["openai", "local"],
 )
-def test_without_an_extra_the_error_has_the_install_command(
-    package, name, model, extra, absent, tmp_path
-):
-    """In a Python that has all but those packages, by way of links to what is installed here."""
+def test_without_an_extra_the_error_has_the_install_command(package, name, model, extra, absent, tmp_path):
+    """The process sees links to all installed packages except the absent ones."""
     for installed in Path(np.__file__).parents[1].iterdir():
         if re.split(r"[.-]", installed.name)[0] not in absent:
             (tmp_path / installed.name).symlink_to(installed)

@@ -1,4 +1,4 @@
-"""The layers of the code: which package may import which, read from the source, not from what happens to be loaded.
+"""The layers of the code: which package may import which, read from the source.
 
 Imports under `if TYPE_CHECKING:`, inside functions and by `import_module` count like all others.
 """
@@ -65,7 +65,7 @@ MAX_ROOT_ENTRIES = 16
 
 
 def modules() -> dict[str, Path]:
-    """Every module of ours by its dotted name."""
+    """Return all modules of the three packages by dotted name."""
     found = {}
     for base_folder, package in ((ROOT / "shared", "embedkit_core"), *((ROOT, name) for name in ADAPTERS)):
         for path in sorted((base_folder / package).rglob("*.py")):
@@ -79,7 +79,7 @@ SOURCES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in M
 
 
 def imported_names(module: str) -> Iterator[str]:
-    """The dotted names that a module imports, wherever the statement stands."""
+    """Yield the dotted names that a module imports anywhere."""
     for node in ast.walk(SOURCES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -91,14 +91,14 @@ def imported_names(module: str) -> Iterator[str]:
 
 
 def module_of(name: str) -> str | None:
-    """The module of ours that a dotted name is, or is defined in."""
+    """Return the module that a dotted name is or is defined in."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or None
 
 
 def imports() -> dict[str, set[str]]:
-    """The modules of ours that each module imports."""
+    """Return the imported modules of the three packages, by module."""
     found = defaultdict(set)
     for module in MODULES:
         found[module] = {target for name in imported_names(module) if (target := module_of(name))} - {module}
@@ -116,7 +116,7 @@ def layer_of(module: str) -> str:
 
 
 def outside(module: str) -> set[str]:
-    """The top-level packages that a module imports."""
+    """Return the top-level packages that a module imports."""
     return {name.partition(".")[0] for name in imported_names(module)}
 
 
@@ -158,7 +158,7 @@ def test_the_adapters_do_not_import_each_other_and_only_public_names_of_the_core
 
 
 def test_the_adapters_have_no_loop_thread_or_clock():
-    """No loop, no pool, no clock: batching, caching, retrying and counting belong to the core."""
+    """Batching, caching, retries and counting belong to the core."""
     found = []
     for module in (m for m in MODULES if m.partition(".")[0] in ADAPTERS):
         loops = [node for node in ast.walk(SOURCES[module]) if isinstance(node, (ast.For, ast.AsyncFor, ast.While))]

@@ -1,4 +1,4 @@
-"""What pyproject.toml promises is what CI tries."""
+"""CI tests the versions and extras of pyproject.toml."""
 
 import tomllib
 from itertools import chain
@@ -16,7 +16,7 @@ NOT_TRIED = {"torch"}  # only one CPU build is at hand
 
 
 def floors() -> dict[str, Version]:
-    """The lowest version of everything that users install."""
+    """Return the lowest supported version of each dependency."""
     lists = [PROJECT["dependencies"], *(EXTRAS[extra] for extra in EXTRAS.keys() - FOR_DEVELOPERS - {"all"})]
     found = {}
     for requirement in map(Requirement, chain(*lists)):

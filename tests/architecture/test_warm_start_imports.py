@@ -85,5 +85,5 @@ def test_a_warm_start_loads_these_modules_and_no_others(package, name, baseline,
 
 
 def test_the_listed_engine_modules_exist():
-    """A renamed module must not make the check above pass by its absence."""
+    """A renamed module must not make the test above pass."""
     assert [module for module in sorted(ENGINE) if importlib.util.find_spec(module) is None] == []

@@ -1,4 +1,4 @@
-"""The command, as a shell runs it: what it prints, what it writes, and what it exits with."""
+"""The command line: output, files and exit codes."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ MODEL = "openai:text-embedding-3-small"
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A key, an address that answers, and folders of one's own."""
+    """A server, its key in the environment, and temporary folders."""
     with OpenAIServer() as running:
         monkeypatch.setenv("OPENAI_API_KEY", running.api_key)
         monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
@@ -39,7 +39,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def shell(server, capfd):
-    """Run a command line: its exit code, and what it printed and complained of."""
+    """Run a command line; return the exit code, stdout and stderr."""
 
     def command(*arguments):
         code = run([str(argument) for argument in arguments])
@@ -55,7 +55,7 @@ def lines(path, texts):
 
 
 def written(path):
-    """The rows of a matrix, the texts of a table."""
+    """Return the rows of a matrix or the texts of a table."""
     return np.load(path).tolist() if path.suffix == ".npy" else list(RecordSource([str(path)], "text", "id").texts())
 
 
@@ -286,7 +286,7 @@ def test_a_killed_run_continues_without_paying_again(server, tmp_path):
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     again = sum(n - 1 for n in server.billed_texts.values())
-    assert again <= 3 * 256  # what was in flight, or not yet written, when it was killed
+    assert again <= 3 * 256  # in flight, or not yet written, at the kill
     rows = np.load(tmp_path / "out.npy")
     assert rows.shape == (3000, 1536)
     assert np.array_equal(rows[2999], vector_of("text 2999"))
@@ -433,7 +433,7 @@ def test_a_missing_key_is_one_clear_line(shell, monkeypatch, tmp_path):
     code, _, err = shell("embed", "in.txt", "-o", "x.npy", "-m", MODEL)
     assert (code, err.count("\n")) == (USAGE, 1)
     assert "No API key for openai:text-embedding-3-small" in err
-    assert "40 to send" in shell("estimate", "in.txt", "-m", MODEL)[1]  # what it costs can be known before there is one
+    assert "40 to send" in shell("estimate", "in.txt", "-m", MODEL)[1]  # an estimate needs no key
     assert "served_from: provider" in shell("explain", "a text", "-m", MODEL)[1]
 
 
@@ -453,7 +453,7 @@ def test_a_mistyped_command_is_refused_with_the_nearest_name(shell):
     assert "No such option" in err
 
 
-# The rest
+# Other commands
 
 
 def test_models_and_explain_print_text_and_json(shell):
@@ -486,7 +486,7 @@ def test_live_verification_sends_nothing_without_confirmation(shell, server, tmp
     source = lines(tmp_path / "in.txt", TEXTS)
     live = ("cache", "verify", source, "--live", "3", "-m", MODEL)
     code, out, _ = shell(*live)
-    assert (code, "nothing was compared" in out) == (0, True)  # nothing is cached, nothing to ask about
+    assert (code, "nothing was compared" in out) == (0, True)  # nothing is cached, so nothing to confirm
     shell("cache", "warm", source, "-m", MODEL, "-y")
     sent = len(server.requests)
     code, _, err = shell(*live)
@@ -528,7 +528,7 @@ def test_the_default_cache_may_not_exist_yet(shell):
 
 
 def pages(tmp_path):
-    """A folder of texts that can be compared."""
+    """Write a folder of texts for comparisons."""
     folder = tmp_path / "pages"
     folder.mkdir()
     for i in range(15):
@@ -639,7 +639,7 @@ def test_a_local_model_needs_no_confirmation(shell, tmp_path):
 
 @needs_local_model
 def test_a_quiet_run_of_a_local_model_prints_one_line(tmp_path):
-    """The libraries that load the model draw bars of their own."""
+    """The libraries that load the model would draw progress bars."""
     arguments = [sys.executable, "-m", "embedkit_core", "embed", str(lines(tmp_path / "in.txt", TEXTS[:2]))]
     arguments += ["-o", str(tmp_path / "out.npy"), "-m", MINILM, "--cache", str(tmp_path), "--quiet"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=100)

@@ -1,4 +1,4 @@
-"""The command lines of the documentation, run by a shell as a reader would, print what they say."""
+"""The commands in docs/cli.md print the shown output."""
 
 import os
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def told(document):
-    """Each command line of the console blocks, and the lines below it."""
+    """Yield each command of the console blocks and its output lines."""
     blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
     for block in blocks:
         for part in re.split(r"^\$ ", block, flags=re.M)[1:]:

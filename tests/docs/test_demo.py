@@ -1,4 +1,4 @@
-"""The demo, as a user runs it."""
+"""The demo in examples/demo.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def embedded(run: subprocess.CompletedProcess[str]) -> list[int]:
-    """How many texts were embedded: by LangChain, by LlamaIndex, in all."""
+    """Return the numbers of embedded texts: by LangChain, by LlamaIndex, in total."""
     return [int(count) for count in re.findall(r"(\d+) embedded in", run.stdout)]
 
 

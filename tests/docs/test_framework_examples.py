@@ -1,7 +1,7 @@
-"""The frameworks' own documented examples for embeddings, with nothing changed but the import and what is said here.
+"""The frameworks' documented examples for embeddings, with the import changed.
 
-Examples in docstrings are read from the installed classes; those of documentation pages are told in our own words.
-docs/migrating.md has the list.
+Examples in docstrings are read from the installed classes; those of pages are paraphrased. docs/migrating.md lists
+them.
 """
 
 import ast
@@ -45,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A server whose vectors are as wide as those of the model most examples name."""
+    """A server with the vector width of the model that most examples use."""
     with reader_environment(tmp_path, monkeypatch) as running:
         yield running
 
@@ -72,7 +72,7 @@ def ada(text):
 
 
 def blocks_of(documented):
-    """The python blocks of a docstring, without those that only show what the one before has printed."""
+    """Return the Python blocks of a docstring, without those that only show output."""
     found = re.findall(r"^( *)```python\n(.*?)^\1```", documented.__doc__, re.M | re.S)
     found += re.findall(r"^( *)\.\. code-block:: python\n((?:\1 +.*\n| *\n)+)", documented.__doc__, re.M)
     return [block for _, body in found if not is_output(block := textwrap.dedent(body))]
@@ -92,7 +92,7 @@ def any_call(node):
 
 
 async def run(blocks, changes=(), aliases=()):
-    """Run blocks one after the other, as in a notebook, with the import changed; give the names they leave."""
+    """Run blocks in order with the import changed; return their names."""
     scope = {}
     for block in blocks:
         for name, meant in aliases:
@@ -107,7 +107,7 @@ async def run(blocks, changes=(), aliases=()):
 
 
 async def test_the_docstring_of_openai_embeddings_works(server, capsys):
-    """It names its object `embed` and then asks one named `embeddings`; the values in the last block are to fill in."""
+    """It names its object `embed` and then uses `embeddings`; the last block has values to fill in."""
     server.dimensions = 3072
     blocks = blocks_of(TheirEmbeddings)
     assert len(blocks) >= 5
@@ -130,7 +130,7 @@ async def test_the_docstring_of_cache_backed_embeddings_works(server):
 
 
 async def test_a_cache_backed_folder_that_langchain_filled_is_used(server):
-    """The namespace of the docstring is the model's name, which is the same."""
+    """The namespace in the docstring is the model's name, which is the same here."""
     theirs = TheirEmbeddings(check_embedding_ctx_length=False)
     before = CacheBackedEmbeddings.from_bytes_store(theirs, LocalFileStore("./my_cache"), namespace=theirs.model)
     written = before.embed_documents(["hello", "goodbye"])
@@ -148,7 +148,7 @@ STORES = {
 
 @pytest.mark.parametrize("documented", STORES, ids=[name for _, name in STORES])
 async def test_the_docstring_of_a_vector_store_works(server, capsys, documented):
-    """Chroma's collection gets a name of its own: in memory it outlives a test."""
+    """Chroma's collection gets a unique name: in memory it outlives a test."""
     module, name = documented
     blocks = blocks_of(getattr(importlib.import_module(module), name))
     assert len(blocks) >= 6
@@ -207,7 +207,7 @@ def test_the_azure_class_arguments_are_refused_with_the_v1_endpoint():
 
 
 def test_the_llamaindex_openai_package_has_no_example():
-    """If it gets one, it belongs here."""
+    """If the package gets an example, add it here."""
     text = importlib.metadata.metadata("llama-index-embeddings-openai").get_payload()
     assert "```" not in text
     assert ">>>" not in TheirEmbedding.__doc__
@@ -244,7 +244,7 @@ def test_the_embeddings_page_folder_to_answer_works(server, tmp_path):
 
 
 def test_the_embeddings_page_batch_size_works(server):
-    """It is accepted; what one request holds is up to the core, and to `max_batch_texts`."""
+    """It is accepted; the size of a request depends on the core and on `max_batch_texts`."""
     embed_model = OpenAIEmbedding(embed_batch_size=42)
     texts = [f"text {i}" for i in range(100)]
     assert embed_model.embed_batch_size == 42

@@ -1,4 +1,4 @@
-"""The examples of the documentation run, in order, as a reader would run them, and print what they say."""
+"""The examples of each page run in order and print the shown output; links between pages have a target."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.limiters import needs_limiters
 from support.reader import local_providers, reader_environment
+from support.rows import check_rows
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -29,13 +30,13 @@ EVERY_DOCUMENT = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.m
 
 
 def blocks(document):
-    """The code, and what is shown below it as its output."""
+    """Return the code blocks of a page, each with the output shown below it."""
     shown = r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?"
     return re.findall(shown, (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
 
 
 def promised(block):
-    """What the comments of a block say it prints: behind each print, or on the line below it."""
+    """Yield the output in the comments of a block: behind each print or on the line below."""
     for line, below in zip(block.splitlines(), [*block.splitlines()[1:], ""], strict=True):
         if line.lstrip().startswith("print("):
             said = line.partition("  # ")[2] or (below.removeprefix("# ") if below.startswith("# ") else "")
@@ -44,7 +45,7 @@ def promised(block):
 
 @pytest.fixture
 def as_a_reader(tmp_path, monkeypatch):
-    """A key, an address that answers, and a cache folder of one's own."""
+    """An environment with keys, local servers and a temporary cache folder."""
     with reader_environment(tmp_path, monkeypatch) as server, local_providers(monkeypatch):
         yield server
 
@@ -60,15 +61,14 @@ def test_the_examples_run_and_print_what_the_page_shows(document, as_a_reader, c
             exec(compile(block, document, "exec"), scope)
             printed = capsys.readouterr().out.splitlines()
             said = [*promised(block), *shown.splitlines()]
-            # An example inside an except clause that is not reached prints nothing.
+            # An example in an except clause that is not reached prints nothing.
             assert [line for line in said if line in printed] == printed
             assert len(printed) >= len(said) - 1
     finally:
         Settings._embed_model = None
 
 
-@pytest.mark.parametrize("document", EVERY_DOCUMENT)
-def test_links_between_documents_have_a_target(document):
+def check_links(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", text):
         path = (ROOT / document).parent / target if target else ROOT / document
@@ -76,3 +76,7 @@ def test_links_between_documents_have_a_target(document):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+
+
+def test_links_between_documents_have_a_target():
+    check_rows(EVERY_DOCUMENT, check_links)

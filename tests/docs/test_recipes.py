@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def words_vector(text, dimensions=1536, native=1536, model="any"):
-    """A vector that is near to those of texts with the same words, but for their endings."""
+    """Return a vector that is similar for texts with the same words."""
     words = [word[:4].lower() for word in re.findall(r"\w+", text)]
     vector = np.sum([vector_of(word, dimensions, native, model) for word in words], axis=0)
     return vector / np.linalg.norm(vector)
@@ -49,14 +49,14 @@ def _settings_as_they_were():
 
 
 def prepare_the_old_cache():
-    """What somebody has who moves."""
+    """Fill LangChain's cache, as before a migration."""
     embeddings = OpenAIEmbeddings(model="text-embedding-3-small", check_embedding_ctx_length=False)
     old = CacheBackedEmbeddings.from_bytes_store(embeddings, LocalFileStore("my_cache"), namespace=embeddings.model)
     old.embed_documents([f"Paragraph {number}" for number in range(100)])
 
 
 def prepare_a_data_set():
-    """A folder in SciFact's layout, in which a query has the words of its document."""
+    """Write a data set in SciFact's layout, in which each query has the words of its document."""
     topics = [
         "the heart",
         "a vaccine",
@@ -80,7 +80,7 @@ def prepare_a_data_set():
 
 
 def promised(recipe):
-    """The comments behind what prints."""
+    """Return the output in the comments behind each print."""
     return re.findall(r"^(?:print|asyncio\.run)\(.*\)  # (.*)$", recipe, re.M)
 
 

@@ -1,4 +1,4 @@
-"""The guide to testing runs as it stands, and what it shows in full is what is installed and tested."""
+"""The examples in docs/testing.md run, and its files are those that are installed and tested."""
 
 import re
 from pathlib import Path

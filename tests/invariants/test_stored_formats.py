@@ -1,4 +1,4 @@
-"""A later version reads what users have stored: cache folders and LlamaIndex's transformation hashes.
+"""A later version reads stored cache folders and LlamaIndex's transformation hashes.
 
 `tests/fixtures/stored/write.py` wrote the files, and nothing rewrites them by itself. If a test here fails, users embed
 again what they have paid for: keep the format, or keep reading the old one.

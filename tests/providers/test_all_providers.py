@@ -164,9 +164,7 @@ def test_one_cache_folder_keeps_the_vectors_of_each_configuration_apart(host, fa
 # Pickles and copies
 
 
-def test_pickles_and_copies_use_the_same_cache_and_hold_no_key(
-    host, family, far_end, tmp_path, monkeypatch
-):
+def test_pickles_and_copies_use_the_same_cache_and_hold_no_key(host, family, far_end, tmp_path, monkeypatch):
     if far_end is not None:
         monkeypatch.setenv(family.variable, KEY)
     model = made(host, family, far_end, cache=tmp_path, api_key=None)

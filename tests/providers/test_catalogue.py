@@ -34,11 +34,11 @@ def made(model=SMALL, **settings):
     return Embedder(model, **{"api_key": "k", "cache": False, **settings})
 
 
-# Our own file
+# The catalogue file
 
 
 def valid(raw, part="ours"):
-    """Whether the schema takes a row: as one of our own, or as a user's."""
+    """Return True if the schema accepts a row of the catalogue ("ours") or of a user ("model")."""
     return VALIDATORS[part].is_valid(raw)
 
 
@@ -129,7 +129,7 @@ def check_consistency(row):
     if "binary" in row.dtypes:
         assert all(n % 8 == 0 for n in row.allowed_dimensions)
     if row.cut is None:
-        assert len(row.allowed_dimensions) == 1 or row.provider == "cohere"  # nobody documents what Cohere's cut is
+        assert len(row.allowed_dimensions) == 1 or row.provider == "cohere"  # Cohere does not document how it truncates
     if row.provider == "local":
         assert row.asymmetric == (row.prompts.get("query") != row.prompts.get("document"))
         assert row.source == f"https://huggingface.co/{row.name}"
@@ -184,7 +184,7 @@ def test_no_model_is_listed_twice():
 
 
 def test_facts_that_other_catalogues_have_wrong_are_right_here():
-    """Source: the provider's pages; see the rows."""
+    """Sources: the pages of the providers that the rows link."""
     found = {row.name: row for row in ROWS}
     assert found["voyage-3-lite"].dimensions == 512
     assert found["voyage-3"].allowed_dimensions == (1024,)
@@ -223,7 +223,7 @@ def test_a_retired_model_is_refused_with_its_successor():
         made("cohere:embed-english-v2.0")
     assert made("cohere:embed-english-v2.0", model_info={"status": "legacy"}).dimensions == 4096
     assert made("cohere:embed-english-v2.0", base_url="http://localhost:1").dimensions == 4096
-    assert made("openai:text-embedding-ada-002").dimensions == 1536  # legacy, and served
+    assert made("openai:text-embedding-ada-002").dimensions == 1536  # legacy models are served
 
 
 def test_models_filters_by_provider_status_and_name():
@@ -426,7 +426,10 @@ def test_rows_of_a_users_file_come_first(file):
         ("[]", "not an object such as"),
         ('{"models": [5]}', "model 1: provider and name are required"),
         ('{"models": [{"provider": "openai", "name": "a", "dims": 5}]}', "model openai:a: unknown field 'dims'"),
-        ('{"models": [{"provider": "openai", "name": "a", "like": "b"}]}', "like must name a model in the catalogue .got 'b'."),
+        (
+            '{"models": [{"provider": "openai", "name": "a", "like": "b"}]}',
+            "like must name a model in the catalogue .got 'b'.",
+        ),
     ],
     ids=str,
 )

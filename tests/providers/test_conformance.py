@@ -1,4 +1,4 @@
-"""The built-in providers and caches prove what they ask of everybody else's."""
+"""The built-in providers and caches pass the conformance suites."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
 
 
 class TestOpenAI(ProviderSuite):
-    """Through the real SDK, to a server that repeats text and key in every refusal."""
+    """The real SDK, with a server that repeats text and key in every refusal."""
 
     model = f"openai:{MODEL}"
     api_key = "sk-test-key-of-mine"
-    other_model = "openai:text-embedding-ada-002"  # of the width that the server gives every model
+    other_model = "openai:text-embedding-ada-002"  # has the width that the server uses for every model
     other_dimensions = 256
     wrong_dimensions = 1537
 
@@ -66,7 +66,7 @@ class TestOpenAI(ProviderSuite):
 
 
 class TestOpenAIThatAnswersFloatsOutOfTurn(TestOpenAI):
-    """As some compatible servers do, at which an unknown model's width is known from its reply only."""
+    """An unknown model, whose width is known from its reply only, at a compatible server."""
 
     model = "openai:some-model"
     other_model = "openai:another-model"
@@ -86,7 +86,7 @@ class TestLocal(ProviderSuite):
 
 @needs_local_model
 class TestLocalWithPrompts(ProviderSuite):
-    """A model whose folder says that a query has a prompt."""
+    """A model with a query prompt in its folder."""
 
     asymmetric = True
 
@@ -147,7 +147,7 @@ class TestDiskCache(CacheSuite):
 
 
 class TestSharedDiskCache(CacheSuite):
-    """One object for all who name a folder."""
+    """One cache object per folder."""
 
     def make(self, folder: Path):
         return open_cache(folder)

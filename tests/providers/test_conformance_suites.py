@@ -1,4 +1,4 @@
-"""The conformance suites fail what is wrong, say so in words, and cannot be talked out of a case."""
+"""The conformance suites find mistakes, explain them, and their tests cannot be overridden."""
 
 import logging
 import sys
@@ -160,7 +160,7 @@ def test_an_in_process_cache_fails_unless_persistent_is_false_or_no_other_proces
 
 
 class Faithless(ProviderSuite):
-    """A far end that has other vectors than it should."""
+    """A server with wrong vectors."""
 
     model, other_model, other_dimensions, asymmetric = "fake:faithless", "fake:another", 5, True
 
@@ -192,7 +192,7 @@ class OtherInABatch(FakeServer):
 
 
 class LostPlaceInABatch(FakeServer):
-    """Whatever is behind the first so many has the vector of another."""
+    """Texts after the first 24 get the vector of another text."""
 
     async def answer(self, batch):
         reply = await super().answer(batch)
@@ -261,7 +261,7 @@ def test_a_truncating_provider_must_report_it_and_obey_on_long_text(acme, tmp_pa
 
 
 class Failing(ProviderSuite):
-    """A far end that fails with one error, whatever it is told to fail with."""
+    """A server that fails with one error for every kind of failure."""
 
     model, api_key, asymmetric = "fake:failing", "sk-fake-key-of-mine", True
 
@@ -318,7 +318,7 @@ def test_a_log_line_that_holds_a_text_fails():
         Failing(error).test_a_rejected_key_raises_an_authentication_error_after_one_request()
 
 
-# Cases cannot be talked out of
+# Overridden tests
 
 
 @pytest.mark.parametrize(
@@ -336,9 +336,7 @@ def test_a_log_line_that_holds_a_text_fails():
         ("def test_more_of_my_own(self): pass", True),
     ],
 )
-def test_an_overridden_or_removed_test_fails_the_suite_unless_xfail_has_a_reason(
-    tmp_path, override, passes
-):
+def test_an_overridden_or_removed_test_fails_the_suite_unless_xfail_has_a_reason(tmp_path, override, passes):
     head = "import pytest\nfrom embedkit_core.testing import *\nserver = FakeServer()\n"
     head += "class TestMine(ProviderSuite):\n    model, asymmetric = 'fake:mine', True\n"
     head += "    settings = {'base_url': server.url}\n    other_dimensions = 4\n    "

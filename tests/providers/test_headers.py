@@ -1,4 +1,4 @@
-"""What is read of a provider's headers, and what is not believed."""
+"""Rate limit headers: what is parsed, and what is ignored."""
 
 import pytest
 from hypothesis import given

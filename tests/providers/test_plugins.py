@@ -1,4 +1,4 @@
-"""Providers and caches of third parties: installed, they are used like our own; broken, they say whose they are."""
+"""Third-party providers and caches: discovery, name conflicts, cache URLs and broken packages."""
 
 import sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def kept_at(cache: object) -> Embedder:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder whose packages are installed for the time of a test."""
+    """A folder whose packages are installed during a test."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -59,11 +59,11 @@ def test_an_installed_provider_and_cache_work_in_all_three_classes(acme, tmp_pat
     assert list((tmp_path / "kept").iterdir())
 
 
-# Which one is meant
+# Names
 
 
 def name_what_is_not_there() -> None:
-    """Which has all that is installed looked through: a name of ours is found without."""
+    """Names that are not built in cause a scan of all installed packages."""
     with pytest.raises(ConfigurationError):
         Embedder("nobodys:any")
     with pytest.raises(ConfigurationError):
@@ -153,7 +153,7 @@ def test_a_broken_package_does_not_affect_other_providers(site):
     assert len(server.received) == 1
 
 
-# A cache at an address
+# Cache URLs
 
 
 def test_the_built_in_cache_has_a_url(tmp_path):
@@ -178,9 +178,7 @@ def test_a_url_below_a_file_is_refused(tmp_path):
 
 def test_an_unknown_url_scheme_is_refused_with_the_known_ones(site):
     write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}})
-    with pytest.raises(
-        ConfigurationError, match=r"no package provides acne:// \(available: acme://, file://\).*acme"
-    ):
+    with pytest.raises(ConfigurationError, match=r"no package provides acne:// \(available: acme://, file://\).*acme"):
         kept_at("acne://host/0")
 
 
@@ -323,7 +321,7 @@ def test_a_drive_letter_or_a_colon_is_not_a_scheme(name, tmp_path, monkeypatch):
     assert len(server.received) == 1
 
 
-# What a provider is given
+# Settings of a provider
 
 
 def test_a_provider_refuses_the_settings_it_does_not_use():
@@ -341,7 +339,8 @@ def test_a_provider_refuses_the_settings_it_does_not_use():
         user_name = "provider_options" if name == "options" else name
         others = [other for other in names if other != user_name]
         with pytest.raises(
-            ConfigurationError, match=f"{user_name}: not supported by the model 'small'. Supported settings: {', '.join(others)}"
+            ConfigurationError,
+            match=f"{user_name}: not supported by the model 'small'. Supported settings: {', '.join(others)}",
         ) as no:
             ProviderSettings("small", **{name: value}).check_only_used(*others)
         assert "sk-mine" not in str(no.value)

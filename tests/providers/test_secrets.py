@@ -1,4 +1,4 @@
-"""The key and the texts: nowhere but on the wire, and where a framework itself puts them."""
+"""API keys and texts appear only in requests, and where a framework itself puts them."""
 
 import copy
 import json
@@ -25,8 +25,7 @@ KEY = "sk-proj-Zx81Qp77LmNeverShow"
 TEXT = "The patient Jane Roe was seen on the 4th of May with a broken scaphoid."
 PIECE = "Jane Roe"
 OPENAI = "openai:text-embedding-3-small"
-DOORS = [Embedder, EmbedKitEmbeddings, EmbedKitEmbedding]
-doors = pytest.mark.parametrize("door", DOORS, ids=["core", "langchain", "llamaindex"])
+CLASSES = [Embedder, EmbedKitEmbeddings, EmbedKitEmbedding]
 
 
 @pytest.fixture
@@ -37,15 +36,15 @@ def server():
 
 @pytest.fixture(params=["argument", "environment"])
 def made(request, server, tmp_path, monkeypatch):
-    """Each door's object, with the key from either source, after it has been used."""
+    """A function that makes an object of a class, with the key from the argument or the environment."""
 
-    def make(door, **options):
+    def make(kind, **options):
         options = {"model": OPENAI, "base_url": server.base_url, "cache": tmp_path / "cache", **options}
         if request.param == "environment":
             monkeypatch.setenv("OPENAI_API_KEY", KEY)
         else:
             options = {"api_key": KEY, **options}
-        return door(**options)
+        return kind(**options)
 
     return make
 
@@ -63,7 +62,7 @@ def core(thing):
 
 
 def shows(thing: object, *, depth: int = 6) -> Iterator[str]:
-    """What somebody sees who prints an object, or its attributes, or theirs."""
+    """Yield the repr and str of an object and, recursively, of its attributes."""
     yield repr(thing)
     yield str(thing)
     if depth and hasattr(thing, "__dict__") and not isinstance(thing, type):
@@ -78,7 +77,7 @@ def shows(thing: object, *, depth: int = 6) -> Iterator[str]:
 
 
 def chain(error: BaseException, seen: set[int] | None = None) -> Iterator[BaseException]:
-    """An error, those behind it and those it carries."""
+    """Yield an error, its causes and contexts, and the errors in `failed`."""
     seen = set() if seen is None else seen
     if id(error) not in seen:
         seen.add(id(error))
@@ -94,9 +93,8 @@ def assert_clean(said: object, *secrets: str) -> None:
         assert secret not in str(said)
 
 
-@doors
-def test_no_printed_object_or_attribute_shows_the_key(made, door):
-    thing = made(door)
+def test_no_printed_object_or_attribute_shows_the_key(made, embedder_class):
+    thing = made(embedder_class)
     embed(thing, [TEXT])
     for shown in (*shows(thing), *shows(core(thing)), f"{thing}", repr(core(thing).usage)):
         assert_clean(shown)
@@ -104,9 +102,9 @@ def test_no_printed_object_or_attribute_shows_the_key(made, door):
     assert_clean(core(thing).space)
 
 
-@pytest.mark.parametrize("door", DOORS[1:], ids=["langchain", "llamaindex"])
-def test_no_serialization_of_a_framework_shows_the_key(made, door):
-    thing = made(door)
+@pytest.mark.parametrize("kind", CLASSES[1:], ids=["langchain", "llamaindex"])
+def test_no_serialization_of_a_framework_shows_the_key(made, kind):
+    thing = made(kind)
     assert isinstance(thing, BaseModel)
     for said in (thing.model_dump(), thing.model_dump_json(), json.dumps(thing.model_dump(mode="json")), dict(thing)):
         assert_clean(said)
@@ -117,9 +115,8 @@ def test_no_serialization_of_a_framework_shows_the_key(made, door):
             assert_clean(said)
 
 
-@doors
-def test_no_pickle_holds_the_key(made, door):
-    thing = made(door)
+def test_no_pickle_holds_the_key(made, embedder_class):
+    thing = made(embedder_class)
     embed(thing, [TEXT])
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         written = pickle.dumps(thing, protocol)
@@ -151,14 +148,13 @@ FAULTS = {
 }
 
 
-@doors
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_failure_shows_the_key_or_a_text(server, tmp_path, caplog, door, fault):
+def test_no_failure_shows_the_key_or_a_text(server, tmp_path, caplog, embedder_class, fault):
     caplog.set_level(logging.DEBUG, "embedkit_core")
     server.fault_for(lambda texts, number: FAULTS[fault])
     options = {"model": OPENAI, "base_url": server.base_url, "api_key": KEY, "cache": tmp_path, "max_retries": 0}
     with pytest.raises(EmbedKitError) as failed:
-        embed(door(**options, timeout=0.2 if fault == "no answer" else 60.0), [TEXT])
+        embed(embedder_class(**options, timeout=0.2 if fault == "no answer" else 60.0), [TEXT])
     for error in chain(failed.value):
         for said in (str(error), repr(error), repr(vars(error)), "".join(traceback.format_exception_only(error))):
             assert_clean(said, KEY, PIECE)
@@ -179,7 +175,7 @@ def test_a_partial_failure_shows_neither_key_nor_text(server, tmp_path, caplog):
 
 
 def test_no_exception_of_an_sdk_is_chained_to_an_error(server):
-    """An SDK's exception holds the request with its headers: none may hang behind ours."""
+    """An SDK's exception holds the request with its headers, so none may be chained."""
     server.fault_for(lambda texts, number: Fault.unauthorized())
     thing = Embedder(OPENAI, base_url=server.base_url, api_key=KEY, cache=False)
     with pytest.raises(EmbedKitError) as failed:
@@ -187,30 +183,29 @@ def test_no_exception_of_an_sdk_is_chained_to_an_error(server):
     assert {type(error).__module__.partition(".")[0] for error in chain(failed.value)} == {"embedkit_core"}
 
 
-@doors
 @pytest.mark.parametrize(
     "wrong",
     [{"timeout": 0}, {"timeout": "1"}, {"max_concurency": 3}, {"dimensions": 4000}, {"on_long_text": "cut"},
      {"base_url": "nowhere"}, {"cache": 5}, {"query_prompt": 5}, {"model": "opnai:x"}, {"model": None}],
     ids=repr,
 )  # fmt: skip
-def test_the_error_of_an_invalid_setting_does_not_show_the_key(door, wrong):
+def test_the_error_of_an_invalid_setting_does_not_show_the_key(embedder_class, wrong):
     with pytest.raises(ConfigurationError) as refused:
-        door(**{"model": OPENAI, "api_key": KEY, "cache": False, **wrong})
+        embedder_class(**{"model": OPENAI, "api_key": KEY, "cache": False, **wrong})
     for error in chain(refused.value):
         assert_clean((str(error), repr(error)))
 
 
 def test_no_log_record_shows_the_key_or_a_text(made, caplog):
     caplog.set_level(logging.DEBUG, "embedkit_core")
-    for door in DOORS:
-        embed(made(door), [TEXT, TEXT + " again"])
+    for kind in CLASSES:
+        embed(made(kind), [TEXT, TEXT + " again"])
     assert_clean([r.getMessage() for r in caplog.records if r.name.startswith("embedkit")], KEY, PIECE)
 
 
 def test_the_cache_files_hold_neither_key_nor_text(made, tmp_path):
-    for door in DOORS:
-        embed(made(door), [TEXT])
+    for kind in CLASSES:
+        embed(made(kind), [TEXT])
     core(made(Embedder)).close()
     files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert files
@@ -245,8 +240,9 @@ def test_no_event_or_span_of_a_framework_shows_the_key(made, server):
     assert_clean((spans.completed_spans, spans.dropped_spans))
 
 
-@doors
-def test_embedders_with_different_keys_have_different_accounts_that_show_no_key(server, door):
-    one, other = (door(model=OPENAI, base_url=server.base_url, api_key=key, cache=False) for key in (KEY, KEY + "2"))
+def test_embedders_with_different_keys_have_different_accounts_that_show_no_key(server, embedder_class):
+    one, other = (
+        embedder_class(model=OPENAI, base_url=server.base_url, api_key=key, cache=False) for key in (KEY, KEY + "2")
+    )
     assert core(one).provider.account != core(other).provider.account
     assert_clean(core(one).provider.account)

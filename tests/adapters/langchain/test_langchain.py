@@ -144,9 +144,7 @@ def test_the_key_comes_from_the_environment(server, monkeypatch):
         EmbedKitEmbeddings(model=OPENAI, base_url=server.base_url, cache=False).embed_query("b")
 
 
-# Both hosts
-
-hosts = pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding])
+# Both frameworks
 
 ASKED = """
 import sys
@@ -197,32 +195,31 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@hosts
 @pytest.mark.parametrize("change", CHANGES, ids=repr)
-def test_each_changed_argument_has_its_own_cache_entries(host, server, tmp_path, change):
+def test_each_changed_argument_has_its_own_cache_entries(framework_class, server, tmp_path, change):
     options = {"model": OPENAI, "base_url": server.base_url, "api_key": "test-key", "cache": tmp_path}
-    models = [host(**options), host(**options | change)]
+    models = [framework_class(**options), framework_class(**options | change)]
     rows = [model.embedder.embed_documents(["x"])[0].tolist() for model in [*models, *models]]
     prompt, width = change.get("document_prompt", ""), change.get("dimensions", 1536)
     name = models[1].embedder.provider.model
     assert rows[0] == rows[2] == vector_of("x").tolist()
     assert rows[1] == rows[3] == vector_of(prompt + "x", width, model=name).tolist()
-    assert len(server.requests) == (1 if "dimensions" in change else 2)  # fewer dimensions are truncated from the cached vector
+    assert len(server.requests) == (1 if "dimensions" in change else 2)  # truncated from the cached vector
 
 
-@hosts
-def test_each_server_has_its_own_cache_entries(host, server, tmp_path):
+def test_each_server_has_its_own_cache_entries(framework_class, server, tmp_path):
     with OpenAIServer() as another:
         for at in (server, another, server, another):
-            host(model=OPENAI, base_url=at.base_url, api_key="test-key", cache=tmp_path).embedder.embed(["x"])
+            framework_class(model=OPENAI, base_url=at.base_url, api_key="test-key", cache=tmp_path).embedder.embed(
+                ["x"]
+            )
         assert (len(server.requests), len(another.requests)) == (1, 1)
 
 
-@hosts
-def test_a_pickle_has_the_same_configuration_and_cache(host, server, tmp_path, monkeypatch):
+def test_a_pickle_has_the_same_configuration_and_cache(framework_class, server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "test-key")
     options = {"dimensions": 64, "document_prompt": "d: ", "max_concurrency": 3, "provider_options": {"user": "u"}}
-    original = host(model=OPENAI, base_url=server.base_url, cache=tmp_path, **options)
+    original = framework_class(model=OPENAI, base_url=server.base_url, cache=tmp_path, **options)
     row = original.embedder.embed_query("a")
     other = pickle.loads(pickle.dumps(original))
     assert other.model_dump() == original.model_dump()
@@ -234,9 +231,8 @@ def test_a_pickle_has_the_same_configuration_and_cache(host, server, tmp_path, m
     assert server.requests[-1].status == 200
 
 
-@hosts
-def test_a_deep_copy_keeps_configuration_and_key(host, server):
-    original = host(model=OPENAI, base_url=server.base_url, api_key="test-key", cache=False, dimensions=64)
+def test_a_deep_copy_keeps_configuration_and_key(framework_class, server):
+    original = framework_class(model=OPENAI, base_url=server.base_url, api_key="test-key", cache=False, dimensions=64)
     other = copy.deepcopy(original)
     assert other.model_dump() == original.model_dump()
     assert other.embedder.embed_query("a").tolist() == vector_of("a", 64).tolist()

@@ -99,7 +99,7 @@ def test_a_growing_index_sends_only_the_new_text(server, tmp_path):
     stored = StorageContext.from_defaults(persist_dir=str(tmp_path))
     loaded = load_index_from_storage(stored, embed_model=index_model(server))
     assert contents(loaded.as_retriever(similarity_top_k=1).retrieve("newer")) == ["newer"]
-    assert texts_sent(server) == [*TEXTS, "new", "newer", "newer"]  # no cache here: the question is its own
+    assert texts_sent(server) == [*TEXTS, "new", "newer", "newer"]  # without a cache, the query is sent too
 
 
 @pytest.mark.parametrize("mode", ["default", "mmr"])

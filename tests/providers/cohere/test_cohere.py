@@ -1,4 +1,4 @@
-"""Cohere through its real SDK, against a server that answers as documented."""
+"""Cohere's wire format and refusals, with the real SDK and a local server."""
 
 from decimal import Decimal
 
@@ -57,7 +57,7 @@ def expected(texts, input_type="search_document", dimensions=1536):
 
 
 class TestCohere(ProviderSuite):
-    """Through the real SDK, to a server that repeats text and key in every refusal."""
+    """The real SDK, with a server that repeats text and key in every refusal."""
 
     model = MODEL
     api_key = "co-test-key-of-mine"
@@ -99,7 +99,7 @@ class TestCohere(ProviderSuite):
 
 
 class TestCohereModelThatIsNotKnown(TestCohere):
-    """Its width is known from its reply, and nobody promises that its vectors have length 1."""
+    """An unknown model: its width is known from its reply, and its vectors may not be normalized."""
 
     model = "cohere:embed-v9.0"
     wrong_dimensions = None
@@ -151,7 +151,7 @@ def test_quantized_dtypes_come_from_the_provider_unchanged(server, dtype, tmp_pa
 
 
 def test_other_dimensions_are_requested_and_never_truncated_locally(server, tmp_path):
-    """Nobody documents that the beginning of a longer vector of Cohere's is the shorter one."""
+    """Cohere does not document that the prefix of a vector is the vector of fewer dimensions."""
     cohere(server, cache=tmp_path).embed(TEXTS)
     result = cohere(server, dimensions=256, cache=tmp_path).embed(TEXTS)
     assert server.requests[-1].body["output_dimension"] == 256
@@ -186,7 +186,7 @@ def test_a_long_text_among_short_ones_is_found_and_truncated_by_cohere(server):
 
 
 def test_texts_far_over_the_limit_are_sent_with_truncation_at_once(server):
-    """A corpus of long texts would cost a refusal for each."""
+    """A corpus of long texts would otherwise cost one refusal per text."""
     server.max_tokens_per_text = 40
     texts = [long_text(200, mark) for mark in "abcdefgh"]
     result = cohere(server, model_info={"text_tokens": 40}).embed([*texts, "short"])
@@ -283,7 +283,7 @@ def test_a_base_url_may_have_a_version_or_not(server, end):
 
 
 def test_a_gateway_with_cohere_in_its_url_gets_the_request(server):
-    """The SDK takes such an address for Cohere's own, and takes /v1 out of it."""
+    """The SDK treats such an address as Cohere's own and removes /v1."""
     server.path = "/v1/cohere.com/v2/embed"
     assert len(cohere(server, base_url=f"{server.origin}/v1/cohere.com").embed(TEXTS).vectors) == 5
     assert not server.unknown_paths

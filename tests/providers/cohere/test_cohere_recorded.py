@@ -1,7 +1,7 @@
-"""Requests and replies of Cohere as others recorded or documented them, each through the real SDK.
+"""Recorded or documented requests and replies of Cohere, through the real client.
 
-A file of tests/golden/cohere says where it is from, and whether its reply was `recorded` from the service: "yes",
-"quoted" where somebody shows the refusal he got, "no" where it was made after the documentation.
+Each file of tests/fixtures/recorded/cohere has a source. Its field `recorded` is "yes" for a reply of the service,
+"quoted" for a refusal that somebody quoted, "no" for a reply made from the documentation.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Servers that speak OpenAI's API: by name or by address, what they serve, refuse and answer in."""
+"""OpenAI-compatible servers: presets, addresses, model facts, encodings and refusals."""
 
 from decimal import Decimal
 
@@ -57,7 +57,7 @@ def expected(texts, server, model, prompt=""):
     return np.stack([vector_of(prompt + text, server.dimensions, server.dimensions, model) for text in texts])
 
 
-# By name
+# Presets
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_the_error_of_a_missing_model_names_the_model():
     assert len(server.requests) == 1
 
 
-# What is known of a model
+# Model facts
 
 
 def test_a_deployment_with_like_has_the_facts_of_that_model():
@@ -290,7 +290,9 @@ UNKNOWN = {"allowed_dimensions": [64, 384], "cut": "prefix"}
 
 def test_a_server_that_ignores_dimensions_is_an_error_with_the_fix():
     with LMStudioServer() as server:
-        with pytest.raises(BadReplyError, match="384 dimensions instead of 64; if the model supports shorter") as refused:
+        with pytest.raises(
+            BadReplyError, match="384 dimensions instead of 64; if the model supports shorter"
+        ) as refused:
             at(server, "lmstudio:new-model", dimensions=64).embed(["a"])
         assert "model_info={'allowed_dimensions': [64], 'cut': 'prefix'}" in str(refused.value)
         rows = at(server, "lmstudio:new-model", dimensions=64, model_info=UNKNOWN).embed(["a"]).vectors
@@ -300,7 +302,9 @@ def test_a_server_that_ignores_dimensions_is_an_error_with_the_fix():
 
 def test_a_server_that_refuses_dimensions_is_an_error_with_the_fix():
     with VLLMServer() as server:
-        with pytest.raises(BadRequestError, match=r"does not support matryoshka .*; if the model supports shorter .*\[64\]"):
+        with pytest.raises(
+            BadRequestError, match=r"does not support matryoshka .*; if the model supports shorter .*\[64\]"
+        ):
             at(server, "vllm:new-model", dimensions=64).embed(numbered(9))
         assert len(server.requests) == 1
         rows = at(server, "vllm:new-model", dimensions=64, model_info=UNKNOWN).embed(["a"]).vectors
@@ -333,13 +337,13 @@ def test_vectors_of_a_gateway_that_ignores_dimensions_of_openai_models_are_trunc
     np.testing.assert_allclose(rows[0], vector_of("a", 256), atol=1e-7)
 
 
-# What comes back
+# Encodings of replies
 
 
 @pytest.mark.parametrize("encoding", ["asked", "floats", "float32", "float64"])
 @pytest.mark.parametrize("model", [E5, "new-model"])
 def test_replies_are_decoded_in_every_encoding(encoding, model):
-    """Base64 of float64 is told by its width, or where none is known asked for again as floats."""
+    """Base64 of float64 is detected by its width; if the width is unknown, floats are requested."""
     with CompatibleServer(encoding=encoding) as server:
         result = at(server, model, document_prompt="").embed(["a b", "c"])
         again = encoding == "float64" and model == "new-model"
@@ -356,7 +360,7 @@ def test_float16_is_detected(model):
 
 
 def test_float16_is_distinguished_from_float32_of_half_the_width():
-    """A gateway that pays no heed to dimensions: 1536 numbers of two bytes, where 768 of four were asked for."""
+    """A gateway that ignores dimensions returns 1536 numbers of two bytes instead of 768 of four bytes."""
     with CompatibleServer(encoding="float16", dimensions=1536, ignores_dimensions=True) as server:
         small = at(server, "text-embedding-3-small", api_key="k", dimensions=768)
         np.testing.assert_allclose(small.embed(["a"]).vectors[0], vector_of("a", 768), atol=1e-3)
@@ -375,7 +379,7 @@ def brain(vector):
 @pytest.mark.parametrize(("served", "asked"), [(512, 1024), (1024, 512)])
 @pytest.mark.parametrize("length", [1, 20])
 def test_float32_of_another_width_is_not_decoded_as_another_type(rounded, served, asked, length):
-    """A server that pays no heed to dimensions: as many bytes as asked for, were it float16 or float64."""
+    """A server that ignores dimensions: the number of bytes would fit float16 or float64."""
 
     def transform(reply):
         for row in reply["data"]:
@@ -441,7 +445,7 @@ def test_an_option_that_changes_what_base64_means_is_refused():
             Embedder("vllm:m", provider_options={option: "float16"}, cache=False)
 
 
-# What is refused
+# Refusals
 
 
 def test_a_lower_batch_limit_of_a_server_is_remembered():
@@ -530,7 +534,7 @@ def test_an_overloaded_server_is_retried():
 
 
 def refused(status, body):
-    """What becomes of a refusal with this body."""
+    """Return the error of a refusal with this body."""
     detail = read_detail(body)
     refusal = Refusal("vllm", "m", status, detail.message, {}, ["some text"], ["key"])
     return to_provider_error(refusal, detail, "VLLM_API_KEY", dimensions=None, fix="")
@@ -600,7 +604,7 @@ def test_a_refusal_of_any_shape_is_a_library_error(body):
 
 
 class ServerSuite(ProviderSuite):
-    """Through the real SDK, to a server that repeats text and key in every refusal it can."""
+    """The real SDK, with a server that repeats text and key in its refusals."""
 
     api_key = "key-of-a-gateway"
     dtype = "float32"
@@ -639,7 +643,7 @@ class ServerSuite(ProviderSuite):
 
 
 class TestTEI(ServerSuite):
-    """An open model: prompts of the catalogue, vectors cut here."""
+    """An open model: prompts from the catalogue, vectors truncated locally."""
 
     kind = TEIServer
     model = f"tei:{NOMIC}"
@@ -654,7 +658,7 @@ class TestTEI(ServerSuite):
 
 
 class TestOllama(ServerSuite):
-    """A model that nobody knows."""
+    """An unknown model."""
 
     kind = OllamaServer
     model = "ollama:nomic-embed-text:latest"

@@ -1,4 +1,4 @@
-"""Models on this machine: what tells one from another, and whose thread does the work."""
+"""Local models: vectors, prompts, identity of a model folder, and threads."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def test_many_texts_keep_their_order():
     with Embedder(MINILM, cache=False) as local:
         result = local.embed(texts)
     np.testing.assert_allclose(result.vectors, reference_vectors(texts), atol=1e-6)
-    assert result.usage.requests == 2  # one to try the way, then all of the others
+    assert result.usage.requests == 2  # one with a single text first, then the others
 
 
 def test_a_query_of_a_symmetric_local_model_hits_the_document_entry(tmp_path):
@@ -93,7 +93,7 @@ def test_a_users_prompt_has_priority_over_the_models():
         np.testing.assert_allclose(local.embed_documents(["cats"]), reference_vectors(["cats"]), atol=1e-6)
 
 
-# Which model it is
+# Identity of a model
 
 
 def test_a_moved_model_folder_keeps_its_cache_entries(tmp_path):
@@ -106,7 +106,7 @@ def test_a_moved_model_folder_keeps_its_cache_entries(tmp_path):
 
 @pytest.fixture(scope="module")
 def changed_weights():
-    """A model whose last number differs from MiniLM's."""
+    """MiniLM with one changed weight."""
     with TemporaryDirectory() as parent, copied_model() as folder:
         changed = Path(parent) / "model"
         shutil.copytree(folder, changed)
@@ -167,7 +167,7 @@ def test_invalid_settings_are_refused_before_the_model_is_loaded(model, options,
         Embedder(model, cache=False, **options)
 
 
-# Whose thread does the work
+# Threads
 
 
 async def test_the_callers_event_loop_runs_while_the_model_works():
@@ -216,7 +216,7 @@ def test_a_closed_embedder_can_be_used_again():
 
 
 def test_a_replaced_model_folder_is_loaded_again(tmp_path):
-    """In one process: the new key never gets a vector of the model that was there before."""
+    """In one process, the new key never gets a vector of the replaced model."""
     with copied_model() as folder:
         first = Embedder(f"local:{folder}", cache=tmp_path)
         before = first.embed(["the quick brown fox"]).vectors[0]

@@ -1,4 +1,4 @@
-"""How a local model runs: what may be said of it, what of that is in the key, and what comes of it."""
+"""Options of local models: cache keys, precision, truncation, batches, dimensions and loading errors."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def key(**options):
     return local(**options).explain("x").key
 
 
-# What is in the key
+# Cache keys
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_options_that_change_vectors_are_in_the_key():
 
 
 def test_other_device_or_precision_options_need_another_client():
-    """Two that differ in their device or precision must not get one model object."""
+    """Embedders with another device or precision must not share a model object."""
     ways = [{}, {"device": "cpu"}, {"device": ["cpu", "cpu"]}, {"precision": "bfloat16"}, {"batch_size": 4}]
     accounts = [local(**options).provider.account for options in ways]
     assert len(set(accounts)) == len(ways)
@@ -87,12 +87,12 @@ def test_an_invalid_option_is_refused_before_the_model_is_loaded(options, messag
         local(**options)
 
 
-# What comes of it
+# Vectors
 
 
 @pytest.mark.parametrize(("precision", "apart"), [("bfloat16", 2e-2), ("float16", 4e-3)])
 def test_reduced_precision_gives_nearly_the_same_vectors_in_float32(precision, apart):
-    """numpy has no bfloat16: what the model answers in it is brought to unit length in a type that has the digits."""
+    """numpy has no bfloat16: vectors are converted to float32 before they are normalized."""
     with local(precision=precision, device="cpu") as half:
         vectors = half.embed(TEXTS).vectors
     assert vectors.dtype == np.float32
@@ -156,7 +156,7 @@ def test_batches_of_a_few_texts_give_the_same_vectors():
 
 
 def test_static_embeddings_have_no_length_limit(tmp_path):
-    """Models of one table (model2vec): their tokenizer is another, and cuts nothing."""
+    """Static models (model2vec) have another tokenizer, which never truncates."""
     folder = static_model(tmp_path / "static")
     texts = ["the cat", "word " * 3000, "the cat sits"]
     with Embedder(f"local:{folder}", cache=False) as static:
@@ -166,7 +166,7 @@ def test_static_embeddings_have_no_length_limit(tmp_path):
     assert result.usage.tokens == 2 + 3000 + 3
 
 
-# Which texts go together
+# Batches
 
 
 @given(st.lists(st.integers(0, 3 * MAX_BATCH_CHARACTERS // 2)), st.integers(1, 40))
@@ -183,14 +183,14 @@ def test_each_text_is_in_one_batch_and_no_batch_is_too_large_or_too_uneven(lengt
     assert firsts == sorted(firsts, reverse=True)
 
 
-# Dimensions: the core cuts, where it is said that the model is trained for it
+# Dimensions: truncated by the core, if the catalogue says that the model supports it
 
 ROW = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.fixture
 def listed(tmp_path):
-    """MiniLM as if it were trained for shorter vectors, in a folder that has a row in the catalogue."""
+    """MiniLM in a folder with a catalogue row, as if it supported fewer dimensions."""
     folder = in_hub_cache(tmp_path / "hub", ROW)
 
     def make(cut, **arguments):
@@ -209,7 +209,7 @@ def test_shorter_vectors_are_those_of_truncate_dim(listed):
 
 
 def test_centered_ones_are_normalized_as_a_layer_before_they_are_cut(listed):
-    """As nomic-embed-text-v1.5 wants it: huggingface.co/nomic-ai/nomic-embed-text-v1.5, read 2026-11-20."""
+    """As nomic-embed-text-v1.5 documents it: huggingface.co/nomic-ai/nomic-embed-text-v1.5, read 2026-11-20."""
     from torch.nn import functional
 
     whole = sentence_transformer().encode(TEXTS, convert_to_tensor=True)
@@ -237,14 +237,14 @@ def test_a_model_without_a_cut_is_never_truncated(listed):
         listed(None, dimensions=128)
 
 
-# What cannot be loaded
+# Loading errors
 
 
 def failure(folder, **options):
     with Embedder(f"local:{folder}", cache=False, provider_options=options) as embedder:
         with pytest.raises(BadRequestError) as caught:
             embedder.embed(["a secret text", *(f"text {n}" for n in range(40))])
-        assert embedder.usage.requests == 1  # what waits is not tried in vain
+        assert embedder.usage.requests == 1  # waiting texts are not tried
     assert "secret" not in str(caught.value)
     return str(caught.value)
 
@@ -273,7 +273,7 @@ def test_damaged_weights_are_an_error_that_says_so():
 
 
 def test_a_model_with_custom_modules_is_refused_by_the_constructor():
-    """A version of sentence-transformers before 6 would run it, since the folder is on this machine."""
+    """sentence-transformers before version 6 would run it from a local folder."""
     with copied_model() as folder:
         modules = json.loads((folder / "modules.json").read_text())
         modules[0]["type"] = "custom_st.Transformer"
@@ -293,7 +293,7 @@ def test_a_model_with_a_custom_architecture_is_refused_and_its_code_not_run():
 
 
 def test_a_file_in_a_linked_folder_is_part_of_the_models_fingerprint(tmp_path):
-    """Whoever loads the model follows the link, also one that leads back."""
+    """The loader follows links, also a link to a parent folder."""
     with copied_model() as folder:
         (folder / "1_Pooling").rename(tmp_path / "pooling")
         (folder / "1_Pooling").symlink_to(tmp_path / "pooling")

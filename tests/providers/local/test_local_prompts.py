@@ -1,4 +1,4 @@
-"""Which prompt goes before a text: the user's, the model's own, the catalogue's; and how a model's row is found."""
+"""Prompts of local models: the user's, the model's, the catalogue's; and how the catalogue row is found."""
 
 from importlib.metadata import version
 
@@ -33,7 +33,7 @@ def prompts(model, **options):
 
 
 def test_a_model_without_prompts_uses_those_of_the_catalogue(hub):
-    """E5's own configuration holds none, and without them it ranks worse: mteb#957."""
+    """E5's configuration has no prompts, and without them it ranks worse: mteb#957."""
     in_hub_cache(hub, E5)
     with Embedder(f"local:{E5}", cache=False) as local:
         np.testing.assert_allclose(local.embed_query("cats"), reference_vectors([f"{QUERY}cats"])[0], atol=1e-6)
@@ -59,7 +59,7 @@ def test_the_models_own_prompts_have_priority_over_the_catalogue(hub):
 
 @pytest.mark.parametrize("named", [{}, {"query": "", "document": ""}, {"clustering": "cluster: "}])
 def test_a_folder_with_neither_prompt_uses_the_catalogue(hub, named):
-    """sentence-transformers writes empty ones for a model that nobody gave any."""
+    """sentence-transformers writes empty prompts if a model has none."""
     in_hub_cache(hub, E5, prompts=named)
     assert prompts(E5) == (QUERY, PASSAGE)
 
@@ -78,7 +78,7 @@ def test_a_name_without_an_organization_belongs_to_sentence_transformers(hub):
     )
     assert short.explain("x").key == full.explain("x").key
     assert Local.catalogue_name("all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
-    with pytest.raises(ConfigurationError, match="does not offer 100 dimensions; it offers 384"):  # as its row has it
+    with pytest.raises(ConfigurationError, match="does not offer 100 dimensions; it offers 384"):  # from the catalogue
         Embedder("local:all-MiniLM-L6-v2", cache=False, dimensions=100)
 
 
@@ -95,26 +95,26 @@ def test_an_incomplete_download_is_refused(hub):
 
 
 def test_a_folder_whose_model_contradicts_its_catalogue_row_is_refused(hub):
-    """Vectors of another width under the catalogue's facts: someone has put a model into the wrong place."""
-    in_hub_cache(hub, "intfloat/e5-base-v2")  # whose row says 768
+    """The width differs from the catalogue: the folder holds another model."""
+    in_hub_cache(hub, "intfloat/e5-base-v2")  # 768 dimensions in the catalogue
     with pytest.raises(ConfigurationError, match=r"384 dimensions, but the catalogue .* states 768"):
         Embedder("local:intfloat/e5-base-v2", cache=False)
 
 
 @pytest.mark.parametrize("mode", ["mean", ["cls", "mean"]])
 def test_the_width_is_read_from_folders_of_newer_versions(mode):
-    """sentence-transformers 6 names a pooling's modes where earlier versions set a flag for each."""
+    """sentence-transformers 6 names the pooling modes; earlier versions set one flag per mode."""
     with copied_model() as folder:
         (folder / "1_Pooling" / "config.json").write_text("{}")
         configure(folder, "1_Pooling/config.json", embedding_dimension=384, pooling_mode=mode)
         with Embedder(f"local:{folder}", cache=False) as local:
             assert local.dimensions == (384 if mode == "mean" else 768)
-            if int(version("sentence-transformers").partition(".")[0]) >= 6:  # an earlier one cannot load them
+            if int(version("sentence-transformers").partition(".")[0]) >= 6:  # earlier versions cannot load them
                 assert len(local.embed_query("x")) == local.dimensions
 
 
 def test_the_request_body_of_the_packaged_model_is_unchanged():
-    """No prompt, and no row, since its folder is in no cache of the hub's."""
+    """It has no prompt and no catalogue row, since its folder is not in a hub cache."""
     wire = Embedder(MINILM, cache=False).explain("x").request_body
     assert {name: value for name, value in wire.items() if name != "model"} == {
         "backend": "torch",

@@ -1,3 +1,5 @@
+"""Faults and waiting of the local OpenAI server, with the real SDK."""
+
 import asyncio
 import contextlib
 import threading

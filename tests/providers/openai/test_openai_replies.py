@@ -1,3 +1,5 @@
+"""Replies and limits of the local OpenAI server, with the real SDK."""
+
 import asyncio
 import base64
 import multiprocessing
@@ -16,7 +18,7 @@ async def test_every_row_is_the_vector_of_its_text_in_either_encoding(server, en
     texts = ["one", "two words", "ünï ✓", "line\nbreak", "one"]
     options = {} if encoding is None else {"encoding_format": encoding}
     reply = await embed(server, texts, **options)
-    if encoding == "base64":  # the SDK leaves it alone when it is asked for
+    if encoding == "base64":  # the SDK does not decode it if it was requested
         for item, row in zip(reply.data, expected(texts), strict=True):
             np.testing.assert_array_equal(np.frombuffer(base64.b64decode(item.embedding), dtype="<f4"), row)
     else:

@@ -1,4 +1,4 @@
-"""Exact lengths, where a tokenizer is installed with its vocabulary, and never a download."""
+"""Exact token counts with an installed vocabulary; a vocabulary is never downloaded."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def fresh():
 
 @pytest.fixture
 def vocabulary(monkeypatch):
-    """LlamaIndex ships tiktoken's."""
+    """The vocabulary that LlamaIndex ships."""
     spec = importlib.util.find_spec("llama_index.core")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(Path(spec.origin).parent / "_static" / "tiktoken_cache"))
 
@@ -28,7 +28,7 @@ def vocabulary(monkeypatch):
 def test_tokens_are_counted_with_a_local_vocabulary(vocabulary):
     chosen = Embedder("openai:text-embedding-3-small", api_key="k", cache=False)
     assert chosen.provider.count_tokens("tiktoken is great!") == 6
-    assert chosen.provider.count_tokens("<|endoftext|>") == 7  # a text, and no special token
+    assert chosen.provider.count_tokens("<|endoftext|>") == 7  # text, not a special token
 
 
 @pytest.mark.parametrize("folder", ["", "empty"])
@@ -47,7 +47,7 @@ def test_a_changed_vocabulary_is_not_used(tmp_path, monkeypatch, vocabulary):
 
 
 def test_a_text_that_is_only_estimated_as_too_long_shares_a_request(vocabulary):
-    # 8 bytes a token: estimated at more than twice its length.
+    # 8 bytes per token: the estimate is more than twice the length.
     seeming = " ".join(["international"] * 3_000)
     with OpenAIServer() as server:
         openai_embedder(server).embed(["first", "second"])

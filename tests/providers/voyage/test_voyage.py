@@ -1,4 +1,4 @@
-"""Voyage AI through its real SDK, against a server that answers as documented."""
+"""Voyage AI's wire format and refusals, with a local server."""
 
 from decimal import Decimal
 
@@ -55,7 +55,7 @@ def expected(texts, input_type="document", dimensions=1024):
 
 
 class TestVoyage(ProviderSuite):
-    """Through the real SDK, to a server that repeats text and key in every refusal."""
+    """The real client, with a server that repeats text and key in every refusal."""
 
     model = MODEL
     api_key = "pa-test-key-of-mine"
@@ -98,7 +98,7 @@ class TestVoyage(ProviderSuite):
 
 
 class TestVoyageThatAnswersOutOfTurn(TestVoyage):
-    """A model that is not in the catalogue, whose width a reply tells."""
+    """An unknown model, whose width is known from its reply, and rows in another order."""
 
     model = "voyage:voyage-9"
     other_model = "voyage:voyage-9-lite"
@@ -254,7 +254,7 @@ def test_rows_without_distinct_indices_are_refused(server, change):
 
 
 def test_a_model_with_open_weights_is_requested_from_the_service(server):
-    """The SDK's client would load voyage-4-nano on this machine."""
+    """The SDK's client would load voyage-4-nano locally."""
     voyage(server, "voyage:voyage-4-nano", dimensions=1024).embed(TEXTS)
     assert [(one.body["model"], one.body["output_dimension"]) for one in server.requests] == [("voyage-4-nano", 1024)]
 

@@ -1,4 +1,4 @@
-"""How Voyage AI is reached: keys, hosts, proxies, and one session for everything."""
+"""Connections to Voyage AI: keys, hosts, prices, sessions and proxies."""
 
 import asyncio
 import subprocess
@@ -114,7 +114,7 @@ def test_a_base_url_without_its_path_is_an_error_that_says_so(server):
         voyage(server, base_url=server.origin).embed(TEXTS)
 
 
-# One session
+# Sessions
 
 
 def test_one_session_serves_all_requests(server):
@@ -132,7 +132,7 @@ async def test_many_loops_share_one_session(server):
 
 def test_no_cookie_is_kept(server):
     server.headers = {"set-cookie": "who=you; Path=/"}
-    by_name = server.base_url.replace("127.0.0.1", "localhost")  # from a number aiohttp takes no cookies
+    by_name = server.base_url.replace("127.0.0.1", "localhost")  # aiohttp ignores cookies of IP addresses
     voyage(server, base_url=by_name, max_batch_texts=1, max_concurrency=1).embed(TEXTS)
     assert len(server.requests) == 5
     assert not any("cookie" in request.headers for request in server.requests)
@@ -189,7 +189,7 @@ def test_a_program_imports_the_sdk_at_its_first_request_and_leaves_no_session_be
     assert (ended.returncode, ended.stderr) == (0, "")  # neither a warning nor "Unclosed client session"
 
 
-# Proxies, and what else aiohttp would take from the environment
+# Proxies and other settings that aiohttp reads from the environment
 
 
 @pytest.mark.parametrize("scheme", ["http://", "http://somebody:hush@", ""])

@@ -1,8 +1,7 @@
-"""Requests and replies of Voyage AI as others recorded or documented them, each through the real SDK.
+"""Recorded or documented requests and replies of Voyage AI, through the real client.
 
-A file of tests/golden/voyage says where it is from, and whether its reply was `recorded` from the service: "yes",
-"quoted" where somebody shows the refusal he got and the request beside it is ours, "no" where it was made after the
-documentation.
+Each file of tests/fixtures/recorded/voyage has a source. Its field `recorded` is "yes" for a reply of the service,
+"quoted" for a refusal that somebody quoted (the request is ours), "no" for a reply made from the documentation.
 """
 
 import hashlib
@@ -62,7 +61,7 @@ def test_a_recorded_voyage_reply_gives_its_vectors(server, name):
 
 
 def assert_is(row, known):
-    """A row that is short is there as a whole, of a longer one both ends and a digest."""
+    """Compare a row with the recorded one: a long one by both ends and a digest."""
     assert len(row) == known["numbers"]
     if "all" in known:
         assert row.tolist() == np.array(known["all"], row.dtype).tolist()
