@@ -1,4 +1,4 @@
-"""Runs measurements: one server for all, a process for each, in turn, round after round."""
+"""Run measurements: one server for all, one process for each, in turn, round after round."""
 
 import contextlib
 import json
@@ -19,24 +19,30 @@ from benchmarks.speed.peers import tiktoken_folder
 from benchmarks.speed.setting import Setting
 from benchmarks.speed.table import Results, Row
 
-LONGEST = 180  # seconds for one measurement
+MAX_SECONDS = 180  # seconds for one measurement
 NO_LATENCY = {"latency": 0.0, "latency_per_token": 0.0}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is run, and how the server behaves: `fresh` gives an empty folder each time, `once` means in one round."""
+    """A measurement and the server's settings.
+
+    Attributes:
+        fresh: use an empty folder each time.
+        once: measure in the first round only.
+        kill_at: kill the process at this number of billed texts, then run it again.
+    """
 
     setting: Setting
     server: dict[str, Any] = field(default_factory=dict)
     fresh: bool = False
     once: bool = False
-    kill_at: int | None = None  # texts billed at which the process is killed; then it is run again
+    kill_at: int | None = None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Measurements that are compared with each other, and the rows they give."""
+    """Measurements that are compared with each other, and the function that makes their rows."""
 
     measures: dict[str, Measure]
     rows: Callable[[Results], list[Row]]
@@ -44,18 +50,18 @@ class Group:
 
 
 class Bench:
-    """A running server and a folder for what the clients keep."""
+    """A running server and a folder for the caches of the clients."""
 
     def __init__(self, port: int, folder: Path) -> None:
         self.port = port
         self.folder = folder
 
     def setting(self, client: str, **changes: Any) -> Setting:
-        """Describe a measurement against this server."""
+        """Return the settings of a measurement with this server."""
         return Setting(client, self.port, **changes)
 
     def run(self, measure: Measure) -> dict[str, Any]:
-        """Measure once; the result has what the server saw as well."""
+        """Measure once; return the result with the server's counts."""
         setting = measure.setting
         if measure.fresh:
             folder = Path(tempfile.mkdtemp(dir=self.folder))
@@ -75,13 +81,13 @@ class Bench:
 
     def _finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         try:
-            output, errors = process.communicate(timeout=LONGEST)
+            output, errors = process.communicate(timeout=MAX_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return {"failed": f"not done after {LONGEST} s"}
+            return {"failed": f"not finished after {MAX_SECONDS} s"}
         if process.returncode:
-            last = (errors.strip() or "without a word").splitlines()[-1]
+            last = (errors.strip() or "no output").splitlines()[-1]
             print(f"    {last[:300]}", file=sys.stderr)
             return {"failed": last.partition(":")[0].rpartition(".")[2][:40]}
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
@@ -95,7 +101,7 @@ class Bench:
         process.communicate()
 
     def run_group(self, group: Group, rounds: int) -> Results:
-        """Measure everything of a group in turn, round after round, so that a busy moment falls on all."""
+        """Run the measurements of a group in turn, round after round, so that load affects all."""
         group.prepare(self)
         results: Results = {name: [] for name in group.measures}
         for number in range(rounds):
@@ -105,14 +111,14 @@ class Bench:
                     continue
                 result = self.run(measure)
                 results[name].append(result)
-                told = {key: value for key, value in result.items() if key in ("wall", "cpu", "p50_us", "failed")}
-                print(f"  round {number + 1}: {name}: {told}", file=sys.stderr, flush=True)
+                summary = {key: value for key, value in result.items() if key in ("wall", "cpu", "p50_us", "failed")}
+                print(f"  round {number + 1}: {name}: {summary}", file=sys.stderr, flush=True)
         return results
 
 
 @contextlib.contextmanager
 def running() -> Iterator[Bench]:
-    """Start the server, and stop it and forget the folder at the end."""
+    """Start the server; stop it and remove the folder at the end."""
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.speed.server"],
         stdout=subprocess.PIPE,

@@ -1,20 +1,20 @@
-"""A token bucket, and the headers in which a provider tells of it."""
+"""A token bucket, and the rate limit headers of a provider."""
 
 import math
 import time
 from dataclasses import dataclass, field
 
-REQUESTS_PER_MINUTE = 10_000  # told, never enforced
+REQUESTS_PER_MINUTE = 10_000  # in headers only, never enforced
 
 
 @dataclass
 class Bucket:
-    """Holds at most `burst` tokens and gains `rate` a second; starts full."""
+    """Holds at most `burst` tokens and gains `rate` per second; starts full."""
 
     rate: float
     burst: float
-    tells_limits: bool = True
-    tells_retry_after: bool = True
+    sends_limits: bool = True
+    sends_retry_after: bool = True
     level: float = field(init=False)
     _at: float = field(init=False)
 
@@ -33,9 +33,9 @@ class Bucket:
         return True
 
     def headers(self, refused_tokens: int = 0) -> str:
-        """Give the headers of an answer, or of a refusal of so many tokens."""
+        """Return the headers of an answer, or of a refusal of `refused_tokens`."""
         lines = []
-        if self.tells_limits:
+        if self.sends_limits:
             full_in = (self.burst - self.level) / self.rate
             lines = [
                 f"x-ratelimit-limit-requests: {REQUESTS_PER_MINUTE}",
@@ -45,13 +45,13 @@ class Bucket:
                 f"x-ratelimit-remaining-tokens: {int(self.level)}",
                 f"x-ratelimit-reset-tokens: {go_duration(full_in)}",
             ]
-        if refused_tokens and self.tells_retry_after:
+        if refused_tokens and self.sends_retry_after:
             lines.append(f"retry-after: {max(1, math.ceil((refused_tokens - self.level) / self.rate))}")
         return "".join(f"{line}\r\n" for line in lines)
 
 
 def go_duration(seconds: float) -> str:
-    """As in "12ms", "1.5s" and "6m0s"."""
+    """Return a duration in Go's format, as in "12ms", "1.5s" and "6m0s"."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     minutes, rest = divmod(round(seconds, 3), 60)

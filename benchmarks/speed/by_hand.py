@@ -1,6 +1,6 @@
-"""What somebody writes who wants it fast and nothing else: the SDK's transport, a semaphore, one matrix; plain SQLite.
+"""Code written for speed only: the SDK's transport, a semaphore, one matrix; plain SQLite.
 
-No retries, no checks, no order by index, no count and no duplicates: the yardstick, not an alternative.
+It has no retries, checks, ordering by index, counts or deduplication: a baseline, not an alternative.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed.corpus import DIMENSIONS
-from benchmarks.speed.setting import KEY, MODEL, Client, Doors, Setting
+from benchmarks.speed.setting import KEY, MODEL, Client, Methods, Setting
 
 if TYPE_CHECKING:
     import numpy as np
 
-BATCH = {16: 1250, 64: 128}  # by requests in flight: the fastest that was found by hand
-KEYS_A_SELECT = 500
+BATCH = {16: 1250, 64: 128}  # by requests in flight: the fastest sizes found
+KEYS_PER_SELECT = 500
 SDK = ("openai", "httpx2", "orjson", "pybase64", "numpy")
 
 
-def _sdk(setting: Setting, *, decoder: str, lists: bool) -> Doors:
+def _sdk(setting: Setting, *, decoder: str, lists: bool) -> Methods:
     import httpx2
     import numpy as np
     import openai
@@ -49,7 +49,7 @@ def _sdk(setting: Setting, *, decoder: str, lists: bool) -> Doors:
         await asyncio.gather(*(one(start) for start in range(0, len(texts), size)))
         return out
 
-    return Doors(embed=lambda texts: asyncio.run(aembed(texts)), aembed=aembed)
+    return Methods(embed=lambda texts: asyncio.run(aembed(texts)), aembed=aembed)
 
 
 def _key(text: str) -> bytes:
@@ -61,7 +61,7 @@ def _database(setting: Setting) -> Path:
 
 
 def fill_sqlite(setting: Setting, texts: list[str], rows: "np.ndarray[Any, np.dtype[np.float32]]") -> None:
-    """Keep the vectors of texts where `sqlite` finds them."""
+    """Write the vectors of texts into the database."""
     with sqlite3.connect(_database(setting)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, value BLOB)")
@@ -70,7 +70,7 @@ def fill_sqlite(setting: Setting, texts: list[str], rows: "np.ndarray[Any, np.dt
     connection.close()
 
 
-def _sqlite(setting: Setting, *, lists: bool) -> Doors:
+def _sqlite(setting: Setting, *, lists: bool) -> Methods:
     import numpy as np
 
     connection = sqlite3.connect(_database(setting))
@@ -79,8 +79,8 @@ def _sqlite(setting: Setting, *, lists: bool) -> Doors:
         out = np.empty((len(texts), DIMENSIONS), np.float32)
         position = {_key(text): row for row, text in enumerate(texts)}
         keys = list(position)
-        for start in range(0, len(keys), KEYS_A_SELECT):
-            some = keys[start : start + KEYS_A_SELECT]
+        for start in range(0, len(keys), KEYS_PER_SELECT):
+            some = keys[start : start + KEYS_PER_SELECT]
             found = f"SELECT key, value FROM vectors WHERE key IN ({','.join('?' * len(some))})"
             for key, value in connection.execute(found, some):
                 out[position[key]] = np.frombuffer(value, np.float32)
@@ -90,7 +90,7 @@ def _sqlite(setting: Setting, *, lists: bool) -> Doors:
         found = connection.execute("SELECT value FROM vectors WHERE key = ?", (_key(text),)).fetchone()
         return np.frombuffer(found[0], np.float32).copy()
 
-    return Doors(embed=embed, query=query, close=connection.close)
+    return Methods(embed=embed, query=query, close=connection.close)
 
 
 CLIENTS = {

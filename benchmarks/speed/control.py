@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 
-def _ask(port: int, method: str, path: str, body: str | None = None) -> Any:
+def _request(port: int, method: str, path: str, body: str | None = None) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path, body)
     answer = json.loads(connection.getresponse().read())
@@ -14,11 +14,11 @@ def _ask(port: int, method: str, path: str, body: str | None = None) -> Any:
 
 
 def reset(port: int, settings: dict[str, Any]) -> None:
-    """Make the server forget what has happened, and behave as these settings say."""
-    _ask(port, "POST", "/reset", json.dumps(settings))
+    """Reset the server's counts and apply settings."""
+    _request(port, "POST", "/reset", json.dumps(settings))
 
 
 def stats(port: int) -> dict[str, Any]:
-    """Ask what has happened since the last reset."""
-    answer: dict[str, Any] = _ask(port, "GET", "/stats")
+    """Return the server's counts since the last reset."""
+    answer: dict[str, Any] = _request(port, "GET", "/stats")
     return answer

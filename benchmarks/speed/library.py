@@ -1,4 +1,4 @@
-"""The server's side of the corpus: each text's row, encoded once, and what each text has been billed."""
+"""The corpus on the server: the encoded row of each text."""
 
 import base64
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import orjson
 
 from benchmarks.speed.corpus import count_tokens, make_texts, vector_of
 
-MOST_ROWS = 2048
+MAX_ROWS = 2048
 OPENING = b'{"object":"embedding","index":%d,"embedding":'
-OPEN_BASE64 = [(b'"},' if index else b"") + OPENING % index + b'"' for index in range(MOST_ROWS)]
-OPEN_FLOATS = [(b"]}," if index else b"") + OPENING % index + b"[" for index in range(MOST_ROWS)]
+OPEN_BASE64 = [(b'"},' if index else b"") + OPENING % index + b'"' for index in range(MAX_ROWS)]
+OPEN_FLOATS = [(b"]}," if index else b"") + OPENING % index + b"[" for index in range(MAX_ROWS)]
 
 
 class Library:
-    """Texts by number: those of the corpus, and every other one from when it is first asked for."""
+    """Texts by number: those of the corpus, and others from their first request."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -37,7 +37,7 @@ class Library:
         return number
 
     def number_of(self, text: str | list[int]) -> int:
-        """Give the number of a text, or of the text with these tokens."""
+        """Return the number of a text, or of the text with these tokens."""
         if isinstance(text, str):
             number = self._numbers.get(text)
             return self._add(text) if number is None else number
@@ -45,18 +45,18 @@ class Library:
         return self.number_of(_encoding().decode(text)) if number is None else number
 
     def prepare_floats(self) -> None:
-        """Write every row as numbers now, so that no client pays for it."""
+        """Encode all rows as JSON numbers before the measurement."""
         if not self._floats:
             self._floats = [_as_floats(text) for text in self._texts]
 
     def prepare_tokens(self) -> None:
-        """Know every text by its tokens now, for clients that send those."""
+        """Index all texts by their tokens, for clients that send tokens."""
         if not self._by_tokens:
             encoded = _encoding().encode_ordinary_batch(self._texts)
             self._by_tokens = {tuple(tokens): number for number, tokens in enumerate(encoded)}
 
     def reply(self, numbers: Sequence[int], *, as_base64: bool, tokens: int) -> bytes:
-        """Write the body of an answer."""
+        """Return the body of an answer."""
         if not as_base64:
             self.prepare_floats()
         rows = self._base64 if as_base64 else self._floats

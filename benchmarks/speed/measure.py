@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: takes a `Setting` as JSON, prints its result as one line of JSON."""
+"""One measurement in its own process: reads a `Setting` as JSON, prints its result as one line of JSON."""
 
 import asyncio
 import importlib
@@ -15,16 +15,16 @@ from typing import Any
 from benchmarks.speed import by_hand, ours, peers
 from benchmarks.speed.control import stats
 from benchmarks.speed.corpus import DIMENSIONS, make_queries, make_texts, vector_of
-from benchmarks.speed.setting import Doors, Rows, Setting
+from benchmarks.speed.setting import Methods, Rows, Setting
 
 CLIENTS = {**ours.CLIENTS, **by_hand.CLIENTS, **peers.CLIENTS}
-SAMPLE = 200  # rows that are compared with the vectors there should be
-KEPT_QUERIES = 20  # of so many, one answer is kept and compared
+SAMPLE = 200  # rows that are compared with the expected vectors
+CHECK_INTERVAL = 20  # queries; one answer of each interval is compared
 Result = dict[str, Any]
 
 
 def check(rows: Rows, texts: Sequence[str]) -> None:
-    """Stop if a row is not its text's vector, or not finite."""
+    """Fail if a row is not finite or not the vector of its text."""
     import numpy as np
 
     assert len(rows) == len(texts), f"{len(rows)} rows for {len(texts)} texts"
@@ -64,7 +64,7 @@ def _before_the_clock(setting: Setting) -> None:
         client.prepare(setting)
 
 
-def _make(setting: Setting) -> Doors:
+def _make(setting: Setting) -> Methods:
     return CLIENTS[setting.client].make(setting)
 
 
@@ -74,7 +74,7 @@ def _texts(setting: Setting) -> list[str]:
 
 
 def bulk(setting: Setting) -> Result:
-    """Embed many texts. Imports come before the clock, the client's own construction within."""
+    """Embed many texts. Imports are not counted, the client's constructor is."""
     texts = _texts(setting)
     _before_the_clock(setting)
     rows, result = asyncio.run(_abulk(setting, texts)) if setting.asynchronous else _bulk(setting, texts)
@@ -83,40 +83,40 @@ def bulk(setting: Setting) -> Result:
 
 
 def _bulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:
-    doors = None
+    methods = None
     if setting.warm_up:
-        doors = _make(setting)
-        assert doors.embed is not None
-        doors.embed(["warm up"])
+        methods = _make(setting)
+        assert methods.embed is not None
+        methods.embed(["warm up"])
     with Clock() as clock:
-        doors = doors or _make(setting)
-        assert doors.embed is not None
-        rows = doors.embed(texts)
-    doors.close()
+        methods = methods or _make(setting)
+        assert methods.embed is not None
+        rows = methods.embed(texts)
+    methods.close()
     return rows, clock.result
 
 
 async def _abulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:
-    doors = None
+    methods = None
     if setting.warm_up:
-        doors = _make(setting)
-        assert doors.aembed is not None
-        await doors.aembed(["warm up"])
+        methods = _make(setting)
+        assert methods.aembed is not None
+        await methods.aembed(["warm up"])
     with Clock() as clock:
-        doors = doors or _make(setting)
-        assert doors.aembed is not None
-        rows = await doors.aembed(texts)
-    doors.close()
+        methods = methods or _make(setting)
+        assert methods.aembed is not None
+        rows = await methods.aembed(texts)
+    methods.close()
     return rows, clock.result
 
 
 def warm(setting: Setting) -> Result:
-    """Read many texts that are all in the cache; the client's imports and the opening of the cache are counted."""
+    """Embed texts that are all cached; imports and the opening of the cache are counted."""
     texts = _texts(setting)
     with Clock() as clock:
-        doors = _make(setting)
-        assert doors.embed is not None
-        rows = doors.embed(texts)
+        methods = _make(setting)
+        assert methods.embed is not None
+        rows = methods.embed(texts)
     check(rows, texts)
     return clock.result
 
@@ -131,18 +131,18 @@ def fill_by_hand(setting: Setting) -> Result:
 
 
 def queries(setting: Setting) -> Result:
-    """Ask for cached queries, one after the other: one query again and again, or many once each."""
+    """Embed cached queries in sequence: one query repeatedly, or many once each."""
     _before_the_clock(setting)
-    doors = _make(setting)
-    assert doors.query is not None
+    methods = _make(setting)
+    assert methods.query is not None
     texts = random.Random(2).sample(make_texts(), setting.n_texts)
     asked = [texts[0]] * len(texts) if setting.options["same"] else texts
     taken, kept = [], {}
     for number, text in enumerate(asked):
         began = time.perf_counter()
-        answer = doors.query(text)
+        answer = methods.query(text)
         taken.append(time.perf_counter() - began)
-        if number % KEPT_QUERIES == 0:  # all of them would be measured with the memory they take
+        if number % CHECK_INTERVAL == 0:  # keeping all would change the measured memory
             kept[number] = answer
     if setting.client != "peer-llamaindex-base":
         check(list(kept.values()), [asked[number] for number in kept])
@@ -150,7 +150,7 @@ def queries(setting: Setting) -> Result:
 
 
 async def _timed(query: Callable[[str], Awaitable[Any]], text: str, due: float | None = None) -> float:
-    """Ask, and give the seconds since it was due: what the caller's loop is held up by counts as well."""
+    """Embed a query; return the seconds since it was due, which includes delays of the event loop."""
     began = time.perf_counter() if due is None else due
     await query(text)
     return time.perf_counter() - began
@@ -161,35 +161,35 @@ async def _lone(query: Callable[[str], Awaitable[Any]], texts: Sequence[str]) ->
 
 
 def crowd(setting: Setting) -> Result:
-    """Ask for many queries at once, of one text or all different, and count requests and request times."""
+    """Embed many queries at once, equal or different; count requests and request times."""
     _before_the_clock(setting)
     return asyncio.run(_crowd(setting))
 
 
 async def _crowd(setting: Setting) -> Result:
-    doors = _make(setting)
-    assert doors.aquery is not None
+    methods = _make(setting)
+    assert methods.aquery is not None
     texts = make_queries(setting.n_texts + 11)
-    await doors.aquery(texts.pop())  # opens the client
-    lone = statistics.median(await _lone(doors.aquery, [texts.pop() for _ in range(10)]))
+    await methods.aquery(texts.pop())  # opens the client
+    lone = statistics.median(await _lone(methods.aquery, [texts.pop() for _ in range(10)]))
     asked = [texts[0]] * len(texts) if setting.options["same"] else texts
     before = stats(setting.port)["requests"]
     began = time.perf_counter()
-    answers = await asyncio.gather(*map(doors.aquery, asked))
+    answers = await asyncio.gather(*map(methods.aquery, asked))
     wall = time.perf_counter() - began
     check(answers, asked)
     return {"wall": wall, "request_times": wall / lone, "crowd_requests": stats(setting.port)["requests"] - before}
 
 
 def mixed(setting: Setting) -> Result:
-    """Embed many texts, with or without queries at fixed times meanwhile."""
+    """Embed many texts, with or without queries at fixed times."""
     _before_the_clock(setting)
     return asyncio.run(_mixed(setting))
 
 
 async def _mixed(setting: Setting) -> Result:
-    doors = _make(setting)
-    query, aembed = doors.aquery, doors.aembed
+    methods = _make(setting)
+    query, aembed = methods.aquery, methods.aembed
     assert query is not None
     assert aembed is not None
     texts, asked = make_texts(setting.n_texts), make_queries(1000)
@@ -197,13 +197,13 @@ async def _mixed(setting: Setting) -> Result:
     lone = await _lone(query, [asked.pop() for _ in range(20)])
     began = time.perf_counter()
     ingest = asyncio.create_task(_ended(aembed(texts)))
-    under_way = []
+    running = []
     while setting.options["per_second"] and not ingest.done():
-        under_way.append(asyncio.create_task(_timed(query, asked.pop(), time.perf_counter())))
-        due = began + len(under_way) / setting.options["per_second"]
+        running.append(asyncio.create_task(_timed(query, asked.pop(), time.perf_counter())))
+        due = began + len(running) / setting.options["per_second"]
         await asyncio.wait([ingest], timeout=max(0.0, due - time.perf_counter()))
     rows, ended = await ingest
-    taken = await asyncio.gather(*under_way)
+    taken = await asyncio.gather(*running)
     check(rows, texts)
     return {"wall": ended - began, "lone": lone, "queries": taken}
 

@@ -1,8 +1,8 @@
-"""The clients that are measured: the core, and the two adapters."""
+"""The core and the two adapters as clients."""
 
 from typing import Any
 
-from benchmarks.speed.setting import KEY, MODEL, Client, Doors, Setting
+from benchmarks.speed.setting import KEY, MODEL, Client, Methods, Setting
 
 SDK = ("openai", "httpx2", "orjson", "pybase64", "numpy")
 
@@ -17,7 +17,7 @@ def _arguments(setting: Setting) -> dict[str, Any]:
     }
 
 
-def core(setting: Setting) -> Doors:
+def core(setting: Setting) -> Methods:
     """The core, float32 matrices."""
     from embedkit_core import Embedder
 
@@ -26,7 +26,7 @@ def core(setting: Setting) -> Doors:
     async def aembed(texts: list[str]) -> Any:
         return (await embedder.aembed(texts)).vectors
 
-    return Doors(
+    return Methods(
         embed=lambda texts: embedder.embed(texts).vectors,
         aembed=aembed,
         query=embedder.embed_query,
@@ -35,8 +35,8 @@ def core(setting: Setting) -> Doors:
     )
 
 
-def core_lists(setting: Setting) -> Doors:
-    """The core, and lists made of its matrix at the end."""
+def core_lists(setting: Setting) -> Methods:
+    """The core, with lists made from its matrix at the end."""
     from embedkit_core import Embedder
 
     embedder = Embedder(**_arguments(setting))
@@ -44,15 +44,15 @@ def core_lists(setting: Setting) -> Doors:
     async def aembed(texts: list[str]) -> Any:
         return (await embedder.aembed(texts)).to_lists()
 
-    return Doors(embed=lambda texts: embedder.embed(texts).to_lists(), aembed=aembed, close=embedder.close)
+    return Methods(embed=lambda texts: embedder.embed(texts).to_lists(), aembed=aembed, close=embedder.close)
 
 
-def langchain(setting: Setting) -> Doors:
+def langchain(setting: Setting) -> Methods:
     """LangChain's interface, lists."""
     from langchain_embedkit import EmbedKitEmbeddings
 
     model = EmbedKitEmbeddings(**_arguments(setting))
-    return Doors(
+    return Methods(
         embed=model.embed_documents,
         aembed=model.aembed_documents,
         query=model.embed_query,
@@ -61,12 +61,12 @@ def langchain(setting: Setting) -> Doors:
     )
 
 
-def llamaindex(setting: Setting) -> Doors:
+def llamaindex(setting: Setting) -> Methods:
     """LlamaIndex's interface, lists."""
     from llamaindex_embedkit import EmbedKitEmbedding
 
     model = EmbedKitEmbedding(**_arguments(setting))
-    return Doors(
+    return Methods(
         embed=model.get_text_embedding_batch,
         aembed=model.aget_text_embedding_batch,
         query=model.get_query_embedding,

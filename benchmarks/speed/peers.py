@@ -1,4 +1,4 @@
-"""What users have today, as shipped unless the name says otherwise."""
+"""Other libraries, with their defaults unless the name says otherwise."""
 
 import asyncio
 import importlib.util
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.setting import KEY, MODEL, Client, Doors, Setting
+from benchmarks.speed.setting import KEY, MODEL, Client, Methods, Setting
 
 CATSU_URL = b"https://api.openai.com/v1/embeddings"
 CATSU_BATCH = 128
@@ -22,10 +22,10 @@ def _langchain(setting: Setting) -> Any:
     return OpenAIEmbeddings(model=MODEL, api_key=SecretStr(KEY), base_url=setting.base_url)
 
 
-def langchain_openai(setting: Setting) -> Doors:
+def langchain_openai(setting: Setting) -> Methods:
     """LangChain's own class."""
     model = _langchain(setting)
-    return Doors(
+    return Methods(
         embed=model.embed_documents,
         aembed=model.aembed_documents,
         query=model.embed_query,
@@ -33,7 +33,7 @@ def langchain_openai(setting: Setting) -> Doors:
     )
 
 
-def cache_backed(setting: Setting) -> Doors:
+def cache_backed(setting: Setting) -> Methods:
     """LangChain's own class behind LangChain's own cache, in files."""
     from langchain_classic.embeddings import CacheBackedEmbeddings
     from langchain_classic.storage import LocalFileStore
@@ -45,15 +45,15 @@ def cache_backed(setting: Setting) -> Doors:
         key_encoder="blake2b",
         query_embedding_cache=True,
     )
-    return Doors(embed=model.embed_documents, query=model.embed_query)
+    return Methods(embed=model.embed_documents, query=model.embed_query)
 
 
-def llamaindex_openai(setting: Setting) -> Doors:
+def llamaindex_openai(setting: Setting) -> Methods:
     """LlamaIndex's own class."""
     from llama_index.embeddings.openai import OpenAIEmbedding
 
     model = OpenAIEmbedding(model=MODEL, api_key=KEY, api_base=setting.base_url)
-    return Doors(
+    return Methods(
         embed=model.get_text_embedding_batch,
         aembed=model.aget_text_embedding_batch,
         query=model.get_query_embedding,
@@ -61,34 +61,34 @@ def llamaindex_openai(setting: Setting) -> Doors:
     )
 
 
-def llamaindex_base(setting: Setting) -> Doors:  # noqa: ARG001 - it asks nobody
-    """LlamaIndex's base class around a list that is there already: what a query costs before anything is done."""
+def llamaindex_base(setting: Setting) -> Methods:  # noqa: ARG001 - it sends no request
+    """LlamaIndex's base class around a prepared list: the overhead of the base class."""
     from llama_index.core.base.embeddings.base import BaseEmbedding
 
     prepared = [0.5] * 1536
 
     class Prepared(BaseEmbedding):
-        def _get_query_embedding(self, query: str) -> list[float]:  # noqa: ARG002 - it has one answer
+        def _get_query_embedding(self, query: str) -> list[float]:  # noqa: ARG002 - the answer is constant
             return prepared
 
-        async def _aget_query_embedding(self, query: str) -> list[float]:  # noqa: ARG002 - it has one answer
+        async def _aget_query_embedding(self, query: str) -> list[float]:  # noqa: ARG002 - the answer is constant
             return prepared
 
-        def _get_text_embedding(self, text: str) -> list[float]:  # noqa: ARG002 - it has one answer
+        def _get_text_embedding(self, text: str) -> list[float]:  # noqa: ARG002 - the answer is constant
             return prepared
 
-    return Doors(query=Prepared().get_query_embedding)
+    return Methods(query=Prepared().get_query_embedding)
 
 
 def _import_catsu(setting: Setting) -> None:
-    """Import catsu from a copy whose address, a constant in its binary, is the local server's of the same length."""
+    """Import catsu from a copy with the local server's address, which has the same length, in its binary."""
     url = f"{setting.base_url}/embeddings".encode()
     if len(url) != len(CATSU_URL):
-        raise RuntimeError("catsu can be pointed at a port of five digits only")
+        raise RuntimeError("catsu needs a port of five digits")
     spec = importlib.util.find_spec("catsu")
     assert spec is not None
     assert spec.origin is not None
-    with tempfile.TemporaryDirectory(prefix="bench-catsu-") as folder:  # a loaded module needs its file no more
+    with tempfile.TemporaryDirectory(prefix="bench-catsu-") as folder:  # a loaded module does not need its file
         copy = Path(folder) / "catsu"
         copy.mkdir()
         for source in Path(spec.origin).parent.iterdir():
@@ -99,8 +99,8 @@ def _import_catsu(setting: Setting) -> None:
         sys.path.remove(folder)
 
 
-def catsu_gathered(setting: Setting) -> Doors:
-    """catsu, which parses replies in Rust: one call after the other, or slices gathered by hand."""
+def catsu_gathered(setting: Setting) -> Methods:
+    """catsu, which parses replies in Rust: sequential calls, or slices gathered by hand."""
     import catsu
 
     client = catsu.Client(api_keys={"openai": KEY})
@@ -120,15 +120,15 @@ def catsu_gathered(setting: Setting) -> Doors:
 
         return [row for rows in await asyncio.gather(*map(one, slices(texts))) for row in rows]
 
-    return Doors(embed=embed, aembed=aembed)
+    return Methods(embed=embed, aembed=aembed)
 
 
 def tiktoken_folder() -> str:
-    """Give a folder with tiktoken's files, which it would fetch otherwise: LlamaIndex brings one."""
+    """Return LlamaIndex's folder of tiktoken files, so that none are downloaded."""
     spec = importlib.util.find_spec("llama_index.core")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    return os.path.join(spec.submodule_search_locations[0], "_static", "tiktoken_cache")  # noqa: PTH118 - for a variable
+    return os.path.join(spec.submodule_search_locations[0], "_static", "tiktoken_cache")  # noqa: PTH118 - an environment variable
 
 
 CLIENTS = {

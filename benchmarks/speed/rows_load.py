@@ -1,4 +1,4 @@
-"""Rows about money and manners: duplicates, crowds of queries, a token bucket, faults, a killed process."""
+"""Rows about billing and load: duplicates, concurrent queries, a token bucket, faults, a killed process."""
 
 from benchmarks.speed.bench import Bench, Group, Measure
 from benchmarks.speed.corpus import count_tokens, make_texts
@@ -86,23 +86,23 @@ def _requests(requests: float | None, times: float | None) -> str:
 RATE = 30_000.0  # tokens a second
 BURST = 125_000.0
 BUCKET_TEXTS = 8000
-TELLING = {  # what refusals and answers say of the bucket, and how near to the ideal a client gets with it
-    "headers and Retry-After": ({"tells_limits": True, "tells_retry_after": True}, 1.05),
-    "no headers": ({"tells_limits": False, "tells_retry_after": False}, 1.1),
-    "Retry-After only": ({"tells_limits": False, "tells_retry_after": True}, 1.1),
+HEADER_SETTINGS = {  # what refusals and answers say of the bucket, and how near to the ideal a client gets with it
+    "headers and Retry-After": ({"sends_limits": True, "sends_retry_after": True}, 1.05),
+    "no headers": ({"sends_limits": False, "sends_retry_after": False}, 1.1),
+    "Retry-After only": ({"sends_limits": False, "sends_retry_after": True}, 1.1),
 }
-MOST_REFUSED = 0.05
+MAX_REFUSED = 0.05
 
 
 def bucket(bench: Bench) -> Group:
     """8,000 texts through a bucket that lets 30,000 tokens a second pass, after 125,000 at once."""
 
-    def measure(client: str, told: dict[str, bool], *, asynchronous: bool = False) -> Measure:
+    def measure(client: str, settings: dict[str, bool], *, asynchronous: bool = False) -> Measure:
         setting = bench.setting(client, n_texts=BUCKET_TEXTS, asynchronous=asynchronous)
-        return Measure(setting, {"rate": RATE, "burst": BURST, "prepare": ["tokens"], **told}, once=True)
+        return Measure(setting, {"rate": RATE, "burst": BURST, "prepare": ["tokens"], **settings}, once=True)
 
-    everything = TELLING["headers and Retry-After"][0]
-    measures = {kind: measure("core", told) for kind, (told, _) in TELLING.items()}
+    everything = HEADER_SETTINGS["headers and Retry-After"][0]
+    measures = {kind: measure("core", settings) for kind, (settings, _) in HEADER_SETTINGS.items()}
     measures["peer-llamaindex"] = measure("peer-llamaindex", everything, asynchronous=True)
     measures["peer-langchain"] = measure("peer-langchain", everything)
     return Group(measures, _bucket_rows)
@@ -115,12 +115,12 @@ def _bucket_rows(results: Results) -> list[Row]:
         _bucket_outcome(results, f"peer-{peer}", ideal, f" ({peer})") for peer in ("langchain", "llamaindex")
     )
     rows = []
-    for kind, (_, most) in TELLING.items():
+    for kind, (_, most) in HEADER_SETTINGS.items():
         result = results[kind][0]
         met = (
             "wall" in result
             and round(result["wall"] / ideal, 2) <= most
-            and result["refused"] <= MOST_REFUSED * result["requests"]
+            and result["refused"] <= MAX_REFUSED * result["requests"]
             and result["billed_again"] == 0
         )
         rows.append(
@@ -129,7 +129,7 @@ def _bucket_rows(results: Results) -> list[Row]:
                 ours=_bucket_outcome(results, kind, ideal),
                 peer=peers if kind == "headers and Retry-After" else "",
                 ratio=f"{result['wall'] / ideal:.2f}x ideal ({ideal:.1f} s)" if "wall" in result else "",
-                figure=f"{most:g}x ideal, <= {MOST_REFUSED:.0%} refused, none billed twice",
+                figure=f"{most:g}x ideal, <= {MAX_REFUSED:.0%} refused, none billed twice",
                 met=met,
             )
         )
@@ -172,7 +172,7 @@ def _faults_rows(results: Results) -> list[Row]:
 
 KILLED_TEXTS = 8000
 KILLED_SLOTS = 4
-MOST_AGAIN = 1024  # what is in flight: 4 requests of 256
+MAX_BILLED_TWICE = 1024  # what is in flight: 4 requests of 256
 
 
 def kill(bench: Bench) -> Group:
@@ -196,8 +196,8 @@ def _kill_rows(results: Results) -> list[Row]:
             Row(
                 what=f"kill -9 half way, 4 in flight, {lists}, {client}",
                 ours=f"at most {max(again):,} billed twice" if again else failure(results, client),
-                figure=f"<= {MOST_AGAIN:,} billed twice",
-                met=bool(again) and max(again) <= MOST_AGAIN and len(again) == len(results[client]),
+                figure=f"<= {MAX_BILLED_TWICE:,} billed twice",
+                met=bool(again) and max(again) <= MAX_BILLED_TWICE and len(again) == len(results[client]),
             )
         )
     return rows

@@ -1,4 +1,4 @@
-"""Rows of a query that comes while documents are being embedded."""
+"""Rows of queries during an ingest."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ def mixed(bench: Bench) -> Group:
 
 
 def _pooled(results: Results, name: str, field: str) -> list[float]:
-    """Give the times of all rounds: one ingest is too short for a 99th percentile."""
+    """Return the sorted times of all rounds: one ingest is too short for a 99th percentile."""
     return sorted(time for result in results[name] for time in result.get(field, ()))
 
 

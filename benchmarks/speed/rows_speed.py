@@ -16,9 +16,9 @@ def _by_hand(bench: Bench, clients: tuple[str, ...], slots: int) -> dict[str, Me
 
 def _sync_and_async(bench: Bench, clients: tuple[str, ...], slots: int) -> dict[str, Measure]:
     return {
-        f"{client} {door}": Measure(bench.setting(client, slots=slots, asynchronous=door == "async"))
+        f"{client} {variant}": Measure(bench.setting(client, slots=slots, asynchronous=variant == "async"))
         for client in clients
-        for door in ("sync", "async")
+        for variant in ("sync", "async")
     }
 
 
@@ -33,10 +33,10 @@ def cold(bench: Bench) -> Group:
         "peer-catsu async": Measure(bench.setting("peer-catsu", asynchronous=True), {"prepare": ["floats"]}),
         "peer-llamaindex async": Measure(bench.setting("peer-llamaindex", asynchronous=True)),
     }
-    for door in ("sync", "async"):
-        asynchronous = door == "async"
+    for variant in ("sync", "async"):
+        asynchronous = variant == "async"
         setting = bench.setting("peer-langchain", asynchronous=asynchronous)
-        measures[f"peer-langchain {door}"] = Measure(setting, {"prepare": ["tokens"]}, once=True)
+        measures[f"peer-langchain {variant}"] = Measure(setting, {"prepare": ["tokens"]}, once=True)
     measures["peer-llamaindex sync"] = Measure(bench.setting("peer-llamaindex"), once=True)
     return Group(measures, _cold_rows)
 
@@ -44,27 +44,27 @@ def cold(bench: Bench) -> Group:
 def _cold_rows(results: Results) -> list[Row]:
     row = partial(compared, results=results, field="wall", unit="s")
     rows = []
-    for door in ("sync", "async"):
-        peers = [f"peer-{peer} {door}" for peer in ("langchain", "llamaindex", "catsu")]
-        what = f"cold, 16 in flight, {door}"
-        rows.append(row(f"{what}, numpy", ours=f"core {door}", hand="hand", peers=peers, at_most=1.0))
+    for variant in ("sync", "async"):
+        peers = [f"peer-{peer} {variant}" for peer in ("langchain", "llamaindex", "catsu")]
+        what = f"cold, 16 in flight, {variant}"
+        rows.append(row(f"{what}, numpy", ours=f"core {variant}", hand="hand", peers=peers, at_most=1.0))
         for client in ("core-lists", *OURS_LISTS):
-            if f"{client} {door}" in results:
-                ours = f"{client} {door}"
+            if f"{client} {variant}" in results:
+                ours = f"{client} {variant}"
                 name = client.removesuffix("-lists")
                 rows.append(row(f"{what}, lists, {name}", ours=ours, hand="hand-lists", peers=peers, at_most=0.8))
-        rows.append(_against_langchain(results, door))
+        rows.append(_against_langchain(results, variant))
     for lists, ours in (("numpy", "core sync"), ("lists", "langchain sync")):
         hand = "hand-pybase64" + ("-lists" if lists == "lists" else "")
         rows.append(row(f"cold, 16 in flight, {lists}, by hand with pybase64", ours=ours, hand=hand))
     return [*rows, _memory(results)]
 
 
-def _against_langchain(results: Results, door: str) -> Row:
-    mine, theirs = median(results, f"langchain {door}", "wall"), median(results, f"peer-langchain {door}", "wall")
+def _against_langchain(results: Results, variant: str) -> Row:
+    mine, theirs = median(results, f"langchain {variant}", "wall"), median(results, f"peer-langchain {variant}", "wall")
     times = theirs / mine if mine and theirs else None
     return Row(
-        what=f"cold, 16 in flight, {door}, LangChain against langchain-openai",
+        what=f"cold, 16 in flight, {variant}, LangChain against langchain-openai",
         ours=shown(mine, "s"),
         peer=shown(theirs, "s"),
         ratio=f"{times:.1f}x faster" if times else "",
@@ -93,11 +93,11 @@ def cold64(bench: Bench) -> Group:
 def _cold64_rows(results: Results) -> list[Row]:
     row = partial(compared, results=results, field="wall", unit="s", peers=("peer-catsu",))
     rows = []
-    for door in ("sync", "async"):
-        what = f"cold, 64 in flight, {door}"
-        rows.append(row(f"{what}, numpy", ours=f"core {door}", hand="hand", at_most=1.0))
+    for variant in ("sync", "async"):
+        what = f"cold, 64 in flight, {variant}"
+        rows.append(row(f"{what}, numpy", ours=f"core {variant}", hand="hand", at_most=1.0))
         rows += [
-            row(f"{what}, lists, {client}", ours=f"{client} {door}", hand="hand-lists", at_most=0.85)
+            row(f"{what}, lists, {client}", ours=f"{client} {variant}", hand="hand-lists", at_most=0.85)
             for client in OURS_LISTS
         ]
     mine, theirs = median(results, "langchain sync", "wall"), median(results, "peer-catsu", "wall")
@@ -118,7 +118,7 @@ CPU_US = {"core": 30.0, "langchain": 70.0, "llamaindex": 95.0}
 
 
 def cpu(bench: Bench) -> Group:
-    """CPU of a text, against a server that answers at once; the client has been opened before."""
+    """CPU of a text, with a server without latency; the client has sent one request before."""
     by_hand = ("hand", "hand-lists", "hand-pybase64", "hand-pybase64-lists")
     measures = {
         **{client: Measure(bench.setting(client, asynchronous=True, warm_up=True), NO_LATENCY) for client in by_hand},
@@ -162,7 +162,7 @@ FILL_WALL = 1.10
 
 
 def fill(bench: Bench) -> Group:
-    """What a cache costs that has nothing and keeps everything, on top of no cache."""
+    """Filling an empty cache, compared with no cache."""
     return Group(
         {
             "without": Measure(bench.setting("core")),

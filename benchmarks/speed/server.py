@@ -1,7 +1,7 @@
-"""A fake OpenAI that is several times faster than its clients: `python -m benchmarks.speed.server` prints its port.
+"""A fake OpenAI server, several times faster than its clients: `python -m benchmarks.speed.server` prints its port.
 
-`POST /v1/embeddings` is the provider's; `POST /reset` takes settings (`service.Settings`) and forgets what happened,
-`GET /stats` tells what has. Loopback and trusted clients only: the parser knows what they send and no more.
+`POST /v1/embeddings` is the provider's endpoint; `POST /reset` takes settings (`service.Settings`) and resets the
+counts, `GET /stats` returns them. For loopback and trusted clients only: the parser handles only their requests.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ PHRASES = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Reque
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: a request at a time."""
+    """The connection of a client, with one request at a time."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

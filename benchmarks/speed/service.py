@@ -1,4 +1,4 @@
-"""What the fake server decides and counts; `server.py` has the sockets."""
+"""The decisions and counts of the fake server; `server.py` has the sockets."""
 
 import random
 import time
@@ -9,34 +9,34 @@ from typing import Any, Literal
 import orjson
 
 from benchmarks.speed.bucket import Bucket
-from benchmarks.speed.library import MOST_ROWS, Library
+from benchmarks.speed.library import MAX_ROWS, Library
 
-MOST_TOKENS = 300_000  # of a request
-MOST_TOKENS_OF_A_TEXT = 8192
+MAX_TOKENS = 300_000  # of a request
+MAX_TOKENS_PER_TEXT = 8192
 
 Fate = Literal["answer", "error", "cut before", "cut after"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server behaves until the next reset; the latencies are seconds."""
+    """The server's behavior until the next reset; latencies in seconds."""
 
     latency: float = 0.05
     latency_per_token: float = 20e-6
-    rate: float | None = None  # tokens a second; None: no bucket, and no headers that tell of one
+    rate: float | None = None  # tokens per second; None: no bucket and no rate limit headers
     burst: float = 0.0
-    tells_limits: bool = True
-    tells_retry_after: bool = True
-    errors: float = 0.0  # the share of requests answered by a 500
-    cuts: float = 0.0  # the share whose connection is cut, half of them after the work
+    sends_limits: bool = True
+    sends_retry_after: bool = True
+    errors: float = 0.0  # share of requests with a 500
+    cuts: float = 0.0  # share of cut connections, half of them after the work
     seed: int = 0
     float_lists: bool = False  # answer with lists of numbers, even if the request asks for base64
-    prepare: tuple[str, ...] = ()  # "floats", "tokens": what some clients need, made before they are measured
+    prepare: tuple[str, ...] = ()  # "floats", "tokens": prepared before the measurement for some clients
 
 
 @dataclass
 class Stats:
-    """What has happened since the last reset."""
+    """Counts since the last reset."""
 
     requests: int = 0
     refused: int = 0
@@ -52,13 +52,13 @@ class Stats:
     lost: list[int] = field(default_factory=list)  # billed, and the answer cut off
 
     def summary(self) -> dict[str, Any]:
-        """Give the counts, and what became of the texts."""
+        """Return the counts and the billing of texts."""
         counts = {name: value for name, value in vars(self).items() if name not in ("billed", "lost")}
         return counts | {
             "billed": sum(self.billed),
             "billed_texts": sum(count > 0 for count in self.billed),
             "billed_again": sum(count - 1 for count in self.billed if count > 1),
-            # Only an answer that was cut off is a reason to ask again.
+            # Only a lost answer is a reason to send a text again.
             "billed_again_without_reason": sum(
                 max(0, count - 1 - lost) for count, lost in zip(self.billed, self.lost, strict=True)
             ),
@@ -67,7 +67,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back, after `delay` seconds; `body` is made only then. No body: the connection is cut."""
+    """A reply after `delay` seconds; `body` is made then. Without a body the connection is cut."""
 
     status: int
     body: Callable[[], bytes] | None
@@ -84,18 +84,18 @@ class Service:
         self.reset({})
 
     def reset(self, settings: dict[str, Any]) -> None:
-        """Forget what has happened, and behave like this from now on."""
+        """Reset the counts and apply settings."""
         self._settings = now = Settings(**settings)
         if "floats" in now.prepare:
             self.library.prepare_floats()
         if "tokens" in now.prepare:
             self.library.prepare_tokens()
-        self._bucket = Bucket(now.rate, now.burst, now.tells_limits, now.tells_retry_after) if now.rate else None
+        self._bucket = Bucket(now.rate, now.burst, now.sends_limits, now.sends_retry_after) if now.rate else None
         self._rng = random.Random(now.seed)
         self.stats = Stats(billed=[0] * len(self.library), lost=[0] * len(self.library))
 
     def embed(self, body: bytes) -> Answer:
-        """Decide what becomes of a request, and bill it where work is done."""
+        """Return the answer to a request; bill it if work is done."""
         stats = self.stats
         stats.requests += 1
         stats.last_request = time.monotonic()
@@ -103,7 +103,7 @@ class Service:
         request = orjson.loads(body)
         given = request["input"]
         texts = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
-        numbers = [self.library.number_of(text) for text in texts] if len(texts) <= MOST_ROWS else []
+        numbers = [self.library.number_of(text) for text in texts] if len(texts) <= MAX_ROWS else []
         each = [self.library.tokens[number] for number in numbers]
         tokens = sum(each)
         if refusal := _over_a_limit(len(texts), each, tokens):
@@ -158,14 +158,14 @@ class Service:
 
 
 def _over_a_limit(n_texts: int, each: list[int], tokens: int) -> str | None:
-    if not 0 < n_texts <= MOST_ROWS:
-        return f"'$.input' is invalid: array too long or empty. Expected 1 to {MOST_ROWS} inputs, got {n_texts}."
-    if max(each) > MOST_TOKENS_OF_A_TEXT:
+    if not 0 < n_texts <= MAX_ROWS:
+        return f"'$.input' is invalid: array too long or empty. Expected 1 to {MAX_ROWS} inputs, got {n_texts}."
+    if max(each) > MAX_TOKENS_PER_TEXT:
         return (
-            f"This model's maximum context length is {MOST_TOKENS_OF_A_TEXT} tokens, however you requested {max(each)}."
+            f"This model's maximum context length is {MAX_TOKENS_PER_TEXT} tokens, however you requested {max(each)}."
         )
-    if tokens > MOST_TOKENS:
-        return f"Requested {tokens} tokens, max {MOST_TOKENS} tokens per request"
+    if tokens > MAX_TOKENS:
+        return f"Requested {tokens} tokens, max {MAX_TOKENS} tokens per request"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a measurement is told, and what it measures with: the types that clients and tasks share."""
+"""The settings of a measurement and the interface of the measured clients."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doors:
-    """What a client can do; a door it does not have is None."""
+class Methods:
+    """The methods of a client; None if it has no such method."""
 
     embed: Callable[[list[str]], Rows] | None = None
     aembed: Callable[[list[str]], Awaitable[Rows]] | None = None
@@ -44,8 +44,8 @@ class Doors:
 
 @dataclass(frozen=True)
 class Client:
-    """How a client is made, and what is imported before the clock starts."""
+    """How to create a client, and what to import before the clock starts."""
 
-    make: Callable[[Setting], Doors]
+    make: Callable[[Setting], Methods]
     imports: tuple[str, ...] = ()
-    prepare: Callable[[Setting], None] | None = None  # what else comes before the clock
+    prepare: Callable[[Setting], None] | None = None  # other work before the clock starts

@@ -7,12 +7,12 @@ from typing import Any
 
 Results = dict[str, list[dict[str, Any]]]
 
-HEADINGS = ("what", "best peer", "by hand", "ours", "ratio", "figure to reach", "met")
+HEADINGS = ("what", "best peer", "by hand", "ours", "ratio", "goal", "met")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: what was measured, next to what, and whether it is good enough."""
+    """One line of the table: what was measured, the compared values, and whether the goal is met."""
 
     what: str
     ours: str
@@ -20,27 +20,27 @@ class Row:
     hand: str = ""
     ratio: str = ""
     figure: str = ""
-    met: bool | None = None  # None: there is no figure to reach
+    met: bool | None = None  # None: no goal
 
     def cells(self) -> tuple[str, ...]:
-        """Give the texts of the columns."""
+        """Return the cells of the columns."""
         met = {True: "yes", False: "**no**", None: ""}[self.met]
         return (self.what, self.peer, self.hand, self.ours, self.ratio, self.figure, met)
 
 
 def median(results: Results, name: str, field: str) -> float | None:
-    """Give the median of a field over the rounds; None where the measurement was not made or failed."""
+    """Return the median of a field over the rounds; None without results."""
     values = [result[field] for result in results.get(name, []) if field in result]
     return statistics.median(values) if values else None
 
 
 def failure(results: Results, name: str) -> str:
-    """Say why a measurement has no result."""
+    """Return why a measurement has no result."""
     return next((f"fails: {result['failed']}" for result in results.get(name, []) if "failed" in result), "")
 
 
 def shown(value: float | None, unit: str) -> str:
-    """Write a number with three digits that mean something."""
+    """Return a number with three significant digits and its unit."""
     if value is None:
         return ""
     digits = 2 if value < 10 else 1 if value < 100 else 0
@@ -59,9 +59,9 @@ def compared(
     scale: float = 1.0,
     at_most: float | None = None,
 ) -> Row:
-    """Compare a field with the one by hand, or with the best peer where nothing is written by hand.
+    """Compare a field with the code by hand, or with the best peer if there is none.
 
-    `at_most` bounds the ratio to the one by hand.
+    `at_most` is the goal of the ratio to the code by hand.
     """
     names = {name: median(results, name, field) for name in (ours, hand or "", *peers)}
     values = {name: None if value is None else value * scale for name, value in names.items()}
@@ -82,13 +82,13 @@ def compared(
 
 
 def bounded(row: Row, value: float | None, at_most: float | None, unit: str) -> Row:
-    """Give a row with a bound on its value instead of on its ratio."""
+    """Return a row whose goal is a bound of its value instead of its ratio."""
     if at_most is None:
         return row
     return replace(row, figure=f"<= {shown(at_most, unit)}", met=value is not None and value <= at_most)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Write rows as a table."""
+    """Return rows as a Markdown table."""
     lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(row.cells() for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
