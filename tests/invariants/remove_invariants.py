@@ -142,7 +142,7 @@ INVARIANTS = [
         "engine/scheduler/dispatch.py",
         "(with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)",
         "False",
-        "invariants/test_invariants.py",
+        "unit/scheduler/test_scheduler.py",
     ),
     Invariant(
         8,
