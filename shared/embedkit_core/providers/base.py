@@ -211,8 +211,9 @@ class Provider(ABC):
     def truncating_body(self, input_type: InputType) -> dict[str, Any] | None:  # noqa: ARG002 - used by overrides
         """Return the request with which the provider truncates texts to its limit, None if it cannot.
 
-        A text is first sent with `request_body`, which makes the provider refuse a text that is too long. Only refused
-        texts are sent with this body, so that the engine knows which texts were truncated.
+        A text is first sent with `request_body`, which makes the provider refuse a text that is too long. A text is
+        sent with this body after such a refusal, or at once if its estimate is far over the limit. So the engine knows
+        which texts were truncated.
         """
         return None
 

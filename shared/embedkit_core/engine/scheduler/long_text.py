@@ -1,12 +1,14 @@
-"""Rules for texts that a model refuses as too long; they depend only on the text and the refusal. No I/O.
+"""Rules for texts over a model's limit; the results depend only on the text and the refusal. No I/O.
 
-A text is sent whole first, so that a text that fits is never truncated. The rule's name is part of every cache key.
+By "fit-1" and "mean-1", a text is sent whole first, so that a text that fits is never changed. By "server", a provider
+with a `truncating_body` gets a text whole first too, unless its estimate is far over the limit. The rule's name is part
+of every cache key.
 
 "fit-1"   Keep the first `len * limit / tokens` code points, less 2 %, or the first three quarters if the refusal has no
           token count. Repeat until it fits.
 "mean-1"  Split into the corresponding number of pieces with equally many code points. Embed each piece, or split it
           again. The vector is the mean of the pieces' vectors, weighted by their UTF-8 bytes and normalized.
-"server"  The model truncates by itself (sentence-transformers at `max_seq_length`).
+"server"  The provider truncates (sentence-transformers at `max_seq_length`, others if `truncating_body` asks for it).
 """
 
 from __future__ import annotations
