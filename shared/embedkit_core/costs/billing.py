@@ -16,7 +16,7 @@ from embedkit_core.costs.tokens import cost_or_zero
 from embedkit_core.costs.tracker import UsageTracker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallBilling:
     """The price of a call's tokens, the meters that count them and the budgets that limit them.
 
@@ -42,11 +42,13 @@ class CallBilling:
         input_type: InputType,
     ) -> CallBilling:
         """Return the billing for the embedder's meter and budget, and those of the active trackers."""
-        meters, budgets = [meter], [budget]
+        meters = [meter]
+        budgets = [] if budget is None else [budget]
         for tracker in trackers:
             meters.append(tracker.meter(model, input_type, price))
-            budgets.append(tracker.budget)
-        return cls(meters, price, [limit for limit in budgets if limit is not None])
+            if tracker.budget is not None:
+                budgets.append(tracker.budget)
+        return cls(meters, price, budgets)
 
     @property
     def price_is_missing(self) -> bool:
