@@ -22,7 +22,7 @@ _FIELDS = struct.Struct("<2sBBI")  # magic, version, flags, count of numbers
 _CHECKSUM = struct.Struct("<I")  # crc32 of the fields, the numbers and the key
 _HEADER = struct.Struct("<2sBBII")  # the fields and the checksum
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size  # 12, so the numbers are aligned to 4 bytes
-MAX_DIMENSIONS = 1 << 20  # more than any model has; a forged row must not exhaust the memory
+MAX_ENCODED_WIDTH = 1 << 20  # more than any model has; a forged row must not exhaust the memory
 _IS_LITTLE_ENDIAN = sys.byteorder == "little"
 
 
@@ -30,7 +30,7 @@ def encode_all(items: Iterable[tuple[bytes, Entry]]) -> list[tuple[bytes, bytes]
     """Return each key with the bytes of its entry, which are valid under this key only.
 
     Raises:
-        ValueError: A vector is not a row of 1 to `MAX_DIMENSIONS` finite numbers.
+        ValueError: A vector is not a row of 1 to `MAX_ENCODED_WIDTH` finite numbers.
     """
     with np.errstate(over="ignore"):  # in `_is_finite`
         return [(key, _encode(key, entry)) for key, entry in items]
@@ -48,7 +48,7 @@ def decode_all(rows: Iterable[tuple[bytes, object]]) -> dict[bytes, Entry]:
 def _encode(key: bytes, entry: Entry) -> bytes:
     element = _ELEMENT_OF.get(getattr(entry.vector, "dtype", None), 0)
     vector = np.ascontiguousarray(entry.vector, dtype=_ELEMENTS[element])
-    if np.ndim(entry.vector) != 1 or not 0 < len(vector) <= MAX_DIMENSIONS or not _is_finite(vector):
+    if np.ndim(entry.vector) != 1 or not 0 < len(vector) <= MAX_ENCODED_WIDTH or not _is_finite(vector):
         raise ValueError(f"A cached vector must be a row of finite numbers (got an array of shape {vector.shape}).")
     flags = (_TRUNCATED_FLAG if entry.truncated else 0) | element << 1
     fields = _FIELDS.pack(_MAGIC, _FORMAT_VERSION, flags, len(vector))
@@ -63,7 +63,7 @@ def _decode(key: bytes, blob: object) -> Entry | None:
     if magic != _MAGIC or version != _FORMAT_VERSION or flags >= 2 * len(_ELEMENTS):
         return None
     element = _ELEMENTS[flags >> 1]
-    if not 0 < dimensions <= MAX_DIMENSIONS or len(blob) != HEADER_BYTES + dimensions * element.itemsize:
+    if not 0 < dimensions <= MAX_ENCODED_WIDTH or len(blob) != HEADER_BYTES + dimensions * element.itemsize:
         return None
     if checksum != _checksum(key, blob[: _FIELDS.size], memoryview(blob)[HEADER_BYTES:]):
         return None

@@ -124,7 +124,7 @@ def warm(
     input_type: o.InputTypeOption = "document",
     cache: o.CacheOption = None,
     base_url: o.BaseUrl = None,
-    budget_usd: o.Budget = None,
+    budget_usd: o.BudgetOption = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,

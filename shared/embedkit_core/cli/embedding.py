@@ -34,8 +34,8 @@ def embed(
     cache: o.CacheOption = None,
     no_cache: o.NoCache = False,
     base_url: o.BaseUrl = None,
-    budget_usd: o.Budget = None,
-    price: o.Price = None,
+    budget_usd: o.BudgetOption = None,
+    price: o.PriceOption = None,
     max_concurrency: o.Concurrency = 16,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
@@ -76,7 +76,7 @@ def estimate(
     cache: o.CacheOption = None,
     no_cache: o.NoCache = False,
     base_url: o.BaseUrl = None,
-    price: o.Price = None,
+    price: o.PriceOption = None,
     as_json: o.Json = False,
 ) -> None:
     """Estimate cache hits, tokens, cost, requests and time of embedding texts. Send nothing."""

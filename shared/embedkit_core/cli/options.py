@@ -26,8 +26,8 @@ InputTypeOption = Annotated[str, typer.Option("--input-type", help="Embed as doc
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Spend money without asking for confirmation.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and estimates.")]
-Budget = Annotated[float | None, typer.Option(help="Maximum cost in USD.")]
-Price = Annotated[float | None, typer.Option(help="USD per million tokens, if the catalogue has no price.")]
+BudgetOption = Annotated[float | None, typer.Option(help="Maximum cost in USD.")]
+PriceOption = Annotated[float | None, typer.Option(help="USD per million tokens, if the catalogue has no price.")]
 Concurrency = Annotated[int, typer.Option(help="Maximum number of requests in flight.")]
 
 NO_KEY = "nothing-is-sent"  # API key of embedders that send nothing

@@ -38,8 +38,8 @@ DimensionsList = Annotated[
     str, typer.Option("--dimensions", help="Dimensions to compare, as in 1536,512,256; empty for the model's default.")
 ]
 DTypesList = Annotated[str, typer.Option("--dtypes", help="Dtypes to compare, as in float32,int8.")]
-Chart = Annotated[str | None, typer.Option(help="Write a chart to a .png, .svg or .pdf file.")]
-Report = Annotated[str | None, typer.Option(help="Write a self-contained HTML report.")]
+ChartOption = Annotated[str | None, typer.Option(help="Write a chart to a .png, .svg or .pdf file.")]
+ReportOption = Annotated[str | None, typer.Option(help="Write a self-contained HTML report.")]
 
 
 @app.command(name="compare")
@@ -53,9 +53,9 @@ def compare_command(
     dtypes: DTypesList = "float32",
     cache: o.CacheOption = None,
     base_url: o.BaseUrl = None,
-    budget_usd: o.Budget = None,
-    chart: Chart = None,
-    report: Report = None,
+    budget_usd: o.BudgetOption = None,
+    chart: ChartOption = None,
+    report: ReportOption = None,
     csv_file: Annotated[str | None, typer.Option("--csv", help="Write all numbers to a CSV file.")] = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
@@ -131,8 +131,8 @@ def bench_command(
     sizes: Annotated[str, typer.Option(help="Job sizes, in texts.")] = "100,500,1000",
     most: Annotated[int, typer.Option(help="Maximum number of requests in flight to try.")] = 64,
     base_url: o.BaseUrl = None,
-    chart: Chart = None,
-    report: Report = None,
+    chart: ChartOption = None,
+    report: ReportOption = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,

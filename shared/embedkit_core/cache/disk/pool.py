@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from embedkit_core.cache.codec import HEADER_BYTES, MAX_DIMENSIONS
+from embedkit_core.cache.codec import HEADER_BYTES, MAX_ENCODED_WIDTH
 from embedkit_core.cache.disk.folder import Identity
 from embedkit_core.common.errors import CacheError
 
@@ -40,7 +40,7 @@ _PRAGMAS = (
 # Selects only rows as this library writes them: no pickle, no file, no value that could exhaust the memory.
 _VALID_ROW = (
     "raw = 1 AND mode = 1 AND filename IS NULL"
-    f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_DIMENSIONS}"
+    f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_ENCODED_WIDTH}"
 )
 # Only MARKS and ROWS are substituted, never a value. Rows are read in the order of the file, so each page once.
 _SELECT_KEYS = "SELECT rowid, key FROM Cache WHERE rowid > ? AND raw = 1 ORDER BY rowid LIMIT ?"

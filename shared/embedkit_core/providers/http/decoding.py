@@ -11,7 +11,7 @@ from embedkit_core.common.errors import BadReplyError
 from embedkit_core.common.types import Reply, Vectors
 
 Decode = Callable[[str], bytes]
-FLOAT32 = np.dtype(np.float32)
+NUMPY_FLOAT32 = np.dtype(np.float32)
 OTHER_FLOATS = (np.dtype(np.float64), np.dtype(np.float16))
 SAMPLE_ROWS = 8  # rows that are checked for plausible values
 
@@ -106,7 +106,7 @@ def decode_rows(encoded: Sequence[Any], element: np.dtype[Any], decode: Decode, 
         if any(len(row) != len(rows[0]) for row in rows):
             raise ValueError("rows of different widths")
         joined = b"".join(rows)
-        if element != FLOAT32:
+        if element != NUMPY_FLOAT32:
             return _from_bytes(joined, element, len(rows))
         for dtype in _candidate_dtypes(len(rows[0]), widths):
             vectors = _from_bytes(joined, dtype, len(rows))
@@ -125,7 +125,7 @@ def _from_bytes(joined: bytes, dtype: np.dtype[Any], n: int) -> Vectors:
 def _candidate_dtypes(n_bytes: int, widths: Sequence[int]) -> list[np.dtype[Any]]:
     """Return the dtypes that a row of n_bytes may have: float32, then those that result in one of the widths."""
     fitting = [dtype for dtype in OTHER_FLOATS if n_bytes % dtype.itemsize == 0 and n_bytes // dtype.itemsize in widths]
-    return fitting if fitting and n_bytes % FLOAT32.itemsize else [FLOAT32, *fitting]
+    return fitting if fitting and n_bytes % NUMPY_FLOAT32.itemsize else [NUMPY_FLOAT32, *fitting]
 
 
 def _is_plausible(rows: Vectors) -> bool:

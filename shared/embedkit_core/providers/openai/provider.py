@@ -25,7 +25,7 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.providers.base import Client, ProviderSettings
-from embedkit_core.providers.http.decoding import FLOAT32, ReplyReader, UnknownEncodingError
+from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, UnknownEncodingError
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
@@ -197,7 +197,9 @@ class OpenAIClient:
 
     def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
         try:
-            return self._reader.read_data(content, n_texts, FLOAT32, "total_tokens", "prompt_tokens", widths=widths)
+            return self._reader.read_data(
+                content, n_texts, NUMPY_FLOAT32, "total_tokens", "prompt_tokens", widths=widths
+            )
         except UnknownEncodingError as error:
             if encoding == "float":
                 raise
