@@ -9,7 +9,13 @@ import numpy as np
 from support.embedders import cancel_in_flight, fake_embedder
 
 from embedkit_core.calls.rows import MatrixBuffer
-from embedkit_core.common.errors import BudgetError, RateLimitError, RequestTooLargeError, UnavailableError
+from embedkit_core.common.errors import (
+    BudgetError,
+    EncodingRefusedError,
+    RateLimitError,
+    RequestTooLargeError,
+    UnavailableError,
+)
 from embedkit_core.common.types import Limits, Reply
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
@@ -277,3 +283,14 @@ def test_withdrawn_texts_do_not_stay_in_the_queues():
     assert seen.wait(10)
     assert all(len(queue._bulk) <= 64 for queue in account.scheduler.dispatcher._queues.values())
     server.release()
+
+
+def test_a_request_sent_again_comes_before_the_texts_that_waited_for_its_budget():
+    harness = Harness()
+    budget = Budget(None, 3)
+    harness.submit(["aaa", "bbb"], budget=budget)
+    (request,) = harness.poll()
+    assert texts(request) == ["aaa"]  # the other waits: a token has at least one byte, and three are reserved
+    harness.scheduler.failed(request, EncodingRefusedError("no base64"), harness.now)
+    (again,) = harness.poll()
+    assert texts(again) == ["aaa"]

@@ -196,12 +196,14 @@ class Scheduler:
             queue.plan_requests(self.dispatcher.free_slots() + 1, now)
         queue.width = queue.width or width
         self.ledger.settle(request, reply.tokens)
+        self._requeue_released()
         complete_items(request, reply)
         self._actions.commit.append(request)
 
     def failed(self, request: Request, error: ProviderError, now: float) -> None:
         """Accept the failure of a request, and apply the decisions of the failure policy."""
         self.ledger.settle_failure(request, error)
+        self._requeue_released()
         request.queue.rate_controller.record_failure(error, now)
         delay = self._failures.back_off(request, error, now) if error.retryable else 0.0
         self.dispatcher.release_slot(request)
@@ -293,6 +295,7 @@ class Scheduler:
     def poll(self, now: float) -> Actions:
         """Fill the free slots. Return the actions since the last call."""
         self._expire(now)
+        self._requeue_released()
         self._return_to_queues(self.retry_queue.due(now))
         self.dispatcher.wake_at = math.inf
         if not self._stopped:
@@ -314,6 +317,10 @@ class Scheduler:
             for index in pending:
                 self.registry.give_up(ticket, index, copy.copy(error))
 
+    def _requeue_released(self) -> None:
+        """Return the items to their queues that were held until budget was released."""
+        self._return_to_queues(reversed(self.ledger.take_released()))
+
     def _return_to_queues(self, items: Iterable[Item]) -> None:
         """Put items at the front of their queues, one by one; drop items without waiters."""
         for item in items:
@@ -329,7 +336,7 @@ class Scheduler:
 
     def _fill_slots(self, now: float) -> None:
         while True:
-            self._return_to_queues(reversed(self.ledger.take_released()))
+            self._requeue_released()
             request = self.dispatcher.next_request(now)
             if request is None:
                 return
