@@ -95,9 +95,10 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
             self.__pydantic_fields_set__.discard("api_key")
             self.__dict__["api_key"] = secret_from_env(variable, default=None)()
 
-    def _arguments(self) -> dict[str, Any]:
+    @classmethod
+    def _arguments(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields under their names in the core."""
-        return dict(self)
+        return dict(fields)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; with `update`, a new object is created and validated."""

@@ -107,9 +107,10 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
             fields["model_name"] = str.__str__(name)  # LlamaIndex's model names are enumeration members
         return fields
 
-    def _arguments(self) -> dict[str, Any]:
+    @classmethod
+    def _arguments(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields under their names in the core."""
-        return {**dict(self), "model": self.model_name}
+        return {**fields, "model": fields["model_name"]}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; with `update`, a new object is created and validated."""

@@ -84,3 +84,18 @@ class Models(StrEnum):
 
 def test_the_model_may_be_an_enumeration_member(embedder_class, server):
     assert core(embedder_class(**at(server, model=Models.SMALL))).model == f"openai:{MODEL}"
+
+
+def test_a_subclass_is_initialized_once_and_its_missing_field_is_named(framework_class, server):
+    calls = []
+
+    def post_init(self, context):
+        framework_class.model_post_init(self, context)
+        calls.append(self.needed)
+
+    fields = {"__annotations__": {"needed": int}, "model_post_init": post_init, "__module__": __name__}
+    own = type("Own", (framework_class,), fields)
+    own(**at(server), needed=1)
+    assert calls == [1]
+    with pytest.raises(ConfigurationError, match="Own: needed: Field required"):
+        own(**at(server))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from embedkit_core.adapters.arguments import same_value
 from embedkit_core.calls.estimate import Estimate
@@ -116,6 +116,7 @@ class _Model(Protocol):
 
     api_key: Any
     pickle_api_key: bool
+    model_fields: ClassVar[Mapping[str, Any]]
 
     @property
     def model_fields_set(self) -> set[str]: ...
@@ -124,9 +125,9 @@ class _Model(Protocol):
     def embedder(self) -> Embedder: ...
 
     @classmethod
-    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self: ...
+    def _arguments(cls, fields: Mapping[str, Any]) -> dict[str, Any]: ...
 
-    def _arguments(self) -> dict[str, Any]: ...
+    def __iter__(self) -> Iterator[tuple[str, Any]]: ...
 
 
 M = TypeVar("M", bound=_Model)
@@ -143,7 +144,10 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
     Raises:
         ConfigurationError: The core or pydantic rejects a value. The message contains no value pydantic rejected.
     """
-    arguments = model.model_construct(**fields)._arguments()  # with the defaults of a subclass
+    # A subclass may have defaults of its own. Those made by a factory are left to pydantic: a factory may have effects.
+    declared: Mapping[str, Any] = type(model).model_fields
+    defaults = {n: f.default for n, f in declared.items() if not f.is_required() and f.default_factory is None}
+    arguments = model._arguments({**defaults, **fields})
     embedder = make_embedder(arguments)
     problems = None
     try:
@@ -155,7 +159,7 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
     if problems is not None:  # raised outside of `except`: as its context, pydantic's error would expose the values
         reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
         raise ConfigurationError(f"{type(model).__name__}: {reasons}")
-    validated = model._arguments()
+    validated = model._arguments(dict(model))
     changed = any(not same_value(arguments.get(name), validated.get(name)) for name in parameter_names())
     return make_embedder(validated) if changed else embedder  # a validator of a subclass may change an argument
 
