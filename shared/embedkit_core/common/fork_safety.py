@@ -50,10 +50,18 @@ import_lock, progress_lock = ForkLock(), ForkLock()
 _held: dict[int, list[threading.RLock]] = {}  # by ID of the forking thread
 
 
-def import_module(name: str) -> ModuleType:
-    """Import a module on first use; a fork in another thread waits until the import is complete."""
+def import_module(name: str, *attributes: str) -> ModuleType:
+    """Import a module on first use; a fork in another thread waits until the import is complete.
+
+    Args:
+        name: The module.
+        attributes: Attributes to read before the lock is released: a lazy module imports them on first access.
+    """
     with import_lock.lock:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        for attribute in attributes:
+            getattr(module, attribute)
+        return module
 
 
 def _before_fork() -> None:

@@ -77,7 +77,7 @@ def _genai_price(provider: str, model: str) -> Decimal | None:
     if importlib.util.find_spec(GENAI_PRICES) is None:
         return None
     try:
-        genai_prices = import_module(GENAI_PRICES)
+        genai_prices = import_module(GENAI_PRICES, "Usage", "calc_price")
         found = genai_prices.calc_price(
             genai_prices.Usage(input_tokens=int(MILLION)), model_ref=model, provider_id=provider
         )

@@ -212,7 +212,7 @@ def _postfix_parts(progress: Progress) -> list[str]:
 
 @functools.cache
 def _bar_class() -> Any:
-    tqdm: Any = import_module("tqdm.auto").tqdm
+    tqdm: Any = import_module("tqdm.auto", "tqdm").tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
         """A bar without tqdm's monitor thread, which does not survive a fork."""

@@ -85,7 +85,7 @@ class LocalModel:
     def load(self, device: str | None = None) -> SentenceTransformer:
         """Load the model to a device, by default the first one of the options."""
         torch, transformers = import_module("torch"), import_module("transformers")
-        sentence_transformers = import_module("sentence_transformers")
+        sentence_transformers = import_module("sentence_transformers", "SentenceTransformer")
         # The default is the dtype of the weights since transformers 5, and float32 before.
         version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         dtype_argument = "dtype" if version >= (4, 56) else "torch_dtype"
