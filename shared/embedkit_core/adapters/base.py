@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from embedkit_core.adapters.arguments import same_value
 from embedkit_core.calls.estimate import Estimate
@@ -116,7 +116,6 @@ class _Model(Protocol):
 
     api_key: Any
     pickle_api_key: bool
-    model_fields: ClassVar[Mapping[str, Any]]
 
     @property
     def model_fields_set(self) -> set[str]: ...
@@ -145,7 +144,8 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
         ConfigurationError: The core or pydantic rejects a value. The message contains no value pydantic rejected.
     """
     # A subclass may have defaults of its own. Those made by a factory are left to pydantic: a factory may have effects.
-    declared: Mapping[str, Any] = type(model).model_fields
+    cls: Any = type(model)
+    declared: Mapping[str, Any] = cls.model_fields
     defaults = {n: f.default for n, f in declared.items() if not f.is_required() and f.default_factory is None}
     arguments = model._arguments({**defaults, **fields})
     embedder = make_embedder(arguments)
