@@ -174,7 +174,9 @@ def _with_location(error: EmbedKitError, embedder: Embedder, source: RecordSourc
     """Return the error of a text with its file and line instead of its position."""
     position, cause = next(iter(error.failed.items())) if isinstance(error, PartialFailureError) else (0, error)
     record = next(itertools.islice(source.records(), position, None))
-    rerun = ". Finished vectors are in the cache: a rerun sends only the rest." if embedder.tiered_cache.backend else ""
+    rerun = (
+        ". Finished vectors are in the cache: a rerun sends only the rest." if embedder.tiered_cache.backend else "."
+    )
     error.args = (f"{record.location}: {str(cause).rstrip('.')}{rerun}",)
     return error
 

@@ -27,7 +27,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Spend money without aski
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and estimates.")]
 BudgetOption = Annotated[float | None, typer.Option(help="Maximum cost in USD.")]
-PriceOption = Annotated[float | None, typer.Option(help="USD per million tokens, if the catalogue has no price.")]
+PriceOption = Annotated[float | None, typer.Option(help="USD per million tokens; overrides the catalogue.")]
 Concurrency = Annotated[int, typer.Option(help="Maximum number of requests in flight.")]
 
 NO_KEY = "nothing-is-sent"  # API key of embedders that send nothing

@@ -125,7 +125,7 @@ class RecordSource:
                         if line.strip():
                             yield Record(str(number), line.rstrip("\r\n"), f"{name}, line {number}")
         except UnicodeDecodeError:
-            raise ConfigurationError(f"{name} is not UTF-8.") from None
+            raise ConfigurationError(f"{name} is not UTF-8. Convert it to UTF-8.") from None
         except OSError as error:
             raise ConfigurationError(f"{name} cannot be read ({error.strerror}).") from None
 
@@ -240,6 +240,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} is not UTF-8.") from None
+        raise ConfigurationError(f"{path} is not UTF-8. Convert it to UTF-8.") from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror}).") from None

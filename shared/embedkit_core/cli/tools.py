@@ -139,7 +139,7 @@ def bench_command(
 ) -> None:
     """Measure sequential and concurrent throughput and query latency of a model, and recommend max_concurrency."""
     outputs = Outputs(chart, report)
-    jobs = _numbers("--sizes", sizes)
+    jobs = _numbers("--sizes", sizes, "100,500")
     with Embedder(model, base_url=base_url, cache=False) as embedder:
         cost = estimate_cost(embedder, jobs, most=most)
         if cost.cost_usd is None or cost.cost_usd > 0:
@@ -161,7 +161,7 @@ def _compare(
     yes: bool,
     quiet: bool,
 ) -> Comparison:
-    widths: list[int | None] = [*_numbers("--dimensions", dimensions)] or [None]
+    widths: list[int | None] = [*_numbers("--dimensions", dimensions, "1536,256")] or [None]
     settings: dict[str, Any] = {"cache": cache, "budget_usd": budget_usd}
     model_arguments = [model_settings(model, base_url) for model in models]
     _confirm_cost(model_arguments, task, settings, yes=yes)
@@ -209,11 +209,11 @@ def _embedder_arguments(chosen: Candidate) -> dict[str, Any]:
     return arguments if base_url is None else {**arguments, "base_url": base_url}
 
 
-def _numbers(option: str, value: str) -> list[int]:
+def _numbers(option: str, value: str, example: str) -> list[int]:
     try:
         return [int(part) for part in value.split(",") if part.strip()]
     except ValueError:
-        raise ConfigurationError(f"{option}: must be whole numbers, as in 1536,256 (got {value!r}).") from None
+        raise ConfigurationError(f"{option}: must be whole numbers, as in {example} (got {value!r}).") from None
 
 
 def _log(quiet: bool) -> Any:

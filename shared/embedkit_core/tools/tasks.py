@@ -55,6 +55,8 @@ def load_beir(folder: str | PathLike[str], split: str = "test") -> Task:
         ConfigurationError: A file is missing or a row is invalid; the message contains the line.
     """
     path = Path(folder)
+    if not path.exists():
+        raise ConfigurationError(f"Folder {str(folder)!r} does not exist.")
     qrels: dict[str, dict[str, int]] = {}
     for number, row in _table(path / "qrels" / f"{split}.tsv", "\t"):
         try:
@@ -182,7 +184,7 @@ def _lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} cannot be read (it is not UTF-8).") from None
+        raise ConfigurationError(f"{path} cannot be read (it is not UTF-8). Convert it to UTF-8.") from None
 
 
 def _invalid_row(path: Path, number: int, expected: str) -> ConfigurationError:
