@@ -27,7 +27,7 @@ from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import Refusal, connection_error
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
 
 if TYPE_CHECKING:
     from cohere import AsyncClientV2
@@ -153,8 +153,8 @@ class CohereClient:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._connection_error as error:
             host = urlsplit(self._provider.address).netloc
-            message = f"Server at {host} could not be reached ({type(error).__name__})"
-            raise connection_error(message, error) from None
+            message = f"Server at {host} could not be reached ({type(error).__name__})."
+            raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
         if response.status_code != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}
             reply = self._read_refusal(response.content)

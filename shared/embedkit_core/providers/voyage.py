@@ -30,7 +30,7 @@ from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import REDIRECT_FIX, Refusal, connection_error
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, REDIRECT_FIX, Refusal, connection_error
 from embedkit_core.providers.secrets import Secret, clean
 
 if TYPE_CHECKING:
@@ -199,8 +199,8 @@ class VoyageClient:
         except (self._errors.Timeout, TimeoutError):
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except (self._errors.APIConnectionError, *self._connection_errors) as error:
-            message = f"Server at {urlsplit(address).netloc} could not be reached ({_cause(error)})"
-            raise connection_error(message, error) from None
+            message = f"Server at {urlsplit(address).netloc} could not be reached ({_cause(error)})."
+            raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
             refusal = Refusal(

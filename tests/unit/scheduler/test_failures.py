@@ -53,7 +53,9 @@ def test_a_lasting_failure_is_raised_as_its_own_class(server, fault, error_class
 def test_a_server_that_cannot_be_reached_is_unavailable():
     with OpenAIServer() as gone:
         url = gone.base_url
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:\d+ could not be reached \(.*refused\)"):
+    with pytest.raises(
+        UnavailableError, match=r"127\.0\.0\.1:\d+ could not be reached \(.*refused\)\. Check base_url="
+    ):
         openai_embedder(gone, base_url=url, max_retries=0).embed(["a"])
 
 

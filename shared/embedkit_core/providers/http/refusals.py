@@ -148,9 +148,12 @@ UNSENT_CAUSES |= {"ClientConnectorError", "ClientConnectorDNSError", "ClientProx
 UNSENT_CAUSES |= {"ConnectionRefusedError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
 
 
-def connection_error(message: str, failure: BaseException) -> UnavailableError:
+CHECK_ADDRESS = "Check base_url=."
+
+
+def connection_error(message: str, failure: BaseException, fix: str) -> UnavailableError:
     """Return the error for a failed connection; it is `unsent` if nothing was sent before the failure."""
-    error = UnavailableError(message)
+    error = UnavailableError(f"{message} {fix}".rstrip())
     cause: BaseException | None = failure
     for _ in range(20):
         if cause is None:

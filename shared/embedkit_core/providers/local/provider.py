@@ -108,8 +108,8 @@ def _width(settings: ProviderSettings, folder_info: FolderInfo) -> int | None:
     if settings.dimensions not in (None, width):
         offered = f"; it offers {width}" if width else ""
         raise ConfigurationError(
-            f"{settings.name} does not offer {settings.dimensions} dimensions{offered}. If it supports shorter "
-            "vectors, pass model_info={'allowed_dimensions': [...], 'cut': 'prefix'}."
+            f"dimensions: {settings.name} does not offer {settings.dimensions} dimensions{offered}. If it supports "
+            "shorter vectors, pass model_info={'allowed_dimensions': [...], 'cut': 'prefix'}."
         )
     return width
 

@@ -29,7 +29,7 @@ from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, Un
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import Refusal, connection_error
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
 from embedkit_core.providers.openai.refusals import read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
@@ -192,8 +192,9 @@ class OpenAIClient:
         url, server = self._sdk.base_url, self._provider.server
         host = f"{url.host}:{url.port}" if url.port else url.host
         proxy = " through proxy=" if self._provider.connection.proxy else ""
-        fix = "" if server is OPENAI else f". Is {server.title} running there?"
-        return connection_error(f"Server at {host} could not be reached{proxy} ({_root_cause(error)}){fix}", error)
+        message = f"Server at {host} could not be reached{proxy} ({_root_cause(error)})."
+        fix = CHECK_ADDRESS if self._provider.endpoint else ""
+        return connection_error(message, error, fix if server is OPENAI else f"Is {server.title} running there?")
 
     def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
         try:
