@@ -46,7 +46,10 @@ def open_url(url: str) -> Cache:
         shown = {name: f"{name}://" for name in sorted(known)}
         hint = suggest(scheme, shown)
         listed = ", ".join(shown.values())
-        raise ConfigurationError(f"cache: no package provides {scheme}:// (available: {listed}){hint and f'; {hint}'}")
+        raise ConfigurationError(
+            f"cache: no package provides {scheme}:// (available: {listed}){f'; {hint}' if hint else '.'} Pass a "
+            "folder, or install a package that registers the scheme."
+        )
     _check_secrets(url, scheme)
     opener = plugins.load(plugins.CACHES, scheme)
     where = plugins.describe(known[scheme][0])
@@ -95,8 +98,8 @@ def _check_secrets(url: str, scheme: str) -> None:
     names = [part.partition("=")[0] for part in re.split("[?&;#]", decoded)[1:]]
     if "@" in (urlsplit(url).netloc if is_folder else decoded) or any(_SECRET.search(unquote(name)) for name in names):
         raise ConfigurationError(
-            f"cache: the {scheme}:// address must not contain a user, a password or a parameter with such a name, "
-            f"because settings are displayed, logged and pickled. Instead, {fix}."
+            f"cache: the {scheme}:// address must not contain a user, a password or a parameter named like a "
+            f"secret (token, key, ...), because settings are displayed, logged and pickled. Instead, {fix}."
         )
 
 
