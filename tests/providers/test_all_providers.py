@@ -302,7 +302,7 @@ def test_a_long_text_is_truncated_and_reported(host, family, far_end, short_limi
     long, told = short_limit
     result = made(host, family, far_end, **told).embedder.embed(["short", long, "shorter"])
     assert result.truncated == (1,)
-    assert "1 of 3 texts were truncated" in caplog.text
+    assert "1 of 3 texts was truncated" in caplog.text
     assert_rows(result.vectors[[0, 2]], family, ["short", "shorter"])
     assert np.linalg.norm(result.vectors[1]) == pytest.approx(1, abs=1e-5)
 

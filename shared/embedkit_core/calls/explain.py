@@ -21,7 +21,7 @@ class Explanation:
 
     Attributes:
         model: "provider:model".
-        endpoint: The base URL, or "the provider's own".
+        endpoint: The base URL, "this machine" for a local model, or "the provider's own".
         request_body: The request without the text.
         key: The cache key, as 64 hexadecimal digits.
         key_parts: What the key covers besides the text.
@@ -49,7 +49,7 @@ def explain(provider: Provider, price: Price, tiered_cache: TieredCache, spec: I
     tiers = map(tiered_cache.where, keys)
     return Explanation(
         model=spec.request_spec.model,
-        endpoint=provider.endpoint or "the provider's own",
+        endpoint=provider.endpoint or ("this machine" if provider.is_local else "the provider's own"),
         request_body=dict(spec.request_spec.body),
         key=plan.keys[0].hex(),
         key_parts=dict(spec.key_parts),

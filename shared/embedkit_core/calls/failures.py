@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError, PartialFailureError
-from embedkit_core.common.formatting import format_positions, format_usd
+from embedkit_core.common.formatting import count_noun, format_positions, format_usd
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.costs.tokens import cost_or_zero
 
@@ -28,10 +28,10 @@ def call_error(result: EmbeddingResult, needed: int, *, is_cached: bool) -> Embe
     if not succeeded:
         cause.usage = result.usage
         return cause
-    rerun = " and in the cache; a rerun sends only the failed texts" if is_cached else ""
+    rerun = " and in the cache; a rerun sends only the failed texts." if is_cached else "."
     failure = PartialFailureError(
-        f"{len(failed)} of {n} texts failed (positions {format_positions(failed)}): {str(cause).rstrip('.')}. "
-        f"{len(succeeded)} succeeded and are in .result{rerun}",
+        f"{len(failed)} of {n} texts failed ({format_positions(failed)}): {str(cause).rstrip('.')}. "
+        f"{len(succeeded)} succeeded and {_is_or_are(succeeded)} in .result{rerun}",
         failed=failed,
         succeeded=succeeded,
         result=result,
@@ -58,17 +58,21 @@ def unknown_price_error(model: str) -> BudgetError:
     )
 
 
+def _is_or_are(texts: list[int]) -> str:
+    return "is" if len(texts) == 1 else "are"
+
+
 def _budget_error(
     result: EmbeddingResult, cause: BudgetError, needed: int, succeeded: list[int], *, is_cached: bool
 ) -> BudgetError:
     """Return the error of a call that a budget stopped."""
     usd = None if cause.usd_per_million is None else cost_or_zero(needed, cause.usd_per_million)
-    rest = f"{len(result.failed):,} of {len(result.vectors):,} texts were not sent or failed and"
+    rest = f"The rest ({len(result.failed):,} of {count_noun(len(result.vectors), 'text')}, not sent or failed)"
     price = "" if usd is None else f" (${format_usd(usd)})"
     rerun = " The cache holds their vectors; a rerun sends only the rest." if is_cached and succeeded else ""
     failure = BudgetError(
-        f"{str(cause).rstrip('.')}. {rest} need up to {needed:,} tokens{price}; {len(succeeded):,} succeeded and are "
-        f"in .result.{rerun}",
+        f"{str(cause).rstrip('.')}. {rest} needs up to {count_noun(needed, 'token')}{price}; "
+        f"{len(succeeded):,} succeeded and {_is_or_are(succeeded)} in .result.{rerun}",
         limit_usd=cause.limit_usd,
         spent_usd=cause.spent_usd,
         needed_usd=usd,

@@ -104,7 +104,7 @@ def check_is_list(texts: object) -> None:
     if isinstance(texts, (str, bytes)):
         raise InputError(
             f"texts: expected a list of texts (got a single {type(texts).__name__}). "
-            "Use embed_query(text) or embed([text]).",
+            "Pass a list of texts, or use the method for one text.",
             (),
         )
     if isinstance(texts, (Mapping, Set)):
@@ -130,7 +130,7 @@ def input_error(reasons: Mapping[int, str], n: int) -> InputError:
     by_reason: dict[str, list[int]] = {}
     for position, reason in reasons.items():
         by_reason.setdefault(reason, []).append(position)
-    listed = "; ".join(f"{reason} at position {_format_positions(found)}" for reason, found in by_reason.items())
+    listed = "; ".join(f"{reason} at {_format_positions(found)}" for reason, found in by_reason.items())
     return InputError(f"{len(reasons)} of {n} texts cannot be embedded; nothing was sent: {listed}", list(reasons))
 
 
@@ -146,7 +146,8 @@ def reason_for(text: object) -> str:
 def _format_positions(positions: list[int]) -> str:
     shown = ", ".join(map(str, positions[:MAX_SHOWN_POSITIONS]))
     more = len(positions) - MAX_SHOWN_POSITIONS
-    return f"{shown} and {more} more" if more > 0 else shown
+    noun = "position" if len(positions) == 1 else "positions"
+    return f"{noun} {shown} and {more} more" if more > 0 else f"{noun} {shown}"
 
 
 def iterate_texts(texts: Iterable[str]) -> Iterator[str]:

@@ -10,9 +10,9 @@ TWO_DIGITS = Context(prec=2)  # for estimates, which are not more exact
 
 
 def format_positions(positions: Iterable[int]) -> str:
-    """Return the first ten positions, separated by commas, with "…" if there are more."""
+    """Return "position 1" or "positions 1, 2": the first ten, with "…" if there are more."""
     named = list(map(str, positions))
-    return ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
+    return f"position{'' if len(named) == 1 else 's'} " + ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
 
 
 def format_usd(usd: Decimal) -> str:

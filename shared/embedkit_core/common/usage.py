@@ -66,7 +66,7 @@ class Usage:
         """Return a summary in one line: "20,000 texts, 20,000 from cache, 0 requests"."""
         counts = {
             "from cache": self.cache_hits,
-            "duplicates": self.duplicates,
+            "duplicate" if self.duplicates == 1 else "duplicates": self.duplicates,
             "coalesced": self.coalesced,
             "sent": self.sent,
             "failed": self.failed,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
 from embedkit_core.cache.tiered import TieredCache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import format_positions
+from embedkit_core.common.formatting import count_noun, format_positions
 from embedkit_core.common.types import Cache, InputType, LongText, RateLimiter
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice, check_limiter, check_numbers, check_unknown
@@ -175,11 +175,12 @@ class BaseEmbedder:
         if not self.has_warned_of_truncation:
             self.has_warned_of_truncation = True
             logger.warning(
-                "%s: %d of %d texts were truncated to the model's limit (positions %s). EmbeddingResult.truncated "
+                "%s: %d of %s %s truncated to the model's limit (%s). EmbeddingResult.truncated "
                 "lists them; on_long_text='mean' and 'error' are the alternatives. Logged once per embedder.",
                 self.model,
                 len(truncated),
-                n_texts,
+                count_noun(n_texts, "text"),
+                "was" if len(truncated) == 1 else "were",
                 format_positions(truncated),
             )
 

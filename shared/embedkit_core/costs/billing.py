@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError
-from embedkit_core.common.formatting import format_usd
+from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.costs.budget import Budget
@@ -115,11 +115,13 @@ def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetEr
     usd, left = budget.left_usd, budget.left_tokens
     if usd is not None and budget.limit_usd is not None and (price is None or cost_or_zero(tokens, price) > usd):
         cost = "has an unknown price" if price is None else f"may cost up to ${format_usd(cost_or_zero(tokens, price))}"
-        message = f"The budget of ${format_usd(budget.limit_usd)} has ${format_usd(usd)} left, but a text {cost}"
+        problem = f"The budget of ${format_usd(budget.limit_usd)} has ${format_usd(usd)} left, but a text {cost}."
     else:
-        message = f"The budget of {budget.limit_tokens:,} tokens has {left:,} left, but a text may have {tokens:,}"
+        most = count_noun(tokens, "token")
+        problem = f"The budget of {budget.limit_tokens:,} tokens has {left:,} left, but a text may need up to {most}."
+    fix = "Set prices=." if price is None and usd is not None else "Increase the budget and run again."
     return BudgetError(
-        message,
+        f"{problem} {fix}",
         limit_usd=budget.limit_usd,
         spent_usd=budget.spent_usd + budget.unconfirmed_usd,
         needed_usd=None if price is None else cost_or_zero(tokens, price),

@@ -77,8 +77,9 @@ def test_a_name_without_an_organization_belongs_to_sentence_transformers(hub):
         for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
     )
     assert short.explain("x").key == full.explain("x").key
+    assert short.explain("x").endpoint == "this machine"
     assert Local.catalogue_name("all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
-    with pytest.raises(ConfigurationError, match="does not offer 100 dimensions; it offers 384"):  # from the catalogue
+    with pytest.raises(ConfigurationError, match=r"^dimensions: .* does not offer 100 dimensions; it offers 384"):
         Embedder("local:all-MiniLM-L6-v2", cache=False, dimensions=100)
 
 

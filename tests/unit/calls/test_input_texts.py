@@ -70,7 +70,7 @@ def test_invalid_texts_are_named_by_position_and_nothing_is_sent(name):
     def check(kind):
         with provider(name) as (embedder, requests):
             for input_type in ("document", "query"):
-                with pytest.raises(InputError, match=r"2 of 4 texts .* at position 1, 3") as caught:
+                with pytest.raises(InputError, match=r"2 of 4 texts .* at positions 1, 3") as caught:
                     embedder.embed(["fine", BAD[kind], "good", BAD[kind]], input_type=input_type)
                 assert caught.value.indices == (1, 3)
                 assert "fine" not in str(caught.value)
@@ -90,7 +90,7 @@ async def test_the_async_methods_refuse_the_same_texts(name):
         assert caught.value.indices == (1,)
         with pytest.raises(InputError):
             await embedder.aembed_query(" ")
-        with pytest.raises(InputError, match="got a single str"):
+        with pytest.raises(InputError, match=r"got a single str.*Pass a list of texts, or use the method for one text"):
             await embedder.aembed("text")
         assert (await embedder.aembed([])).vectors.shape == (0, WIDTHS[name])
         assert requests() == 0
@@ -117,7 +117,7 @@ def test_many_invalid_texts_are_counted_and_the_first_are_listed():
         Embedder("fake:any", base_url=server.url, cache=False).embed([*[""] * 30, "fine", None, "\udfff"])
     assert caught.value.indices == (*range(30), 31, 32)
     message = str(caught.value)
-    assert "empty or whitespace only at position 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in message
+    assert "empty or whitespace only at positions 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in message
     assert "not a string (got NoneType) at position 31" in message
     assert "lone surrogate" in message
 

@@ -347,7 +347,7 @@ def test_positions_of_truncated_texts_are_counted_from_the_start(caplog):
     rows, error = collect_rows(stream_embedder(server), texts, "sync")
     assert error is None
     assert len(rows) == 402
-    assert "(positions 400)" in caplog.text
+    assert "(position 400)" in caplog.text
 
 
 # All together

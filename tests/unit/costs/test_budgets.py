@@ -53,7 +53,7 @@ def test_a_budget_is_never_exceeded_and_a_rerun_sends_the_rest(tmp_path):
 
 def test_a_token_budget_needs_no_price():
     server = FakeServer()
-    with pytest.raises(BudgetError, match=r"The budget of 100 tokens has \d+ left") as caught:
+    with pytest.raises(BudgetError, match=r"has \d+ left, but a text may need up to \d+ tokens\. Increase") as caught:
         fake_embedder(server, budget_tokens=100).embed(texts_of(100))
     assert sum(server.billed.values()) * 3 == caught.value.spent_tokens <= 100
     assert caught.value.needed_usd is None

@@ -19,7 +19,7 @@ def test_usage_is_printed_in_one_line_without_zero_counts():
             (Usage(texts=1, sent=1, requests=1), "1 text, 1 sent, 1 request"),
             (
                 Usage(texts=9, cache_hits=2, duplicates=1, coalesced=3, sent=2, failed=1, requests=3, retries=2),
-                "9 texts, 2 from cache, 1 duplicates, 3 coalesced, 2 sent, 1 failed, 3 requests (2 retries)",
+                "9 texts, 2 from cache, 1 duplicate, 3 coalesced, 2 sent, 1 failed, 3 requests (2 retries)",
             ),
             (
                 Usage(texts=1, sent=1, requests=1, tokens=100_000, priced_usd=Decimal("0.00200")),

@@ -207,7 +207,7 @@ class Account:
             error = ProviderError(str(ours))
         except TimeoutError:
             limit = f"{timeout} s" if timeout else "the client's own timeout"
-            error = TimedOutError(f"{model} did not respond within {limit}. Increase timeout=")
+            error = TimedOutError(f"{model} did not respond within {limit}. Increase timeout=.")
         except BaseException as foreign:  # only its type: the message may hold requests, keys and texts
             frame = traceback.extract_tb(foreign.__traceback__)[-1]
             location = f"{PurePath(frame.filename).name}, line {frame.lineno}"
@@ -233,7 +233,7 @@ class Account:
             async with asyncio.timeout(within):
                 failure = await asyncio.shield(self._refreshing)
         except TimeoutError:
-            raise TimedOutError(f"api_key: the function did not return within {within} s. Increase timeout=") from None
+            raise TimedOutError(f"api_key: the function did not return within {within} s. Increase timeout=.") from None
         if failure is not None:
             raise copy.copy(failure)
 

@@ -43,8 +43,8 @@ class Deadlines:
 
 def deadline_error(ticket: Ticket) -> TimedOutError:
     """Return the error for the texts of a call whose deadline has passed."""
-    advice = "Requests in flight are billed, and their vectors are lost without cache=. Increase deadline="
+    advice = "Requests in flight are billed, and their vectors are lost without cache=. Increase deadline=."
     if ticket.cache is not None:
-        advice = "Requests in flight still go to the cache: a rerun sends only the rest. Or increase deadline="
+        advice = "Requests in flight still go to the cache: a rerun sends only the rest. Or increase deadline=."
     texts = count_noun(ticket.pending, "text")
     return TimedOutError(f"The call's deadline passed with {texts} waiting or in flight. {advice}")
