@@ -50,11 +50,6 @@ class UserLimits:
         """Remove a caller that has no pending work any more."""
         self._callers[rates] -= 1
 
-    @property
-    def callers(self) -> int:
-        """The number of callers with pending work."""
-        return sum(self._callers.values())
-
     def binding(self) -> list[BucketPair]:
         """Return the pairs that can delay requests now."""
         return [pair for rates, pair in self._pairs.items() if self._callers[rates] > 0]
