@@ -72,7 +72,7 @@ def _held(account: Account) -> list[str]:
         "open lookups": len(scheduler.recent.lookups),
         "used request slots": scheduler.in_flight,
         "concurrency limits without a caller": sum(map(bool, scheduler.dispatcher._bounds.values())),
-        "user limits without a caller": sum(bool(one.user_limits.callers) for one in controllers),
+        "user limits without a caller": sum(any(one.user_limits._callers.values()) for one in controllers),
         "requests counted by rate controllers": sum(one.in_flight for one in controllers),
         "deadlines": len(scheduler.registry.deadlines._tickets),
         "waiting limiter permits": len(account._waiting),
