@@ -155,7 +155,9 @@ def test_a_question_with_two_right_answers_is_one_question(tmp_path, parts):
 
 def test_a_file_in_another_encoding_is_refused_with_its_name(tmp_path):
     (tmp_path / "faq.csv").write_bytes(b"question,answer\nwo?,M\xfcnchen\n")
-    with pytest.raises(ConfigurationError, match=r"faq\.csv cannot be read \(it is not UTF-8\)\. Convert it to UTF-8\."):
+    with pytest.raises(
+        ConfigurationError, match=r"faq\.csv cannot be read \(it is not UTF-8\)\. Convert it to UTF-8\."
+    ):
         load_questions(tmp_path / "faq.csv")
 
 
