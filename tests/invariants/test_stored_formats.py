@@ -105,7 +105,8 @@ with tempfile.TemporaryDirectory() as folder:
         read_all(Path(folder))
         assert [path.name for path in own.iterdir()] == ["cache.db"]
         assert (own / "cache.db").read_bytes() == database
-        complaints = [record.getMessage() for record in records if "truncated to the model's limit" not in record.getMessage()]
+        messages = [record.getMessage() for record in records]
+        complaints = [message for message in messages if "truncated to the model's limit" not in message]
         assert not complaints, complaints
     finally:
         own.chmod(0o700)
