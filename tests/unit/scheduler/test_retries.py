@@ -18,6 +18,7 @@ from support.openai_server import Fault, vector_of
 from embedkit_core import (
     AuthenticationError,
     PartialFailureError,
+    QuotaError,
     RateLimitError,
     UnavailableError,
     Usage,
@@ -137,6 +138,15 @@ def test_a_retry_after_that_is_not_a_number_is_ignored():
     server = FakeServer()
     server.faults.append(UnavailableError("down", retry_after=float("nan")))
     assert fake_embedder(server).embed(["one"]).usage.retries == 1
+
+
+@pytest.mark.parametrize("error", [AuthenticationError("no"), QuotaError("no credit")])
+def test_a_refusal_of_the_request_costs_one_request_for_any_number_of_texts(error):
+    server = FakeServer()
+    server.fault_for = lambda texts: error
+    with pytest.raises(type(error)):
+        fake_embedder(server).embed([f"text {i}" for i in range(1000)])
+    assert len(server.received) == 1
 
 
 def test_the_first_request_of_a_queue_is_sent_alone():
