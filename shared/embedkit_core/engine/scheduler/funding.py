@@ -30,13 +30,11 @@ class Funding:
 
     Attributes:
         paid: Items with reserved budget, to be sent.
-        parked: Items that wait for reserved budget to be released.
         unwanted: Items without waiters.
         refused: Waiters without budget and their errors. They were removed from their items.
     """
 
     paid: list[Item] = field(default_factory=list)
-    parked: list[Item] = field(default_factory=list)
     unwanted: list[Item] = field(default_factory=list)
     refused: list[tuple[Waiter, BudgetError]] = field(default_factory=list)
 
@@ -106,7 +104,6 @@ class BudgetLedger:
             return
         self._awaiting[item] = None
         item.location = self._awaiting
-        funding.parked.append(item)
         for budget in {budget for waiter in item.waiters for budget in waiter.ticket.billing.budgets}:
             budget.waiting.add(self)
 
