@@ -15,51 +15,18 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 from support.embedders import MINILM, needs_local_model
-from support.openai_server import Fault, OpenAIServer, vector_of
+from support.inputs import MODEL, TEXTS, lines, pages
+from support.openai_server import Fault, vector_of
 
 from embedkit_core import Embedder
 from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE
 from embedkit_core.cli.reading import Record, RecordSource
-from embedkit_core.cli.run import run
 from embedkit_core.cli.writing import Output
-
-MODEL = "openai:text-embedding-3-small"
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A server, its key in the environment, and temporary folders."""
-    with OpenAIServer() as running:
-        monkeypatch.setenv("OPENAI_API_KEY", running.api_key)
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield running
-
-
-@pytest.fixture
-def shell(server, capfd):
-    """Run a command line; return the exit code, stdout and stderr."""
-
-    def command(*arguments):
-        code = run([str(argument) for argument in arguments])
-        printed = capfd.readouterr()
-        return code, printed.out, printed.err
-
-    return command
-
-
-def lines(path, texts):
-    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
-    return path
 
 
 def written(path):
     """Return the rows of a matrix or the texts of a table."""
     return np.load(path).tolist() if path.suffix == ".npy" else list(RecordSource([str(path)], "text", "id").texts())
-
-
-TEXTS = [f"line number {i}" for i in range(40)]
 
 
 # embed
@@ -526,16 +493,6 @@ def test_a_destroyed_cache_is_not_reported_as_empty(shell, tmp_path, command):
 
 def test_the_default_cache_may_not_exist_yet(shell):
     assert shell("cache", "stats")[0] == shell("cache", "verify")[0] == 0
-
-
-def pages(tmp_path):
-    """Write a folder of texts for comparisons."""
-    folder = tmp_path / "pages"
-    folder.mkdir()
-    for i in range(15):
-        (folder / f"{i}.txt").write_text(
-            f"Title of page {i}\nThe body of page {i}, which goes on for a while about it."
-        )
 
 
 def test_compare_choose_and_bench_print_their_results(shell, tmp_path):

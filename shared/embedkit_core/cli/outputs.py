@@ -7,14 +7,14 @@ from pathlib import Path
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.tools import BenchResult, Comparison
-from embedkit_core.tools.charts import check_drawing, check_suffix
+from embedkit_core.tools.charts import check_suffix
 
 
 class Outputs:
     """Paths of a chart, a report and a CSV file, each optional.
 
     Raises:
-        ConfigurationError: A path is not writable, or matplotlib is not installed.
+        ConfigurationError: A path is not writable.
     """
 
     def __init__(self, chart: str | None, report: str | None, csv_file: str | None = None) -> None:
@@ -24,8 +24,6 @@ class Outputs:
                 _check_writable(option, Path(path))
         if chart is not None:
             check_suffix(chart)
-        if chart is not None or report is not None:
-            check_drawing()
 
     def write(self, result: Comparison | BenchResult) -> None:
         """Write the requested files, the CSV file first."""

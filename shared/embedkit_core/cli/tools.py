@@ -26,6 +26,7 @@ from embedkit_core.tools import (
 )
 from embedkit_core.tools.bench import estimate_cost
 from embedkit_core.tools.comparison_plan import model_settings
+from embedkit_core.tools.extra import check_installed
 
 Models = Annotated[list[str], typer.Argument(help="Models to compare, as in openai:text-embedding-3-small.")]
 Data = Annotated[str | None, typer.Option(help="Folder in BEIR layout.")]
@@ -65,6 +66,7 @@ def compare_command(
 
     Example: `rag-embedkit compare openai:text-embedding-3-small voyage:voyage-4 --data scifact --chart models.png`
     """
+    check_installed("compare")
     outputs = Outputs(chart, report, csv_file)
     task = _task(data, questions, texts, column)
     comparison = _compare(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
@@ -101,6 +103,7 @@ def choose_command(
     as_json: o.Json = False,
 ) -> None:
     """Compare models, then choose the cheapest one above a minimum quality or the best one within a budget."""
+    check_installed("choose")
     if floor is None and budget_usd is None:
         raise ConfigurationError("choose: no criterion. Set --floor (minimum nDCG@10), --budget-usd, or both.")
     task = _task(data, questions, texts, column)
@@ -138,6 +141,7 @@ def bench_command(
     as_json: o.Json = False,
 ) -> None:
     """Measure sequential and concurrent throughput and query latency of a model, and recommend max_concurrency."""
+    check_installed("bench")
     outputs = Outputs(chart, report)
     jobs = _numbers("--sizes", sizes, "100,500")
     with Embedder(model, base_url=base_url, cache=False) as embedder:

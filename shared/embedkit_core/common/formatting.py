@@ -40,9 +40,9 @@ def suggest(name: object, candidates: Iterable[str], *, cutoff: float = 0.5) -> 
     return f"did you mean {candidates[close[0]] if isinstance(candidates, Mapping) else close[0]!r}?"
 
 
-def count_noun(n: int, noun: str) -> str:
-    """Return a number with its noun: "1 text", "2,000 texts"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def count_noun(n: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 text", "2,000 texts". The plural of `noun` is "texts" if omitted."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:

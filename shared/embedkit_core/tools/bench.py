@@ -21,6 +21,7 @@ from embedkit_core.common.validation import check_integer
 from embedkit_core.costs.tracker import format_cost, track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.charts import SpeedPoint, draw_bench, save
+from embedkit_core.tools.extra import check_installed
 from embedkit_core.tools.report import write_report
 from embedkit_core.tools.tables import quiet, table
 
@@ -174,7 +175,12 @@ def bench(
         max_batch_texts: Maximum number of texts per request.
         log: Called with progress lines, first with the estimated cost.
         settings: Further arguments of `Embedder`.
+
+    Raises:
+        ConfigurationError: An argument is not valid. Nothing was sent.
+        MissingExtraError: The extra `tools`, which draws charts, is not installed. Nothing was sent.
     """
+    check_installed("bench()")
     sizes = _job_sizes(sizes)
     settings = {**settings, "cache": False, "max_batch_texts": max_batch_texts}
     sample = Embedder(model, **settings)
@@ -204,9 +210,10 @@ def estimate_cost(
     """Return the estimated maximum cost of a benchmark of this embedder's model.
 
     Raises:
-        ConfigurationError: `sizes` is empty or contains an invalid size.
+        ConfigurationError: `sizes` or `most` is not valid.
     """
     sizes = _job_sizes(sizes)
+    check_integer("most", most, 1)
     largest = max(sizes)
     sent = WARM_UP_TEXTS + QUERIES + largest * len(_concurrency_steps(embedder, most)) + 2 * sum(sizes)
     sample_tokens = embedder.estimate(_text_factory(texts, SAMPLE_PREFIX)(largest), calibrated=False).tokens

@@ -8,8 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from embedkit_core.common.errors import ConfigurationError, MissingExtraError
+from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import shorten_model_name
+from embedkit_core.tools.extra import check_installed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def new_figure(width: float, height: float, columns: int) -> tuple[Figure, list[
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    check_drawing()
+    check_installed("a chart")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -64,18 +65,6 @@ def new_figure(width: float, height: float, columns: int) -> tuple[Figure, list[
         subplot.grid(visible=True, alpha=0.3)
         subplot.spines[["top", "right"]].set_visible(False)
     return figure, list(axes[0])
-
-
-def check_drawing() -> None:
-    """Check that matplotlib is installed.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("a chart", "tools") from None
 
 
 def check_suffix(path: str | PathLike[str]) -> None:

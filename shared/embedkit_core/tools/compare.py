@@ -9,20 +9,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
 from embedkit_core.common.formatting import count_noun, format_usd, shorten_model_name
 from embedkit_core.common.usage import MILLION, Usage
+from embedkit_core.common.validation import check_choice, check_integer
 from embedkit_core.common.vectors import DType
 from embedkit_core.costs.tracker import format_cost, track_usage
 from embedkit_core.embedder import Embedder
-from embedkit_core.observability.progress import ProgressOption
+from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.tools import ranking
 from embedkit_core.tools.charts import QualityPoint, draw_comparison, save
 from embedkit_core.tools.comparison_plan import log_estimates, variant_settings
+from embedkit_core.tools.extra import check_installed
 from embedkit_core.tools.report import write_report
 from embedkit_core.tools.tables import quiet, table
 from embedkit_core.tools.tasks import Task
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 MAIN_MEASURE = "nDCG@10"
 KS = (10, 100)  # of recall@k
+DTYPES: tuple[DType, ...] = get_args(DType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Comparison:
             if c.truncated
         )
         size = count_noun(len(self.task.documents), "document")
-        size += f", {len(self.task.queries):,} {'query' if len(self.task.queries) == 1 else 'queries'}"
+        size += f", {count_noun(len(self.task.queries), 'query', 'queries')}"
         legend = "scores: mean and 95 % confidence interval; p: p-value of the difference to the best model"
         return f"{self.task.name}: {size}; {self.task.validity}\n{legend}\n\n{table(head, rows)}{notes}"
 
@@ -209,12 +212,12 @@ def compare(
             comparison.
 
     Raises:
-        ConfigurationError: `models` is empty, or `task` is not a `Task`.
+        ConfigurationError: `models` is empty, or another argument is not valid. Nothing was sent.
+        MissingExtraError: The extra `tools` is not installed. Nothing was sent.
     """
-    if not isinstance(task, Task):
-        raise ConfigurationError(
-            f"task: must be a Task (got {type(task).__name__}). Use for example load_beir({task!r:.60})."
-        )
+    check_installed("compare()")
+    _check_arguments(task, dimensions, dtypes, ks, seed)
+    check_progress(progress)
     models = [models] if isinstance(models, (str, Mapping)) else models
     arguments_of_models = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
     if not arguments_of_models:
@@ -241,6 +244,31 @@ def compare(
                     over = isinstance(error, BudgetError)
                     results.append((replace(failed, usage=error.usage or Usage(), over_budget=over), {}))
     return Comparison(task, tuple(_ranked(results, seed)))
+
+
+def _check_arguments(
+    task: Task, dimensions: Sequence[int | None], dtypes: Sequence[DType], ks: Sequence[int], seed: int
+) -> None:
+    """Check what is used only after texts are sent and billed.
+
+    Raises:
+        ConfigurationError: A value is not valid.
+    """
+    if not isinstance(task, Task):
+        raise ConfigurationError(
+            f"task: must be a Task (got {type(task).__name__}). Use for example load_beir({task!r:.60})."
+        )
+    for name, values, example in (("dimensions", dimensions, (512, 256)), ("dtypes", dtypes, DTYPES), ("ks", ks, KS)):
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise ConfigurationError(f"{name}: must be a sequence (got {values!r:.80}). Example: {name}={example[:2]}.")
+    for width in dimensions:
+        if width is not None:
+            check_integer("dimensions", width, 1)
+    for dtype in dtypes:
+        check_choice("dtypes", dtype, DTYPES)
+    for k in ks:
+        check_integer("ks", k, 1)
+    check_integer("seed", seed, 0)
 
 
 def _evaluate(

@@ -12,6 +12,7 @@ from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.validation import is_valid_text
 
 JUDGED = "relevance judgements from the data set"
 MIN_HALF_CHARACTERS = 40  # of each half of a text in `self_retrieval`
@@ -36,12 +37,37 @@ class Task:
     validity: str = JUDGED
 
     def __post_init__(self) -> None:
-        if not self.documents or not self.queries:
+        if not self.documents or not self.queries or not any(self.judgements.values()):
             raise ConfigurationError(f"Task {self.name!r} has no documents or no judged queries.")
+        self._check_texts("documents", self.documents)
+        self._check_texts("queries", self.queries)
+        self._check_judgements()
+
+    def _check_texts(self, field: str, texts: Mapping[str, str]) -> None:
+        for text_id, text in texts.items():
+            if not isinstance(text_id, str):
+                raise ConfigurationError(f"{field}: ids must be strings (got {text_id!r:.80}).")
+            if not is_valid_text(text) or not text.strip():
+                raise ConfigurationError(f"{field}: the text of {text_id!r} cannot be embedded. Fix or remove it.")
+
+    def _check_judgements(self) -> None:
+        if unknown := self.judgements.keys() - self.queries.keys():
+            raise ConfigurationError(
+                f"Task {self.name!r} has judgements of {count_noun(len(unknown), 'unknown query', 'unknown queries')}, "
+                f"such as {min(map(str, unknown))!r}."
+            )
+        for query, judged in self.judgements.items():
+            values = judged.values() if isinstance(judged, Mapping) else [judged]
+            if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+                raise ConfigurationError(
+                    f"judgements: the relevance of documents must be integers by id, as in {{'q1': {{'d1': 1}}}} "
+                    f"(got {judged!r:.80} for {query!r})."
+                )
         missing = {d for judged in self.judgements.values() for d in judged} - self.documents.keys()
         if missing:
             raise ConfigurationError(
-                f"Task {self.name!r} has judgements of {len(missing)} missing documents, such as {min(missing)!r}."
+                f"Task {self.name!r} has judgements of {count_noun(len(missing), 'missing document')}, "
+                f"such as {min(map(str, missing))!r}."
             )
 
 
