@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from embedkit_core.calls.failures import call_error, error_name, unknown_price_error
+from embedkit_core.calls.failures import attribute_refusals, call_error, error_name, unknown_price_error
 from embedkit_core.calls.lookup import CacheLookup
 from embedkit_core.calls.plan import plan_call
 from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
@@ -321,6 +321,8 @@ class Call:
             if ticket.internal_error is not None:
                 raise ticket.internal_error
             failed = self._billing.refresh_errors(ticket.failed)
+            if failed:
+                failed = attribute_refusals(failed, len(lookup.misses))
             self._failed = {lookup.misses[want]: error for want, error in failed.items()}
             self._truncated += [lookup.misses[want] for want in ticket.truncated]
         self._billing.count(self._counts())

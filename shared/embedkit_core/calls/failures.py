@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from embedkit_core.common.errors import BudgetError, EmbedKitError, PartialFailureError
+from embedkit_core.common.errors import (
+    BadRequestError,
+    BadTextError,
+    BudgetError,
+    EmbedKitError,
+    PartialFailureError,
+)
 from embedkit_core.common.formatting import count_noun, format_positions, format_usd
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.costs.tokens import cost_or_zero
@@ -38,6 +44,26 @@ def call_error(result: EmbeddingResult, needed: int, *, is_cached: bool) -> Embe
     )
     failure.usage = result.usage
     return failure
+
+
+def attribute_refusals(failed: Mapping[int, EmbedKitError], n: int) -> dict[int, EmbedKitError]:
+    """Return the errors of a finished call's texts, with refusals attributed to the texts or to the request.
+
+    A refused text is the cause if another text was accepted. If several were refused and none was accepted, the request
+    is the cause. For a single text it is unknown.
+
+    Args:
+        failed: The errors of the texts.
+        n: The number of texts that were sent.
+    """
+    refused = {index: error for index, error in failed.items() if isinstance(error, BadTextError)}
+    if len(failed) < n or any(error.text_is_cause for error in refused.values()):
+        for error in refused.values():
+            error.text_is_cause = True
+        return dict(failed)
+    if len(refused) > 1 or any(type(error) is BadRequestError for error in failed.values()):
+        return {**failed, **{index: error.for_request() for index, error in refused.items()}}
+    return dict(failed)
 
 
 def error_name(failed: Mapping[int, EmbedKitError], n: int) -> str | None:

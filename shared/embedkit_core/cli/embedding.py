@@ -167,6 +167,8 @@ def embed_all(
             if file is not None:
                 file.add(record, row)
     except (PartialFailureError, BadTextError, TextTooLongError) as error:
+        if isinstance(error, BadTextError) and not error.text_is_cause:
+            raise
         raise _with_location(error, embedder, source) from None
 
 

@@ -10,7 +10,7 @@ EmbedKitError
 +- ProviderError                       a request failed
    +- AuthenticationError              401, 403
    +- BadRequestError                  400, 404, 422
-   |  +- BadTextError                  400 that one of the texts may have caused; the engine isolates the text
+   |  +- BadTextError                  400 that a text may have caused; the engine isolates the text
    |  +- TextTooLongError              a text is over the model's limit
    |  +- RequestTooLargeError          too many texts or tokens in one request; the engine halves it and retries
    |  +- EncodingRefusedError          the server does not support base64; the client retries with floats
@@ -200,7 +200,25 @@ class BadRequestError(ProviderError):
 
 
 class BadTextError(BadRequestError):
-    """The provider rejected a request, possibly because of one of its texts."""
+    """The provider rejected a request, possibly because of one of its texts.
+
+    Attributes:
+        text_is_cause: True if the provider accepted other texts with the same settings. False if it has accepted none,
+            so that the model, the key or a setting may be the cause too.
+    """
+
+    text_is_cause = False
+
+    def for_request(self) -> BadRequestError:
+        """Return the error for a request that is rejected with different texts."""
+        return BadRequestError(
+            f"{str(self).rstrip('.')}. Different texts were refused alike: check the model, api_key= and "
+            "provider_options= first.",
+            provider=self.provider,
+            model=self.model,
+            status=self.status,
+            request_id=self.request_id,
+        )
 
 
 class TextTooLongError(BadRequestError):

@@ -176,12 +176,15 @@ class FailurePolicy:
         queue.consecutive_refusals += 1
         if queue.verified and queue.consecutive_refusals > bound:
             queue.verified = False
-        if not queue.verified and queue.in_flight == 0:
+        keys = frozenset(item.key for item in request.items)
+        if not queue.verified and queue.in_flight == 0 and keys != queue.refused_keys:
             queue.probe_failures += 1
+        queue.refused_keys = keys
         if queue.probe_failures >= MAX_PROBE_FAILURES:
             queue.probe_failures = 0
-            return [FailQueue(error)]
+            return [FailQueue(error.for_request())]
         if len(items) == 1:
+            error.text_is_cause = queue.verified
             return [Fail(items, error)]
         self._rng.shuffle(items)
         return _halves(items)

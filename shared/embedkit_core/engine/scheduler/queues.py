@@ -132,7 +132,8 @@ class RequestQueue:
         verified: True after a successful reply. Until then one small request is sent at a time, so that a wrong key,
             model or parameter costs one request and not a burst.
         consecutive_refusals: Refusals of texts or sizes since the last reply.
-        probe_failures: Those among them that were sent one at a time.
+        probe_failures: Those among them that were sent one at a time, each with other texts than the one before.
+        refused_keys: The keys of the texts of the last refusal.
         in_flight: The requests of the queue that are in flight.
         awaiting_permit: The one request that waits for a rate limiter's permit. There is only one, so that a query
             that arrives meanwhile does not wait behind several.
@@ -149,6 +150,7 @@ class RequestQueue:
         self.verified = False
         self.consecutive_refusals = 0
         self.probe_failures = 0
+        self.refused_keys: frozenset[bytes] = frozenset()
         self.in_flight = 0
         self.awaiting_permit: Request | None = None
         self.planned_texts = MIN_TEXTS

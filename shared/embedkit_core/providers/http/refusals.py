@@ -138,8 +138,10 @@ class Refusal:
         return BadRequestError(f"{message.removesuffix('.')}. {fix}" if fix else message, **self.error_fields)
 
     def bad_text(self) -> BadTextError:
-        """Return the error for a request with a text that the server does not accept."""
-        return BadTextError(f"Server refused a text (HTTP {self.status}){self.server_message}", **self.error_fields)
+        """Return the error for a request that may have a text that the server does not accept."""
+        return BadTextError(
+            f"Server refused the request (HTTP {self.status}){self.server_message}", **self.error_fields
+        )
 
 
 # Names of exceptions of httpx, aiohttp and the system. If one is among the causes of an error, no byte was sent.

@@ -9,6 +9,8 @@ Formats and their sources, read 2026-11-25:
 - infinity: OpenAI's, and FastAPI's {"detail": [{"loc", "msg", "type"}]} (422); infinity_server.py, issue #130.
 - Ollama and LM Studio: OpenAI's, or {"error": "..."}; ollama/ollama, openai/openai.go, lmstudio-bug-tracker#756.
 - llama.cpp: 500 "input (600 tokens) is too large to process", 400 "exceed_context_size_error".
+- LiteLLM: OpenAI's, with the string "None" for a missing field; 400 "Invalid model name passed in model=...", and
+  "No connected db." for an unknown key; BerriAI/litellm#4880, #20837, read 2026-11-29.
 - GitHub's models: 413 "Request body too large for ... Max size: 64000 tokens"; nlweb-ai/NLWeb#164.
 """
 
@@ -41,7 +43,8 @@ COUNTS = re.compile(
     re.I,
 )
 ABOUT_REQUEST = re.compile(
-    r"unrecognized request argument|not support specifying|unknown (field|parameter)|not an embedding model|no model",
+    r"unrecognized request argument|not support specifying|unknown (field|parameter)|not an embedding model|no model"
+    r"|invalid model name|no healthy deployments|no connected db",
     re.I,
 )
 ABOUT_DIMENSIONS = re.compile(r"matryoshka|\bdimensions?\b", re.I)
@@ -74,7 +77,7 @@ def read_detail(body: object) -> ErrorDetail:
         return ErrorDetail(inner if isinstance(inner, str) else "")
     fields = {name: inner.get(name) for name in ("message", "type", "param", "code")}
     fields["type"] = fields["type"] or inner.get("error_type")
-    return ErrorDetail(**{name: str(value or "") for name, value in fields.items()})
+    return ErrorDetail(**{name: "" if value == "None" else str(value or "") for name, value in fields.items()})
 
 
 def _findings(findings: Sequence[object]) -> ErrorDetail:
