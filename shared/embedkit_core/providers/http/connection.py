@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,12 @@ class Connection:
     def authorization(self) -> str | None:
         """The user's Authorization header, which replaces the one with the API key."""
         return next((value for name, value in self.headers.items() if name.lower() == "authorization"), None)
+
+    def with_defaults(self, headers: Mapping[str, str]) -> Connection:
+        """Return a connection that also sends `headers`, except those that the user has set."""
+        own_names = {name.lower() for name in self.headers}
+        added = {name: value for name, value in headers.items() if name.lower() not in own_names}
+        return replace(self, headers={**added, **self.headers}) if added else self
 
     def secrets_with(self, key: str) -> list[str]:
         """Return the key, and the values of headers and proxy and their parts. No message may contain any of them."""

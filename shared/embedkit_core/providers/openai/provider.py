@@ -12,12 +12,13 @@ import importlib
 import os
 import platform
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from embedkit_core.common.errors import (
     AuthenticationError,
+    ConfigurationError,
     EncodingRefusedError,
     ProviderError,
     TimedOutError,
@@ -25,6 +26,7 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.providers.base import Client, ProviderSettings
+from embedkit_core.providers.http.connection import connection
 from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, UnknownEncodingError
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider
@@ -35,12 +37,13 @@ from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import APIStatusError
+
+    from embedkit_core.providers.openai.sdk import IsolatedClient
 
 ENCODING = "base64"
 KEY_VARIABLE = "OPENAI_API_KEY"
-# The SDK's spelling; it would omit headers whose names differ from it in case.
-SDK_HEADER_NAMES = {name.lower(): name for name in ("OpenAI-Organization", "OpenAI-Project")}
+CUSTOM_HEADERS_VARIABLE = "OPENAI_CUSTOM_HEADERS"
 OTHER_CAUSE_STATUSES = (401, 402, 403, 408, 409, 429)  # never caused by the encoding
 
 
@@ -67,11 +70,11 @@ class OpenAI(HTTPProvider):
 
     def __init__(self, settings: ProviderSettings) -> None:
         address = self.locate(settings.base_url)
-        self._organization, self._project = self._environment_names(settings.connection.headers)
         canonical, secret = canonical_url(address), settings.find_key(*self.server.key_variables)
+        environment_headers = self._environment_headers(settings.base_url)
+        settings = replace(settings, connection=settings.connection.with_defaults(environment_headers))
         super().__init__(settings, canonical, secret, needs_key=self.server.needs_key)
         self._base_url = address.strip()
-        self.account = (self.account, self._organization, self._project)
         self._uses_openai_tokens = settings.info is not None and settings.info.provider == self.cache_key_provider
 
     @classmethod
@@ -84,20 +87,21 @@ class OpenAI(HTTPProvider):
         """Return True if `base_url`, or else the environment's address, is OpenAI's own."""
         return canonical_url(cls.locate(base_url)) == OPENAI.address
 
-    def _environment_names(self, headers: Iterable[str]) -> tuple[str | None, str | None]:
-        """Return organization and project of the environment, None for each one that a header sets.
+    def _environment_headers(self, base_url: str | None) -> dict[str, str]:
+        """Return the headers in OpenAI's environment variables, which no other server receives.
 
-        Both are None for other servers, which must not receive OpenAI's names.
+        Those of OPENAI_CUSTOM_HEADERS are for the address of the environment, not for another one that the user passes.
         """
         if not self.server.takes_openai_names:
-            return None, None
-        header_names = {name.lower() for name in headers}
-        organization = os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION")
-        project = os.environ.get("OPENAI_PROJECT_ID")
-        return (
-            None if "openai-organization" in header_names else organization,
-            None if "openai-project" in header_names else project,
-        )
+            return {}
+        names = {
+            "OpenAI-Organization": os.environ.get("OPENAI_ORG_ID") or os.environ.get("OPENAI_ORGANIZATION"),
+            "OpenAI-Project": os.environ.get("OPENAI_PROJECT_ID"),
+        }
+        headers = {name: value for name, value in names.items() if value}
+        if base_url is None or self.is_own_host(base_url):
+            headers |= _custom_headers()
+        return headers
 
     @property
     def url(self) -> str | None:
@@ -121,29 +125,34 @@ class OpenAI(HTTPProvider):
             raise AuthenticationError(f"The api_key was not pickled. {fix} in this process.")
         return OpenAIClient(self)
 
-    def open_sdk(self) -> AsyncOpenAI:
+    def open_sdk(self) -> IsolatedClient:
         """Return the SDK's client without its retries and with its defaults for connections."""
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from openai import DefaultAsyncHttpxClient
+
+        from embedkit_core.providers.openai.sdk import IsolatedClient
 
         # The SDK calls this on another thread at its first request; a child forked meanwhile would deadlock.
         platform.platform()
-        connection = self.connection
         # Redirects are not followed, because they would send the user's headers to another host.
         transport = DefaultAsyncHttpxClient(
-            proxy=connection.proxy, verify=connection.ssl_context() or True, follow_redirects=False
+            proxy=self.connection.proxy, verify=self.connection.ssl_context() or True, follow_redirects=False
         )
-        sdk = AsyncOpenAI(
-            api_key=self.secret.reveal(),
-            base_url=self._base_url,
-            default_headers={
-                SDK_HEADER_NAMES.get(name.lower(), name): value for name, value in connection.headers.items()
-            },
-            http_client=transport,
-            max_retries=0,
+        return IsolatedClient(self.connection.headers, base_url=self._base_url, http_client=transport, max_retries=0)
+
+
+def _custom_headers() -> dict[str, str]:
+    """Return the headers of OPENAI_CUSTOM_HEADERS, one per line, without Authorization, which is that of the key."""
+    lines = (line.partition(":") for line in os.environ.get(CUSTOM_HEADERS_VARIABLE, "").splitlines())
+    headers = {name.strip(): value.strip() for name, colon, value in lines if colon}
+    try:
+        checked = connection(headers, None, None).headers
+    except ConfigurationError:
+        checked = None
+    if checked is None:  # raised here, because the other message calls it an argument
+        raise ConfigurationError(
+            f"The environment variable {CUSTOM_HEADERS_VARIABLE} has a header that HTTP does not allow. Correct it."
         )
-        # The SDK reads them from the environment for any server.
-        sdk.organization, sdk.project = self._organization, self._project
-        return sdk
+    return {name: value for name, value in checked.items() if name.lower() != "authorization"}
 
 
 class OpenAIClient:
