@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from types import MethodType
 
 from embedkit_core.common.errors import AuthenticationError, ConfigurationError, UnavailableError
 
@@ -95,11 +96,16 @@ class Secret:
 
     @property
     def fingerprint(self) -> str:
-        """Salted digest that distinguishes credentials within this process; with a source, it identifies the source."""
-        identity = self._value
-        if self.source is not None:  # a bound method is a new object at each access
-            instance = getattr(self.source, "__self__", self.source)
-            identity = f"{id(instance)} {getattr(self.source, '__qualname__', '')}"
+        """Salted digest that distinguishes credentials within this process; with a source, it identifies the source.
+
+        The digest is valid as long as this object: it holds the source, so that no other one can have its id.
+        """
+        if self.source is None:
+            identity = f"key {self._value}"
+        elif isinstance(self.source, MethodType):  # a new object at each access
+            identity = f"method {id(self.source.__self__)} {id(self.source.__func__)}"
+        else:
+            identity = f"function {id(self.source)}"
         return hashlib.sha256(SALT + identity.encode()).hexdigest()
 
     def __repr__(self) -> str:
