@@ -53,7 +53,9 @@ RULES: Final[Mapping[str, Rule]] = {
         "Use provider_options= for batch_size, precision and device, and dtype= for smaller types.", ({},)
     ),
     "embed_instruction": Alias("document_prompt"),
-    "skip_empty": Unsupported("Remove empty texts from the list: every position gets a vector.", (False,)),
+    "skip_empty": Unsupported(
+        "Every position gets a vector. Remove empty texts from the list, or use on_empty_text='zero'.", (False,)
+    ),
     "organization": Unsupported("Set the environment variable OPENAI_ORG_ID."),
     "openai_organization": Unsupported("Set the environment variable OPENAI_ORG_ID."),
     "openai_proxy": Alias("proxy", none_if_empty),

@@ -59,6 +59,7 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
     query_prompt: str | None = None
     document_prompt: str | None = None
     on_long_text: Literal["truncate", "error", "mean"] = "truncate"
+    on_empty_text: Literal["error", "zero"] = "error"
     max_concurrency: int = 16
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None

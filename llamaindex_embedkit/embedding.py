@@ -70,6 +70,7 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
     query_prompt: str | None = Field(default=None, frozen=True)
     document_prompt: str | None = Field(default=None, frozen=True)
     on_long_text: Literal["truncate", "error", "mean"] = Field(default="truncate", frozen=True)
+    on_empty_text: Literal["error", "zero"] = Field(default="error", exclude=True, frozen=True)
     max_concurrency: int = Field(default=16, exclude=True, frozen=True)
     requests_per_minute: int | None = Field(default=None, exclude=True, frozen=True)
     tokens_per_minute: int | None = Field(default=None, exclude=True, frozen=True)

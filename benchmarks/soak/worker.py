@@ -58,7 +58,7 @@ def run(settings: Settings) -> None:
     defects.leak(settings.defect)
     for leak in lasting_leaks(files, threads_before):
         events.add("violation", what=f"open after close(): {leak}", key=settings.key)
-    if usage.texts != usage.cache_hits + usage.duplicates + usage.coalesced + usage.sent + usage.failed:
+    if usage.texts != usage.cache_hits + usage.duplicates + usage.coalesced + usage.sent + usage.failed + usage.empty:
         events.add("violation", what=f"usage does not add up: {usage!r}")
     events.add("report", key=settings.key, counts=actions.counts, memory=memory, usage=str(usage))
 

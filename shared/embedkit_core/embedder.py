@@ -50,6 +50,8 @@ class Embedder(BaseEmbedder):
         document_prompt: A prefix for each document, "" for none. By default the model's own.
         on_long_text: What happens to a text over the model's limit: "truncate"; "error"; or "mean", the mean of the
             vectors of its pieces.
+        on_empty_text: What happens to a text that is empty or whitespace only: "error"; or "zero", a vector of zeros
+            that is neither sent nor cached and is listed in `result.empty`. Not part of the cache key.
         max_concurrency: The most requests in flight, over all callers on the same account.
         requests_per_minute: The most requests per minute, over all callers of the model on the same account. By default
             the provider's limit, from its headers or inferred from HTTP 429.
@@ -93,7 +95,8 @@ class Embedder(BaseEmbedder):
         """Embed texts. Each distinct text is sent at most once, and only if the cache does not hold its vector.
 
         Args:
-            texts: The texts, in any order and with duplicates. An empty iterable is allowed, an empty text is not.
+            texts: The texts, in any order and with duplicates. An empty iterable is allowed; for an empty text see
+                `on_empty_text`.
             input_type: "document", or "query" for search queries. Asymmetric models embed them differently.
             max_batch_texts: The most texts in one request of this call.
             progress: Where this call reports its progress. Defaults to the embedder's `progress`.
@@ -103,7 +106,8 @@ class Embedder(BaseEmbedder):
             the one of `dtype=`. The binary dtypes have shape (n_texts, dimensions / 8).
 
         Raises:
-            InputError: Some texts cannot be embedded: not a string, empty, or not valid Unicode. Nothing was sent.
+            InputError: Some texts cannot be embedded: not a string, not valid Unicode, or empty. Or all texts are
+                empty, and the width of their zero vectors is unknown. Nothing was sent.
             PartialFailureError: Some texts failed. The vectors of the others are in its `result` and in the cache.
             ProviderError: All texts failed.
             BudgetError: Some texts could exceed a budget and were not sent. The others are in its `result`.

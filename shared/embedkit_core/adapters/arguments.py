@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.types import Cache, LongText, RateLimiter
+from embedkit_core.common.types import Cache, EmptyText, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
 from embedkit_core.observability.progress import ProgressOption
@@ -64,6 +64,7 @@ class EmbedderOptions(TypedDict, total=False):
     query_prompt: str | None
     document_prompt: str | None
     on_long_text: LongText
+    on_empty_text: EmptyText
     max_concurrency: int
     requests_per_minute: int | None
     tokens_per_minute: int | None

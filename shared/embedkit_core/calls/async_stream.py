@@ -114,12 +114,15 @@ class AsyncStream:
 
     def _take(self, text: str) -> None:
         loop = asyncio.get_running_loop()
-        if not self._filling:
+        self._filling.append(text)
+        is_full = len(self._filling) == self._window.size
+        if self._timer is None:
+            if self._window.needs_text([text]) and not is_full:
+                return
             delay = MAX_FILL_SECONDS if self._chunks else 0.0  # if nothing is in flight, send at once
             self._fill_deadline = loop.time() + MAX_FILL_SECONDS
             self._timer = loop.call_later(delay, self._begin_chunk)
-        self._filling.append(text)
-        if len(self._filling) == self._window.size or loop.time() >= self._fill_deadline:
+        if is_full or loop.time() >= self._fill_deadline:
             self._begin_chunk()
 
     def _begin_chunk(self) -> None:
@@ -130,10 +133,13 @@ class AsyncStream:
         if not texts or not self._window.open:
             return
         chunk = self._window.next_chunk(texts)
-        self._chunks.append((chunk, asyncio.get_running_loop().create_task(self._run(chunk))))
+        previous = self._chunks[-1][1] if self._chunks else None
+        self._chunks.append((chunk, asyncio.get_running_loop().create_task(self._run(chunk, previous))))
         self._changed.set()
 
-    async def _run(self, chunk: StreamChunk) -> None:
+    async def _run(self, chunk: StreamChunk, previous: asyncio.Task[None] | None) -> None:
+        if previous is not None and chunk.needs_width:
+            await asyncio.wait((previous,))
         await chunk.run()
         if chunk.error is not None:
             self._window.open = False

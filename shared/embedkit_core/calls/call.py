@@ -13,7 +13,7 @@ import numpy as np
 
 from embedkit_core.calls.failures import attribute_refusals, call_error, error_name, unknown_price_error
 from embedkit_core.calls.lookup import CacheLookup
-from embedkit_core.calls.plan import plan_call
+from embedkit_core.calls.plan import plan_call, unknown_width_error
 from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
 from embedkit_core.calls.waiting import await_, wait
 from embedkit_core.common.errors import EmbedKitError, ProviderError
@@ -176,7 +176,7 @@ class Call:
 
     def prepare(self) -> None:
         """Check the texts, compute their keys and read the cache."""
-        plan = self._plan = plan_call(self._texts, self._spec.key_prefix)
+        plan = self._plan = plan_call(self._texts, self._spec.key_prefix, allows_empty=self._spec.allows_empty)
         spec = self._spec
         self.rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, spec.format)
         lookup = self._lookup = CacheLookup(self._embedder, self._spec, plan, self.rows)
@@ -310,12 +310,21 @@ class Call:
         assert self._lookup is not None
         hits, sizes = self._lookup.hits, plan.sizes
         saved = sum(sizes) if len(hits) == len(sizes) else sum(sizes[index] for index in hits)
-        return TextCounts(plan.n, len(hits), plan.n - len(plan.keys), coalesced, sent, len(self._failed), saved)
+        return TextCounts(
+            *(plan.n, len(hits), plan.n_duplicates, coalesced, sent),
+            failed=len(self._failed),
+            empty=len(plan.empty),
+            saved_tokens=saved,
+        )
 
     def _assemble(self) -> Vectors | list[list[float]]:
         """Count the call and return its rows in the order of the texts."""
         plan, embedder, ticket, lookup = self._plan, self._embedder, self.ticket, self._lookup
         assert lookup is not None
+        vector_format = self._spec.format
+        width = vector_format.width_of(embedder.dimensions or 0)
+        if plan.empty and not plan.keys and not width:
+            raise unknown_width_error(embedder.model, plan.empty)
         self._truncated = lookup.truncated
         if ticket is not None:
             if ticket.internal_error is not None:
@@ -329,10 +338,7 @@ class Call:
         self._done = True
         if self.rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("Internal error: a text has neither a vector nor an error. Please report it.")
-        origin = plan.first[plan.source] if len(plan.keys) < plan.n else None
-        vector_format = self._spec.format
-        width = vector_format.width_of(embedder.dimensions or 0)
-        rows = self.rows.assemble(origin, self._positions(self._failed), width)
+        rows = self.rows.assemble(plan.origin(), self._positions(self._failed), width, empty=plan.empty)
         if embedder.dimensions is None and self.rows.width:
             embedder.learn_dimensions(vector_format.dimensions_of(self.rows.width))
         if self._truncated:
@@ -349,6 +355,7 @@ class Call:
             space=embedder.space,
             truncated=self._positions(self._truncated),
             failed={p: self._failed[int(self._plan.source[p])] for p in failed},
+            empty=tuple(self._plan.empty),
         )
 
     def _positions(self, indexes: Iterable[int]) -> tuple[int, ...]:

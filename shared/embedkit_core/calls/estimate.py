@@ -38,7 +38,7 @@ class Estimate:
     Attributes:
         model: "provider:model".
         texts: The number of texts, duplicates included.
-        unique_texts: The number of distinct texts.
+        unique_texts: The number of distinct texts, without empty ones.
         cache_hits: The distinct texts that the cache holds.
         texts_to_send: The distinct texts that must be sent.
         tokens: The tokens that will probably be billed.
@@ -158,7 +158,7 @@ def _plans(texts: Iterable[str], spec: InputTypeSpec) -> Iterator[Plan]:
     stream, start, reasons = iterate_texts(texts), 0, dict[int, str]()
     while chunk := list(itertools.islice(stream, TEXTS_PER_CHUNK)):
         try:
-            plan = plan_call(chunk, spec.key_prefix)
+            plan = plan_call(chunk, spec.key_prefix, allows_empty=spec.allows_empty)
         except InputError as error:
             reasons.update({start + position: reason_for(chunk[position]) for position in error.indices})
         start += len(chunk)

@@ -31,7 +31,7 @@ def call_error(result: EmbeddingResult, needed: int, *, is_cached: bool) -> Embe
     for error in failed.values():
         if isinstance(error, BudgetError):
             return _budget_error(result, error, needed, succeeded, is_cached=is_cached)
-    if not succeeded:
+    if len(succeeded) == len(result.empty):
         cause.usage = result.usage
         return cause
     rerun = " and in the cache; a rerun sends only the failed texts." if is_cached else "."

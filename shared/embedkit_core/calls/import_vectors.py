@@ -26,7 +26,7 @@ MIN_MODEL_LIMIT = 256  # tokens: no retrieval model has a lower limit
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """The result of an import, in distinct texts.
+    """The result of an import, in distinct texts. Empty texts (`on_empty_text="zero"`) are left out.
 
     Attributes:
         imported: The number of vectors that the cache holds now.
@@ -66,7 +66,7 @@ def import_vectors(
             "a vector.",
             (),
         )
-    plan = plan_call(texts, spec.key_prefix)
+    plan = plan_call(texts, spec.key_prefix, allows_empty=spec.allows_empty)
     offered = _positions(plan, rows)
     doubtful = _doubtful(plan, spec, embedder.provider.max_text_tokens) & offered.keys()
     offers = [
@@ -113,7 +113,7 @@ def _positions(plan: Plan, rows: Sequence[object]) -> dict[int, int]:
     """Return the position of the first vector of each distinct text that has one."""
     offered: dict[int, int] = {}
     for position, index in enumerate(plan.source.tolist()):
-        if rows[position] is not None:
+        if index >= 0 and rows[position] is not None:
             offered.setdefault(index, position)
     return offered
 

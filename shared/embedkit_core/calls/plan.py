@@ -17,6 +17,8 @@ from embedkit_core.common.errors import InputError
 from embedkit_core.costs.tokens import estimate_tokens
 
 MAX_SHOWN_POSITIONS = 10
+EMPTY_REASON = "empty or whitespace only"
+EMPTY_FIX = "Remove empty texts, or set on_empty_text='zero' for zero vectors."
 
 
 class Plan(NamedTuple):
@@ -29,7 +31,8 @@ class Plan(NamedTuple):
         texts: The distinct texts.
         sizes: Their estimated lengths in tokens.
         first: The position of each distinct text's first occurrence, shape (n_distinct,).
-        source: The index of the text at each position, shape (n,).
+        source: The index of the text at each position, -1 for an empty text, shape (n,).
+        empty: The positions of the empty texts, which have no key and get zero vectors.
     """
 
     n: int
@@ -39,14 +42,30 @@ class Plan(NamedTuple):
     sizes: list[int]
     first: npt.NDArray[np.intp]
     source: npt.NDArray[np.intp]
+    empty: list[int]
+
+    @property
+    def n_duplicates(self) -> int:
+        """The number of texts that repeat an earlier one."""
+        return self.n - len(self.keys) - len(self.empty)
+
+    def origin(self) -> npt.NDArray[np.intp] | None:
+        """Return the position of the first equal text for each position, None if there are no duplicates."""
+        if not self.n_duplicates:
+            return None
+        return np.where(self.source < 0, np.arange(self.n), self.first[self.source])
 
 
-def plan_call(texts: Iterable[str], prefix: bytes) -> Plan:
+def plan_call(texts: Iterable[str], prefix: bytes, *, allows_empty: bool = False) -> Plan:
     """Check the texts, compute their keys and find the distinct ones.
 
+    Args:
+        texts: The texts of the call.
+        prefix: The prefix of the cache keys.
+        allows_empty: Whether texts may be empty or whitespace only.
+
     Raises:
-        InputError: Some texts are not strings, are empty or whitespace, or are not valid Unicode. `indices` holds their
-            positions.
+        InputError: Some texts are not strings, are not valid Unicode, or are empty. `indices` holds their positions.
     """
     texts = as_list(texts)
     start = hashlib.sha256(prefix)
@@ -57,12 +76,17 @@ def plan_call(texts: Iterable[str], prefix: bytes) -> Plan:
     first: list[int] = []
     source = np.empty(len(texts), dtype=np.intp)
     bad: list[int] = []
+    empty: list[int] = []
     for position, text in enumerate(texts):
         # str() of a subclass may differ from its content (an enum's does): the content counts.
         if isinstance(text, str) and type(text) is not str:
             text = str.__str__(text)
-        if not isinstance(text, str) or not text or text.isspace():
+        if not isinstance(text, str):
             bad.append(position)
+            continue
+        if not text or text.isspace():  # is_empty, inlined for speed
+            empty.append(position)
+            source[position] = -1
             continue
         try:
             encoded = text.encode()
@@ -79,9 +103,11 @@ def plan_call(texts: Iterable[str], prefix: bytes) -> Plan:
             sizes.append(estimate_tokens(text, encoded))
             first.append(position)
         source[position] = index
+    if empty and not allows_empty:
+        bad = sorted(bad + empty)
     if bad:
         raise input_error({position: reason_for(texts[position]) for position in bad}, len(texts))
-    return Plan(len(texts), keys, indexes, unique, sizes, np.array(first, dtype=np.intp), source)
+    return Plan(len(texts), keys, indexes, unique, sizes, np.array(first, dtype=np.intp), source, empty)
 
 
 def as_list(texts: Iterable[str]) -> list[str]:
@@ -131,16 +157,31 @@ def input_error(reasons: Mapping[int, str], n: int) -> InputError:
     for position, reason in reasons.items():
         by_reason.setdefault(reason, []).append(position)
     listed = "; ".join(f"{reason} at {_format_positions(found)}" for reason, found in by_reason.items())
-    return InputError(f"{len(reasons)} of {n} texts cannot be embedded; nothing was sent: {listed}", list(reasons))
+    fix = f". {EMPTY_FIX}" if EMPTY_REASON in by_reason else ""
+    return InputError(f"{len(reasons)} of {n} texts cannot be embedded; nothing was sent: {listed}{fix}", list(reasons))
+
+
+def is_empty(text: object) -> bool:
+    """Return True for a string that is empty or whitespace only."""
+    return isinstance(text, str) and (not text or text.isspace())
 
 
 def reason_for(text: object) -> str:
     """Return the reason why a rejected text cannot be embedded."""
     if not isinstance(text, str):
         return f"not a string (got {type(text).__name__})"
-    if not text or text.isspace():
-        return "empty or whitespace only"
+    if is_empty(text):
+        return EMPTY_REASON
     return "not valid Unicode (a lone surrogate; decode with errors='replace')"
+
+
+def unknown_width_error(model: str, empty: Iterable[int]) -> InputError:
+    """Return the error for empty texts whose zero vectors have no known width."""
+    return InputError(
+        f"The width of {model} is unknown until its first vector, so the empty texts have no zero vectors. Set "
+        "dimensions=.",
+        list(empty),
+    )
 
 
 def _format_positions(positions: list[int]) -> str:

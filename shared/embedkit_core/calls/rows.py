@@ -47,13 +47,16 @@ class MatrixBuffer:
         self._matrix(vectors.shape[1])[self.positions[indices]] = vectors
         self.put_count += len(indices)
 
-    def assemble(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> Vectors:
-        """Return the matrix, with duplicates and failures filled in.
+    def assemble(
+        self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int, *, empty: Sequence[int] = ()
+    ) -> Vectors:
+        """Return the matrix, with duplicates, failures and empty texts filled in.
 
         Args:
             origin: For each row, the row that it repeats; None if there are no duplicates.
             failed: The rows to fill with NaN, or with 0 for integer dtypes.
             width: The numbers per row if no row was put.
+            empty: The rows to fill with zeros.
 
         Returns:
             The rows, shape (n, width), in the dtype of the format.
@@ -64,6 +67,8 @@ class MatrixBuffer:
         if origin is not None:
             copies = np.flatnonzero(origin != np.arange(self.n))
             matrix[copies] = matrix[origin[copies]]
+        if empty:
+            matrix[list(empty)] = self._format.zero
         return matrix
 
     def _matrix(self, width: int) -> Vectors:
@@ -114,12 +119,16 @@ class ListBuffer:
                     self._lists[position] = row
                 yield
 
-    def assemble(self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int) -> list[list[float]]:
-        """Return the lists, with duplicates and failures filled in; the arguments are those of `MatrixBuffer`."""
+    def assemble(
+        self, origin: npt.NDArray[np.intp] | None, failed: Sequence[int], width: int, *, empty: Sequence[int] = ()
+    ) -> list[list[float]]:
+        """Return the lists, filled in as by `MatrixBuffer.assemble`."""
         for _ in self.slices():
             pass
         for position in failed:
             self._lists[position] = [math.nan if self._format.numpy_dtype.kind == "f" else 0.0] * (self.width or width)
+        for position in empty:
+            self._lists[position] = [float(self._format.zero)] * (self.width or width)
         if origin is not None:
             self._copy(origin)
         return self._lists

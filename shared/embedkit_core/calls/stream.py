@@ -110,7 +110,10 @@ class Stream:
         try:
             for text in self._source:
                 texts.append(text)
-                if len(texts) == n or time.monotonic() >= deadline or (not self._source_is_fast and self._ready()):
+                if len(texts) == n:
+                    break
+                is_due = time.monotonic() >= deadline or (not self._source_is_fast and self._ready())
+                if is_due and not self._window.needs_text(texts):
                     break
             else:
                 self._window.open = False

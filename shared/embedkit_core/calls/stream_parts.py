@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from contextlib import AbstractContextManager
 
 import numpy as np
 
 from embedkit_core.calls.call import Call, call_info
-from embedkit_core.calls.plan import reason_for
+from embedkit_core.calls.plan import EMPTY_FIX, EMPTY_REASON, is_empty, reason_for
 from embedkit_core.calls.waiting import await_
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.common.results import EmbeddingResult
@@ -117,6 +117,13 @@ class StreamChunk:
         except ProviderError as error:
             self._fail(error)
             self.usage = error.usage or Usage()
+        except InputError as error:  # all texts are empty, and no text before them has told the width
+            self.error = InputError(str(error), [self.start])
+
+    @property
+    def needs_width(self) -> bool:
+        """Return True if only an earlier chunk can tell the width of the rows: all texts are empty."""
+        return self._spec.allows_empty and self._embedder.dimensions is None and all(map(is_empty, self._texts))
 
     def _prepare(self) -> None:
         try:
@@ -128,7 +135,8 @@ class StreamChunk:
         """Continue with the texts before one that cannot be embedded."""
         position = self.start + index
         reason = reason_for(self._texts[index])
-        self.error = InputError(f"The text at position {position} cannot be embedded: {reason}", [position])
+        fix = f". {EMPTY_FIX}" if reason == EMPTY_REASON else ""
+        self.error = InputError(f"The text at position {position} cannot be embedded: {reason}{fix}", [position])
         self._texts = self._texts[:index]
         self._call = call = Call(self._embedder, self._spec, self._texts, start=self.start, tracked=self._tracked)
         if not self._left:  # a cancelled caller may have left while this runs on a worker thread
@@ -170,6 +178,11 @@ class StreamWindow:
     def fits(self, texts: int) -> bool:
         """Return True if there is room for this many more texts."""
         return self._pulled - self._yielded + texts <= self.max_texts
+
+    def needs_text(self, texts: Sequence[str]) -> bool:
+        """Return True if these are the first texts, all empty, and the next text may tell the width of their rows."""
+        is_unknown = self._spec.allows_empty and not self._pulled and self._embedder.dimensions is None
+        return is_unknown and all(map(is_empty, texts))
 
     def next_chunk(self, texts: list[str]) -> StreamChunk:
         """Return the next chunk."""

@@ -87,7 +87,7 @@ def verify_cache(
     """Embed a sample of the cached texts again, without the cache, and compare."""
     if embedder.tiered_cache.backend is None:
         raise ConfigurationError("cache: verify_cache needs a cache (got False). Use an embedder with cache=.")
-    plan = plan_call(texts, spec.key_prefix)
+    plan = plan_call(texts, spec.key_prefix, allows_empty=spec.allows_empty)
     rows = MatrixBuffer(plan.n, plan.first, spec.format)
     lookup = CacheLookup(embedder, spec, plan, rows)
     try:

@@ -23,6 +23,7 @@ class EmbeddingResult:
         space: Name of the vector space. Vectors of different spaces are not comparable and must not share an index.
         truncated: Positions of the texts that were truncated to the model's limit.
         failed: Error of each failed text, by position.
+        empty: Positions of the empty texts, whose vectors are zero (`on_empty_text="zero"`).
     """
 
     vectors: Vectors
@@ -32,6 +33,7 @@ class EmbeddingResult:
     space: str
     truncated: tuple[int, ...] = ()
     failed: Mapping[int, Exception] = field(default_factory=dict)
+    empty: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         n, width = self.vectors.shape

@@ -14,6 +14,7 @@ from embedkit_core.common.vectors import Cut, DType
 Vectors: TypeAlias = npt.NDArray[Any]  # float32 by default, see DType
 InputType: TypeAlias = Literal["document", "query"]
 LongText: TypeAlias = Literal["truncate", "error", "mean"]
+EmptyText: TypeAlias = Literal["error", "zero"]
 
 
 @dataclass(frozen=True, slots=True)

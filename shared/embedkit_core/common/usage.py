@@ -20,7 +20,7 @@ def _sum(left: Any, right: Any) -> Any:
 class Usage:
     """Counts of texts, requests and tokens, with their cost.
 
-    `texts = cache_hits + duplicates + coalesced + sent + failed`.
+    `texts = cache_hits + duplicates + coalesced + sent + failed + empty`.
 
     Attributes:
         texts: Texts of the call or calls.
@@ -29,6 +29,7 @@ class Usage:
         coalesced: Texts that another caller's request in flight already contained. The other caller pays for them.
         sent: Texts that this caller sent and pays for.
         failed: Texts without a vector.
+        empty: Empty texts, whose vectors are zero (`on_empty_text="zero"`).
         requests: Requests that were sent, including retries.
         retries: Requests that repeated an earlier one.
         tokens: Billed tokens, as the provider states them.
@@ -47,6 +48,7 @@ class Usage:
     coalesced: int = 0
     sent: int = 0
     failed: int = 0
+    empty: int = 0
     requests: int = 0
     retries: int = 0
     tokens: int = 0
@@ -70,6 +72,7 @@ class Usage:
             "coalesced": self.coalesced,
             "sent": self.sent,
             "failed": self.failed,
+            "empty": self.empty,
         }
         retries = f" ({self.retries:,} {'retry' if self.retries == 1 else 'retries'})" if self.retries else ""
         parts = [count_noun(self.texts, "text"), *(f"{n:,} {label}" for label, n in counts.items() if n)]

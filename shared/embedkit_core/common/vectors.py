@@ -51,6 +51,11 @@ class VectorFormat:
         """Length of a row. None until a reply shows it."""
         return None if self.dimensions is None else self.width_of(self.dimensions)
 
+    @property
+    def zero(self) -> int:
+        """The number that stands for 0 in a row; for the bit-packed dtypes, eight dimensions that are not above 0."""
+        return {"uint8": 128, "binary": -128}.get(self.dtype, 0)
+
     def width_of(self, dimensions: int) -> int:
         """Return the length of a row with this many dimensions."""
         return dimensions // 8 if self.dtype in BIT_PACKED else dimensions

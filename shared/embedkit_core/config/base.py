@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 from embedkit_core.cache.tiered import TieredCache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions
-from embedkit_core.common.types import Cache, InputType, LongText, RateLimiter
+from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice, check_limiter, check_numbers, check_unknown
 from embedkit_core.common.vectors import DType
@@ -60,6 +60,7 @@ class BaseEmbedder:
         query_prompt: str | None = None,
         document_prompt: str | None = None,
         on_long_text: LongText = "truncate",
+        on_empty_text: EmptyText = "error",
         max_concurrency: int = 16,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
@@ -107,6 +108,7 @@ class BaseEmbedder:
                 vector_format=resolved_model.format,
                 cached_variants=resolved_model.cached_variants(input_type, on_long_text),
                 long_text=on_long_text,
+                empty_text=on_empty_text,
                 max_texts=max_batch_texts,
                 timeout=timeout,
                 limiter=limiter,
@@ -129,7 +131,10 @@ class BaseEmbedder:
 
     @property
     def is_normalized(self) -> bool:
-        """True if all vectors have length 1, as the model documents or because they are normalized locally."""
+        """True if all vectors have length 1, as the model documents or because they are normalized locally.
+
+        The zero vectors of empty texts are an exception.
+        """
         return self._info is not None and self._info.unit_length is not None
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
-from embedkit_core.common.types import LongText, ModelInfo
+from embedkit_core.common.types import EmptyText, LongText, ModelInfo
 from embedkit_core.common.validation import check_choice, check_integer, is_valid_text
 from embedkit_core.common.vectors import DType
 from embedkit_core.config.output_spec import OutputSpec, resolve_output_spec
@@ -63,6 +63,7 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
         ConfigurationError: A model, provider, key or setting is invalid; the message names the fix.
     """
     check_choice("on_long_text", arguments["on_long_text"], get_args(LongText))
+    check_choice("on_empty_text", arguments["on_empty_text"], get_args(EmptyText))
     check_choice("dtype", arguments["dtype"], get_args(DType))
     if arguments["dimensions"] is not None:
         check_integer("dimensions", arguments["dimensions"], 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from embedkit_core.cache.key import key_parts, key_prefix
-from embedkit_core.common.types import InputType, LongText
+from embedkit_core.common.types import EmptyText, InputType, LongText
 from embedkit_core.common.vectors import PostProcessing, VectorFormat
 from embedkit_core.config.output_spec import OutputSpec
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
@@ -58,6 +58,7 @@ class InputTypeSpec:
         key_parts: What the prefix covers.
         format: The dtype and dimensions of vectors in the cache and in results.
         cached_variants: Where to look after a cache miss.
+        allows_empty: Whether empty texts get zero vectors; otherwise they are errors.
     """
 
     input_type: InputType
@@ -66,6 +67,7 @@ class InputTypeSpec:
     key_parts: Mapping[str, Any]
     format: VectorFormat
     cached_variants: tuple[CachedVariant, ...] = ()
+    allows_empty: bool = False
 
     def with_max_texts(self, texts: int | None) -> InputTypeSpec:
         """Return a copy with at most this many texts per request."""
@@ -97,6 +99,7 @@ def make_input_type_spec(
     vector_format: VectorFormat,
     cached_variants: tuple[CachedVariant, ...],
     long_text: LongText,
+    empty_text: EmptyText,
     max_texts: int | None,
     timeout: float | None,
     limiter: LimiterAdapter | None,
@@ -121,4 +124,9 @@ def make_input_type_spec(
         overhead_tokens=provider.overhead_tokens(input_type),
         sorts_by_length=provider.is_local,
     )
-    return InputTypeSpec(input_type, request_spec, prefix, parts, format=vector_format, cached_variants=cached_variants)
+    return InputTypeSpec(
+        *(input_type, request_spec, prefix, parts),
+        format=vector_format,
+        cached_variants=cached_variants,
+        allows_empty=empty_text == "zero",
+    )

@@ -19,6 +19,7 @@ class TextCounts(NamedTuple):
     coalesced: int
     sent: int
     failed: int
+    empty: int
     saved_tokens: int
 
 
@@ -36,6 +37,7 @@ class Meter:
         "_cache_hits",
         "_coalesced",
         "_duplicates",
+        "_empty",
         "_failed",
         "_lock",
         "_price",
@@ -48,7 +50,7 @@ class Meter:
         self._lock = ForkLock()
         self._price = price
         self._texts = self._cache_hits = self._duplicates = self._coalesced = self._sent = self._failed = 0
-        self._saved = 0
+        self._empty = self._saved = 0
         self._billed = Usage()
 
     def add(self, usage: Usage) -> None:
@@ -58,7 +60,7 @@ class Meter:
 
     def count(self, counts: TextCounts) -> None:
         """Add the text counts of one call."""
-        texts, cache_hits, duplicates, coalesced, sent, failed, saved = counts
+        texts, cache_hits, duplicates, coalesced, sent, failed, empty, saved = counts
         with self._lock.lock:
             self._texts += texts
             self._cache_hits += cache_hits
@@ -66,6 +68,7 @@ class Meter:
             self._coalesced += coalesced
             self._sent += sent
             self._failed += failed
+            self._empty += empty
             self._saved += saved
 
     def read(self) -> Usage:
@@ -78,6 +81,7 @@ class Meter:
                 self._coalesced,
                 self._sent,
                 self._failed,
+                self._empty,
                 self._saved,
             )
             return usage_of(counts, self._price) + self._billed

@@ -66,6 +66,7 @@ class UsageTracker:
         coalesced: int
         sent: int
         failed: int
+        empty: int
         requests: int
         retries: int
         tokens: int

@@ -36,6 +36,7 @@ OUTCOME_ATTRIBUTES: Mapping[str, str] = {
     "coalesced": "embedkit.coalesced",
     "sent": "embedkit.sent",
     "failed": "embedkit.failed",
+    "empty": "embedkit.empty",
 }
 
 _lock = ForkLock()

@@ -144,6 +144,7 @@ def test_a_call_is_a_span_with_the_names_of_the_semantic_conventions(recorded):
         "embedkit.coalesced": 0,
         "embedkit.sent": 2,
         "embedkit.failed": 0,
+        "embedkit.empty": 0,
         "embedkit.requests": 1,
         "embedkit.retries": 0,
         "embedkit.possibly_billed.tokens": 0,
