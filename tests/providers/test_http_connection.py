@@ -379,7 +379,7 @@ def test_a_server_that_cannot_be_reached_is_named(model):
 def test_a_body_that_cannot_be_decompressed_is_a_connection_failure(model, kind):
     with kind() as server:
         server.fault_for(lambda texts, number: Fault(raw=b"not gzip", headers={"content-encoding": "gzip"}))
-        with pytest.raises(UnavailableError, match=r"ContentEncodingError|DecodingError|\(error\)"):
+        with pytest.raises(UnavailableError, match="cannot be decompressed"):
             made(model, server).embed(TEXTS)
 
 

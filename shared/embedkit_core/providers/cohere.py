@@ -104,9 +104,12 @@ class Cohere(HTTPProvider):
         import cohere
         import httpx
 
+        from embedkit_core.providers.http.bodies import ACCEPT_ENCODING, limiting_hook
+
         connection = self.connection
         transport = httpx.AsyncClient(
-            headers=dict(connection.headers),
+            headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
+            event_hooks={"response": [limiting_hook(httpx.AsyncByteStream)]},
             proxy=connection.proxy,
             follow_redirects=False,  # a redirect would send the user's headers to another host
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
@@ -126,6 +129,9 @@ class CohereClient:
     def __init__(self, provider: Cohere) -> None:
         import httpx
 
+        from embedkit_core.providers.http.bodies import limit_bodies
+
+        self._limit_bodies = limit_bodies
         self._reader = ReplyReader()
         self._provider = provider
         self._headers = {_sdk_spelling(name): value for name, value in provider.connection.headers.items()}
@@ -140,6 +146,7 @@ class CohereClient:
         texts = batch.texts_with_prompt()
         key = self._provider.secret.reveal()
         timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
+        self._limit_bodies(batch)
         try:
             response = await self._http.request(
                 "v2/embed",

@@ -120,6 +120,8 @@ class Voyage(HTTPProvider):
         """
         import aiohttp
 
+        from embedkit_core.providers.http.bodies import ACCEPT_ENCODING
+
         connection = self.connection
         tracing = aiohttp.TraceConfig()
         tracing.on_request_redirect.append(_refuse_redirect)
@@ -127,7 +129,8 @@ class Voyage(HTTPProvider):
             trace_configs=[tracing],
             connector=aiohttp.TCPConnector(limit=0, ssl=connection.ssl_context() or True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=dict(connection.headers),
+            headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
+            auto_decompress=False,
             proxy=connection.proxy_for(self.address or HOST),
         )
 
@@ -167,6 +170,9 @@ class VoyageClient:
         from voyageai import error as sdk_errors
         from voyageai.api_resources.api_requestor import APIRequestor
 
+        from embedkit_core.providers.http.bodies import limit_bodies, read_decompressed
+
+        self._limit_bodies, self._read_decompressed = limit_bodies, read_decompressed
         self._requestor_class: Any = APIRequestor
         self._errors = sdk_errors
         self._connection_errors = (aiohttp.ClientError, OSError)
@@ -193,7 +199,13 @@ class VoyageClient:
                 request_timeout=timeout,
             )
             try:
-                body: bytes = await response.read()
+                chunks = self._read_decompressed(
+                    response.content.iter_any(),
+                    status=response.status,
+                    encoding=response.headers.get("Content-Encoding", ""),
+                    limits=self._limit_bodies(batch),
+                )
+                body = b"".join([chunk async for chunk in chunks])
             finally:
                 response.release()
         except (self._errors.Timeout, TimeoutError):

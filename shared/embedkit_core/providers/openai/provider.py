@@ -129,13 +129,18 @@ class OpenAI(HTTPProvider):
         """Return the SDK's client without its retries and with its defaults for connections."""
         from openai import DefaultAsyncHttpxClient
 
+        from embedkit_core.providers.http.bodies import ACCEPT_ENCODING, limiting_hook
         from embedkit_core.providers.openai.sdk import IsolatedClient
 
         # The SDK calls this on another thread at its first request; a child forked meanwhile would deadlock.
         platform.platform()
         # Redirects are not followed, because they would send the user's headers to another host.
         transport = DefaultAsyncHttpxClient(
-            proxy=self.connection.proxy, verify=self.connection.ssl_context() or True, follow_redirects=False
+            proxy=self.connection.proxy,
+            verify=self.connection.ssl_context() or True,
+            follow_redirects=False,
+            headers={"accept-encoding": ACCEPT_ENCODING},
+            event_hooks={"response": [limiting_hook(http_package().AsyncByteStream)]},
         )
         return IsolatedClient(self.connection.headers, base_url=self._base_url, http_client=transport, max_retries=0)
 
@@ -155,22 +160,30 @@ def _custom_headers() -> dict[str, str]:
     return {name: value for name, value in checked.items() if name.lower() != "authorization"}
 
 
+def http_package() -> Any:
+    """Return the package of the SDK's transport: httpx2 for SDK 3, httpx for SDK 2."""
+    import openai
+
+    return importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
+
+
 class OpenAIClient:
     """Client with requests and replies as bytes: the SDK's models process every number of a reply in Python."""
 
     def __init__(self, provider: OpenAI) -> None:
         import openai
 
-        # SDK 3 uses httpx2, SDK 2 uses httpx.
-        transport = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
+        from embedkit_core.providers.http.bodies import limit_bodies
+
         with contextlib.suppress(ImportError):  # imported here, because an import in the first request is not fork-safe
             importlib.import_module("anyio._backends._asyncio")
-        self._response: Any = transport.Response
+        self._response: Any = http_package().Response
         self._openai = openai
         self._reader = ReplyReader()
         self._provider = provider
         self._sdk = provider.open_sdk()
         self._encoding = ENCODING
+        self._limit_bodies = limit_bodies
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
@@ -179,6 +192,7 @@ class OpenAIClient:
         texts = batch.texts_with_prompt()
         encoding, key = self._encoding, self._provider.secret.reveal()
         self._sdk.api_key = key  # the key may have changed
+        self._limit_bodies(batch)
         body = self._reader.json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
             response = await self._sdk.post(
@@ -189,6 +203,8 @@ class OpenAIClient:
         except self._openai.APITimeoutError:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._openai.APIConnectionError as error:
+            if isinstance(error.__cause__, ProviderError):  # SDK 2 wraps every exception
+                raise error.__cause__ from None
             raise self._connection_error(error) from None
         reply = self._decode(response.content, len(texts), batch.widths, encoding)
         return replace(reply, rate_limits=rate_limit_status(response.headers))
