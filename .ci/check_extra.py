@@ -134,7 +134,26 @@ def use_cli():
     use_tools()
 
 
-OTHERS = {"prices": use_prices, "progress": use_progress, "otel": use_otel, "tools": use_tools, "cli": use_cli}
+def use_diskcache():
+    import diskcache
+
+    from embedkit_core.cache import RawDisk
+
+    server = FakeServer()
+    with tempfile.TemporaryDirectory() as scratch, diskcache.Cache(scratch, disk=RawDisk) as cache:
+        for _ in range(2):
+            Embedder("fake:any", base_url=server.url, cache=cache).embed(["x"])
+    expect(len(server.received) == 1, "vectors are kept in a diskcache.Cache")
+
+
+OTHERS = {
+    "prices": use_prices,
+    "progress": use_progress,
+    "otel": use_otel,
+    "diskcache": use_diskcache,
+    "tools": use_tools,
+    "cli": use_cli,
+}
 
 
 def without_others():
@@ -143,7 +162,9 @@ def without_others():
 
     server = FakeServer()
     bar = partial(Embedder, "fake:any", base_url=server.url, cache=False, progress=True)
-    for package, name, attempt in (("tqdm", "progress", bar), ("opentelemetry", "otel", instrument)):
+    raw_disk = partial(exec, "from embedkit_core.cache import RawDisk")
+    needs = (("tqdm", "progress", bar), ("opentelemetry", "otel", instrument), ("diskcache", "diskcache", raw_disk))
+    for package, name, attempt in needs:
         if importlib.util.find_spec(package) is None:
             refused(attempt, name, f"{name} without {package}")
 

@@ -12,6 +12,9 @@ EXPECTED = [
     "does not define requests_seen()",
 ]
 
+if sys.version_info < (3, 12):
+    EXPECTED.append("needs Connection.setconfig of Python 3.12")  # tried with the other versions
+
 log, *reasons = sys.argv[1:]
 skipped = re.findall(r"^SKIPPED .*$", Path(log).read_text(encoding="utf-8"), re.M)
 unexpected = [line for line in skipped if not any(reason in line for reason in reasons + EXPECTED)]

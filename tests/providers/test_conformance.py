@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import diskcache
 import pytest
 from support.embedders import MINILM, copied_model, needs_local_model
 from support.openai_client import MODEL
 from support.openai_server import Fault, OpenAIServer
 
+from embedkit_core.cache import BytesCache, RawDisk
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.opening import open_cache
+from embedkit_core.cache.raw_disk import DiskcacheStore
 from embedkit_core.cache.urls import open_url
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -156,3 +159,10 @@ class TestSharedDiskCache(CacheSuite):
 class TestDiskCacheAtAnAddress(CacheSuite):
     def make(self, folder: Path):
         return open_url(folder.as_uri())
+
+
+class TestDiskcache(CacheSuite):
+    """A diskcache.Cache of the user."""
+
+    def make(self, folder: Path):
+        return BytesCache(DiskcacheStore(diskcache.Cache(str(folder), disk=RawDisk)))

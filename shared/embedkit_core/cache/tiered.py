@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -13,6 +14,7 @@ from embedkit_core.cache import urls
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.cache.opening import default_folder, open_cache, open_folder
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.types import Cache, Entry
 from embedkit_core.common.vectors import NUMPY_DTYPES
 
@@ -108,6 +110,11 @@ class TieredCache:
             self.backend.close()
 
 
+def _is_diskcache(cache: object) -> bool:
+    """Return True for a `diskcache.Cache`, without an import of diskcache."""
+    return isinstance(cache, getattr(sys.modules.get("diskcache"), "Cache", ()))
+
+
 def _is_valid(entry: object) -> bool:
     if not isinstance(entry, Entry) or not isinstance(entry.vector, np.ndarray):
         return False
@@ -119,7 +126,7 @@ def open_tiered(cache: Literal[False] | str | PathLike[str] | Cache | None) -> T
     """Return the cache for the argument `cache=` of an embedder. A folder is created at the first write.
 
     Raises:
-        ConfigurationError: The argument is not a cache.
+        ConfigurationError: The argument is not a cache, or a diskcache.Cache that would unpickle values.
     """
     if cache is False:
         return TieredCache(None)
@@ -131,6 +138,10 @@ def open_tiered(cache: Literal[False] | str | PathLike[str] | Cache | None) -> T
         if not str(cache):
             raise ConfigurationError("cache: must not be empty. Use cache=False for no cache.")
         return TieredCache(open_folder(cache))
+    if _is_diskcache(cache):
+        store = import_module("embedkit_core.cache.raw_disk").DiskcacheStore(cache)
+        bytes_cache = import_module("embedkit_core.cache.bytes_cache").BytesCache(store)
+        return TieredCache(bytes_cache, trusted=False, owned=False)
     if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
         return TieredCache(cache, trusted=False, owned=False)
     raise ConfigurationError(

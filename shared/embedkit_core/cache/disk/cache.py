@@ -1,4 +1,4 @@
-"""Cache in a folder: a SQLite database created by diskcache, and opened only if its schema is unchanged."""
+"""Cache in a folder: a SQLite database, opened only if it has exactly the schema that this library creates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk import folder as folders
 from embedkit_core.cache.disk.pool import FORK_BARRIER, KEYS_PER_SELECT, Mode, Pool, close_all, connect
-from embedkit_core.cache.disk.schema import schema_mismatch
+from embedkit_core.cache.disk.schema import has_old_triggers, schema_mismatch
 from embedkit_core.common.errors import CacheError
 from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.types import Entry
@@ -172,7 +172,7 @@ class DiskCache:
                 if pool is None:
                     return False
                 pool.write(rows)
-            except Exception as error:  # diskcache may raise other errors
+            except (OSError, sqlite3.Error, CacheError) as error:
                 if not is_retry and pool is not None and _is_damage(error) and self._replace(pool):
                     continue
                 self._next_write_at = time.monotonic() + WRITE_RETRY_SECONDS
@@ -227,7 +227,7 @@ class DiskCache:
                 if not os.path.lexists(self._database):
                     if not create:
                         return None
-                    _create(self._folder)
+                    import_module("embedkit_core.cache.disk.create").create(self._folder)
                     continue
                 opened = open_checked(self._database)
                 if isinstance(opened, Pool):
@@ -320,7 +320,7 @@ def _open_as(path: Path, mode: Mode) -> Pool | str:
             if reason is None:
                 if mode == "rw":
                     connection.execute("PRAGMA journal_mode = wal")
-                return Pool(path, mode, file, connection)
+                return Pool(path, mode, file, connection, old_triggers=has_old_triggers(connection))
         return str(reason)
     except BaseException:
         reason = "failed"
@@ -328,10 +328,6 @@ def _open_as(path: Path, mode: Mode) -> Pool | str:
     finally:
         if reason is not None:
             close_all([connection])
-
-
-def _create(folder: Path) -> None:
-    import_module("embedkit_core.cache.disk.create").create(folder)  # imports diskcache
 
 
 def _code(error: Exception) -> Any:

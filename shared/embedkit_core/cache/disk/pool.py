@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 
 from embedkit_core.cache.codec import HEADER_BYTES, MAX_ENCODED_WIDTH
 from embedkit_core.cache.disk.folder import Identity
+from embedkit_core.cache.disk.schema import REPLACE_TRIGGERS
 from embedkit_core.common.errors import CacheError
 
 Mode: TypeAlias = Literal["rw", "ro", "immutable"]
@@ -162,11 +163,17 @@ if hasattr(os, "register_at_fork"):
 
 
 class Pool:
-    """A database file with its connections. Use it only inside `FORK_BARRIER.entered()`."""
+    """A database file with its connections. Use it only inside `FORK_BARRIER.entered()`.
 
-    def __init__(self, path: Path, mode: Mode, file: Identity, first: sqlite3.Connection) -> None:
+    If its triggers have an old spelling, the first write replaces them.
+    """
+
+    def __init__(
+        self, path: Path, mode: Mode, file: Identity, first: sqlite3.Connection, *, old_triggers: bool = False
+    ) -> None:
         self.mode = mode
         self.file = file
+        self._old_triggers = old_triggers
         self._path = path
         self._closed = False
         self._idle = [first]
@@ -201,8 +208,12 @@ class Pool:
         connection = self._acquire()
         try:
             _begin(connection)
+            if self._old_triggers:
+                for statement in REPLACE_TRIGGERS:
+                    connection.execute(statement)
             _insert(connection, rows)
             connection.execute("COMMIT")
+            self._old_triggers = False
         except BaseException:
             close_all([connection])  # which rolls back
             raise
