@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 
+MARKUP = re.compile(r"[\\`|<*]")  # of Markdown
 TWO_DIGITS = Context(prec=2)  # for estimates, which are not more exact
 
 
@@ -45,8 +47,14 @@ def count_noun(n: int, noun: str, plural: str | None = None) -> str:
     return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
+def escape_markdown(text: str) -> str:
+    """Return one line of Markdown that shows a text as it is; it may contain markup, HTML and line breaks."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]) -> str:
-    """Return a Markdown table with padded cells; columns at the indices `right` are aligned to the right."""
+    """Return a Markdown table of plain texts; columns at the indices `right` are aligned to the right."""
+    rows = [[escape_markdown(cell) for cell in row] for row in rows]
     widths = [max(3, *(len(line[column]) for line in [head, *rows])) for column in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

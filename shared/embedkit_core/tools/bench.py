@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import escape_markdown
 from embedkit_core.common.usage import MILLION, Usage
 from embedkit_core.common.validation import check_integer
 from embedkit_core.costs.tracker import format_cost, track_usage
@@ -112,7 +113,7 @@ class BenchResult:
         tried = ", ".join(f"{run.concurrency}: {run.texts_per_second:,.0f}" for run in self.search)
         latencies = ", ".join(f"p{p} {self.latency(p) * 1000:,.0f} ms" for p in (50, 90, 99))
         return (
-            f"{self.model}\n\n{table(head, rows)}\n\nquery latency: {latencies}\n"
+            f"{escape_markdown(self.model)}\n\n{table(head, rows)}\n\nquery latency: {latencies}\n"
             f"texts/s by requests in flight: {tried}\nuse max_concurrency={self.concurrency}"
         )
 

@@ -123,7 +123,7 @@ def draw_comparison(task: str, documents: int, points: Sequence[QualityPoint]) -
     if points:
         figure.legend(*by_size.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(f"{task}: retrieval quality")
-    return figure
+    return _without_math(figure)
 
 
 def _plot(
@@ -179,4 +179,14 @@ def draw_bench(model: str, concurrency: int, jobs: Sequence[SpeedPoint], search:
     by_bound.set_ylim(bottom=0)
     by_bound.legend()
     figure.suptitle(f"{shorten_model_name(model, 60)}: throughput")
+    return _without_math(figure)
+
+
+def _without_math(figure: Figure) -> Figure:
+    """Return a figure that shows its texts as they are: a "$" in a name would begin a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
     return figure

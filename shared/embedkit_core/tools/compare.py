@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
-from embedkit_core.common.formatting import count_noun, format_usd, shorten_model_name
+from embedkit_core.common.formatting import count_noun, escape_markdown, format_usd, shorten_model_name
 from embedkit_core.common.usage import MILLION, Usage
 from embedkit_core.common.validation import check_choice, check_integer
 from embedkit_core.common.vectors import DType
@@ -125,16 +125,18 @@ class Comparison:
             "bytes/vector",
         ]
         rows = [_cells(candidate, measures) for candidate in self.candidates if candidate.error is None]
-        notes = "".join(f"\n{c.name}: {c.error}" for c in self.candidates if c.error is not None)
+        notes = "".join(f"\n{escape_markdown(c.name)}: {c.error}" for c in self.candidates if c.error is not None)
         notes += "".join(
-            f"\n{c.name}: {count_noun(c.truncated, 'text')} truncated to the model's limit"
+            f"\n{escape_markdown(c.name)}: {count_noun(c.truncated, 'text')} truncated to the model's limit"
             for c in self.candidates
             if c.truncated
         )
         size = count_noun(len(self.task.documents), "document")
         size += f", {count_noun(len(self.task.queries), 'query', 'queries')}"
         legend = "scores: mean and 95 % confidence interval; p: p-value of the difference to the best model"
-        return f"{self.task.name}: {size}; {self.task.validity}\n{legend}\n\n{table(head, rows)}{notes}"
+        return (
+            f"{escape_markdown(self.task.name)}: {size}; {self.task.validity}\n{legend}\n\n{table(head, rows)}{notes}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON-compatible values."""
