@@ -1,6 +1,7 @@
 """The command line: output, files and exit codes."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -24,9 +25,15 @@ from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.writing import Output
 
 
+def records(path):
+    """Return the records of an input file."""
+    with RecordSource([str(path)], "text", "id") as source:
+        return list(source.records())
+
+
 def written(path):
     """Return the rows of a matrix or the texts of a table."""
-    return np.load(path).tolist() if path.suffix == ".npy" else list(RecordSource([str(path)], "text", "id").texts())
+    return np.load(path).tolist() if path.suffix == ".npy" else [record.text for record in records(path)]
 
 
 # embed
@@ -82,7 +89,7 @@ def test_texts_are_read_from_tables_folders_and_standard_input(shell, tmp_path, 
     shell("embed", "a.jsonl", "-o", "again.parquet", "-m", MODEL, "-y", "--column", "body")
     code, out, _ = shell("estimate", "again.parquet", "-m", MODEL, "--json")
     assert (code, json.loads(out)["cache_hits"]) == (0, 2)
-    monkeypatch.setattr("sys.stdin", iter(["five\n", "six\n"]))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"five\nsix\n")))
     assert shell("embed", "-", "-o", "stdin.npy", "-m", MODEL, "-y")[0] == 0
     assert np.load(tmp_path / "stdin.npy").shape == (2, 1536)
 
@@ -193,7 +200,7 @@ def test_quotes_and_line_breaks_in_csv_are_kept(tmp_path):
     path.write_text(
         '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,2\r\n', newline=""
     )
-    found = [(record.id, record.text, record.location) for record in RecordSource([str(path)], "text", "id").records()]
+    found = [(record.id, record.text, record.location) for record in records(path)]
     assert found == [
         ("a", 'two\r\nlines, "quoted"', f"{path}, line 2, id 'a'"),
         ("b", 'a 5" pipe', f"{path}, line 5, id 'b'"),
@@ -204,9 +211,10 @@ def test_quotes_and_line_breaks_in_csv_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("row", "arguments", "message"),
     [
-        ({"id": "x", "text": ""}, [], "line 2, id 'x': the text is empty or only white space. Fix or remove the row."),
+        ({"id": "x", "text": ""}, [], "line 2, id 'x': the text is empty or only white space. Fix or remove the row, "
+                               "or add --skip-empty."),
         ({"text": 7}, [], "line 2: the text is not a string (got int). Fix or remove the row."),
-        ({"text": None}, [], "line 2: the text is null. Fix or remove the row."),
+        ({"text": None}, [], "line 2: the text is null. Fix or remove the row, or add --skip-empty."),
         (["text"], [], "line 2: expected one JSON object"),
         ({"key": 1, "body": "x"}, [], "line 2: no column 'text' (columns: 'key', 'body'). Set --column."),
         ({"key": 1, "text": "x"}, ["--id-column", "kee"], "line 1: no column 'kee' (columns: 'key', 'text'). "
@@ -224,7 +232,7 @@ def test_an_invalid_row_is_an_error_with_its_line_and_reason(shell, server, tmp_
 def test_a_row_without_an_id_gets_its_line_number(tmp_path):
     rows = [{"text": "no id"}, {"id": None, "text": "null"}, {"id": "", "text": "empty"}, {"id": 0, "text": "zero"}]
     path = lines(tmp_path / "in.jsonl", map(json.dumps, rows))
-    assert [record.id for record in RecordSource([str(path)], "text", "id").records()] == ["1", "2", "3", "0"]
+    assert [record.id for record in records(path)] == ["1", "2", "3", "0"]
 
 
 def test_a_budget_is_kept_and_finished_texts_stay_cached(shell, server, tmp_path):
@@ -348,6 +356,12 @@ def test_a_full_disk_is_one_line(server, tmp_path):
             "--output: must end with one of .parquet, .jsonl, .npy",
         ),
         (["embed", "in.txt", "-o", "no/x.npy", "-m", MODEL], USAGE, "--output: folder 'no' does not exist"),
+        (
+            ["embed", "-", "-o", "folder.npy", "-m", MODEL],
+            USAGE,
+            "--output: 'folder.npy' is a folder. Use a file name.",
+        ),
+        (["embed", "-", "-o", "pipe.npy", "-m", MODEL], USAGE, "--output: 'pipe.npy' is not a regular file"),
         (["embed", "in.txt", "-o", "x.npy", "-m", "opnai:x"], USAGE, "did you mean 'openai:x'?"),
         (["embed", "bad.jsonl", "-o", "x.npy", "-m", MODEL], USAGE, "bad.jsonl, line 2: expected one JSON object"),
         (
@@ -385,6 +399,8 @@ def test_each_usage_error_is_one_clear_line(shell, server, tmp_path, arguments, 
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text":\n')
     (tmp_path / "in.csv").write_text("body\nx\n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "folder.npy").mkdir()
+    os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "not.parquet").write_bytes(b"nothing of the kind")
     found, out, err = shell(*arguments, *(["--yes"] if arguments[0] in ("embed", "compare", "bench") else []))
     told = err.strip().splitlines()

@@ -35,6 +35,7 @@ def verify(
         str | None, typer.Option("--model", "-m", help="With --live: the model, as provider:model.")
     ] = None,
     column: o.Column = "text",
+    skip_empty: o.SkipEmpty = False,
     dimensions: o.Dimensions = None,
     base_url: o.BaseUrl = None,
     cache: o.CacheOption = None,
@@ -46,7 +47,7 @@ def verify(
         if not inputs or model is None:
             raise ConfigurationError("--live: requires --model and the texts, since the cache does not store texts.")
         with (
-            RecordSource(inputs, column, "id") as source,
+            RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
             o.make_embedder(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder,
         ):
             texts = list(source.texts())
@@ -119,6 +120,7 @@ def warm(
     inputs: o.Inputs,
     model: o.Model,
     column: o.Column = "text",
+    skip_empty: o.SkipEmpty = False,
     dimensions: o.Dimensions = None,
     dtype: o.DTypeOption = "float32",
     input_type: o.InputTypeOption = "document",
@@ -131,7 +133,7 @@ def warm(
 ) -> None:
     """Embed texts into the cache only, without an output file."""
     with (
-        RecordSource(inputs, column, "id") as source,
+        RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
         o.make_embedder(model, dimensions, dtype, cache=cache, base_url=base_url, budget_usd=budget_usd) as embedder,
     ):
         embed_all(embedder, source, None, o.as_input_type(input_type), yes=yes, quiet=quiet)

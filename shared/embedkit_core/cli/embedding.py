@@ -28,6 +28,7 @@ def embed(
     model: o.Model,
     column: o.Column = "text",
     id_column: o.IdColumn = "id",
+    skip_empty: o.SkipEmpty = False,
     dimensions: o.Dimensions = None,
     dtype: o.DTypeOption = "float32",
     input_type: o.InputTypeOption = "document",
@@ -45,8 +46,9 @@ def embed(
 
     Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
     """
+    file = Output(output)
     with (
-        RecordSource(inputs, column, id_column, output=output) as source,
+        RecordSource(inputs, column, id_column, output=output, skip_empty=skip_empty) as source,
         o.make_embedder(
             model,
             dimensions,
@@ -58,7 +60,7 @@ def embed(
             price=price,
             max_concurrency=max_concurrency,
         ) as embedder,
-        Output(output) as file,
+        file,
     ):
         embed_all(embedder, source, file, o.as_input_type(input_type), yes=yes, quiet=quiet)
         usage, rows = embedder.usage, file.rows
@@ -70,6 +72,7 @@ def estimate(
     inputs: o.Inputs,
     model: o.Model,
     column: o.Column = "text",
+    skip_empty: o.SkipEmpty = False,
     dimensions: o.Dimensions = None,
     dtype: o.DTypeOption = "float32",
     input_type: o.InputTypeOption = "document",
@@ -81,7 +84,7 @@ def estimate(
 ) -> None:
     """Estimate cache hits, tokens, cost, requests and time of embedding texts. Send nothing."""
     with (
-        RecordSource(inputs, column, "id") as source,
+        RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
         o.make_embedder(
             model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price, sends=False
         ) as embedder,
@@ -152,6 +155,8 @@ def embed_all(
     """
     estimated = embedder.estimate(source.texts(), input_type=input_type)
     if not quiet:
+        if source.skipped:
+            err.print(f"{count_noun(source.skipped, 'row')} without a text skipped")
         err.print(f"{embedder.model}: {estimated}")
     if estimated.cost_usd is None or estimated.cost_usd > 0:
         confirm(f"send {count_noun(estimated.texts_to_send, 'text')} for {format_price(estimated.cost_usd)}?", yes=yes)

@@ -15,6 +15,9 @@ Inputs = Annotated[
 ]
 Column = Annotated[str, typer.Option(help="Column of the texts in JSONL, CSV and Parquet.")]
 IdColumn = Annotated[str, typer.Option(help="Column of the ids; the line number is the default id.")]
+SkipEmpty = Annotated[
+    bool, typer.Option("--skip-empty", help="Skip rows whose text is null, empty or only white space.")
+]
 Dimensions = Annotated[int | None, typer.Option(help="Number of dimensions; the model's default if omitted.")]
 DTypeOption = Annotated[
     str, typer.Option("--dtype", help="Type of the vectors: float32, float16, int8, uint8, binary or ubinary.")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.cli.writing import check_writable
 from embedkit_core.tools import BenchResult, Comparison
 from embedkit_core.tools.charts import check_suffix
 
@@ -21,7 +20,7 @@ class Outputs:
         self._chart, self._report, self._csv = chart, report, csv_file
         for option, path in (("--chart", chart), ("--report", report), ("--csv", csv_file)):
             if path is not None:
-                _check_writable(option, Path(path))
+                check_writable(option, Path(path))
         if chart is not None:
             check_suffix(chart)
 
@@ -33,12 +32,3 @@ class Outputs:
             result.report(self._report)
         if self._chart is not None:
             result.chart(self._chart)
-
-
-def _check_writable(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise ConfigurationError(f"{option}: {str(path)!r} is a folder. Use a file name.")
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"{option}: folder {str(path.parent)!r} does not exist.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigurationError(f"{option}: {str(path)!r} is not writable. Use another path.")

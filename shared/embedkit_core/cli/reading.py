@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from embedkit_core.cli.inputs import STDIN, InputFile
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
+from embedkit_core.tools.tasks import MAX_CSV_FIELD
 
-STDIN = "-"
 DEFAULT_ID_COLUMN = "id"  # rows may lack this column
 MAX_LISTED_COLUMNS = 20  # in an error message
+MAX_LISTED_ROWS = 10
 NO_UNICODE = "not valid Unicode (a lone surrogate)"
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 
@@ -28,22 +28,78 @@ class Record(NamedTuple):
     location: str
 
 
+class InvalidRow(NamedTuple):
+    """A row that cannot be embedded; `is_empty` if its text is null, empty or white space."""
+
+    location: str
+    problem: str
+    is_empty: bool = False
+
+
+class InvalidRows:
+    """The number of invalid rows, and the first ones."""
+
+    def __init__(self) -> None:
+        self._n, self._first = 0, list[InvalidRow]()
+
+    def add(self, row: InvalidRow) -> None:
+        """Count a row."""
+        self._n += 1
+        if self._n <= MAX_LISTED_ROWS:
+            self._first.append(row)
+
+    def check(self) -> None:
+        """Check that there were none.
+
+        Raises:
+            ConfigurationError: There were some.
+        """
+        if not self._n:
+            return
+        more = self._n - len(self._first)
+        listed = "; ".join(f"{row.location}: {row.problem}" for row in self._first) + (
+            f"; {more:,} more" if more else ""
+        )
+        fix = "Fix or remove the row" if self._n == 1 else f"Fix or remove these {self._n:,} rows"
+        skip = ", or add --skip-empty" if any(row.is_empty for row in self._first) else ""
+        raise ConfigurationError(f"{listed}. {fix}{skip}.")
+
+
 class RecordSource:
-    """The records of a command's inputs, which can be read repeatedly; standard input is copied to a file first.
+    """The records of a command's inputs, which can be read repeatedly.
+
+    Entering it copies standard input and pipes, which can be read only once.
+
+    Args:
+        inputs: Names of files and folders; "-" is standard input.
+        column: Column of the texts.
+        id_column: Column of the ids.
+        output: The output file, which is not read.
+        skip_empty: Skip rows whose text is null, empty or white space.
+
+    Attributes:
+        skipped: Number of skipped rows in the last iteration.
 
     Raises:
         ConfigurationError: An input does not exist, has an unsupported type, or is the `output`.
     """
 
-    def __init__(self, inputs: Sequence[str], column: str, id_column: str, *, output: str | None = None) -> None:
-        self._column, self._id_column = column, id_column
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        column: str,
+        id_column: str,
+        *,
+        output: str | None = None,
+        skip_empty: bool = False,
+    ) -> None:
+        self._column, self._id_column, self._skip_empty = column, id_column, skip_empty
         self._output = None if output is None else Path(output).expanduser()
-        self._spool: Path | None = None
-        self._paths = [self._path(name) for name in inputs]
+        self._paths = [None if name == STDIN else self._path(name) for name in inputs]
+        self._inputs: list[Path | InputFile] = []  # folders and files
+        self.skipped = 0
 
     def _path(self, name: str) -> Path:
-        if name == STDIN:
-            return self._spooled()
         path = Path(name).expanduser()
         if not path.exists():
             raise ConfigurationError(f"Input {name!r} does not exist.")
@@ -62,74 +118,84 @@ class RecordSource:
         except OSError:  # the output does not exist yet
             return False
 
-    def _spooled(self) -> Path:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt", delete=False) as file:
-            for line in sys.stdin:
-                file.write(line)
-            self._spool = Path(file.name)
-        return self._spool
-
     def __enter__(self) -> Self:
+        for path in self._paths:
+            if path is None:
+                self._inputs.append(InputFile.standard_input())
+            elif path.is_dir():
+                self._inputs.append(path)
+            else:
+                self._inputs.append(InputFile.on_disk(path) if path.is_file() else InputFile.copied(path))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Delete the copy of standard input."""
-        if self._spool is not None:
-            self._spool.unlink(missing_ok=True)
+        """Delete the copies of standard input and of pipes."""
+        for file in self._inputs:
+            if isinstance(file, InputFile):
+                file.close()
 
     def records(self) -> Iterator[Record]:
         """Yield all records in order, skipping empty lines, empty files, and the output if it is in a folder.
 
         Raises:
-            ConfigurationError: A row is invalid; the message contains the file and the line.
+            ConfigurationError: A file cannot be read, or rows are invalid. Invalid rows do not end the iteration
+                before its end, so that the message contains the file and line of the first ten.
         """
-        for path in self._paths:
-            if path.is_dir():
-                yield from self._folder(path)
-            else:
-                yield from self._file(path)
+        invalid, self.skipped = InvalidRows(), 0
+        for file in self._inputs:
+            rows = self._folder(file) if isinstance(file, Path) else self._file(file)
+            for row in rows:
+                if isinstance(row, Record):
+                    yield row
+                elif row.is_empty and self._skip_empty:
+                    self.skipped += 1
+                else:
+                    invalid.add(row)
+        invalid.check()
 
     def texts(self) -> Iterator[str]:
         """Yield the texts of all records."""
         return (record.text for record in self.records())
 
-    def _folder(self, folder: Path) -> Iterator[Record]:
+    def _folder(self, folder: Path) -> Iterator[Record | InvalidRow]:
         for path in sorted(folder.rglob("*")):
             if self._is_output(path):
                 if not _is_earlier_output(path):
                     raise ConfigurationError(f"--output: would overwrite {str(path)!r}. Use another name.")
             elif path.is_file() and path.suffix.lower() in SUFFIXES:
                 if path.suffix.lower() in (".txt", ".md"):
-                    text = _read(path)
-                    if text.strip():
-                        yield Record(str(path.relative_to(folder)), text, str(path))
+                    text, name = _read(path), str(path.relative_to(folder))
+                    if not _is_unicode(name):
+                        yield InvalidRow(str(path), f"the file name is {NO_UNICODE}")
+                    elif text.strip():
+                        yield Record(name, text, str(path))
                 else:
-                    yield from self._file(path)
+                    yield from self._file(InputFile.on_disk(path))
 
-    def _file(self, path: Path) -> Iterator[Record]:
-        suffix, name = path.suffix.lower(), self._name(path)
-        if suffix == ".parquet":
-            yield from self._parquet(path)
+    def _file(self, file: InputFile) -> Iterator[Record | InvalidRow]:
+        if file.suffix == ".parquet":
+            yield from self._parquet(file)
             return
         try:
-            with path.open(encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as lines:
-                if suffix == ".csv":
-                    yield from self._csv(lines, name)
-                elif suffix == ".jsonl":
+            with file.lines() as lines:
+                if file.suffix == ".csv":
+                    yield from self._csv(lines, file.name)
+                elif file.suffix == ".jsonl":
                     for number, line in enumerate(lines, 1):
                         if line.strip():
-                            location = f"{name}, line {number}"
+                            location = f"{file.name}, line {number}"
                             yield self._row(_json(line, location), number, location)
                 else:
                     for number, line in enumerate(lines, 1):
                         if line.strip():
-                            yield Record(str(number), line.rstrip("\r\n"), f"{name}, line {number}")
+                            yield Record(str(number), line.rstrip("\r\n"), f"{file.name}, line {number}")
         except UnicodeDecodeError:
-            raise ConfigurationError(f"{name} is not UTF-8. Convert it to UTF-8.") from None
+            raise ConfigurationError(f"{file.name} is not UTF-8. Convert it to UTF-8.") from None
         except OSError as error:
-            raise ConfigurationError(f"{name} cannot be read ({error.strerror}).") from None
+            raise ConfigurationError(f"{file.name} cannot be read ({error.strerror}).") from None
 
-    def _csv(self, lines: Iterable[str], name: str) -> Iterator[Record]:
+    def _csv(self, lines: Iterable[str], name: str) -> Iterator[Record | InvalidRow]:
+        csv.field_size_limit(MAX_CSV_FIELD)
         reader, first_line = csv.reader(lines, strict=True), 1  # first line of the row, which may span several
         columns: list[str] | None = None
         try:
@@ -146,42 +212,41 @@ class RecordSource:
                 "Close every quote and double the quotes within a text."
             ) from None
 
-    def _name(self, path: Path) -> str:
-        return "standard input" if path == self._spool else str(path)
-
-    def _row(self, row: Any, number: int, location: str) -> Record:
+    def _row(self, row: Any, number: int, location: str) -> Record | InvalidRow:
         if not isinstance(row, dict):
             raise ConfigurationError(f"{location}: expected one JSON object.")
         row_id = self._id(row, location)
-        if row_id is not None:
-            location += f", id {row_id!r}"
+        if isinstance(row_id, (list, dict)):
+            return InvalidRow(location, f"the id is not a string or a number (got {type(row_id).__name__})")
+        name = str(number) if row_id in (None, "") else str(row_id)
+        if row_id not in (None, ""):
+            location += f", id {name!r:.80}"
         if self._column not in row:
             raise _missing_column(location, "--column", self._column, row)
         text = row[self._column]
         if problem := _text_problem(text):
-            raise ConfigurationError(f"{location}: the text is {problem}. Fix or remove the row.")
-        if row_id is not None and not _is_unicode(row_id):
-            raise ConfigurationError(f"{location}: the id is {NO_UNICODE}. Fix or remove the row.")
-        return Record(str(number) if row_id is None else row_id, text, location)
+            is_empty = text is None or (isinstance(text, str) and not text.strip())
+            return InvalidRow(location, f"the text is {problem}", is_empty=is_empty)
+        return Record(name, text, location) if _is_unicode(name) else InvalidRow(location, f"the id is {NO_UNICODE}")
 
-    def _id(self, row: dict[str, Any], location: str) -> str | None:
-        """Return the id of a row, or None if it has none. An explicit id column must exist."""
+    def _id(self, row: dict[str, Any], location: str) -> Any:
+        """Return the id of a row, None if it has none. An explicit id column must exist."""
         if self._id_column not in row and self._id_column != DEFAULT_ID_COLUMN:
             raise _missing_column(location, "--id-column", self._id_column, row)
-        row_id = row.get(self._id_column)
-        return None if row_id in (None, "") else str(row_id)
+        return row.get(self._id_column)
 
-    def _parquet(self, path: Path) -> Iterator[Record]:
-        parquet = _parquet_module()
-        try:
-            file = parquet.ParquetFile(path)
-        except Exception as error:
-            raise ConfigurationError(f"{path} cannot be read as Parquet ({type(error).__name__}).") from None
-        number = 0
-        for batch in file.iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield self._row(row, number, f"{path}, row {number}")
+    def _parquet(self, file: InputFile) -> Iterator[Record | InvalidRow]:
+        for number, row in enumerate(_parquet_rows(file), 1):
+            yield self._row(row, number, f"{file.name}, row {number}")
+
+
+def _parquet_rows(file: InputFile) -> Iterator[dict[str, Any]]:
+    parquet = _parquet_module()
+    try:
+        for batch in parquet.ParquetFile(file.content).iter_batches(1024):
+            yield from batch.to_pylist()
+    except Exception as error:
+        raise ConfigurationError(f"{file.name} cannot be read as Parquet ({type(error).__name__}).") from None
 
 
 def _missing_column(location: str, option: str, column: str, row: dict[str, Any]) -> ConfigurationError:
@@ -211,6 +276,8 @@ def _is_unicode(value: str) -> bool:
 def _json(line: str, location: str) -> Any:
     try:
         return json.loads(line)
+    except RecursionError:
+        raise ConfigurationError(f"{location}: the JSON object is nested too deeply.") from None
     except ValueError:
         raise ConfigurationError(f"{location}: expected one JSON object.") from None
 
@@ -225,6 +292,8 @@ def _parquet_module() -> Any:
 
 def _is_earlier_output(path: Path) -> bool:
     """Return True if the columns of a file are those of an output of this command."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     try:
         if path.suffix.lower() == ".parquet":
             names = _parquet_module().read_schema(path).names

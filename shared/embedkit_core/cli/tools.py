@@ -50,6 +50,7 @@ def compare_command(
     questions: Questions = None,
     texts: Texts = None,
     column: o.Column = "text",
+    skip_empty: o.SkipEmpty = False,
     dimensions: DimensionsList = "",
     dtypes: DTypesList = "float32",
     cache: o.CacheOption = None,
@@ -68,7 +69,7 @@ def compare_command(
     """
     check_installed("compare")
     outputs = Outputs(chart, report, csv_file)
-    task = _task(data, questions, texts, column)
+    task = _task(data, questions, texts, column, skip_empty=skip_empty)
     comparison = _compare(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
     show(comparison.table(), comparison.to_dict(), as_json=as_json)
     outputs.write(comparison)
@@ -85,6 +86,7 @@ def choose_command(
     questions: Questions = None,
     texts: Texts = None,
     column: o.Column = "text",
+    skip_empty: o.SkipEmpty = False,
     dimensions: DimensionsList = "",
     dtypes: DTypesList = "float32",
     floor: Annotated[
@@ -106,7 +108,7 @@ def choose_command(
     check_installed("choose")
     if floor is None and budget_usd is None:
         raise ConfigurationError("choose: no criterion. Set --floor (minimum nDCG@10), --budget-usd, or both.")
-    task = _task(data, questions, texts, column)
+    task = _task(data, questions, texts, column, skip_empty=skip_empty)
     comparison = _compare(models, task, dimensions, dtypes, cache, base_url, None, yes=yes, quiet=quiet)
     choice = choose(
         comparison,
@@ -195,14 +197,14 @@ def _confirm_cost(models: list[dict[str, Any]], task: Task, settings: dict[str, 
         confirm(f"embed {len(task.documents):,} documents with {', '.join(costs)}?", yes=yes)
 
 
-def _task(data: str | None, questions: str | None, texts: list[str] | None, column: str) -> Task:
+def _task(data: str | None, questions: str | None, texts: list[str] | None, column: str, *, skip_empty: bool) -> Task:
     if sum(option is not None for option in (data, questions, texts or None)) != 1:
         raise ConfigurationError("Set exactly one of --data (folder), --questions (CSV file) and --texts (files).")
     if data is not None:
         return load_beir(data)
     if questions is not None:
         return load_questions(questions)
-    with RecordSource(texts or [], column, "id") as source:
+    with RecordSource(texts or [], column, "id", skip_empty=skip_empty) as source:
         return self_retrieval(source.texts())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import tempfile
@@ -29,6 +30,20 @@ class RecordWriter(Protocol):
         """Write buffered rows and close the file."""
 
 
+def check_writable(option: str, path: Path) -> None:
+    """Check that a file can probably be written, before anything is sent.
+
+    Raises:
+        ConfigurationError: The path is a folder, its folder does not exist, or permission is missing.
+    """
+    if path.is_dir():
+        raise ConfigurationError(f"{option}: {str(path)!r} is a folder. Use a file name.")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{option}: folder {str(path.parent)!r} does not exist.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigurationError(f"{option}: {str(path)!r} is not writable. Use another path.")
+
+
 class Output:
     """A file that is written under a temporary name and replaces `path` when all rows are there.
 
@@ -36,15 +51,16 @@ class Output:
     the same output at once, the last to finish wins. A failed run deletes its temporary file; a killed one leaves it.
 
     Raises:
-        ConfigurationError: The suffix is unknown, or the folder does not exist.
+        ConfigurationError: The suffix is unknown, or the file cannot be written.
     """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
         if self.path.suffix.lower() not in OUTPUT_SUFFIXES:
             raise ConfigurationError(f"--output: must end with one of {', '.join(OUTPUT_SUFFIXES)} (got {path!r}).")
-        if not self.path.parent.is_dir():
-            raise ConfigurationError(f"--output: folder {str(self.path.parent)!r} does not exist.")
+        check_writable("--output", self.path)
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigurationError(f"--output: {path!r} is not a regular file. Use another name.")
         self.rows = 0
 
     def __enter__(self) -> Output:

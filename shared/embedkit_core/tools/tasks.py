@@ -15,6 +15,7 @@ from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.validation import is_valid_text
 
 JUDGED = "relevance judgements from the data set"
+MAX_CSV_FIELD = 1 << 27  # characters; beyond it, a quote was probably not closed
 MIN_HALF_CHARACTERS = 40  # of each half of a text in `self_retrieval`
 
 
@@ -190,11 +191,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(_lines(path), delimiter=delimiter)
+    limit = csv.field_size_limit(MAX_CSV_FIELD)  # of the process
     try:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
         raise ConfigurationError(f"{path}, line {reader.line_num}: {error}.") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _delimiter(path: Path) -> str:
