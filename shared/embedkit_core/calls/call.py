@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from embedkit_core.costs.meter import TextCounts
 from embedkit_core.costs.tracker import UsageTracker, active_trackers
 from embedkit_core.engine.runtime.process import engine, off_loop, refuse_engine_thread
 from embedkit_core.engine.scheduler.items import Ticket, max_tokens_to_send
+from embedkit_core.engine.scheduler.long_text import min_tokens
 from embedkit_core.observability.hooks import CallInfo, CallOutcome, observe_call
 from embedkit_core.observability.progress import ProgressOption, make_reporter
 
@@ -68,6 +69,7 @@ class Call:
         "_spec",
         "_start",
         "_texts",
+        "_too_long",
         "_truncated",
         "reporter",
         "rows",
@@ -97,6 +99,7 @@ class Call:
         self._left = False
         self._done = False
         self._truncated: list[int] = []
+        self._too_long: dict[int, int] = {}
         self._failed: dict[int, EmbedKitError] = {}
         self._billing = CallBilling.of_call(
             embedder.meter,
@@ -192,14 +195,22 @@ class Call:
             lookup.close()
             self._failed = dict.fromkeys(lookup.misses, unknown_price_error(self._embedder.model))
         elif limit := spec.request_spec.limits.text_tokens:
-            self._count_long(lookup.misses, limit // 2)
+            self._check_lengths(lookup.misses, limit)
 
-    def _count_long(self, misses: Iterable[int], threshold: int) -> None:
-        """Count the tokens of texts that may exceed the limit, if the tokenizer is available locally."""
-        sizes = self._plan.sizes
-        for index in misses:
-            if sizes[index] > threshold and (tokens := self._embedder.provider.count_tokens(self._plan.texts[index])):
-                sizes[index] = tokens
+    def _check_lengths(self, misses: Sequence[int], limit: int) -> None:
+        """Count the tokens of texts that may exceed the limit, if the tokenizer is available locally.
+
+        If the provider may truncate silently, the texts that certainly exceed the limit are noted.
+        """
+        sizes, texts = self._plan.sizes, self._plan.texts
+        for want, index in enumerate(misses):
+            if sizes[index] > limit // 2:
+                tokens = self._embedder.provider.count_tokens(texts[index])
+                sizes[index] = tokens or sizes[index]
+                if self._spec.request_spec.may_truncate_silently:
+                    least = min_tokens(texts[index], tokens)
+                    if least > limit:
+                        self._too_long[want] = least
 
     @property
     def needs_engine(self) -> bool:
@@ -227,7 +238,7 @@ class Call:
         )
         texts = [(plan.keys[index], plan.texts[index], plan.sizes[index]) for index in lookup.misses]
         embedder.use_account(lookup.account)
-        engine().submit(lookup.account, self.ticket, self._spec.request_spec, texts, lookup)
+        engine().submit(lookup.account, self.ticket, self._spec.request_spec, texts, self._too_long, lookup)
 
     def report(self, *, finished: bool = False) -> None:
         """Report progress, if it was requested."""
@@ -354,9 +365,31 @@ class Call:
             input_type=self._spec.input_type,
             space=embedder.space,
             truncated=self._positions(self._truncated),
+            maybe_truncated=self._positions(self._maybe_truncated()),
             failed={p: self._failed[int(self._plan.source[p])] for p in failed},
             empty=tuple(self._plan.empty),
         )
+
+    def _maybe_truncated(self) -> list[int]:
+        """Return the texts that the provider may have truncated silently: those whose length is over the limit.
+
+        The length is counted if the tokenizer is available locally, else estimated. The answer depends on the text
+        only, so that it is the same for a cache hit.
+        """
+        spec = self._spec.request_spec
+        limit = spec.limits.text_tokens
+        if limit is None or not spec.may_truncate_silently:
+            return []
+        settled = {*self._truncated, *self._failed}
+        found = []
+        for index, size in enumerate(self._plan.sizes):
+            if size > limit and index not in settled:
+                text = self._plan.texts[index]
+                tokens = self._embedder.provider.count_tokens(text)
+                was_split = spec.long_text == "mean" and min_tokens(text, tokens) > limit
+                if not was_split and (tokens is None or tokens > limit):
+                    found.append(index)
+        return found
 
     def _positions(self, indexes: Iterable[int]) -> tuple[int, ...]:
         """Return the positions in the call of these distinct texts, duplicates included."""

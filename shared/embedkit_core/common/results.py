@@ -24,6 +24,8 @@ class EmbeddingResult:
         truncated: Positions of the texts that were truncated to the model's limit.
         failed: Error of each failed text, by position.
         empty: Positions of the empty texts, whose vectors are zero (`on_empty_text="zero"`).
+        maybe_truncated: Positions of the texts that the server may have truncated without notice: their length, counted
+            or estimated, is over the model's limit. Only for a server that may do so and a limit that is known.
     """
 
     vectors: Vectors
@@ -34,6 +36,7 @@ class EmbeddingResult:
     truncated: tuple[int, ...] = ()
     failed: Mapping[int, Exception] = field(default_factory=dict)
     empty: tuple[int, ...] = ()
+    maybe_truncated: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         n, width = self.vectors.shape

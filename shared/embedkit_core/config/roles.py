@@ -123,6 +123,7 @@ def make_input_type_spec(
         requests_width=output.dimensions is not None and not output.is_known,
         overhead_tokens=provider.overhead_tokens(input_type),
         sorts_by_length=provider.is_local,
+        may_truncate_silently=provider.may_truncate_silently,
     )
     return InputTypeSpec(
         *(input_type, request_spec, prefix, parts),

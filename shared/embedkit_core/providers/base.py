@@ -132,6 +132,7 @@ class Provider(ABC):
         needs: Packages that must be installed.
         is_local: True if the model runs on this machine; requests to it have no timeout.
         truncates_long_texts: True if the provider itself truncates texts over the model's limit.
+        may_truncate_silently: True if a text over the model's limit may be truncated without notice.
         key_variable: Environment variable of the API key.
         reserved_fields: Fields that `provider_options` may not set.
         dtypes: Dtypes that can be requested from a model without a catalogue row.
@@ -171,6 +172,7 @@ class Provider(ABC):
     model: str
     endpoint: str = ""
     address: str | None = None
+    may_truncate_silently: bool = False
     account: Hashable
     limits: Limits
     secret: Secret | None = None

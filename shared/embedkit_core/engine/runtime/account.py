@@ -9,7 +9,7 @@ import copy
 import random
 import threading
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -100,12 +100,17 @@ class Account:
     # For the loop thread
 
     def submit(
-        self, ticket: Ticket, spec: RequestSpec, texts: Sequence[tuple[bytes, str, int]], lookup: object
+        self,
+        ticket: Ticket,
+        spec: RequestSpec,
+        texts: Sequence[tuple[bytes, str, int]],
+        too_long: Mapping[int, int],
+        lookup: object,
     ) -> None:
-        """Submit a ticket with its texts as (key, text, size), and close its cache look-up."""
+        """Submit a ticket, with the arguments of `Scheduler.submit`, and close its cache look-up."""
         self._waiting.add(ticket)
         try:
-            self.scheduler.submit(ticket, spec, texts, self.loop.time())
+            self.scheduler.submit(ticket, spec, texts, self.loop.time(), too_long)
         finally:
             self.close_lookup(lookup)
 

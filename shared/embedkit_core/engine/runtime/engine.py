@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -73,16 +73,17 @@ class Engine:
         ticket: Ticket,
         spec: RequestSpec,
         texts: Sequence[tuple[bytes, str, int]],
+        too_long: Mapping[int, int],
         lookup: object,
     ) -> None:
-        """Submit a ticket with its texts as (key, text, size).
+        """Submit a ticket, with the arguments of `Scheduler.submit`.
 
         Raises:
             EmbedKitError: The interpreter is shutting down.
         """
         if self._closing:
             raise EmbedKitError("The interpreter is shutting down. No more requests are sent")
-        self.call(account, lambda: account.submit(ticket, spec, texts, lookup))
+        self.call(account, lambda: account.submit(ticket, spec, texts, too_long, lookup))
 
     def withdraw(self, account: Account, ticket: Ticket, lookup: object) -> None:
         """Remove a caller, also if its ticket is complete or was never submitted."""

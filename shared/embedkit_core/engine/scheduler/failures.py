@@ -225,18 +225,16 @@ def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Deci
     if spec.long_text == "truncate" and not spec.provider_truncates and may_shorten:
         shorter = long_text.shorten(item.text, tokens, limit)
         if shorter:
-            item.text, item.is_truncated = shorter, True
-            item.size = estimate_tokens(shorter, shorter.encode())
+            item.truncate(shorter)
             return Split([AtomicBatch([item], item.is_query)])
     if spec.long_text == "mean" and may_shorten and len(item.text) > 1:
-        return Requeue(_pieces(item, tokens, limit))
+        return Requeue(split_into_pieces(item, long_text.split(item.text, tokens, limit)))
     return Fail([item], error)
 
 
-def _pieces(item: Item, tokens: int | None, limit: int | None) -> list[Item]:
-    """Split a text into pieces; the reply to the last one completes it."""
+def split_into_pieces(item: Item, texts: list[str]) -> list[Item]:
+    """Return the pieces of an item with these texts; the reply to the last one completes it."""
     root = item.root
-    texts = long_text.split(item.text, tokens, limit)
     root.missing_pieces += len(texts) - (1 if item.parent else 0)
     pieces = []
     for text in texts:

@@ -13,7 +13,7 @@ from embedkit_core.common.types import Cache, Limits, LongText, Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.vectors import FLOAT32, DType, PostProcessing, VectorFormat
 from embedkit_core.costs.billing import CallBilling
-from embedkit_core.costs.tokens import max_tokens
+from embedkit_core.costs.tokens import estimate_tokens, max_tokens
 
 if TYPE_CHECKING:
     from embedkit_core.engine.rate_limits.controller import RateController
@@ -44,6 +44,8 @@ class RequestSpec:
         requests_width: True if `width` is requested from a model that may not support it.
         overhead_tokens: The maximum tokens that a text is billed at in addition to its own.
         sorts_by_length: True if texts of similar length should share requests, as for local models.
+        may_truncate_silently: True if the provider may truncate texts without notice, so that texts that are certainly
+            too long are handled before they are sent.
     """
 
     id: bytes
@@ -62,6 +64,7 @@ class RequestSpec:
     requests_width: bool = False
     overhead_tokens: int = 0
     sorts_by_length: bool = False
+    may_truncate_silently: bool = False
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -299,6 +302,11 @@ class Item:
         self.is_truncated = False
         self.piece_vectors: list[tuple[int, Vectors]] = []
         self.missing_pieces = 0
+
+    def truncate(self, text: str) -> None:
+        """Replace the text by its beginning."""
+        self.text, self.is_truncated = text, True
+        self.size = estimate_tokens(text, text.encode())
 
     @property
     def root(self) -> Item:

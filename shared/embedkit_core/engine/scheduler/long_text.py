@@ -1,6 +1,7 @@
 """Rules for texts over a model's limit; the results depend only on the text and the refusal. No I/O.
 
-By "fit-1" and "mean-1", a text is sent whole first, so that a text that fits is never changed. By "server", a provider
+By "fit-1" and "mean-1", a text is sent whole first, so that a text that fits is never changed. If the provider may
+truncate silently, a text that is certainly too long is shortened or split before it is sent. By "server", a provider
 with a `truncating_body` gets a text whole first too, unless its estimate is far over the limit. The rule's name is part
 of every cache key.
 
@@ -19,6 +20,7 @@ from math import ceil
 import numpy as np
 
 from embedkit_core.common.types import LongText, Vectors
+from embedkit_core.costs.tokens import estimate_tokens
 
 SAFETY_MARGIN = 0.98
 FRACTION_WITHOUT_COUNT = 0.75
@@ -47,6 +49,19 @@ def split(text: str, tokens: int | None, limit: int | None) -> list[str]:
     count = min(len(text), max(2, ceil(1 / _fraction(tokens, limit))))
     edges = [len(text) * i // max(count, 1) for i in range(count + 1)]
     return [text[a:b] for a, b in pairwise(edges)]
+
+
+def split_to_fit(text: str, tokens: int, limit: int) -> list[str]:
+    """Split a text of `tokens` tokens into pieces by rule "mean-1", whose estimates are within the limit."""
+    if tokens <= limit or len(text) == 1:
+        return [text]
+    pieces = split(text, tokens, limit)
+    return [part for piece in pieces for part in split_to_fit(piece, estimate_tokens(piece, piece.encode()), limit)]
+
+
+def min_tokens(text: str, counted: int | None) -> int:
+    """Return the counted tokens of a text, else a lower bound: its words, each of which has at least one token."""
+    return len(text.split()) if counted is None else counted
 
 
 def mean(parts: list[tuple[int, Vectors]]) -> Vectors:

@@ -10,12 +10,14 @@ import copy
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
-from embedkit_core.common.errors import BadReplyError, ProviderError
+from embedkit_core.common.errors import BadReplyError, ProviderError, TextTooLongError
 from embedkit_core.common.types import Batch, Reply, Vectors
 from embedkit_core.common.usage import Usage
+from embedkit_core.engine.scheduler import long_text
 from embedkit_core.engine.scheduler.deadlines import deadline_error
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.failures import (
@@ -28,6 +30,7 @@ from embedkit_core.engine.scheduler.failures import (
     Split,
     Truncate,
     exhausted,
+    split_into_pieces,
 )
 from embedkit_core.engine.scheduler.funding import BudgetLedger
 from embedkit_core.engine.scheduler.items import Item, RequestSpec, Ticket, Waiter
@@ -37,6 +40,8 @@ from embedkit_core.engine.scheduler.recent import RecentRow, RecentRows
 from embedkit_core.engine.scheduler.registry import Registry
 from embedkit_core.engine.scheduler.replies import check_width, complete_items, post_process, validate
 from embedkit_core.engine.scheduler.retry import RetryPolicy
+
+NONE_TOO_LONG: Mapping[int, int] = MappingProxyType({})
 
 
 class Scheduler:
@@ -95,13 +100,30 @@ class Scheduler:
 
     # Events
 
-    def submit(self, ticket: Ticket, spec: RequestSpec, texts: Sequence[tuple[bytes, str, int]], now: float) -> None:
-        """Accept a ticket with its texts as (key, text, size): join pending items, queue the others."""
+    def submit(
+        self,
+        ticket: Ticket,
+        spec: RequestSpec,
+        texts: Sequence[tuple[bytes, str, int]],
+        now: float,
+        too_long: Mapping[int, int] = NONE_TOO_LONG,
+    ) -> None:
+        """Accept a ticket with its texts as (key, text, size): join pending items, queue the others.
+
+        Args:
+            ticket: The ticket.
+            spec: The spec of its requests.
+            texts: Its texts.
+            now: The current time.
+            too_long: The fewest tokens of the texts that are certainly too long, by index; for a provider that may
+                truncate silently.
+        """
         queue = self.dispatcher.queue(spec)
         self.dispatcher.enter(ticket, queue, now)
         self.registry.deadlines.add(ticket)
         fresh: list[Item] = []
         completed: list[tuple[Item, RecentRow]] = []
+        long: list[tuple[Item, int]] = []
         for index, (key, text, size) in enumerate(texts):
             item = self.registry.items.get(key)
             if item is None:
@@ -109,16 +131,20 @@ class Scheduler:
                 if spec.truncating_body is not None and queue.is_surely_too_long(size):
                     self._truncate_at_provider(item)
                 recent = self.recent.get(key)
-                if recent is None:
-                    fresh.append(item)
-                else:
+                if recent is not None:
                     completed.append((item, recent))
+                elif index in too_long:
+                    long.append((item, too_long[index]))
+                else:
+                    fresh.append(item)
             else:
                 self._join(item, ticket, queue, now)
             item.waiters.append(Waiter(ticket, index, item.failures))
             if ticket.cache is not None and not any(cache is ticket.cache for cache in item.caches):
                 item.caches.append(ticket.cache)
             ticket.items.append(item)
+        for item, tokens in long:
+            fresh += self._apply_long_text_rule(item, tokens)
         if spec.sorts_by_length:
             fresh.sort(key=lambda item: -item.size)
         self._take_recent(queue, completed)
@@ -141,6 +167,20 @@ class Scheduler:
             queue.enter([item])
             if not item.is_query:
                 queue.plan_requests(self.dispatcher.free_slots(), now)
+
+    def _apply_long_text_rule(self, item: Item, tokens: int) -> list[Item]:
+        """Truncate, split or fail a new item of at least `tokens` tokens. Return the items to send."""
+        spec = item.queue.spec
+        limit = spec.limits.text_tokens
+        assert limit is not None
+        if spec.long_text == "mean":
+            return split_into_pieces(item, long_text.split_to_fit(item.text, max(tokens, item.size), limit))
+        if spec.long_text == "truncate" and (text := long_text.shorten(item.text, tokens, limit)):
+            item.truncate(text)
+            return [item]
+        provider = spec.model.partition(":")[0]
+        self.registry.fail([item], TextTooLongError(limit=limit, provider=provider, model=spec.model))
+        return []
 
     def _truncate_at_provider(self, item: Item) -> None:
         """Move an item to the queue whose requests ask the provider to truncate texts."""

@@ -75,6 +75,7 @@ class OpenAI(HTTPProvider):
         settings = replace(settings, connection=settings.connection.with_defaults(environment_headers))
         super().__init__(settings, canonical, secret, needs_key=self.server.needs_key)
         self._base_url = address.strip()
+        self.may_truncate_silently = bool(self.endpoint) and not self.server.refuses_long_texts
         self._uses_openai_tokens = settings.info is not None and settings.info.provider == self.cache_key_provider
 
     @classmethod

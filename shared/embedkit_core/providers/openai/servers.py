@@ -34,6 +34,8 @@ class Server:
         tokens: Maximum tokens of a request, None if the server states no limit.
         takes_openai_names: True if the server uses OpenAI's organizations and projects.
         completes: True if `path` is added to an address without a path.
+        refuses_long_texts: True if the server refuses texts over the model's limit. False if it may truncate them
+            without notice.
     """
 
     title: str
@@ -46,6 +48,7 @@ class Server:
     tokens: int | None = None
     takes_openai_names: bool = False
     completes: bool = True
+    refuses_long_texts: bool = False
 
     def find(self, base_url: str | None) -> str:
         """Return the address: `base_url`, else the environment's, else the default.
@@ -119,6 +122,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             address_variables=("AZURE_OPENAI_ENDPOINT",),
             key_variables=("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"),
             needs_key=True,
+            refuses_long_texts=True,
         ),
         # Strings only, never token ids. The server truncates or refuses long texts by num_ctx. Any key is accepted.
         # github.com/ollama/ollama, openai/openai.go, envconfig/config.go, docs/openai.md.
@@ -128,14 +132,16 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             address_variables=("OLLAMA_HOST",),
             key_variables=("OLLAMA_API_KEY",),
         ),
-        # `dimensions` only for models configured as Matryoshka models; docs.vllm.ai, "vllm serve".
-        "vllm": Server("vLLM", "http://localhost:8000/v1", key_variables=("VLLM_API_KEY",)),
+        # `dimensions` only for models configured as Matryoshka models; long texts are refused; docs.vllm.ai, "vllm
+        # serve".
+        "vllm": Server("vLLM", "http://localhost:8000/v1", key_variables=("VLLM_API_KEY",), refuses_long_texts=True),
         # 32 texts (--max-client-batch-size) and 2 MB (--payload-limit) per request; 2 MB of text are at least 500,000
         # estimated tokens. `dimensions` is ignored, `encoding_format` is supported. The server's own key variable,
         # API_KEY, is not read because its name is too general.
         # github.com/huggingface/text-embeddings-inference, router/src/main.rs, http/server.rs, README.md (port 8080).
         "tei": Server("text-embeddings-inference", "http://localhost:8080/v1", texts=32, tokens=500_000),
-        # No /v1; 2048 texts. github.com/michaelfeil/infinity, infinity_emb/env.py, fastapi_schemas/pymodels.py.
+        # No /v1; 2048 texts; long texts are truncated without notice. github.com/michaelfeil/infinity,
+        # infinity_emb/env.py, fastapi_schemas/pymodels.py.
         "infinity": Server(
             "infinity", "http://localhost:7997", path="", key_variables=("INFINITY_API_KEY",), texts=2048
         ),
