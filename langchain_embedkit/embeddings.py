@@ -23,7 +23,7 @@ from embedkit_core.adapters.base import (
     validate_with_core,
 )
 from langchain_embedkit.arguments import RULES, LangChainOptions
-from langchain_embedkit.usage import areported, current_run, reported
+from langchain_embedkit.usage import Report, areported, is_reported, reported
 
 
 class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
@@ -128,22 +128,23 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         return (await self._aembed([text], "query"))[0]
 
     def _embed(self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None) -> list[list[float]]:
-        run = current_run()
-        if run is None:
+        if not is_reported():
             return embed_lists(self._embedder, texts, input_type, max_batch_texts).rows
-        with reported(self._embedder.model, input_type, run) as report:
+        with reported(self._report(input_type)) as report:
             rows, report.usage = embed_lists(self._embedder, texts, input_type, max_batch_texts)
         return rows
 
     async def _aembed(
         self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None
     ) -> list[list[float]]:
-        run = current_run()
-        if run is None:
+        if not is_reported():
             return (await aembed_lists(self._embedder, texts, input_type, max_batch_texts)).rows
-        async with areported(self._embedder.model, input_type, run) as report:
+        async with areported(self._report(input_type)) as report:
             rows, report.usage = await aembed_lists(self._embedder, texts, input_type, max_batch_texts)
         return rows
+
+    def _report(self, input_type: InputType) -> Report:
+        return Report(type(self).__name__, self._embedder.model, input_type)
 
     def __getstate__(self) -> dict[Any, Any]:
         """Return the settings for pickle, with an explicit API key only if `pickle_api_key` is set."""
