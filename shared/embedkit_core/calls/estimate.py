@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from decimal import Context, Decimal
+from decimal import Decimal
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from embedkit_core.calls.lookup import CacheLookup, NullRows
 from embedkit_core.calls.plan import Plan, input_error, iterate_texts, plan_call, reason_for
 from embedkit_core.common.errors import InputError
 from embedkit_core.common.formatting import count_noun, format_usd
+from embedkit_core.common.usage import decimal_context
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.costs.tokens import cost_or_none, cost_or_zero, estimate_tokens
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 TEXTS_PER_CHUNK = 5000  # texts in memory at once
 ROUND_TRIP_SECONDS = 0.3  # overhead of a request before any was measured
-SIX_DIGITS = Context(prec=6)
+SIX_DIGITS = decimal_context(6)
 TOKENIZER_SOURCE = "counted with the model's tokenizer"
 BYTES_SOURCE = "estimated from UTF-8 bytes"
 CALIBRATED_SOURCE = "estimated from UTF-8 bytes, calibrated with billed tokens"

@@ -14,6 +14,7 @@ from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.usage import USD
 from embedkit_core.embedder import Embedder
 
 ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors without asking for confirmation.")]
@@ -85,7 +86,7 @@ def _confirm_resend(embedder: Embedder, texts: list[str], sample: int, *, yes: b
     """Ask for confirmation before cached texts are sent and billed again."""
     resent = min(sample, embedder.estimate(texts).cache_hits)
     cost_per_text = embedder.without_cache().estimate(texts).cost_per_text_usd
-    cost = None if cost_per_text is None else resent * cost_per_text
+    cost = None if cost_per_text is None else USD.multiply(resent, cost_per_text)
     if resent and cost != 0:
         confirm(f"embed {count_noun(resent, 'cached text')} again for {format_price(cost)}?", yes=yes)
 

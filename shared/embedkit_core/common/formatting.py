@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from decimal import Context, Decimal
+from decimal import Decimal
 
 MARKUP = re.compile(r"[\\`|<*]")  # of Markdown
-TWO_DIGITS = Context(prec=2)  # for estimates, which are not more exact
 
 
 def format_positions(positions: Iterable[int]) -> str:
@@ -19,7 +18,8 @@ def format_positions(positions: Iterable[int]) -> str:
 
 def format_usd(usd: Decimal) -> str:
     """Return an amount without an exponent and without trailing zeros."""
-    return f"{usd.normalize():f}"
+    digits = f"{usd:f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def shorten_model_name(model: str, most: int) -> str:

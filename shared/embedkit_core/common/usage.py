@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from typing import Any, Self
 
-from embedkit_core.common.formatting import TWO_DIGITS, count_noun, format_usd
+from embedkit_core.common.formatting import count_noun, format_usd
 
 MILLION = Decimal(1_000_000)  # prices are USD per million tokens
 
 
+def decimal_context(prec: int) -> Context:
+    """Return a context with `prec` digits that depends on no setting of the application."""
+    traps = [InvalidOperation, DivisionByZero, Overflow]
+    return Context(prec, ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[], traps=traps)
+
+
+# For all arithmetic with amounts: operators use the context of the thread, which an application may set to one digit.
+USD = decimal_context(50)
+TWO_DIGITS = decimal_context(2)  # for estimates, which are not more exact
+
+
 def _sum(left: Any, right: Any) -> Any:
-    return None if left is None or right is None else left + right
+    if left is None or right is None:
+        return None
+    return USD.add(left, right) if isinstance(left, Decimal) else left + right
 
 
 @dataclass(frozen=True, slots=True)

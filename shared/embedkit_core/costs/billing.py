@@ -123,7 +123,7 @@ def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetEr
     return BudgetError(
         f"{problem} {fix}",
         limit_usd=budget.limit_usd,
-        spent_usd=budget.spent_usd + budget.unconfirmed_usd,
+        spent_usd=budget.used_usd,
         needed_usd=None if price is None else cost_or_zero(tokens, price),
         limit_tokens=budget.limit_tokens,
         spent_tokens=budget.spent_tokens + budget.unconfirmed_tokens,

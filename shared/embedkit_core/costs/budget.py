@@ -10,8 +10,10 @@ from decimal import Decimal
 from typing import Protocol
 
 from embedkit_core.common.fork_safety import register_after_fork
-from embedkit_core.common.usage import MILLION
-from embedkit_core.costs.tokens import cost_or_zero
+from embedkit_core.common.usage import USD
+from embedkit_core.costs.tokens import cost_of, cost_or_zero
+
+_add, _subtract = USD.add, USD.subtract
 
 
 class BudgetWaiter(Protocol):
@@ -73,7 +75,12 @@ class Budget:
         """USD that are neither spent nor reserved. None for no limit."""
         if self.limit_usd is None:
             return None
-        return self.limit_usd - self.spent_usd - self.unconfirmed_usd - self.reserved_usd
+        return _subtract(self.limit_usd, _add(self.used_usd, self.reserved_usd))
+
+    @property
+    def used_usd(self) -> Decimal:
+        """USD that were billed or possibly billed."""
+        return _add(self.spent_usd, self.unconfirmed_usd)
 
     @property
     def left_tokens(self) -> int | None:
@@ -85,30 +92,30 @@ class Budget:
     def allows(self, tokens: int, price: Decimal | None) -> bool:
         """Return True if the budget has room for `tokens`. A limit in USD has none if the price is unknown."""
         usd, left = self.left_usd, self.left_tokens
-        if usd is not None and (price is None or tokens * price / MILLION > usd):
+        if usd is not None and (price is None or cost_of(tokens, price) > usd):
             return False
         return left is None or tokens <= left
 
     def reserve(self, tokens: int, price: Decimal | None) -> None:
         """Reserve `tokens`."""
         self.reserved_tokens += tokens
-        self.reserved_usd += cost_or_zero(tokens, price)
+        self.reserved_usd = _add(self.reserved_usd, cost_or_zero(tokens, price))
 
     def settle(self, reserved: int, billed: int, price: Decimal | None) -> None:
         """Replace a reservation by the billed tokens."""
         self._release(reserved, price)
         self.spent_tokens += billed
-        self.spent_usd += cost_or_zero(billed, price)
+        self.spent_usd = _add(self.spent_usd, cost_or_zero(billed, price))
 
     def mark_unconfirmed(self, reserved: int, price: Decimal | None) -> None:
         """Count a reservation as possibly billed, because the outcome of its request is unknown."""
         self._release(reserved, price)
         self.unconfirmed_tokens += reserved
-        self.unconfirmed_usd += cost_or_zero(reserved, price)
+        self.unconfirmed_usd = _add(self.unconfirmed_usd, cost_or_zero(reserved, price))
 
     def _release(self, reserved: int, price: Decimal | None) -> None:
         self.reserved_tokens -= reserved
-        self.reserved_usd -= cost_or_zero(reserved, price)
+        self.reserved_usd = _subtract(self.reserved_usd, cost_or_zero(reserved, price))
         notified, self.waiting = self.waiting, set()
         for waiter in notified:
             waiter.on_budget_released()

@@ -6,7 +6,9 @@ import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 
-from embedkit_core.common.usage import MILLION
+from embedkit_core.common.usage import MILLION, USD
+
+_multiply, _divide = USD.multiply, USD.divide  # bound once: each text of a call with a budget needs them twice
 
 
 def cost_or_none(tokens: int, price: Decimal | None) -> Decimal | None:
@@ -18,12 +20,17 @@ def cost_or_none(tokens: int, price: Decimal | None) -> Decimal | None:
     """
     if price is None:
         return None if tokens else Decimal(0)
-    return tokens * price / MILLION
+    return cost_of(tokens, price)
 
 
 def cost_or_zero(tokens: int, price: Decimal | None) -> Decimal:
     """Return the cost of tokens in USD at a price per million. 0 if the price is unknown."""
-    return Decimal(0) if price is None else tokens * price / MILLION
+    return Decimal(0) if price is None else cost_of(tokens, price)
+
+
+def cost_of(tokens: int | Decimal, price: Decimal) -> Decimal:
+    """Return the cost of tokens in USD at a price per million."""
+    return _divide(_multiply(tokens, price), MILLION)
 
 
 def max_tokens(text: str) -> int:

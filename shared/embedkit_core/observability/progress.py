@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.common.fork_safety import import_module, progress_lock
-from embedkit_core.common.formatting import TWO_DIGITS, format_usd, shorten_model_name
-from embedkit_core.common.usage import Usage
+from embedkit_core.common.formatting import format_usd, shorten_model_name
+from embedkit_core.common.usage import TWO_DIGITS, Usage
 
 logger = logging.getLogger("embedkit_core")
 

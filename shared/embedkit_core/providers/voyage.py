@@ -25,6 +25,7 @@ from embedkit_core.common.errors import (
     TimedOutError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
+from embedkit_core.common.usage import USD
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader
@@ -84,7 +85,7 @@ class Voyage(HTTPProvider):
         canonical = "" if self.address is None else canonical_url(self.address)
         super().__init__(settings, canonical, secret, needs_key=False)
         if self.usd_per_million is not None and GEOGRAPHY_HOST.fullmatch(canonical):
-            self.usd_per_million *= GEOGRAPHY_PRICE_FACTOR
+            self.usd_per_million = USD.multiply(self.usd_per_million, GEOGRAPHY_PRICE_FACTOR)
         self._dtype = settings.dtype
 
     @classmethod

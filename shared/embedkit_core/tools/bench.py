@@ -17,8 +17,9 @@ import numpy as np
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import escape_markdown
-from embedkit_core.common.usage import MILLION, Usage
+from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_integer
+from embedkit_core.costs.tokens import cost_of
 from embedkit_core.costs.tracker import format_cost, track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.charts import SpeedPoint, draw_bench, save
@@ -219,7 +220,7 @@ def estimate_cost(
     sent = WARM_UP_TEXTS + QUERIES + largest * len(_concurrency_steps(embedder, most)) + 2 * sum(sizes)
     sample_tokens = embedder.estimate(_text_factory(texts, SAMPLE_PREFIX)(largest), calibrated=False).tokens
     tokens, price = ceil(sample_tokens * sent / largest), embedder.price.usd_per_million
-    return BenchCost(embedder.model, tokens, None if price is None else tokens * price / MILLION)
+    return BenchCost(embedder.model, tokens, None if price is None else cost_of(tokens, price))
 
 
 def _job_sizes(sizes: int | Sequence[int]) -> tuple[int, ...]:

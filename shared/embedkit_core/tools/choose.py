@@ -9,8 +9,9 @@ from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError
 from embedkit_core.common.formatting import shorten_model_name
-from embedkit_core.common.usage import MILLION
+from embedkit_core.common.usage import USD
 from embedkit_core.common.validation import check_integer, parse_usd
+from embedkit_core.costs.tokens import cost_of
 from embedkit_core.costs.tracker import format_cost
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.compare import MAIN_MEASURE, Candidate, Comparison
@@ -149,16 +150,16 @@ def _price(
     gigabytes = size * candidate.bytes_per_vector / 1e9
     if price is None:
         return Option(candidate, None, None, None, gigabytes, "price unknown; set prices=")
-    tokens = Decimal(candidate.corpus_tokens) / len(task.documents) * size
+    tokens = USD.multiply(USD.divide(candidate.corpus_tokens, len(task.documents)), size)
     if corpus is not None:
         try:
             with Embedder(**_embedder_arguments(candidate, settings)) as embedder:
                 tokens = Decimal(embedder.estimate(corpus, calibrated=False).tokens)
         except EmbedKitError as error:
             return Option(candidate, None, None, None, gigabytes, str(error))
-    query_tokens = Decimal(candidate.query_tokens) / len(task.queries)
-    corpus_usd, month_usd = tokens * price / MILLION, query_tokens * queries * price / MILLION
-    total_usd = corpus_usd + month_usd * months
+    query_tokens = USD.multiply(USD.divide(candidate.query_tokens, len(task.queries)), queries)
+    corpus_usd, month_usd = cost_of(tokens, price), cost_of(query_tokens, price)
+    total_usd = USD.add(corpus_usd, USD.multiply(month_usd, months))
     return Option(candidate, _rounded(corpus_usd), _rounded(month_usd), _rounded(total_usd), gigabytes)
 
 
@@ -183,7 +184,7 @@ def _quality(option: Option) -> float:
 
 def _rounded(usd: Decimal) -> Decimal:
     """Return an estimate rounded to six decimal places."""
-    return usd.quantize(Decimal("0.000001"))
+    return USD.quantize(usd, Decimal("0.000001"))
 
 
 def _criteria(floor: float | None, budget: Decimal | None, size: int, queries: int, months: int) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 
 from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
 from embedkit_core.common.formatting import count_noun, escape_markdown, format_usd, shorten_model_name
-from embedkit_core.common.usage import MILLION, Usage
+from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice, check_integer
 from embedkit_core.common.vectors import DType
+from embedkit_core.costs.tokens import cost_of
 from embedkit_core.costs.tracker import format_cost, track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.observability.progress import ProgressOption, check_progress
@@ -94,7 +95,7 @@ class Candidate:
     @property
     def corpus_usd(self) -> Decimal | None:
         """Estimated cost of all documents without a cache, None if the price is unknown."""
-        return None if self.usd_per_million is None else self.corpus_tokens * self.usd_per_million / MILLION
+        return None if self.usd_per_million is None else cost_of(self.corpus_tokens, self.usd_per_million)
 
 
 @dataclass(frozen=True, slots=True)
