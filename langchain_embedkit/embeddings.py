@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter
-from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
+from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, hide_arguments, mask_key, take_arguments
 from embedkit_core.adapters.base import (
     EmbedderMixin,
     aembed_lists,
@@ -79,11 +79,17 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
 
     def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LangChainOptions]) -> None:
         """Initialize from arguments in either spelling; see the class."""
-        fields = self._translate(options if model is NOT_GIVEN else {"model": model, **options})
+        model, arguments = mask_key(model), self._hide(options)
+        del options
+        fields = self._translate(arguments if model is NOT_GIVEN else {"model": model, **arguments})
         if "model" not in fields and type(self).model_fields["model"].is_required():
             fields["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
         self._embedder = validate_with_core(self, fields, super().__init__)
         self._set_key_from_environment()
+
+    @classmethod
+    def _hide(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return hide_arguments(arguments, cls.model_fields, RULES)
 
     @classmethod
     def _translate(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,10 +111,12 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         """Return a copy; with `update`, a new object is created and validated."""
         if not update:
             return super().model_copy(deep=deep)
+        update = self._hide(update)
         return changed_copy(self, self._translate(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Return a copy (pydantic's former name of `model_copy`); `include` and `exclude` are ignored."""
+        update = self._hide(update or {})
         return self.model_copy(update=update, deep=deep)
 
     def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter
-from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, take_arguments
+from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, hide_arguments, mask_key, take_arguments
 from embedkit_core.adapters.base import (
     EmbedderMixin,
     aembed_lists,
@@ -93,13 +93,19 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
     def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LlamaIndexOptions]) -> None:
         """Initialize from arguments in either spelling; see the class."""
         # LlamaIndex's from_dict() passes on the entries of to_dict() that are not arguments.
-        arguments = {name: value for name, value in options.items() if name not in ("class_name", "fingerprint")}
+        ignored = ("class_name", "fingerprint")
+        model, arguments = mask_key(model), self._hide({n: v for n, v in options.items() if n not in ignored})
+        del options
         fields = self._translate(arguments if model is NOT_GIVEN else {"model": model, **arguments})
         if "model_name" not in fields and type(self).model_fields["model_name"].is_required():
             fields["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
         if fields.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has its own cache.", stacklevel=2)
         self._embedder = validate_with_core(self, fields, super().__init__)
+
+    @classmethod
+    def _hide(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return hide_arguments(arguments, cls.model_fields, RULES)
 
     @classmethod
     def _translate(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,10 +123,12 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
         """Return a copy; with `update`, a new object is created and validated."""
         if not update:
             return super().model_copy(deep=deep)
+        update = self._hide(update)
         return changed_copy(self, self._translate(update))
 
     def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Return a copy (pydantic's former name of `model_copy`); `include` and `exclude` are ignored."""
+        update = self._hide(update or {})
         return self.model_copy(update=update, deep=deep)
 
     @classmethod

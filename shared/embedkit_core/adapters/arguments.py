@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from os import PathLike
@@ -15,6 +15,7 @@ from embedkit_core.common.types import Cache, EmptyText, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
 from embedkit_core.observability.progress import ProgressOption
+from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Hidden, hide, mask_key, mask_login, reveal
 
 __all__ = [
     "AZURE",
@@ -29,6 +30,8 @@ __all__ = [
     "Rule",
     "Unsupported",
     "default_model",
+    "hide_arguments",
+    "mask_key",
     "none_if_empty",
     "request_options",
     "seconds",
@@ -142,6 +145,28 @@ class _NotGiven:
 NOT_GIVEN: Any = _NotGiven()  # not None, which may be an unset variable of the user
 
 
+def hide_arguments(arguments: Mapping[str, Any], fields: Container[str], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Return the arguments of an adapter with those hidden that may hold a secret, which includes unknown ones.
+
+    Called before anything that may raise an error: see `Hidden`.
+    """
+    return {name: _hidden(_target(name, fields, rules), value) for name, value in arguments.items()}
+
+
+def _target(name: str, fields: Container[str], rules: Mapping[str, Rule]) -> str | None:
+    """Return the field that an argument sets, None if it sets none."""
+    rule = rules.get(name)
+    return name if name in fields else rule.to if isinstance(rule, Alias) else None
+
+
+def _hidden(target: str | None, value: Any) -> Any:
+    if target is None or target in SECRET_ARGUMENTS:
+        return hide(value)
+    if target in ("model", "model_name"):
+        return mask_key(value)
+    return mask_login(value) if target == "base_url" else value
+
+
 def take_arguments(
     class_name: str, arguments: Mapping[str, Any], fields: Iterable[str], rules: Mapping[str, Rule]
 ) -> dict[str, Any]:
@@ -149,7 +174,7 @@ def take_arguments(
 
     Args:
         class_name: The adapter class, for error messages.
-        arguments: The arguments of the constructor.
+        arguments: The arguments of the constructor, from `hide_arguments`.
         fields: Names of the adapter's own fields.
         rules: Rules for all other arguments.
 
@@ -172,7 +197,9 @@ def take_arguments(
                 continue
             target = rule.to
             if value is not None and rule.convert:
-                value = rule.convert(name, value)
+                converted = rule.convert(name, reveal(value))
+                value = hide(converted) if isinstance(value, Hidden) else converted
+                del converted
             if value is None and not rule.required:
                 continue
         if values.get(target) is not None:
@@ -188,11 +215,16 @@ def take_arguments(
 
 def same_value(one: Any, other: Any) -> bool:
     """Return True if two values are equal; secrets are compared by their content."""
-    one, other = (value.get_secret_value() if hasattr(value, "get_secret_value") else value for value in (one, other))
     try:
-        return bool(one == other)
+        return bool(plain(one) == plain(other))
     except Exception:  # for example, an array has no truth value
         return False
+
+
+def plain(value: Any) -> Any:
+    """Return the content of a hidden value or a secret string, any other value unchanged."""
+    value = reveal(value)
+    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
 
 
 def _apply_rule(class_name: str, name: str, value: Any, rule: Rule) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from embedkit_core.adapters.arguments import same_value
+from embedkit_core.adapters.arguments import plain, same_value
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.calls.import_vectors import ImportReport
 from embedkit_core.calls.plan import as_list
@@ -17,6 +17,7 @@ from embedkit_core.config.base import parameter_names
 from embedkit_core.costs.tracker import UsageAccumulator, usage_by_model
 from embedkit_core.embedder import Embedder
 from embedkit_core.observability.progress import ProgressOption
+from embedkit_core.providers.secrets import hide, hide_secrets, reveal
 
 __all__ = [
     "EmbedderMixin",
@@ -65,8 +66,7 @@ async def aembed_lists(
 def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
     """Create an embedder from the fields of an adapter, ignoring those that are not arguments of `Embedder`."""
     parameters = {name: value for name, value in arguments.items() if name in parameter_names()}
-    if (key := parameters.get("api_key")) is not None and hasattr(key, "get_secret_value"):
-        parameters["api_key"] = key.get_secret_value()
+    parameters["api_key"] = hide(plain(parameters.get("api_key")))
     return Embedder(**parameters)
 
 
@@ -137,7 +137,7 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
 
     Args:
         model: The object, whose fields are not set yet.
-        fields: The field values.
+        fields: The field values, with secrets hidden.
         validate: Pydantic's constructor of the object.
 
     Raises:
@@ -147,11 +147,12 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
     cls: Any = type(model)
     declared: Mapping[str, Any] = cls.model_fields
     defaults = {n: f.default for n, f in declared.items() if not f.is_required() and f.default_factory is None}
+    defaults = hide_secrets(defaults)
     arguments = model._arguments({**defaults, **fields})
     embedder = make_embedder(arguments)
     problems = None
     try:
-        validate(**fields)
+        validate(**{name: reveal(value) for name, value in fields.items()})
     except ValueError as error:
         if not hasattr(error, "errors"):
             raise
@@ -159,7 +160,7 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
     if problems is not None:  # raised outside of `except`: as its context, pydantic's error would expose the values
         reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
         raise ConfigurationError(f"{type(model).__name__}: {reasons}")
-    validated = model._arguments(dict(model))
+    validated = hide_secrets(model._arguments(dict(model)))
     changed = any(not same_value(arguments.get(name), validated.get(name)) for name in parameter_names())
     return make_embedder(validated) if changed else embedder  # a validator of a subclass may change an argument
 
@@ -181,8 +182,8 @@ def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
         AuthenticationError: The object was unpickled without its headers or proxy.
     """
     model.embedder.provider.connection.check_not_lost()
-    current = {name: getattr(model, name) for name in model.model_fields_set}
-    other = type(model)(**{**current, **changed})
+    current = hide_secrets({name: getattr(model, name) for name in model.model_fields_set})
+    other = type(model)(**{name: reveal(value) for name, value in {**current, **changed}.items()})
     if not {"budget_usd", "budget_tokens"} & changed.keys():
         other.embedder.budget = model.embedder.budget
     return other

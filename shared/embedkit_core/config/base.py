@@ -33,7 +33,7 @@ from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.runtime.process import engine, off_loop
 from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.providers.http.connection import Connection
-from embedkit_core.providers.secrets import Secret
+from embedkit_core.providers.secrets import Hidden, Secret, hide, mask_key, mask_login
 
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.account import Account
@@ -48,10 +48,10 @@ class BaseEmbedder:
         self,
         model: str = "",
         *,
-        api_key: str | Callable[[], str] | Secret | None = None,
+        api_key: str | Callable[[], str] | Secret | Hidden | None = None,
         base_url: str | None = None,
-        headers: Mapping[str, str] | Connection | None = None,
-        proxy: str | None = None,
+        headers: Mapping[str, str] | Connection | Hidden | None = None,
+        proxy: str | Hidden | None = None,
         ca_bundle: str | PathLike[str] | None = None,
         dimensions: int | None = None,
         dtype: DType = "float32",
@@ -78,7 +78,10 @@ class BaseEmbedder:
         pickle_api_key: bool = False,
         **unknown: Never,
     ) -> None:
-        check_unknown("Embedder", unknown, parameter_names())
+        api_key, headers, proxy = hide(api_key), hide(headers), hide(proxy)
+        model, base_url, unknown_names = mask_key(model), mask_login(base_url), list(unknown)
+        unknown.clear()
+        check_unknown("Embedder", unknown_names, parameter_names())
         arguments = {name: value for name, value in locals().items() if name in parameter_names()}
         check_numbers(arguments)
         self._arguments = snapshot_arguments(arguments)

@@ -15,16 +15,13 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.vectors import VectorFormat
 from embedkit_core.providers.catalogue.rows import NON_VECTOR_FIELDS
 from embedkit_core.providers.http.connection import Connection
-from embedkit_core.providers.secrets import Secret
+from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Secret, hide, hide_secrets, reveal
 
 if TYPE_CHECKING:
     from embedkit_core.providers.base import Provider
 
 logger = logging.getLogger("embedkit_core")
 T = TypeVar("T")
-
-
-SECRETS = ("api_key", "headers", "proxy")
 
 
 class PickledSecrets:
@@ -36,20 +33,21 @@ class PickledSecrets:
         may_pickle = arguments["pickle_api_key"]
         if not isinstance(may_pickle, bool):
             raise ConfigurationError(f"pickle_api_key: must be True or False (got {may_pickle!r:.80})")
-        self._given = {name: arguments[name] for name in SECRETS if arguments[name] is not None}
+        self._given = {name: arguments[name] for name in SECRET_ARGUMENTS if arguments[name] is not None}
         self._may_pickle = may_pickle
 
     def to_pickle(self) -> dict[str, Any]:
         """Return the secrets for a pickle; True replaces a secret that is not pickled."""
         if not self._may_pickle:
             return dict.fromkeys(self._given, True)
-        revealed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in self._given.items()}
+        given = {name: reveal(value) for name, value in self._given.items()}
+        revealed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in given.items()}
         return {n: v if isinstance(v, (str, dict)) or _can_pickle(v) else True for n, v in revealed.items()}
 
 
 def snapshot_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments without secrets; mappings are copied, so that later changes by the caller have no effect."""
-    kept = {name: value for name, value in arguments.items() if name not in SECRETS}
+    kept = {name: value for name, value in arguments.items() if name not in SECRET_ARGUMENTS}
     for name in ("provider_options", "model_info", "prices"):
         if isinstance(arguments[name], Mapping):
             kept[name] = copy.deepcopy(dict(arguments[name]))
@@ -111,12 +109,12 @@ def from_pickle(cls: type[T], arguments: Mapping[str, Any], secrets: Mapping[str
 
     A missing key must not make this fail: a worker that cannot unpickle its task is lost without an error message.
     """
-    given = dict(secrets)
-    if given.get("api_key") is True:
-        given["api_key"] = Secret.lost()
-    if True in (given.get("headers"), given.get("proxy")):
-        given |= {"headers": Connection(lost=True), "proxy": None}
-    return cls(**arguments, **given)
+    secrets = hide_secrets(secrets)
+    if reveal(secrets.get("api_key")) is True:
+        secrets["api_key"] = hide(Secret.lost())
+    if True in (reveal(secrets.get("headers")), reveal(secrets.get("proxy"))):
+        secrets |= {"headers": hide(Connection(lost=True)), "proxy": None}
+    return cls(**arguments, **secrets)
 
 
 def _can_pickle(thing: object) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
@@ -17,11 +17,9 @@ from embedkit_core.common.vectors import DType
 from embedkit_core.config.output_spec import OutputSpec, resolve_output_spec
 from embedkit_core.providers import catalogue
 from embedkit_core.providers.base import Provider, ProviderSettings
-from embedkit_core.providers.http.connection import Connection, connection
+from embedkit_core.providers.http.connection import make_connection
 from embedkit_core.providers.registry import is_provider, provider_class, provider_names
-from embedkit_core.providers.secrets import Secret, clean
-
-API_KEY_PREFIXES = ("sk-", "pa-", "al-")  # OpenAI, Voyage
+from embedkit_core.providers.secrets import KEY_PREFIXES, Hidden, Secret, reveal
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
             on_long_text=arguments["on_long_text"],
             options=_options(provider_cls, arguments["provider_options"]),
             info=info,
-            connection=_connection(arguments),
+            connection=make_connection(arguments["headers"], arguments["proxy"], arguments["ca_bundle"]),
         ),
     )
 
@@ -136,7 +134,7 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
     The part before the first colon is the provider only if one is registered by that name. Otherwise the provider comes
     from the catalogue, or is "openai" if base_url is set.
     """
-    if isinstance(model, str) and model.strip().startswith(API_KEY_PREFIXES):
+    if isinstance(model, str) and model.strip().startswith(KEY_PREFIXES):
         raise ConfigurationError(
             "model: the value looks like an API key. Pass the key as api_key= and a model name as model=."
         )
@@ -191,26 +189,21 @@ def _prompt(arguments: Mapping[str, Any], input_type: str) -> str | None:
     return known
 
 
-def _connection(arguments: Mapping[str, Any]) -> Connection:
-    given = arguments["headers"]
-    if isinstance(given, Connection):
-        return given
-    return connection(given, arguments["proxy"], arguments["ca_bundle"])
-
-
-def _secret(api_key: object) -> Secret | None:
-    if api_key is None or isinstance(api_key, Secret):
-        return api_key
-    if inspect.iscoroutinefunction(api_key):
+def _secret(api_key: Hidden | None) -> Secret | None:
+    if api_key is None:
+        return None
+    if isinstance(reveal(api_key), Secret):
+        return cast(Secret, reveal(api_key))
+    if inspect.iscoroutinefunction(reveal(api_key)):
         raise ConfigurationError(
             "api_key: must be a sync callable (got a coroutine function). It is called on a worker thread before each "
             "request."
         )
-    if callable(api_key):
-        return Secret("", source=api_key)
-    if not isinstance(api_key, str):
-        raise ConfigurationError(f"api_key: must be a string or a callable (got {type(api_key).__name__})")
-    return Secret(clean(api_key, "api_key"))
+    if callable(reveal(api_key)):
+        return Secret("", source=reveal(api_key))
+    if not isinstance(reveal(api_key), str):
+        raise ConfigurationError(f"api_key: must be a string or a callable (got {type(reveal(api_key)).__name__})")
+    return Secret.checked(api_key, "api_key")
 
 
 def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[str, Any]:

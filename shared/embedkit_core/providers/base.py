@@ -18,7 +18,7 @@ from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.common.types import Batch, InputType, Limits, LongText, ModelInfo, Reply
 from embedkit_core.common.vectors import DType
 from embedkit_core.providers.http.connection import Connection
-from embedkit_core.providers.secrets import Secret, clean
+from embedkit_core.providers.secrets import Hidden, Secret
 
 SPECIAL_TOKENS = 4  # start, end and separator tokens of one text
 
@@ -67,21 +67,21 @@ class ProviderSettings:
         Raises:
             ConfigurationError: A setting is not used. The message has the name of the first one.
         """
-        passed = {
-            "api_key": self.api_key,
-            "base_url": self.base_url,
-            "dimensions": self.dimensions,
-            "query_prompt": self.query_prompt or None,  # an empty prompt has no effect
-            "document_prompt": self.document_prompt or None,
-            "provider_options": self.options or None,
-            "headers": self.connection.headers or None,
-            "proxy": self.connection.proxy,
-            "ca_bundle": self.connection.ca_bundle,
+        is_passed = {
+            "api_key": self.api_key is not None,
+            "base_url": self.base_url is not None,
+            "dimensions": self.dimensions is not None,
+            "query_prompt": bool(self.query_prompt),  # an empty prompt has no effect
+            "document_prompt": bool(self.document_prompt),
+            "provider_options": bool(self.options),
+            "headers": bool(self.connection.headers),
+            "proxy": self.connection.proxy is not None,
+            "ca_bundle": self.connection.ca_bundle is not None,
         }
-        if unknown := set(used) - passed.keys():
-            raise TypeError(f"used: unknown settings (got {sorted(unknown)}). Use {', '.join(passed)}.")
-        for name, value in passed.items():
-            if value is not None and name not in used:
+        if unknown := set(used) - is_passed.keys():
+            raise TypeError(f"used: unknown settings (got {sorted(unknown)}). Use {', '.join(is_passed)}.")
+        for name in is_passed:
+            if is_passed[name] and name not in used:
                 supported = f"Supported settings: {', '.join(used)}." if used else "It supports no settings."
                 raise ConfigurationError(f"{name}: not supported by the model {self.name!r}. {supported}")
 
@@ -94,8 +94,8 @@ class ProviderSettings:
         if self.api_key is not None and not self.api_key.is_lost:
             return self.api_key
         for variable in variables:
-            if value := os.environ.get(variable):
-                return Secret(clean(value, f"environment variable {variable}"))
+            if os.environ.get(variable):
+                return Secret.checked(Hidden(os.environ[variable]), f"environment variable {variable}")
         return self.api_key
 
     @property

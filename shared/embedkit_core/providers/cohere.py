@@ -25,7 +25,7 @@ from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
-from embedkit_core.providers.http.provider import HTTPProvider
+from embedkit_core.providers.http.provider import PLACEHOLDER_KEY, HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
 
@@ -115,7 +115,7 @@ class Cohere(HTTPProvider):
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             verify=connection.ssl_context() or True,
         )
-        return cohere.AsyncClientV2(api_key=self.secret.reveal(), base_url=self.address, httpx_client=transport)
+        return cohere.AsyncClientV2(api_key=PLACEHOLDER_KEY, base_url=self.address, httpx_client=transport)
 
 
 def _address(base_url: str | None) -> str:
@@ -144,7 +144,7 @@ class CohereClient:
         fields = dict(batch.body)
         fields.pop("prompt", None)
         texts = batch.texts_with_prompt()
-        key = self._provider.secret.reveal()
+        key = self._provider.secret.constant()
         timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
         self._limit_bodies(batch)
         try:
@@ -153,7 +153,7 @@ class CohereClient:
                 method="POST",
                 base_url=self._provider.address,  # the SDK changes addresses that contain Cohere's name
                 json={**fields, "texts": texts},
-                headers={"content-type": "application/json", "Authorization": f"Bearer {key}"} | self._headers,
+                headers={"content-type": "application/json", "Authorization": f"Bearer {key.reveal()}"} | self._headers,
                 request_options={"max_retries": 0, "timeout_in_seconds": timeout},
             )
         except self._timeout_error:

@@ -4,32 +4,78 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from types import MethodType
+from typing import Any
 
 from embedkit_core.common.errors import AuthenticationError, ConfigurationError, UnavailableError
 
 SALT = os.urandom(16)
+SECRET_ARGUMENTS = ("api_key", "headers", "proxy")  # arguments of an embedder that may hold credentials
+KEY_PREFIXES = ("sk-", "pa-", "al-")  # of OpenAI's and Voyage's keys
+MASK = "**********"
 
 
-def clean(value: str, source: str) -> str:
-    """Return a key without surrounding white space, which files and shells often add.
+class Hidden:
+    """Value of an argument that is absent from its repr.
 
-    Args:
-        value: The key.
-        source: Where the key comes from, for the error message.
-
-    Raises:
-        ConfigurationError: The key is empty, masked or contains a character that is not allowed in an HTTP header.
+    Tools that report errors show the local variables of every frame of a traceback. Therefore a function that may raise
+    an error hides an argument that may hold a secret in its first line, and reveals it only within an expression.
     """
-    stripped = value.strip()
-    if stripped and not stripped.strip("*"):
-        raise ConfigurationError(f"{source}: masked key, as in a dump. Pass the key itself.")
-    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
-        raise ConfigurationError(
-            f"{source}: the key is empty, or contains white space or a character that no API key has. Check the key."
-        )
-    return stripped
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return f"Hidden({MASK!r})"
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError("A Hidden value is not pickled.")
+
+
+def hide(value: Any) -> Any:
+    """Return the value hidden, with a copy of a dict. None and a hidden value are returned unchanged."""
+    if value is None or isinstance(value, Hidden):
+        return value
+    return Hidden(dict(value) if type(value) is dict else value)
+
+
+def reveal(value: Any) -> Any:
+    """Return a value that may be hidden."""
+    return value._value if isinstance(value, Hidden) else value
+
+
+def hide_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an embedder with those hidden that may hold credentials."""
+    return {name: hide(value) if name in SECRET_ARGUMENTS else value for name, value in arguments.items()}
+
+
+def mask_key(model: Any) -> Any:
+    """Return a model name; of an API key passed as the model, only the prefix, by which it is refused."""
+    prefix = next((one for one in KEY_PREFIXES if isinstance(model, str) and model.strip().startswith(one)), None)
+    return model if prefix is None else prefix + MASK
+
+
+def mask_login(url: Any) -> Any:
+    """Return an address with user name, password and query masked; addresses with any of them are refused."""
+    if not isinstance(url, str):
+        return url
+    return re.sub(r"//[^/]*@", f"//{MASK}@", re.sub(r"\?.+", f"?{MASK}", url, flags=re.S))
+
+
+def key_flaw(key: str) -> str:
+    """Return what is wrong with a key as "is ...", "" if nothing is. Surrounding white space is ignored."""
+    stripped = key.strip()
+    if not stripped:
+        return "is empty"
+    if not stripped.strip("*"):
+        return "is masked, as in a dump"
+    if not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        return "has white space or a character that no API key has"
+    return ""
 
 
 class Secret:
@@ -54,23 +100,39 @@ class Secret:
         """
         if self.source is None:
             return
-        failure = flaw = ""
-        value: object = None
+        failure, value = "", None
         try:
-            value = self.source()
+            value = Hidden(self.source())
         except BaseException as error:  # its message may contain anything; SystemExit would end the thread silently
             failure = type(error).__name__
         if failure:
             raise UnavailableError(f"api_key: the function failed with {failure}")
-        if not isinstance(value, str):
-            flaw = f"returned {type(value).__name__} instead of a string"
-        else:
-            try:
-                self._value = clean(value, "")
-            except ConfigurationError:
-                flaw = "returned a key that is empty, masked or contains a character that no API key has"
-        if flaw:
-            raise AuthenticationError(f"api_key: the function {flaw}")
+        if not isinstance(reveal(value), str):
+            raise AuthenticationError(
+                f"api_key: the function returned {type(reveal(value)).__name__} instead of a string"
+            )
+        if flaw := key_flaw(reveal(value)):
+            raise AuthenticationError(f"api_key: the function returned a key that {flaw}")
+        self._value = reveal(value).strip()
+
+    @classmethod
+    def checked(cls, key: Hidden, source: str) -> Secret:
+        """Return the Secret of a key without surrounding white space, which files and shells often add.
+
+        Args:
+            key: The key, a string.
+            source: Where the key comes from, for the error message.
+
+        Raises:
+            ConfigurationError: The key is empty, masked or contains a character that is not allowed in an HTTP header.
+        """
+        if flaw := key_flaw(reveal(key)):
+            raise ConfigurationError(f"{source}: the key {flaw}. Pass the key itself.")
+        return cls(reveal(key).strip())
+
+    def constant(self) -> Secret:
+        """Return the current key as a Secret that does not change."""
+        return Secret(self.reveal())
 
     def reveal(self) -> str:
         """Return the credential, for the client that sends it.
@@ -109,7 +171,7 @@ class Secret:
         return hashlib.sha256(SALT + identity.encode()).hexdigest()
 
     def __repr__(self) -> str:
-        return "Secret('**********')"
+        return f"Secret({MASK!r})"
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("A Secret is not pickled. Set the key in the environment of the process that needs it.")

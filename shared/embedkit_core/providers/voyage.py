@@ -32,7 +32,7 @@ from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, REDIRECT_FIX, Refusal, connection_error
-from embedkit_core.providers.secrets import Secret, clean
+from embedkit_core.providers.secrets import Hidden, Secret
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -155,12 +155,15 @@ def _find_secret(settings: ProviderSettings) -> Secret | None:
         return settings.find_key(KEY_VARIABLE)
     flaw = None
     try:
-        return Secret(clean(Path(path).expanduser().read_text(encoding="utf-8"), f"file named by {KEY_FILE_VARIABLE}"))
+        key = Hidden(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         flaw = type(error).__name__
-    raise ConfigurationError(
-        f"The file named by the environment variable {KEY_FILE_VARIABLE} cannot be read ({flaw}). Correct or unset it."
-    )
+    if flaw is not None:
+        raise ConfigurationError(
+            f"The file named by the environment variable {KEY_FILE_VARIABLE} cannot be read ({flaw}). Correct or unset "
+            "it."
+        )
+    return Secret.checked(key, f"file named by {KEY_FILE_VARIABLE}")
 
 
 class VoyageClient:
@@ -186,17 +189,16 @@ class VoyageClient:
         fields = dict(batch.body)
         fields.pop("prompt", None)
         texts = batch.texts_with_prompt()
-        key = self._provider.secret.reveal()
-        address = self._provider.address_for(key)
-        requestor = self._requestor_class(key, address)
+        key = self._provider.secret.constant()
+        address = self._provider.address_for(key.reveal())
+        requestor = self._requestor_class(key.reveal(), address)
         params = {**fields, "input": texts, "encoding_format": ENCODING}
         timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
-        authorization = self._provider.connection.authorization
         try:
             response = await requestor.arequest_raw(
                 *("post", "/embeddings", self._session),
                 params=params,
-                supplied_headers={"Authorization": authorization} if authorization else None,
+                supplied_headers=self._provider.connection.authorization_header,
                 request_timeout=timeout,
             )
             try:

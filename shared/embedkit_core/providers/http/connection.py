@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import AuthenticationError, ConfigurationError
-from embedkit_core.providers.secrets import SALT
+from embedkit_core.providers.secrets import SALT, Hidden, Secret, reveal
 
 if TYPE_CHECKING:
     import ssl
@@ -44,9 +44,10 @@ class Connection:
         return hashlib.sha256(SALT + parts.encode()).hexdigest()
 
     @property
-    def authorization(self) -> str | None:
-        """The user's Authorization header, which replaces the one with the API key."""
-        return next((value for name, value in self.headers.items() if name.lower() == "authorization"), None)
+    def authorization_header(self) -> dict[str, str] | None:
+        """The user's Authorization header, which replaces the one with the API key, as a mapping."""
+        values = (value for name, value in self.headers.items() if name.lower() == "authorization")
+        return next(({"Authorization": value} for value in values), None)
 
     def with_defaults(self, headers: Mapping[str, str]) -> Connection:
         """Return a connection that also sends `headers`, except those that the user has set."""
@@ -54,11 +55,11 @@ class Connection:
         added = {name: value for name, value in headers.items() if name.lower() not in own_names}
         return replace(self, headers={**added, **self.headers}) if added else self
 
-    def secrets_with(self, key: str) -> list[str]:
+    def secrets_with(self, key: Secret) -> list[str]:
         """Return the key, and the values of headers and proxy and their parts. No message may contain any of them."""
         values = [*self.headers.values(), *([self.proxy] if self.proxy else [])]
         parts = [part for value in values for part in re.split(r"[\s:/@,;=]+", value)]
-        return [key, *values, *(part for part in parts if len(part) >= MIN_SECRET_CHARACTERS)]
+        return [key.reveal(), *values, *(part for part in parts if len(part) >= MIN_SECRET_CHARACTERS)]
 
     def __bool__(self) -> bool:
         return bool(self.headers or self.proxy or self.ca_bundle or self.lost)
@@ -78,17 +79,17 @@ class Connection:
         from urllib.request import getproxies, proxy_bypass
 
         parts = urlsplit(url)
-        proxies = getproxies()
-        proxy = proxies.get(parts.scheme) or proxies.get("all")
-        if not proxy or proxy_bypass(parts.netloc):
+        proxies = Hidden(getproxies())
+        proxy = Hidden(reveal(proxies).get(parts.scheme) or reveal(proxies).get("all"))
+        if not reveal(proxy) or proxy_bypass(parts.netloc):
             return None
-        address = proxy if "://" in proxy else f"http://{proxy}"
-        if not _is_proxy(address):  # an error, because a silent direct connection would bypass the proxy
+        address = Hidden(reveal(proxy) if "://" in reveal(proxy) else f"http://{reveal(proxy)}")
+        if not _is_proxy(reveal(address)):  # an error, because a silent direct connection would bypass the proxy
             raise ConfigurationError(
                 f"The environment variable {parts.scheme.upper()}_PROXY is not a proxy address such as "
                 "http://proxy.example:3128. Correct it, pass proxy=, or list hosts without a proxy in NO_PROXY."
             )
-        return address
+        return str(reveal(address))
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return a context that trusts the certificates of `ca_bundle`, None for the client's default."""
@@ -105,27 +106,17 @@ class Connection:
         )
 
 
-def connection(
-    headers: Mapping[str, str] | None, proxy: str | None, ca_bundle: str | PathLike[str] | None
-) -> Connection:
+def make_connection(headers: Hidden | None, proxy: Hidden | None, ca_bundle: str | PathLike[str] | None) -> Connection:
     """Check the user's connection arguments and return them as a Connection.
 
     Raises:
         ConfigurationError: An argument is invalid. The message has its name and no secret value.
     """
-    if headers is not None and not isinstance(headers, Mapping):
-        raise ConfigurationError(
-            f"headers: must be a mapping from names to values (got {type(headers).__name__}). Pass {{name: value}}."
-        )
-    names = [name.lower() for name in headers or {} if isinstance(name, str)]
-    for name, value in (headers or {}).items():
-        if not isinstance(name, str) or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigurationError("headers: contains a name that HTTP does not allow. Pass {name: value}.")
-        if name.lower() in RESERVED_HEADERS or names.count(name.lower()) > 1:
-            raise ConfigurationError(f"headers: {name!r} is set by the client or appears twice. Remove it.")
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise ConfigurationError(f"headers: the value of {name!r} must be a printable ASCII string. Correct it.")
-    if proxy is not None and (not isinstance(proxy, str) or not _is_proxy(proxy)):
+    if isinstance(reveal(headers), Connection):
+        return cast(Connection, reveal(headers))
+    if flaw := header_flaw(reveal(headers)):
+        raise ConfigurationError(f"headers: {flaw}")
+    if proxy is not None and not (isinstance(reveal(proxy), str) and _is_proxy(reveal(proxy))):
         raise ConfigurationError("proxy: not a valid address. Pass an address such as http://proxy.example:3128.")
     if ca_bundle is not None:
         if not isinstance(ca_bundle, (str, PathLike)) or not Path(ca_bundle).expanduser().is_file():
@@ -133,7 +124,24 @@ def connection(
                 f"ca_bundle: not a file (got {str(ca_bundle)!r:.200}). Pass the path of a PEM file."
             )
         ca_bundle = str(Path(ca_bundle).expanduser().absolute())
-    return Connection(dict(headers or {}), proxy, ca_bundle)
+    return Connection(dict(reveal(headers) or {}), reveal(proxy), ca_bundle)
+
+
+def header_flaw(headers: object) -> str:
+    """Return what is wrong with a mapping of HTTP headers and what to do, "" if nothing is. No value is in it."""
+    if headers is None:
+        return ""
+    if not isinstance(headers, Mapping):
+        return f"must be a mapping from names to values (got {type(headers).__name__}). Pass {{name: value}}."
+    names = [name.lower() for name in headers if isinstance(name, str)]
+    for name, value in headers.items():
+        if not isinstance(name, str) or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            return "contains a name that HTTP does not allow. Pass {name: value}."
+        if name.lower() in RESERVED_HEADERS or names.count(name.lower()) > 1:
+            return f"{name!r} is set by the client or appears twice. Remove it."
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            return f"the value of {name!r} must be a printable ASCII string. Correct it."
+    return ""
 
 
 def _is_proxy(address: str) -> bool:

@@ -26,7 +26,7 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.providers.base import Client, ProviderSettings
-from embedkit_core.providers.http.connection import connection
+from embedkit_core.providers.http.connection import header_flaw
 from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, UnknownEncodingError
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider
@@ -35,6 +35,7 @@ from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connec
 from embedkit_core.providers.openai.refusals import read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
+from embedkit_core.providers.secrets import Hidden, Secret, reveal
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -149,16 +150,12 @@ class OpenAI(HTTPProvider):
 def _custom_headers() -> dict[str, str]:
     """Return the headers of OPENAI_CUSTOM_HEADERS, one per line, without Authorization, which is that of the key."""
     lines = (line.partition(":") for line in os.environ.get(CUSTOM_HEADERS_VARIABLE, "").splitlines())
-    headers = {name.strip(): value.strip() for name, colon, value in lines if colon}
-    try:
-        checked = connection(headers, None, None).headers
-    except ConfigurationError:
-        checked = None
-    if checked is None:  # raised here, because the other message calls it an argument
+    headers = Hidden({name.strip(): value.strip() for name, colon, value in lines if colon})
+    if header_flaw(reveal(headers)):
         raise ConfigurationError(
             f"The environment variable {CUSTOM_HEADERS_VARIABLE} has a header that HTTP does not allow. Correct it."
         )
-    return {name: value for name, value in checked.items() if name.lower() != "authorization"}
+    return {name: value for name, value in reveal(headers).items() if name.lower() != "authorization"}
 
 
 def http_package() -> Any:
@@ -191,8 +188,8 @@ class OpenAIClient:
         fields = dict(batch.body)
         fields.pop("prompt", None)
         texts = batch.texts_with_prompt()
-        encoding, key = self._encoding, self._provider.secret.reveal()
-        self._sdk.api_key = key  # the key may have changed
+        encoding, key = self._encoding, self._provider.secret.constant()
+        self._sdk.api_key = key.reveal()  # the key may have changed
         self._limit_bodies(batch)
         body = self._reader.json.dumps({**fields, "input": texts, "encoding_format": encoding})
         try:
@@ -236,7 +233,7 @@ class OpenAIClient:
         raise refused
 
     def _to_provider_error(
-        self, error: APIStatusError, fields: Mapping[str, Any], texts: list[str], encoding: str, key: str
+        self, error: APIStatusError, fields: Mapping[str, Any], texts: list[str], encoding: str, key: Secret
     ) -> ProviderError:
         """Return the error for an exception of the SDK."""
         provider, detail = self._provider, read_detail(error.body)
