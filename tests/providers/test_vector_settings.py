@@ -94,6 +94,16 @@ def test_different_vector_spaces_have_different_names():
     assert space() != space(provider_options={"lora": "a"}) != space(provider_options={"lora": "b"})
 
 
+def test_the_space_of_a_model_has_its_whole_name():
+    def space(name):
+        return Embedder(name, base_url="http://localhost:1/v1", cache=False).space
+
+    name = "organization/a-fine-tuned-model-with-a-long-name-of-its-own"
+    long = f"{name}-and-more-than-64-characters-checkpoint-"
+    assert space(f"{long}1000") != space(f"{long}2000")
+    assert space("m" * 64) == f"openai:{'m' * 64}@http://localhost:1/v1/unknown/float32"
+
+
 @pytest.mark.parametrize(
     ("models", "space"),
     [

@@ -145,7 +145,7 @@ class BaseEmbedder:
         """The name of the vector space. Do not compare vectors of different spaces or mix them in one index."""
         body = self._specs["document"].request_spec.body
         shared = self._info.space if self._info else None
-        identity = shared or str(body.get("model", self.provider.model))[:64]
+        identity = shared or body.get("model", self.provider.model)
         endpoint = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
         size = f"{self.dimensions or 'unknown'}/{self._format.dtype}"
         return f"{self.provider.cache_key_provider}:{identity}{endpoint}/{size}{self._space_suffix}"
