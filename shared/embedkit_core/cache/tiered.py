@@ -128,6 +128,7 @@ def open_tiered(cache: Literal[False] | str | PathLike[str] | Cache | None) -> T
     Raises:
         ConfigurationError: The argument is not a cache, or a diskcache.Cache that would unpickle values.
     """
+    check_cache(cache)
     if cache is False:
         return TieredCache(None)
     if cache is None:
@@ -135,16 +136,28 @@ def open_tiered(cache: Literal[False] | str | PathLike[str] | Cache | None) -> T
     if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
         return TieredCache(urls.open_url(cache), trusted=urls.is_built_in_scheme(scheme))
     if isinstance(cache, (str, PathLike)):
-        if not str(cache):
-            raise ConfigurationError("cache: must not be empty. Use cache=False for no cache.")
         return TieredCache(open_folder(cache))
     if _is_diskcache(cache):
         store = import_module("embedkit_core.cache.raw_disk").DiskcacheStore(cache)
         bytes_cache = import_module("embedkit_core.cache.bytes_cache").BytesCache(store)
         return TieredCache(bytes_cache, trusted=False, owned=False)
-    if all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
-        return TieredCache(cache, trusted=False, owned=False)
-    raise ConfigurationError(
-        "cache: must be a folder, an address (scheme://...), False, None, or an object with get_many, set_many and "
-        f"close (got {cache!r:.80})"
-    )
+    return TieredCache(cache, trusted=False, owned=False)
+
+
+def check_cache(cache: object) -> None:
+    """Check that a `cache` argument has a type that `open_tiered` accepts, without opening anything.
+
+    Raises:
+        ConfigurationError: It has not.
+    """
+    if isinstance(cache, (str, PathLike)) and not str(cache):
+        raise ConfigurationError("cache: must not be empty. Use cache=False for no cache.")
+    if cache is True:
+        raise ConfigurationError("cache: must not be True. Omit it for the default folder, or pass a folder.")
+    if cache is None or cache is False or isinstance(cache, (str, PathLike)) or _is_diskcache(cache):
+        return
+    if not all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
+        raise ConfigurationError(
+            "cache: must be a folder, an address (scheme://...), False, None, or an object with get_many, set_many "
+            f"and close (got {cache!r:.80})"
+        )

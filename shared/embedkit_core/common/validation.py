@@ -21,6 +21,7 @@ MIN_INTEGERS = {
 REQUIRED_INTEGERS = ("max_concurrency", "max_retries")
 DURATIONS = ("timeout", "deadline")
 MAX_NUMBER = 1_000_000_000
+MIN_SIMILARITY = 0.65  # of an unknown argument to a known one, for "did you mean"; "device" is 0.57 like "deadline"
 
 
 def is_valid_text(value: object) -> bool:
@@ -43,7 +44,7 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
         listed = ", ".join(map(repr, names))
-        hint = suggest(value, names)
+        hint = suggest(value, names) if isinstance(value, str) else ""
         raise ConfigurationError(f"{name}: must be one of {listed} (got {value!r}){hint and f'; {hint}'}")
 
 
@@ -121,6 +122,18 @@ def parse_usd(name: str, value: object) -> Decimal:
     return usd
 
 
+def check_no_positional(callee: str, n: int) -> None:
+    """Check that only the model was passed by position; `n` is the number of further values.
+
+    Raises:
+        ConfigurationError: There are further values.
+    """
+    if n:
+        raise ConfigurationError(
+            f"{callee} takes one positional argument, the model (got {n + 1}). Pass the others by name, as in api_key=."
+        )
+
+
 def check_unknown(callee: str, unknown: Iterable[str], known: Iterable[str]) -> None:
     """Check that there are no unknown arguments.
 
@@ -133,8 +146,10 @@ def check_unknown(callee: str, unknown: Iterable[str], known: Iterable[str]) -> 
 
 
 def unknown_argument(callee: str, name: str, known: list[str], *, listed: list[str]) -> ConfigurationError:
-    """Return the error for an unknown argument, with the most similar of `known`, else with all of `listed`."""
-    hint = suggest(name, known) or f"it takes {', '.join(listed)}"
+    """Return the error for an unknown argument, with its name here, the most similar of `known`, or all of `listed`."""
+    from embedkit_core.common.foreign_names import ADVICE  # only errors need it
+
+    hint = ADVICE.get(name) or suggest(name, known, cutoff=MIN_SIMILARITY) or f"it takes {', '.join(listed)}"
     return ConfigurationError(f"{callee} takes no argument {name!r}; {hint}")
 
 

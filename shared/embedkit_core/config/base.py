@@ -14,19 +14,25 @@ from decimal import Decimal
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
-from embedkit_core.cache.tiered import TieredCache, open_tiered
+from embedkit_core.cache.tiered import TieredCache, check_cache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions
 from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter
 from embedkit_core.common.usage import Usage
-from embedkit_core.common.validation import check_choice, check_limiter, check_numbers, check_unknown
+from embedkit_core.common.validation import (
+    check_choice,
+    check_limiter,
+    check_no_positional,
+    check_numbers,
+    check_unknown,
+)
 from embedkit_core.common.vectors import DType
 from embedkit_core.config.cached_variants import ResolvedModel, resolve_model
 from embedkit_core.config.pickling import PickledSecrets, from_pickle, identity_arguments, snapshot_arguments, to_pickle
 from embedkit_core.config.resolve import resolve_provider
 from embedkit_core.config.roles import CallSettings, InputTypeSpec, OnError, make_input_type_spec
 from embedkit_core.costs.meter import Meter
-from embedkit_core.costs.prices import price_of
+from embedkit_core.costs.prices import parse_prices, price_of
 from embedkit_core.costs.tracker import make_budget
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.rate_limits.user_limits import RateSettings
@@ -47,7 +53,7 @@ class BaseEmbedder:
     def __init__(
         self,
         model: str = "",
-        *,
+        *positional: Never,
         api_key: str | Callable[[], str] | Secret | Hidden | None = None,
         base_url: str | None = None,
         headers: Mapping[str, str] | Connection | Hidden | None = None,
@@ -80,8 +86,10 @@ class BaseEmbedder:
     ) -> None:
         api_key, headers, proxy = hide(api_key), hide(headers), hide(proxy)
         model, base_url, unknown_names = mask_key(model), mask_login(base_url), list(unknown)
+        n_positional, positional = len(positional), ()
         unknown.clear()
-        check_unknown("Embedder", unknown_names, parameter_names())
+        check_no_positional(type(self).__name__, n_positional)
+        check_unknown(type(self).__name__, unknown_names, parameter_names())
         arguments = {name: value for name, value in locals().items() if name in parameter_names()}
         check_numbers(arguments)
         self._arguments = snapshot_arguments(arguments)
@@ -92,13 +100,15 @@ class BaseEmbedder:
         rates = RateSettings(requests_per_minute, tokens_per_minute)
         self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error, progress)
         check_progress(progress)
+        check_cache(cache)
+        parse_prices(prices)
+        self.budget = make_budget(budget_usd, budget_tokens)
         resolved = resolve_provider(arguments)
         resolved_model = resolve_model(resolved, dimensions=dimensions, dtype=dtype, long_text=on_long_text)
         self.provider = resolved_model.provider
         self._info = resolved.info
         self.model = f"{self.provider.name}:{self.provider.model}"
         self.price = price_of(self.provider, prices)
-        self.budget = make_budget(budget_usd, budget_tokens)
         self.meter = Meter(self.price.usd_per_million)
         self.tiered_cache: TieredCache = open_tiered(cache)
         self._format = resolved_model.format
@@ -268,4 +278,5 @@ class BaseEmbedder:
 def parameter_names() -> tuple[str, ...]:
     """Return the names of the constructor's arguments."""
     parameters = inspect.signature(BaseEmbedder.__init__).parameters
-    return tuple(name for name, p in parameters.items() if name != "self" and p.kind is not p.VAR_KEYWORD)
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(name for name, parameter in parameters.items() if name != "self" and parameter.kind not in unnamed)

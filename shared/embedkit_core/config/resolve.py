@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
@@ -20,6 +21,14 @@ from embedkit_core.providers.base import Provider, ProviderSettings
 from embedkit_core.providers.http.connection import make_connection
 from embedkit_core.providers.registry import is_provider, provider_class, provider_names
 from embedkit_core.providers.secrets import KEY_PREFIXES, Hidden, Secret, reveal
+
+PROVIDER_SPELLINGS = {
+    "azure_openai": "azure",
+    "hf": "local",
+    "huggingface": "local",
+    "sentence-transformers": "local",
+    "voyageai": "voyage",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +172,8 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
 def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
     if os.path.isdir(model):  # noqa: PTH112 - a model name need not be a valid path
         return f"model: {model!r} is a folder. Use 'local:{model}'."
+    if meant := _other_spelling(model, known):
+        return f"model: unknown model {model!r}; did you mean {meant!r}?"
     name = model.partition(":")[2]
     if provider and (hint := suggest(provider, {other: f"{other}:{name}" for other in known}, cutoff=0.6)):
         return f"model: unknown provider {provider!r}; {hint}"
@@ -177,6 +188,14 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
         f"model: unknown model {model!r}. Use 'provider:model' (providers: {', '.join(known)}), "
         "or pass base_url= of an OpenAI-compatible server."
     )
+
+
+def _other_spelling(model: str, known: list[str]) -> str | None:
+    """Return the model string for LiteLLM's "provider/model", another case, or another library's provider name."""
+    if (parts := re.match(r"\s*([\w-]+)[:/](.*\S)", model)) is None:
+        return None
+    provider = PROVIDER_SPELLINGS.get(parts[1].lower(), parts[1].lower())
+    return f"{provider}:{parts[2]}" if provider in known else None
 
 
 def _prompt(arguments: Mapping[str, Any], input_type: str) -> str | None:
@@ -216,8 +235,10 @@ def _options(provider: type[Provider], given: Mapping[str, Any] | None) -> dict[
         )
     reserved = sorted(provider.reserved_fields & given.keys())
     if reserved:
+        arguments = [f"{name}=" for name in reserved if name in ("dimensions", "model")]
+        fix = f" Use {' and '.join(arguments)}." if arguments else ""
         raise ConfigurationError(
-            f"provider_options: must not contain {', '.join(reserved)}; the library sets these fields."
+            f"provider_options: must not contain {', '.join(reserved)}; the library sets these fields.{fix}"
         )
     try:
         encoded = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from embedkit_core.common.errors import MissingExtraError
+from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.usage import Usage
 from embedkit_core.observability.hooks import CallInfo, CallOutcome, CallSpan, add_observer, remove_observer
@@ -58,6 +58,7 @@ def instrument(
 
     Raises:
         MissingExtraError: The package opentelemetry-api is not installed.
+        ConfigurationError: A provider is not one of OpenTelemetry.
     """
     global _instrumented
     try:  # other packages install parts of the namespace package opentelemetry
@@ -65,6 +66,14 @@ def instrument(
         from opentelemetry.trace import get_tracer
     except ImportError:
         raise MissingExtraError("OpenTelemetry", "otel") from None
+    for name, provider, method in (
+        ("tracer_provider", tracer_provider, "get_tracer"),
+        ("meter_provider", meter_provider, "get_meter"),
+    ):
+        if provider is not None and not callable(getattr(provider, method, None)):
+            raise ConfigurationError(
+                f"{name}: must have a method {method}() (got {type(provider).__name__}). Omit it for the global one."
+            )
     version = _version()
     if capture_content is None:
         capture_content = os.environ.get(CAPTURE_VARIABLE, "").strip().lower() in CAPTURE_VALUES

@@ -24,7 +24,8 @@ def canonical_url(url: str) -> str:
         raise ConfigurationError(f"base_url: must be a string (got {type(url).__name__}). {EXAMPLE_FIX}")
     try:
         parts = urlsplit(url.strip())
-        port, name = parts.port, parts.hostname if parts.scheme in ("http", "https") else None
+        is_valid = parts.scheme in ("http", "https") and not any(map(str.isspace, url.strip()))
+        port, name = parts.port, parts.hostname if is_valid else None
     except ValueError:
         name = None
     if not name:

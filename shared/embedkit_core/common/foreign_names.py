@@ -1,0 +1,44 @@
+"""Names of arguments in other libraries, with the argument of `Embedder` that is meant. No I/O.
+
+The adapters accept many of these names. Elsewhere, the error for an unknown argument shows the advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_LOCAL = "for a local model, pass provider_options={{{0!r}: ...}}"
+_QUERIES = "pass it to embed(), or use embed_query() and embed_documents()"
+
+MEANT: Mapping[str, tuple[str, ...]] = {
+    "api_key": ("openai_api_key", "voyage_api_key", "cohere_api_key", "key", "token", "azure_ad_token_provider"),
+    "model": ("model_name", "model_id", "model_name_or_path", "engine", "deployment"),
+    "base_url": ("openai_api_base", "api_base", "endpoint", "endpoint_url", "url", "host", "azure_endpoint"),
+    "headers": ("default_headers", "extra_headers"),
+    "dimensions": ("dim", "dims", "size", "output_dimension", "output_dimensionality", "truncate_dim"),
+    "dtype": ("embedding_types", "output_dtype", "encoding"),
+    "cache": ("cache_dir", "cache_folder", "embeddings_cache"),
+    "query_prompt": ("query_instruction", "query_prefix"),
+    "document_prompt": ("text_instruction", "embed_instruction", "document_instruction", "document_prefix"),
+    "on_long_text": ("truncation", "truncate", "max_length", "embedding_ctx_length", "check_embedding_ctx_length"),
+    "on_empty_text": ("skip_empty",),
+    "max_batch_texts": ("chunk_size", "batch_size", "embed_batch_size"),
+    "max_concurrency": ("num_workers", "max_workers", "workers", "parallel"),
+    "timeout": ("request_timeout",),
+    "provider_options": ("model_kwargs", "additional_kwargs", "encode_kwargs", "extra_body"),
+    "progress": ("show_progress", "show_progress_bar"),
+    "proxy": ("openai_proxy", "proxies"),
+}
+ADVICE: Mapping[str, str] = {
+    **{name: f"use {argument}=" for argument, names in MEANT.items() for name in names},
+    **{name: _LOCAL.format(name) for name in ("device", "precision", "max_seq_length")},
+    **dict.fromkeys(("input_type", "task", "task_type", "mode"), _QUERIES),
+    "trust_remote_code": "the code of a model is never run here",
+    **dict.fromkeys(("normalize", "normalize_embeddings"), "vectors have length 1 if the model documents it"),
+    **dict.fromkeys(("organization", "openai_organization"), "set the environment variable OPENAI_ORG_ID"),
+    **dict.fromkeys(
+        ("api_version", "openai_api_version"), "Azure's v1 endpoint needs none; use model='azure:DEPLOYMENT'"
+    ),
+    **dict.fromkeys(("http_client", "client", "async_client"), "use headers=, proxy= and ca_bundle="),
+    **dict.fromkeys(("user", "encoding_format"), "additional fields of the request are provider_options="),
+}
