@@ -1,19 +1,20 @@
 """Usage of a block of code: `with track_usage() as usage:`.
 
 A tracker is active in the context (contextvars) of the block. It includes tasks, and threads that copy the context
-(asyncio.to_thread, the executors of both frameworks). For other threads, use `bind`.
+(asyncio.to_thread, the executors of both frameworks). For other threads, and for calls after the block, use `bind`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import ForkLock
@@ -27,12 +28,65 @@ from embedkit_core.costs.meter import Meter
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_active: ContextVar[tuple[UsageTracker, ...]] = ContextVar("embedkit_trackers", default=())
+ExitMethod: TypeAlias = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]
+
+_active: ContextVar[tuple[_Block, ...]] = ContextVar("embedkit_trackers", default=())
 
 
 def active_trackers() -> tuple[UsageTracker, ...]:
     """Return the trackers of the blocks around the caller."""
-    return _active.get()
+    blocks = _active.get()
+    if not blocks:
+        return ()
+    running = tuple(block for block in blocks if block._is_running)
+    if len(running) < len(blocks):
+        _active.set(running)
+    return tuple(dict.fromkeys(block._counter for block in running))
+
+
+class _Exit:
+    """The method `__exit__` of a block, in C: a signal can interrupt a Python function before its first statement."""
+
+    def __get__(self, block: _Block | None, owner: type[_Block]) -> ExitMethod:
+        return _Block._end if block is None else block._lock.__exit__  # type: ignore[return-value]
+
+
+class _Block:
+    """A `with` block that counts for a tracker. Ctrl-C at its edges cannot leave it running.
+
+    It runs from the last statement of `__enter__`, an assignment, until `__exit__` releases its lock. No signal is
+    handled between these and the block. A block that has ended is removed from the context later: blocks in generators
+    end in any order, and in other contexts than they began in.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._began = False
+
+    @property
+    def _counter(self) -> UsageTracker:
+        """The tracker that counts the block."""
+        raise NotImplementedError
+
+    @property
+    def _is_running(self) -> bool:
+        """True if the caller is in the block."""
+        return self._began and self._lock.locked()
+
+    def __enter__(self) -> Self:
+        if self._is_running:
+            raise ConfigurationError("This usage tracker is already in use. Create another one with track_usage().")
+        self._began = False
+        self._lock.acquire(blocking=False)
+        _active.set((*(block for block in _active.get() if block._is_running), self))
+        self._began = True
+        return self
+
+    __exit__ = _Exit()
+
+    def _end(self, *_: object) -> None:
+        """End the block, for a caller that uses the methods of the class, such as contextlib.ExitStack."""
+        self._lock.release()
 
 
 class UsageRow(NamedTuple):
@@ -43,7 +97,7 @@ class UsageRow(NamedTuple):
     usage: Usage
 
 
-class UsageTracker:
+class UsageTracker(_Block):
     """Usage of a block of code, updated while it runs. Requests that outlive the block are counted too.
 
     It has the attributes of `Usage`, summed over all models.
@@ -79,28 +133,21 @@ class UsageTracker:
         possibly_billed_usd: Decimal | None
 
     def __init__(self, budget: Budget | None = None) -> None:
+        super().__init__()
         self.budget = budget
         self._meters: dict[tuple[str, InputType, Decimal | None], Meter] = {}
-        self._entered = False
 
-    def __enter__(self) -> Self:
-        if self._entered:
-            raise ConfigurationError("This usage tracker is already in use. Create another one with track_usage().")
-        self._entered = True
-        _active.set((*_active.get(), self))
+    @property
+    def _counter(self) -> UsageTracker:
+        """The tracker itself."""
         return self
-
-    def __exit__(self, *exc: object) -> None:
-        # Not ContextVar.reset: blocks in generators end in any order, and in other contexts than they began in.
-        _active.set(tuple(tracker for tracker in _active.get() if tracker is not self))
-        self._entered = False
 
     def bind(self, function: Callable[P, T]) -> Callable[P, T]:
         """Return the function, sync or async, with this tracker active wherever it runs, for example in a thread."""
 
         @functools.wraps(function)
         def bound(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with self._counting():
+            with _BoundCall(self):
                 result = function(*args, **kwargs)
             return self._counted(result) if inspect.iscoroutine(result) else result
 
@@ -111,18 +158,8 @@ class UsageTracker:
         return bound_async if inspect.iscoroutinefunction(function) else bound  # type: ignore[return-value]
 
     async def _counted(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        with self._counting():
+        with _BoundCall(self):
             return await coroutine
-
-    @contextlib.contextmanager
-    def _counting(self) -> Iterator[None]:
-        """Activate this tracker in addition to the active ones."""
-        outer = _active.get()
-        token = _active.set(outer if self in outer else (*outer, self))
-        try:
-            yield
-        finally:
-            _active.reset(token)
 
     def meter(self, model: str, input_type: InputType, price: Decimal | None) -> Meter:
         """Return the meter of a model, input type and price, for the engine."""
@@ -165,6 +202,19 @@ class UsageTracker:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.usage}>"
+
+
+class _BoundCall(_Block):
+    """A call of a function that is bound to a tracker."""
+
+    def __init__(self, tracker: UsageTracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    @property
+    def _counter(self) -> UsageTracker:
+        """The tracker that the function is bound to."""
+        return self._tracker
 
 
 def _row_to_dict(row: UsageRow) -> dict[str, Any]:
