@@ -225,7 +225,7 @@ class VoyageClient:
             )
             raise _to_provider_error(refusal, address)
         dtype: DType = fields.get("output_dtype", "float32")
-        return self._reader.read_data(body, len(texts), NUMPY_DTYPES[dtype], "total_tokens")
+        return self._reader.read_data(self._reader.parse(body), len(texts), NUMPY_DTYPES[dtype], "total_tokens")
 
     async def aclose(self) -> None:
         """Close the session."""

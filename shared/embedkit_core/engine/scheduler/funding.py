@@ -161,8 +161,11 @@ class BudgetLedger:
 
     def settle_failure(self, request: Request, error: ProviderError) -> None:
         """Book a failed request: not billed, billed as its reply says, or possibly billed."""
-        if isinstance(error, (BadReplyError, EncodingRefusedError)) and error.tokens is not None:
-            self.settle(request, error.tokens)
+        if isinstance(error, (BadReplyError, EncodingRefusedError)) and error.status is None:  # an unusable reply
+            if error.tokens is None:
+                self._mark_unconfirmed(request)
+            else:
+                self.settle(request, error.tokens)
         elif error.unsent or isinstance(error, NOT_BILLED) or _is_refusal(error.status):
             self.settle(request, 0)
         else:

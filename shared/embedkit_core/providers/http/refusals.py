@@ -30,7 +30,7 @@ class Refusal:
     Attributes:
         provider: Name of the provider.
         model: Model name sent to the provider.
-        status: HTTP status.
+        status: HTTP status, or that of an error which the server sent with HTTP 200.
         message: Message of the server.
         headers: Response headers with names in lower case.
         texts: Texts of the request, which no error message may repeat.
@@ -84,7 +84,9 @@ class Refusal:
         """
         seconds = retry_after(self.headers, time.time())
         error = RateLimitError(
-            f"{reason} (HTTP {self.status})", retry_after=wait if seconds is None else seconds, **self.error_fields
+            f"{reason} (HTTP {self.status}){self.server_message}",
+            retry_after=wait if seconds is None else seconds,
+            **self.error_fields,
         )
         error.rate_limits = rate_limit_status(self.headers)
         return error
@@ -92,7 +94,8 @@ class Refusal:
     def unavailable(self) -> UnavailableError:
         """Return the error for a failure of the server."""
         seconds = retry_after(self.headers, time.time())
-        return UnavailableError(f"Server failed (HTTP {self.status})", retry_after=seconds, **self.error_fields)
+        message = f"Server failed (HTTP {self.status}){self.server_message}"
+        return UnavailableError(message, retry_after=seconds, **self.error_fields)
 
     def too_large(
         self, reason: str = "Request has too many texts or tokens", *, counts_texts: bool = False

@@ -14,7 +14,7 @@ import platform
 import ssl
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -27,22 +27,21 @@ from embedkit_core.common.errors import (
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.connection import header_flaw
-from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, UnknownEncodingError
+from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, UnreadableEncodingError
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
-from embedkit_core.providers.openai.refusals import read_detail, to_provider_error
+from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 from embedkit_core.providers.secrets import Hidden, Secret, reveal
 
 if TYPE_CHECKING:
-    from openai import APIStatusError
-
+    from embedkit_core.providers.openai.encoding import EncodingNegotiation
     from embedkit_core.providers.openai.sdk import IsolatedClient
 
-ENCODING = "base64"
+BASE64 = "base64"
 KEY_VARIABLE = "OPENAI_API_KEY"
 CUSTOM_HEADERS_VARIABLE = "OPENAI_CUSTOM_HEADERS"
 OTHER_CAUSE_STATUSES = (401, 402, 403, 408, 409, 429)  # never caused by the encoding
@@ -65,7 +64,7 @@ class OpenAI(HTTPProvider):
         *("encoding_format", "embed_dtype", "endianness"),
         *("api_key", "extra_body", "extra_headers", "extra_query", "timeout"),
     }
-    encodings = (ENCODING,)  # a server that refuses it gets requests for floats from then on
+    encodings = (BASE64,)  # a server that refuses it gets requests for floats from then on
     server: ClassVar[Server] = OPENAI
     default_limits: ClassVar[Limits] = OPENAI.limits
 
@@ -165,6 +164,17 @@ def http_package() -> Any:
     return importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
 
 
+class SentBatch(NamedTuple):
+    """A request: its fields, its texts with their prompt, the encoding, the API key, and its timeout in seconds."""
+
+    fields: Mapping[str, Any]
+    texts: list[str]
+    encoding: str
+    negotiation: EncodingNegotiation
+    key: Secret
+    timeout: float | None
+
+
 class OpenAIClient:
     """Client with requests and replies as bytes: the SDK's models process every number of a reply in Python."""
 
@@ -172,6 +182,7 @@ class OpenAIClient:
         import openai
 
         from embedkit_core.providers.http.bodies import limit_bodies
+        from embedkit_core.providers.openai.encoding import EncodingNegotiation
 
         with contextlib.suppress(ImportError):  # imported here, because an import in the first request is not fork-safe
             importlib.import_module("anyio._backends._asyncio")
@@ -180,32 +191,57 @@ class OpenAIClient:
         self._reader = ReplyReader()
         self._provider = provider
         self._sdk = provider.open_sdk()
-        self._encoding = ENCODING
+        self._negotiations: dict[bytes, EncodingNegotiation] = {}  # by the fields of a request
+        self._new_negotiation = EncodingNegotiation
         self._limit_bodies = limit_bodies
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
         fields = dict(batch.body)
         fields.pop("prompt", None)
-        texts = batch.texts_with_prompt()
-        encoding, key = self._encoding, self._provider.secret.constant()
-        self._sdk.api_key = key.reveal()  # the key may have changed
+        key, texts = self._provider.secret.constant(), batch.texts_with_prompt()
         self._limit_bodies(batch)
-        body = self._reader.json.dumps({**fields, "input": texts, "encoding_format": encoding})
+        negotiation = self._negotiation(fields, batch)
+        encoding = negotiation.choose()
         try:
-            response = await self._sdk.post(
-                "/embeddings", content=body, cast_to=self._response, options={"timeout": batch.timeout}
+            sent = SentBatch(fields, texts, encoding, negotiation, key, batch.timeout)
+            response = await self._post(sent)
+            reply = self._reader.parse(response.content)
+            status = error_status(reply)
+            if status is not None:
+                raise self._to_provider_error(status, reply, response.headers, sent)
+            return replace(self._decode(reply, sent), rate_limits=rate_limit_status(response.headers))
+        finally:
+            negotiation.ended(encoding)
+
+    def _negotiation(self, fields: Mapping[str, Any], batch: Batch) -> EncodingNegotiation:
+        """Return the negotiation of the encoding for requests with these fields."""
+        key = self._reader.json.dumps(fields)
+        if key not in self._negotiations:
+            provider = self._provider
+            self._negotiations[key] = self._new_negotiation(
+                is_documented=not provider.endpoint or provider.server.documents_base64,
+                widths=batch.widths,
+                requests_dimensions=provider.dimensions_field in fields,
+            )
+        return self._negotiations[key]
+
+    async def _post(self, sent: SentBatch) -> Any:
+        """Return the response to a request, read as a whole."""
+        self._sdk.api_key = sent.key.reveal()  # it may have changed
+        body = self._reader.json.dumps({**sent.fields, "input": sent.texts, "encoding_format": sent.encoding})
+        try:
+            return await self._sdk.post(
+                "/embeddings", content=body, cast_to=self._response, options={"timeout": sent.timeout}
             )
         except self._openai.APIStatusError as error:
-            raise self._to_provider_error(error, fields, texts, encoding, key) from None
+            raise self._to_provider_error(error.status_code, error.body, error.response.headers, sent) from None
         except self._openai.APITimeoutError:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._openai.APIConnectionError as error:
             if isinstance(error.__cause__, ProviderError):  # SDK 2 wraps every exception
                 raise error.__cause__ from None
             raise self._connection_error(error) from None
-        reply = self._decode(response.content, len(texts), batch.widths, encoding)
-        return replace(reply, rate_limits=rate_limit_status(response.headers))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -219,43 +255,52 @@ class OpenAIClient:
         fix = CHECK_ADDRESS if self._provider.endpoint else ""
         return connection_error(message, error, fix if server is OPENAI else f"Is {server.title} running there?")
 
-    def _decode(self, content: bytes, n_texts: int, widths: tuple[int, ...], encoding: str) -> Reply:
+    def _decode(self, reply: Mapping[str, Any], sent: SentBatch) -> Reply:
         try:
-            return self._reader.read_data(
-                content, n_texts, NUMPY_FLOAT32, "total_tokens", "prompt_tokens", widths=widths
+            decoded = self._reader.read_data(
+                reply,
+                len(sent.texts),
+                NUMPY_FLOAT32,
+                "total_tokens",
+                "prompt_tokens",
+                dtype_of=sent.negotiation.dtype_of,
             )
-        except UnknownEncodingError as error:
-            if encoding == "float":
+        except UnreadableEncodingError as error:
+            if sent.encoding != BASE64:
                 raise
+            if reply["data"]:
+                sent.negotiation.unreadable()
+            else:
+                sent.negotiation.refused()
             refused = EncodingRefusedError(str(error))
             refused.tokens = error.tokens
-        self._encoding = "float"
+        else:
+            sent.negotiation.accepted(sent.encoding, decoded.vectors.shape[1])
+            return decoded
         raise refused
 
     def _to_provider_error(
-        self, error: APIStatusError, fields: Mapping[str, Any], texts: list[str], encoding: str, key: Secret
+        self, status: int, body: object, headers: Mapping[str, str], sent: SentBatch
     ) -> ProviderError:
-        """Return the error for an exception of the SDK."""
-        provider, detail = self._provider, read_detail(error.body)
+        """Return the error for an error response, or for a reply with an error instead of vectors."""
+        provider, detail = self._provider, read_detail(body)
+        headers = {name.lower(): value for name, value in headers.items()}
         refusal = Refusal(
-            *(provider.name, str(fields.get("model")), error.status_code, detail.message),
-            {name.lower(): value for name, value in error.response.headers.items()},
-            texts,
-            provider.connection.secrets_with(key),
-            error.request_id,
+            *(provider.name, str(sent.fields.get("model")), status, detail.message, headers, sent.texts),
+            secrets=provider.connection.secrets_with(sent.key),
+            request_id=headers.get("x-request-id"),
         )
-        about_encoding = "encoding_format" in str(error.body) or "base64" in detail.message
-        is_bad_request = 400 <= refusal.status < 500 and refusal.status not in OTHER_CAUSE_STATUSES
-        if encoding == "base64" and about_encoding and is_bad_request:
-            self._encoding = "float"
-            return EncodingRefusedError(f"Server refused base64 (HTTP {refusal.status})", **refusal.error_fields)
+        about_encoding = "encoding_format" in str(body) or "base64" in detail.message
+        if sent.encoding == BASE64 and about_encoding and status < 500 and status not in OTHER_CAUSE_STATUSES:
+            sent.negotiation.refused()
+            return EncodingRefusedError(f"Server refused base64 (HTTP {status})", **refusal.error_fields)
         path = provider.server.path
         lacks_path = refusal.status == 404 and not self._sdk.base_url.path.rstrip("/").endswith(path)
         return to_provider_error(
             refusal,
             detail,
             provider.key_variable,
-            dimensions=fields.get("dimensions") if provider.endpoint else None,
+            dimensions=sent.fields.get("dimensions") if provider.endpoint else None,
             fix=f"Should base_url end in {path}?" if lacks_path else "",
         )
 

@@ -11,6 +11,10 @@ Formats and their sources, read 2026-11-25:
 - llama.cpp: 500 "input (600 tokens) is too large to process", 400 "exceed_context_size_error".
 - LiteLLM: OpenAI's, with the string "None" for a missing field; 400 "Invalid model name passed in model=...", and
   "No connected db." for an unknown key; BerriAI/litellm#4880, #20837, read 2026-11-29.
+- OpenRouter: OpenAI's with an HTTP status as "code", also with HTTP 200 if the model failed;
+  openrouter.ai/docs/api/reference/errors-and-debugging, read 2026-11-29.
+- MiniMax: {"base_resp": {"status_code", "status_msg"}} with HTTP 200; platform.minimax.io/docs/api-reference/errorcode,
+  read 2026-11-29.
 - GitHub's models: 413 "Request body too large for ... Max size: 64000 tokens"; nlweb-ai/NLWeb#164.
 """
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from embedkit_core.common.errors import ProviderError, TextTooLongError
 from embedkit_core.common.vectors import truncation_hint
@@ -50,6 +55,14 @@ ABOUT_REQUEST = re.compile(
 ABOUT_DIMENSIONS = re.compile(r"matryoshka|\bdimensions?\b", re.I)
 REQUEST_LIMIT = re.compile(r"(requests|calls) ?(per|/|a) ?(second|sec|s\b|minute|min|m\b|hour|day)|\bRP[SMD]\b", re.I)
 TOKEN_LIMIT = re.compile(r"tokens ?(per|/|a) ?(minute|min|m\b|day)|\bTP[MD]\b", re.I)
+# HTTP statuses of errors that come with HTTP 200: by type or code of OpenAI's format, and by code of MiniMax.
+STATUSES = {
+    **dict.fromkeys(("authentication_error", "invalid_api_key", "1004", "2049"), 401),
+    **dict.fromkeys(("insufficient_quota", "1008"), 402),
+    **dict.fromkeys(("rate_limit_error", "rate_limit_exceeded", "1002", "1039", "1041", "2045"), 429),
+    **dict.fromkeys(("api_error", "server_error", "internal_server_error", "1000", "1001", "1024", "1033"), 500),
+    **dict.fromkeys(("overloaded_error", "service_unavailable"), 503),
+}
 NO_SUCH_MODEL = {"model_not_found", "invalid_model", "DeploymentNotFound", "not_found_error"}
 
 
@@ -70,14 +83,31 @@ class ErrorDetail:
 
 def read_detail(body: object) -> ErrorDetail:
     """Read an error response in any of the formats of this module's docstring."""
-    inner = body.get("error", body) if isinstance(body, Mapping) else body
+    inner = body.get("error") or body.get("base_resp") or body if isinstance(body, Mapping) else body
     if isinstance(inner, Mapping) and isinstance(findings := inner.get("detail"), Sequence):
         return ErrorDetail(findings) if isinstance(findings, str) else _findings(findings)
     if not isinstance(inner, Mapping):
         return ErrorDetail(inner if isinstance(inner, str) else "")
     fields = {name: inner.get(name) for name in ("message", "type", "param", "code")}
     fields["type"] = fields["type"] or inner.get("error_type")
+    fields["message"] = fields["message"] or inner.get("status_msg")
+    fields["code"] = fields["code"] or inner.get("status_code")
     return ErrorDetail(**{name: "" if value == "None" else str(value or "") for name, value in fields.items()})
+
+
+def error_status(reply: Mapping[str, Any]) -> int | None:
+    """Return the HTTP status of the error that a reply with HTTP 200 has instead of vectors, None without an error.
+
+    It is 200 if the error does not state one.
+    """
+    outcome = reply.get("base_resp")
+    has_failed = isinstance(outcome, Mapping) and outcome.get("status_code") not in (None, 0)
+    if reply.get("data") or not (reply.get("error") or reply.get("object") == "error" or has_failed):
+        return None
+    detail = read_detail(reply)
+    if detail.code.isdecimal() and 400 <= int(detail.code) < 600:
+        return int(detail.code)
+    return next((STATUSES[name] for name in (detail.code, detail.type.lower()) if name in STATUSES), 200)
 
 
 def _findings(findings: Sequence[object]) -> ErrorDetail:

@@ -36,6 +36,7 @@ class Server:
         completes: True if `path` is added to an address without a path.
         refuses_long_texts: True if the server refuses texts over the model's limit. False if it may truncate them
             without notice.
+        documents_base64: True if base64 is documented to be float32, at every address.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Server:
     takes_openai_names: bool = False
     completes: bool = True
     refuses_long_texts: bool = False
+    documents_base64: bool = False
 
     def find(self, base_url: str | None) -> str:
         """Return the address: `base_url`, else the environment's, else the default.
@@ -123,6 +125,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             key_variables=("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"),
             needs_key=True,
             refuses_long_texts=True,
+            documents_base64=True,
         ),
         # Strings only, never token ids. The server truncates or refuses long texts by num_ctx. Any key is accepted.
         # github.com/ollama/ollama, openai/openai.go, envconfig/config.go, docs/openai.md.
