@@ -236,14 +236,46 @@ def test_a_row_without_an_id_gets_its_line_number(tmp_path):
 
 
 def test_a_budget_is_kept_and_finished_texts_stay_cached(shell, server, tmp_path):
-    source = lines(tmp_path / "in.txt", [f"a text of some words, number {i}" for i in range(500)])
-    code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", "0.00005")
+    source = lines(tmp_path / "in.txt", [f"a b c d e f g h i j {i}" for i in range(500)])  # more tokens than estimated
+    budget = json.loads(shell("estimate", source, "-m", MODEL, "--json")[1])["cost_usd"]
+    code, _, err = shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--budget-usd", budget)
     assert code == BUDGET
-    assert "The budget of $0.00005" in err
+    assert f"The budget of ${budget}" in err
     assert not (tmp_path / "out.npy").exists()
-    assert server.billed_tokens * 0.02 / 1e6 <= 0.00005
+    assert 0 < server.billed_tokens * 0.02 / 1e6 <= float(budget)
     assert shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y")[0] == 0
     assert set(server.billed_texts.values()) == {1}
+
+
+@pytest.mark.parametrize("no_cache", [[], ["--no-cache"]])
+def test_a_job_whose_estimate_exceeds_the_budget_is_not_started(shell, server, tmp_path, no_cache):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    told = json.loads(shell("estimate", source, "-m", MODEL, "--json")[1])
+    job = ("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "-q", *no_cache)
+    code, _, err = shell(*job, "--budget-usd", "0.000001")
+    assert (code, server.requests) == (BUDGET, [])
+    assert err == (
+        f"rag-embedkit: --budget-usd: the estimated cost of about ${told['cost_usd']} exceeds the budget of $0.000001. "
+        f"Nothing was sent. Set at least the estimate; ${told['max_cost_usd']} is certain to be enough.\n"
+    )
+    assert shell(*job, "--budget-usd", told["max_cost_usd"])[0] == 0
+
+
+def test_a_budget_covers_what_is_not_cached(shell, tmp_path):
+    source = lines(tmp_path / "in.txt", TEXTS)
+    warm = ("cache", "warm", source, "-m", MODEL, "-y", "--budget-usd")
+    assert shell(*warm, "0.000001")[0] == BUDGET
+    assert shell(*warm, "1")[0] == 0
+    assert shell(*warm, "0")[0] == 0
+
+
+def test_inputs_without_texts_leave_the_old_output(shell, tmp_path):
+    shell("embed", lines(tmp_path / "in.txt", TEXTS), "-o", "out.npy", "-m", MODEL, "-y")
+    before = (tmp_path / "out.npy").read_bytes()
+    for texts in ([], [" ", ""]):
+        code, _, err = shell("embed", lines(tmp_path / "in.txt", texts), "-o", "out.npy", "-m", MODEL, "-y", "-q")
+        assert (code, err) == (USAGE, "rag-embedkit: The inputs have no texts. 'out.npy' was not written.\n")
+    assert (tmp_path / "out.npy").read_bytes() == before
 
 
 def test_a_killed_run_continues_without_paying_again(server, tmp_path):
@@ -372,11 +404,28 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["embed", "latin.txt", "-o", "x.npy", "-m", MODEL], USAGE, "latin.txt is not UTF-8. Convert it to UTF-8."),
         (["embed", "not.parquet", "-o", "x.npy", "-m", MODEL], USAGE, "cannot be read as Parquet"),
         (["estimate", "in.txt", "-m", MODEL, "--input-type", "qury"], USAGE, "did you mean 'query'?"),
+        (["compare", MODEL, "opnai:x", "--texts", "in.txt"], USAGE, "did you mean 'openai:x'?"),
+        (["compare", MODEL, "--texts", "in.txt", "--dtypes", "int88"], USAGE, "--dtypes: must be one of 'float32'"),
+        (["choose", MODEL, "--texts", "in.txt", "--floor", "2"], USAGE, "--floor: must be an nDCG@10, from 0 to 1"),
+        (["choose", MODEL, "--texts", "in.txt", "--floor", "high"], USAGE, "--floor: must be a number (got 'high')"),
+        (
+            ["choose", MODEL, "--texts", "in.txt", "--floor", "0", "--months", "0"],
+            USAGE,
+            "--months: must be an integer",
+        ),
+        (["bench", MODEL, "--most", "0"], USAGE, "--most: must be an integer of at least 1 (got 0)"),
+        (["models", "opnai"], USAGE, "no model in the catalogue has the provider 'opnai'; did you mean 'openai'?"),
+        (
+            ["embed", "in.txt", "-o", "x.npy", "-m", MODEL, "--no-cache", "--cache", "foo"],
+            USAGE,
+            "--no-cache: contradicts --cache (got 'foo'). Remove one of them.",
+        ),
+        (["cache", "verify", "in.txt", "--live", "-3", "-m", MODEL], USAGE, "--live: must be an integer of at least 0"),
         (["compare", MODEL], USAGE, "Set exactly one of --data"),
         (["compare", MODEL, "--data", "nowhere"], USAGE, "Folder 'nowhere' does not exist."),
         (["choose", MODEL, "--texts", "in.txt"], USAGE, "Set --floor"),
-        (["bench", MODEL, "--sizes", "0"], USAGE, "sizes: must be an integer of at least 1 (got 0)"),
-        (["bench", MODEL, "--sizes", ","], USAGE, "sizes: contains no job size"),
+        (["bench", MODEL, "--sizes", "0"], USAGE, "--sizes: must be an integer of at least 1 (got 0)"),
+        (["bench", MODEL, "--sizes", ","], USAGE, "--sizes: contains no job size"),
         (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes: must be whole numbers, as in 100,500 (got 'many')"),
         (["compare", MODEL, "--texts", "in.txt", "--chart", "x.gif"], USAGE, "one of .png, .svg, .pdf (got 'x.gif')"),
         (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
@@ -395,7 +444,7 @@ def test_a_full_disk_is_one_line(server, tmp_path):
     ],
 )
 def test_each_usage_error_is_one_clear_line(shell, server, tmp_path, arguments, code, message):
-    lines(tmp_path / "in.txt", TEXTS)
+    lines(tmp_path / "in.txt", [f"{text} " * 10 for text in TEXTS])
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text":\n')
     (tmp_path / "in.csv").write_text("body\nx\n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -514,20 +563,18 @@ def test_the_default_cache_may_not_exist_yet(shell):
 def test_compare_choose_and_bench_print_their_results(shell, tmp_path):
     pages(tmp_path)
     pictures = ["--chart", "chart.svg", "--report", "report.html", "--csv", "numbers.csv"]
-    code, out, err = shell(
-        "compare", MODEL, "nobody:knows", "--texts", "pages", "--dimensions", "512,256", "-y", *pictures
-    )
+    code, out, err = shell("compare", MODEL, "--texts", "pages", "--dimensions", "512,256,5000", "-y", *pictures)
     assert code == 0, err
-    assert out.count(MODEL) == 2
-    assert "nobody:knows" in out
+    assert out.count(f"| {MODEL}") == 2
+    assert f"{MODEL} 5000 float32: dimensions: text-embedding-3-small does not offer 5000 dimensions" in out
     assert all((tmp_path / name).stat().st_size > 300 for name in ("chart.svg", "report.html", "numbers.csv"))
     code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "--json", "-q")
     assert json.loads(out)["models"][0]["model"] == MODEL
     code, out, _ = shell("choose", MODEL, "--texts", "pages", "--floor", "0", "-y", "--corpus-texts", "1000000", "-q")
     assert code == 0
     assert out.endswith(f'Embedder("{MODEL}", dimensions=1536, dtype="float32")\n')
-    assert shell("choose", MODEL, "--texts", "pages", "--floor", "2", "-y", "-q")[0] == 1
-    assert shell("compare", "nobody:knows", "--texts", "pages", "-q")[0] == 1
+    assert shell("choose", MODEL, "--texts", "pages", "--floor", "1", "-y", "-q")[0] == 1
+    assert shell("compare", MODEL, "--texts", "pages", "--dimensions", "5000", "-y", "-q")[0] == 1
     code, out, err = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y", "--chart", "bench.png")
     assert code == 0, err
     assert "use max_concurrency=" in out
@@ -555,10 +602,14 @@ def test_bench_asks_for_confirmation_with_its_estimate(shell, server):
 
 
 def test_a_comparison_stopped_by_a_budget_has_the_exit_code_of_a_budget(shell, server, tmp_path):
-    pages(tmp_path)
-    code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "-q", "--budget-usd", "0.0000001")
-    assert (code, server.requests) == (BUDGET, [])
-    assert "The budget of $0.0000001" in out
+    texts = [f"{i} a b c d e f g h i j k l m n o p q r s t u v w x y z {i} " * 2 for i in range(20)]
+    source = lines(tmp_path / "in.txt", texts)  # more tokens than estimated
+    compare = ("compare", MODEL, "--texts", source, "-y", "-q", "--budget-usd")
+    code, out, err = shell(*compare, "0.0000001")
+    assert (code, out, server.requests) == (BUDGET, "", [])
+    estimate = re.search(r"about \$([\d.]+)", err)[1]
+    code, out, _ = shell(*compare, estimate)
+    assert (code, f"The budget of ${estimate}" in out) == (BUDGET, True)
 
 
 def test_choose_prints_the_base_url_of_the_comparison(shell, server, tmp_path):

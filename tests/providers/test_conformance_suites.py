@@ -11,6 +11,7 @@ from embedkit_core import testing
 from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
+    ConfigurationError,
     ProviderError,
     QuotaError,
     RateLimitError,
@@ -405,3 +406,12 @@ def test_every_name_in_all_of_the_testing_package_exists():
     assert all(getattr(testing, name) is not None for name in testing.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Suit'"):
         testing.Suit  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("latency", -1), ("latency", float("inf")), ("dimensions", 0), ("max_words", 0), ("usd_per_million", -1)],
+)
+def test_an_invalid_argument_of_the_fake_server_is_refused(argument, value):
+    with pytest.raises(ConfigurationError, match=f"^{argument}: must be"):
+        FakeServer(**{argument: value})

@@ -13,6 +13,7 @@ from embedkit_core.calls.lookup import CacheLookup
 from embedkit_core.calls.plan import plan_call
 from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
@@ -63,7 +64,7 @@ class CacheVerification:
 
     def __str__(self) -> str:
         if self.lowest is None:
-            return f"none of {self.texts:,} texts is in the cache; nothing was compared"
+            return f"none of {count_noun(self.texts, 'text')} is in the cache; nothing was compared"
         verdict = (
             "the model is unchanged"
             if not self.changed

@@ -9,12 +9,13 @@ import typer
 
 from embedkit_core.cache.maintenance import CacheFolder, CacheStats
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show
+from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, wording
 from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.usage import USD
+from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
 
 ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors without asking for confirmation.")]
@@ -24,14 +25,14 @@ ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors
 def stats_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
     """Show the number of cached vectors and their size on disk."""
     stats = _folder(cache).stats()
-    text = f"{stats.folder}: {stats.vectors:,} vectors, {stats.bytes_on_disk / 1e6:,.1f} MB"
+    text = f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.bytes_on_disk / 1e6:,.1f} MB"
     _show_stats(text, stats, as_json=as_json)
 
 
 @cache_app.command()
 def verify(
     inputs: Annotated[list[str] | None, typer.Argument(help="With --live: the cached texts.")] = None,
-    live: Annotated[int, typer.Option(min=0, help="Embed this many cached texts again and compare.")] = 0,
+    live: Annotated[int, o.integer("Embed this many cached texts again and compare.")] = 0,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="With --live: the model, as provider:model.")
     ] = None,
@@ -44,6 +45,7 @@ def verify(
     as_json: o.Json = False,
 ) -> None:
     """Check every vector against its checksum; with --live, compare some with current vectors of the model."""
+    check_integer("--live", live, 0)
     if live:
         if not inputs or model is None:
             raise ConfigurationError("--live: requires --model and the texts, since the cache does not store texts.")
@@ -54,10 +56,13 @@ def verify(
             texts = list(source.texts())
             _confirm_resend(embedder, texts, live, yes=yes)
             verification = embedder.verify_cache(texts, sample=live)
-        show(str(verification), asdict(verification), as_json=as_json)
+        show(wording(str(verification)), asdict(verification), as_json=as_json)
         return
     stats = _folder(cache).verify()
-    text = f"{stats.folder}: {stats.vectors:,} vectors, {stats.damaged:,} damaged (embedded again on their next use)"
+    text = (
+        f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.damaged:,} damaged "
+        "(embedded again on their next use)"
+    )
     _show_stats(text, stats, as_json=as_json)
 
 
@@ -78,7 +83,7 @@ def _folder(path: str | None) -> CacheFolder:
     if path is not None and not folder.folder.is_dir():
         raise ConfigurationError(f"Cache folder {path!r} does not exist.")
     if path is not None and not folder.holds_cache:
-        raise ConfigurationError(f"Folder {path!r} contains no cache. Use the folder that is passed as cache=.")
+        raise ConfigurationError(f"Folder {path!r} contains no cache. Use the folder that is passed as --cache.")
     return folder
 
 
@@ -96,8 +101,8 @@ def clear(cache: o.CacheOption = None, yes: ConfirmDelete = False) -> None:
     """Delete all vectors; embedding their texts again is billed again."""
     folder = _folder(cache)
     stats = folder.stats()
-    confirm(f"delete {stats.vectors:,} vectors in {stats.folder}?", yes=yes)
-    err.print(f"{folder.clear():,} vectors deleted")
+    confirm(f"delete {count_noun(stats.vectors, 'vector')} in {stats.folder}?", yes=yes)
+    err.print(f"{count_noun(folder.clear(), 'vector')} deleted")
 
 
 @cache_app.command(name="export")

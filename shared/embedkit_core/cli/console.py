@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import typer
 from rich.console import Console
 
+from embedkit_core.calls.estimate import Estimate
+from embedkit_core.cli.messages import Wording
+from embedkit_core.common.errors import BudgetError
+from embedkit_core.common.usage import USD
 from embedkit_core.costs.tracker import format_cost
 
 FAILED, USAGE, BUDGET, PARTIAL, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -25,8 +31,9 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Inspect and maintain the cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+wording = Wording()
 
 
 def show(text: str, data: Any, *, as_json: bool) -> None:
@@ -43,6 +50,24 @@ def confirm(question: str, *, yes: bool) -> None:
         raise typer.Exit(REFUSED)
     if not typer.confirm(question, err=True):
         raise typer.Exit(REFUSED)
+
+
+def check_budget(estimates: Sequence[Estimate], limit: Decimal | None) -> None:
+    """Check that a budget covers the estimated cost, before anything is sent.
+
+    Raises:
+        BudgetError: The estimate exceeds the budget.
+    """
+    expected = reduce(USD.add, (estimate.cost_usd or Decimal(0) for estimate in estimates), Decimal(0))
+    most = reduce(USD.add, (estimate.max_cost_usd or Decimal(0) for estimate in estimates), Decimal(0))
+    if limit is not None and expected > limit:
+        raise BudgetError(
+            f"--budget-usd: the estimated cost of about {format_cost(expected)} exceeds the budget of "
+            f"{format_cost(limit)}. Nothing was sent. Set at least the estimate; {format_cost(most)} is certain to be "
+            "enough.",
+            limit_usd=limit,
+            needed_usd=most,
+        )
 
 
 def format_price(usd: Decimal | None) -> str:

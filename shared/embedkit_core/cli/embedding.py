@@ -10,14 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import app, confirm, err, format_price, show
+from embedkit_core.cli.console import app, check_budget, confirm, err, format_price, show, wording
 from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.writing import Output
-from embedkit_core.common.errors import BadTextError, EmbedKitError, PartialFailureError, TextTooLongError
+from embedkit_core.common.errors import (
+    BadTextError,
+    ConfigurationError,
+    EmbedKitError,
+    PartialFailureError,
+    TextTooLongError,
+)
 from embedkit_core.common.formatting import count_noun
-from embedkit_core.common.types import InputType
+from embedkit_core.common.types import InputType, ModelInfo
 from embedkit_core.embedder import Embedder
 from embedkit_core.providers.catalogue import models as catalogue_models
+from embedkit_core.providers.registry import is_provider, provider_class
 from embedkit_core.tools.tables import table
 
 
@@ -64,7 +71,11 @@ def embed(
     ):
         embed_all(embedder, source, file, o.as_input_type(input_type), yes=yes, quiet=quiet)
         usage, rows = embedder.usage, file.rows
-    show(f"{output}: {rows:,} rows; {usage}", {"output": output, "rows": rows, **usage.to_dict()}, as_json=as_json)
+    show(
+        f"{output}: {count_noun(rows, 'row')}; {usage}",
+        {"output": output, "rows": rows, **usage.to_dict()},
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -91,7 +102,7 @@ def estimate(
     ):
         result = embedder.estimate(source.texts(), input_type=o.as_input_type(input_type))
     text = f"{result.model}: {result}\ntokens: {result.token_source}; price: {result.price_source}"
-    show(text, result.to_dict(), as_json=as_json)
+    show(wording(text), result.to_dict(), as_json=as_json)
 
 
 @app.command()
@@ -100,22 +111,36 @@ def models(
     as_json: o.Json = False,
 ) -> None:
     """List the models of the catalogue with dimensions, limits, dtypes and prices."""
-    rows = [m for m in catalogue_models() if provider in (None, m.provider)]
     listed: list[dict[str, Any]] = [
         {
             "model": f"{m.provider}:{m.name}",
             "dimensions": m.dimensions,
             "text_tokens": m.limits.text_tokens,
             "dtypes": list(m.dtypes),
-            "usd_per_million": None if m.usd_per_million is None else str(m.usd_per_million),
+            "usd_per_million": _list_price(m),
             "status": m.status,
         }
-        for m in rows
+        for m in _catalogue_rows(provider)
     ]
     columns = ("model", "dimensions", "text_tokens", "usd_per_million", "status")
-    cells = [[str("?" if row[name] is None else row[name]) for name in columns] for row in listed]
+    shown = {None: "?", "0": "free"}
+    cells = [[str(shown.get(row[name], row[name])) for name in columns] for row in listed]
     text = table(["model", "dimensions", "max tokens", "USD per 1M tokens", "status"], cells)
-    show(text if rows else f"The catalogue has no models of {provider!r}.", listed, as_json=as_json)
+    show(text if listed else f"The catalogue has no models of {provider!r}.", listed, as_json=as_json)
+
+
+def _catalogue_rows(provider: str | None) -> tuple[ModelInfo, ...]:
+    """Return the rows of a provider; none if it is registered and only serves models of others, such as vLLM."""
+    if provider is not None and is_provider(provider) and all(m.provider != provider for m in catalogue_models()):
+        return ()
+    return catalogue_models(provider)
+
+
+def _list_price(model: ModelInfo) -> str | None:
+    """Return USD per million tokens: "0" for a model that runs on this machine, None if unknown."""
+    if model.usd_per_million is not None:
+        return str(model.usd_per_million)
+    return "0" if is_provider(model.provider) and provider_class(model.provider).is_local else None
 
 
 @app.command()
@@ -158,6 +183,9 @@ def embed_all(
         if source.skipped:
             err.print(f"{count_noun(source.skipped, 'row')} without a text skipped")
         err.print(f"{embedder.model}: {estimated}")
+    if file is not None and not estimated.texts:
+        raise ConfigurationError(f"The inputs have no texts. {str(file.path)!r} was not written.")
+    check_budget([estimated], embedder.budget.limit_usd if embedder.budget else None)
     if estimated.cost_usd is None or estimated.cost_usd > 0:
         confirm(f"send {count_noun(estimated.texts_to_send, 'text')} for {format_price(estimated.cost_usd)}?", yes=yes)
     embedded, written = itertools.tee(source.records())

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import InputType
 from embedkit_core.embedder import Embedder
+
+
+def integer(help_text: str) -> Any:
+    """Return an option for a whole number."""
+    return typer.Option(parser=_whole_number, metavar="INTEGER", help=help_text)
+
+
+def _whole_number(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise typer.BadParameter(f"must be a whole number (got {value!r:.80}).") from None
+
 
 Model = Annotated[str, typer.Option("--model", "-m", help="The model, as in openai:text-embedding-3-small.")]
 Inputs = Annotated[
@@ -18,7 +32,10 @@ IdColumn = Annotated[str, typer.Option(help="Column of the ids; the line number 
 SkipEmpty = Annotated[
     bool, typer.Option("--skip-empty", help="Skip rows whose text is null, empty or only white space.")
 ]
-Dimensions = Annotated[int | None, typer.Option(help="Number of dimensions; the model's default if omitted.")]
+Dimensions = Annotated[
+    int | None,
+    integer("Number of dimensions; the model's default if omitted."),
+]
 DTypeOption = Annotated[
     str, typer.Option("--dtype", help="Type of the vectors: float32, float16, int8, uint8, binary or ubinary.")
 ]
@@ -29,9 +46,11 @@ InputTypeOption = Annotated[str, typer.Option("--input-type", help="Embed as doc
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Spend money without asking for confirmation.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and estimates.")]
-BudgetOption = Annotated[float | None, typer.Option(help="Maximum cost in USD.")]
-PriceOption = Annotated[float | None, typer.Option(help="USD per million tokens; overrides the catalogue.")]
-Concurrency = Annotated[int, typer.Option(help="Maximum number of requests in flight.")]
+BudgetOption = Annotated[str | None, typer.Option(metavar="USD", help="Maximum cost in USD.")]
+PriceOption = Annotated[
+    str | None, typer.Option(metavar="USD", help="USD per million tokens; overrides the catalogue.")
+]
+Concurrency = Annotated[int, integer("Maximum number of requests in flight.")]
 
 NO_KEY = "nothing-is-sent"  # API key of embedders that send nothing
 
@@ -44,8 +63,8 @@ def make_embedder(
     cache: str | None,
     no_cache: bool = False,
     base_url: str | None,
-    budget_usd: float | None = None,
-    price: float | None = None,
+    budget_usd: str | None = None,
+    price: str | None = None,
     max_concurrency: int = 16,
     sends: bool = True,
 ) -> Embedder:
@@ -53,7 +72,12 @@ def make_embedder(
 
     Args:
         sends: False for an embedder that only estimates, which needs no API key.
+
+    Raises:
+        ConfigurationError: An option is not valid, or two of them contradict each other.
     """
+    if no_cache and cache is not None:
+        raise ConfigurationError(f"--no-cache: contradicts --cache (got {cache!r}). Remove one of them.")
     return Embedder(
         model,
         api_key=None if sends else NO_KEY,

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - registers the commands
-from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, USAGE, app, err
+from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, USAGE, app, err, wording
 from embedkit_core.common.errors import (
     AuthenticationError,
     BudgetError,
@@ -25,6 +25,7 @@ COMMAND_LINE: Any = typer.BadParameter.__mro__[2]
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; print an error as one line on standard error."""
+    wording.use(_options(sys.argv[1:] if arguments is None else arguments))
     try:
         code = app(args=arguments, prog_name="rag-embedkit", standalone_mode=False)
     except typer.Exit as end:
@@ -53,6 +54,16 @@ def run(arguments: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _options(arguments: list[str]) -> dict[str, str]:
+    """Return the options of the command that is run, by parameter name."""
+    command: Any = typer.main.get_command(app)
+    for word in arguments:
+        if word not in getattr(command, "commands", ()):
+            break
+        command = command.commands[word]
+    return {parameter.name: parameter.opts[0] for parameter in command.params}
+
+
 def _fail(message: str, code: int) -> int:
-    err.print(f"rag-embedkit: {message}")
+    err.print(f"rag-embedkit: {wording(message)}")
     return code

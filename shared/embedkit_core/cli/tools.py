@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import BUDGET, FAILED, app, confirm, err, format_price, show
+from embedkit_core.cli.console import BUDGET, FAILED, app, check_budget, confirm, err, format_price, show, wording
 from embedkit_core.cli.outputs import Outputs
 from embedkit_core.cli.reading import RecordSource
-from embedkit_core.common.errors import ConfigurationError, EmbedKitError
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.validation import check_choice, parse_usd
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools import (
     Candidate,
@@ -25,6 +28,8 @@ from embedkit_core.tools import (
     self_retrieval,
 )
 from embedkit_core.tools.bench import estimate_cost
+from embedkit_core.tools.choose import Option, check_criteria
+from embedkit_core.tools.compare import DTYPES
 from embedkit_core.tools.comparison_plan import model_settings
 from embedkit_core.tools.extra import check_installed
 
@@ -71,7 +76,7 @@ def compare_command(
     outputs = Outputs(chart, report, csv_file)
     task = _task(data, questions, texts, column, skip_empty=skip_empty)
     comparison = _compare(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
-    show(comparison.table(), comparison.to_dict(), as_json=as_json)
+    show(wording(comparison.table()), comparison.to_dict(), as_json=as_json)
     outputs.write(comparison)
     if any(candidate.over_budget for candidate in comparison.candidates):
         raise typer.Exit(BUDGET)
@@ -90,14 +95,15 @@ def choose_command(
     dimensions: DimensionsList = "",
     dtypes: DTypesList = "float32",
     floor: Annotated[
-        float | None, typer.Option(help="Minimum nDCG@10: choose the cheapest model that reaches it.")
+        str | None,
+        typer.Option(metavar="NUMBER", help="Minimum nDCG@10, 0 to 1: choose the cheapest model that reaches it."),
     ] = None,
     budget_usd: Annotated[
-        float | None, typer.Option(help="Maximum total cost in USD: choose the best model within it.")
+        str | None, typer.Option(metavar="USD", help="Maximum total cost in USD: choose the best model within it.")
     ] = None,
-    corpus_texts: Annotated[int | None, typer.Option(help="Number of texts in the corpus.")] = None,
-    queries_per_month: Annotated[int, typer.Option(help="Number of queries per month.")] = 0,
-    months: Annotated[int, typer.Option(help="Number of months.")] = 12,
+    corpus_texts: Annotated[int | None, o.integer("Number of texts in the corpus.")] = None,
+    queries_per_month: Annotated[int, o.integer("Number of queries per month.")] = 0,
+    months: Annotated[int, o.integer("Number of months.")] = 12,
     cache: o.CacheOption = None,
     base_url: o.BaseUrl = None,
     yes: o.Yes = False,
@@ -108,19 +114,21 @@ def choose_command(
     check_installed("choose")
     if floor is None and budget_usd is None:
         raise ConfigurationError("choose: no criterion. Set --floor (minimum nDCG@10), --budget-usd, or both.")
+    criteria: dict[str, Any] = {
+        "floor": None if floor is None else _number("--floor", floor),
+        "budget_usd": budget_usd,
+        "corpus_texts": corpus_texts,
+        "queries_per_month": queries_per_month,
+        "months": months,
+    }
+    check_criteria(**criteria)
     task = _task(data, questions, texts, column, skip_empty=skip_empty)
     comparison = _compare(models, task, dimensions, dtypes, cache, base_url, None, yes=yes, quiet=quiet)
-    choice = choose(
-        comparison,
-        floor=floor,
-        budget_usd=budget_usd,
-        corpus_texts=corpus_texts,
-        queries_per_month=queries_per_month,
-        months=months,
-    )
+    choice = choose(comparison, **criteria)
     chosen = None if choice.chosen is None else choice.chosen.candidate
     output: dict[str, Any] = {"criteria": choice.criteria, "chosen": None}
-    text = choice.table()
+    rejected = [option if not option.rejected else _reworded(option) for option in choice.options]
+    text = replace(choice, options=tuple(rejected)).table()
     if chosen is not None:
         output["chosen"] = _embedder_arguments(chosen)
         model, *others = (f"{name}={json.dumps(value)}" for name, value in _embedder_arguments(chosen).items())
@@ -134,7 +142,10 @@ def choose_command(
 def bench_command(
     model: Annotated[str, typer.Argument(help="The model, as provider:model.")],
     sizes: Annotated[str, typer.Option(help="Job sizes, in texts.")] = "100,500,1000",
-    most: Annotated[int, typer.Option(help="Maximum number of requests in flight to try.")] = 64,
+    most: Annotated[
+        int,
+        o.integer("Maximum number of requests in flight to try."),
+    ] = 64,
     base_url: o.BaseUrl = None,
     chart: ChartOption = None,
     report: ReportOption = None,
@@ -162,39 +173,49 @@ def _compare(
     dtypes: str,
     cache: str | None,
     base_url: str | None,
-    budget_usd: float | None,
+    budget_usd: str | None,
     *,
     yes: bool,
     quiet: bool,
 ) -> Comparison:
     widths: list[int | None] = [*_numbers("--dimensions", dimensions, "1536,256")] or [None]
+    types = [name.strip() for name in dtypes.split(",")]
+    for name in types:
+        check_choice("--dtypes", name, DTYPES)
     settings: dict[str, Any] = {"cache": cache, "budget_usd": budget_usd}
     model_arguments = [model_settings(model, base_url) for model in models]
-    _confirm_cost(model_arguments, task, settings, yes=yes)
+    _check_cost(model_arguments, task, settings, yes=yes)
     return compare(
         model_arguments,
         task,
         dimensions=widths,
-        dtypes=[name.strip() for name in dtypes.split(",")],  # type: ignore[misc]  # the embedder validates them
+        dtypes=types,  # type: ignore[arg-type]  # checked above
         progress=not quiet and err.is_terminal,
         log=_log(quiet),
         **settings,
     )
 
 
-def _confirm_cost(models: list[dict[str, Any]], task: Task, settings: dict[str, Any], *, yes: bool) -> None:
-    """Ask for confirmation before anything is sent to paid models."""
-    costs = []
+def _check_cost(models: list[dict[str, Any]], task: Task, settings: dict[str, Any], *, yes: bool) -> None:
+    """Check the models and the budget, and ask for confirmation before anything is sent to paid models.
+
+    Raises:
+        ConfigurationError: A model is unknown, or its API key or extra is missing.
+        BudgetError: The estimated cost exceeds the budget.
+    """
+    estimates, costs = [], []
     for model in models:
-        try:
-            with Embedder(**model, **settings) as embedder:
-                estimate = embedder.estimate(task.documents.values())
-                if estimate.texts_to_send and (estimate.cost_usd is None or estimate.cost_usd > 0):
-                    costs.append(f"{embedder.model} for {format_price(estimate.cost_usd)}")
-        except EmbedKitError:  # the comparison reports it in the row of the model
-            continue
+        with Embedder(**model, **settings) as embedder:
+            found = [
+                embedder.estimate(task.documents.values()),
+                embedder.estimate(task.queries.values(), input_type="query"),
+            ]
+            estimates += found
+            if found[0].texts_to_send and (found[0].cost_usd is None or found[0].cost_usd > 0):
+                costs.append(f"{embedder.model} for {format_price(found[0].cost_usd)}")
+    check_budget(estimates, None if settings["budget_usd"] is None else parse_usd("budget_usd", settings["budget_usd"]))
     if costs:
-        confirm(f"embed {len(task.documents):,} documents with {', '.join(costs)}?", yes=yes)
+        confirm(f"embed {count_noun(len(task.documents), 'document')} with {', '.join(costs)}?", yes=yes)
 
 
 def _task(data: str | None, questions: str | None, texts: list[str] | None, column: str, *, skip_empty: bool) -> Task:
@@ -208,11 +229,23 @@ def _task(data: str | None, questions: str | None, texts: list[str] | None, colu
         return self_retrieval(source.texts())
 
 
+def _reworded(option: Option) -> Option:
+    """Return an option of `choose` whose rejection names options of the command."""
+    return replace(option, rejected=wording(option.rejected))
+
+
 def _embedder_arguments(chosen: Candidate) -> dict[str, Any]:
     """Return the arguments that create the compared embedder again."""
     arguments = {"model": chosen.model, "dimensions": chosen.dimensions, "dtype": chosen.dtype}
     base_url = chosen.settings.get("base_url")
     return arguments if base_url is None else {**arguments, "base_url": base_url}
+
+
+def _number(option: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigurationError(f"{option}: must be a number (got {value!r}).") from None
 
 
 def _numbers(option: str, value: str, example: str) -> list[int]:
@@ -223,4 +256,4 @@ def _numbers(option: str, value: str, example: str) -> list[int]:
 
 
 def _log(quiet: bool) -> Any:
-    return (lambda line: None) if quiet else err.print  # noqa: ARG005
+    return (lambda line: None) if quiet else (lambda line: err.print(wording(line)))  # noqa: ARG005

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 import threading
 import weakref
 from collections import Counter, deque
@@ -23,6 +24,7 @@ from embedkit_core.common.errors import (
     TextTooLongError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply, Vectors
+from embedkit_core.common.validation import check_integer, parse_usd
 from embedkit_core.providers.base import Client, Provider, ProviderSettings
 
 _servers: weakref.WeakValueDictionary[str, FakeServer] = weakref.WeakValueDictionary()
@@ -68,6 +70,9 @@ class FakeServer:
         billed: Number of successful requests of each text.
         in_flight: Number of requests in flight.
         peak_in_flight: Maximum number of requests in flight.
+
+    Raises:
+        ConfigurationError: An argument is not valid.
     """
 
     def __init__(
@@ -81,12 +86,17 @@ class FakeServer:
         max_words: int | None = None,
         cuts: bool = False,
     ) -> None:
+        check_integer("dimensions", dimensions, 1)
+        if max_words is not None:
+            check_integer("max_words", max_words, 1)
+        if not isinstance(latency, (int, float)) or not 0 <= latency < math.inf:
+            raise ConfigurationError(f"latency: must be a number of seconds, 0 or more (got {latency!r:.80}).")
         self.url = f"fake://{next(_numbers)}"
         self.dimensions = dimensions
         self.asymmetric = asymmetric
         self.latency = latency
         self.limits = limits or Limits()
-        self.usd_per_million = usd_per_million
+        self.usd_per_million = None if usd_per_million is None else parse_usd("usd_per_million", usd_per_million)
         self.max_words = max_words
         self.cuts = cuts
         self.faults: deque[ProviderError | None] = deque()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import escape_markdown
+from embedkit_core.common.formatting import count_noun, escape_markdown
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_integer
 from embedkit_core.costs.tokens import cost_of
@@ -63,7 +63,7 @@ class BenchCost(NamedTuple):
 
     def __str__(self) -> str:
         cost = "price unknown" if self.cost_usd is None else f"about {format_cost(self.cost_usd)}"
-        return f"{self.model}: up to {self.tokens:,} tokens in total, {cost}"
+        return f"{self.model}: up to {count_noun(self.tokens, 'token')} in total, {cost}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def bench(
         runs = []
         for size, bound in itertools.product(sizes, dict.fromkeys((1, chosen))):
             runs.append(_run_job(model, make_texts(size), bound, settings))
-            log(f"{size:,} texts at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts/s")
+            log(f"{count_noun(size, 'text')} at {bound} in flight: {runs[-1].texts_per_second:,.0f} texts/s")
     sample.close()
     return BenchResult(sample.model, chosen, tuple(runs), tuple(search), tuple(latencies), usage.usage)
 

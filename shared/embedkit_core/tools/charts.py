@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import shorten_model_name
+from embedkit_core.common.formatting import count_noun, shorten_model_name
 from embedkit_core.tools.extra import check_installed
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def draw_comparison(task: str, documents: int, points: Sequence[QualityPoint]) -
         _plot(by_cost, [(p.cost_usd, p) for p in series if p.cost_usd is not None], style, name, "")
         offset = 2 ** (0.05 * n)  # separates dtypes of the same dimensions
         _plot(by_size, [((p.dimensions or 0) * offset, p) for p in series], style, name, style[2])
-    by_cost.set_xlabel(f"cost of {documents:,} documents, USD")
+    by_cost.set_xlabel(f"cost of {count_noun(documents, 'document')}, USD")
     by_cost.xaxis.set_major_formatter(lambda usd, _: f"${usd:g}")
     by_size.set_xlabel("dimensions")
     by_size.set_xscale("log", base=2)

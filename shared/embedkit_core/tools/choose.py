@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError
-from embedkit_core.common.formatting import shorten_model_name
+from embedkit_core.common.formatting import count_noun, shorten_model_name
 from embedkit_core.common.usage import USD
 from embedkit_core.common.validation import check_integer, parse_usd
 from embedkit_core.costs.tokens import cost_of
@@ -109,18 +109,17 @@ def choose(
         settings: Further arguments of `Embedder`, such as `cache`, for estimating `texts`.
 
     Raises:
-        ConfigurationError: Neither `floor` nor `budget_usd` is set, or `comparison` is not a `Comparison`.
+        ConfigurationError: An argument is not valid, or neither `floor` nor `budget_usd` is set.
     """
     if not isinstance(comparison, Comparison):
         raise ConfigurationError(f"comparison: must be a result of compare() (got {type(comparison).__name__}).")
-    if floor is None and budget_usd is None:
-        raise ConfigurationError("choose(): no criterion. Set floor= (minimum nDCG@10), budget_usd=, or both.")
-    budget = None if budget_usd is None else parse_usd("budget_usd", budget_usd)
-    check_integer("queries_per_month", queries_per_month, 0)
-    check_integer("months", months, 1)
     corpus = None if texts is None else list(texts)
-    size = len(corpus) if corpus is not None else corpus_texts or len(comparison.task.documents)
-    check_integer("corpus_texts", size, 1)
+    size = corpus_texts if corpus is None else len(corpus)
+    check_criteria(
+        floor=floor, budget_usd=budget_usd, corpus_texts=size, queries_per_month=queries_per_month, months=months
+    )
+    size = size or len(comparison.task.documents)
+    budget = None if budget_usd is None else parse_usd("budget_usd", budget_usd)
     priced = [_price(c, comparison, size, corpus, queries_per_month, months, settings) for c in comparison.candidates]
     best = comparison.best
     options = [_apply_criteria(option, best, floor, budget, significant=significant) for option in priced]
@@ -132,6 +131,33 @@ def choose(
     criteria = _criteria(floor, budget, size, queries_per_month, months)
     ordered = sorted(options, key=lambda o: (o.total_usd is None, o.total_usd or 0, -_quality(o)))
     return Choice(eligible[0] if eligible else None, tuple(ordered), criteria)
+
+
+def check_criteria(
+    *,
+    floor: float | None,
+    budget_usd: float | str | Decimal | None,
+    corpus_texts: int | None,
+    queries_per_month: int,
+    months: int,
+) -> None:
+    """Check the criteria of `choose`, for a caller that compares models first.
+
+    Raises:
+        ConfigurationError: A criterion is not valid, or there is none.
+    """
+    if floor is None and budget_usd is None:
+        raise ConfigurationError("choose(): no criterion. Set floor= (minimum nDCG@10), budget_usd=, or both.")
+    if floor is not None and (
+        isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor <= 1  # also refuses NaN
+    ):
+        raise ConfigurationError(f"floor: must be an nDCG@10, from 0 to 1 (got {floor!r:.80}).")
+    if budget_usd is not None:
+        parse_usd("budget_usd", budget_usd)
+    if corpus_texts is not None:
+        check_integer("corpus_texts", corpus_texts, 1)
+    check_integer("queries_per_month", queries_per_month, 0)
+    check_integer("months", months, 1)
 
 
 def _price(
@@ -193,7 +219,8 @@ def _criteria(floor: float | None, budget: Decimal | None, size: int, queries: i
         criteria.append(f"cheapest with {MAIN_MEASURE} of at least {floor}")
     if budget is not None:
         criteria.append(f"within {format_cost(budget)}" if criteria else f"best within {format_cost(budget)}")
-    return f"{', '.join(criteria)}, for {size:,} texts and {queries:,} queries per month over {months} months"
+    use = f"{count_noun(queries, 'query', 'queries')} per month over {count_noun(months, 'month')}"
+    return f"{', '.join(criteria)}, for {count_noun(size, 'text')} and {use}"
 
 
 def _cells(option: Option, chosen: bool) -> list[str]:

@@ -303,6 +303,10 @@ def test_a_comparison_without_models_or_tasks_is_refused():
         compare("fake:good", "scifact")
     with pytest.raises(ConfigurationError, match="sizes: contains no job size"):
         bench("fake:good", sizes=())
+    server = server_of()
+    with pytest.raises(ConfigurationError, match=r"most: must be an integer of at least 1 \(got 0\)"):
+        bench("fake:good", most=0, base_url=server.url)
+    assert server.received == []
     with pytest.raises(ConfigurationError, match="missing"):
         Task("t", {"a": "x"}, {"q": "y"}, {"q": {"b": 1}})
 
@@ -346,6 +350,12 @@ def test_if_no_model_fits_the_table_gives_the_reasons(two):
         choice.embedder()
     with pytest.raises(ConfigurationError, match=r"floor=.*budget_usd=, or both"):
         choose(two)
+
+
+@pytest.mark.parametrize("floor", [2, -0.1, float("nan"), True, "0.9"])
+def test_a_floor_that_no_score_can_have_is_refused(two, floor):
+    with pytest.raises(ConfigurationError, match=r"floor: must be an nDCG@10, from 0 to 1"):
+        choose(two, floor=floor)
 
 
 def test_cached_texts_reduce_the_cost(tmp_path):

@@ -1,0 +1,45 @@
+"""Messages of the library in the words of the command line: options instead of Python arguments. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from embedkit_core.config.base import parameter_names
+
+PHRASES = {"Pass api_key= or set": "Set", "api_key=": "the API key"}  # a key is not passed on a command line
+_PHRASE = re.compile("|".join(map(re.escape, PHRASES)))
+_VALUE = r"\{[^{}]*\}|'[^']*'|[\w$-]+(?:\.\w+)*"
+
+
+class Wording:
+    """Rewrites messages for the command that is run."""
+
+    def __init__(self) -> None:
+        self.use({})
+
+    def use(self, options: Mapping[str, str]) -> None:
+        """Set the options of the command, by the name of their Python argument."""
+        self._options = dict(options)
+        if "price" in options:
+            self._options["prices"] = options["price"]
+        names = "|".join({*self._options, *parameter_names()})
+        subjects = "|".join(self._options.keys() - {"model"})  # it reads well and may be an argument of the command
+        self._subject = re.compile(rf"^({subjects})(?:\[[^]]*\])?: ")
+        self._argument = re.compile(rf"(?<![\w'\"-])({names})(?:\['[^']*'\])?=({_VALUE})?")
+
+    def __call__(self, message: str) -> str:
+        """Return a message that names options. An argument without an option is marked as one of Python."""
+        message = _PHRASE.sub(lambda found: PHRASES[found[0]], message)
+        message = self._subject.sub(lambda found: f"{self._options[found[1]]}: ", message)
+        return self._argument.sub(self._option, message)
+
+    def _option(self, found: re.Match[str]) -> str:
+        name, value = found[1], found[2] or ""
+        if (name, value) == ("cache", "False") and "no_cache" in self._options:
+            return self._options["no_cache"]
+        if name not in self._options or value == "False":
+            return f"{found[0]} (in Python)"
+        if name == "prices":  # a mapping; a command has one model and one price
+            value = value.strip("{}").rpartition(":")[2]
+        return f"{self._options[name]} {value.strip(chr(39) + ' ')}".rstrip()

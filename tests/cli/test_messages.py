@@ -1,0 +1,124 @@
+"""Messages name the options of the command, not the arguments of Python."""
+
+import json
+import re
+
+import pytest
+from support.inputs import MODEL, lines
+
+from embedkit_core.cli.console import USAGE
+from embedkit_core.cli.messages import Wording
+
+OPTIONS = {
+    "model": "--model", "dimensions": "--dimensions", "dtype": "--dtype", "base_url": "--base-url", "price": "--price",
+    "budget_usd": "--budget-usd", "cache": "--cache", "no_cache": "--no-cache", "max_concurrency": "--max-concurrency",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "No API key for x. Pass api_key= or set the environment variable KEY.",
+            "No API key for x. Set the environment variable KEY.",
+        ),
+        ("Check api_key=.", "Check the API key."),
+        (
+            "cache: must not be empty. Use cache=False for no cache.",
+            "--cache: must not be empty. Use --no-cache for no cache.",
+        ),
+        ("Set dimensions= or use another cache=.", "Set --dimensions or use another --cache."),
+        (
+            "prices['m']: must be an amount (got -1). Example: prices['m']=0.5",
+            "--price: must be an amount (got -1). Example: --price 0.5",
+        ),
+        (
+            "Set it as in prices={'openai:m': 0.02}, or use budget_tokens=.",
+            "Set it as in --price 0.02, or use budget_tokens= (in Python).",
+        ),
+        ("pass model_info={}.", "pass model_info={} (in Python)."),
+        (
+            "got dtype='int8'. Use on_long_text='truncate'.",
+            "got --dtype int8. Use on_long_text='truncate' (in Python).",
+        ),
+        ("Pass base_url='https://NAME.example'.", "Pass --base-url https://NAME.example."),
+        ("base_url: not valid (got 'x'). Pass an address.", "--base-url: not valid (got 'x'). Pass an address."),
+        ("model: unknown model 'x'.", "model: unknown model 'x'."),
+        ("Input 'cache=1.txt' does not exist.", "Input 'cache=1.txt' does not exist."),
+    ],
+)
+def test_an_argument_is_replaced_by_its_option(message, expected):
+    wording = Wording()
+    wording.use(OPTIONS)
+    assert wording(message) == expected
+
+
+def test_an_argument_without_an_option_of_the_command_is_marked():
+    wording = Wording()
+    wording.use({"model": "--model", "cache": "--cache"})
+    assert wording("Use dtype='int8' or cache=False.") == "Use dtype='int8' (in Python) or cache=False (in Python)."
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--dimensions", "0", "--dimensions: must be an integer of at least 1 (got 0)"),
+        ("--dimensions", "9999", "--dimensions: text-embedding-3-small does not offer 9999 dimensions"),
+        ("--dtype", "int7", "--dtype: must be one of"),
+        ("--input-type", "q", "--input-type: must be one of 'document', 'query'"),
+        ("--price", "-1", "--price: must be an amount of USD, 0 or more (got '-1'). Example: --price 0.5"),
+        (
+            "--budget-usd",
+            "much",
+            "--budget-usd: must be an amount of USD, 0 or more (got 'much'). Example: --budget-usd 0.5",
+        ),
+        ("--max-concurrency", "0", "--max-concurrency: must be an integer of at least 1"),
+        ("--base-url", "nohost", "--base-url: not a valid address (got 'nohost')"),
+        ("--cache", "nobody://x", "--cache: no package provides nobody://"),
+    ],
+)
+def test_an_invalid_option_is_named_as_it_was_written(shell, server, tmp_path, option, value, message):
+    source = lines(tmp_path / "in.txt", ["one"])
+    code, _, err = shell("embed", source, "-o", "x.npy", "-m", MODEL, "-y", option, value)
+    assert (code, server.requests) == (USAGE, [])
+    assert err.startswith(f"rag-embedkit: {message}")
+    assert not re.search(r"[a-z]_?[a-z]+=(?! \(in Python\))", err)
+
+
+def test_an_unknown_price_names_the_option_that_sets_it(shell, server, tmp_path):
+    job = ("embed", lines(tmp_path / "in.txt", ["one"]), "-o", "x.npy", "-m", "openai:unheard", "-y")
+    code, _, err = shell(*job, "--budget-usd", "1")
+    assert (code, server.requests) == (3, [])
+    assert "as in --price 0.02" in err
+    assert shell(*job, "--budget-usd", "1", "--price", "0.02")[0] == 0
+    assert "; price: --price\n" in shell("estimate", "in.txt", "-m", "openai:unheard", "--price", "$0.02")[1]
+
+
+@pytest.mark.parametrize("option", ["--dimensions", "--max-concurrency"])
+def test_an_option_for_a_whole_number_refuses_other_text_in_plain_english(shell, tmp_path, option):
+    code, _, err = shell("embed", lines(tmp_path / "in.txt", ["one"]), "-o", "x.npy", "-m", MODEL, option, "abc")
+    assert (code, "must be a whole number (got 'abc')." in err) == (USAGE, True)
+
+
+def test_texts_and_names_are_printed_without_emoji(shell):
+    code, out, _ = shell("explain", "a text", "-m", "openai:x", "--json")
+    assert code == 0
+    for name in ("openai:x:smile:", "openai:heart:x:"):
+        out = shell("explain", "a text", "-m", name, "--json")[1]
+        assert json.loads(out)["model"] == name
+        assert f"model: {name}\n" in shell("explain", "a text", "-m", name)[1]
+
+
+def test_a_local_model_is_listed_as_free(shell):
+    _, out, _ = shell("models", "local")
+    assert all(line.split("|")[4].strip() == "free" for line in out.splitlines()[2:])
+    assert all(row["usd_per_million"] == "0" for row in json.loads(shell("models", "local", "--json")[1]))
+    assert shell("models", "vllm") == (0, "The catalogue has no models of 'vllm'.\n", "")
+
+
+def test_one_vector_is_singular(shell, tmp_path):
+    source = lines(tmp_path / "in.txt", ["one"])
+    assert "out.npy: 1 row; 1 text" in shell("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "--cache", "mine")[1]
+    assert "1 vector, " in shell("cache", "stats", "--cache", "mine")[1]
+    assert "1 vector, 0 damaged" in shell("cache", "verify", "--cache", "mine")[1]
+    assert "1 vector deleted" in shell("cache", "clear", "--cache", "mine", "-y")[2]
