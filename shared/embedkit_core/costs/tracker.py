@@ -38,10 +38,10 @@ def active_trackers() -> tuple[UsageTracker, ...]:
     blocks = _active.get()
     if not blocks:
         return ()
-    running = tuple(block for block in blocks if block._is_running)
+    running = [block for block in blocks if block._began and block._lock.locked()]
     if len(running) < len(blocks):
-        _active.set(running)
-    return tuple(dict.fromkeys(block._counter for block in running))
+        _active.set(tuple(running))
+    return tuple({block._counter: None for block in running})
 
 
 class _Exit:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Callable, Iterator
 
@@ -44,6 +45,8 @@ class Interrupter:
 @pytest.fixture
 def interrupter() -> Iterator[Interrupter]:
     made = Interrupter()
+    gc.collect()
+    gc.disable()  # an exception in a finalizer would be ignored
     before = signal.signal(signal.SIGVTALRM, made.handle)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0.001, 0.001)  # of processor time
     try:
@@ -51,6 +54,7 @@ def interrupter() -> Iterator[Interrupter]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+        gc.enable()
 
 
 def enter(tracker: UsageTracker) -> None:
