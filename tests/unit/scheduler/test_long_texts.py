@@ -16,7 +16,7 @@ from support.embedders import (
     sentence_transformer,
     texts_sent,
 )
-from support.openai_replies import error
+from support.openai_replies import error, too_long
 from support.openai_server import Fault, OpenAIServer, tokens_of, vector_of
 
 from embedkit_core import Embedder, Usage
@@ -282,3 +282,27 @@ def test_the_error_of_a_local_model_has_the_token_count_too():
     for position, failure in caught.value.failed.items():
         assert f"has {counted[position]} tokens" in str(failure)
     assert "fox" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [(8042, 20), (10**9, 8000), (10**9, 1)])
+@pytest.mark.parametrize("rule", ["mean", "truncate"])
+def test_an_absurd_limit_in_a_refusal_costs_few_requests(rule, tokens, limit):
+    text = long_text(4000)
+    with OpenAIServer() as server:
+        absurd = Fault(status=400, body=too_long(tokens, limit))
+        server.fault_for(lambda texts, number: absurd if text in texts else None)
+        result = openai_embedder(server, on_long_text=rule).embed(["short", text])
+        sent = [each for each in texts_sent(server) if each not in ("short", text)]
+    assert len(server.requests) < 25
+    assert min(map(len, sent)) > len(text) / 20
+    assert result.truncated == ((1,) if rule == "truncate" else ())
+
+
+@pytest.mark.parametrize("body", [too_long(8042, 20), error("The text is too long.")])
+def test_a_text_whose_pieces_are_all_refused_fails_after_few_requests(body):
+    with OpenAIServer() as server:
+        server.fault_for(lambda texts, number: None if texts == ("short",) else Fault(status=400, body=body))
+        with pytest.raises(PartialFailureError) as failed:
+            openai_embedder(server, on_long_text="mean", max_concurrency=1).embed(["short", long_text(8000)])
+        assert isinstance(failed.value.failed[1], TextTooLongError)
+    assert len(server.requests) < 200

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from math import ceil
 
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -23,7 +24,7 @@ from embedkit_core.common.errors import (
 from embedkit_core.costs.tokens import estimate_tokens
 from embedkit_core.engine.batching import RequestCapacity
 from embedkit_core.engine.scheduler import long_text
-from embedkit_core.engine.scheduler.items import AtomicBatch, Item, Waiter
+from embedkit_core.engine.scheduler.items import AtomicBatch, Item, Waiter, max_billed_tokens
 from embedkit_core.engine.scheduler.log_events import LogThrottle
 from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.retry import RetryPolicy
@@ -31,6 +32,7 @@ from embedkit_core.engine.scheduler.retry import RetryPolicy
 MAX_ENCODING_RETRIES = 3  # per text, before the refusal of an encoding is final
 MAX_TRUNCATIONS = 16  # per text, before its refusal is final
 MIN_LONG_TOKENS = 512  # estimated; a shorter text cannot make a request too large by itself
+MAX_LIMIT_RATIO = 16  # the model's limit to that of a server's refusal, which may be configured lower
 MAX_PROBE_FAILURES = 8  # consecutive refusals; bisecting 32 texts reaches a single one with the sixth
 
 
@@ -216,7 +218,7 @@ def _halves(items: list[Item]) -> list[Decision]:
 
 def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Decision:
     """Truncate, split or fail one text that is too long, as `on_long_text` of the queue demands."""
-    tokens, limit = (error.tokens, error.limit) if isinstance(error, TextTooLongError) else (None, None)
+    tokens, limit = _plausible_counts(item, error) if isinstance(error, TextTooLongError) else (None, None)
     spec = item.queue.spec
     item.truncations += 1
     if spec.long_text == "truncate" and spec.truncating_body is not None:
@@ -228,8 +230,31 @@ def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Deci
             item.truncate(shorter)
             return Split([AtomicBatch([item], item.is_query)])
     if spec.long_text == "mean" and may_shorten and len(item.text) > 1:
-        return Requeue(split_into_pieces(item, long_text.split(item.text, tokens, limit)))
+        texts = long_text.split(item.text, tokens, limit)
+        if item.root.pieces + len(texts) <= _max_pieces(item.root):
+            return Requeue(split_into_pieces(item, texts))
     return Fail([item], error)
+
+
+def _plausible_counts(item: Item, error: TextTooLongError) -> tuple[int | None, int | None]:
+    """Return the length and limit of a refusal, corrected if they are absurd: a server may state anything.
+
+    No text has more tokens than its upper bound. A limit far below the model's own shortens or splits a text only by
+    `MAX_LIMIT_RATIO` at once.
+    """
+    tokens, limit, known = error.tokens, error.limit, item.queue.spec.limits.text_tokens
+    if tokens is None or limit is None:
+        return tokens, limit
+    tokens = min(tokens, max_billed_tokens(item))
+    if known is not None and limit * MAX_LIMIT_RATIO < known:
+        limit = max(limit, ceil(tokens / MAX_LIMIT_RATIO))
+    return tokens, limit
+
+
+def _max_pieces(root: Item) -> int:
+    """Return the maximum number of pieces of a text: enough for a limit far below the model's own."""
+    limit = root.queue.spec.limits.text_tokens or MIN_LONG_TOKENS
+    return MAX_LIMIT_RATIO * ceil(max_billed_tokens(root) / limit)
 
 
 def split_into_pieces(item: Item, texts: list[str]) -> list[Item]:

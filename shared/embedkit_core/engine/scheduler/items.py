@@ -309,6 +309,11 @@ class Item:
         self.size = estimate_tokens(text, text.encode())
 
     @property
+    def pieces(self) -> int:
+        """The number of pieces that the text is split into."""
+        return self.missing_pieces + len(self.piece_vectors)
+
+    @property
     def root(self) -> Item:
         """The text that the caller passed: the parent of a piece, or the item itself."""
         return self.parent or self
