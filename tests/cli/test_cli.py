@@ -433,13 +433,13 @@ def test_a_full_disk_is_one_line(server, tmp_path):
         (["compare", MODEL, "--texts", "in.txt", "--report", "."], USAGE, "--report: '.' is a folder"),
         (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
         *(
-            (["cache", *command, "--cache", "."], USAGE, "Folder '.' contains no cache")
+            (["cache", *command, "--cache", "."], USAGE, "--cache: the folder contains no cache (got '.')")
             for command in (["stats"], ["verify"], ["clear", "-y"], ["export", "copy"])
         ),
-        (["cache", "stats", "--cache", "nowhere"], USAGE, "Cache folder 'nowhere' does not exist"),
-        (["cache", "import", "."], USAGE, "Folder '.' contains no cache"),
+        (["cache", "stats", "--cache", "nowhere"], USAGE, "the folder does not exist (got 'nowhere')"),
+        (["cache", "import", "."], USAGE, "SOURCE: the folder contains no cache (got '.')"),
         (["compare", MODEL, "--data", "."], USAGE, "cannot be read (No such file or directory)"),
-        (["cache", "import", "nowhere"], USAGE, "Cache folder 'nowhere' does not exist"),
+        (["cache", "import", "nowhere"], USAGE, "the folder does not exist (got 'nowhere')"),
         (["cache", "verify", "--live", "3"], USAGE, "--live: requires --model and the texts"),
     ],
 )

@@ -1,6 +1,7 @@
 """The interface for cache authors, and the cache in a folder.
 
-`BytesCache` (over a `ByteStore`) and `RawDisk` (needs diskcache) are imported on first access.
+`BytesCache` (over a `ByteStore`), `CacheFolder` (maintenance) and `RawDisk` (needs diskcache) are imported on first
+access.
 """
 
 from typing import TYPE_CHECKING
@@ -11,11 +12,17 @@ from embedkit_core.common.types import Cache, Entry
 
 if TYPE_CHECKING:
     from embedkit_core.cache.bytes_cache import BytesCache, ByteStore
+    from embedkit_core.cache.maintenance import CacheFolder
     from embedkit_core.cache.raw_disk import RawDisk
 
-__all__ = ["ByteStore", "BytesCache", "Cache", "Entry", "RawDisk", "open_cache"]
+__all__ = ["ByteStore", "BytesCache", "Cache", "CacheFolder", "Entry", "RawDisk", "open_cache"]
 
-_LAZY = {"ByteStore": "bytes_cache", "BytesCache": "bytes_cache", "RawDisk": "raw_disk"}
+_LAZY = {
+    "ByteStore": "bytes_cache",
+    "BytesCache": "bytes_cache",
+    "CacheFolder": "maintenance",
+    "RawDisk": "raw_disk",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,19 +1,49 @@
-"""Maintenance of a cache folder: size, verification, copy, deletion."""
+"""Maintenance of a cache folder: contents by vector space, verification, copy, deletion."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
+from embedkit_core.cache.codec import decode_all
+from embedkit_core.cache.disk import records
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.disk.folder import OWN_FOLDER
+from embedkit_core.cache.disk.pool import RENEW_AFTER_SECONDS
 from embedkit_core.cache.opening import default_folder, open_folder
 from embedkit_core.common.errors import CacheError, ConfigurationError
+from embedkit_core.common.formatting import count_noun, suggest
 from embedkit_core.common.types import Entry
+
+_ROWS_PER_DELETE = 5000  # in one transaction: other processes write in between
+_MAX_ROUNDS = 20  # of a deletion by size, while other processes may write
+# A space is "provider:model@address/dimensions/dtype/digest", where the address and the digest are optional.
+_SPACE = re.compile(r"(?P<model>.+?)(?P<address>@[a-z]+://.+)?/(\d+|unknown)/[a-z]+\d*(/[0-9a-f]{8})?")
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceStats:
+    """Vectors of one vector space in a cache folder.
+
+    Attributes:
+        space: Name of the space, as `Embedder.space`. None for vectors that were written by a version without it.
+        vectors: Number of vectors.
+        bytes: Size of the vectors.
+        last_used: Last recorded use, in Unix seconds; a use is recorded if the one before is over 30 days ago.
+    """
+
+    space: str | None
+    vectors: int
+    bytes: int
+    last_used: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +53,10 @@ class CacheStats:
     Attributes:
         folder: Path of the folder.
         vectors: Number of vectors.
-        bytes_on_disk: Size of the files.
+        bytes_on_disk: Size of the database and its log.
         damaged: Number of damaged vectors, which are cache misses. None if the vectors were not verified.
         quarantined: True if the database was damaged or foreign, and was renamed.
+        spaces: The contents by vector space, the largest first.
     """
 
     folder: str
@@ -33,6 +64,7 @@ class CacheStats:
     bytes_on_disk: int
     damaged: int | None = None
     quarantined: bool = False
+    spaces: tuple[SpaceStats, ...] = ()
 
 
 class CacheFolder:
@@ -62,55 +94,204 @@ class CacheFolder:
         return os.path.lexists(self._subfolder)
 
     def stats(self) -> CacheStats:
-        """Return the contents, without verification of the vectors.
+        """Return the contents, from a scan of the database without verification of the vectors.
 
         Raises:
             CacheError: The cache cannot be read.
         """
         before = self._cache.stats.quarantined
-        vectors = sum(len(keys) for keys in self._cache.all_keys())
-        size = (
-            sum(path.stat().st_size for path in self._subfolder.glob("*") if path.is_file())
-            if self._subfolder.is_dir()
-            else 0
+        totals = sorted(self._cache.maintain(records.totals) or (), key=lambda total: -total.vectors)
+        return CacheStats(
+            folder=str(self.folder),
+            vectors=sum(total.vectors for total in totals),
+            bytes_on_disk=self._bytes_on_disk(),
+            quarantined=self._cache.stats.quarantined > before,
+            spaces=tuple(SpaceStats(*total) for total in totals),
         )
-        if self._cache.is_off:
-            raise CacheError(f"Cache {self.folder} cannot be used. The log has the reason.")
-        return CacheStats(str(self.folder), vectors, size, quarantined=self._cache.stats.quarantined > before)
 
     def verify(self) -> CacheStats:
-        """Return the contents after a check of every vector against its checksum."""
-        before = self._cache.stats.quarantined
-        stats = self.stats()
-        intact = sum(len(block) for block in self.entries())
-        quarantined = self._cache.stats.quarantined > before
-        return replace(stats, damaged=stats.vectors - intact, quarantined=quarantined)
-
-    def entries(self) -> Iterator[dict[bytes, Entry]]:
-        """Yield all intact entries, block by block."""
-        for keys in self._cache.all_keys():
-            yield self._cache.get_many(keys)
-
-    def copy_to(self, other: CacheFolder) -> int:
-        """Copy all intact vectors into another folder; return their number.
+        """Return the contents after a check of every vector against its checksum.
 
         Raises:
-            ConfigurationError: The other folder is this one.
+            CacheError: The cache cannot be read.
+        """
+        before = self._cache.stats.quarantined
+        stats = self.stats()
+        intact = sum(map(len, self.entries()))
+        quarantined = self._cache.stats.quarantined > before
+        return replace(stats, damaged=max(0, stats.vectors - intact), quarantined=quarantined)
+
+    def entries(self, model: str | None = None) -> Iterator[dict[bytes, Entry]]:
+        """Yield all intact entries with their vector spaces, block by block.
+
+        Args:
+            model: Only the vectors of a model or space; see `spaces_of`.
+
+        Raises:
+            CacheError: The cache cannot be read.
+            ConfigurationError: The cache has no vectors of the model.
+        """
+        for space in [None] if model is None else self.spaces_of(model):
+            after = -1
+            while rows := self._cache.maintain(partial(records.read, after=after, space=space)):
+                after = rows[-1].id
+                spaces = {row.key: row.space for row in rows}
+                decoded = decode_all((row.key, row.value) for row in rows)
+                yield {key: entry._replace(space=spaces[key]) for key, entry in decoded.items()}
+
+    def spaces_of(self, model: str) -> list[str]:
+        """Return the names of the vector spaces of a model in this cache.
+
+        Args:
+            model: "provider:model", with or without the "@address" of a server, or the name of one space. Vectors that
+                were written without a space belong to none.
+
+        Raises:
+            CacheError: The cache cannot be read.
+            ConfigurationError: There are none.
+        """
+        names = [space.space for space in self.stats().spaces if space.space is not None]
+        found = [name for name in names if model in _names_of(name)]
+        if not found:
+            hint = suggest(model, [known for name in names for known in _names_of(name)])
+            listed = ", ".join(names) or "none"
+            raise ConfigurationError(
+                f"model: the cache has no vectors of this model (got {model!r:.200}{f'; {hint}' if hint else ''}). "
+                f"Its vector spaces: {listed}."
+            )
+        return found
+
+    def copy_to(self, other: CacheFolder, *, model: str | None = None) -> int:
+        """Copy intact vectors into another folder and return their number.
+
+        Args:
+            other: The folder to copy to. Vectors that it has under the same keys are replaced.
+            model: Only the vectors of a model or space; see `spaces_of`.
+
+        Raises:
+            ConfigurationError: The other folder is this one, or this one has no vectors of the model.
+            CacheError: This cache cannot be read, or not all vectors arrived in the other one.
         """
         if other.folder == self.folder:
             raise ConfigurationError(f"Cache {self.folder} cannot be copied into itself.")
-        copied = 0
-        for block in self.entries():
+        copied, quarantined = 0, self._cache.stats.quarantined
+        for block in self.entries(model):
             other._cache.set_many(list(block.items()))
-            copied += len(block)
+            arrived = len(other._cache.get_many(list(block)))
+            copied += arrived
+            if arrived < len(block):
+                raise CacheError(
+                    f"Cache {other.folder}: only {count_noun(copied, 'vector')} arrived, then writing failed; the log "
+                    "has the reason. Use a writable folder with free space, and copy again."
+                )
+        if self._cache.stats.quarantined > quarantined:
+            raise CacheError(
+                f"Cache {self.folder} was damaged or of an unknown format and was quarantined. "
+                f"Only {count_noun(copied, 'vector')} could be copied."
+            )
         other._cache.close()
         return copied
 
-    def clear(self) -> int:
-        """Delete all vectors; return their number. An empty cache and other files in the folder stay."""
+    def clear(self, *, model: str | None = None) -> int:
+        """Delete vectors and return their number. An empty cache and other files in the folder stay.
+
+        Args:
+            model: Only the vectors of a model or space; see `spaces_of`. None for all.
+
+        Raises:
+            ConfigurationError: The cache has no vectors of the model.
+            CacheError: The cache cannot be read, or not all vectors could be deleted.
+        """
+        if model is not None:
+            conditions = [records.of_space(space) for space in self.spaces_of(model)]
+            deleted = sum(self._delete(self._select(condition), condition) for condition in conditions)
+            self._compact(deleted)
+            self._cache.close()
+            return deleted
         vectors = self.stats().vectors
         self._cache.close()
-        if self._subfolder.is_dir():
-            shutil.rmtree(self._subfolder)
-            self._subfolder.mkdir(mode=0o700)
+        try:
+            if self._subfolder.is_dir():
+                shutil.rmtree(self._subfolder)
+                self._subfolder.mkdir(mode=0o700)
+        except OSError as error:
+            raise CacheError(f"Cache {self.folder} could not be deleted ({type(error).__name__}).") from None
         return vectors
+
+    def prune(self, *, unused_days: float | None = None, max_bytes: int | None = None) -> int:
+        """Delete vectors that were not used for some time, then the least recently used ones of a large cache.
+
+        The last use of a vector is recorded to within 30 days. A vector is deleted if it certainly was not used for
+        `unused_days`, which is up to 30 days later.
+
+        Args:
+            unused_days: Delete the vectors that were not used for this many days. None for no limit.
+            max_bytes: Delete the least recently used vectors until the files have at most this size. None for no limit.
+
+        Returns:
+            The number of deleted vectors. The file shrinks.
+
+        Raises:
+            ConfigurationError: No limit was passed, or one is not positive.
+            CacheError: The cache cannot be read, or not all vectors could be deleted.
+        """
+        if unused_days is None and max_bytes is None:
+            raise ConfigurationError("unused_days, max_bytes: at least one is required (got none).")
+        for name, limit in (("unused_days", unused_days), ("max_bytes", max_bytes)):
+            if limit is not None and not 0 < limit < float("inf"):
+                raise ConfigurationError(f"{name}: must be a positive number (got {limit!r}).")
+        deleted = 0
+        if unused_days is not None:
+            condition = records.unused_since(time.time() - unused_days * 86400 - RENEW_AFTER_SECONDS)
+            deleted += self._delete(self._select(condition), condition)
+        if deleted or (max_bytes is not None and self._bytes_on_disk() > max_bytes):
+            self._compact(deleted)
+        for _ in range(_MAX_ROUNDS if max_bytes is not None else 0):
+            excess = self._cache.maintain(partial(records.select_excess, max_bytes=max_bytes or 0))
+            if not excess:
+                break
+            deleted += self._delete(excess)
+            self._compact(deleted)
+        self._cache.close()
+        return deleted
+
+    def _bytes_on_disk(self) -> int:
+        if not self._subfolder.is_dir():
+            return 0
+        size = 0
+        for path in self._subfolder.iterdir():
+            if path.suffix != ".db-shm":  # exists only while the database is open
+                with suppress(FileNotFoundError):  # another process closed the database
+                    size += path.stat().st_size
+        return size
+
+    def _select(self, condition: records.Condition) -> list[int]:
+        return self._cache.maintain(partial(records.select, condition=condition)) or []
+
+    def _delete(self, ids: list[int], condition: records.Condition = records.ANY) -> int:
+        deleted = 0
+        for start in range(0, len(ids), _ROWS_PER_DELETE):
+            delete = partial(records.delete, ids=ids[start : start + _ROWS_PER_DELETE], condition=condition)
+            try:
+                deleted += self._cache.maintain(delete, writes=True) or 0
+            except CacheError as error:
+                raise CacheError(f"{error} {count_noun(deleted, 'vector')} of {len(ids):,} were deleted.") from None
+        return deleted
+
+    def _compact(self, deleted: int) -> None:
+        try:
+            self._cache.maintain(records.compact, writes=True)
+        except CacheError as error:
+            raise CacheError(
+                f"{error} {count_noun(deleted, 'vector')} deleted, but the file keeps its size; new vectors use the "
+                "free space."
+            ) from None
+
+
+def _names_of(space: str) -> list[str]:
+    """Return the names by which a vector space is found: its own, and its model with and without the address."""
+    match = _SPACE.fullmatch(space)
+    if match is None:
+        return [space]
+    model, address = match["model"], match["address"] or ""
+    return [space, f"{model}{address}", model]

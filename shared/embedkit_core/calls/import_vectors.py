@@ -12,6 +12,7 @@ from embedkit_core.calls.plan import Plan, as_list, plan_call
 from embedkit_core.common.errors import CacheError, ConfigurationError, InputError
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Cache, Entry, InputType, Vectors
+from embedkit_core.common.vectors import VectorSpace
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.engine.runtime import cache_writer as writer
@@ -79,7 +80,7 @@ def import_vectors(
     written = 0
     for start in range(0, len(offers), ROWS_PER_COMMIT):
         batch = {plan.keys[offer.index]: offer.row for offer in offers[start : start + ROWS_PER_COMMIT]}
-        written += _write(backend, batch)
+        written += _write(backend, batch, embedder.vector_space)
     return ImportReport(
         imported=written,
         missing=len(plan.keys) - len(offered),
@@ -87,13 +88,14 @@ def import_vectors(
     )
 
 
-def _write(backend: Cache, batch: dict[bytes, Vectors]) -> int:
+def _write(backend: Cache, batch: dict[bytes, Vectors], space: VectorSpace) -> int:
     """Write the vectors that the cache lacks and keep its entries. Return how many of the batch it holds then."""
     error_name = None
     try:
         with writer.write_lock.lock:  # the engine must not write between the read and the write
             cached = backend.get_many(list(batch))
-            backend.set_many([(key, Entry(row)) for key, row in batch.items() if key not in cached])
+            missing = [(key, row) for key, row in batch.items() if key not in cached]
+            backend.set_many([(key, Entry(row, space=space.name_of_row(len(row)))) for key, row in missing])
         return len(backend.get_many(list(batch)))
     except Exception as error:  # the message of a custom cache may contain anything
         error_name = type(error).__name__

@@ -68,12 +68,12 @@ class CacheVerification:
         verdict = (
             "the model is unchanged"
             if not self.changed
-            else f"{len(self.changed):,} differ from the current model: use another cache= folder"
+            else f"not from the current model: {count_noun(len(self.changed), 'vector')}; use another cache folder"
         )
         mean = sum(self.cosines.values()) / len(self.cosines)
         return (
-            f"{len(self.cosines):,} of {self.cached:,} cached vectors embedded again: cosine {self.lowest:.6f} at "
-            f"least, {mean:.6f} on average; {verdict} ({self.usage})"
+            f"{len(self.cosines):,} of {count_noun(self.cached, 'cached vector')} embedded again: cosine "
+            f"{self.lowest:.6f} at least, {mean:.6f} on average; {verdict} ({self.usage})"
         )
 
 

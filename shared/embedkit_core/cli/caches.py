@@ -1,8 +1,11 @@
-"""Commands `cache stats`, `verify`, `clear`, `export`, `import` and `warm`."""
+"""Commands `cache stats`, `verify`, `clear`, `prune`, `export`, `import` and `warm`."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -18,15 +21,22 @@ from embedkit_core.common.usage import USD
 from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
 
+_SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_OfModel = typer.Option("--model", "-m", help="Only vectors of this model or vector space, as `cache stats` lists it.")
 ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors without asking for confirmation.")]
 
 
 @cache_app.command(name="stats")
 def stats_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
-    """Show the number of cached vectors and their size on disk."""
+    """Show the cached vectors by vector space, with their size and last use."""
     stats = _folder(cache).stats()
-    text = f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.bytes_on_disk / 1e6:,.1f} MB"
-    _show_stats(text, stats, as_json=as_json)
+    lines = [f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"]
+    lines += [
+        f"  {space.space or 'unknown'}: {count_noun(space.vectors, 'vector')}, {_megabytes(space.bytes)}, "
+        f"last used {_date(space.last_used)}"
+        for space in stats.spaces
+    ]
+    _show_stats("\n".join(lines), stats, as_json=as_json)
 
 
 @cache_app.command()
@@ -60,8 +70,7 @@ def verify(
         return
     stats = _folder(cache).verify()
     text = (
-        f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.damaged:,} damaged "
-        "(embedded again on their next use)"
+        f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.damaged:,} damaged (embedded again on next use)"
     )
     _show_stats(text, stats, as_json=as_json)
 
@@ -77,14 +86,51 @@ def _show_stats(text: str, stats: CacheStats, *, as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _folder(path: str | None) -> CacheFolder:
+def _folder(path: str | None, option: str = "--cache") -> CacheFolder:
     """Return the cache at `path`, which must exist, or the user's own cache, which may not exist yet."""
     folder = CacheFolder(path)
     if path is not None and not folder.folder.is_dir():
-        raise ConfigurationError(f"Cache folder {path!r} does not exist.")
+        raise ConfigurationError(f"{option}: the folder does not exist (got {path!r}). Use the folder of a cache.")
     if path is not None and not folder.holds_cache:
-        raise ConfigurationError(f"Folder {path!r} contains no cache. Use the folder that is passed as --cache.")
+        raise ConfigurationError(f"{option}: the folder contains no cache (got {path!r}). Use the folder of a cache.")
     return folder
+
+
+def _of_model(folder: CacheFolder, model: str | None) -> str | None:
+    """Return the model of `--model` as the cache knows it: some models share a vector space, or are in a folder.
+
+    Raises:
+        ConfigurationError: The cache has no vectors of the model.
+    """
+    if model is None:
+        return None
+    try:
+        folder.spaces_of(model)
+    except ConfigurationError as unknown:
+        try:
+            model = o.make_embedder(model, None, "float32", cache=None, base_url=None, sends=False).vector_space.model
+            folder.spaces_of(model)
+        except ConfigurationError:
+            raise ConfigurationError(f"--{unknown}") from None
+    return model
+
+
+def _parsed(option: str, value: str | None, pattern: str, example: str, unit: Callable[[str], float]) -> float | None:
+    """Return the number of an option, such as 30d or 2GB, multiplied by its unit."""
+    if value is None:
+        return None
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{pattern}", value.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ConfigurationError(f"{option}: must be a positive number, such as {example} (got {value!r}).")
+    return float(match[1]) * unit(match[2].upper())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _date(seconds: float | None) -> str:
+    return "unknown" if seconds is None else datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
 def _confirm_resend(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> None:
@@ -97,20 +143,60 @@ def _confirm_resend(embedder: Embedder, texts: list[str], sample: int, *, yes: b
 
 
 @cache_app.command()
-def clear(cache: o.CacheOption = None, yes: ConfirmDelete = False) -> None:
-    """Delete all vectors; embedding their texts again is billed again."""
+def clear(
+    model: Annotated[str | None, _OfModel] = None, cache: o.CacheOption = None, yes: ConfirmDelete = False
+) -> None:
+    """Delete all vectors, or those of a model; embedding their texts again is billed again."""
+    folder = _folder(cache)
+    of_model = _of_model(folder, model)
+    stats = folder.stats()
+    spaces = None if of_model is None else folder.spaces_of(of_model)
+    vectors = sum(space.vectors for space in stats.spaces if spaces is None or space.space in spaces)
+    where = stats.folder if spaces is None else f"{stats.folder} ({', '.join(spaces)})"
+    confirm(f"delete {count_noun(vectors, 'vector')} in {where}?", yes=yes)
+    err.print(f"{count_noun(folder.clear(model=of_model), 'vector')} deleted")
+
+
+@cache_app.command()
+def prune(
+    older_than: Annotated[
+        str | None, typer.Option(help="Delete vectors that were not used for so many days, such as 90d.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Delete the least recently used vectors above this size, such as 2GB.")
+    ] = None,
+    cache: o.CacheOption = None,
+    yes: ConfirmDelete = False,
+) -> None:
+    """Delete vectors that were not used for long, or that exceed a size; embedding their texts again is billed again.
+
+    The last use is recorded to within 30 days: a vector is kept if it may have been used in the time.
+    """
+    if older_than is None and max_size is None:
+        raise ConfigurationError("--older-than, --max-size: one of them is required, such as --older-than 90d.")
+    days = _parsed("--older-than", older_than, "(d?)", "90d", lambda _: 1)
+    size = _parsed("--max-size", max_size, "([KMGT]?)B?", "2GB", lambda prefix: _SIZES[prefix])
     folder = _folder(cache)
     stats = folder.stats()
-    confirm(f"delete {count_noun(stats.vectors, 'vector')} in {stats.folder}?", yes=yes)
-    err.print(f"{count_noun(folder.clear(), 'vector')} deleted")
+    limits = [] if days is None else [f"not used for {days:g} days"]
+    limits += [] if size is None else [f"above {_megabytes(int(size))}"]
+    confirm(f"delete vectors {' and '.join(limits)} of {stats.vectors:,} in {stats.folder}?", yes=yes)
+    deleted = folder.prune(unused_days=days, max_bytes=None if size is None else int(size))
+    stats = folder.stats()
+    left = f"{count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"
+    err.print(f"{count_noun(deleted, 'vector')} deleted; {left} left")
 
 
 @cache_app.command(name="export")
 def export_command(
-    target: Annotated[str, typer.Argument(help="The new cache folder.")], cache: o.CacheOption = None
+    target: Annotated[str, typer.Argument(help="The new cache folder.")],
+    model: Annotated[str | None, _OfModel] = None,
+    cache: o.CacheOption = None,
 ) -> None:
-    """Copy all vectors to another cache folder, for example to move them to another machine."""
-    err.print(f"{_folder(cache).copy_to(CacheFolder(target)):,} vectors copied to {target}")
+    """Copy all vectors, or those of a model, to another cache folder, for example for another machine."""
+    folder = _folder(cache)
+    copied = folder.copy_to(CacheFolder(target), model=_of_model(folder, model))
+    err.print(f"{count_noun(copied, 'vector')} copied to {target}")
 
 
 @cache_app.command(name="import")
@@ -118,7 +204,8 @@ def import_command(
     source: Annotated[str, typer.Argument(help="The cache folder to copy from.")], cache: o.CacheOption = None
 ) -> None:
     """Copy all vectors from another cache folder into this one."""
-    err.print(f"{_folder(source).copy_to(CacheFolder(cache)):,} vectors copied from {source}")
+    copied = _folder(source, "SOURCE").copy_to(CacheFolder(cache))
+    err.print(f"{count_noun(copied, 'vector')} copied from {source}")
 
 
 @cache_app.command()

@@ -105,10 +105,12 @@ class Entry(NamedTuple):
     Attributes:
         vector: Shape (width,), one of the dtypes of `common.vectors`.
         truncated: True if the text was truncated to the model's limit.
+        space: Name of the vector space, for the maintenance of a cache. None if unknown. A cache need not store it.
     """
 
     vector: Vectors
     truncated: bool = False
+    space: str | None = None
 
 
 @runtime_checkable

@@ -69,6 +69,30 @@ FLOAT32 = VectorFormat()
 
 
 @dataclass(frozen=True, slots=True)
+class VectorSpace:
+    """Vector space of a model, with any number of dimensions.
+
+    Attributes:
+        model: Model or family of models, as "provider:model", with "@address" if it is not the provider's own host.
+        dtype: Data type of the vectors.
+        digest: Digest of the options that change vectors. "" for none.
+    """
+
+    model: str
+    dtype: DType
+    digest: str = ""
+
+    def name(self, dimensions: int | None) -> str:
+        """Return the name of the space with this many dimensions; None for a number that is not known yet."""
+        digest = f"/{self.digest}" if self.digest else ""
+        return f"{self.model}/{dimensions or 'unknown'}/{self.dtype}{digest}"
+
+    def name_of_row(self, width: int) -> str:
+        """Return the name of the space of a row of this length."""
+        return self.name(VectorFormat(self.dtype).dimensions_of(width))
+
+
+@dataclass(frozen=True, slots=True)
 class PostProcessing:
     """Local processing of rows: truncation, then normalization, then conversion of the dtype.
 

@@ -26,7 +26,7 @@ from embedkit_core.common.validation import (
     check_numbers,
     check_unknown,
 )
-from embedkit_core.common.vectors import DType
+from embedkit_core.common.vectors import DType, VectorSpace
 from embedkit_core.config.cached_variants import ResolvedModel, resolve_model
 from embedkit_core.config.pickling import PickledSecrets, from_pickle, identity_arguments, snapshot_arguments, to_pickle
 from embedkit_core.config.resolve import resolve_provider
@@ -115,6 +115,7 @@ class BaseEmbedder:
         self._accounts: dict[Account, weakref.finalize[Any, Any]] = {}
         self.has_warned_of_truncation = False
         limiter = LimiterAdapter(rate_limiter) if rate_limiter is not None else None
+        self.vector_space = self._make_space(resolved_model, provider_options)
         self._specs: dict[str, InputTypeSpec] = {
             input_type: make_input_type_spec(
                 *(resolved_model.provider, resolved_model.output, input_type),
@@ -125,10 +126,10 @@ class BaseEmbedder:
                 max_texts=max_batch_texts,
                 timeout=timeout,
                 limiter=limiter,
+                space=self.vector_space,
             )
             for input_type in get_args(InputType)
         }
-        self._space_suffix = self._make_space_suffix(resolved_model, provider_options)
 
     # Properties
 
@@ -153,21 +154,19 @@ class BaseEmbedder:
     @property
     def space(self) -> str:
         """The name of the vector space. Do not compare vectors of different spaces or mix them in one index."""
-        body = self._specs["document"].request_spec.body
+        return self.vector_space.name(self.dimensions)
+
+    def _make_space(self, resolved_model: ResolvedModel, options: Mapping[str, Any] | None) -> VectorSpace:
+        body = self.provider.request_body("document")
         shared = self._info.space if self._info else None
         identity = shared or body.get("model", self.provider.model)
         endpoint = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
-        size = f"{self.dimensions or 'unknown'}/{self._format.dtype}"
-        return f"{self.provider.cache_key_provider}:{identity}{endpoint}/{size}{self._space_suffix}"
-
-    def _make_space_suffix(self, resolved_model: ResolvedModel, options: Mapping[str, Any] | None) -> str:
-        """Return a digest of the options that distinguish spaces beside model, endpoint, dimensions and dtype."""
-        body = self._specs["document"].request_spec.body
         options_parts = {name: body[name] for name in options or {} if name in body}
         local_parts = {name: value for name, value in resolved_model.output.key_parts().items() if name == "centred"}
-        if not (options_parts or local_parts):
-            return ""
-        return "/" + hashlib.sha256(json.dumps([options_parts, local_parts], sort_keys=True).encode()).hexdigest()[:8]
+        digest = ""
+        if options_parts or local_parts:
+            digest = hashlib.sha256(json.dumps([options_parts, local_parts], sort_keys=True).encode()).hexdigest()[:8]
+        return VectorSpace(f"{self.provider.cache_key_provider}:{identity}{endpoint}", self._format.dtype, digest)
 
     def identity(self) -> dict[str, Any]:
         """Return the arguments that change vectors, in canonical spelling, with the fingerprint."""
@@ -244,7 +243,7 @@ class BaseEmbedder:
         Raises:
             AttributeError: `name` is a constructor argument.
         """
-        if name in parameter_names() and "_space_suffix" in self.__dict__:  # the last attribute that __init__ sets
+        if name in parameter_names() and "_specs" in self.__dict__:  # the last attribute that __init__ sets
             raise AttributeError(f"Embedder.{name} is read-only. Create a new Embedder with {name}=.")
         super().__setattr__(name, value)
 

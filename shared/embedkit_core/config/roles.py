@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from embedkit_core.cache.key import key_parts, key_prefix
 from embedkit_core.common.types import EmptyText, InputType, LongText
-from embedkit_core.common.vectors import PostProcessing, VectorFormat
+from embedkit_core.common.vectors import PostProcessing, VectorFormat, VectorSpace
 from embedkit_core.config.output_spec import OutputSpec
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.rate_limits.user_limits import RateSettings
@@ -103,6 +103,7 @@ def make_input_type_spec(
     max_texts: int | None,
     timeout: float | None,
     limiter: LimiterAdapter | None,
+    space: VectorSpace,
 ) -> InputTypeSpec:
     """Return the specification of an input type."""
     prefix, parts = key_prefix_for(provider, output, input_type, long_text)
@@ -124,6 +125,7 @@ def make_input_type_spec(
         overhead_tokens=provider.overhead_tokens(input_type),
         sorts_by_length=provider.is_local,
         may_truncate_silently=provider.may_truncate_silently,
+        space=space,
     )
     return InputTypeSpec(
         *(input_type, request_spec, prefix, parts),

@@ -596,8 +596,8 @@ cache.get_many([entry[0]])
 other = sqlite3.connect(sys.argv[1] + "/embedkit-v1/cache.db", isolation_level=None, check_same_thread=False)
 other.execute("BEGIN IMMEDIATE")
 begun = threading.Event()
-begin = connections._begin
-connections._begin = lambda connection: (begun.set(), begin(connection))
+begin = connections.begin
+connections.begin = lambda connection: (begun.set(), begin(connection))
 writer = threading.Thread(target=cache.set_many, args=([entry],))
 writer.start()
 begun.wait()

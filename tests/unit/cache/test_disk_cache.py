@@ -389,7 +389,7 @@ def test_entries_in_memory_cannot_be_changed():
     vector = np.ones(4, np.float32)
     tier.put(b"k", Entry(vector, True))
     vector[:] = 7
-    kept, truncated = tier.get(b"k")
+    kept, truncated, _ = tier.get(b"k")
     assert kept.tolist() == [1, 1, 1, 1]
     assert truncated
     with pytest.raises(ValueError, match="WRITEABLE"):

@@ -8,11 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from support.read_only import READ_ONLY_COPY
 from test_disk_cache import ENVIRONMENT, POSIX, assert_holds, encode, entries, key
 from test_disk_cache import run as run_script
 
 from embedkit_core.cache.disk import create, pool, schema
 from embedkit_core.cache.disk.cache import DiskCache
+from embedkit_core.cache.maintenance import CacheFolder
 
 PACKAGES = ("diskcache", "diskcache_community")
 TEXTS_OF_TRIGGERS = "SELECT sql FROM sqlite_master WHERE type = 'trigger'"
@@ -181,38 +183,22 @@ def test_old_triggers_are_replaced_while_another_process_has_the_database_open(f
     assert_counted(folder, 21)
 
 
-READ_ONLY = """
-import os, sys
-from pathlib import Path
-import numpy as np
-from embedkit_core.cache import Entry, open_cache
-from embedkit_core.cache.disk import cache
-own = Path(sys.argv[1], "embedkit-v1")
-if os.geteuid() == 0:
-    for path in (own, *own.iterdir()):
-        os.chown(path, 65534, 65534)
-    os.setegid(65534)
-    os.seteuid(65534)  # root may write anywhere
-(own / "cache.db").chmod(0o400)
-own.chmod(0o500)
-before = (own / "cache.db").read_bytes()
-cache = open_cache(sys.argv[1])
-key = (3).to_bytes(32, "little")
-assert len(cache.get_many([key])) == 1
+READ_ONLY = f"""{READ_ONLY_COPY}
+copy = read_only_copy(sys.argv[1], "500")
+before = (copy / "embedkit-v1" / "cache.db").read_bytes()
+cache = open_cache(copy)
+assert cache.get_many([bytes(32)])
 cache.set_many([(bytes(32), Entry(np.ones(8, "f4")))])
 assert cache.stats.write_failures == 1
-assert len(cache.get_many([key])) == 1
+assert cache.get_many([bytes(32)])
 cache.close()
-assert (own / "cache.db").read_bytes() == before
+assert (copy / "embedkit-v1" / "cache.db").read_bytes() == before
 """
 
 
 @POSIX
 def test_old_triggers_of_a_read_only_folder_stay(folder):
     spell_as_diskcache(folder)
-    folder.chmod(0o755)
-    for parent in folder.parents[:2]:
-        parent.chmod(0o755)
     run_script(READ_ONLY, folder)
 
 
@@ -244,9 +230,14 @@ def use_everything(folder):
     cache.set_many(entries(range(2)))
     assert_holds(cache, range(600))
     assert_holds(cache, [1])
-    assert sum(map(len, cache.all_keys())) == 600
     cache.close()
     assert (cache.stats.write_failures, cache.stats.quarantined) == (0, 0)
+    kept = CacheFolder(folder)
+    assert kept.verify().vectors == 600
+    assert kept.copy_to(CacheFolder(folder / "copy")) == 600
+    assert kept.prune(unused_days=1, max_bytes=1) == 600
+    assert CacheFolder(folder / "copy").copy_to(kept) == 600
+    assert kept.clear() == 600
 
 
 def test_no_statement_has_a_double_quote(tmp_path, statements):
@@ -256,7 +247,7 @@ def test_no_statement_has_a_double_quote(tmp_path, statements):
     assert not [statement for statement in statements if '"' in statement]
 
 
-@pytest.mark.parametrize("name", ["cache", "create", "pool", "schema"])
+@pytest.mark.parametrize("name", ["cache", "create", "pool", "records", "schema"])
 def test_no_string_of_the_modules_with_sql_has_a_double_quote(name):
     module = importlib.import_module(f"embedkit_core.cache.disk.{name}")
     constants = [value for name, value in vars(module).items() if not name.startswith("__")]

@@ -7,14 +7,14 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk import folder as folders
-from embedkit_core.cache.disk.pool import FORK_BARRIER, KEYS_PER_SELECT, Mode, Pool, close_all, connect
+from embedkit_core.cache.disk.pool import FORK_BARRIER, KEYS_PER_SELECT, Mode, NewRow, Pool, close_all, connect
 from embedkit_core.cache.disk.schema import has_old_triggers, schema_mismatch
 from embedkit_core.common.errors import CacheError
 from embedkit_core.common.fork_safety import ForkLock, import_module
@@ -34,6 +34,7 @@ _CANNOT_WRITE = frozenset(
     }
 )
 
+T = TypeVar("T")
 logger = logging.getLogger("embedkit_core")
 
 
@@ -112,25 +113,33 @@ class DiskCache:
                 self.stats.damaged += len(rows) - len(found)
         return found
 
-    def all_keys(self) -> Iterator[list[bytes]]:
-        """Yield all keys in blocks, including those that are written meanwhile.
+    def maintain(self, operation: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T | None:
+        """Return the result of an operation on the database.
+
+        Returns:
+            None if there is no database, or if it was damaged and is quarantined.
 
         Raises:
-            CacheError: The database cannot be read.
+            CacheError: The cache is off, or the database cannot be read, or not written if `writes`.
         """
-        after = -1
-        while True:
+        result, failure, pool = None, None, None
+        with FORK_BARRIER.entered():
             try:
-                with FORK_BARRIER.entered():
-                    pool = self._pool or self._open(create=False)
-                    found = [] if pool is None else pool.keys(after)
-            except (OSError, sqlite3.Error) as error:
-                raise CacheError(f"Cache {self._folder} cannot be read ({type(error).__name__}).") from None
-            self._flush_log()
-            if not found:
-                return
-            after = found[-1][0]
-            yield [bytes(key) for _, key in found]
+                pool = self._pool or self._open(create=False)
+                if pool is not None and pool.mode != "rw" and writes:
+                    raise CacheError("read-only")
+                if pool is not None:
+                    with pool.connection() as connection:
+                        result = operation(connection)
+            except (OSError, sqlite3.Error, CacheError) as error:
+                if pool is None or not _is_damage(error) or not self._replace(pool):
+                    failure = _reason(error)
+        self._flush_log()
+        if self._off:
+            raise CacheError(f"Cache {self._folder} cannot be used. The log has the reason.")
+        if failure is not None:
+            raise CacheError(f"Cache {self._folder} cannot be {'changed' if writes else 'read'} ({failure}).")
+        return result
 
     def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
         """Commit entries in one transaction; existing values are replaced.
@@ -139,7 +148,8 @@ class DiskCache:
             ValueError: A vector is not a row of finite numbers. Nothing was written.
         """
         now = time.time()
-        rows = [(key, value, now) for key, value in encode_all(items)]
+        encoded = zip(encode_all(items), items, strict=True)
+        rows = [NewRow(key, value, entry.space, now) for (key, value), (_, entry) in encoded]
         if not rows:
             return
         with FORK_BARRIER.entered(), self._write_lock.lock:
@@ -150,6 +160,8 @@ class DiskCache:
     def close(self) -> None:
         """Close the connections of this process until the next call. The last process to close merges the WAL."""
         with FORK_BARRIER.entered(), self._open_lock.lock:
+            if self._pool is not None:
+                self._pool.renew()
             self._drop()
             self._off = False
             self._next_write_at = 0.0
@@ -162,7 +174,7 @@ class DiskCache:
     def __repr__(self) -> str:
         return f"DiskCache({str(self._folder.parent)!r})"
 
-    def _write(self, rows: Sequence[tuple[bytes, bytes, float]]) -> bool:
+    def _write(self, rows: Sequence[NewRow]) -> bool:
         if time.monotonic() < self._next_write_at:
             return False
         for is_retry in (False, True):
@@ -269,10 +281,9 @@ class DiskCache:
     def _log_once(self, operation: str, error: Exception) -> None:
         if operation not in self._logged_failures:
             self._logged_failures.add(operation)
-            reason = str(error) if isinstance(error, (CacheError, sqlite3.Error)) else type(error).__name__
             self._pending_logs.append(
-                f"Cache {self._folder} cannot be {operation} for now ({reason}), so texts may be embedded again. "
-                "Use a writable folder on a local disk, or cache=False."
+                f"Cache {self._folder} cannot be {operation} for now ({_reason(error)}), so texts may be embedded "
+                "again. Use a writable folder on a local disk, or cache=False."
             )
 
     def _flush_log(self) -> None:
@@ -328,6 +339,10 @@ def _open_as(path: Path, mode: Mode) -> Pool | str:
     finally:
         if reason is not None:
             close_all([connection])
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, (CacheError, sqlite3.Error)) else type(error).__name__
 
 
 def _code(error: Exception) -> Any:

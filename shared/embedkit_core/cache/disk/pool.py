@@ -13,9 +13,9 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from embedkit_core.cache.codec import HEADER_BYTES, MAX_ENCODED_WIDTH
 from embedkit_core.cache.disk.folder import Identity
@@ -28,6 +28,7 @@ WRITE_WAIT_SECONDS = 30.0  # for writes of other processes
 _READ_WAIT_SECONDS = 5.0  # a read waits only while another process opens or closes the database
 _FORK_WAIT_SECONDS = 1.0  # of a fork, for reads and writes in progress
 _MAX_IDLE_CONNECTIONS = 8
+RENEW_AFTER_SECONDS = 30 * 86400.0  # so that a hit rarely causes a write
 KEYS_PER_SELECT = 500  # SQLite may be built with a limit of 999 parameters
 _OPTIONS: dict[Mode, str] = {"rw": "mode=rw", "ro": "mode=ro", "immutable": "mode=ro&immutable=1"}
 _PRAGMAS = (
@@ -39,26 +40,35 @@ _PRAGMAS = (
 )
 
 # Selects only rows as this library writes them: no pickle, no file, no value that could exhaust the memory.
-_VALID_ROW = (
+VALID_VALUE = (
     "raw = 1 AND mode = 1 AND filename IS NULL"
     f" AND typeof(value) = 'blob' AND length(value) <= {HEADER_BYTES + 4 * MAX_ENCODED_WIDTH}"
 )
 # Only MARKS and ROWS are substituted, never a value. Rows are read in the order of the file, so each page once.
-_SELECT_KEYS = "SELECT rowid, key FROM Cache WHERE rowid > ? AND raw = 1 ORDER BY rowid LIMIT ?"
-_SELECT = "SELECT key, value FROM Cache WHERE "
-_SELECT_ONE = f"{_SELECT}key = ? AND {_VALID_ROW}"
-_SELECT_MANY = f"{_SELECT}rowid IN (SELECT rowid FROM Cache WHERE key IN (MARKS) AND raw = 1) AND {_VALID_ROW}"  # noqa: S608
-# Every column is written, so an upsert repairs a row that was tampered with.
+_SELECT = "SELECT key, value, CASE WHEN access_time < ? THEN rowid END FROM Cache WHERE "
+_SELECT_ONE = f"{_SELECT}key = ? AND {VALID_VALUE}"
+_SELECT_MANY = f"{_SELECT}rowid IN (SELECT rowid FROM Cache WHERE key IN (MARKS) AND raw = 1) AND {VALID_VALUE}"  # noqa: S608
+_RENEW = "UPDATE Cache SET access_time = ? WHERE access_time < ? AND rowid IN (MARKS)"
+# Every column is written, so an upsert repairs a row that was tampered with. A tag is kept if there is no new one.
 _UPSERT = (
     "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
     " VALUES ROWS ON CONFLICT (key, raw) DO UPDATE SET store_time = excluded.store_time, expire_time = NULL,"
-    " access_time = excluded.access_time, access_count = 0, tag = NULL, size = 0, mode = 1, filename = NULL,"
-    " value = excluded.value"
+    " access_time = excluded.access_time, access_count = 0, tag = coalesce(excluded.tag, tag), size = 0,"
+    " mode = 1, filename = NULL, value = excluded.value"
 )
-_ROW = "(?, 1, ?, NULL, ?, 0, NULL, 0, 1, NULL, ?)"
+_ROW = "(?, 1, ?, NULL, ?, 0, ?, 0, 1, NULL, ?)"
 # Each statement releases the GIL, and gets it back up to 5 ms later if another thread is busy: so a statement has many
 # rows. With powers of two, any number of rows takes few statements, and few distinct ones are prepared.
 _ROWS_PER_INSERT = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+class NewRow(NamedTuple):
+    """A row to write; `space` is the name of its vector space, `at` the time in Unix seconds."""
+
+    key: bytes
+    value: bytes
+    space: str | None
+    at: float
 
 
 class ForkBarrier:
@@ -165,7 +175,8 @@ if hasattr(os, "register_at_fork"):
 class Pool:
     """A database file with its connections. Use it only inside `FORK_BARRIER.entered()`.
 
-    If its triggers have an old spelling, the first write replaces them.
+    If its triggers have an old spelling, the first write replaces them. If a row is read whose recorded use is over
+    `RENEW_AFTER_SECONDS` ago, `renew` or the end of the object records the new one.
     """
 
     def __init__(
@@ -177,47 +188,44 @@ class Pool:
         self._path = path
         self._closed = False
         self._idle = [first]
+        self._stale: set[int] = set()  # row IDs
         _process.pools.add(self)
-        weakref.finalize(self, _close_connection, self._idle)
+        weakref.finalize(self, _close_connection, self._idle, self._stale)
 
     def read(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return the existing ones of up to `KEYS_PER_SELECT` keys with their values. Raises sqlite3.Error."""
-        connection = self._acquire()
-        try:
-            query = _SELECT_ONE if len(keys) == 1 else _SELECT_MANY.replace("MARKS", ",".join("?" * len(keys)))
-            found = connection.execute(query, keys).fetchall()
-        except BaseException:
-            close_all([connection])
-            raise
-        self._release(connection)
-        return found
+        query = _SELECT_ONE if len(keys) == 1 else _SELECT_MANY.replace("MARKS", ",".join("?" * len(keys)))
+        stale_before = time.time() - RENEW_AFTER_SECONDS if self.mode == "rw" else 0.0
+        with self.connection() as connection:
+            found = connection.execute(query, (stale_before, *keys)).fetchall()
+        self._stale.update([stale for _, _, stale in found if stale is not None])
+        return [(key, value) for key, value, _ in found]
 
-    def keys(self, after: int) -> list[tuple[int, bytes]]:
-        """Return row IDs and keys after a row ID, `KEYS_PER_SELECT` at most. Raises sqlite3.Error."""
-        connection = self._acquire()
-        try:
-            found = connection.execute(_SELECT_KEYS, (after, KEYS_PER_SELECT)).fetchall()
-        except BaseException:
-            close_all([connection])
-            raise
-        self._release(connection)
-        return found
-
-    def write(self, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
-        """Commit keys, values and times (Unix seconds) in one transaction. Raises sqlite3.Error."""
-        connection = self._acquire()
-        try:
-            _begin(connection)
+    def write(self, rows: Sequence[NewRow]) -> None:
+        """Commit rows in one transaction. Raises sqlite3.Error."""
+        with self.connection() as connection:
+            begin(connection)
             if self._old_triggers:
                 for statement in REPLACE_TRIGGERS:
                     connection.execute(statement)
             _insert(connection, rows)
             connection.execute("COMMIT")
-            self._old_triggers = False
+        self._old_triggers = False
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Use a connection inside the `with` block. An error closes it, which rolls back."""
+        connection = self._acquire()
+        try:
+            yield connection
         except BaseException:
-            close_all([connection])  # which rolls back
+            close_all([connection])
             raise
         self._release(connection)
+
+    def renew(self) -> None:
+        """Record that the rows that were read are in use, unless the database is busy or read-only."""
+        _renew(self._idle, self._stale)
 
     def close(self) -> None:
         """Close all connections; those in use are closed when they are released."""
@@ -271,17 +279,20 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
     return connection
 
 
-def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
+def _insert(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
     start = 0
     for n in _ROWS_PER_INSERT:
         statement = _UPSERT.replace("ROWS", ",".join([_ROW] * n))
         while len(rows) - start >= n:
             batch = rows[start : start + n]
-            connection.execute(statement, [field for key, value, at in batch for field in (key, at, at, value)])
+            connection.execute(
+                statement, [field for row in batch for field in (row.key, row.at, row.at, row.space, row.value)]
+            )
             start += n
 
 
-def _begin(connection: sqlite3.Connection) -> None:
+def begin(connection: sqlite3.Connection) -> None:
+    """Begin a transaction that writes; wait for others up to `WRITE_WAIT_SECONDS`. Raises sqlite3.Error."""
     until = time.monotonic() + WRITE_WAIT_SECONDS
     while True:
         try:
@@ -304,13 +315,34 @@ def close_all(connections: list[sqlite3.Connection]) -> None:
         connection.close()
 
 
-def _close_connection(idle: list[sqlite3.Connection]) -> None:
+def _renew(idle: list[sqlite3.Connection], stale: set[int]) -> None:
+    """Set the last use of rows to now. They stay as they are if the database is busy or read-only."""
+    if not stale or not idle:
+        return
+    ids, now = list(stale), time.time()
+    stale.clear()
+    connection = idle.pop()
+    try:
+        with suppress(sqlite3.Error):
+            connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute("BEGIN IMMEDIATE")
+            for start in range(0, len(ids), KEYS_PER_SELECT):
+                some = ids[start : start + KEYS_PER_SELECT]
+                statement = _RENEW.replace("MARKS", ",".join("?" * len(some)))
+                connection.execute(statement, (now, now - RENEW_AFTER_SECONDS, *some))
+            connection.execute("COMMIT")
+    finally:
+        close_all([connection])  # which rolls back
+
+
+def _close_connection(idle: list[sqlite3.Connection], stale: set[int]) -> None:
     user = object()
     if not FORK_BARRIER.try_enter(user):
         _process.orphans.extend(idle)
         return
     try:
         close_all(_process.orphans)
+        _renew(idle, stale)
         close_all(idle)
     finally:
         FORK_BARRIER.leave(user)

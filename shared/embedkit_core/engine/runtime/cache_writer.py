@@ -95,9 +95,11 @@ class CacheWriter:
             rows = request.rows
             assert rows is not None
             rows.flags.writeable = False  # caches get views, and callers get the same rows
+            spec = request.queue.spec
+            space = None if spec.space is None else spec.space.name_of_row(rows.shape[1])
             for cache, indices in writes:
                 items = batches.setdefault(id(cache), (cache, []))[1]
-                items += [(request.done[i].key, Entry(rows[i], request.truncated[i])) for i in indices]
+                items += [(request.done[i].key, Entry(rows[i], request.truncated[i], space)) for i in indices]
         for cache, items in batches.values():
             try:
                 with write_lock.lock:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from embedkit_core.common.errors import EmbedKitError, ProviderError
 from embedkit_core.common.types import Cache, Limits, LongText, Vectors
 from embedkit_core.common.usage import Usage
-from embedkit_core.common.vectors import FLOAT32, DType, PostProcessing, VectorFormat
+from embedkit_core.common.vectors import FLOAT32, DType, PostProcessing, VectorFormat, VectorSpace
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.tokens import estimate_tokens, max_tokens
 
@@ -46,6 +46,7 @@ class RequestSpec:
         sorts_by_length: True if texts of similar length should share requests, as for local models.
         may_truncate_silently: True if the provider may truncate texts without notice, so that texts that are certainly
             too long are handled before they are sent.
+        space: The vector space of the rows that are cached.
     """
 
     id: bytes
@@ -65,6 +66,7 @@ class RequestSpec:
     overhead_tokens: int = 0
     sorts_by_length: bool = False
     may_truncate_silently: bool = False
+    space: VectorSpace | None = field(default=None, compare=False)
 
     @property
     def widths(self) -> tuple[int, ...]:
