@@ -159,11 +159,18 @@ OTHERS = {
 def without_others():
     """What the core itself asks for is refused kindly, unless something else has brought it."""
     from embedkit_core.observability.otel import instrument
+    from embedkit_core.tools import bench
 
     server = FakeServer()
+    speed = partial(bench, "fake:any", sizes=8, base_url=server.url)
     bar = partial(Embedder, "fake:any", base_url=server.url, cache=False, progress=True)
     raw_disk = partial(exec, "from embedkit_core.cache import RawDisk")
-    needs = (("tqdm", "progress", bar), ("opentelemetry", "otel", instrument), ("diskcache", "diskcache", raw_disk))
+    needs = (
+        ("tqdm", "progress", bar),
+        ("opentelemetry", "otel", instrument),
+        ("diskcache", "diskcache", raw_disk),
+        ("matplotlib", "tools", speed),
+    )
     for package, name, attempt in needs:
         if importlib.util.find_spec(package) is None:
             refused(attempt, name, f"{name} without {package}")

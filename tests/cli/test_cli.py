@@ -337,11 +337,18 @@ def test_a_killed_run_leaves_the_old_output_intact(tmp_path, kind):
     assert written(path) == ([[2] * 4] if kind == "npy" else ["next"])
 
 
-def test_an_interrupted_run_says_how_to_continue(server, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ([], "stopped. Finished vectors are in the cache: run the same command to continue."),
+        (["--no-cache"], "stopped."),
+    ],
+)
+def test_an_interrupted_run_says_how_to_continue(server, tmp_path, option, message):
     source = lines(tmp_path / "in.txt", [f"text {i}" for i in range(3000)])
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     program += "from embedkit_core.cli import main; main()"
-    arguments = ["embed", str(source), "-o", "out.npy", "-m", MODEL, "-y", "-q", "--max-concurrency", "2"]
+    arguments = ["embed", str(source), "-o", "out.npy", "-m", MODEL, "-y", "-q", "--max-concurrency", "2", *option]
     server.latency = 0.02
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -349,8 +356,7 @@ def test_an_interrupted_run_says_how_to_continue(server, tmp_path):
     server.wait_for_requests(4, timeout=60)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED
-    assert err.strip().endswith("Finished vectors are in the cache: run the same command to continue.")
+    assert (process.returncode, err) == (INTERRUPTED, f"rag-embedkit: {message}\n")
     assert not list(tmp_path.glob("out.npy*"))
 
 

@@ -1,7 +1,10 @@
 """Messages name the options of the command, not the arguments of Python."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from support.inputs import MODEL, lines
@@ -122,3 +125,23 @@ def test_one_vector_is_singular(shell, tmp_path):
     assert "1 vector, " in shell("cache", "stats", "--cache", "mine")[1]
     assert "1 vector, 0 damaged" in shell("cache", "verify", "--cache", "mine")[1]
     assert "1 vector deleted" in shell("cache", "clear", "--cache", "mine", "-y")[2]
+
+
+def test_a_warning_of_the_library_is_one_line_in_the_words_of_the_command(server, tmp_path):
+    source = lines(tmp_path / "in.txt", ["word " * 9000])
+    command = [sys.executable, "-m", "embedkit_core", "embed", str(source), "-o", "x.npy", "-m", MODEL, "-y", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    assert done.stderr.startswith(f"rag-embedkit: {MODEL}: 1 of 1 text was truncated")
+    assert "on_long_text='mean' (in Python)" in done.stderr
+
+
+def test_an_output_whose_name_is_not_unicode_is_written(server, tmp_path):
+    lines(tmp_path / "in.txt", ["one"])
+    name = b"caf\xe9.npy"
+    command = [sys.executable, "-m", "embedkit_core", "embed", "in.txt", "-o", name, "-m", MODEL, "-y", "-q"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("caf\\udce9.npy: 1 row; ")
+    assert (tmp_path / os.fsdecode(name)).is_file()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import logging
 import os
 import sys
 
@@ -15,6 +17,10 @@ def main() -> None:
         sys.exit(2)
     # Loading a local model would draw further progress bars, even with --quiet.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from embedkit_core.cli.console import LogHandler
     from embedkit_core.cli.run import run
 
+    logging.getLogger("embedkit_core").addHandler(LogHandler())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be valid Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run())

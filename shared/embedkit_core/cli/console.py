@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
@@ -34,6 +35,17 @@ app.add_typer(cache_app, name="cache")
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 wording = Wording()
+
+
+class LogHandler(logging.Handler):
+    """Prints warnings of the library like errors, one per line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        err.print(f"rag-embedkit: {wording(self.format(record))}")
 
 
 def show(text: str, data: Any, *, as_json: bool) -> None:

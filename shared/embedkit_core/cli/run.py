@@ -25,7 +25,9 @@ COMMAND_LINE: Any = typer.BadParameter.__mro__[2]
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; print an error as one line on standard error."""
-    wording.use(_options(sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _options(arguments)
+    wording.use(options)
     try:
         code = app(args=arguments, prog_name="rag-embedkit", standalone_mode=False)
     except typer.Exit as end:
@@ -50,7 +52,9 @@ def run(arguments: list[str] | None = None) -> int:
         file = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error or type(error).__name__}{file}", FAILED)
     if code == INTERRUPTED:  # typer may have converted the interrupt to this exit code
-        return _fail("stopped. Finished vectors are in the cache: run the same command to continue.", INTERRUPTED)
+        is_cached = "cache" in options and "--no-cache" not in arguments
+        more = " Finished vectors are in the cache: run the same command to continue." if is_cached else ""
+        return _fail(f"stopped.{more}", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

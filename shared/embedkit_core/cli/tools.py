@@ -112,8 +112,6 @@ def choose_command(
 ) -> None:
     """Compare models, then choose the cheapest one above a minimum quality or the best one within a budget."""
     check_installed("choose")
-    if floor is None and budget_usd is None:
-        raise ConfigurationError("choose: no criterion. Set --floor (minimum nDCG@10), --budget-usd, or both.")
     criteria: dict[str, Any] = {
         "floor": None if floor is None else _number("--floor", floor),
         "budget_usd": budget_usd,
@@ -142,10 +140,7 @@ def choose_command(
 def bench_command(
     model: Annotated[str, typer.Argument(help="The model, as provider:model.")],
     sizes: Annotated[str, typer.Option(help="Job sizes, in texts.")] = "100,500,1000",
-    most: Annotated[
-        int,
-        o.integer("Maximum number of requests in flight to try."),
-    ] = 64,
+    most: Annotated[int, o.integer("Maximum number of requests in flight to try.")] = 64,
     base_url: o.BaseUrl = None,
     chart: ChartOption = None,
     report: ReportOption = None,
