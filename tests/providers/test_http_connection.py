@@ -1,11 +1,13 @@
 """Connections of all HTTP providers: headers, proxies, certificates, key functions and failures."""
 
+import base64
 import itertools
 import json
 import logging
 import pickle
 import shutil
 import threading
+from urllib.parse import quote
 
 import pytest
 from langchain_core.load import dumpd
@@ -348,6 +350,28 @@ def test_an_error_that_repeats_the_previous_key_is_redacted():
 
 
 # Failures of a request
+
+
+@families
+@pytest.mark.parametrize("echo", [quote(SECRET[:10]), base64.b64encode(f"user:{SECRET}".encode()).decode()])
+def test_an_error_has_no_terminal_escape_and_no_encoded_key_of_the_server(model, kind, echo, caplog):
+    caplog.set_level(logging.DEBUG, "embedkit_core")
+    with kind(api_key=None) as server:
+
+        def fault(texts, number):
+            said = "\x1b[31mthe field `size` is unknown\x1b[0m\x07" if number == 1 else f"wrong key {echo}"
+            return Fault(status=404, body=server.error(said), headers={"x-request-id": f"req-{echo}\x1b[2J"})
+
+        server.fault_for(fault)
+        for shown in ("the field `size` is unknown", "HTTP 404"):
+            with pytest.raises(BadRequestError, match=shown) as caught:
+                made(model, server, api_key=SECRET).embed(TEXTS)
+            texts = error_texts(caught.value) + caplog.text
+            assert "\x1b" not in texts
+            assert r"\x1b" not in texts
+            assert echo not in texts
+            if kind is not CohereServer:  # has its id in the body
+                assert caught.value.request_id is None
 
 
 @families

@@ -1,12 +1,24 @@
 """Spelling of base URLs, and what an error may quote from the text of a server."""
 
+import base64
+import html
+import json
+from urllib.parse import quote, quote_plus
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.rows import check_rows
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.providers.http.redaction import MAX_EXCERPT, MIN_SHARED, canonical_url, safe_excerpt
+from embedkit_core.providers.http.redaction import (
+    MAX_EXCERPT,
+    MIN_SHARED,
+    canonical_url,
+    printable,
+    safe_excerpt,
+    safe_request_id,
+)
 
 # Base URLs
 
@@ -76,11 +88,77 @@ def test_a_message_that_contains_the_key_is_dropped(before, after):
 @given(st.text(max_size=500), st.lists(st.text(max_size=50), max_size=3))
 def test_an_excerpt_is_a_short_line_of_the_message(message, texts):
     quoted = safe_excerpt(message, texts, [KEY])
-    assert quoted == "" or (quoted.startswith(": ") and len(quoted) <= MAX_EXCERPT + 2 and "\n" not in quoted)
-    assert quoted[2:] in " ".join(message.split())
+    assert quoted == "" or (quoted.startswith(": ") and len(quoted) <= MAX_EXCERPT + 2 and quoted.isprintable())
+    assert quoted[2:].replace(" ", "") in "".join(c for c in printable(message) if not c.isspace())
 
 
 def test_a_harmless_message_is_quoted_and_one_with_a_short_text_is_not():
     message = "The model `nomic` does not exist"
     assert safe_excerpt(message, ["some text", "hi"], [KEY]) == f": {message}"
     assert safe_excerpt(message, ["some text", "NOMIC"], [KEY]) == ""
+
+
+@pytest.mark.parametrize(
+    "control", ["\x1b[31m", "\x1b]0;title\x07", "\x9b2J", "\x1bc", "\x00", "\x08", "\u202e", "\r\n"]
+)
+def test_control_characters_and_terminal_escapes_are_removed(control):
+    quoted = safe_excerpt(f"{control}The model{control} `nomic` does not exist{control}", [], [KEY])
+    assert quoted.replace("  ", " ") == ": The model `nomic` does not exist"
+
+
+ENCODINGS = {
+    "url": quote,
+    "form": quote_plus,
+    "every byte": lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
+    "url twice": lambda text: quote(quote(text, safe=""), safe=""),
+    "json": lambda text: json.dumps(text)[1:-1],
+    "json of json": lambda text: json.dumps(json.dumps(text)),
+    "code units": lambda text: "".join(f"\\u{ord(one):04x}" for one in text),
+    "python": ascii,
+    "html": lambda text: "".join(f"&#{ord(one)};" for one in text),
+    "html names": html.escape,
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "urlsafe base64": lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
+    "basic authorization": lambda text: "Basic " + base64.b64encode(f"user:{text}".encode()).decode(),
+    "base64 in a url": lambda text: quote("a/" + base64.b64encode(text.encode()).decode(), safe=""),
+    "hexadecimal": lambda text: text.encode().hex(),
+    "upper case": str.upper,
+    "null characters": lambda text: "\0".join(text),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("echo", [KEY, KEY[: len(KEY) // 2], KEY[len(KEY) // 2 :], KEY[3:11]])
+def test_a_message_with_a_key_or_half_of_it_in_any_encoding_is_dropped(encoding, echo):
+    assert safe_excerpt(f"wrong key {ENCODINGS[encoding](echo)} here", [], [KEY]) == ""
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    "text", ["The patient <b>Jane</b> Roe/Smith & 2 others", "Größe: \u00e9t\u00e9 \u4f60\u597d\u4e16\u754c"]
+)
+def test_a_message_with_a_text_in_any_encoding_is_dropped(encoding, text):
+    assert safe_excerpt(f"cannot read {ENCODINGS[encoding](text)[:180]}", ["other", text], [KEY]) == ""
+
+
+def test_an_echo_of_another_plane_is_dropped():
+    text = "\U0001f600\U0001f601\U0001f602" * 8
+    assert safe_excerpt("cannot read " + json.dumps(text), [text], [KEY]) == ""
+
+
+@given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=40))
+def test_no_message_of_a_server_raises(message, text, secret):
+    safe_excerpt(message, [text], [secret])
+    safe_request_id(message, [secret])
+
+
+@pytest.mark.parametrize("request_id", ["req_9f8e7d6c5b4a", "0f2c4e53-4c9f-4d2c-8d9c-1b8f2a3c4d5e", "AbC+/=.:@"])
+def test_a_request_id_is_kept(request_id):
+    assert safe_request_id(request_id, [KEY]) == request_id
+
+
+@pytest.mark.parametrize(
+    "request_id", ["", None, "two words", "a\x1b[31mb", "\n", "\u00e9", "x" * 129, KEY, quote(KEY[:8])]
+)
+def test_a_request_id_of_other_characters_or_with_a_secret_is_dropped(request_id):
+    assert safe_request_id(request_id, [KEY]) is None

@@ -25,9 +25,10 @@ from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
-from embedkit_core.providers.http.provider import PLACEHOLDER_KEY, HTTPProvider
+from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
+from embedkit_core.providers.secrets import PLACEHOLDER_KEY
 
 if TYPE_CHECKING:
     from cohere import AsyncClientV2

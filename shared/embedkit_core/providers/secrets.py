@@ -15,6 +15,7 @@ SALT = os.urandom(16)
 SECRET_ARGUMENTS = ("api_key", "headers", "proxy")  # arguments of an embedder that may hold credentials
 KEY_PREFIXES = ("sk-", "pa-", "al-")  # of OpenAI's and Voyage's keys
 MASK = "**********"
+PLACEHOLDER_KEY = "no-key-needed"  # sent to servers that need no key; not a secret
 
 
 class Hidden:

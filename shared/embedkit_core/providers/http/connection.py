@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import AuthenticationError, ConfigurationError
-from embedkit_core.providers.secrets import SALT, Hidden, Secret, reveal
+from embedkit_core.providers.secrets import PLACEHOLDER_KEY, SALT, Hidden, Secret, reveal
 
 if TYPE_CHECKING:
     import ssl
@@ -56,10 +56,14 @@ class Connection:
         return replace(self, headers={**added, **self.headers}) if added else self
 
     def secrets_with(self, key: Secret) -> list[str]:
-        """Return the key, and the values of headers and proxy and their parts. No message may contain any of them."""
+        """Return the key, unless it is the placeholder, and the values of headers and proxy and their parts.
+
+        No message may contain any of them.
+        """
         values = [*self.headers.values(), *([self.proxy] if self.proxy else [])]
         parts = [part for value in values for part in re.split(r"[\s:/@,;=]+", value)]
-        return [key.reveal(), *values, *(part for part in parts if len(part) >= MIN_SECRET_CHARACTERS)]
+        keys = [] if key.reveal() == PLACEHOLDER_KEY else [key.reveal()]
+        return [*keys, *values, *(part for part in parts if len(part) >= MIN_SECRET_CHARACTERS)]
 
     def __bool__(self) -> bool:
         return bool(self.headers or self.proxy or self.ca_bundle or self.lost)

@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import InputType
 from embedkit_core.providers.base import Provider, ProviderSettings
-from embedkit_core.providers.secrets import Secret
-
-PLACEHOLDER_KEY = "no-key-needed"
+from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
 
 
 class HTTPProvider(Provider):

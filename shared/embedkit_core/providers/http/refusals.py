@@ -18,7 +18,7 @@ from embedkit_core.common.errors import (
     UnavailableError,
 )
 from embedkit_core.providers.http.headers import rate_limit_status, retry_after
-from embedkit_core.providers.http.redaction import safe_excerpt
+from embedkit_core.providers.http.redaction import safe_excerpt, safe_request_id
 
 REDIRECT_FIX = "which is not followed. Pass the target address as base_url=."
 
@@ -35,7 +35,7 @@ class Refusal:
         headers: Response headers with names in lower case.
         texts: Texts of the request, which no error message may repeat.
         secrets: Credentials, which no error message may repeat.
-        request_id: The server's id of the request.
+        request_id: The server's id of the request, as it was received.
     """
 
     provider: str
@@ -54,7 +54,7 @@ class Refusal:
             "provider": self.provider,
             "model": f"{self.provider}:{self.model}",
             "status": self.status,
-            "request_id": self.request_id,
+            "request_id": safe_request_id(self.request_id, self.secrets),
         }
 
     @property

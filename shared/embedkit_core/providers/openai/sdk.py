@@ -7,7 +7,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from embedkit_core.providers.http.provider import PLACEHOLDER_KEY
+from embedkit_core.providers.secrets import PLACEHOLDER_KEY
 
 
 class IsolatedClient(AsyncOpenAI):
