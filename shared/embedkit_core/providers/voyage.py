@@ -122,13 +122,14 @@ class Voyage(HTTPProvider):
         import aiohttp
 
         from embedkit_core.providers.http.bodies import ACCEPT_ENCODING
+        from embedkit_core.providers.http.connector import ExactConnector
 
         connection = self.connection
         tracing = aiohttp.TraceConfig()
         tracing.on_request_redirect.append(_refuse_redirect)
         return aiohttp.ClientSession(
             trace_configs=[tracing],
-            connector=aiohttp.TCPConnector(limit=0, ssl=connection.ssl_context() or True),
+            connector=ExactConnector(limit=0, ssl=connection.ssl_context() or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
             auto_decompress=False,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from embedkit_core.common.errors import BadReplyError, UnavailableError
 from embedkit_core.common.types import Batch
+from embedkit_core.providers.http.surplus import drop_if_surplus
 
 ACCEPT_ENCODING = "gzip"
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # by the first bytes
@@ -130,6 +131,7 @@ def limiting_hook(stream_class: type[Any]) -> Callable[[Any], Any]:
             return self._chunks
 
         async def aclose(self) -> None:
+            drop_if_surplus(self._stream)
             await self._stream.aclose()
 
     async def limit(response: Any) -> None:
