@@ -72,6 +72,18 @@ RULES: Final[Mapping[str, Rule]] = {
 }
 
 
+# Options of one call: a setting of the constructor is taken instead of the object's own. `OpenAIEmbeddings` adds the
+# others to the request; here they would replace what the object sets.
+CALL_RULES: Final[Mapping[str, Rule]] = {
+    **RULES,
+    "encoding_format": Ignored("Replies in every encoding are decoded."),
+    "extra_headers": Unsupported("Set headers= when you create the object.", ({},)),
+    "extra_body": Unsupported("Set provider_options= when you create the object.", ({},)),
+    "extra_query": Unsupported("Custom URL queries are not sent.", ({},)),
+    "user": Unsupported("Set provider_options={'user': ...} when you create the object. It is part of the cache key."),
+}
+
+
 class LangChainOptions(CommonOptions, total=False):
     """Keyword arguments of `EmbedKitEmbeddings`: those of `Embedder` and the accepted ones of `RULES`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from os import PathLike
-from typing import Any, Literal, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
@@ -13,20 +13,28 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter
-from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, hide_arguments, mask_key, take_arguments
+from embedkit_core.adapters.arguments import (
+    NOT_GIVEN,
+    Rule,
+    default_model,
+    errors_name,
+    hide_arguments,
+    mask_key,
+    take_arguments,
+)
 from embedkit_core.adapters.base import (
     EmbedderMixin,
     aembed_lists,
-    changed_copy,
     embed_lists,
     fields_not_pickled,
+    for_call,
     validate_with_core,
 )
-from langchain_embedkit.arguments import RULES, LangChainOptions
+from langchain_embedkit.arguments import CALL_RULES, RULES, LangChainOptions
 from langchain_embedkit.usage import Report, areported, is_reported, reported
 
 
-class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
+class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     """LangChain embeddings with a shared cache, batching, bounded concurrency and cost tracking.
 
     ```python
@@ -45,6 +53,8 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
     )
+
+    argument_rules: ClassVar[Mapping[str, Rule]] = RULES
 
     model: str
     api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True)
@@ -84,16 +94,9 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         fields = self._translate(arguments if model is NOT_GIVEN else {"model": model, **arguments})
         if "model" not in fields and type(self).model_fields["model"].is_required():
             fields["model"] = default_model(type(self).__name__, "OpenAIEmbeddings")
-        self._embedder = validate_with_core(self, fields, super().__init__)
+        with errors_name(arguments, RULES):
+            self._embedder = validate_with_core(self, fields, super().__init__)
         self._set_key_from_environment()
-
-    @classmethod
-    def _hide(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return hide_arguments(arguments, cls.model_fields, RULES)
-
-    @classmethod
-    def _translate(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return take_arguments(cls.__name__, arguments, cls.model_fields, RULES)
 
     def _set_key_from_environment(self) -> None:
         # Not in the set of explicit fields, so that a pickle leaves the key out.
@@ -107,33 +110,43 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         """Return the fields under their names in the core."""
         return dict(fields)
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; with `update`, a new object is created and validated."""
-        if not update:
-            return super().model_copy(deep=deep)
-        update = self._hide(update)
-        return changed_copy(self, self._translate(update))
+    def embed_documents(self, texts: list[str], chunk_size: int | None = None, **options: Any) -> list[list[float]]:
+        """Embed documents.
 
-    def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
-        """Return a copy (pydantic's former name of `model_copy`); `include` and `exclude` are ignored."""
-        update = self._hide(update or {})
-        return self.model_copy(update=update, deep=deep)
+        Args:
+            texts: The documents.
+            chunk_size: The most texts in one request of this call.
+            options: Settings for this call, such as `dimensions`, in the spelling of the constructor.
 
-    def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
-        """Embed documents, with at most `chunk_size` texts per request of this call."""
-        return self._embed(texts, "document", chunk_size or None)
+        Raises:
+            ConfigurationError: An option cannot be set for one call; the message names the way to set it.
+        """
+        with errors_name(("chunk_size",), RULES):
+            return self._for_call(options)._embed(texts, "document", chunk_size or None)
 
-    def embed_query(self, text: str) -> list[float]:
-        """Embed a query."""
-        return self._embed([text], "query")[0]
+    def embed_query(self, text: str, **options: Any) -> list[float]:
+        """Embed a query; `options` are those of `embed_documents`."""
+        return self._for_call(options)._embed([text], "query")[0]
 
-    async def aembed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
-        """Embed documents without blocking the caller's event loop."""
-        return await self._aembed(texts, "document", chunk_size or None)
+    async def aembed_documents(
+        self, texts: list[str], chunk_size: int | None = None, **options: Any
+    ) -> list[list[float]]:
+        """Embed documents without blocking the caller's event loop; the arguments are those of `embed_documents`."""
+        with errors_name(("chunk_size",), RULES):
+            return await self._for_call(options)._aembed(texts, "document", chunk_size or None)
 
-    async def aembed_query(self, text: str) -> list[float]:
-        """Embed a query without blocking the caller's event loop."""
-        return (await self._aembed([text], "query"))[0]
+    async def aembed_query(self, text: str, **options: Any) -> list[float]:
+        """Embed a query without blocking the caller's event loop; `options` are those of `embed_documents`."""
+        return (await self._for_call(options)._aembed([text], "query"))[0]
+
+    def _for_call(self, options: Mapping[str, Any]) -> Self:
+        """Return this object, or a copy with the options of one call."""
+        if not options:
+            return self
+        hidden = hide_arguments(options, type(self).model_fields, CALL_RULES)
+        fields = take_arguments("embed_documents", hidden, type(self).model_fields, CALL_RULES)
+        with errors_name(hidden, CALL_RULES):
+            return for_call(self, fields) if fields else self
 
     def _embed(self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None) -> list[list[float]]:
         if not is_reported():
@@ -163,8 +176,3 @@ class EmbedKitEmbeddings(BaseModel, Embeddings, EmbedderMixin):
         super().__setstate__(state)
         self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
         self._set_key_from_environment()
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the copy shares rate limiter, cache and budget."""
-        shared = {id(value): value for value in (self.rate_limiter, self.cache, self.progress)}
-        return super().__deepcopy__({**(memo or {}), **shared})

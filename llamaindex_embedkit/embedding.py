@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from os import PathLike
-from typing import Any, Literal, Self, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
 from llama_index.core.callbacks.base import CallbackManager
@@ -18,11 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter
-from embedkit_core.adapters.arguments import NOT_GIVEN, default_model, hide_arguments, mask_key, take_arguments
+from embedkit_core.adapters.arguments import NOT_GIVEN, Rule, default_model, errors_name, mask_key
 from embedkit_core.adapters.base import (
     EmbedderMixin,
     aembed_lists,
-    changed_copy,
     embed_lists,
     fields_not_pickled,
     validate_with_core,
@@ -33,7 +32,7 @@ from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
 dispatcher = get_dispatcher(__name__)
 
 
-class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
+class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     """LlamaIndex embedding model with a shared cache, batching, bounded concurrency and cost tracking.
 
     ```python
@@ -51,6 +50,8 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    argument_rules: ClassVar[Mapping[str, Rule]] = RULES
 
     # Fields that do not affect vectors are excluded from LlamaIndex's transformation hash.
     embed_batch_size: int = Field(default=10, gt=0, le=2048, exclude=True)
@@ -101,15 +102,12 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
             fields["model_name"] = default_model(type(self).__name__, "OpenAIEmbedding")
         if fields.pop("embeddings_cache", None) is not None:
             warnings.warn("embeddings_cache is not used: EmbedKitEmbedding has its own cache.", stacklevel=2)
-        self._embedder = validate_with_core(self, fields, super().__init__)
-
-    @classmethod
-    def _hide(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return hide_arguments(arguments, cls.model_fields, RULES)
+        with errors_name(arguments, RULES):
+            self._embedder = validate_with_core(self, fields, super().__init__)
 
     @classmethod
     def _translate(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        fields = take_arguments(cls.__name__, arguments, cls.model_fields, RULES)
+        fields = super()._translate(arguments)
         if isinstance(name := fields.get("model_name"), str):
             fields["model_name"] = str.__str__(name)  # LlamaIndex's model names are enumeration members
         return fields
@@ -118,18 +116,6 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
     def _arguments(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields under their names in the core."""
         return {**fields, "model": fields["model_name"]}
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; with `update`, a new object is created and validated."""
-        if not update:
-            return super().model_copy(deep=deep)
-        update = self._hide(update)
-        return changed_copy(self, self._translate(update))
-
-    def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
-        """Return a copy (pydantic's former name of `model_copy`); `include` and `exclude` are ignored."""
-        update = self._hide(update or {})
-        return self.model_copy(update=update, deep=deep)
 
     @classmethod
     def class_name(cls) -> str:
@@ -268,8 +254,3 @@ class EmbedKitEmbedding(BaseEmbedding, EmbedderMixin):
         BaseModel.__setstate__(self, state)  # LlamaIndex would call the constructor without arguments
         self.__dict__.setdefault("callback_manager", CallbackManager([]))
         self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the copy shares rate limiter, cache and budget."""
-        shared = {id(value): value for value in (self.rate_limiter, self.cache, self.progress)}
-        return super().__deepcopy__({**(memo or {}), **shared})

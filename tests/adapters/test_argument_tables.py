@@ -20,7 +20,7 @@ import llamaindex_embedkit.arguments
 from embedkit_core import ConfigurationError, Embedder
 from embedkit_core.adapters.arguments import Alias, EmbedderOptions, Ignored, SecretString, Unsupported
 from embedkit_core.providers.http.connection import Connection
-from embedkit_core.providers.secrets import Secret
+from embedkit_core.providers.secrets import Hidden, Secret
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
 from langchain_embedkit.arguments import LangChainOptions
@@ -91,7 +91,7 @@ def test_every_argument_of_the_replaced_class_is_known(host, peer):
 
 def without_types_of_the_core(hint):
     """Return a union without the types that only the core passes."""
-    return Union[tuple(kind for kind in get_args(hint) if kind not in (Connection, Secret))]  # noqa: UP007
+    return Union[tuple(kind for kind in get_args(hint) if kind not in (Connection, Hidden, Secret))]  # noqa: UP007
 
 
 def test_the_options_are_the_keyword_arguments_of_the_embedder():
@@ -100,7 +100,8 @@ def test_the_options_are_the_keyword_arguments_of_the_embedder():
     meant, options = get_type_hints(Embedder.__init__), get_type_hints(EmbedderOptions)
     assert list(options) == names
     assert options.pop("api_key") == Union[without_types_of_the_core(meant["api_key"]), SecretString]  # noqa: UP007
-    assert options.pop("headers") == without_types_of_the_core(meant["headers"])
+    for name in ("headers", "proxy"):
+        assert options.pop(name) == without_types_of_the_core(meant[name])
     assert options == {name: meant[name] for name in options}
 
 
@@ -299,7 +300,7 @@ async def test_chunk_size_limits_the_texts_of_a_request(server):
     embeddings.embed_documents(numbered(25), chunk_size=10)
     assert max(len(request.texts) for request in server.requests) == 10
     assert sum(len(request.texts) for request in server.requests) == 25
-    with pytest.raises(ConfigurationError, match=r"max_batch_texts: .*\(got -1\)"):
+    with pytest.raises(ConfigurationError, match=r"^chunk_size \(max_batch_texts\): .*\(got -1\)"):
         embeddings.embed_documents(["a"], chunk_size=-1)
     seen = len(server.requests)
     embeddings = EmbedKitEmbeddings(model=MODEL, chunk_size=20, **options)

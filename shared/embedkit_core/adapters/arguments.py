@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from os import PathLike
@@ -30,6 +31,7 @@ __all__ = [
     "Rule",
     "Unsupported",
     "default_model",
+    "errors_name",
     "hide_arguments",
     "mask_key",
     "none_if_empty",
@@ -211,6 +213,25 @@ def take_arguments(
         values[target] = copy.deepcopy(value) if type(value) is dict else value
         spelling[target] = name
     return values
+
+
+@contextmanager
+def errors_name(given: Iterable[str], rules: Mapping[str, Rule]) -> Iterator[None]:
+    """Begin the message of a ConfigurationError with the name that the user wrote, if it is another one.
+
+    Args:
+        given: The names that the user wrote.
+        rules: The rules that translate them.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        target, colon, rest = str(error).partition(":")
+        for name in given:
+            if isinstance(rule := rules.get(name), Alias) and rule.to == target and colon:
+                error.args = (f"{name} ({target}):{rest}",)
+                break
+        raise
 
 
 def same_value(one: Any, other: Any) -> bool:

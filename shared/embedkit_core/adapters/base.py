@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
-from embedkit_core.adapters.arguments import plain, same_value
+from embedkit_core.adapters.arguments import Rule, errors_name, hide_arguments, plain, same_value, take_arguments
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.calls.import_vectors import ImportReport
 from embedkit_core.calls.plan import as_list
@@ -24,9 +24,9 @@ __all__ = [
     "ListResult",
     "UsageAccumulator",
     "aembed_lists",
-    "changed_copy",
     "embed_lists",
     "fields_not_pickled",
+    "for_call",
     "usage_by_model",
     "validate_with_core",
 ]
@@ -71,9 +71,67 @@ def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
 
 
 class EmbedderMixin:
-    """Estimates, usage and cache operations of an adapter, delegated to its `Embedder`."""
+    """What the adapters share: immutable settings and their copies, and the methods of `Embedder` that they delegate.
 
+    It comes before the framework's class among the bases, which is a pydantic model.
+
+    Attributes:
+        argument_rules: The rules for arguments of replaced classes.
+    """
+
+    argument_rules: ClassVar[Mapping[str, Rule]]
     _embedder: Embedder
+    if TYPE_CHECKING:  # pydantic would make fields of them
+        rate_limiter: Any
+        cache: Any
+        progress: Any
+
+    @classmethod
+    def _hide(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        model: Any = cls
+        return hide_arguments(arguments, model.model_fields, cls.argument_rules)
+
+    @classmethod
+    def _translate(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        model: Any = cls
+        return take_arguments(cls.__name__, arguments, model.model_fields, cls.argument_rules)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute. The settings are read-only.
+
+        Raises:
+            AttributeError: `name` is a setting.
+        """
+        value, problem = hide(value), None
+        try:
+            super().__setattr__(name, reveal(value))
+        except ValueError as error:
+            kinds = {one["type"] for one in error.errors(include_input=False)} if hasattr(error, "errors") else set()
+            if not kinds or not kinds <= {"frozen_field", "frozen_instance"}:
+                raise
+            problem = f"{type(self).__name__}.{name} is read-only. Use model_copy(update={{{name!r}: ...}})."
+        if problem is not None:  # raised outside of `except`: as its context, pydantic's error would show the value
+            raise AttributeError(problem)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; with `update`, a new object is created and validated."""
+        if not update:
+            copied: Self = super().model_copy(deep=deep)  # type: ignore[misc]
+            return copied
+        update = self._hide(update)
+        with errors_name(update, self.argument_rules):
+            return changed_copy(self, self._translate(update))  # type: ignore[type-var]
+
+    def copy(self, *, include: Any = None, exclude: Any = None, update: Any = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Return a copy (pydantic's former name of `model_copy`); `include` and `exclude` are ignored."""
+        update = self._hide(update or {})
+        return self.model_copy(update=update, deep=deep)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; the copy shares rate limiter, cache and budget."""
+        shared = {id(value): value for value in (self.rate_limiter, self.cache, self.progress)}
+        copied: Self = super().__deepcopy__({**(memo or {}), **shared})  # type: ignore[misc]
+        return copied
 
     @property
     def embedder(self) -> Embedder:
@@ -173,6 +231,13 @@ def fields_not_pickled(model: _Model) -> dict[str, None]:
     if not model.pickle_api_key:
         names += ["headers", "proxy"]
     return dict.fromkeys(names)
+
+
+def for_call(model: M, fields: Mapping[str, Any]) -> M:
+    """Return a copy with other settings for one call, whose usage counts as that of `model`."""
+    other = changed_copy(model, fields)
+    other.embedder.meter = model.embedder.meter
+    return other
 
 
 def changed_copy(model: M, changed: Mapping[str, Any]) -> M:

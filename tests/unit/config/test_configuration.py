@@ -157,7 +157,7 @@ def test_a_missing_key_names_the_environment_variable(embedder_class):
 
 @pytest.mark.parametrize("key", ["sk-\u2026abc", "two words", "a\nb"])
 def test_a_key_that_fits_in_no_header_is_refused_before_any_request(key):
-    with pytest.raises(ConfigurationError, match="api_key: the key is empty, or contains") as caught:
+    with pytest.raises(ConfigurationError, match="api_key: the key has white space or") as caught:
         Embedder(OPENAI, api_key=key)
     assert key not in str(caught.value)
 
@@ -343,7 +343,7 @@ def test_pickle_api_key_must_be_a_bool():
 def test_a_framework_class_is_frozen_and_a_changed_copy_has_a_changed_embedder(framework_class):
     server = FakeServer()
     made = framework_class(model="fake:model", base_url=server.url, cache=False)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(AttributeError, match="read-only"):
         made.dimensions = 4
     other = made.model_copy(update={"dimensions": 4})
     assert other.dimensions == other.embedder.dimensions == 4
