@@ -281,9 +281,11 @@ class EncodingRefusedError(BadRequestError):
     """The server does not support the requested encoding of vectors. The client uses floats from then on.
 
     Attributes:
-        tokens: Billed tokens of a reply that could not be decoded. None if unknown.
+        is_reply: True if the server sent a reply that cannot be decoded, and no refusal. It may have been billed.
+        tokens: Billed tokens of that reply. None if unknown.
     """
 
+    is_reply = False
     tokens: int | None = None
 
 

@@ -14,6 +14,7 @@ from support.openai_server import Fault, OpenAIServer
 from support.rows import check_rows
 
 from embedkit_core import (
+    BadReplyError,
     BudgetError,
     ConfigurationError,
     TimedOutError,
@@ -88,6 +89,42 @@ def test_possibly_billed_tokens_stay_spent():
     assert caught.value.spent_usd == most
     assert caught.value.usage.possibly_billed_usd == most
     assert len(server.received) == 1
+
+
+def with_bill(tokens, **changes):
+    def changed(reply):
+        return {**reply, **changes, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+    return lambda texts, number: Fault(transform=changed)
+
+
+@pytest.mark.parametrize("bill", [0, 2**64 - 1])
+def test_a_bill_that_the_texts_cannot_have_is_counted_as_possibly_billed(bill):
+    """A bill of 0 would never spend a budget, and a bill of 2**64 - 1 tokens would end it for good."""
+    with OpenAIServer() as server:
+        server.fault_for(with_bill(bill))
+        embedder = openai_embedder(server, budget_tokens=30)
+        for text in ("a b c", "d e f", "g h i"):  # at most 9 tokens each
+            embedder.embed([text])
+        with pytest.raises(BudgetError, match="has 3 left"):
+            embedder.embed(["j k l"])
+        assert (embedder.usage.tokens, embedder.usage.possibly_billed_tokens) == (0, 27)
+        assert len(server.requests) == 3
+
+
+def test_a_bill_of_an_unusable_reply_that_the_texts_cannot_have_is_counted_as_possibly_billed():
+    with OpenAIServer() as server:
+        server.fault_for(with_bill(10**12, data=[]))
+        embedder = openai_embedder(server, budget_tokens=30)
+        with pytest.raises(BadReplyError):
+            embedder.embed(["a b c"])
+        assert (embedder.usage.tokens, embedder.usage.possibly_billed_tokens) == (0, 18)  # base64, then numbers
+
+
+def test_a_bill_of_0_is_no_bill_without_a_price_and_a_budget():
+    with OpenAIServer(api_key=None) as server:
+        server.fault_for(with_bill(0))
+        assert openai_embedder(server, "new-model").embed(["a"]).usage.possibly_billed_tokens == 0
 
 
 def test_a_refusal_costs_nothing():

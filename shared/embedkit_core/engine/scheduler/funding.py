@@ -18,6 +18,7 @@ from embedkit_core.common.errors import (
 from embedkit_core.costs.tokens import split_bill
 from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter, max_billed_tokens
 from embedkit_core.engine.scheduler.queues import Request
+from embedkit_core.engine.scheduler.replies import believable_bill
 
 # Refusals that are not billed. After any other failure of a server it is unknown.
 NOT_BILLED = (AuthenticationError, BadRequestError, QuotaError, RateLimitError)
@@ -161,11 +162,12 @@ class BudgetLedger:
 
     def settle_failure(self, request: Request, error: ProviderError) -> None:
         """Book a failed request: not billed, billed as its reply says, or possibly billed."""
-        if isinstance(error, (BadReplyError, EncodingRefusedError)) and error.status is None:  # an unusable reply
-            if error.tokens is None:
+        if isinstance(error, BadReplyError) or (isinstance(error, EncodingRefusedError) and error.is_reply):
+            billed = believable_bill(request, error.tokens)
+            if billed is None:
                 self._mark_unconfirmed(request)
             else:
-                self.settle(request, error.tokens)
+                self.settle(request, billed)
         elif error.unsent or isinstance(error, NOT_BILLED) or _is_refusal(error.status):
             self.settle(request, 0)
         else:

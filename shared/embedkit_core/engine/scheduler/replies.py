@@ -18,7 +18,7 @@ from embedkit_core.common.vectors import (
     truncation_hint,
 )
 from embedkit_core.engine.scheduler import long_text as longtext
-from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
+from embedkit_core.engine.scheduler.items import RequestSpec, Ticket, max_billed_tokens
 from embedkit_core.engine.scheduler.queues import Request
 
 
@@ -80,6 +80,16 @@ def validate(reply: Reply, n_texts: int, width: int | None, spec: RequestSpec) -
         raise bad(
             f"returned vectors of {found} dimensions, which dtype={spec.post_processing.dtype!r} cannot pack by eight"
         )
+
+
+def believable_bill(request: Request, tokens: int | None) -> int | None:
+    """Return the billed tokens that a reply states, None if it states none, 0, or more than its texts can have."""
+    if type(tokens) is not int or tokens <= 0:
+        return None
+    # No text has more characters than bytes, so most bills need no exact bound.
+    if tokens <= sum(len(item.text) for item in request.items):
+        return tokens
+    return tokens if tokens <= sum(max_billed_tokens(item) for item in request.items) else None
 
 
 def post_process(reply: Reply, spec: RequestSpec) -> Reply:

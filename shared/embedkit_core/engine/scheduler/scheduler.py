@@ -38,7 +38,7 @@ from embedkit_core.engine.scheduler.log_events import LogThrottle
 from embedkit_core.engine.scheduler.queues import Actions, Request, RequestQueue, RetryQueue
 from embedkit_core.engine.scheduler.recent import RecentRow, RecentRows
 from embedkit_core.engine.scheduler.registry import Registry
-from embedkit_core.engine.scheduler.replies import check_width, complete_items, post_process, validate
+from embedkit_core.engine.scheduler.replies import believable_bill, check_width, complete_items, post_process, validate
 from embedkit_core.engine.scheduler.retry import RetryPolicy
 
 NONE_TOO_LONG: Mapping[int, int] = MappingProxyType({})
@@ -235,7 +235,7 @@ class Scheduler:
             queue.verified = True
             queue.plan_requests(self.dispatcher.free_slots() + 1, now)
         queue.width = queue.width or width
-        self.ledger.settle(request, reply.tokens)
+        self.ledger.settle(request, believable_bill(request, reply.tokens))
         self._requeue_released()
         complete_items(request, reply)
         self._actions.commit.append(request)

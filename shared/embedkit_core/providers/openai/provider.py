@@ -273,7 +273,7 @@ class OpenAIClient:
             else:
                 sent.negotiation.refused()
             refused = EncodingRefusedError(str(error))
-            refused.tokens = error.tokens
+            refused.is_reply, refused.tokens = True, error.tokens
         else:
             sent.negotiation.accepted(sent.encoding, decoded.vectors.shape[1])
             return decoded
