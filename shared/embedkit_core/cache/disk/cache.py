@@ -298,7 +298,7 @@ class DiskCache:
 
 
 def open_checked(path: Path) -> Pool | str:
-    """Open a database for writing; if that fails, for reading, or as an immutable file.
+    """Open a database for writing; if that fails, for reading, in the modes that a read-only folder allows.
 
     Returns:
         The open database, or the reason why it is not a database of this library.
@@ -307,7 +307,7 @@ def open_checked(path: Path) -> Pool | str:
         sqlite3.Error: It cannot be opened.
         CacheError: It is damaged and read-only.
     """
-    modes: tuple[Mode, ...] = ("rw", "ro", "immutable")
+    modes: tuple[Mode, ...] = ("rw", "ro", "private", "immutable")
     for mode in modes:
         try:
             return _open_as(path, mode)

@@ -22,7 +22,9 @@ from embedkit_core.cache.disk.folder import Identity
 from embedkit_core.cache.disk.schema import REPLACE_TRIGGERS
 from embedkit_core.common.errors import CacheError
 
-Mode: TypeAlias = Literal["rw", "ro", "immutable"]
+# "private" is for a read-only folder with a WAL and without its index (-shm), such as a copy: the index is built in the
+# memory of the connection. "immutable" is for a read-only folder without a WAL.
+Mode: TypeAlias = Literal["rw", "ro", "private", "immutable"]
 
 WRITE_WAIT_SECONDS = 30.0  # for writes of other processes
 _READ_WAIT_SECONDS = 5.0  # a read waits only while another process opens or closes the database
@@ -30,7 +32,12 @@ _FORK_WAIT_SECONDS = 1.0  # of a fork, for reads and writes in progress
 _MAX_IDLE_CONNECTIONS = 8
 RENEW_AFTER_SECONDS = 30 * 86400.0  # so that a hit rarely causes a write
 KEYS_PER_SELECT = 500  # SQLite may be built with a limit of 999 parameters
-_OPTIONS: dict[Mode, str] = {"rw": "mode=rw", "ro": "mode=ro", "immutable": "mode=ro&immutable=1"}
+_OPTIONS: dict[Mode, str] = {
+    "rw": "mode=rw",
+    "ro": "mode=ro",
+    "private": f"mode=ro&vfs={'unix' if os.name == 'posix' else 'win32'}-none",
+    "immutable": "mode=ro&immutable=1",
+}
 _PRAGMAS = (
     "trusted_schema = OFF",
     "cell_size_check = ON",
@@ -271,6 +278,8 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
     connection.text_factory = _text
     try:
         close_all(_process.orphans)
+        if mode == "private":  # before the first read
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
     except BaseException:
