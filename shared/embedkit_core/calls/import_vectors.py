@@ -60,7 +60,7 @@ def import_vectors(
             "dtype=."
         )
     texts = as_list(texts)
-    rows = list(vectors)
+    rows = _as_rows(vectors)
     if len(rows) != len(texts):
         raise InputError(
             f"vectors: expected one per text (got {len(rows)} for {len(texts)} texts). Pass None for a text without "
@@ -86,6 +86,20 @@ def import_vectors(
         missing=len(plan.keys) - len(offered),
         doubtful=tuple(int(plan.first[p]) for p in sorted(doubtful)),
     )
+
+
+def _as_rows(vectors: Iterable[Sequence[float] | Vectors | None]) -> list[Any]:
+    """Return the vectors as a list.
+
+    Raises:
+        InputError: They are not iterable.
+    """
+    try:
+        return list(vectors)
+    except TypeError:
+        raise InputError(
+            f"vectors: expected a vector for each text (got {type(vectors).__name__}). Pass a list or a matrix.", ()
+        ) from None
 
 
 def _write(backend: Cache, batch: dict[bytes, Vectors], space: VectorSpace) -> int:

@@ -6,18 +6,27 @@ An unknown price is None, never 0. genai-prices lacks some models and has no bat
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import cache
 from typing import Any, NamedTuple
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import import_module
+from embedkit_core.common.formatting import suggest
 from embedkit_core.common.usage import MILLION
 from embedkit_core.common.validation import parse_usd
 from embedkit_core.providers.base import Provider
+from embedkit_core.providers.catalogue import find as find_model
 
 GENAI_PRICES = "genai_prices"
+MIN_SIMILARITY = 0.9  # of a misspelled name
+DIGITS = re.compile(r"\d")
+
+logger = logging.getLogger("embedkit_core")
 
 
 class Price(NamedTuple):
@@ -50,11 +59,29 @@ def price_of(provider: Provider, prices: Mapping[str, Any] | None) -> Price:
     ):
         if name in user_prices:
             return Price(user_prices[name], "prices=")
+    _warn_of_misspelled_names(provider, user_prices)
     if provider.usd_per_million is not None:
         return Price(provider.usd_per_million, "this machine" if provider.is_local else "catalogue")
     if not provider.endpoint and (found := _genai_price(provider.cache_key_provider, provider.model)) is not None:
         return Price(found, "genai-prices")
     return Price(None, "unknown")
+
+
+def _warn_of_misspelled_names(provider: Provider, names: Iterable[str]) -> None:
+    """Log a warning if a name without effect is like the model's. A table of prices may have other models, too."""
+    spellings = {name.lower(): name for name in (f"{provider.name}:{provider.model}", provider.model)}
+    for name in names:
+        owner, _, model = name.partition(":")
+        is_listed = find_model(name) is not None or find_model(model, owner) is not None
+        has_same_digits = DIGITS.findall(name) == DIGITS.findall(provider.model)
+        if not is_listed and has_same_digits and (hint := suggest(name.lower(), spellings, cutoff=MIN_SIMILARITY)):
+            warn_of_name(name, hint)
+
+
+@cache
+def warn_of_name(name: str, hint: str) -> None:
+    """Log a warning about a misspelled name, once per process."""
+    logger.warning("prices: %r is no name of this model, so its price has no effect; %s", name, hint)
 
 
 def parse_prices(prices: Mapping[str, Any] | None) -> dict[str, Decimal]:

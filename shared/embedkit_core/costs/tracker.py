@@ -14,14 +14,14 @@ from contextvars import ContextVar
 from decimal import Decimal
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Never, ParamSpec, Self, TypeAlias, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.formatting import format_usd, markdown_table, shorten_model_name, suggest
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import USAGE_FIELDS, Usage
-from embedkit_core.common.validation import check_integer, parse_usd
+from embedkit_core.common.validation import check_integer, check_unknown, parse_usd
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 
@@ -286,7 +286,9 @@ def format_cost(usd: Decimal | None) -> str:
     return "unknown" if usd is None else f"${format_usd(usd)}"
 
 
-def track_usage(*, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None) -> UsageTracker:
+def track_usage(
+    *, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None, **unknown: Never
+) -> UsageTracker:
     """Return a tracker of the usage of a block, in sync or async code, with an optional budget.
 
     Args:
@@ -294,7 +296,7 @@ def track_usage(*, budget_usd: float | str | Decimal | None = None, budget_token
         budget_tokens: Limit in tokens for the block.
 
     Raises:
-        ConfigurationError: A budget is not a valid number.
+        ConfigurationError: A budget is not a valid number, or there is no argument of that name.
 
     Example:
         ```python
@@ -303,6 +305,7 @@ def track_usage(*, budget_usd: float | str | Decimal | None = None, budget_token
         print(usage)
         ```
     """
+    check_unknown("track_usage", unknown, ("budget_usd", "budget_tokens"))
     return UsageTracker(make_budget(budget_usd, budget_tokens))
 
 

@@ -397,3 +397,12 @@ def test_a_failing_cache_raises_a_library_error_on_import(caplog):
         embedder.import_vectors(["a"], [[1.0] * 8], verify=0)
     assert "/secret" not in str(failed.value)
     assert failed.value.__context__ is None
+
+
+@pytest.mark.parametrize("vectors", [5, None, 1.5])
+def test_vectors_that_are_not_a_list_are_refused(server, tmp_path, vectors):
+    with (
+        openai_embedder(server, cache=tmp_path) as embedder,
+        pytest.raises(InputError, match=r"vectors: expected a vector for each text \(got (int|NoneType|float)\)"),
+    ):
+        embedder.import_vectors(["a"], vectors)

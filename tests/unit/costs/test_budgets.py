@@ -17,10 +17,12 @@ from embedkit_core import (
     BadReplyError,
     BudgetError,
     ConfigurationError,
+    Embedder,
     TimedOutError,
     UnavailableError,
     track_usage,
 )
+from embedkit_core.costs import prices
 from embedkit_core.testing import FakeServer, fake_vector
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
@@ -288,11 +290,49 @@ def test_an_invalid_budget_is_refused():
 
 
 def test_an_invalid_price_is_refused():
-    def check(prices):
+    def check(given):
         with pytest.raises(ConfigurationError, match="prices"):
-            fake_embedder(FakeServer(), prices=prices)
+            fake_embedder(FakeServer(), prices=given)
 
     check_rows([{"m": -1}, {"m": "cheap"}, {"m": None}, {"m": True}, ["m"]], check)
+
+
+def test_an_unknown_argument_of_track_usage_is_refused_with_the_right_one():
+    with pytest.raises(
+        ConfigurationError, match=r"track_usage takes no argument 'budget'; did you mean 'budget_usd'\?"
+    ):
+        track_usage(budget=1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "openai:text-embeding-3-small",
+        "openai/text-embedding-3-small",
+        "Text-Embedding-3-Small",
+        "text-embedding-3-smal",
+    ],
+)
+def test_a_misspelled_name_in_prices_is_logged_once(name, caplog):
+    prices.warn_of_name.cache_clear()
+    for _ in range(2):
+        embedder = Embedder("openai:text-embedding-3-small", api_key="unused", prices={name: 5}, cache=False)
+        assert embedder.price.source == "catalogue"
+    [line] = caplog.messages
+    assert line.startswith(f"prices: {name!r} is no name of this model")
+    assert "text-embedding-3-small'?" in line
+
+
+def test_names_of_other_models_in_prices_are_no_misspelling(caplog):
+    others = [
+        "openai:text-embedding-3-large",
+        "text-embedding-4-small",
+        "voyage:voyage-4",
+        "my-model",
+        "openai:my-model",
+    ]
+    Embedder("openai:text-embedding-3-small", api_key="unused", prices=dict.fromkeys(others, 5), cache=False)
+    assert caplog.messages == []
 
 
 @settings(deadline=None, max_examples=40)
