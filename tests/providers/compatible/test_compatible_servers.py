@@ -220,6 +220,24 @@ def test_the_error_of_a_missing_model_names_the_model():
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("preset", "path", "advice"),
+    [
+        ("vllm", "/api", r"\. Should base_url end in /v1\?$"),
+        ("openai", "/", r"\. Should base_url end in /v1\?$"),
+        ("azure", "/v1", r"\. Should base_url end in /openai/v1\?$"),
+        ("infinity", "", r"\. Should base_url end in /v1\?$"),  # started with a prefix
+        ("infinity", "/v1", r"\. Should base_url end without /v1\?$"),
+        ("vllm", "/else/v1", "Invalid URL [^?]*$"),
+    ],
+)
+def test_an_address_with_an_unusual_path_is_named_if_nothing_is_found(preset, path, advice):
+    with OpenAIServer(api_key=None) as server:
+        server.path = "/hidden/embeddings"
+        with pytest.raises(BadRequestError, match=advice):
+            Embedder(f"{preset}:m", base_url=server.origin + path, api_key="k", cache=False).embed(["a"])
+
+
 # Model facts
 
 

@@ -255,6 +255,15 @@ class OpenAIClient:
         fix = CHECK_ADDRESS if self._provider.endpoint else ""
         return connection_error(message, error, fix if server is OPENAI else f"Is {server.title} running there?")
 
+    def _address_fix(self) -> str:
+        """Return advice about the path of the address, "" if it is the usual one."""
+        path = self._provider.server.path
+        usual = path or "/v1"  # infinity has no path by default, and this one behind a gateway or by an option
+        has_usual = self._sdk.base_url.path.rstrip("/").endswith(usual)
+        if not has_usual:
+            return f"Should base_url end in {usual}?"
+        return "" if path else f"Should base_url end without {usual}?"
+
     def _decode(self, reply: Mapping[str, Any], sent: SentBatch) -> Reply:
         try:
             decoded = self._reader.read_data(
@@ -294,14 +303,12 @@ class OpenAIClient:
         if sent.encoding == BASE64 and about_encoding and status < 500 and status not in OTHER_CAUSE_STATUSES:
             sent.negotiation.refused()
             return EncodingRefusedError(f"Server refused base64 (HTTP {status})", **refusal.error_fields)
-        path = provider.server.path
-        lacks_path = refusal.status == 404 and not self._sdk.base_url.path.rstrip("/").endswith(path)
         return to_provider_error(
             refusal,
             detail,
             provider.key_variable,
             dimensions=sent.fields.get("dimensions") if provider.endpoint else None,
-            fix=f"Should base_url end in {path}?" if lacks_path else "",
+            fix=self._address_fix() if status == 404 and "model" not in detail.message.lower() else "",
         )
 
 
