@@ -17,7 +17,14 @@ from embedkit_core.common.usage import decimal_context
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.costs.tokens import cost_or_none, cost_or_zero, estimate_tokens
-from embedkit_core.engine.batching import DEFAULT_SECONDS_PER_TOKEN, MAX_TEXTS, RequestCapacity, texts_per_request
+from embedkit_core.engine.batching import (
+    DEFAULT_SECONDS_PER_TOKEN,
+    MAX_TEXTS,
+    MAX_TOKENS,
+    MIN_TEXTS,
+    RequestCapacity,
+    texts_per_request,
+)
 from embedkit_core.engine.runtime.process import engine, is_running
 from embedkit_core.engine.scheduler.items import max_tokens_to_send
 
@@ -49,7 +56,7 @@ class Estimate:
         max_cost_usd: The cost of `max_tokens` in USD, None if the price is unknown.
         saved_usd: What the cache hits would have cost in USD, None if the price is unknown.
         cost_per_text_usd: `cost_usd` divided by `texts`, None if the price is unknown or there are no texts.
-        requests: The number of requests.
+        requests: The expected number of requests, without retries.
         seconds: The expected duration at the known rate limits, None for a local model that has not run in this
             process.
         token_source: How the tokens were determined.
@@ -105,7 +112,7 @@ def estimate(embedder: BaseEmbedder, spec: InputTypeSpec, texts: Iterable[str], 
         totals.add(embedder, spec, plan, calibration)
     price = embedder.price.usd_per_million
     cost = cost_or_none(totals.tokens, price)
-    requests = _requests(embedder, spec, totals.to_send, totals.tokens)
+    requests = _requests(embedder, spec, controller, totals.to_send, totals.tokens)
     return Estimate(
         model=embedder.model,
         texts=totals.texts,
@@ -197,13 +204,32 @@ def _estimated_source(controller: RateController | None) -> str:
     return CALIBRATED_SOURCE if controller is not None and controller.has_bills else BYTES_SOURCE
 
 
-def _requests(embedder: BaseEmbedder, spec: InputTypeSpec, n: int, tokens: int) -> int:
+def _requests(
+    embedder: BaseEmbedder, spec: InputTypeSpec, controller: RateController | None, n: int, tokens: int
+) -> int:
+    """Return the number of requests for n texts, as the engine will fill them.
+
+    The first request of a process is small. Fewer and larger requests are sent if `requests_per_minute` is too low.
+    """
     if not n:
         return 0
     capacity = RequestCapacity.from_limits(spec.request_spec.limits)
     slots = _slots(embedder)
-    texts = texts_per_request(n, slots, min(MAX_TEXTS, capacity.texts), tokens=tokens, cap_tokens=capacity.tokens)
-    return max(ceil(n / texts), ceil(tokens / capacity.tokens))
+
+    def needed(texts: int, max_tokens: int) -> int:
+        share = tokens * texts // n
+        per_request = texts_per_request(
+            texts, slots, min(MAX_TEXTS, capacity.texts), tokens=share, cap_tokens=max_tokens
+        )
+        return ceil(texts / max(1, min(per_request, max_tokens * n // max(1, tokens))))
+
+    usual_tokens = min(capacity.tokens, MAX_TOKENS)
+    first = (
+        0 if controller is not None else min(n, MIN_TEXTS, capacity.texts, max(1, usual_tokens * n // max(1, tokens)))
+    )
+    requests = (first > 0) + (needed(n - first, usual_tokens) if n > first else 0)
+    per_minute = embedder.settings.rates.requests_per_minute
+    return requests if per_minute is None or requests <= per_minute else needed(n, capacity.tokens)
 
 
 def _slots(embedder: BaseEmbedder) -> int:

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from support.embedders import copied_model, fake_embedder, needs_local_model, openai_embedder
+from support.embedders import copied_model, fake_embedder, needs_local_model, numbered, openai_embedder
 from support.openai_server import OpenAIServer
 
 from embedkit_core import Embedder, InputError
@@ -46,6 +46,24 @@ def test_an_estimate_is_close_and_its_maximum_is_never_exceeded():
             "estimated from UTF-8 bytes, calibrated with billed tokens",
         )
         assert before.requests == pytest.approx(usage.requests, abs=2)
+
+
+@pytest.mark.parametrize(("n", "tokens"), [(20, 2), (500, 2), (1000, 1000), (1750, 100), (3000, 200)])
+def test_the_estimated_requests_are_those_that_are_sent(server, n, tokens):
+    """7 requests were announced and 14 sent: their tokens, and the small first one, were not counted."""
+    embedder = openai_embedder(server, max_concurrency=8)
+    texts = numbered(n, tokens=tokens)
+    cold = embedder.estimate(texts).requests
+    sent = embedder.embed(texts).usage.requests
+    assert sent <= cold <= 1.5 * sent  # the tokens of the cold estimate are about 1.4 times those billed
+    more = [f"more {text}" for text in texts]
+    warm = embedder.estimate(more).requests
+    assert embedder.embed(more).usage.requests == pytest.approx(warm, abs=1)
+
+
+def test_few_requests_per_minute_are_estimated_as_few_large_requests(server):
+    texts = numbered(3000, tokens=200)
+    assert openai_embedder(server, requests_per_minute=10).estimate(texts).requests < 20
 
 
 def test_an_iterator_is_estimated_as_a_list_and_repeated_texts_cost_once(tmp_path, monkeypatch):
@@ -138,7 +156,7 @@ async def test_the_async_estimate_is_the_same(tmp_path):
 
 def test_an_estimate_has_a_readable_text_and_converts_to_json():
     estimate = fake_embedder(FakeServer(usd_per_million=PRICE)).estimate([f"text {i}" for i in range(1000)])
-    assert str(estimate).startswith("1,000 texts, 0 from cache, 1,000 to send in 16 requests, about ")
+    assert str(estimate).startswith("1,000 texts, 0 from cache, 1,000 to send in 17 requests, about ")
     assert json.loads(json.dumps(estimate.to_dict()))["cost_usd"] == f"{estimate.cost_usd.normalize():f}"
 
 
