@@ -15,6 +15,7 @@ from embedkit_core.cli.messages import Wording
 OPTIONS = {
     "model": "--model", "dimensions": "--dimensions", "dtype": "--dtype", "base_url": "--base-url", "price": "--price",
     "budget_usd": "--budget-usd", "cache": "--cache", "no_cache": "--no-cache", "max_concurrency": "--max-concurrency",
+    "text": "--text",
 }  # fmt: skip
 
 
@@ -47,6 +48,7 @@ OPTIONS = {
         ("Pass base_url='https://NAME.example'.", "Pass --base-url https://NAME.example."),
         ("base_url: not valid (got 'x'). Pass an address.", "--base-url: not valid (got 'x'). Pass an address."),
         ("model: unknown model 'x'.", "model: unknown model 'x'."),
+        ("Invalid model name passed in model=nope, text=3", "Invalid model name passed in model=nope, text=3"),
         ("Input 'cache=1.txt' does not exist.", "Input 'cache=1.txt' does not exist."),
     ],
 )

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 
 from embedkit_core.config.base import parameter_names
+from embedkit_core.tools import bench, choose, compare
 
+# Except `model`: it reads well, may be an argument of the command, and appears in the messages of servers.
+ARGUMENTS = {
+    "input_type",
+    *parameter_names(),
+    *(name for tool in (bench, choose, compare) for name in inspect.signature(tool).parameters),
+} - {"model"}
 PHRASES = {"Pass api_key= or set": "Set", "api_key=": "the API key"}  # a key is not passed on a command line
 _PHRASE = re.compile("|".join(map(re.escape, PHRASES)))
 _VALUE = r"\{[^{}]*\}|'[^']*'|[\w$-]+(?:\.\w+)*"
@@ -23,8 +31,8 @@ class Wording:
         self._options = dict(options)
         if "price" in options:
             self._options["prices"] = options["price"]
-        names = "|".join({*self._options, *parameter_names()})
-        subjects = "|".join(self._options.keys() - {"model"})  # it reads well and may be an argument of the command
+        names = "|".join(ARGUMENTS)
+        subjects = "|".join(self._options.keys() - {"model"}) or "(?!)"
         self._subject = re.compile(rf"^({subjects})(?:\[[^]]*\])?: ")
         self._argument = re.compile(rf"(?<![\w'\"-])({names})(?:\['[^']*'\])?=({_VALUE})?")
 
