@@ -10,12 +10,11 @@ from os import PathLike
 from typing import Any, ClassVar, Literal, Unpack
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, mean_agg
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, pydantic
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index_instrumentation import get_dispatcher
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
-from pydantic.json_schema import SkipJsonSchema
 
 from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter
 from embedkit_core.adapters.arguments import NOT_GIVEN, Rule, default_model, errors_name, mask_key
@@ -28,8 +27,10 @@ from embedkit_core.adapters.base import (
 )
 from llamaindex_embedkit.arguments import RULES, LlamaIndexOptions
 from llamaindex_embedkit.events import EmbeddingUsageEvent, Report
+from llamaindex_embedkit.hooks import ASYNC_HOOKS, HOOKS, aembed_with_hooks, embed_with_hooks, overridden_hooks
 
 dispatcher = get_dispatcher(__name__)
+json_schema = pydantic.json_schema
 
 
 class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
@@ -45,6 +46,9 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     called once for each request, with its tokens, never for a cache hit. An `embeddings_cache` is ignored: its keys
     are bare texts, so it would return vectors of another model.
 
+    A subclass may override LlamaIndex's hooks `_get_query_embedding`, `_get_text_embedding`, `_get_text_embeddings` and
+    their async counterparts. Override `_get_text_embeddings`, not `_get_text_embedding`, to keep batches.
+
     Raises:
         ConfigurationError: An argument is invalid. Raised before any I/O.
     """
@@ -59,7 +63,9 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     embeddings_cache: Any = Field(default=None, exclude=True)
     # The arguments of the embedder are frozen: use `model_copy` to change one.
     model_name: str = Field(frozen=True)
-    api_key: SecretStr | SkipJsonSchema[Callable[[], str]] | None = Field(default=None, exclude=True, frozen=True)
+    api_key: SecretStr | json_schema.SkipJsonSchema[Callable[[], str]] | None = Field(
+        default=None, exclude=True, frozen=True
+    )
     base_url: str | None = Field(default=None, frozen=True)
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False, frozen=True)
     proxy: str | None = Field(default=None, exclude=True, repr=False, frozen=True)
@@ -80,15 +86,16 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     timeout: float | None = Field(default=60.0, exclude=True, frozen=True)
     deadline: float | None = Field(default=None, exclude=True, frozen=True)
     provider_options: Mapping[str, Any] | None = Field(default=None, frozen=True)
-    rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True, frozen=True)
+    rate_limiter: json_schema.SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True, frozen=True)
     budget_usd: float | str | Decimal | None = Field(default=None, exclude=True, frozen=True)
     budget_tokens: int | None = Field(default=None, exclude=True, frozen=True)
     prices: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)
-    progress: SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(
+    progress: json_schema.SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(
         default=None, exclude=True, frozen=True
     )
     pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
 
+    _overridden: ClassVar[frozenset[str]] = frozenset()  # of LlamaIndex's hooks, see `hooks`
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LlamaIndexOptions]) -> None:
@@ -156,6 +163,12 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return (await aembed_lists(self._embedder, texts)).rows
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Note which of the methods above a subclass overrides; the methods below use those."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls._overridden = overridden_hooks(cls, EmbedKitEmbedding)
+
     # The base class's versions of these methods use embeddings_cache, call the rate limiter for cache hits too, split
     # calls by embed_batch_size and send no end event for a failed call.
 
@@ -172,12 +185,12 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     @dispatcher.span
     def get_text_embedding(self, text: str) -> Embedding:
         """Embed a document."""
-        return self._embed([text], "document")[0]
+        return self._embed([text], "document", is_single=True)[0]
 
     @dispatcher.span
     async def aget_text_embedding(self, text: str) -> Embedding:
         """Embed a document without blocking the caller's event loop."""
-        return (await self._aembed([text], "document"))[0]
+        return (await self._aembed([text], "document", is_single=True))[0]
 
     @dispatcher.span
     def get_text_embedding_batch(
@@ -211,13 +224,27 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
         """Embed queries in one call and aggregate their vectors, by default by their mean."""
         return (agg_fn or mean_agg)(await self._aembed(queries, "query"))
 
-    def _embed(self, texts: list[str], input_type: InputType, progress: bool | None = None) -> list[Embedding]:
+    def _embed(
+        self, texts: list[str], input_type: InputType, progress: bool | None = None, *, is_single: bool = False
+    ) -> list[Embedding]:
+        overridden = self._overridden
         with self._reported(texts, input_type) as report:
+            if overridden & HOOKS[input_type]:
+                with report.tracked():
+                    report.vectors = embed_with_hooks(self, overridden, texts, input_type, is_single=is_single)
+                return report.vectors
             report.vectors, report.usage = embed_lists(self._embedder, texts, input_type, progress=progress)
         return report.vectors
 
-    async def _aembed(self, texts: list[str], input_type: InputType, progress: bool | None = None) -> list[Embedding]:
+    async def _aembed(
+        self, texts: list[str], input_type: InputType, progress: bool | None = None, *, is_single: bool = False
+    ) -> list[Embedding]:
+        overridden = self._overridden
         with self._reported(texts, input_type) as report:
+            if overridden & (HOOKS[input_type] | ASYNC_HOOKS[input_type]):
+                with report.tracked():
+                    report.vectors = await aembed_with_hooks(self, overridden, texts, input_type, is_single=is_single)
+                return report.vectors
             report.vectors, report.usage = await aembed_lists(self._embedder, texts, input_type, progress=progress)
         return report.vectors
 
@@ -231,7 +258,7 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
             try:
                 yield report
             except EmbedKitError as error:
-                report.usage = error.usage
+                report.usage = report.usage or error.usage
                 raise
             finally:
                 event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: report.vectors})

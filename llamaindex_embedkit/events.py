@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from llama_index_instrumentation.base import BaseEvent
 
-from embedkit_core import InputType, Usage
+from embedkit_core import InputType, Usage, track_usage
 
 
 class EmbeddingUsageEvent(BaseEvent):
@@ -33,3 +35,12 @@ class Report:
 
     vectors: list[list[float]] = field(default_factory=list)
     usage: Usage | None = None
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Set the usage to that of everything that is embedded in the block."""
+        with track_usage() as tracker:
+            try:
+                yield
+            finally:
+                self.usage = tracker.usage

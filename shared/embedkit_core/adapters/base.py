@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 from embedkit_core.adapters.arguments import Rule, errors_name, hide_arguments, plain, same_value, take_arguments
@@ -27,9 +27,14 @@ __all__ = [
     "embed_lists",
     "fields_not_pickled",
     "for_call",
+    "run_in_thread",
+    "run_together",
     "usage_by_model",
     "validate_with_core",
 ]
+
+
+T = TypeVar("T")
 
 
 class ListResult(NamedTuple):
@@ -61,6 +66,20 @@ async def aembed_lists(
     """Embed texts like `aembed`, without blocking the caller's event loop while lists are built."""
     call = embedder._call(as_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
     return ListResult(await call.arun(call.finish_lists), call.usage)
+
+
+async def run_in_thread(work: Callable[[], T]) -> T:
+    """Run code of the user on a thread of the event loop's executor, in a copy of the current context."""
+    import asyncio
+
+    return await asyncio.to_thread(work)
+
+
+async def run_together(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all concurrently, so that their texts share requests, and return the results in order."""
+    import asyncio
+
+    return await asyncio.gather(*awaitables)
 
 
 def make_embedder(arguments: Mapping[str, Any]) -> Embedder:
