@@ -12,7 +12,7 @@ from pathlib import Path
 from embedkit_core.engine.runtime.account import Account
 from embedkit_core.engine.runtime.process import engine
 
-OWN_THREADS = ("MainThread", "embedkit-engine", "embedkit-writer", "embedkit-work")
+OWN_THREADS = ("MainThread", "embedkit-engine", "embedkit-writer", "embedkit-work", "embedkit-lookup")
 
 
 def open_files() -> dict[int, str]:

@@ -15,10 +15,11 @@ from embedkit_core.calls.stream import Stream
 from embedkit_core.calls.verify_cache import CacheVerification, verify_cache
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.results import EmbeddingResult
+from embedkit_core.common.threads import BULK, off_loop
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.validation import check_input_type, check_integer
 from embedkit_core.config.base import BaseEmbedder
-from embedkit_core.engine.runtime.process import off_loop, refuse_engine_thread
+from embedkit_core.engine.runtime.process import refuse_engine_thread
 from embedkit_core.observability.progress import ProgressOption, check_progress
 
 if TYPE_CHECKING:
@@ -353,7 +354,7 @@ class Embedder(BaseEmbedder):
         """Estimate the cost without blocking the event loop. Arguments, result and errors are those of `estimate`."""
         check_input_type(input_type)
         listed = as_list(texts)
-        return await off_loop(lambda: estimate(self, self._specs[input_type], listed, calibrated=calibrated))
+        return await off_loop(lambda: estimate(self, self._specs[input_type], listed, calibrated=calibrated), BULK)
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Explain one text without sending it: its request body, its cache key and where its vector would come from.

@@ -19,6 +19,7 @@ from embedkit_core.calls.waiting import await_, wait
 from embedkit_core.common.errors import EmbedKitError, ProviderError
 from embedkit_core.common.float_lists import relaxed_gc
 from embedkit_core.common.results import EmbeddingResult
+from embedkit_core.common.threads import BULK, LOOKUPS, off_loop, running_loop
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import BaseEmbedder
@@ -26,13 +27,13 @@ from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import TextCounts
 from embedkit_core.costs.tracker import UsageTracker, active_trackers
-from embedkit_core.engine.runtime.process import engine, off_loop, refuse_engine_thread
+from embedkit_core.engine.runtime.process import engine, is_running, refuse_engine_thread
 from embedkit_core.engine.scheduler.items import Ticket, max_tokens_to_send
 from embedkit_core.engine.scheduler.long_text import min_tokens
 from embedkit_core.observability.hooks import CallInfo, CallOutcome, observe_call
 from embedkit_core.observability.progress import ProgressOption, make_reporter
 
-# The most that an async call prepares and assembles on the caller's event loop; more goes to a worker thread.
+# The most of which an async call computes the keys and assembles the rows on the caller's event loop.
 MAX_INLINE_TEXTS, MAX_INLINE_CHARACTERS = 64, 50_000
 NO_CONTEXT = contextlib.nullcontext()
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class Call:
     """The state of one call.
 
     `prepare` and `finish` do the work of the caller; `wait` or `await_` from `calls.waiting` run between them. A call
-    must be left with `leave` before it is finished, also after an error; `run` and `arun` do both.
+    that waited must be left with `leave` before it is finished, also after an error; `run` and `arun` do both.
 
     Args:
         embedder: The embedder whose settings, cache, budget and meter the call uses.
@@ -128,7 +129,7 @@ class Call:
         refuse_engine_thread(method_name)
         with observe_call(self._info, self._outcome):
             try:
-                with self._gc_context():
+                with relaxed_gc() if self._lists and not self._is_small else NO_CONTEXT:
                     self.prepare()
                     self.report()
                     if self.needs_engine:
@@ -139,18 +140,40 @@ class Call:
             return finish()
 
     async def arun(self, finish: Callable[[], T]) -> T:
-        """Run all steps without blocking the caller's event loop and return the result of `finish`."""
+        """Run all steps without blocking the caller's event loop, which is asyncio's; return the result of `finish`."""
+        running_loop()
+        is_small = self._is_small
         with observe_call(self._info, self._outcome):
             try:
-                with self._gc_context():
-                    await self.off_loop(self.prepare)
+                with relaxed_gc() if self._lists and not is_small else NO_CONTEXT:
+                    finished = await self._aprepare(finish, is_small=is_small)
                     self.report()
                     if self.needs_engine:
                         await await_(self)
                     self.report(finished=True)
             finally:
                 self.leave()
-            return await self.off_loop(finish)
+            if finished:
+                return finished[0]
+            return finish() if is_small else await off_loop(finish, BULK)
+
+    async def _aprepare(self, finish: Callable[[], T], *, is_small: bool) -> list[T]:
+        """Run `prepare` and, if no text must be sent, `finish`. Whatever may block runs on a worker thread, in one job.
+
+        Returns:
+            The result of `finish`, or an empty list if texts must be sent.
+        """
+
+        def steps() -> list[T]:
+            self.prepare()
+            return [] if self.needs_engine or self._left else [finish()]
+
+        if not is_small:
+            return await off_loop(steps, BULK)
+        self.plan()
+        if not self._may_block():
+            return steps()
+        return await off_loop(steps, BULK if self._embedder.tiered_cache.may_block else LOOKUPS)
 
     def _info(self) -> CallInfo:
         return call_info(self._embedder, self._spec, self._texts)
@@ -161,12 +184,14 @@ class Call:
         n_texts = 0 if self._lookup is None else self._plan.n
         return CallOutcome(Usage(texts=n_texts) + self.progress()[1])
 
-    def _gc_context(self) -> contextlib.AbstractContextManager[None]:
-        return relaxed_gc() if self._lists and not self._is_small else NO_CONTEXT
-
-    async def off_loop(self, step: Callable[[], T]) -> T:
-        """Run a step of an async call: inline if it is short, else on a worker thread."""
-        return step() if self._is_small and not self._embedder.tiered_cache.may_block else await off_loop(step)
+    def _may_block(self) -> bool:
+        """Return True if the look-up may read a file, start the engine or load a tokenizer."""
+        lookup = self._lookup
+        if lookup is None or not lookup.misses:
+            return False
+        limit = self._spec.request_spec.limits.text_tokens
+        is_long = limit is not None and max(self._plan.sizes) > limit // 2
+        return is_long or self._embedder.tiered_cache.backend is not None or not is_running()
 
     @property
     def _is_small(self) -> bool:
@@ -177,12 +202,19 @@ class Call:
 
     # Steps
 
-    def prepare(self) -> None:
-        """Check the texts, compute their keys and read the cache."""
+    def plan(self) -> None:
+        """Check the texts, compute their keys and look in memory."""
         plan = self._plan = plan_call(self._texts, self._spec.key_prefix, allows_empty=self._spec.allows_empty)
-        spec = self._spec
-        self.rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, spec.format)
-        lookup = self._lookup = CacheLookup(self._embedder, self._spec, plan, self.rows)
+        self.rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, self._spec.format)
+        self._lookup = CacheLookup(self._embedder, self._spec, plan, self.rows)
+        self._lookup.look_in_memory()
+
+    def prepare(self) -> None:
+        """Run `plan`, unless that is done, and read the cache."""
+        if self._lookup is None:
+            self.plan()
+        lookup = self._lookup
+        assert lookup is not None
         try:
             lookup.run()
         except BaseException:
@@ -194,7 +226,7 @@ class Call:
         elif self._billing.price_is_missing:
             lookup.close()
             self._failed = dict.fromkeys(lookup.misses, unknown_price_error(self._embedder.model))
-        elif limit := spec.request_spec.limits.text_tokens:
+        elif limit := self._spec.request_spec.limits.text_tokens:
             self._check_lengths(lookup.misses, limit)
 
     def _check_lengths(self, misses: Sequence[int], limit: int) -> None:

@@ -70,13 +70,17 @@ class CacheLookup:
         self.misses: Sequence[int] = range(len(plan.keys))
         self.truncated: list[int] = []
 
+    def look_in_memory(self) -> None:
+        """Look for queries in memory. It does not block."""
+        if self._spec.input_type == "query":
+            self._accept([self._embedder.tiered_cache.from_memory(self._plan.keys)])
+
     def run(self) -> None:
-        """Look in memory, then in the cache.
+        """Look in the cache for what is not in memory.
 
         Raises:
             ConfigurationError: The cache holds vectors of two widths for this model.
         """
-        self._look_in_memory()
         if not self.misses:
             return
         was_running = is_running()
@@ -90,15 +94,11 @@ class CacheLookup:
         self._look_in_variants()
 
     def peek(self) -> None:
-        """Look like `run`, without keeping rows open: for estimates."""
-        self._look_in_memory()
+        """Look in memory and in the cache, without keeping rows open: for estimates."""
+        self.look_in_memory()
         if self.misses:
             self._accept(self._read())
         self._look_in_variants()
-
-    def _look_in_memory(self) -> None:
-        if self._spec.input_type == "query":
-            self._accept([self._embedder.tiered_cache.from_memory(self._plan.keys)])
 
     def _look_in_variants(self) -> None:
         for variant in self._spec.cached_variants:

@@ -15,6 +15,7 @@ from embedkit_core.calls.plan import EMPTY_FIX, EMPTY_REASON, is_empty, reason_f
 from embedkit_core.calls.waiting import await_
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.common.results import EmbeddingResult
+from embedkit_core.common.threads import BULK, off_loop
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import BaseEmbedder
@@ -76,10 +77,9 @@ class StreamChunk:
     async def run(self) -> None:
         """Run all steps without blocking the caller's event loop."""
         try:
-            await self._call.off_loop(self._prepare)
-            if self._call.needs_engine:
+            if not await off_loop(self._prepare_and_finish, BULK):
                 await await_(self._call)
-            await self._call.off_loop(self.finish)
+                await off_loop(self.finish, BULK)
         except Exception as error:
             self._abort(error)
         finally:
@@ -124,6 +124,14 @@ class StreamChunk:
     def needs_width(self) -> bool:
         """Return True if only an earlier chunk can tell the width of the rows: all texts are empty."""
         return self._spec.allows_empty and self._embedder.dimensions is None and all(map(is_empty, self._texts))
+
+    def _prepare_and_finish(self) -> bool:
+        """Finish the chunk if no text must be sent. Return False otherwise."""
+        self._prepare()
+        if self._call.needs_engine or self._left:
+            return False
+        self.finish()
+        return True
 
     def _prepare(self) -> None:
         try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
+from embedkit_core.common.threads import running_loop
 from embedkit_core.engine.scheduler.items import Ticket
 from embedkit_core.observability.progress import REPORT_INTERVAL, ProgressReporter
 
@@ -48,7 +49,7 @@ async def await_(call: PendingCall) -> None:
     """Submit a call and wait until the engine has finished it, on any event loop."""
     import asyncio
 
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     awake = asyncio.Event()
 
     def wake() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 from embedkit_core.cache.tiered import TieredCache, check_cache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions
+from embedkit_core.common.threads import BULK, off_loop
 from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import (
@@ -36,7 +37,7 @@ from embedkit_core.costs.prices import parse_prices, price_of
 from embedkit_core.costs.tracker import make_budget
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.rate_limits.user_limits import RateSettings
-from embedkit_core.engine.runtime.process import engine, off_loop
+from embedkit_core.engine.runtime.process import engine
 from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Hidden, Secret, hide, mask_key, mask_login
@@ -223,7 +224,7 @@ class BaseEmbedder:
 
     async def aclose(self) -> None:
         """Close the HTTP client and the cache without blocking the event loop."""
-        await off_loop(self.close)
+        await off_loop(self.close, BULK)
 
     def __enter__(self) -> Self:
         return self

@@ -233,7 +233,10 @@ class Provider(ABC):
 
     @abstractmethod
     def connect(self) -> Client:
-        """Open a client. Called on the event loop's thread at the first request; import SDKs here."""
+        """Create a client. Called before the first request on a thread without an event loop; import SDKs here.
+
+        What needs the running event loop is opened in the client's `embed`, which runs on the engine's loop.
+        """
 
     def count_tokens(self, text: str) -> int | None:  # noqa: ARG002 - used by overrides
         """Return the length of a text in tokens, None if it cannot be counted without a download."""

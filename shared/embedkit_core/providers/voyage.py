@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,7 +29,7 @@ from embedkit_core.common.usage import USD
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader
-from embedkit_core.providers.http.provider import HTTPProvider
+from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, REDIRECT_FIX, Refusal, connection_error
 from embedkit_core.providers.secrets import Hidden, Secret
@@ -113,8 +113,8 @@ class Voyage(HTTPProvider):
         self.secret.reveal()
         return VoyageClient(self)
 
-    def open_session(self) -> ClientSession:
-        """Open the session of a client, on the engine's event loop.
+    def session_opener(self) -> Callable[[], ClientSession]:
+        """Return a function that opens the session of a client on the running event loop. Files are read before.
 
         `trust_env` of aiohttp is off: with it, aiohttp reads the environment for each request on the default executor,
         and rejects the Authorization header if ~/.netrc has an entry for the host.
@@ -125,16 +125,22 @@ class Voyage(HTTPProvider):
         from embedkit_core.providers.http.connector import ExactConnector
 
         connection = self.connection
-        tracing = aiohttp.TraceConfig()
-        tracing.on_request_redirect.append(_refuse_redirect)
-        return aiohttp.ClientSession(
-            trace_configs=[tracing],
-            connector=ExactConnector(limit=0, ssl=connection.ssl_context() or True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
-            auto_decompress=False,
-            proxy=connection.proxy_for(self.address or HOST),
-        )
+        headers = dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers)
+        tls, proxy = connection.ssl_context() or True, connection.proxy_for(self.address or HOST)
+
+        def open_session() -> ClientSession:
+            tracing = aiohttp.TraceConfig()
+            tracing.on_request_redirect.append(_refuse_redirect)
+            return aiohttp.ClientSession(
+                trace_configs=[tracing],
+                connector=ExactConnector(limit=0, ssl=tls),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=headers,
+                auto_decompress=False,
+                proxy=proxy,
+            )
+
+        return open_session
 
     def address_for(self, key: str) -> str:
         """Return the address of a request with this key: `base_url`, else the Voyage host of the key."""
@@ -183,7 +189,9 @@ class VoyageClient:
         self._connection_errors = (aiohttp.ClientError, OSError)
         self._reader = ReplyReader()
         self._provider = provider
-        self._session = provider.open_session()
+        cache_platform_names()
+        self._open_session = provider.session_opener()
+        self._session: ClientSession | None = None
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
@@ -195,6 +203,8 @@ class VoyageClient:
         requestor = self._requestor_class(key.reveal(), address)
         params = {**fields, "input": texts, "encoding_format": ENCODING}
         timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
+        if self._session is None:  # it belongs to the running event loop
+            self._session = self._open_session()
         try:
             response = await requestor.arequest_raw(
                 *("post", "/embeddings", self._session),
@@ -230,7 +240,8 @@ class VoyageClient:
 
     async def aclose(self) -> None:
         """Close the session."""
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
 
     def _read_message(self, body: bytes) -> str:
         """Return the message of {"detail": ..., "error_code": ...} or of a gateway's {"error": {"message": ...}}.

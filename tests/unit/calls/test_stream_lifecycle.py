@@ -16,6 +16,7 @@ from support.scripts import finish, interrupt, start
 from support.streams import CHUNK_TEXTS, LOOKAHEAD, CountingSource, are_vectors_of, async_source, stream_embedder
 
 from embedkit_core import Embedder
+from embedkit_core.common.threads import BULK
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
@@ -245,8 +246,7 @@ async def test_a_stream_cancelled_during_its_cache_lookup_leaves_nothing_behind(
         await task
     cache.gate.set()
     assert await asyncio.to_thread(cache.finished.wait, 20)
-    for _ in range(2):
-        await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    await asyncio.to_thread(BULK.stop)
     assert not engine().account(embedder.provider).scheduler.recent.lookups
     assert not server.received
 
@@ -268,8 +268,7 @@ async def test_a_cancelled_chunk_with_an_invalid_text_is_not_started_again(monke
     with pytest.raises(asyncio.CancelledError):
         await task
     gate.set()
-    for _ in range(2):
-        await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    await asyncio.to_thread(BULK.stop)
     assert not cache.started.is_set()
     assert not server.received
 

@@ -12,6 +12,7 @@ from support.openai_server import OpenAIServer, vector_of
 from support.scripts import finish, interrupt, start
 
 from embedkit_core import EmbedKitError
+from embedkit_core.common.threads import BULK
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.testing import FakeServer
 
@@ -265,7 +266,6 @@ async def test_a_call_cancelled_during_its_cache_lookup_leaves_nothing_behind():
         await task
     cache.gate.set()
     assert await asyncio.to_thread(cache.finished.wait, 20)
-    await asyncio.get_running_loop().run_in_executor(engine().pool, int)
-    await asyncio.get_running_loop().run_in_executor(engine().pool, int)
+    await asyncio.to_thread(BULK.stop)
     assert not engine().account(embedder.provider).scheduler.recent.lookups
     assert not server.received

@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import copy
 import random
-import threading
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError, ProviderError, TimedOutError
 from embedkit_core.common.fork_safety import import_lock
+from embedkit_core.common.threads import LOOKUPS, off_loop, start_thread
 from embedkit_core.engine.runtime.cache_writer import CacheWriter, WriteJob
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request
@@ -58,7 +58,7 @@ class Account:
 
         Args:
             name: Identifies the account.
-            connect: Creates the client; called on the loop thread before the first request.
+            connect: Creates the client; called on a worker thread before the first request.
             in_flight: The provider's bound on requests in flight.
             loop: The engine's event loop.
             call: Schedules a function of an account on the loop thread.
@@ -75,6 +75,7 @@ class Account:
         self.scheduler = self._new_scheduler()
         self._connect = connect
         self._client: Client | None = None
+        self._connecting = asyncio.Lock()
         self.loop = loop
         self._call = call
         self._writer = writer
@@ -147,12 +148,7 @@ class Account:
         """Poll and carry out the actions. Return True if the scheduler must be polled again at once."""
         actions = self.scheduler.poll(self.loop.time())
         for request in actions.acquire:
-            threading.Thread(
-                target=self._acquire_permit,
-                args=(request, request.queue.rate_controller.tokens(request.size)),
-                name=USER_CODE_THREAD,
-                daemon=True,
-            ).start()
+            self._start_acquiring(request)
         for request in actions.send:
             task = self.loop.create_task(self._send(request), context=contextvars.Context())
             self._tasks.add(task)
@@ -171,6 +167,13 @@ class Account:
             self._timer.cancel()
         self._timer = None if actions.wake_at is None else self.loop.call_at(actions.wake_at, self.pump)
         return committed
+
+    def _start_acquiring(self, request: Request) -> None:
+        tokens = request.queue.rate_controller.tokens(request.size)
+        try:
+            start_thread(lambda: self._acquire_permit(request, tokens), USER_CODE_THREAD)
+        except EmbedKitError as error:
+            self.loop.call_soon(self._permit_acquired, request, ProviderError(str(error)))
 
     def _acquire_permit(self, request: Request, tokens: int) -> None:
         """Acquire a permit on a thread of its own, since user code may block."""
@@ -199,13 +202,11 @@ class Account:
         try:
             if self._secret is not None:
                 await self._refresh_key(self._secret, within=timeout)
-            if self._client is None:
-                with import_lock.lock:  # the provider may import its SDK
-                    self._client = self._connect()
+            client = self._client or await self._open_client()
             # A client's own timeouts are per read or write; this one is for the whole request.
             async with asyncio.timeout(timeout):
                 sent = True
-                reply = await self._client.embed(request.batch)
+                reply = await client.embed(request.batch)
         except ProviderError as refusal:
             error = refusal
         except EmbedKitError as ours:
@@ -214,8 +215,8 @@ class Account:
             limit = f"{timeout} s" if timeout else "the client's own timeout"
             error = TimedOutError(f"{model} did not respond within {limit}. Increase timeout=.")
         except BaseException as foreign:  # only its type: the message may hold requests, keys and texts
-            frame = traceback.extract_tb(foreign.__traceback__)[-1]
-            location = f"{PurePath(frame.filename).name}, line {frame.lineno}"
+            *_, (frame, line) = traceback.walk_tb(foreign.__traceback__)
+            location = f"{PurePath(frame.f_code.co_filename).name}, line {line}"
             error = ProviderError(f"The request to {model} failed with {type(foreign).__name__} ({location})")
         else:
             if self.scheduler.owns(request):
@@ -228,6 +229,18 @@ class Account:
         if self.scheduler.owns(request):
             self.run_guarded(lambda: self.scheduler.failed(request, error, self.loop.time()))
         self.pump()
+
+    async def _open_client(self) -> Client:
+        """Return the client, which is created on a worker thread: the provider imports its SDK and reads files."""
+
+        def connect() -> Client:
+            with import_lock.lock:
+                return self._connect()
+
+        async with self._connecting:
+            if self._client is None:
+                self._client = await off_loop(connect, LOOKUPS)
+            return self._client
 
     async def _refresh_key(self, secret: Secret, *, within: float | None) -> None:
         """Refresh an API key on a thread of its own, since user code may block."""
@@ -259,7 +272,7 @@ class Account:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
                 self.loop.call_soon_threadsafe(finish, failure)
 
-        contextvars.Context().run(threading.Thread(target=refresh, name=USER_CODE_THREAD, daemon=True).start)
+        start_thread(refresh, USER_CODE_THREAD)
         return done
 
     def _fail_all(self, error: Exception) -> None:

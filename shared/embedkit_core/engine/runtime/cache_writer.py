@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from embedkit_core.common.fork_safety import ForkLock
+from embedkit_core.common.threads import start_thread
 from embedkit_core.common.types import Cache, Entry
 
 if TYPE_CHECKING:  # a warm start loads this module for its lock, and no scheduler
@@ -41,30 +41,25 @@ class CacheWriter:
     The queue is bounded by the requests in flight: a slot is free only after `written`.
 
     Attributes:
-        thread: The writer thread, None until there is a first job.
+        thread: The writer thread.
         failures: The number of rows that could not be written. The first failure of each cache is logged; callers get
             their rows all the same.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[WriteJob | None] = queue.SimpleQueue()
-        self.thread: threading.Thread | None = None
         self._logged: set[int] = set()
         self.failures = 0
+        self.thread = start_thread(self._run, "embedkit-writer")
 
     def put(self, job: WriteJob) -> None:
-        """Queue a job; called on the loop thread only."""
-        if self.thread is None:
-            thread = threading.Thread(target=self._run, name="embedkit-writer", daemon=True)
-            thread.start()
-            self.thread = thread
+        """Queue a job."""
         self._queue.put(job)
 
     def stop(self, timeout: float) -> None:
         """Write the queued jobs, then end the thread."""
-        if self.thread is not None:
-            self._queue.put(None)
-            self.thread.join(timeout)
+        self._queue.put(None)
+        self.thread.join(timeout)
 
     def _run(self) -> None:
         while self._write_next():

@@ -8,10 +8,10 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.common.threads import start_thread
 from embedkit_core.engine.runtime.account import USER_CODE_THREAD, Account
 from embedkit_core.engine.runtime.cache_writer import CacheWriter
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
@@ -31,15 +31,21 @@ class Engine:
     """
 
     def __init__(self) -> None:
+        """Start the threads.
+
+        Raises:
+            EmbedKitError: A thread cannot be started.
+        """
         self._inbox: deque[tuple[Account, Callable[[], None]]] = deque()
         self._accounts: dict[Any, Account] = {}
         self._closing = False
         self._loop = asyncio.new_event_loop()
-        self._writer = CacheWriter()
-        self._pool: ThreadPoolExecutor | None = None
-        self.thread = threading.Thread(target=self._run, name="embedkit-engine", daemon=True)
-        # An empty context: otherwise every request would inherit the caller's context variables.
-        contextvars.Context().run(self.thread.start)
+        try:  # both threads now: without a writer, rows that were paid for could not be committed
+            self._writer = CacheWriter()
+            self.thread = start_thread(self._run, "embedkit-engine")
+        except EmbedKitError:
+            self._loop.close()
+            raise
 
     # For caller threads
 
@@ -129,13 +135,6 @@ class Engine:
     def owns(self, thread: threading.Thread) -> bool:
         """Return True if a thread belongs to the engine."""
         return thread.name == USER_CODE_THREAD or thread in (self.thread, self._writer.thread)
-
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        """The threads for long work of async callers, so that their loop's default executor stays free."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(2, thread_name_prefix="embedkit-work")
-        return self._pool
 
     # On the loop thread
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.common.fork_safety import ForkLock, import_module
+from embedkit_core.common.threads import BULK, LOOKUPS
 
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.engine import Engine
 
-T = TypeVar("T")
 _engine: Engine | None = None
 _lock = ForkLock()
 _parent_engines: list[Engine] = []
@@ -60,15 +59,10 @@ def _after_fork() -> None:
 def _at_exit() -> None:
     if _engine is not None:
         _engine.shut_down()
+    for pool in (LOOKUPS, BULK):
+        pool.stop()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
-
-
-async def off_loop(work: Callable[[], T]) -> T:
-    """Run long work on one of the engine's threads and await its result."""
-    import asyncio
-
-    return await asyncio.get_running_loop().run_in_executor(engine().pool, work)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any, ClassVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import InputType
 from embedkit_core.providers.base import Provider, ProviderSettings
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
+
+
+def cache_platform_names() -> None:
+    """Read the names of the platform, which SDKs send in headers and the standard library caches.
+
+    The first read starts a subprocess, which would block the event loop; a child that is forked meanwhile could hang.
+    """
+    platform.platform()
+    _ = platform.uname().processor
 
 
 class HTTPProvider(Provider):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import threading
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, ClassVar, TypeVar, cast
 
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError, ProviderError
+from embedkit_core.common.threads import start_thread
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.providers.base import Client, Provider, ProviderSettings
 from embedkit_core.providers.local.folder import FolderInfo, find_folder, folder_digest, hub_name
@@ -120,8 +120,7 @@ class LocalClient:
     def __init__(self, model: LocalModel) -> None:
         self._model = model
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="embedkit-model", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "embedkit-model")
 
     async def embed(self, batch: Batch) -> Reply:
         """Encode the texts on the model's thread."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import platform
 import ssl
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +28,7 @@ from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.connection import header_flaw
 from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, UnreadableEncodingError
 from embedkit_core.providers.http.headers import rate_limit_status
-from embedkit_core.providers.http.provider import HTTPProvider
+from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
 from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
@@ -133,8 +132,7 @@ class OpenAI(HTTPProvider):
         from embedkit_core.providers.http.bodies import ACCEPT_ENCODING, limiting_hook
         from embedkit_core.providers.openai.sdk import IsolatedClient
 
-        # The SDK calls this on another thread at its first request; a child forked meanwhile would deadlock.
-        platform.platform()
+        cache_platform_names()
         # Redirects are not followed, because they would send the user's headers to another host.
         transport = DefaultAsyncHttpxClient(
             proxy=self.connection.proxy,
