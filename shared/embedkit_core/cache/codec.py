@@ -36,13 +36,14 @@ def encode_all(items: Iterable[tuple[bytes, Entry]]) -> list[tuple[bytes, bytes]
         return [(key, _encode(key, entry)) for key, entry in items]
 
 
-def decode_all(rows: Iterable[tuple[bytes, object]]) -> dict[bytes, Entry]:
+def decode_all(rows: Iterable[tuple[bytes, object, *tuple[object, ...]]]) -> dict[bytes, Entry]:
     """Return the entries that `encode_all` encoded; damaged ones are omitted.
 
-    The vectors are read-only, (width,), of their original dtype in the native byte order.
+    A row has a key, a value, and possibly more that is ignored. The vectors are read-only, (width,), of their original
+    dtype in the native byte order.
     """
     with np.errstate(over="ignore"):  # in `_is_finite`
-        return {key: entry for key, blob in rows if (entry := _decode(key, blob)) is not None}
+        return {row[0]: entry for row in rows if (entry := _decode(row[0], row[1])) is not None}
 
 
 def _encode(key: bytes, entry: Entry) -> bytes:

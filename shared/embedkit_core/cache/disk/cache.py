@@ -14,7 +14,16 @@ from typing import Any, TypeVar
 
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk import folder as folders
-from embedkit_core.cache.disk.pool import FORK_BARRIER, KEYS_PER_SELECT, Mode, NewRow, Pool, close_all, connect
+from embedkit_core.cache.disk.pool import (
+    FORK_BARRIER,
+    KEYS_PER_SELECT,
+    FoundRow,
+    Mode,
+    NewRow,
+    Pool,
+    close_all,
+    connect,
+)
 from embedkit_core.cache.disk.schema import has_old_triggers, schema_mismatch
 from embedkit_core.common.errors import CacheError
 from embedkit_core.common.fork_safety import ForkLock, import_module
@@ -95,7 +104,7 @@ class DiskCache:
 
     def _get_block(self, keys: Sequence[bytes]) -> dict[bytes, Entry] | None:
         """Return one block. None if the read fails: further blocks could each wait until a timeout."""
-        rows: list[tuple[bytes, bytes]] | None = None
+        rows: list[FoundRow] | None = None
         pool = None
         with FORK_BARRIER.entered():
             try:

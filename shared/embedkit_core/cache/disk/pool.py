@@ -69,6 +69,9 @@ _ROW = "(?, 1, ?, NULL, ?, 0, ?, 0, 1, NULL, ?)"
 _ROWS_PER_INSERT = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
+FoundRow: TypeAlias = tuple[bytes, bytes, int | None]  # key, value, and the row ID if its last use is to be renewed
+
+
 class NewRow(NamedTuple):
     """A row to write; `space` is the name of its vector space, `at` the time in Unix seconds."""
 
@@ -199,14 +202,20 @@ class Pool:
         _process.pools.add(self)
         weakref.finalize(self, _close_connection, self._idle, self._stale)
 
-    def read(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-        """Return the existing ones of up to `KEYS_PER_SELECT` keys with their values. Raises sqlite3.Error."""
+    def read(self, keys: Sequence[bytes]) -> list[FoundRow]:
+        """Return the existing ones of up to `KEYS_PER_SELECT` keys. Raises sqlite3.Error."""
         query = _SELECT_ONE if len(keys) == 1 else _SELECT_MANY.replace("MARKS", ",".join("?" * len(keys)))
         stale_before = time.time() - RENEW_AFTER_SECONDS if self.mode == "rw" else 0.0
-        with self.connection() as connection:
-            found = connection.execute(query, (stale_before, *keys)).fetchall()
-        self._stale.update([stale for _, _, stale in found if stale is not None])
-        return [(key, value) for key, value, _ in found]
+        connection = self._acquire()  # not `connection()`, which takes 1 us longer
+        try:
+            found: list[FoundRow] = connection.execute(query, (stale_before, *keys)).fetchall()
+        except BaseException:
+            close_all([connection])
+            raise
+        self._release(connection)
+        if stale := [row[2] for row in found if row[2] is not None]:
+            self._stale.update(stale)
+        return found
 
     def write(self, rows: Sequence[NewRow]) -> None:
         """Commit rows in one transaction. Raises sqlite3.Error."""
