@@ -118,6 +118,15 @@ def test_an_invalid_limit_of_prune_is_one_clear_line(shell, mine, options, messa
     assert sum(vectors(shell, mine).values()) == 44
 
 
+def test_a_warm_up_whose_vectors_are_not_stored_is_a_failure_with_the_number(shell, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "embedkit-v1").symlink_to(tmp_path / "elsewhere")
+    code, out, err = shell("cache", "warm", lines(tmp_path / "in.txt", TEXTS), "-m", MODEL, "-y", "--cache", "mine")
+    assert (code, "40 sent" in out) == (FAILED, True)
+    assert "40 vectors could not be written to the cache" in err.splitlines()[-1]
+
+
 def test_an_export_that_does_not_arrive_is_a_failure_with_the_number(shell, mine, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "copy").mkdir()

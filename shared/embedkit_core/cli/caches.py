@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
+from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.maintenance import CacheFolder, CacheStats
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, wording
 from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.reading import RecordSource
-from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.usage import USD
 from embedkit_core.common.validation import check_integer
@@ -229,6 +230,17 @@ def warm(
         RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
         o.make_embedder(model, dimensions, dtype, cache=cache, base_url=base_url, budget_usd=budget_usd) as embedder,
     ):
+        before = _write_failures(embedder)
         embed_all(embedder, source, None, o.as_input_type(input_type), yes=yes, quiet=quiet)
-        usage = embedder.usage
+        usage, lost = embedder.usage, _write_failures(embedder) - before
     show(str(usage), usage.to_dict(), as_json=as_json)
+    if lost:
+        raise CacheError(
+            f"{count_noun(lost, 'vector')} could not be written to the cache; the log has the reason. Use a --cache "
+            "folder that is writable and has free space, and run the command again."
+        )
+
+
+def _write_failures(embedder: Embedder) -> int:
+    cache = embedder.tiered_cache.backend
+    return cache.stats.write_failures if isinstance(cache, DiskCache) else 0
