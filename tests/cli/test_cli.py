@@ -69,6 +69,9 @@ from embedkit_core.cli.console import FAILED, PARTIAL, REFUSED, USAGE
         (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
         (["compare", MODEL, "--texts", "in.txt", "--csv", "no/x.csv"], USAGE, "--csv: folder 'no' does not exist"),
         (["compare", MODEL, "--texts", "in.txt", "--report", "."], USAGE, "--report: '.' is a folder"),
+        (["compare", MODEL, "--questions", "in.csv", "--csv", "./in.csv"], USAGE, "--csv: would overwrite './in.csv'"),
+        (["compare", MODEL, "--texts", "in.txt", "--csv", "in.txt"], USAGE, "--csv: would overwrite 'in.txt'"),
+        (["bench", MODEL, "--chart", "x.svg", "--report", "x.svg"], USAGE, "--report: would overwrite 'x.svg'"),
         (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
         *(
             (["cache", *command, "--cache", "."], USAGE, "--cache: the folder contains no cache (got '.')")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from embedkit_core.cli.writing import check_writable
+from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.tools import BenchResult, Comparison
 from embedkit_core.tools.charts import check_suffix
 
@@ -12,15 +14,28 @@ from embedkit_core.tools.charts import check_suffix
 class Outputs:
     """Paths of a chart, a report and a CSV file, each optional.
 
+    Args:
+        chart: Path of the chart.
+        report: Path of the HTML report.
+        csv_file: Path of the CSV file.
+        inputs: Paths of the inputs, which must not be overwritten.
+
     Raises:
-        ConfigurationError: A path is not writable.
+        ConfigurationError: A path is not writable, or is that of an input or of another output.
     """
 
-    def __init__(self, chart: str | None, report: str | None, csv_file: str | None = None) -> None:
+    def __init__(
+        self, chart: str | None, report: str | None, csv_file: str | None = None, *, inputs: Iterable[str] = ()
+    ) -> None:
         self._chart, self._report, self._csv = chart, report, csv_file
-        for option, path in (("--chart", chart), ("--report", report), ("--csv", csv_file)):
-            if path is not None:
-                check_writable(option, Path(path))
+        taken = {Path(name).resolve() for name in inputs}
+        for option, name in (("--chart", chart), ("--report", report), ("--csv", csv_file)):
+            if name is not None:
+                path = Path(name)
+                check_writable(option, path)
+                if path.resolve() in taken:
+                    raise ConfigurationError(f"{option}: would overwrite {name!r}. Use another name.")
+                taken.add(path.resolve())
         if chart is not None:
             check_suffix(chart)
 

@@ -73,7 +73,7 @@ def compare_command(
     Example: `rag-embedkit compare openai:text-embedding-3-small voyage:voyage-4 --data scifact --chart models.png`
     """
     check_installed("compare")
-    outputs = Outputs(chart, report, csv_file)
+    outputs = Outputs(chart, report, csv_file, inputs=[*(texts or ()), *([questions] if questions else ())])
     task = _task(data, questions, texts, column, skip_empty=skip_empty)
     comparison = _compare(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
     show(wording(comparison.table()), comparison.to_dict(), as_json=as_json)

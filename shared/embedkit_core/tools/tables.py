@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from embedkit_core.common.formatting import markdown_table
 
-PLACEHOLDERS = ("", "?", "unknown")  # for missing numbers
+WORDS = ("", "?", "unknown", "free")  # in place of numbers
 
 
 def quiet(line: str) -> None:
@@ -20,4 +20,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell in PLACEHOLDERS or cell.lstrip("$-")[:1].isdigit()
+    return cell in WORDS or cell.lstrip("$-")[:1].isdigit()
