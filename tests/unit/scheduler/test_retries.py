@@ -74,7 +74,12 @@ def test_a_temporary_failure_is_retried_and_answered(server, fault):
     max_billed = 0 if fault.status in (429, 503, 529) else 2 * (len("a") + 4)
     price = Decimal("0.02") / 1_000_000
     assert result.usage == Usage(
-        *(2, 0, 0, 0, 2, 0, 2, 1, 2, 0, 2 * price),
+        texts=2,
+        sent=2,
+        requests=2,
+        retries=1,
+        tokens=2,
+        priced_usd=2 * price,
         possibly_billed_tokens=max_billed,
         possibly_billed_usd=max_billed * price,
     )
