@@ -3,7 +3,9 @@
 `embedkit_core.providers.openai.refusals` names the sources of the error formats.
 """
 
+import asyncio
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,6 +160,54 @@ class InfinityServer(CompatibleServer):
                 message = f"String should have at most {self.max_characters} characters"
                 return 422, self.finding("string_too_long", message, "list[constrained-str]", place)
         return None
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BusyInfinityServer(InfinityServer):
+    """infinity that refuses requests with a 429 and nothing else while it has no free slot, or a full queue.
+
+    Attributes:
+        slots: Requests in progress at the same time, each for `work` seconds.
+        queued_texts: Texts that may wait, instead of slots; one batch is in progress, for `work` seconds.
+        refuses_all: Refuse every request.
+    """
+
+    slots: int = 2
+    queued_texts: int | None = None
+    work: float = 0.02
+    overload_status: int = 429
+    refuses_all: bool = False
+    batch_size = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._busy = self._queued = 0
+        self._turn = asyncio.Lock()
+
+    def response_headers(self, exchange: Exchange) -> Mapping[str, str]:
+        return self.headers
+
+    def validation_error(self, exchange: Exchange) -> tuple[int, Json | str] | None:
+        is_full = self._busy == self.slots if self.queued_texts is None else self._queued > self.queued_texts
+        if is_full or self.refuses_all:
+            message = "model overloaded: it is currently overloaded, please retry later"
+            return self.overload_status, {"error": {"message": message, "type": "ModelNotDeployedError", "code": 429}}
+        self._busy += 1
+        self._queued += len(exchange.texts)
+        return None
+
+    async def reply(self, exchange: Exchange) -> Json:
+        try:
+            if self.queued_texts is None:
+                await asyncio.sleep(self.work)
+            else:
+                async with self._turn:
+                    for start in range(0, len(exchange.texts), self.batch_size):
+                        self._queued -= len(exchange.texts[start : start + self.batch_size])
+                        await asyncio.sleep(self.work)
+            return await super().reply(exchange)
+        finally:
+            self._busy -= 1
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

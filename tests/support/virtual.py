@@ -25,10 +25,11 @@ LIMITS = Limits(texts=2048, tokens=300_000, text_tokens=8192)
 
 @dataclass
 class VirtualServer:
-    """A server that takes `latency` + `per_token` seconds per request and refuses requests over its buckets at once."""
+    """A server that takes `latency` + `per_token` seconds per request, and refuses requests over its limits at once."""
 
     latency: float = 0.05
     per_token: float = 20e-6
+    per_text: float = 0.002  # if `queued_texts` is set
     refusal: float = 0.003
     tokens_per_second: float = float("inf")
     burst: float = float("inf")
@@ -36,6 +37,9 @@ class VirtualServer:
     request_burst: float = float("inf")
     sends_headers: bool = False  # the remaining requests and tokens
     sends_retry_after: bool = False
+    slots: int | None = None  # requests in progress; further ones are refused
+    queued_texts: int | None = None  # while more texts wait, requests are refused; one request is in progress
+    overload: Callable[[], ProviderError] = lambda: RateLimitError("currently overloaded", status=429)
     window: float = 0.0  # seconds of a fixed window, at whose end the bucket is full again
     limits_per_minute: bool = False  # headers name the limit per minute, not the capacity of the bucket
     headers_at_reply: bool = False  # headers have the state at the time of the reply
@@ -48,6 +52,22 @@ class VirtualServer:
         self.requests = self.refused = self.tokens = 0
         self.billed: Counter[str] = Counter()
         self.times: list[tuple[float, int]] = []
+        self._ends: list[float] = []  # of the requests in progress
+        self._idle_at = 0.0  # if `queued_texts` is set
+
+    def _is_full(self, now: float) -> bool:
+        self._ends = [end for end in self._ends if end > now]
+        waiting = max(0.0, self._idle_at - now) / self.per_text
+        is_busy = self.slots is not None and len(self._ends) >= self.slots
+        return is_busy or (self.queued_texts is not None and waiting > self.queued_texts)
+
+    def _end(self, texts: int, tokens: int, now: float) -> float:
+        """Return the time at which a request that is accepted now ends."""
+        end = now + self.latency + self.per_token * tokens
+        if self.queued_texts is not None:
+            end = self._idle_at = max(now, self._idle_at) + self.per_text * texts
+        self._ends.append(end)
+        return end
 
     def _fill(self, now: float) -> None:
         for name, rate, capacity in (
@@ -83,6 +103,9 @@ class VirtualServer:
         self._fill(now)
         if error := self.fault(self.requests):
             return now + self.latency, error, 0, None
+        if self._is_full(now):
+            self.refused += 1
+            return now + self.refusal, self.overload(), 0, self.rate_limit_status(now)
         if tokens > self._levels["tokens"] or self._levels["requests"] < 1:
             self.refused += 1
             waits = (tokens - self._levels["tokens"]) / self.tokens_per_second if self.sends_retry_after else None
@@ -95,7 +118,7 @@ class VirtualServer:
         self.tokens += tokens
         self.billed.update(texts)
         self.times.append((now, tokens))
-        return now + self.latency + self.per_token * tokens, None, tokens, self.rate_limit_status(now)
+        return self._end(len(texts), tokens, now), None, tokens, self.rate_limit_status(now)
 
 
 @dataclass

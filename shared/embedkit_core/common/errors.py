@@ -294,7 +294,7 @@ class QuotaError(ProviderError):
 
 
 class RateLimitError(ProviderError):
-    """Too many requests or tokens per minute.
+    """Too many requests or tokens: per minute, or at the same time.
 
     Attributes:
         counts_requests: True if the limit on requests was hit, not the one on tokens.

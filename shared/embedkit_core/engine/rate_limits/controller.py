@@ -8,11 +8,15 @@ A request is delayed by the longest of these:
 
 - the callers' own limits (`UserLimits`);
 - the provider's limits on requests and on tokens (`ProviderLimit`, one each), from headers or inferred from HTTP 429;
-- a pause: the provider sent `Retry-After`, or a refusal that says nothing;
+- a pause: the provider sent `Retry-After`, or a refusal of a request that was alone;
 - probing: after a refusal with an unknown rate, one small request at a time until one is accepted;
 - the ramp: without limits from headers, the requests in flight double from the first reply on, so that few requests
   are in flight at the first refusal;
 - overload: after HTTP 503, 529 or a timeout, fewer requests in flight, which recover with each reply.
+
+HTTP 429 has two meanings: a rate limit, or a limit on the requests in flight, as of servers with a short queue. If the
+response does not tell, the requests in flight do: a limit on them is assumed as long as requests are refused only when
+more are in flight than were accepted before.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ INITIAL_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds after a refusal without Retry-Af
 MAX_REQUEST_SECONDS = 0.15  # a request takes at most these seconds of a token rate, unless more is available
 SHRINK_STATUSES = (503, 529)  # overload
 SHRINK_FACTOR = 0.7  # of the requests in flight, on overload
+SIMILAR_IN_FLIGHT = 0.75  # of the requests in flight that were accepted; a refusal with fewer is a rate limit
 RECOVERY = 0.25  # additional requests in flight, for each round of replies and each second since the overload
 DECAY = 0.98  # weight of all earlier bills at each new one
 MAX_TOKENS_PER_ESTIMATED = 8.0  # a bill beyond this is implausible
@@ -45,6 +50,7 @@ class SentRequest(NamedTuple):
 
     Attributes:
         at: The time it was sent.
+        position: How many requests of the model were in flight then, including it.
         size: Its estimated tokens.
         tokens: Its calibrated tokens.
         cumulative_requests: All requests of the model so far, including it.
@@ -52,6 +58,7 @@ class SentRequest(NamedTuple):
     """
 
     at: float
+    position: int
     size: int
     tokens: float
     cumulative_requests: float
@@ -111,6 +118,7 @@ class RateController:
         self._has_reply = False
         self._max_in_flight = math.inf
         self._shrunk_at = float("-inf")
+        self._max_accepted = 0  # the most requests in flight at which one was accepted, since the last rate limit
         # Decaying sums over replies, for the calibration
         self._billed = self._estimated = self._seconds = 0.0
         self._seconds_per_token = DEFAULT_SECONDS_PER_TOKEN
@@ -229,7 +237,8 @@ class RateController:
         self._tokens.saturated &= more_waits
         self.in_flight += 1
         self.user_limits.take(1, tokens, now)
-        return SentRequest(now, size, tokens, self._requests.take(1, now), self._tokens.take(tokens, now))
+        cumulative_requests, cumulative_tokens = self._requests.take(1, now), self._tokens.take(tokens, now)
+        return SentRequest(now, self.in_flight, size, tokens, cumulative_requests, cumulative_tokens)
 
     def on_returned(self, sent: SentRequest, max_in_flight: int) -> None:
         """Count a request that is no longer in flight; end the ramp if it reached the callers' own bound."""
@@ -247,6 +256,7 @@ class RateController:
             self._seconds = DECAY * self._seconds + now - sent.at
             self._seconds_per_token += (1 - DECAY) * ((now - sent.at) / billed - self._seconds_per_token)
         self._update_from_headers(sent, status, now)
+        self._max_accepted = max(self._max_accepted, sent.position)
         if sent.at >= self._refused_at:
             self._consecutive_refusals = 0
             self._min_request_tokens = min(MIN_REQUEST_TOKENS, self._min_request_tokens * REGROWTH)
@@ -259,18 +269,44 @@ class RateController:
         if self._max_in_flight < math.inf:  # slowly at first: the last limit was too high a moment ago
             self._max_in_flight += RECOVERY * (1 + now - self._shrunk_at) / self._max_in_flight
 
-    def on_failure(self, sent: SentRequest, error: ProviderError, now: float) -> float | None:
+    def on_failure(self, sent: SentRequest, error: ProviderError, now: float) -> float:
         """Learn from a transient failure.
 
         Returns:
-            Seconds until a retry, if the rate limits determine them; None otherwise.
+            Seconds until any request of the model may be sent; 0 if the others need not wait.
         """
-        if isinstance(error, RateLimitError):
+        if not isinstance(error, RateLimitError):
+            if error.status in SHRINK_STATUSES or isinstance(error, TimedOutError):
+                self._shrink(sent, now)
+            return 0.0
+        self._update_from_headers(sent, error.rate_limits, now)
+        if not self._may_be_overload(sent, error):
             return self._on_rate_limit(sent, error, now)
-        if (error.status in SHRINK_STATUSES or isinstance(error, TimedOutError)) and sent.at >= self._shrunk_at:
+        self._tokens.put_back(sent.tokens, sent.cumulative_tokens, now)
+        self._requests.put_back(1.0, sent.cumulative_requests, now)
+        self._ramp_start = None
+        self._shrink(sent, now)
+        return 0.0
+
+    def _may_be_overload(self, sent: SentRequest, error: RateLimitError) -> bool:
+        """Return True if a limit on the requests in flight explains a 429.
+
+        It does not if the provider states a wait or an exhausted quota, or if about as many in flight were accepted
+        since the last refusal by a rate limit. If a rate is known already, as many are enough.
+        """
+        is_late = sent.at < self._refused_at
+        if self.probing or is_late or (error.retry_after or 0.0) > 0 or _shows_exhaustion(error.rate_limits, sent):
+            return False
+        # Responses to refused requests come first, so the earlier ones that are still in flight were accepted.
+        self._max_accepted = max(self._max_accepted, min(sent.position, self.in_flight) - 1)
+        rate_is_known = self._requests.bucket.rate is not None or self._tokens.bucket.rate is not None
+        return sent.position > max(1.0, self._max_accepted * (1.0 if rate_is_known else SIMILAR_IN_FLIGHT))
+
+    def _shrink(self, sent: SentRequest, now: float) -> None:
+        """Reduce the requests in flight, once for all that were in flight at the same time."""
+        if sent.at >= self._shrunk_at:
             self._shrunk_at = now
             self._max_in_flight = max(1.0, SHRINK_FACTOR * min(self._max_in_flight, self.in_flight))
-        return None
 
     def pause(self, until: float) -> None:
         """Send no request of the model before a time."""
@@ -281,14 +317,14 @@ class RateController:
         return self._tokens.from_headers or self._requests.from_headers
 
     def _on_rate_limit(self, sent: SentRequest, error: RateLimitError, now: float) -> float:
-        self._update_from_headers(sent, error.rate_limits, now)
+        """Learn from a refusal that a rate limit explains. Return the seconds to pause for."""
         limit, amount, cumulative = self._tokens, sent.tokens, sent.cumulative_tokens
         if error.counts_requests:
             limit, amount, cumulative = self._requests, 1.0, sent.cumulative_requests
         if sent.at < self._refused_at:  # in flight at the last refusal, so it is no news
-            limit.late_rate_limit(amount, cumulative, now)
+            limit.put_back(amount, cumulative, now)
             return max(0.0, self._paused_until - now)
-        self._refused_at = now
+        self._refused_at, self._max_accepted = now, 0
         rate_is_known = limit.rate_limited(amount, cumulative, sent.at, now)
         self._consecutive_refusals = limit.consecutive_refusals
         if self.probing:  # even a small request was refused
@@ -311,3 +347,11 @@ class RateController:
         self.tokens_per_estimated = min(
             MAX_TOKENS_PER_ESTIMATED, max(1 / MAX_TOKENS_PER_ESTIMATED, self._billed / self._estimated)
         )
+
+
+def _shows_exhaustion(status: RateLimitStatus | None, sent: SentRequest) -> bool:
+    """Return True if the headers of a refusal show that a quota has no room for the request."""
+    if status is None:
+        return False
+    amounts = ((status.requests, 1.0), (status.tokens, sent.tokens))
+    return any(limit is not None and limit.remaining < amount for limit, amount in amounts)

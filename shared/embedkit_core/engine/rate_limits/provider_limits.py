@@ -230,8 +230,8 @@ class ProviderLimit:
             self._ignore_headers_until = now + HEADER_BLACKOUT_SECONDS
         return not self.from_headers
 
-    def late_rate_limit(self, amount: float, cumulative: float, now: float) -> None:
-        """Put back the amount of a request that was in flight at the last refusal and is refused as well."""
+    def put_back(self, amount: float, cumulative: float, now: float) -> None:
+        """Put back the amount of a request that was refused too, but shows nothing new about this limit."""
         self.bucket.take(-amount, now)
         if self._last_refusal is not None and cumulative > self._last_refusal.cumulative:
             self._late_refused += amount

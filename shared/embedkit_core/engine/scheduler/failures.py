@@ -17,7 +17,6 @@ from embedkit_core.common.errors import (
     EncodingRefusedError,
     ProviderError,
     QuotaError,
-    RateLimitError,
     RequestTooLargeError,
     TextTooLongError,
 )
@@ -104,16 +103,15 @@ class FailurePolicy:
         """Update the model's rate controller after a transient failure. Return the seconds until the retry."""
         controller = request.queue.rate_controller
         known = {limit.unit for limit in controller.known_limits()}
-        delay = controller.on_failure(request.sent, error, now)
+        pause = controller.on_failure(request.sent, error, now)
         for limit in controller.known_limits():
             if limit.unit not in known:
                 self._log.limit_learned(request, str(limit), now)
-        has_retry_after = error.retry_after is not None and error.retry_after > 0
-        if delay is None or has_retry_after:
-            delay = self._retry.delay(request.items[0].failures, error, self._rng)
-        if has_retry_after or isinstance(error, RateLimitError):  # one refusal slows down every caller of the model
-            controller.pause(now + delay)
-        return delay
+        delay = self._retry.delay(max(item.failures for item in request.items), error, self._rng)
+        if (error.retry_after or 0.0) > 0:
+            pause = delay
+        controller.pause(now + pause)  # one refusal slows down every caller of the model
+        return max(delay, pause)
 
     def decide(
         self, request: Request, items: list[Item], error: ProviderError, *, until: float, bound: int, now: float

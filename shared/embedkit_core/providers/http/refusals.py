@@ -73,10 +73,8 @@ class Refusal:
             **self.error_fields,
         )
 
-    def rate_limit(
-        self, reason: str = "Too many requests or tokens per minute", *, wait: float | None = None
-    ) -> RateLimitError:
-        """Return the error for a rate limit.
+    def rate_limit(self, reason: str = "Too many requests or tokens", *, wait: float | None = None) -> RateLimitError:
+        """Return the error for a limit on requests or tokens: per minute, or at the same time.
 
         Args:
             reason: First part of the message.
