@@ -159,7 +159,7 @@ def test_a_reply_without_vectors_to_a_request_for_base64_is_requested_again_as_n
         empty_reply = (2, 0) if usage else (0, 5)  # it may have been billed
         assert (embedder.usage.tokens, embedder.usage.possibly_billed_tokens) == (2 + empty_reply[0], empty_reply[1])
         server.faults = [Fault(status=200, body={"object": "list", "data": []})]
-        with pytest.raises(BadReplyError, match="no vectors for 1 texts"):
+        with pytest.raises(BadReplyError, match="no vectors for 1 text"):
             embedder.embed(["c"])
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from embedkit_core.common.errors import BadReplyError
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.types import Reply, Vectors
 from embedkit_core.common.vectors import (
     BIT_PACKED,
@@ -49,7 +50,7 @@ def validate(reply: Reply, n_texts: int, width: int | None, spec: RequestSpec) -
     if vectors.dtype != element or vectors.ndim != 2:
         raise bad(f"returned an array of {vectors.dtype} with {vectors.ndim} axes instead of {element} with 2")
     if vectors.shape[0] != n_texts:
-        raise bad(f"returned {vectors.shape[0]} vectors for {n_texts} texts")
+        raise bad(f"returned {count_noun(len(vectors), 'vector')} for {count_noun(n_texts, 'text')}")
     found, vector_format = vectors.shape[1], VectorFormat(spec.dtype)
     dimensions = vector_format.dimensions_of(found)
     if found == 0 or (width is not None and found not in (width, spec.fallback_width)):

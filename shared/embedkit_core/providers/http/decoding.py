@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from embedkit_core.common.errors import BadReplyError
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.types import Reply, Vectors
 
 Decode = Callable[[str], bytes]
@@ -94,9 +95,11 @@ class ReplyReader:
         """
         try:
             if not encoded and n_texts:
-                raise UnreadableEncodingError(f"Server returned no vectors for {n_texts} texts")
+                raise UnreadableEncodingError(f"Server returned no vectors for {count_noun(n_texts, 'text')}")
             if len(encoded) != n_texts:
-                raise BadReplyError(f"Server returned {len(encoded)} vectors for {n_texts} texts")
+                raise BadReplyError(
+                    f"Server returned {count_noun(len(encoded), 'vector')} for {count_noun(n_texts, 'text')}"
+                )
             vectors = decode_rows(encoded, element, self._decode, dtype_of)
             return Reply(reorder_by_index(vectors, indices), tokens)
         except BadReplyError as error:
