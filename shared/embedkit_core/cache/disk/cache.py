@@ -23,12 +23,14 @@ from embedkit_core.cache.disk.pool import (
     Pool,
     close_all,
     connect,
+    is_busy,
 )
 from embedkit_core.cache.disk.schema import has_old_triggers, schema_mismatch
 from embedkit_core.common.errors import CacheError
 from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.types import Entry
 
+READ_RETRY_SECONDS = 10.0  # pause after a read that another process has blocked
 WRITE_RETRY_SECONDS = 60.0  # pause after a failed write: a full disk may get space, a stuck process may end
 _MAX_QUARANTINED = 3  # per process: a faulty disk must not be filled with damaged databases
 
@@ -80,6 +82,7 @@ class DiskCache:
         self._database = self._folder / folders.DATABASE
         self._pool: Pool | None = None
         self._off = False
+        self._next_read_at = 0.0
         self._next_write_at = 0.0
         self._logged_failures: set[str] = set()
         self._pending_logs: deque[str] = deque()
@@ -104,6 +107,8 @@ class DiskCache:
 
     def _get_block(self, keys: Sequence[bytes]) -> dict[bytes, Entry] | None:
         """Return one block. None if the read fails: further blocks could each wait until a timeout."""
+        if self._is_paused:
+            return None
         rows: list[FoundRow] | None = None
         pool = None
         with FORK_BARRIER.entered():
@@ -173,12 +178,16 @@ class DiskCache:
                 self._pool.renew()
             self._drop()
             self._off = False
-            self._next_write_at = 0.0
+            self._next_read_at = self._next_write_at = 0.0
 
     @property
     def is_off(self) -> bool:
         """True if the cache neither reads nor writes; the log has the reason."""
         return self._off
+
+    @property
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._next_read_at
 
     def __repr__(self) -> str:
         return f"DiskCache({str(self._folder.parent)!r})"
@@ -199,6 +208,7 @@ class DiskCache:
                 self._next_write_at = time.monotonic() + WRITE_RETRY_SECONDS
                 self._log_once("written", error)
                 return False
+            self._next_read_at = 0.0
             return True
         return False
 
@@ -216,6 +226,8 @@ class DiskCache:
     def _read_failed(self, pool: Pool | None, error: Exception) -> None:
         if pool is not None and _is_damage(error) and self._replace(pool):
             return
+        if is_busy(error):
+            self._next_read_at = time.monotonic() + READ_RETRY_SECONDS
         with self._open_lock.lock:
             if pool is not None and folders.identity(self._database) != pool.file:
                 self._drop(pool)  # deleted or moved: the next call opens it again
@@ -223,16 +235,23 @@ class DiskCache:
         self._log_once("read", error)
 
     def _open(self, *, create: bool) -> Pool | None:
-        """Return the verified database. None if it does not exist or the cache is off."""
+        """Return the verified database. None if it does not exist or the cache is off.
+
+        After a failure because of a lock, the threads that have waited here meanwhile do not try again to read.
+        """
         with self._open_lock.lock:
             if self._pool is not None or self._off:
                 return self._pool
-            if not create and not os.path.lexists(self._database):
+            if not create and (self._is_paused or not os.path.lexists(self._database)):
                 return None
             try:
                 self._pool = self._open_or_create(create)
             except CacheError as error:
                 self._turn_off(str(error))
+            except sqlite3.OperationalError as error:
+                if is_busy(error):
+                    self._next_read_at = time.monotonic() + READ_RETRY_SECONDS
+                raise
             return self._pool
 
     def _open_or_create(self, create: bool) -> Pool | None:

@@ -26,9 +26,10 @@ from embedkit_core.common.errors import CacheError
 # memory of the connection. "immutable" is for a read-only folder without a WAL.
 Mode: TypeAlias = Literal["rw", "ro", "private", "immutable"]
 
-WRITE_WAIT_SECONDS = 30.0  # for writes of other processes
-_READ_WAIT_SECONDS = 5.0  # a read waits only while another process opens or closes the database
-_FORK_WAIT_SECONDS = 1.0  # of a fork, for reads and writes in progress
+WRITE_WAIT_SECONDS = 5.0  # for writes of other processes
+_WRITE_POLL_MILLISECONDS = 100
+_READ_WAIT_SECONDS = 1.0  # a read waits only while another process opens or closes the database
+_FORK_WAIT_SECONDS = 2.0  # of a fork, for reads and writes in progress
 _MAX_IDLE_CONNECTIONS = 8
 RENEW_AFTER_SECONDS = 30 * 86400.0  # so that a hit rarely causes a write
 KEYS_PER_SELECT = 500  # SQLite may be built with a limit of 999 parameters
@@ -310,16 +311,30 @@ def _insert(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
 
 
 def begin(connection: sqlite3.Connection) -> None:
-    """Begin a transaction that writes; wait for others up to `WRITE_WAIT_SECONDS`. Raises sqlite3.Error."""
+    """Begin a write after those of other processes. Raises sqlite3.Error."""
     until = time.monotonic() + WRITE_WAIT_SECONDS
-    while True:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-        else:
-            return
+    if _begins(connection):
+        return
+    # SQLite polls a lock ever more rarely. Short waits in a row poll it often enough among many processes.
+    connection.execute(f"PRAGMA busy_timeout = {_WRITE_POLL_MILLISECONDS}")
+    while not _begins(connection, raises=time.monotonic() > until):
+        pass
+    connection.execute(f"PRAGMA busy_timeout = {round(_READ_WAIT_SECONDS * 1000)}")
+
+
+def _begins(connection: sqlite3.Connection, *, raises: bool = False) -> bool:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if raises or not is_busy(error):
+            raise
+        return False
+    return True
+
+
+def is_busy(error: Exception) -> bool:
+    """Return True if another connection has locked the database."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def close_all(connections: list[sqlite3.Connection]) -> None:
