@@ -62,6 +62,9 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
     proxy: str | None = Field(default=None, exclude=True, repr=False)
     ca_bundle: str | PathLike[str] | None = None
+    client_cert: str | PathLike[str] | tuple[str | PathLike[str], ...] | None = Field(
+        default=None, exclude=True, repr=False
+    )
     dimensions: int | None = None
     dtype: DType = "float32"
     model_info: Mapping[str, Any] | None = None

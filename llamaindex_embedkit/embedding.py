@@ -70,6 +70,9 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False, frozen=True)
     proxy: str | None = Field(default=None, exclude=True, repr=False, frozen=True)
     ca_bundle: str | PathLike[str] | None = Field(default=None, exclude=True, frozen=True)
+    client_cert: str | PathLike[str] | tuple[str | PathLike[str], ...] | None = Field(
+        default=None, exclude=True, repr=False, frozen=True
+    )
     dimensions: int | None = Field(default=None, frozen=True)
     dtype: DType = Field(default="float32", frozen=True)
     model_info: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)

@@ -41,6 +41,8 @@ class Embedder(BaseEmbedder):
         headers: Additional HTTP headers. Not part of the cache key.
         proxy: The URL of a proxy. By default the one in the environment.
         ca_bundle: A file of CA certificates, instead of the default ones.
+        client_cert: The client's certificate for a server that asks for one (mutual TLS): a PEM file with certificate
+            and key, or (certificate, key), or (certificate, key, password).
         dimensions: The dimensions of the vectors. By default the model's.
         dtype: The data type of the vectors: "float32", "float16", "int8", "uint8", "binary" or "ubinary". The binary
             ones hold eight dimensions per byte, like np.packbits.

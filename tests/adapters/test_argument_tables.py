@@ -91,7 +91,10 @@ def test_every_argument_of_the_replaced_class_is_known(host, peer):
 
 def without_types_of_the_core(hint):
     """Return a union without the types that only the core passes."""
-    return Union[tuple(kind for kind in get_args(hint) if kind not in (Connection, Hidden, Secret))]  # noqa: UP007
+    of_the_core = (Connection, Hidden, Secret)
+    if not set(of_the_core) & set(get_args(hint)):
+        return hint
+    return Union[tuple(kind for kind in get_args(hint) if kind not in of_the_core)]  # noqa: UP007
 
 
 def test_the_options_are_the_keyword_arguments_of_the_embedder():
@@ -100,9 +103,7 @@ def test_the_options_are_the_keyword_arguments_of_the_embedder():
     meant, options = get_type_hints(Embedder.__init__), get_type_hints(EmbedderOptions)
     assert list(options) == names
     assert options.pop("api_key") == Union[without_types_of_the_core(meant["api_key"]), SecretString]  # noqa: UP007
-    for name in ("headers", "proxy"):
-        assert options.pop(name) == without_types_of_the_core(meant[name])
-    assert options == {name: meant[name] for name in options}
+    assert options == {name: without_types_of_the_core(meant[name]) for name in options}
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_the_traceback_shows_no_secret_of_the_environment(variable, monkeypatch,
     model = OPENAI if variable == "OPENAI_API_KEY" else "voyage:voyage-4"
     key = KEY if variable == "HTTPS_PROXY" else None
     with pytest.raises(EmbedKitError) as failed:
-        Embedder(model, api_key=key, cache=False, max_retries=0).embed(["a"])
+        Embedder(model, api_key=key, headers=HEADERS, cache=False, max_retries=0).embed(["a"])
     assert_no_leak(failed.value)
 
 

@@ -72,18 +72,25 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """Create a self-signed certificate for localhost; return its path and a server context."""
-    key, pem = folder / "key.pem", folder / "cert.pem"
+def key_pair(folder: Path, name: str, password: str | None = None) -> tuple[Path, Path]:
+    """Create a self-signed certificate for localhost; return the paths of certificate and key."""
+    pem, key = folder / f"{name}-cert.pem", folder / f"{name}-key.pem"
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
+            *(("-nodes",) if password is None else ("-passout", f"pass:{password}")),
             *("-keyout", str(key), "-out", str(pem), "-days", "2", "-subj", "/CN=localhost"),
             *("-addext", "subjectAltName=DNS:localhost"),
         ],
         check=True,
         capture_output=True,
     )
+    return pem, key
+
+
+def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Create a self-signed certificate for localhost; return its path and a server context."""
+    pem, key = key_pair(folder, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem, key)
     return pem, context

@@ -16,6 +16,7 @@ from embedkit_core.common.types import Cache, EmptyText, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
 from embedkit_core.observability.progress import ProgressOption
+from embedkit_core.providers.http.connection import ClientCert
 from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Hidden, hide, mask_key, mask_login, reveal
 
 __all__ = [
@@ -62,6 +63,7 @@ class EmbedderOptions(TypedDict, total=False):
     headers: Mapping[str, str] | None
     proxy: str | None
     ca_bundle: str | PathLike[str] | None
+    client_cert: ClientCert | None
     dimensions: int | None
     dtype: DType
     model_info: Mapping[str, Any] | None
@@ -316,7 +318,7 @@ def default_model(class_name: str, replaced: str) -> str:
     return model
 
 
-ONE_CLIENT = "All callers share one client. Configure it with headers=, proxy= and ca_bundle=."
+ONE_CLIENT = "All callers share one client. Configure it with headers=, proxy=, ca_bundle= and client_cert=."
 AZURE = (
     "Use Azure's v1 endpoint, which needs no API version: model='azure:DEPLOYMENT', base_url="
     "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for the deployed model, "

@@ -248,7 +248,7 @@ def fields_not_pickled(model: _Model) -> dict[str, None]:
     if not (model.pickle_api_key and "api_key" in model.model_fields_set and not callable(model.api_key)):
         names.append("api_key")
     if not model.pickle_api_key:
-        names += ["headers", "proxy"]
+        names += ["headers", "proxy", "client_cert"]
     return dict.fromkeys(names)
 
 
@@ -263,7 +263,7 @@ def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
     """Return a new adapter object with changed settings. It shares the budget, unless the budget is changed.
 
     Raises:
-        AuthenticationError: The object was unpickled without its headers or proxy.
+        AuthenticationError: The object was unpickled without its headers, proxy or client certificate.
     """
     model.embedder.provider.connection.check_not_lost()
     current = hide_secrets({name: getattr(model, name) for name in model.model_fields_set})

@@ -39,6 +39,6 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(
         ("api_version", "openai_api_version"), "Azure's v1 endpoint needs none; use model='azure:DEPLOYMENT'"
     ),
-    **dict.fromkeys(("http_client", "client", "async_client"), "use headers=, proxy= and ca_bundle="),
+    **dict.fromkeys(("http_client", "client", "async_client"), "use headers=, proxy=, ca_bundle= and client_cert="),
     **dict.fromkeys(("user", "encoding_format"), "additional fields of the request are provider_options="),
 }

@@ -39,7 +39,7 @@ from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.observability.progress import ProgressOption, check_progress
-from embedkit_core.providers.http.connection import Connection
+from embedkit_core.providers.http.connection import ClientCert, Connection
 from embedkit_core.providers.secrets import Hidden, Secret, hide, mask_key, mask_login
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class BaseEmbedder:
         headers: Mapping[str, str] | Connection | Hidden | None = None,
         proxy: str | Hidden | None = None,
         ca_bundle: str | PathLike[str] | None = None,
+        client_cert: ClientCert | Hidden | None = None,
         dimensions: int | None = None,
         dtype: DType = "float32",
         model_info: Mapping[str, Any] | None = None,
@@ -85,7 +86,7 @@ class BaseEmbedder:
         pickle_api_key: bool = False,
         **unknown: Never,
     ) -> None:
-        api_key, headers, proxy = hide(api_key), hide(headers), hide(proxy)
+        api_key, headers, proxy, client_cert = hide(api_key), hide(headers), hide(proxy), hide(client_cert)
         model, base_url, unknown_names = mask_key(model), mask_login(base_url), list(unknown)
         n_positional, positional = len(positional), ()
         unknown.clear()

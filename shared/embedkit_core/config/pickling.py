@@ -42,7 +42,7 @@ class PickledSecrets:
             return dict.fromkeys(self._given, True)
         given = {name: reveal(value) for name, value in self._given.items()}
         revealed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in given.items()}
-        return {n: v if isinstance(v, (str, dict)) or _can_pickle(v) else True for n, v in revealed.items()}
+        return {n: v if isinstance(v, (str, dict, tuple)) or _can_pickle(v) else True for n, v in revealed.items()}
 
 
 def snapshot_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +112,10 @@ def from_pickle(cls: type[T], arguments: Mapping[str, Any], secrets: Mapping[str
     secrets = hide_secrets(secrets)
     if reveal(secrets.get("api_key")) is True:
         secrets["api_key"] = hide(Secret.lost())
-    if True in (reveal(secrets.get("headers")), reveal(secrets.get("proxy"))):
-        secrets |= {"headers": hide(Connection(lost=True)), "proxy": None}
-    return cls(**arguments, **secrets)
+    connection = {name: secrets.pop(name, None) for name in ("headers", "proxy", "client_cert")}
+    if any(reveal(value) is True for value in connection.values()):
+        connection = {"headers": hide(Connection(lost=True))}
+    return cls(**arguments, **secrets, **connection)
 
 
 def _can_pickle(thing: object) -> bool:

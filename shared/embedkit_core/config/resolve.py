@@ -30,6 +30,8 @@ PROVIDER_SPELLINGS = {
     "voyageai": "voyage",
 }
 
+CONNECTION_ARGUMENTS = ("headers", "proxy", "ca_bundle", "client_cert")
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedProvider:
@@ -99,7 +101,7 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
             on_long_text=arguments["on_long_text"],
             options=_options(provider_cls, arguments["provider_options"]),
             info=info,
-            connection=make_connection(arguments["headers"], arguments["proxy"], arguments["ca_bundle"]),
+            connection=make_connection(*(arguments[name] for name in CONNECTION_ARGUMENTS)),
         ),
     )
 

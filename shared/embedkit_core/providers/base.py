@@ -59,7 +59,8 @@ class ProviderSettings:
         """Reject settings that the user passed and the provider does not use.
 
         The names are those of the `Embedder` arguments: api_key, base_url, dimensions, query_prompt, document_prompt,
-        provider_options, headers, proxy and ca_bundle. The engine handles on_long_text if the provider does not.
+        provider_options, headers, proxy, ca_bundle and client_cert. The engine handles on_long_text if the provider
+        does not.
 
         Args:
             *used: Names of the settings that the provider uses.
@@ -77,6 +78,7 @@ class ProviderSettings:
             "headers": bool(self.connection.headers),
             "proxy": self.connection.proxy is not None,
             "ca_bundle": self.connection.ca_bundle is not None,
+            "client_cert": self.connection.client_cert is not None,
         }
         if unknown := set(used) - is_passed.keys():
             raise TypeError(f"used: unknown settings (got {sorted(unknown)}). Use {', '.join(is_passed)}.")

@@ -114,7 +114,7 @@ class Cohere(HTTPProvider):
             proxy=connection.proxy,
             follow_redirects=False,  # a redirect would send the user's headers to another host
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-            verify=connection.ssl_context() or True,
+            verify=connection.ssl_context(httpx.create_ssl_context),
         )
         return cohere.AsyncClientV2(api_key=PLACEHOLDER_KEY, base_url=self.address, httpx_client=transport)
 

@@ -12,7 +12,7 @@ from typing import Any
 from embedkit_core.common.errors import AuthenticationError, ConfigurationError, UnavailableError
 
 SALT = os.urandom(16)
-SECRET_ARGUMENTS = ("api_key", "headers", "proxy")  # arguments of an embedder that may hold credentials
+SECRET_ARGUMENTS = ("api_key", "headers", "proxy", "client_cert")  # arguments of an embedder that may hold credentials
 KEY_PREFIXES = ("sk-", "pa-", "al-")  # of OpenAI's and Voyage's keys
 MASK = "**********"
 PLACEHOLDER_KEY = "no-key-needed"  # sent to servers that need no key; not a secret
@@ -68,14 +68,12 @@ def mask_login(url: Any) -> Any:
 
 
 def key_flaw(key: str) -> str:
-    """Return what is wrong with a key as "is ...", "" if nothing is. Surrounding white space is ignored."""
+    """Return what is wrong with a key and what to do, "" if nothing is. White space around it is ignored."""
     stripped = key.strip()
-    if not stripped:
-        return "is empty"
-    if not stripped.strip("*"):
-        return "is masked, as in a dump"
-    if not stripped.isascii() or not stripped.isprintable() or " " in stripped:
-        return "has white space or a character that no API key has"
+    if stripped and not stripped.strip("*"):
+        return "masked key, as in a dump. Pass the key itself."
+    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        return "the key is empty, or contains white space or a character that no API key has. Check the key."
     return ""
 
 
@@ -112,8 +110,10 @@ class Secret:
             raise AuthenticationError(
                 f"api_key: the function returned {type(reveal(value)).__name__} instead of a string"
             )
-        if flaw := key_flaw(reveal(value)):
-            raise AuthenticationError(f"api_key: the function returned a key that {flaw}")
+        if key_flaw(reveal(value)):
+            raise AuthenticationError(
+                "api_key: the function returned a key that is empty, masked or contains a character that no API key has"
+            )
         self._value = reveal(value).strip()
 
     @classmethod
@@ -128,7 +128,7 @@ class Secret:
             ConfigurationError: The key is empty, masked or contains a character that is not allowed in an HTTP header.
         """
         if flaw := key_flaw(reveal(key)):
-            raise ConfigurationError(f"{source}: the key {flaw}. Pass the key itself.")
+            raise ConfigurationError(f"{source}: {flaw}")
         return cls(reveal(key).strip())
 
     def constant(self) -> Secret:

@@ -119,14 +119,16 @@ class Voyage(HTTPProvider):
         `trust_env` of aiohttp is off: with it, aiohttp reads the environment for each request on the default executor,
         and rejects the Authorization header if ~/.netrc has an entry for the host.
         """
+        import ssl
+
         import aiohttp
 
         from embedkit_core.providers.http.bodies import ACCEPT_ENCODING
         from embedkit_core.providers.http.connector import ExactConnector
 
         connection = self.connection
-        headers = dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers)
-        tls, proxy = connection.ssl_context() or True, connection.proxy_for(self.address or HOST)
+        tls = connection.ssl_context(ssl.create_default_context)
+        proxy = connection.proxy_for(self.address or HOST)
 
         def open_session() -> ClientSession:
             tracing = aiohttp.TraceConfig()
@@ -135,7 +137,7 @@ class Voyage(HTTPProvider):
                 trace_configs=[tracing],
                 connector=ExactConnector(limit=0, ssl=tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers=headers,
+                headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
                 auto_decompress=False,
                 proxy=proxy,
             )

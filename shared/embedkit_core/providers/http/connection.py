@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import AuthenticationError, ConfigurationError
@@ -18,29 +18,33 @@ if TYPE_CHECKING:
     import ssl
 
 MIN_SECRET_CHARACTERS = 4  # shorter parts of a header are not treated as secrets
+# A file with certificate and key, or (certificate, key), or (certificate, key, password).
+ClientCert: TypeAlias = str | PathLike[str] | tuple[str | PathLike[str], ...]
 RESERVED_HEADERS = frozenset({"content-length", "content-type", "transfer-encoding", "connection", "host"})
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Headers, proxy and certificates for requests to a provider. Headers and proxy may contain secrets.
+    """Headers, proxy and certificates for requests to a provider. All except `ca_bundle` may contain secrets.
 
     Attributes:
         headers: Additional headers of each request.
         proxy: Address of the proxy, None to use the environment's.
         ca_bundle: Path of a PEM file with trusted certificates.
-        lost: True if headers or proxy were dropped when the embedder was pickled.
+        client_cert: Paths of the client's certificate and key, and the key's password, as far as they are given.
+        lost: True if headers, proxy or client certificate were dropped when the embedder was pickled.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     proxy: str | None = field(default=None, repr=False)
     ca_bundle: str | None = None
+    client_cert: tuple[str, ...] | None = field(default=None, repr=False)
     lost: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Salted digest that distinguishes connections within this process."""
-        parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle))
+        parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle, self.client_cert))
         return hashlib.sha256(SALT + parts.encode()).hexdigest()
 
     @property
@@ -60,20 +64,20 @@ class Connection:
 
         No message may contain any of them.
         """
-        values = [*self.headers.values(), *([self.proxy] if self.proxy else [])]
+        values = [*self.headers.values(), *([self.proxy] if self.proxy else []), *(self.client_cert or ())[2:]]
         parts = [part for value in values for part in re.split(r"[\s:/@,;=]+", value)]
         keys = [] if key.reveal() == PLACEHOLDER_KEY else [key.reveal()]
         return [*keys, *values, *(part for part in parts if len(part) >= MIN_SECRET_CHARACTERS)]
 
     def __bool__(self) -> bool:
-        return bool(self.headers or self.proxy or self.ca_bundle or self.lost)
+        return bool(self.headers or self.proxy or self.ca_bundle or self.client_cert or self.lost)
 
     def check_not_lost(self) -> None:
-        """Raise AuthenticationError if headers or proxy were not pickled."""
+        """Raise AuthenticationError if headers, proxy or client certificate were not pickled."""
         if self.lost:
             raise AuthenticationError(
-                "The headers and proxy were not pickled, because they may contain secrets. Pass pickle_api_key=True to "
-                "the pickled embedder, or create the embedder in this process."
+                "The headers and proxy were not pickled, nor the client_cert, because they may contain secrets. Pass "
+                "pickle_api_key=True to the pickled embedder, or create the embedder in this process."
             )
 
     def proxy_for(self, url: str) -> str | None:
@@ -95,22 +99,44 @@ class Connection:
             )
         return str(reveal(address))
 
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """Return a context that trusts the certificates of `ca_bundle`, None for the client's default."""
-        if self.ca_bundle is None:
-            return None
+    def ssl_context(self, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext | Literal[True]:
+        """Return a TLS context with `ca_bundle` and `client_cert`, True for the client's default.
+
+        Args:
+            default: Function that returns a context like the client's default.
+
+        Raises:
+            ConfigurationError: A file is not what it should be.
+        """
+        if self.ca_bundle is None and self.client_cert is None:
+            return True
         import ssl
 
+        name, expected = "ca_bundle", "the file has no readable certificates"
+        fix, context = f"(got {self.ca_bundle!r}). Pass a PEM file.", None
         try:
-            return ssl.create_default_context(cafile=self.ca_bundle)
-        except (OSError, ssl.SSLError) as error:
+            context = default() if self.ca_bundle is None else ssl.create_default_context(cafile=self.ca_bundle)
+            if self.client_cert is None:
+                return context
+            name, expected = "client_cert", "the certificate and the key cannot be read or do not match"
+            fix = f"(got {self.client_cert[:2]!r}). Pass PEM files, and the password of an encrypted key."
+            context.load_cert_chain(**self._cert_chain())
+            return context
+        except (OSError, ValueError) as error:  # SSLError is an OSError
             flaw = type(error).__name__
-        raise ConfigurationError(
-            f"ca_bundle: the file has no readable certificates: {flaw} (got {self.ca_bundle!r}). Pass a PEM file."
-        )
+        raise ConfigurationError(f"{name}: {expected}: {flaw} {fix}")
+
+    def _cert_chain(self) -> dict[str, str]:
+        """Return the arguments of `SSLContext.load_cert_chain`; without a password it would ask for one."""
+        return {"password": "", **dict(zip(("certfile", "keyfile", "password"), self.client_cert or (), strict=False))}
 
 
-def make_connection(headers: Hidden | None, proxy: Hidden | None, ca_bundle: str | PathLike[str] | None) -> Connection:
+def make_connection(
+    headers: Hidden | None,
+    proxy: Hidden | None,
+    ca_bundle: str | PathLike[str] | None,
+    client_cert: Hidden | None = None,
+) -> Connection:
     """Check the user's connection arguments and return them as a Connection.
 
     Raises:
@@ -122,13 +148,44 @@ def make_connection(headers: Hidden | None, proxy: Hidden | None, ca_bundle: str
         raise ConfigurationError(f"headers: {flaw}")
     if proxy is not None and not (isinstance(reveal(proxy), str) and _is_proxy(reveal(proxy))):
         raise ConfigurationError("proxy: not a valid address. Pass an address such as http://proxy.example:3128.")
-    if ca_bundle is not None:
-        if not isinstance(ca_bundle, (str, PathLike)) or not Path(ca_bundle).expanduser().is_file():
-            raise ConfigurationError(
-                f"ca_bundle: not a file (got {str(ca_bundle)!r:.200}). Pass the path of a PEM file."
-            )
-        ca_bundle = str(Path(ca_bundle).expanduser().absolute())
-    return Connection(dict(reveal(headers) or {}), reveal(proxy), ca_bundle)
+    if ca_bundle is not None and not _is_file(ca_bundle):
+        raise ConfigurationError(f"ca_bundle: not a file (got {str(ca_bundle)!r:.200}). Pass the path of a PEM file.")
+    if flaw := client_cert_flaw(reveal(client_cert)):
+        raise ConfigurationError(f"client_cert: {flaw}")
+    return Connection(
+        dict(reveal(headers) or {}),
+        reveal(proxy),
+        None if ca_bundle is None else _absolute(ca_bundle),
+        _client_cert(reveal(client_cert)),
+    )
+
+
+def client_cert_flaw(given: object) -> str:
+    """Return what is wrong with a client certificate and what to do, "" if nothing is. A password is not in it."""
+    if given is None:
+        return ""
+    parts = given if isinstance(given, tuple) else (given,)
+    if not 1 <= len(parts) <= 3 or not (len(parts) < 3 or isinstance(parts[2], str)):
+        return "must be a path, (certificate, key) or (certificate, key, password). Pass one of them."
+    for path in parts[:2]:
+        if not _is_file(path):
+            return f"not a file (got {str(path)!r:.200}). Pass the path of a PEM file, or (certificate, key)."
+    return ""
+
+
+def _client_cert(given: Any) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    parts = given if isinstance(given, tuple) else (given,)
+    return (*map(_absolute, parts[:2]), *parts[2:])
+
+
+def _is_file(path: object) -> bool:
+    return isinstance(path, (str, PathLike)) and Path(path).expanduser().is_file()
+
+
+def _absolute(path: str | PathLike[str]) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def header_flaw(headers: object) -> str:

@@ -136,7 +136,7 @@ class OpenAI(HTTPProvider):
         # Redirects are not followed, because they would send the user's headers to another host.
         transport = DefaultAsyncHttpxClient(
             proxy=self.connection.proxy,
-            verify=self.connection.ssl_context() or True,
+            verify=self.connection.ssl_context(http_package().create_ssl_context),
             follow_redirects=False,
             headers={"accept-encoding": ACCEPT_ENCODING},
             event_hooks={"response": [limiting_hook(http_package().AsyncByteStream)]},
