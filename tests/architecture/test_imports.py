@@ -127,7 +127,7 @@ except MissingExtraError as error:
 @pytest.mark.parametrize(
     ("model", "extra", "absent"),
     [
-        (OPENAI, "openai", ("openai", "httpx2", "orjson", "pybase64")),
+        (OPENAI, "openai", ("openai", "httpx2", "pybase64")),
         (MINILM, "local", ("sentence_transformers", "torch", "transformers", "huggingface_hub")),
     ],
     ids=["openai", "local"],

@@ -114,3 +114,12 @@ def test_a_cohere_reply_without_a_list_is_refused(rows):
 def test_a_width_that_cannot_be_bit_packed_is_refused_when_the_reply_shows_it():
     with OpenAIServer(dimensions=10) as server, pytest.raises(BadReplyError, match="cannot pack by eight"):
         openai_embedder(server, "some-model", dtype="ubinary").embed(TEXTS)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "-1e999"])
+def test_a_number_that_is_not_finite_is_refused_in_every_spelling(number):
+    with OpenAIServer() as server:
+        body = f'{{"data": [{{"index": 0, "embedding": [0.5, {number}]}}], "usage": {{"total_tokens": 1}}}}'
+        server.fault_for(lambda texts, request_number: Fault(raw=body.encode()))
+        with pytest.raises(BadReplyError):
+            openai_embedder(server, "some-model").embed(["x"])

@@ -63,7 +63,7 @@ class Cohere(HTTPProvider):
 
     name: ClassVar[str] = "cohere"
     extra: ClassVar[str | None] = "cohere"
-    needs: ClassVar[tuple[str, ...]] = ("cohere", "httpx", "orjson", "pybase64")
+    needs: ClassVar[tuple[str, ...]] = ("cohere", "httpx", "pydantic_core", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     default_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of every model in the catalogue
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
@@ -181,7 +181,7 @@ class CohereClient:
 
     def _decode(self, body: bytes, n_texts: int, embedding_type: str) -> Reply:
         try:
-            reply = self._reader.json.loads(body)
+            reply = self._reader.load(body)
             encoded = reply["embeddings"][embedding_type]
             billed = (reply.get("meta") or {}).get("billed_units")
             if not isinstance(encoded, list):
@@ -195,7 +195,7 @@ class CohereClient:
     def _read_refusal(self, body: bytes) -> dict[str, str]:
         """Return `message` and `id` of an error response: {"message": ..., "id": ...}."""
         try:
-            reply = self._reader.json.loads(body)
+            reply = self._reader.load(body)
         except ValueError:
             reply = None
         fields = reply if isinstance(reply, dict) else {}

@@ -63,7 +63,7 @@ class Voyage(HTTPProvider):
 
     name: ClassVar[str] = "voyage"
     extra: ClassVar[str | None] = "voyage"
-    needs: ClassVar[tuple[str, ...]] = ("voyageai", "aiohttp", "orjson", "pybase64")
+    needs: ClassVar[tuple[str, ...]] = ("voyageai", "aiohttp", "pydantic_core", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     default_limits: ClassVar[Limits] = Limits(texts=1000, tokens=120_000)  # the lowest of all models in the catalogue
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
@@ -251,7 +251,7 @@ class VoyageClient:
         The detail may be a list of findings, each with its location in `loc`.
         """
         try:
-            fields = self._reader.json.loads(body)
+            fields = self._reader.load(body)
             detail = next(fields[name] for name in ("detail", "error", "message") if name in fields)
         except (ValueError, TypeError, StopIteration):
             return ""

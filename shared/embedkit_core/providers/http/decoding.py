@@ -27,11 +27,23 @@ class ReplyReader:
     """Reads replies of HTTP providers. The packages it needs are imported on creation."""
 
     def __init__(self) -> None:
-        import orjson
         import pybase64
+        import pydantic_core
 
-        self.json = orjson
         self._pybase64 = pybase64
+        self._json = pydantic_core
+
+    def load(self, body: bytes) -> Any:
+        """Return the value of JSON.
+
+        Raises:
+            ValueError: The body is not JSON, or has NaN or Infinity.
+        """
+        return self._json.from_json(body, allow_inf_nan=False)
+
+    def dump(self, value: Any) -> bytes:
+        """Return a value as JSON."""
+        return self._json.to_json(value)
 
     def parse(self, body: bytes) -> dict[str, Any]:
         """Return the JSON object of a reply.
@@ -40,7 +52,7 @@ class ReplyReader:
             BadReplyError: The body is not a JSON object.
         """
         try:
-            reply = self.json.loads(body)
+            reply = self.load(body)
         except ValueError:
             reply = None
         if not isinstance(reply, dict):

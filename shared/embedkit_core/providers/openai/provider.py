@@ -55,7 +55,7 @@ class OpenAI(HTTPProvider):
 
     name: ClassVar[str] = "openai"
     extra: ClassVar[str | None] = "openai"
-    needs: ClassVar[tuple[str, ...]] = ("openai", "orjson", "pybase64")
+    needs: ClassVar[tuple[str, ...]] = ("openai", "pydantic_core", "pybase64")
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     catalogue_providers: ClassVar[tuple[str, ...]] = ("openai", "local")
     # `embed_dtype` and `endianness` of vLLM would change the meaning of base64.
@@ -214,7 +214,7 @@ class OpenAIClient:
 
     def _negotiation(self, fields: Mapping[str, Any], batch: Batch) -> EncodingNegotiation:
         """Return the negotiation of the encoding for requests with these fields."""
-        key = self._reader.json.dumps(fields)
+        key = self._reader.dump(fields)
         if key not in self._negotiations:
             provider = self._provider
             self._negotiations[key] = self._new_negotiation(
@@ -227,7 +227,7 @@ class OpenAIClient:
     async def _post(self, sent: SentBatch) -> Any:
         """Return the response to a request, read as a whole."""
         self._sdk.api_key = sent.key.reveal()  # it may have changed
-        body = self._reader.json.dumps({**sent.fields, "input": sent.texts, "encoding_format": sent.encoding})
+        body = self._reader.dump({**sent.fields, "input": sent.texts, "encoding_format": sent.encoding})
         try:
             return await self._sdk.post(
                 "/embeddings", content=body, cast_to=self._response, options={"timeout": sent.timeout}
