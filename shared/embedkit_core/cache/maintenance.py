@@ -66,6 +66,26 @@ class CacheStats:
     quarantined: bool = False
     spaces: tuple[SpaceStats, ...] = ()
 
+    def of_model(self, model: str) -> dict[str, SpaceStats]:
+        """Return the vector spaces of a model, by name.
+
+        Args:
+            model: "provider:model", with or without the "@address" of a server, or the name of one space. Vectors that
+                were written without a space belong to none.
+
+        Raises:
+            ConfigurationError: There are none.
+        """
+        known = {space.space: space for space in self.spaces if space.space is not None}
+        found = {name: space for name, space in known.items() if model in _names_of(name)}
+        if not found:
+            hint = suggest(model, [other for name in known for other in _names_of(name)])
+            raise ConfigurationError(
+                f"model: the cache has no vectors of this model (got {model!r:.200}{f'; {hint}' if hint else ''}). "
+                f"Its vector spaces: {', '.join(known) or 'none'}."
+            )
+        return found
+
 
 class CacheFolder:
     """Maintenance operations on a cache folder.
@@ -125,13 +145,13 @@ class CacheFolder:
         """Yield all intact entries with their vector spaces, block by block.
 
         Args:
-            model: Only the vectors of a model or space; see `spaces_of`.
+            model: Only the vectors of a model or space; see `CacheStats.of_model`.
 
         Raises:
             CacheError: The cache cannot be read.
             ConfigurationError: The cache has no vectors of the model.
         """
-        for space in [None] if model is None else self.spaces_of(model):
+        for space in [None] if model is None else self.stats().of_model(model):
             after = -1
             while rows := self._cache.maintain(partial(records.read, after=after, space=space)):
                 after = rows[-1].id
@@ -139,34 +159,12 @@ class CacheFolder:
                 decoded = decode_all((row.key, row.value) for row in rows)
                 yield {key: entry._replace(space=spaces[key]) for key, entry in decoded.items()}
 
-    def spaces_of(self, model: str) -> list[str]:
-        """Return the names of the vector spaces of a model in this cache.
-
-        Args:
-            model: "provider:model", with or without the "@address" of a server, or the name of one space. Vectors that
-                were written without a space belong to none.
-
-        Raises:
-            CacheError: The cache cannot be read.
-            ConfigurationError: There are none.
-        """
-        names = [space.space for space in self.stats().spaces if space.space is not None]
-        found = [name for name in names if model in _names_of(name)]
-        if not found:
-            hint = suggest(model, [known for name in names for known in _names_of(name)])
-            listed = ", ".join(names) or "none"
-            raise ConfigurationError(
-                f"model: the cache has no vectors of this model (got {model!r:.200}{f'; {hint}' if hint else ''}). "
-                f"Its vector spaces: {listed}."
-            )
-        return found
-
     def copy_to(self, other: CacheFolder, *, model: str | None = None) -> int:
         """Copy intact vectors into another folder and return their number.
 
         Args:
             other: The folder to copy to. Vectors that it has under the same keys are replaced.
-            model: Only the vectors of a model or space; see `spaces_of`.
+            model: Only the vectors of a model or space; see `CacheStats.of_model`.
 
         Raises:
             ConfigurationError: The other folder is this one, or this one has no vectors of the model.
@@ -196,14 +194,14 @@ class CacheFolder:
         """Delete vectors and return their number. An empty cache and other files in the folder stay.
 
         Args:
-            model: Only the vectors of a model or space; see `spaces_of`. None for all.
+            model: Only the vectors of a model or space; see `CacheStats.of_model`. None for all.
 
         Raises:
             ConfigurationError: The cache has no vectors of the model.
             CacheError: The cache cannot be read, or not all vectors could be deleted.
         """
         if model is not None:
-            conditions = [records.of_space(space) for space in self.spaces_of(model)]
+            conditions = [records.of_space(space) for space in self.stats().of_model(model)]
             deleted = sum(self._delete(self._select(condition), condition) for condition in conditions)
             self._compact(deleted)
             self._cache.close()

@@ -97,7 +97,7 @@ def _folder(path: str | None, option: str = "--cache") -> CacheFolder:
     return folder
 
 
-def _of_model(folder: CacheFolder, model: str | None) -> str | None:
+def _known_model(stats: CacheStats, model: str | None) -> str | None:
     """Return the model of `--model` as the cache knows it: some models share a vector space, or are in a folder.
 
     Raises:
@@ -106,11 +106,11 @@ def _of_model(folder: CacheFolder, model: str | None) -> str | None:
     if model is None:
         return None
     try:
-        folder.spaces_of(model)
+        stats.of_model(model)
     except ConfigurationError as unknown:
         try:
             model = o.make_embedder(model, None, "float32", cache=None, base_url=None, sends=False).vector_space.model
-            folder.spaces_of(model)
+            stats.of_model(model)
         except ConfigurationError:
             raise ConfigurationError(f"--{unknown}") from None
     return model
@@ -149,13 +149,14 @@ def clear(
 ) -> None:
     """Delete all vectors, or those of a model; embedding their texts again is billed again."""
     folder = _folder(cache)
-    of_model = _of_model(folder, model)
     stats = folder.stats()
-    spaces = None if of_model is None else folder.spaces_of(of_model)
-    vectors = sum(space.vectors for space in stats.spaces if spaces is None or space.space in spaces)
-    where = stats.folder if spaces is None else f"{stats.folder} ({', '.join(spaces)})"
+    known = _known_model(stats, model)
+    vectors, where = stats.vectors, stats.folder
+    if known is not None:
+        spaces = stats.of_model(known)
+        vectors, where = sum(space.vectors for space in spaces.values()), f"{where} ({', '.join(spaces)})"
     confirm(f"delete {count_noun(vectors, 'vector')} in {where}?", yes=yes)
-    err.print(f"{count_noun(folder.clear(model=of_model), 'vector')} deleted")
+    err.print(f"{count_noun(folder.clear(model=known), 'vector')} deleted")
 
 
 @cache_app.command()
@@ -196,7 +197,8 @@ def export_command(
 ) -> None:
     """Copy all vectors, or those of a model, to another cache folder, for example for another machine."""
     folder = _folder(cache)
-    copied = folder.copy_to(CacheFolder(target), model=_of_model(folder, model))
+    known = None if model is None else _known_model(folder.stats(), model)
+    copied = folder.copy_to(CacheFolder(target), model=known)
     err.print(f"{count_noun(copied, 'vector')} copied to {target}")
 
 

@@ -97,7 +97,7 @@ def test_a_tag_that_is_no_name_is_unknown(folder, tag):
 
 @pytest.mark.parametrize("name", [B, "openai:vendor/b", "openai:vendor/b@http://host/v1"])
 def test_a_model_is_found_by_its_name_and_by_its_space(folder, name):
-    assert CacheFolder(folder).spaces_of(name) == [B]
+    assert list(CacheFolder(folder).stats().of_model(name)) == [B]
 
 
 @pytest.mark.parametrize("name", ["openai:vendor", "openai:", "", "openai:vendor/b@http://host", "unknown", "a"])
@@ -109,7 +109,7 @@ def test_a_part_of_a_name_is_not_a_model(folder, name):
 
 def test_a_misspelled_model_gets_the_name_that_is_there(folder):
     with pytest.raises(ConfigurationError, match=r"did you mean 'openai:vendor/b@http://host/v1'"):
-        CacheFolder(folder).spaces_of("openai:vender/b@http://host/v1")
+        CacheFolder(folder).stats().of_model("openai:vender/b@http://host/v1")
 
 
 # Copies

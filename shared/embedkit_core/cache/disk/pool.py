@@ -352,20 +352,18 @@ def _renew(idle: list[sqlite3.Connection], stale: set[int]) -> None:
     """Set the last use of rows to now. They stay as they are if the database is busy or read-only."""
     if not stale or not idle:
         return
-    ids, now = list(stale), time.time()
+    ids, now = sorted(stale), time.time()  # in the order of the file, so that each page is written once
     stale.clear()
     connection = idle.pop()
     try:
         with suppress(sqlite3.Error):
             connection.execute("PRAGMA busy_timeout = 0")
-            connection.execute("BEGIN IMMEDIATE")
-            for start in range(0, len(ids), KEYS_PER_SELECT):
+            for start in range(0, len(ids), KEYS_PER_SELECT):  # a transaction each, so that the WAL stays small
                 some = ids[start : start + KEYS_PER_SELECT]
                 statement = _RENEW.replace("MARKS", ",".join("?" * len(some)))
                 connection.execute(statement, (now, now - RENEW_AFTER_SECONDS, *some))
-            connection.execute("COMMIT")
     finally:
-        close_all([connection])  # which rolls back
+        close_all([connection])
 
 
 def _close_connection(idle: list[sqlite3.Connection], stale: set[int]) -> None:
