@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,13 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables.config import RunnableConfig, var_child_runnable_config
 
 from embedkit_core import EmbedKitError, InputType, Usage, UsageTracker, track_usage
-from embedkit_core.adapters.base import UsageAccumulator, usage_by_model
+from embedkit_core.adapters.base import UsageAccumulator, run_in_thread, usage_by_model
 
 if TYPE_CHECKING:
-    from langsmith import RunTree, trace
+    from langsmith import RunTree
 
 EVENT = "embedkit_usage"
+logger = logging.getLogger("langchain_embedkit")
 
 
 class EmbeddingUsage(UsageTracker):
@@ -87,38 +89,62 @@ class Report:
         model: "provider:model".
         input_type: "document" or "query".
         usage: None until the call ends.
+        run: The LangSmith run of the call, a child of the current run. None if nothing is traced.
     """
 
     name: str
     model: str
     input_type: InputType
     usage: Usage | None = None
-
-    def trace(self) -> trace | nullcontext[None]:
-        """Return the LangSmith run of the call, a child of the current one; nothing is traced without a current one.
-
-        The run has counts, tokens and the cost. It has no texts and no vectors.
-        """
-        if not _is_traced():
-            return nullcontext()
-        from langsmith import trace
-
-        provider, _, model = self.model.partition(":")
-        metadata = {"ls_provider": provider, "ls_model_name": model}
-        return trace(self.name, "embedding", inputs={"input_type": self.input_type}, metadata=metadata)
+    run: RunTree | None = None
 
     @contextmanager
-    def ending(self, run: RunTree | None) -> Iterator[Report]:
-        """Set the usage of a failed call, and add the usage to its LangSmith run."""
+    def observed(self) -> Iterator[Report]:
+        """Begin the LangSmith run; add the usage and the error of a failed call."""
+        self.run = self._begin_run()
         try:
             yield self
-        except EmbedKitError as error:
-            self.usage = error.usage
+        except BaseException as error:
+            if isinstance(error, EmbedKitError):
+                self.usage = error.usage
+            if self.run is not None:
+                self.run.error = f"{type(error).__name__}: {error}"
             raise
-        finally:
-            if run is not None and self.usage is not None:
-                run.add_metadata({"usage_metadata": _langsmith_usage(self.usage)})
-                run.add_outputs(self.usage.to_dict())
+
+    def _begin_run(self) -> RunTree | None:
+        parent = _current_trace()
+        if parent is None:
+            return None
+        from langsmith.run_helpers import get_tracing_context
+        from langsmith.utils import tracing_is_enabled
+
+        context = get_tracing_context()
+        if tracing_is_enabled(context) is not True:
+            return None
+        provider, _, model = self.model.partition(":")
+        return parent.create_child(
+            self.name,
+            "embedding",
+            inputs={"input_type": self.input_type},
+            extra={"metadata": {**(context["metadata"] or {}), "ls_provider": provider, "ls_model_name": model}},
+            tags=context["tags"],
+        )
+
+    def send_run(self) -> None:
+        """Send the run to LangSmith, with counts, tokens and the cost, without texts and vectors.
+
+        It never raises an error: the call may have been billed.
+        """
+        if self.run is None:
+            return
+        try:
+            if self.usage is not None:
+                self.run.add_metadata({"usage_metadata": _langsmith_usage(self.usage)})
+                self.run.add_outputs(self.usage.to_dict())
+            self.run.end()
+            self.run.post()
+        except Exception as error:
+            logger.warning("LangSmith run of %s was not sent: %s", self.model, type(error).__name__)
 
     def event(self) -> dict[str, Any] | None:
         """Return the data of the custom event for the current run's callback handlers, None if there are none."""
@@ -135,21 +161,22 @@ def current_config() -> RunnableConfig | None:
 
 def is_reported() -> bool:
     """Return True inside of a LangChain run or of a LangSmith trace."""
-    return current_config() is not None or _is_traced()
+    return current_config() is not None or _current_trace() is not None
 
 
-def _is_traced() -> bool:
-    helpers = sys.modules.get("langsmith.run_helpers")  # whoever starts a trace has imported it; the import is slow
-    return helpers is not None and helpers.get_current_run_tree() is not None
+def _current_trace() -> RunTree | None:
+    helpers = sys.modules.get("langsmith.run_helpers")  # imported by what starts a trace; the import is slow
+    return None if helpers is None else helpers.get_current_run_tree()
 
 
 @contextmanager
 def reported(report: Report) -> Iterator[Report]:
     """Report a call, also a failed one, to LangSmith and to the callback handlers of the current run."""
     try:
-        with report.trace() as run, report.ending(run):
+        with report.observed():
             yield report
     finally:
+        report.send_run()
         if (event := report.event()) is not None:
             dispatch_custom_event(EVENT, event)
 
@@ -158,10 +185,11 @@ def reported(report: Report) -> Iterator[Report]:
 async def areported(report: Report) -> AsyncIterator[Report]:
     """Report a call like `reported`, without blocking the event loop."""
     try:
-        async with report.trace() as run:
-            with report.ending(run):
-                yield report
+        with report.observed():
+            yield report
     finally:
+        if report.run is not None:
+            await run_in_thread(report.send_run)  # a client without batches sends it here
         if (event := report.event()) is not None:
             await adispatch_custom_event(EVENT, event)
 

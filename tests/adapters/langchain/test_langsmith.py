@@ -15,7 +15,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.tracers import LangChainTracer
 from langchain_core.vectorstores import InMemoryVectorStore
-from langsmith import Client, traceable, tracing_context
+from langsmith import Client, RunTree, traceable, tracing_context
 from support.http import LocalServer, Response
 
 from embedkit_core import ProviderError
@@ -33,10 +33,13 @@ class LangSmithServer(LocalServer):
         super().__init__()
         self.runs = {}
         self.bodies = []
+        self.refuses = False
 
     async def answer(self, request, connection):
         if request.method == "GET":
             return Response(200, b"{}")
+        if self.refuses:
+            return Response(400, b"{}")
         self.bodies.append(request.body)
         if not re.fullmatch(r"/runs(/[\w-]{36})?", request.path):
             return Response(202, b"{}")
@@ -171,6 +174,18 @@ def test_a_failed_call_is_a_failed_run_with_its_usage(langsmith, client, fake, e
     assert "Error" in run["error"]
     assert run["outputs"]["failed"] == 1
     assert not [body for body in langsmith.bodies if b"secret text" in body]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_run_that_cannot_be_sent_does_not_fail_the_call(langsmith, embeddings, caplog, is_async):
+    client = Client(api_url=langsmith.origin, api_key="sk-secret", auto_batch_tracing=False)
+    langsmith.refuses = True
+    with tracing_context(enabled=True, client=client, parent=RunTree(name="parent", client=client)):
+        vector = asyncio.run(embeddings.aembed_query("text")) if is_async else embeddings.embed_query("text")
+    client.close()
+    assert len(vector) == 8
+    (record,) = [record for record in caplog.records if record.name == "langchain_embedkit"]
+    assert record.getMessage() == "LangSmith run of fake:model was not sent: LangSmithError"
 
 
 def test_an_embedding_outside_of_a_run_is_not_traced(langsmith, client, embeddings):
