@@ -37,6 +37,7 @@ WINDOW_FILL_SECONDS = 1e9  # a fixed window is not refilled before its end: prac
 RESERVE_SECONDS = 0.02
 MAX_CONTRADICTIONS = 3  # refusals a minute up to which headers are trusted
 HEADER_BLACKOUT_SECONDS = 300.0  # during which headers are ignored after that
+MAX_STATED_WAIT = 120.0  # seconds; after these, one request tests whether a longer wait is necessary
 
 # Search and growth
 SEARCH_DOUBLING_SECONDS = 0.3
@@ -131,6 +132,7 @@ class ProviderLimit:
         self._headers_at_reply = False  # the headers describe the bucket when the reply was made, not at the request
         self._has_fixed_windows = False
         self._window_end = math.inf
+        self._last_sent = float("-inf")
         self._contradictions: list[float] = []
         # The growth curve: the rate at its plateau, the margin below at its start, the seconds between, and its start
         self._searching = False
@@ -143,14 +145,14 @@ class ProviderLimit:
             self._window_end = math.inf
             self.bucket.fill(now)
         seconds = self.bucket.wait(amount, now)
-        if self._has_fixed_windows:
-            return min(seconds, self._window_end - now)
-        # A rate that is searched or learned grows meanwhile.
-        return seconds if self.from_headers else min(seconds, SEARCH_DOUBLING_SECONDS)
+        if self.from_headers:
+            return max(0.0, min(seconds, self._window_end - now, self._last_sent + MAX_STATED_WAIT - now))
+        return min(seconds, SEARCH_DOUBLING_SECONDS)  # a rate that is searched or learned grows meanwhile
 
     def take(self, amount: float, now: float) -> float:
         """Subtract the amount of a request that is sent. Return the cumulative amount, including it."""
         self.bucket.take(amount, now)
+        self._last_sent = now
         self._cumulative += amount
         return self._cumulative
 

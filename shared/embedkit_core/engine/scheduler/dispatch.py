@@ -14,6 +14,7 @@ from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request, RequestQueue
 
 T = TypeVar("T")
+LONG_WAIT_SECONDS = 10.0  # a longer wait for a quota in headers is logged
 MAX_IDLE_QUEUES = 512  # whose learned limits and width are remembered
 MAX_CONSECUTIVE_QUERIES = 7  # requests with queries while bulk waits; then bulk gets a slot
 
@@ -24,12 +25,14 @@ class Dispatcher:
     Attributes:
         in_flight: The requests that hold a slot: in flight or being committed.
         wake_at: The earliest time at which a delayed request may be sent; inf if none is delayed.
+        long_waits: The queues that wait long for a quota in headers: the header and the seconds. Renewed by a poll.
         busy: The queues with waiting texts, in the order of their turn.
     """
 
     def __init__(self, *, max_in_flight: int | None, rng: random.Random) -> None:
         self.in_flight = 0
         self.wake_at = math.inf
+        self.long_waits: dict[RequestQueue, tuple[str, float]] = {}
         self.busy: dict[RequestQueue, None] = {}
         self._max_in_flight = max_in_flight
         self._rng = rng
@@ -166,4 +169,6 @@ class Dispatcher:
         seconds = queue.rate_controller.wait(size, now)
         if seconds:
             self.wake_at = min(self.wake_at, now + seconds)
+        if LONG_WAIT_SECONDS < seconds < math.inf and (header := queue.rate_controller.exhausted_header(size, now)):
+            self.long_waits[queue] = header, seconds
         return not seconds

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from embedkit_core.common.errors import ProviderError
 from embedkit_core.common.formatting import count_noun
-from embedkit_core.engine.scheduler.items import LogEvent, Ticket
+from embedkit_core.engine.scheduler.items import Item, LogEvent, Ticket
 from embedkit_core.engine.scheduler.queues import Request
 
 MIN_INTERVAL_SECONDS = 1.0  # between two events of one topic about one model
@@ -27,14 +27,21 @@ class LogThrottle:
         """Record that so many texts of a failed request will be sent again."""
         cause = f"HTTP {error.status}" if error.status is not None else "no response"
         retry = f"Retrying {count_noun(texts, 'text')} in {delay:.1f} s"
-        self._write(request, "retry", f"{retry} after {type(error).__name__} ({cause})", now)
+        self._write(
+            request.queue.spec.model, request.items, "retry", f"{retry} after {type(error).__name__} ({cause})", now
+        )
 
     def limit_learned(self, request: Request, limit: str, now: float) -> None:
         """Record a limit that was unknown before."""
-        self._write(request, "limit", limit, now)
+        self._write(request.queue.spec.model, request.items, "limit", limit, now)
 
-    def _write(self, request: Request, topic: str, text: str, now: float) -> None:
-        model = request.queue.spec.model
+    def waiting_for_quota(self, model: str, items: Iterable[Item], header: str, seconds: float, now: float) -> None:
+        """Record that items wait long for a quota that is exhausted according to a header of the provider."""
+        self._write(
+            model, items, header, f"Waiting {seconds:.0f} s for a quota: the header {header} shows none left", now
+        )
+
+    def _write(self, model: str, items: Iterable[Item], topic: str, text: str, now: float) -> None:
         key = (model, topic)
         if now - self._written.get(key, -MIN_INTERVAL_SECONDS) < MIN_INTERVAL_SECONDS:
             self._suppressed[key] = self._suppressed.get(key, 0) + 1
@@ -42,7 +49,7 @@ class LogThrottle:
         self._written[key] = now
         suppressed = self._suppressed.pop(key, 0)
         suffix = f" ({suppressed:,} similar events suppressed)" if suppressed else ""
-        tickets = {waiter.ticket for item in request.items for waiter in item.waiters}
+        tickets = {waiter.ticket for item in items for waiter in item.waiters}
         _deliver(tickets, LogEvent(logging.INFO, f"{model}: {text}{suffix}"))
 
 

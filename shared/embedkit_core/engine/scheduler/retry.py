@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from embedkit_core.common.errors import ProviderError
+from embedkit_core.engine.rate_limits.provider_limits import MAX_STATED_WAIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class RetryPolicy:
     base: float = 0.5
     cap: float = 30.0
     minimum: float = 0.01
-    retry_after_cap: float = 120.0
+    retry_after_cap: float = MAX_STATED_WAIT
 
     def delay(self, failures: int, error: ProviderError, rng: random.Random) -> float:
         """Return the seconds until the retry after so many earlier failures."""

@@ -337,10 +337,13 @@ class Scheduler:
         self._expire(now)
         self._requeue_released()
         self._return_to_queues(self.retry_queue.due(now))
-        self.dispatcher.wake_at = math.inf
+        self.dispatcher.wake_at, self.dispatcher.long_waits = math.inf, {}
         if not self._stopped:
             self._send_permitted(now)
             self._fill_slots(now)
+            for queue, (header, seconds) in self.dispatcher.long_waits.items():
+                waiting = (item for item in self.registry.items.values() if item.queue is queue)
+                self.log.waiting_for_quota(queue.spec.model, waiting, header, seconds, now)
         self.recent.forget()
         actions, self._actions = self._actions, Actions()
         actions.wake, self.registry.completed = self.registry.completed, []
