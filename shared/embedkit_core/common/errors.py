@@ -25,9 +25,10 @@ EmbedKitError
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from embedkit_core.common.results import EmbeddingResult
@@ -167,9 +168,13 @@ class ProviderError(EmbedKitError):
         rate_limits: Remaining rate limits according to the response. None if it does not state them.
         retryable: True if a retry of the same request may succeed.
         unsent: True if the request did not reach the provider, so it was certainly not billed.
+        retries: How often the text was sent again before this final error.
+        retry_seconds: Seconds from sending it first to its last temporary failure.
     """
 
     retryable = False
+    retries = 0
+    retry_seconds = 0.0
     unsent = False
     rate_limits: RateLimitStatus | None = None
 
@@ -189,6 +194,16 @@ class ProviderError(EmbedKitError):
         self.status = status
         self.request_id = request_id
         self.retry_after = retry_after
+
+    def after_retries(self, retries: int, seconds: float, server: str) -> Self:
+        """Return a copy for one text, with the retries of the text in its message and attributes."""
+        error = copy.copy(self)
+        if retries:
+            error.retries, error.retry_seconds = retries, seconds
+            message, period = str(self).removesuffix("."), "." * str(self).endswith(".")
+            times = f"{retries} {'retry' if retries == 1 else 'retries'}"
+            error.args = (f"{message} (after {times} in {seconds:.1f} s, at {server}){period}",)
+        return error
 
 
 class AuthenticationError(ProviderError):

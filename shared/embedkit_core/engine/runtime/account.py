@@ -53,6 +53,7 @@ class Account:
         writer: CacheWriter,
         secret: Secret | None = None,
         endpoint: str = "",
+        server: str = "the server",
     ) -> None:
         """Create an account without a connection.
 
@@ -65,6 +66,7 @@ class Account:
             writer: Writes rows to caches.
             secret: The API key; a function as its source is called before each request.
             endpoint: The server, for snapshots.
+            server: The server's name in errors.
         """
         self.name = name
         self.endpoint = endpoint
@@ -72,6 +74,7 @@ class Account:
         self.users = 0
         self.idle_since = loop.time()
         self._in_flight = in_flight
+        self._server = server
         self.scheduler = self._new_scheduler()
         self._connect = connect
         self._client: Client | None = None
@@ -290,7 +293,12 @@ class Account:
 
     def _new_scheduler(self) -> Scheduler:
         rng = random.Random()  # noqa: S311 - jitter
-        return Scheduler(in_flight=self._in_flight, rng=rng, request_poll=lambda: self.loop.call_soon(self.pump))
+        return Scheduler(
+            in_flight=self._in_flight,
+            rng=rng,
+            request_poll=lambda: self.loop.call_soon(self.pump),
+            server=self._server,
+        )
 
     @property
     def has_requests(self) -> bool:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.common.threads import start_thread
@@ -65,6 +66,7 @@ class Engine:
                     writer=self._writer,
                     secret=provider.secret,
                     endpoint=provider.endpoint,
+                    server=urlsplit(provider.url or "").netloc or provider.name,
                 ),
             )
         return account

@@ -47,4 +47,7 @@ def deadline_error(ticket: Ticket) -> TimedOutError:
     if ticket.cache is not None:
         advice = "Requests in flight still go to the cache: a rerun sends only the rest. Or increase deadline=."
     texts = count_noun(ticket.pending, "text")
+    controller, failed = ticket.rate_controller, any(item.failures for item in ticket.items)
+    if failed and controller is not None and controller.last_failure is not None:
+        advice = f"The last failure was {controller.last_failure}. {advice}"
     return TimedOutError(f"The call's deadline passed with {texts} waiting or in flight. {advice}")

@@ -257,6 +257,9 @@ class Item:
         payer: The ticket that pays for it.
         reserved: The tokens that the payer's budgets reserve for it.
         failures: The transient failures so far.
+        retries: How often it was sent again after them.
+        failing_since: The time at which the first request that failed was sent.
+        failed_at: The time of the last failure.
         encoding_retries: The refusals of the encoding so far.
         truncations: How often it was truncated or split so far.
         is_truncated: True if its text was truncated.
@@ -267,6 +270,8 @@ class Item:
     __slots__ = (
         "caches",
         "encoding_retries",
+        "failed_at",
+        "failing_since",
         "failures",
         "is_query",
         "is_truncated",
@@ -278,6 +283,7 @@ class Item:
         "piece_vectors",
         "queue",
         "reserved",
+        "retries",
         "size",
         "text",
         "truncations",
@@ -298,7 +304,8 @@ class Item:
         self.location: object | None = None
         self.payer: Ticket | None = None
         self.reserved = 0
-        self.failures = 0
+        self.failures = self.retries = 0
+        self.failing_since = self.failed_at = 0.0
         self.encoding_retries = 0
         self.truncations = 0
         self.is_truncated = False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
-from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.common.errors import EmbedKitError, ProviderError
 from embedkit_core.engine.scheduler.deadlines import Deadlines
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.funding import BudgetLedger
-from embedkit_core.engine.scheduler.items import Item, Ticket
+from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter
 
 
 class Registry:
@@ -21,12 +20,13 @@ class Registry:
         deadlines: The deadlines of open tickets.
     """
 
-    def __init__(self, dispatcher: Dispatcher, ledger: BudgetLedger) -> None:
+    def __init__(self, dispatcher: Dispatcher, ledger: BudgetLedger, server: str) -> None:
         self.items: dict[bytes, Item] = {}
         self.completed: list[Ticket] = []
         self.deadlines = Deadlines()
         self._dispatcher = dispatcher
         self._ledger = ledger
+        self._server = server
 
     # Items
 
@@ -56,15 +56,24 @@ class Registry:
         self.drop(item)
         self.drop(item.root)
 
-    def fail(self, items: Iterable[Item], error: EmbedKitError) -> None:
+    def fail(self, items: Iterable[Item], error: ProviderError) -> None:
         """Fail items for all their waiters; each waiter gets its own copy of the error."""
         for item in items:
             for waiter in list(item.waiters):
-                self.give_up(waiter.ticket, waiter.index, copy.copy(error))
+                self.fail_waiter(item, waiter, error)
             item.waiters.clear()
             self.drop_piece(item)
 
     # Tickets
+
+    def fail_waiter(self, item: Item, waiter: Waiter, error: ProviderError) -> None:
+        """Fail an item for one of its waiters, with a copy of the error that states the retries."""
+        self.give_up(waiter.ticket, waiter.index, self.with_retries(item, waiter, error))
+
+    def with_retries(self, item: Item, waiter: Waiter, error: ProviderError) -> ProviderError:
+        """Return a copy of an error that states the retries of an item on behalf of a waiter."""
+        retries = max(0, item.retries - waiter.failures_at_join)
+        return error.after_retries(retries, item.failed_at - item.failing_since, self._server)
 
     def give_up(self, ticket: Ticket, index: int, error: EmbedKitError) -> None:
         """Record the final error of one of a ticket's texts."""

@@ -78,6 +78,7 @@ class Scheduler:
         rng: random.Random,
         retry: RetryPolicy | None = None,
         request_poll: Callable[[], object] = lambda: None,
+        server: str = "the server",
     ) -> None:
         """Create an idle scheduler.
 
@@ -85,13 +86,14 @@ class Scheduler:
             in_flight: The provider's bound on requests in flight.
             rng: The source of jitter.
             retry: The delays between retries.
+            server: The server's name in errors.
             request_poll: Called if budget was released by another account's bill, so that a `poll` may send more.
         """
         self.recent = RecentRows()
         self.dispatcher = Dispatcher(max_in_flight=in_flight, rng=rng)
         self.retry_queue = RetryQueue()
         self.ledger = BudgetLedger(request_poll)
-        self.registry = Registry(self.dispatcher, self.ledger)
+        self.registry = Registry(self.dispatcher, self.ledger, server)
         self.log = LogThrottle()
         self._failures = FailurePolicy(retry or RetryPolicy(), rng, self.log)
         self._permitted: list[Request] = []
@@ -275,10 +277,13 @@ class Scheduler:
         """Schedule the retry of items, without the waiters whose retries are used up."""
         again: list[Item] = []
         for item in items:
+            if not item.failures:
+                item.failing_since = request.sent.at
             item.failures += 1
+            item.failed_at = now
             for waiter in exhausted(item):
                 item.waiters.remove(waiter)
-                self.registry.give_up(waiter.ticket, waiter.index, copy.copy(error))
+                self.registry.fail_waiter(item, waiter, error)
             if item.waiters:
                 again.append(item)
             else:
@@ -354,11 +359,12 @@ class Scheduler:
     def _expire(self, now: float) -> None:
         """Fail the texts of callers whose deadline has passed."""
         for ticket in self.registry.deadlines.expired(now):
-            error = deadline_error(ticket)
-            pending = [waiter.index for item in ticket.items for waiter in item.waiters if waiter.ticket is ticket]
+            pending = [(item, waiter) for item in ticket.items for waiter in item.waiters if waiter.ticket is ticket]
+            item, waiter = max(pending, key=lambda text: text[0].retries)
+            error = self.registry.with_retries(item, waiter, deadline_error(ticket))
             self.registry.detach(ticket)
-            for index in pending:
-                self.registry.give_up(ticket, index, copy.copy(error))
+            for _, waiter in pending:
+                self.registry.give_up(ticket, waiter.index, copy.copy(error))
 
     def _requeue_released(self) -> None:
         """Return the items to their queues that were held until budget was released."""
@@ -413,8 +419,10 @@ class Scheduler:
     def _send(self, request: Request, now: float) -> None:
         self.dispatcher.take_slot(request, now)
         spec = request.queue.spec
-        is_retry = any(item.failures for item in request.items)
-        request.payer.charge(Usage(requests=1, retries=int(is_retry)))
+        sent_before = [item for item in request.items if item.failures]
+        for item in sent_before:
+            item.retries += 1
+        request.payer.charge(Usage(requests=1, retries=int(bool(sent_before))))
         request.batch = Batch([item.text for item in request.items], spec.body, spec.timeout, spec.widths)
         self._actions.send.append(request)
 
