@@ -27,7 +27,10 @@ class Snapshot:
         in_flight: Requests in flight.
         requests_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
         tokens_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
-        max_in_flight: The current limit of concurrent requests, None if there is none.
+        max_in_flight: The limit of concurrent requests that was inferred from overload; None if there is none.
+        user_requests_per_minute: The lowest `requests_per_minute=` of the callers with pending texts; None if none.
+        user_tokens_per_minute: The lowest `tokens_per_minute=` of the callers with pending texts; None if none.
+        max_concurrency: The lowest `max_concurrency=` of the account's callers with pending texts; None without any.
         texts_per_request: The most texts that one request may hold.
         tokens_per_request: The most tokens that one request may hold.
         paused_seconds: The remaining seconds of a pause that the provider asked for (Retry-After).
@@ -43,6 +46,9 @@ class Snapshot:
     requests_per_minute: float | None
     tokens_per_minute: float | None
     max_in_flight: int | None
+    user_requests_per_minute: int | None
+    user_tokens_per_minute: int | None
+    max_concurrency: int | None
     texts_per_request: int
     tokens_per_request: int
     paused_seconds: float
@@ -90,6 +96,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
     for controller, queues in scheduler.dispatcher.by_rate_controller().items():
         limits = {limit.unit: limit.value for limit in controller.known_limits()}
         failure, max_in_flight = controller.last_failure, limits.get("requests in flight")
+        user_limits = controller.user_limits.strictest()
         capacities = [queue.capacity for queue in queues]
         snapshots.append(
             Snapshot(
@@ -102,6 +109,9 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
                 requests_per_minute=limits.get("requests/min"),
                 tokens_per_minute=limits.get("tokens/min"),
                 max_in_flight=None if max_in_flight is None else int(max_in_flight),
+                user_requests_per_minute=user_limits.requests_per_minute,
+                user_tokens_per_minute=user_limits.tokens_per_minute,
+                max_concurrency=scheduler.dispatcher.max_concurrency(),
                 texts_per_request=min(capacity.texts for capacity in capacities),
                 tokens_per_request=min(capacity.tokens for capacity in capacities),
                 paused_seconds=controller.pause_remaining(now),

@@ -234,6 +234,24 @@ def test_limits_from_headers_are_in_a_snapshot():
         assert KEY not in repr(shot)
 
 
+async def test_a_snapshot_has_the_lowest_limits_that_waiting_callers_set():
+    server = FakeServer()
+    loose = fake_embedder(server, requests_per_minute=600, tokens_per_minute=60_000, max_concurrency=8)
+    strict = fake_embedder(server, requests_per_minute=60, max_concurrency=2)
+    server.hold()
+    tasks = [asyncio.create_task(embedder.aembed([name])) for name, embedder in (("a", loose), ("b", strict))]
+    await asyncio.to_thread(wait_until_joined, loose, 1)
+    await asyncio.to_thread(wait_until_joined, strict, 2)
+    shot = await asyncio.to_thread(snapshot_at, server)
+    assert (shot.user_requests_per_minute, shot.user_tokens_per_minute, shot.max_concurrency) == (60, 60_000, 2)
+    assert (shot.requests_per_minute, shot.tokens_per_minute, shot.max_in_flight) == (None, None, None)
+    server.release()
+    await asyncio.gather(*tasks)
+    await asyncio.to_thread(wait_until_idle, strict)
+    shot = await asyncio.to_thread(snapshot_at, server)
+    assert (shot.user_requests_per_minute, shot.user_tokens_per_minute, shot.max_concurrency) == (None, None, None)
+
+
 def test_a_snapshot_is_a_public_dataclass():
     server = FakeServer()
     embedder = fake_embedder(server)

@@ -54,6 +54,13 @@ class UserLimits:
         """Return the pairs that can delay requests now."""
         return [pair for rates, pair in self._pairs.items() if self._callers[rates] > 0]
 
+    def strictest(self) -> RateSettings:
+        """Return the lowest limits among the callers with pending work."""
+        active = [rates for rates, callers in self._callers.items() if callers > 0]
+        requests = [rates.requests_per_minute for rates in active if rates.requests_per_minute is not None]
+        tokens = [rates.tokens_per_minute for rates in active if rates.tokens_per_minute is not None]
+        return RateSettings(min(requests, default=None), min(tokens, default=None))
+
     def wait(self, tokens: float, now: float) -> float:
         """Return the seconds until a request of so many tokens may be sent."""
         waits = [max(pair.requests.wait(1, now), pair.tokens.wait(tokens, now)) for pair in self.binding()]

@@ -94,10 +94,12 @@ class Dispatcher:
 
     def max_in_flight(self) -> int:
         """Return how many requests may be in flight: the strictest bound of all callers with pending work."""
-        bounds = [bound for bound, callers in self._bounds.items() if callers > 0]
-        if self._max_in_flight is not None:
-            bounds.append(self._max_in_flight)
-        return min(bounds, default=1)
+        bounds = (self.max_concurrency(), self._max_in_flight)
+        return min((bound for bound in bounds if bound is not None), default=1)
+
+    def max_concurrency(self) -> int | None:
+        """Return the strictest `max_concurrency` of the callers with pending work; None if there is no such caller."""
+        return min((bound for bound, callers in self._bounds.items() if callers > 0), default=None)
 
     def free_slots(self) -> int:
         """Return how many more requests may be sent now."""
