@@ -52,7 +52,7 @@ class Call:
         spec: The input type's specification.
         texts: The texts to embed.
         lists: Whether the result is lists of floats, made while the call waits and returned by `finish_lists`.
-        start: The position of the first text, if the call is a chunk of a stream.
+        warns: Whether to warn of truncated texts; False for the chunks of a stream, which warns itself.
         tracked: The usage trackers to count in; by default those active in the current context.
         progress: Where progress is reported.
     """
@@ -68,10 +68,10 @@ class Call:
         "_lookup",
         "_plan",
         "_spec",
-        "_start",
         "_texts",
         "_too_long",
         "_truncated",
+        "_warns",
         "reporter",
         "rows",
         "ticket",
@@ -86,7 +86,7 @@ class Call:
         texts: Iterable[str],
         *,
         lists: bool = False,
-        start: int = 0,
+        warns: bool = True,
         tracked: tuple[UsageTracker, ...] | None = None,
         progress: ProgressOption = None,
     ) -> None:
@@ -94,7 +94,7 @@ class Call:
         self._spec = spec
         self._texts = texts
         self._lists = lists
-        self._start = start
+        self._warns = warns
         self._lookup: CacheLookup | None = None
         self.ticket: Ticket | None = None
         self._left = False
@@ -385,8 +385,13 @@ class Call:
         if embedder.dimensions is None and self.rows.width:
             embedder.learn_dimensions(vector_format.dimensions_of(self.rows.width))
         if self._truncated:
-            embedder.warn_of_truncation([self._start + p for p in self._positions(self._truncated)], plan.n)
+            self._warn_of_truncation()
         return rows
+
+    def _warn_of_truncation(self) -> None:
+        if self._warns and not self._embedder.has_warned_of_truncation:
+            positions = self._positions(self._truncated)
+            self._embedder.warn_of_truncation(len(positions), positions, self._plan.n)
 
     def _result(self, vectors: Vectors) -> EmbeddingResult:
         embedder, failed = self._embedder, self._positions(self._failed)

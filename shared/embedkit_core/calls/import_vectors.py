@@ -10,6 +10,7 @@ import numpy as np
 
 from embedkit_core.calls.plan import Plan, as_list, plan_call
 from embedkit_core.common.errors import CacheError, ConfigurationError, InputError
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import Cache, Entry, InputType, Vectors
 from embedkit_core.common.vectors import VectorSpace
@@ -63,8 +64,8 @@ def import_vectors(
     rows = _as_rows(vectors)
     if len(rows) != len(texts):
         raise InputError(
-            f"vectors: expected one per text (got {len(rows)} for {len(texts)} texts). Pass None for a text without "
-            "a vector.",
+            f"vectors: expected one per text (got {len(rows)} for {count_noun(len(texts), 'text')}). "
+            "Pass None for a text without a vector.",
             (),
         )
     plan = plan_call(texts, spec.key_prefix, allows_empty=spec.allows_empty)

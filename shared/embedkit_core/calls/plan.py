@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.common.errors import InputError
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.costs.tokens import estimate_tokens
 
 MAX_SHOWN_POSITIONS = 10
@@ -158,7 +159,9 @@ def input_error(reasons: Mapping[int, str], n: int) -> InputError:
         by_reason.setdefault(reason, []).append(position)
     listed = "; ".join(f"{reason} at {_format_positions(found)}" for reason, found in by_reason.items())
     fix = f". {EMPTY_FIX}" if EMPTY_REASON in by_reason else ""
-    return InputError(f"{len(reasons)} of {n} texts cannot be embedded; nothing was sent: {listed}{fix}", list(reasons))
+    return InputError(
+        f"{len(reasons)} of {count_noun(n, 'text')} cannot be embedded; nothing was sent: {listed}{fix}", list(reasons)
+    )
 
 
 def is_empty(text: object) -> bool:

@@ -27,6 +27,7 @@ from embedkit_core.observability.progress import REPORT_INTERVAL, ProgressOption
 
 # Chunks in flight or finished ahead. Two keep all slots busy with full requests, two wait for a slot or the caller.
 MAX_CHUNKS = 4
+MAX_NAMED = 11  # positions of truncated texts in a warning, which shows ten
 
 
 class StreamChunk:
@@ -36,6 +37,7 @@ class StreamChunk:
         start: The position of the first text in the stream.
         done: Set when the engine has finished the chunk (blocking streams only).
         rows: The vectors before the first failure, float32 (n, dimensions).
+        truncated: The positions in the chunk of truncated texts.
         usage: The usage of the finished chunk.
         error: The error to raise after `rows`, if any.
         failed: Whether `error` is the provider's or a budget's error for the text after `rows`.
@@ -52,6 +54,7 @@ class StreamChunk:
         self.start = start
         self.done = threading.Event()
         self.rows: Vectors = np.empty((0, 0), dtype=np.float32)
+        self.truncated: tuple[int, ...] = ()
         self.usage = Usage()
         self.error: Exception | None = None
         self.failed = False
@@ -61,7 +64,7 @@ class StreamChunk:
         self._left = False
         self._aborted = False
         self._tracked = tracked
-        self._call = Call(embedder, spec, texts, start=start, tracked=tracked)
+        self._call = Call(embedder, spec, texts, warns=False, tracked=tracked)
 
     def begin(self) -> None:
         """Read the cache and submit the misses; `done` is set when all of them are finished."""
@@ -107,12 +110,13 @@ class StreamChunk:
         self._call.log()
         try:
             result = self._call.finish()
-            self.rows, self.usage = result.vectors, result.usage
+            self.rows, self.usage, self.truncated = result.vectors, result.usage, result.truncated
         except (PartialFailureError, BudgetError) as failure:
             index = min(failure.failed)
             self._fail(failure.failed[index])
             if failure.result is not None:
                 self.rows = failure.result.vectors[:index]
+                self.truncated = tuple(position for position in failure.result.truncated if position < index)
             self.usage = failure.usage or Usage()
         except ProviderError as error:
             self._fail(error)
@@ -146,7 +150,7 @@ class StreamChunk:
         fix = f". {EMPTY_FIX}" if reason == EMPTY_REASON else ""
         self.error = InputError(f"The text at position {position} cannot be embedded: {reason}{fix}", [position])
         self._texts = self._texts[:index]
-        self._call = call = Call(self._embedder, self._spec, self._texts, start=self.start, tracked=self._tracked)
+        self._call = call = Call(self._embedder, self._spec, self._texts, warns=False, tracked=self._tracked)
         if not self._left:  # a cancelled caller may have left while this runs on a worker thread
             call.prepare()
 
@@ -179,6 +183,8 @@ class StreamWindow:
         self.open = True
         self._pulled = 0
         self._yielded = 0
+        self._truncated = 0
+        self._first_truncated: list[int] = []
         self._usage = Usage()
         self._tracked = active_trackers()  # those active where the stream is created
         self._chunks: deque[StreamChunk] = deque()  # those whose rows were not all yielded
@@ -204,6 +210,9 @@ class StreamWindow:
         """Count the rows of the oldest chunk as yielded."""
         self._chunks.popleft()
         self._yielded = chunk.start + len(chunk.rows)
+        self._truncated += len(chunk.truncated)
+        named = MAX_NAMED - len(self._first_truncated)
+        self._first_truncated += [chunk.start + position for position in chunk.truncated[:named]]
         self._usage += chunk.usage
 
     # Progress and observers
@@ -227,7 +236,9 @@ class StreamWindow:
         reporter.report(done, usage, finished=finished)
 
     def close(self) -> None:
-        """Stop reporting progress."""
+        """Stop reporting progress, and warn of the truncated texts of the whole stream."""
+        if self._truncated:
+            self._embedder.warn_of_truncation(self._truncated, self._first_truncated, self._yielded)
         if self._reporter is not None:
             self._reporter.close()
 

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Decimal
+from pathlib import PurePath
 
 MARKUP = re.compile(r"[\\`|<*]")  # of Markdown
 
@@ -26,6 +27,13 @@ def shorten_model_name(model: str, most: int) -> str:
     """Return the name of a model in at most `most` characters: the provider and the end of the name."""
     provider, colon, name = model.partition(":")
     return model if len(model) <= most else f"{provider}{colon}…{name[len(provider) + 2 - most :]}"
+
+
+def without_folders(model: str) -> str:
+    """Return the name of a model; of an absolute path only the last part."""
+    provider, _, name = model.partition(":")
+    path = PurePath(name)
+    return f"{provider}:{path.name}" if path.is_absolute() else model
 
 
 def suggest(name: object, candidates: Iterable[str], *, cutoff: float = 0.5) -> str:

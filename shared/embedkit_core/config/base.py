@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 
 from embedkit_core.cache.tiered import TieredCache, check_cache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import count_noun, format_positions
+from embedkit_core.common.formatting import count_noun, format_positions, without_folders
 from embedkit_core.common.threads import BULK, off_loop
 from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter
 from embedkit_core.common.usage import Usage
@@ -189,18 +189,24 @@ class BaseEmbedder:
         """Set the dimensions of a model that is not in the catalogue, from its first reply."""
         self._format = replace(self._format, dimensions=dimensions)
 
-    def warn_of_truncation(self, truncated: Sequence[int], n_texts: int) -> None:
-        """Log a warning for the first call with truncated texts."""
+    def warn_of_truncation(self, count: int, positions: Sequence[int], n_texts: int) -> None:
+        """Log a warning for the first call or stream with truncated texts.
+
+        Args:
+            count: The number of truncated texts.
+            positions: The positions of at least the first eleven.
+            n_texts: The number of texts.
+        """
         if not self.has_warned_of_truncation:
             self.has_warned_of_truncation = True
             logger.warning(
-                "%s: %d of %s %s truncated to the model's limit (%s). EmbeddingResult.truncated "
+                "%s: %s of %s %s truncated to the model's limit (%s). EmbeddingResult.truncated "
                 "lists them; on_long_text='mean' and 'error' are the alternatives. Logged once per embedder.",
-                self.model,
-                len(truncated),
+                without_folders(self.model),
+                f"{count:,}",
                 count_noun(n_texts, "text"),
-                "was" if len(truncated) == 1 else "were",
-                format_positions(truncated),
+                "was" if count == 1 else "were",
+                format_positions(positions),
             )
 
     # Lifecycle

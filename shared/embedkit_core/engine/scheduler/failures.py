@@ -20,6 +20,7 @@ from embedkit_core.common.errors import (
     RequestTooLargeError,
     TextTooLongError,
 )
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.costs.tokens import estimate_tokens
 from embedkit_core.engine.batching import RequestCapacity
 from embedkit_core.engine.scheduler import long_text
@@ -158,8 +159,8 @@ class FailurePolicy:
         queue.consecutive_refusals += 1
         if len(request.items) > 1:
             queue.capacity.halve([item.size for item in request.items], counts_texts=error.counts_texts)
-            limits = f"Request size limited to {queue.capacity.texts:,} texts and {queue.capacity.tokens:,} tokens"
-            self._log.limit_learned(request, limits, now)
+            texts, tokens = count_noun(queue.capacity.texts, "text"), count_noun(queue.capacity.tokens, "token")
+            self._log.limit_learned(request, f"Request size limited to {texts} and {tokens}", now)
             return _halves(items)
         # A short text alone is too large, so the size was never the problem: forget the limits that were learned. If
         # nothing was accepted on the way down, the request itself is at fault.

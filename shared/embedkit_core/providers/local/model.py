@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedkit_core.common.errors import BadRequestError, ProviderError, RequestTooLargeError, TextTooLongError
 from embedkit_core.common.fork_safety import import_module
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.types import Batch, Reply
 from embedkit_core.providers.local.batches import batches
 from embedkit_core.providers.local.folder import CUSTOM_CODE, folder_digest
@@ -174,7 +175,9 @@ class LocalModel:
             return ProviderError(f"The model {self.name} failed with {type(error).__name__}")
         device = ", ".join(self.options.device) or "its device"
         if n_texts > 1:
-            return RequestTooLargeError(f"{n_texts} texts do not fit into the memory of {device} with {self.name}")
+            return RequestTooLargeError(
+                f"The memory of {device} has no room for {count_noun(n_texts, 'text')} with {self.name}"
+            )
         return ProviderError(
             f"A single text does not fit into the memory of {device} with {self.name}. Truncate texts with "
             "provider_options={'max_seq_length': ...}, or reduce the model's size with {'precision': 'bfloat16'}."
