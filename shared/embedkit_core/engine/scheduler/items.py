@@ -322,6 +322,12 @@ class Item:
         """The number of pieces that the text is split into."""
         return self.missing_pieces + len(self.piece_vectors)
 
+    def record_failure(self, sent_at: float, now: float) -> None:
+        """Count a transient failure of a request that was sent at `sent_at`."""
+        self.failing_since = self.failing_since if self.failures else sent_at
+        self.failures += 1
+        self.failed_at = now
+
     @property
     def root(self) -> Item:
         """The text that the caller passed: the parent of a piece, or the item itself."""

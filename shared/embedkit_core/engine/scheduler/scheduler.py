@@ -277,10 +277,7 @@ class Scheduler:
         """Schedule the retry of items, without the waiters whose retries are used up."""
         again: list[Item] = []
         for item in items:
-            if not item.failures:
-                item.failing_since = request.sent.at
-            item.failures += 1
-            item.failed_at = now
+            item.record_failure(request.sent.at, now)
             for waiter in exhausted(item):
                 item.waiters.remove(waiter)
                 self.registry.fail_waiter(item, waiter, error)
