@@ -384,14 +384,9 @@ class Call:
         rows = self.rows.assemble(plan.origin(), self._positions(self._failed), width, empty=plan.empty)
         if embedder.dimensions is None and self.rows.width:
             embedder.learn_dimensions(vector_format.dimensions_of(self.rows.width))
-        if self._truncated:
-            self._warn_of_truncation()
+        if self._truncated and self._warns:
+            embedder.warn_of_truncation(self._positions(self._truncated), plan.n)
         return rows
-
-    def _warn_of_truncation(self) -> None:
-        if self._warns and not self._embedder.has_warned_of_truncation:
-            positions = self._positions(self._truncated)
-            self._embedder.warn_of_truncation(len(positions), positions, self._plan.n)
 
     def _result(self, vectors: Vectors) -> EmbeddingResult:
         embedder, failed = self._embedder, self._positions(self._failed)

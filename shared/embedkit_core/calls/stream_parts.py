@@ -238,7 +238,7 @@ class StreamWindow:
     def close(self) -> None:
         """Stop reporting progress, and warn of the truncated texts of the whole stream."""
         if self._truncated:
-            self._embedder.warn_of_truncation(self._truncated, self._first_truncated, self._yielded)
+            self._embedder.warn_of_truncation(self._first_truncated, self._yielded, count=self._truncated)
         if self._reporter is not None:
             self._reporter.close()
 

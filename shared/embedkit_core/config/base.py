@@ -189,16 +189,17 @@ class BaseEmbedder:
         """Set the dimensions of a model that is not in the catalogue, from its first reply."""
         self._format = replace(self._format, dimensions=dimensions)
 
-    def warn_of_truncation(self, count: int, positions: Sequence[int], n_texts: int) -> None:
+    def warn_of_truncation(self, positions: Sequence[int], n_texts: int, *, count: int | None = None) -> None:
         """Log a warning for the first call or stream with truncated texts.
 
         Args:
-            count: The number of truncated texts.
-            positions: The positions of at least the first eleven.
+            positions: The positions of the truncated texts, or of the first eleven.
             n_texts: The number of texts.
+            count: The number of truncated texts if `positions` has not all of them.
         """
         if not self.has_warned_of_truncation:
             self.has_warned_of_truncation = True
+            count = len(positions) if count is None else count
             logger.warning(
                 "%s: %s of %s %s truncated to the model's limit (%s). EmbeddingResult.truncated "
                 "lists them; on_long_text='mean' and 'error' are the alternatives. Logged once per embedder.",
