@@ -26,11 +26,13 @@ from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import HTTPProvider
+from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
-from embedkit_core.providers.secrets import PLACEHOLDER_KEY
+from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
 
 if TYPE_CHECKING:
+    import httpx
     from cohere import AsyncClientV2
 
 HOST = "https://api.cohere.com"
@@ -100,15 +102,14 @@ class Cohere(HTTPProvider):
         self.secret.reveal()
         return CohereClient(self)
 
-    def open_sdk(self) -> AsyncClientV2:
-        """Return the SDK's client. `CohereClient` sets the current key on each request."""
-        import cohere
+    def open_transport(self) -> httpx.AsyncClient:
+        """Return the transport of the SDK's client."""
         import httpx
 
         from embedkit_core.providers.http.bodies import ACCEPT_ENCODING, limiting_hook
 
         connection = self.connection
-        transport = httpx.AsyncClient(
+        return httpx.AsyncClient(
             headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
             event_hooks={"response": [limiting_hook(httpx.AsyncByteStream)]},
             proxy=connection.proxy,
@@ -116,6 +117,11 @@ class Cohere(HTTPProvider):
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             verify=connection.ssl_context(httpx.create_ssl_context),
         )
+
+    def open_sdk(self, transport: httpx.AsyncClient) -> AsyncClientV2:
+        """Return the SDK's client. `CohereClient` sets the current key on each request."""
+        import cohere
+
         return cohere.AsyncClientV2(api_key=PLACEHOLDER_KEY, base_url=self.address, httpx_client=transport)
 
 
@@ -125,7 +131,7 @@ def _address(base_url: str | None) -> str:
 
 
 class CohereClient:
-    """Client that uses the SDK's transport and reads replies as bytes."""
+    """Client that uses the SDK's transport and reads replies as bytes, or else its public `embed`."""
 
     def __init__(self, provider: Cohere) -> None:
         import httpx
@@ -137,8 +143,13 @@ class CohereClient:
         self._provider = provider
         self._headers = {_sdk_spelling(name): value for name, value in provider.connection.headers.items()}
         self._timeout_error, self._connection_error = httpx.TimeoutException, httpx.RequestError
-        self._sdk = provider.open_sdk()
-        self._http: Any = self._sdk._client_wrapper.httpx_client
+        self._transport = provider.open_transport()
+        self._sdk: Any = provider.open_sdk(self._transport)
+        self._http: Any = getattr(getattr(self._sdk, "_client_wrapper", None), "httpx_client", None)
+        self._send = self._send_bytes
+        if not hasattr(self._http, "request"):
+            warn_of_public_sdk("cohere", "transport that replies with bytes")
+            self._send = self._send_public
 
     async def embed(self, batch: Batch) -> Reply:
         """Send one request and decode its reply."""
@@ -146,38 +157,67 @@ class CohereClient:
         fields.pop("prompt", None)
         texts = batch.texts_with_prompt()
         key = self._provider.secret.constant()
-        timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
         self._limit_bodies(batch)
         try:
-            response = await self._http.request(
-                "v2/embed",
-                method="POST",
-                base_url=self._provider.address,  # the SDK changes addresses that contain Cohere's name
-                json={**fields, "texts": texts},
-                headers={"content-type": "application/json", "Authorization": f"Bearer {key.reveal()}"} | self._headers,
-                request_options={"max_retries": 0, "timeout_in_seconds": timeout},
-            )
+            response = await self._send(batch, {**fields, "texts": texts}, key)
         except self._timeout_error:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._connection_error as error:
             host = urlsplit(self._provider.address).netloc
             message = f"Server at {host} could not be reached ({type(error).__name__})."
             raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
-        if response.status_code != 200:
+        if response.status != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            reply = self._read_refusal(response.content)
+            reply = self._read_refusal(response.body)
             refusal = Refusal(
-                *("cohere", str(fields.get("model")), response.status_code, reply["message"], headers, texts),
+                *("cohere", str(fields.get("model")), response.status, reply["message"], headers, texts),
                 secrets=self._provider.connection.secrets_with(key),
                 request_id=reply["id"] or headers.get("x-request-id"),
             )
             raise _to_provider_error(refusal)
         [embedding_type] = fields["embedding_types"]
-        return self._decode(response.content, len(texts), embedding_type)
+        return self._decode(response.body, len(texts), embedding_type)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.httpx_client.aclose()
+        await self._transport.aclose()
+
+    async def _send_bytes(self, batch: Batch, body: dict[str, Any], key: Secret) -> RawResponse:
+        """Send a request through the SDK's transport."""
+        response = await self._http.request(
+            "v2/embed",
+            method="POST",
+            base_url=self._provider.address,  # the SDK changes addresses that contain Cohere's name
+            json=body,
+            headers={"content-type": "application/json", "Authorization": f"Bearer {key.reveal()}"} | self._headers,
+            request_options={"max_retries": 0, "timeout_in_seconds": _seconds(batch)},
+        )
+        return RawResponse(response.status_code, response.headers, response.content)
+
+    async def _send_public(self, batch: Batch, body: dict[str, Any], key: Secret) -> RawResponse:
+        """Send a request through the SDK's `embed`, and return the JSON from which the SDK made its reply."""
+        dump, [embedding_type] = self._reader.dump, body["embedding_types"]
+        named = {name: body[name] for name in ("model", "input_type", "texts", "embedding_types", "truncate")}
+        try:
+            reply = await self._sdk.embed(
+                **named,
+                request_options={
+                    "max_retries": 0,
+                    "timeout_in_seconds": _seconds(batch),
+                    "additional_headers": {"Authorization": f"Bearer {key.reveal()}"} | self._headers,
+                    "additional_body_parameters": {name: body[name] for name in body.keys() - named.keys()},
+                },
+            )
+        except Exception as error:
+            if not isinstance(status := getattr(error, "status_code", None), int):
+                raise
+            headers, content = getattr(error, "headers", None) or {}, getattr(error, "body", None)
+            return RawResponse(status, headers, dump(content if isinstance(content, dict) else None))
+        rows = getattr(reply.embeddings, embedding_type, None)
+        billed = getattr(getattr(reply, "meta", None), "billed_units", None)
+        tokens = getattr(billed, "input_tokens", None)  # a float in the SDK
+        meta = {"billed_units": {"input_tokens": int(tokens) if isinstance(tokens, float) else tokens}}
+        return RawResponse(200, {}, dump({"embeddings": {embedding_type: rows}, "meta": meta}))
 
     def _decode(self, body: bytes, n_texts: int, embedding_type: str) -> Reply:
         try:
@@ -200,6 +240,10 @@ class CohereClient:
             reply = None
         fields = reply if isinstance(reply, dict) else {}
         return {name: str(fields.get(name) or "") for name in ("message", "id")}
+
+
+def _seconds(batch: Batch) -> float:
+    return SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
 
 
 def _sdk_spelling(name: str) -> str:

@@ -8,6 +8,8 @@ decoded here, because the SDK creates a Python number for every number, ignores 
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import (
     AuthenticationError,
+    BadReplyError,
     BadRequestError,
     ConfigurationError,
     ProviderError,
@@ -30,6 +33,7 @@ from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
+from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, REDIRECT_FIX, Refusal, connection_error
 from embedkit_core.providers.secrets import Hidden, Secret
@@ -113,7 +117,7 @@ class Voyage(HTTPProvider):
         self.secret.reveal()
         return VoyageClient(self)
 
-    def session_opener(self) -> Callable[[], ClientSession]:
+    def session_opener(self, *, auto_decompress: bool = False) -> Callable[[], ClientSession]:
         """Return a function that opens the session of a client on the running event loop. Files are read before.
 
         `trust_env` of aiohttp is off: with it, aiohttp reads the environment for each request on the default executor,
@@ -138,7 +142,7 @@ class Voyage(HTTPProvider):
                 connector=ExactConnector(limit=0, ssl=tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
-                auto_decompress=False,
+                auto_decompress=auto_decompress,
                 proxy=proxy,
             )
 
@@ -176,23 +180,26 @@ def _find_secret(settings: ProviderSettings) -> Secret | None:
 
 
 class VoyageClient:
-    """Client with one session for all requests, which the SDK builds and sends."""
+    """Client with one session for all requests, which the SDK builds and sends, if it must with its public method."""
 
     def __init__(self, provider: Voyage) -> None:
         import aiohttp
         from voyageai import error as sdk_errors
-        from voyageai.api_resources.api_requestor import APIRequestor
 
         from embedkit_core.providers.http.bodies import limit_bodies, read_decompressed
 
         self._limit_bodies, self._read_decompressed = limit_bodies, read_decompressed
-        self._requestor_class: Any = APIRequestor
+        self._requestor_class = _find_requestor()
+        self._send = self._send_bytes
+        if self._requestor_class is None:
+            warn_of_public_sdk("voyageai", "APIRequestor.arequest_raw with a session")
+            self._send = self._send_public
         self._errors = sdk_errors
         self._connection_errors = (aiohttp.ClientError, OSError)
         self._reader = ReplyReader()
         self._provider = provider
         cache_platform_names()
-        self._open_session = provider.session_opener()
+        self._open_session = provider.session_opener(auto_decompress=self._requestor_class is None)
         self._session: ClientSession | None = None
 
     async def embed(self, batch: Batch) -> Reply:
@@ -202,28 +209,11 @@ class VoyageClient:
         texts = batch.texts_with_prompt()
         key = self._provider.secret.constant()
         address = self._provider.address_for(key.reveal())
-        requestor = self._requestor_class(key.reveal(), address)
         params = {**fields, "input": texts, "encoding_format": ENCODING}
-        timeout = SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
         if self._session is None:  # it belongs to the running event loop
             self._session = self._open_session()
         try:
-            response = await requestor.arequest_raw(
-                *("post", "/embeddings", self._session),
-                params=params,
-                supplied_headers=self._provider.connection.authorization_header,
-                request_timeout=timeout,
-            )
-            try:
-                chunks = self._read_decompressed(
-                    response.content.iter_any(),
-                    status=response.status,
-                    encoding=response.headers.get("Content-Encoding", ""),
-                    limits=self._limit_bodies(batch),
-                )
-                body = b"".join([chunk async for chunk in chunks])
-            finally:
-                response.release()
+            response = await self._send(batch, params, key, address)
         except (self._errors.Timeout, TimeoutError):
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except (self._errors.APIConnectionError, *self._connection_errors) as error:
@@ -231,19 +221,64 @@ class VoyageClient:
             raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
+            message = self._read_message(response.body)
             refusal = Refusal(
-                *("voyage", str(fields.get("model")), response.status, self._read_message(body), headers, texts),
+                *("voyage", str(fields.get("model")), response.status, message, headers, texts),
                 secrets=self._provider.connection.secrets_with(key),
                 request_id=headers.get("x-request-id") or headers.get("request-id"),
             )
             raise _to_provider_error(refusal, address)
         dtype: DType = fields.get("output_dtype", "float32")
-        return self._reader.read_data(self._reader.parse(body), len(texts), NUMPY_DTYPES[dtype], "total_tokens")
+        return self._reader.read_data(
+            self._reader.parse(response.body), len(texts), NUMPY_DTYPES[dtype], "total_tokens"
+        )
 
     async def aclose(self) -> None:
         """Close the session."""
         if self._session is not None:
             await self._session.close()
+
+    async def _send_bytes(self, batch: Batch, params: Mapping[str, Any], key: Secret, address: str) -> RawResponse:
+        """Send a request as the SDK's requestor builds it."""
+        response = await self._requestor_class(key.reveal(), address).arequest_raw(
+            *("post", "/embeddings", self._session),
+            params=params,
+            supplied_headers=self._provider.connection.authorization_header,
+            request_timeout=_seconds(batch),
+        )
+        try:
+            chunks = self._read_decompressed(
+                response.content.iter_any(),
+                status=response.status,
+                encoding=response.headers.get("Content-Encoding", ""),
+                limits=self._limit_bodies(batch),
+            )
+            return RawResponse(response.status, response.headers, b"".join([chunk async for chunk in chunks]))
+        finally:
+            response.release()
+
+    async def _send_public(self, batch: Batch, params: Mapping[str, Any], key: Secret, address: str) -> RawResponse:
+        """Send a request through the SDK's `Embedding.acreate`, and return the JSON from which it made its reply.
+
+        The SDK limits no body and takes HTTP 501 and 529 for a reply. `AsyncClient.embed` would lose the order of rows.
+        """
+        voyageai: Any = importlib.import_module("voyageai")
+        voyageai.aiosession.set(self._session)
+        try:
+            reply = await voyageai.Embedding.acreate(
+                api_key=key.reveal(),
+                base_url=address,
+                request_timeout=_seconds(batch),
+                headers=self._provider.connection.authorization_header,
+                **params,
+            )
+        except self._errors.VoyageError as error:
+            if not isinstance(error.http_status, int):
+                raise
+            return RawResponse(error.http_status, error.headers or {}, str(error.http_body or "").encode())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise BadReplyError("Server response could not be read by the voyageai package") from None
+        return RawResponse(200, {}, self._reader.dump(reply))
 
     def _read_message(self, body: bytes) -> str:
         """Return the message of {"detail": ..., "error_code": ...} or of a gateway's {"error": {"message": ...}}.
@@ -258,6 +293,22 @@ class VoyageClient:
         findings = detail if isinstance(detail, list) else [detail]
         code = fields.get("error_code")
         return "; ".join(map(_finding, findings)) + (f" ({code})" if isinstance(code, str) else "")
+
+
+def _seconds(batch: Batch) -> float:
+    return SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
+
+
+def _find_requestor() -> Any:
+    """Return the SDK's class that sends a request with a session, None if it has moved."""
+    try:
+        from voyageai.api_resources.api_requestor import APIRequestor
+
+        parameters = inspect.signature(APIRequestor.arequest_raw).parameters
+    except (ImportError, AttributeError):
+        return None
+    needed = {"session", "params", "supplied_headers", "request_timeout"}
+    return APIRequestor if needed <= parameters.keys() else None
 
 
 def _finding(finding: object) -> str:
