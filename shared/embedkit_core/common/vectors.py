@@ -25,6 +25,7 @@ NUMPY_DTYPES: Mapping[DType, np.dtype[Any]] = {
 }
 BIT_PACKED = ("binary", "ubinary")
 PROVIDER_QUANTIZED = ("int8", "uint8")  # never truncated: the provider's ranges depend on the dimensions
+LENGTH_TOLERANCE = 1e-3  # of normalized vectors, for numbers rounded to float16
 LOCAL_DTYPES = ("float16", *BIT_PACKED)  # computed from float32; int8 and uint8 need the provider's ranges
 Matrix: TypeAlias = npt.NDArray[Any]
 
@@ -104,6 +105,7 @@ class PostProcessing:
         center: True if truncation subtracts the mean of the whole row first. After normalization this equals layer
             normalization.
         normalize: True if rows that are not truncated are normalized too.
+        restore_length: True if rows that the server truncated must have length 1. Some servers do not normalize them.
         source: Data type of the input.
         dtype: Data type of the output.
     """
@@ -111,6 +113,7 @@ class PostProcessing:
     truncate_to: int | None = None
     center: bool = False
     normalize: bool = False
+    restore_length: bool = False
     source: DType = "float32"
     dtype: DType = "float32"
 
@@ -124,6 +127,8 @@ class PostProcessing:
         shorter = self.truncate_to is not None and rows.shape[1] > self.truncate_to
         if shorter or self.normalize:
             rows = _normalized(rows, self.truncate_to if shorter else None, center=self.center)
+        elif self.restore_length:
+            rows = _with_unit_length(rows)
         if self.dtype in BIT_PACKED:
             packed = np.packbits(rows > 0, axis=1)
             return packed if self.dtype == "ubinary" else (packed ^ 0x80).view(np.int8)
@@ -158,6 +163,17 @@ def truncation_hint(dimensions: int) -> str:
         "if the model supports shorter vectors, truncate them locally with "
         f"model_info={{'allowed_dimensions': [{dimensions}], 'cut': 'prefix'}}"
     )
+
+
+def _with_unit_length(rows: Matrix) -> Matrix:
+    """Return the rows with those normalized whose length is not 1; the others keep every bit."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    wrong = np.abs(lengths - 1.0) > LENGTH_TOLERANCE
+    if not wrong.any():
+        return rows
+    unit = rows.copy()
+    unit[wrong] = _normalized(rows[wrong], None, center=False)
+    return unit
 
 
 def _normalized(rows: Matrix, truncate_to: int | None, *, center: bool) -> npt.NDArray[np.float32]:

@@ -97,14 +97,18 @@ def resolve_output_spec(
             f"dimensions: truncation of vectors of {model} is not documented (got {dimensions}). If the model supports "
             "it, set 'cut' in model_info=."
         )
+    truncate_to = dimensions if truncates_locally or (truncation_is_documented and dimensions != default) else None
     post_processing = PostProcessing(
-        truncate_to=dimensions if truncates_locally or (truncation_is_documented and dimensions != default) else None,
+        truncate_to=truncate_to,
         center=truncation_is_documented and info is not None and info.cut == "centered",
         normalize=(info.unit_length is False if info else not returns_normalized) and source in ("float32", "float16"),
+        restore_length=truncate_to is not None
+        and info is not None
+        and info.unit_length is True
+        and source == "float32",
         source=source,
         dtype=dtype,
     )
-    truncate_to = post_processing.truncate_to
     may_be_ignored = truncate_to is not None and not truncates_locally and default is not None and default > truncate_to
     return OutputSpec(
         dimensions=None if truncates_locally else dimensions,

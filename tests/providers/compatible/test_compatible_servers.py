@@ -355,6 +355,26 @@ def test_vectors_of_a_gateway_that_ignores_dimensions_of_openai_models_are_trunc
     np.testing.assert_allclose(rows[0], vector_of("a", 256), atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_that_a_server_truncated_without_normalization_are_normalized(dtype, tmp_path):
+    def shortened(reply):
+        for row in reply["data"]:
+            row["embedding"] *= np.float32(0.547)
+
+    with OpenAIServer() as server:
+        settings = {"api_key": "test-key", "dimensions": 256, "dtype": dtype, "cache": tmp_path}
+        embedder = at(server, "text-embedding-3-small", **settings)
+        key = embedder.explain("a").key
+        normalized = embedder.embed(["a"]).vectors
+        assert normalized.tolist() == [vector_of("a", 256).astype(dtype).tolist()]  # not changed in any bit
+        server.fault_for(lambda texts, number: Fault(transform=shortened))
+        np.testing.assert_allclose(embedder.embed(["b"]).vectors[0], vector_of("b", 256), atol=1e-3)
+        assert at(server, "text-embedding-3-small", **settings).embed(["a", "b"]).usage.cache_hits == 2
+        assert embedder.explain("a").key == key
+        unknown = at(server, "new-model", dimensions=256, api_key="test-key").embed(["a"]).vectors
+        assert np.linalg.norm(unknown) == pytest.approx(0.547, abs=1e-3)  # nothing says what length it must have
+
+
 # Refusals
 
 
