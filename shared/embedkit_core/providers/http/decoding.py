@@ -12,15 +12,12 @@ from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.types import Reply, Vectors
 
 Decode = Callable[[str], bytes]
-ReadDType = Callable[[int], "np.dtype[Any] | None"]  # from the bytes of a base64 row
+Check = Callable[[int], bool]  # of the bytes of a base64 row
 NUMPY_FLOAT32 = np.dtype(np.float32)
-FLOAT_DTYPES: Mapping[float, np.dtype[Any]] = {
-    dtype.itemsize: dtype for dtype in (NUMPY_FLOAT32, np.dtype(np.float64), np.dtype(np.float16))
-}
 
 
 class UnreadableEncodingError(BadReplyError):
-    """The vectors of a reply are missing, or base64 of an unknown dtype; the server may return them as floats."""
+    """The vectors of a reply are missing, or base64 of an unknown dtype; the server may return them as numbers."""
 
 
 class ReplyReader:
@@ -65,7 +62,7 @@ class ReplyReader:
         n_texts: int,
         element: np.dtype[Any],
         *token_fields: str,
-        dtype_of: ReadDType | None = None,
+        accepts: Check | None = None,
     ) -> Reply:
         """Read `{"data": [{"embedding": ..., "index": ...}], "usage": {...}}`.
 
@@ -74,7 +71,7 @@ class ReplyReader:
             n_texts: Number of texts in the request.
             element: Dtype of the vectors.
             *token_fields: Fields of `usage` with the billed tokens; the first one present is used.
-            dtype_of: As for `decode_rows`.
+            accepts: As for `decode_rows`.
 
         Raises:
             BadReplyError: The reply has another shape, or as for `read_rows`.
@@ -85,7 +82,7 @@ class ReplyReader:
         except (KeyError, TypeError, AttributeError):
             raise not_a_list() from None
         tokens = read_tokens(reply.get("usage"), *token_fields)
-        return self.read_rows(encoded, n_texts, element, tokens, indices=indices, dtype_of=dtype_of)
+        return self.read_rows(encoded, n_texts, element, tokens, indices=indices, accepts=accepts)
 
     def read_rows(
         self,
@@ -95,7 +92,7 @@ class ReplyReader:
         tokens: int | None,
         *,
         indices: Sequence[Any] = (),
-        dtype_of: ReadDType | None = None,
+        accepts: Check | None = None,
     ) -> Reply:
         """Decode rows of base64 or numbers.
 
@@ -112,7 +109,7 @@ class ReplyReader:
                 raise BadReplyError(
                     f"Server returned {count_noun(len(encoded), 'vector')} for {count_noun(n_texts, 'text')}"
                 )
-            vectors = decode_rows(encoded, element, self._decode, dtype_of)
+            vectors = decode_rows(encoded, element, self._decode, accepts)
             return Reply(reorder_by_index(vectors, indices), tokens)
         except BadReplyError as error:
             error.tokens = tokens
@@ -129,7 +126,7 @@ def not_a_list() -> BadReplyError:
 
 
 def decode_rows(
-    encoded: Sequence[Any], element: np.dtype[Any], decode: Decode, dtype_of: ReadDType | None = None
+    encoded: Sequence[Any], element: np.dtype[Any], decode: Decode, accepts: Check | None = None
 ) -> Vectors:
     """Decode rows of base64 (little-endian) or numbers.
 
@@ -137,13 +134,13 @@ def decode_rows(
         encoded: The rows.
         element: Dtype of the result.
         decode: Decodes base64.
-        dtype_of: Returns the dtype of base64, by the bytes of a row; None if base64 is of dtype `element`.
+        accepts: Returns True if base64 with so many bytes per row is of dtype `element`; None if it always is.
 
     Returns:
         The rows, (n, width) of dtype `element`.
 
     Raises:
-        UnreadableEncodingError: The base64 is of no known dtype.
+        UnreadableEncodingError: The base64 may be of another dtype.
         BadReplyError: The rows have different widths, or are neither base64 nor numbers.
     """
     try:
@@ -153,14 +150,13 @@ def decode_rows(
         n_bytes = len(rows[0])
         if any(len(row) != n_bytes for row in rows):
             raise ValueError("rows of different widths")
-        dtype = element if dtype_of is None else dtype_of(n_bytes)
-        if dtype is not None:
-            # Without a copy if the dtype is `element` and the machine is little-endian.
-            vectors = np.frombuffer(b"".join(rows), dtype=dtype.newbyteorder("<")).reshape(len(rows), -1)
+        if accepts is None or accepts(n_bytes):
+            # Without a copy on a little-endian machine.
+            vectors = np.frombuffer(b"".join(rows), dtype=element.newbyteorder("<")).reshape(len(rows), -1)
             return vectors.astype(element, copy=False)
     except (ValueError, TypeError, OverflowError):
         raise BadReplyError("Server returned vectors of different widths or in an unknown encoding") from None
-    raise UnreadableEncodingError(f"Server returned base64 of an unknown type ({n_bytes} bytes per vector)")
+    raise UnreadableEncodingError(f"Server returned base64 of an unknown type or width ({n_bytes} bytes per vector)")
 
 
 def _from_numbers(rows: Sequence[Any], element: np.dtype[Any]) -> Vectors:

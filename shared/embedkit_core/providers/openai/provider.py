@@ -270,15 +270,12 @@ class OpenAIClient:
                 NUMPY_FLOAT32,
                 "total_tokens",
                 "prompt_tokens",
-                dtype_of=sent.negotiation.dtype_of,
+                accepts=sent.negotiation.is_float32,
             )
         except UnreadableEncodingError as error:
             if sent.encoding != BASE64:
                 raise
-            if reply["data"]:
-                sent.negotiation.unreadable()
-            else:
-                sent.negotiation.refused()
+            sent.negotiation.refused()
             refused = EncodingRefusedError(str(error))
             refused.is_reply, refused.tokens = True, error.tokens
         else:
