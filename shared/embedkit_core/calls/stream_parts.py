@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections import deque
 from collections.abc import Iterable, Sequence, Sized
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ from embedkit_core.calls.plan import EMPTY_FIX, EMPTY_REASON, is_empty, reason_f
 from embedkit_core.calls.waiting import await_
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.common.results import EmbeddingResult
-from embedkit_core.common.threads import BULK, off_loop
+from embedkit_core.common.threads import BULK, WakeFlag, off_loop
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import BaseEmbedder
@@ -52,7 +51,7 @@ class StreamChunk:
         tracked: tuple[UsageTracker, ...],
     ) -> None:
         self.start = start
-        self.done = threading.Event()
+        self.done = WakeFlag()
         self.rows: Vectors = np.empty((0, 0), dtype=np.float32)
         self.truncated: tuple[int, ...] = ()
         self.usage = Usage()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
-from embedkit_core.common.threads import running_loop
+from embedkit_core.common.threads import WakeFlag, running_loop
 from embedkit_core.engine.scheduler.items import Ticket
 from embedkit_core.observability.progress import REPORT_INTERVAL, ProgressReporter
 
@@ -38,7 +37,7 @@ class PendingCall(Protocol):
 
 def wait(call: PendingCall) -> None:
     """Submit a call and block the current thread until the engine has finished it."""
-    awake = threading.Event()
+    awake = WakeFlag()
     for made_lists in steps(call, awake.set):
         if not made_lists:
             awake.wait(None if call.reporter is None else REPORT_INTERVAL)

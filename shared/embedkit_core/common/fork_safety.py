@@ -42,6 +42,15 @@ class ForkLock:
         _locks.add(self)
 
 
+def holds_lock() -> bool:
+    """Return True if this thread holds a lock of the library.
+
+    That is so in a signal handler or a finalizer that has interrupted the library. Other threads may wait for the lock,
+    so it must not wait for them.
+    """
+    return any(holder.lock._is_owned() for holder in list(_locks))  # type: ignore[attr-defined]
+
+
 MAX_FORK_WAIT_SECONDS = 10.0  # how long a fork waits for each of the two locks below
 
 # Held while the library imports modules or draws a progress bar. The module locks of the interpreter and the lock of

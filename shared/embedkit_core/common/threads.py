@@ -36,6 +36,38 @@ def start_thread(run: Callable[[], object], name: str) -> threading.Thread:
     return thread
 
 
+class WakeFlag:
+    """An event for a thread that a signal handler may interrupt at any time.
+
+    A `threading.Event` holds a lock for a moment in `wait`. If a handler interrupted the thread there and waited for
+    the engine, whose thread needs that lock in `set`, both would wait forever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held while the flag is not set
+        self._lock.acquire()
+
+    def is_set(self) -> bool:
+        """Return True if the flag is set."""
+        return not self._lock.locked()
+
+    def set(self) -> None:
+        """Set the flag and wake the thread that waits."""
+        with contextlib.suppress(RuntimeError):  # it is set
+            self._lock.release()
+
+    def clear(self) -> None:
+        """Reset the flag."""
+        self._lock.acquire(blocking=False)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the flag is set, up to `timeout` seconds. Return True if it is set."""
+        is_set = self._lock.acquire(timeout=-1 if timeout is None else timeout)
+        if is_set:
+            self.set()
+        return is_set
+
+
 class WorkerPool:
     """A few daemon threads, each started when all others are busy. A forked child starts its own.
 

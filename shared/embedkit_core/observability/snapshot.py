@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.common.threads import WakeFlag
 from embedkit_core.engine.runtime.process import engine, is_running
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def snapshot() -> list[Snapshot]:
     if threading.current_thread() is engine().thread:  # the threads of limiters and the cache may wait
         raise EmbedKitError("snapshot() would wait for the thread it runs on. Call it from another thread.")
     found: list[Snapshot] = []
-    done = threading.Event()
+    done = WakeFlag()
 
     def collect(accounts: list[Account]) -> None:
         for account in accounts:

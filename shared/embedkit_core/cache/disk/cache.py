@@ -21,6 +21,7 @@ from embedkit_core.cache.disk.pool import (
     Mode,
     NewRow,
     Pool,
+    again_after_fork,
     close_all,
     connect,
     is_busy,
@@ -325,6 +326,7 @@ class DiskCache:
             self._pool = None
 
 
+@again_after_fork
 def open_checked(path: Path) -> Pool | str:
     """Open a database for writing; if that fails, for reading, in the modes that a read-only folder allows.
 

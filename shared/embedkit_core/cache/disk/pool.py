@@ -1,21 +1,22 @@
 """Pool of SQLite connections. A connection is used by one thread at a time, and all are closed before a fork.
 
 SQLite keeps its locks in a table of the process. A child that is forked while a connection is open seems to hold locks
-that it does not have, and loses its commits when the parent closes. So a fork waits until SQLite is not in use, and
-closes the connections. Source: SQLite, https://www.sqlite.org/howtocorrupt.html, section 2.6.
+that it does not have, and loses its commits when the parent closes. So a fork waits until no other thread uses SQLite,
+and closes the connections. Source: SQLite, https://www.sqlite.org/howtocorrupt.html, section 2.6.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from embedkit_core.cache.codec import HEADER_BYTES, MAX_ENCODED_WIDTH
 from embedkit_core.cache.disk.folder import Identity
@@ -26,6 +27,8 @@ from embedkit_core.common.errors import CacheError
 # memory of the connection. "immutable" is for a read-only folder without a WAL.
 Mode: TypeAlias = Literal["rw", "ro", "private", "immutable"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 WRITE_WAIT_SECONDS = 5.0  # for writes of other processes
 _WRITE_POLL_MILLISECONDS = 100
 _READ_WAIT_SECONDS = 1.0  # a read waits only while another process opens or closes the database
@@ -83,26 +86,30 @@ class NewRow(NamedTuple):
 
 
 class ForkBarrier:
-    """Counts the users of SQLite in this process, and blocks new ones while it forks."""
+    """Counts the users of SQLite in this process, and blocks new ones while it forks.
+
+    A signal handler or finalizer can interrupt a thread anywhere, and use SQLite or fork. So entering and leaving take
+    no lock, a thread that is inside enters again without waiting, and a fork does not wait for its own thread.
+    """
 
     def __init__(self) -> None:
-        self._renew()
+        self._users: dict[object, int] = {}  # with their thread IDs
+        self.renew()
 
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._users: set[object] = set()
-        self._shut = False
+    def renew(self) -> None:
+        """Admit users, and keep those of this thread: a forked child has no other."""
+        self._users = {user: thread for user, thread in self._users.items() if thread == threading.get_ident()}
+        self._changed = threading.Condition(threading.RLock())
+        self._forks = 0
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Use SQLite inside the `with` block; wait before it while the process forks."""
         user = object()
         try:
-            with self._lock:
-                while self._shut:
-                    self._changed.wait()
-                self._users.add(user)
+            while not self.try_enter(user):
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._forks)
             yield
         finally:
             try:
@@ -112,33 +119,31 @@ class ForkBarrier:
                 raise
 
     def leave(self, user: object) -> None:
-        """Remove a user. In a child that was forked inside the block, there is none to remove."""
-        with self._lock:
-            self._users.discard(user)
-            if self._shut:
+        """Remove a user."""
+        self._users.pop(user, None)
+        if self._forks:
+            with self._changed:
                 self._changed.notify_all()
 
     def try_enter(self, user: object) -> bool:
         """Add a user without waiting, so that a finalizer may call it anywhere. Return True on success."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            if not self._shut:
-                self._users.add(user)
-            return not self._shut
-        finally:
-            self._lock.release()
+        self._users[user] = threading.get_ident()
+        if not self._forks or list(self._users.values()).count(threading.get_ident()) > 1:
+            return True
+        self.leave(user)
+        return False
 
     def shut(self, timeout: float) -> bool:
-        """Block new users, and wait up to `timeout` seconds for the others. Return True if none is left."""
-        with self._lock:
-            self._shut = True
-            return self._changed.wait_for(lambda: not self._users, timeout)
+        """Block new users, and wait up to `timeout` seconds for other threads. Return True if none of them is left."""
+        own = threading.get_ident()
+        with self._changed:
+            self._forks += 1
+            return self._changed.wait_for(lambda: set(self._users.values()) <= {own}, timeout)
 
     def open(self) -> None:
-        """Admit users again."""
-        with self._lock:
-            self._shut = False
+        """Admit users again, unless another thread forks too."""
+        with self._changed:
+            self._forks -= 1
             self._changed.notify_all()
 
 
@@ -149,6 +154,7 @@ class _Process:
         self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self.connections: set[sqlite3.Connection] = set()
         self.orphans: list[sqlite3.Connection] = []  # of pools whose finalizer could not close them
+        self.forks = 0  # that have closed all connections
         self.idle_at_fork = True
         self.usable = True
 
@@ -157,12 +163,46 @@ class _Process:
         for pool in list(self.pools):
             pool.close_idle()
         close_all(self.orphans)
+        if self.idle_at_fork:  # others are in use by this thread, which forks in a signal handler
+            self.forks += 1
+            close_all(list(self.connections))
 
     def after_fork_in_child(self) -> None:
         if not self.idle_at_fork:
             self.usable = False
             _leak_connections(self.connections)
-        FORK_BARRIER._renew()
+        FORK_BARRIER.renew()
+
+
+def again_after_fork(work: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that uses a connection: repeat it if its thread has forked meanwhile, in a signal handler.
+
+    The fork has closed the connection, which has rolled its transaction back.
+    """
+
+    @functools.wraps(work)
+    def repeating(*args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            forks = _process.forks
+            try:
+                return work(*args, **kwargs)
+            except sqlite3.ProgrammingError:
+                if _process.forks == forks:
+                    raise
+
+    return repeating
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that a fork finds before it is open."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _process.connections.add(self)
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException:
+            _process.connections.discard(self)
+            raise
 
 
 def _leak_connections(connections: Iterable[sqlite3.Connection]) -> None:
@@ -203,6 +243,7 @@ class Pool:
         _process.pools.add(self)
         weakref.finalize(self, _close_connection, self._idle, self._stale)
 
+    @again_after_fork
     def read(self, keys: Sequence[bytes]) -> list[FoundRow]:
         """Return the existing ones of up to `KEYS_PER_SELECT` keys. Raises sqlite3.Error."""
         query = _SELECT_ONE if len(keys) == 1 else _SELECT_MANY.replace("MARKS", ",".join("?" * len(keys)))
@@ -218,6 +259,7 @@ class Pool:
             self._stale.update(stale)
         return found
 
+    @again_after_fork
     def write(self, rows: Sequence[NewRow]) -> None:
         """Commit rows in one transaction. Raises sqlite3.Error."""
         with self.connection() as connection:
@@ -255,9 +297,11 @@ class Pool:
 
     def _acquire(self) -> sqlite3.Connection:
         try:
-            return self._idle.pop()
+            while (connection := self._idle.pop()) not in _process.connections:
+                pass  # a fork has closed it
         except IndexError:
             return connect(self._path, self.mode)
+        return connection
 
     def _release(self, connection: sqlite3.Connection) -> None:
         if len(self._idle) >= _MAX_IDLE_CONNECTIONS:
@@ -283,8 +327,8 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
         timeout=_READ_WAIT_SECONDS,
         isolation_level=None,
         check_same_thread=False,
+        factory=_Connection,
     )
-    _process.connections.add(connection)
     connection.text_factory = _text
     try:
         close_all(_process.orphans)
@@ -345,7 +389,8 @@ def close_all(connections: list[sqlite3.Connection]) -> None:
         except IndexError:  # another thread took the last one
             return
         _process.connections.discard(connection)
-        connection.close()
+        with suppress(sqlite3.ProgrammingError):  # a signal handler forks before it is open
+            connection.close()
 
 
 def _renew(idle: list[sqlite3.Connection], stale: set[int]) -> None:

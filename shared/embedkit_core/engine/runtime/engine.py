@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.common.fork_safety import holds_lock
 from embedkit_core.common.threads import start_thread
 from embedkit_core.engine.runtime.account import USER_CODE_THREAD, Account
 from embedkit_core.engine.runtime.cache_writer import CacheWriter
@@ -87,10 +88,15 @@ class Engine:
         """Submit a ticket, with the arguments of `Scheduler.submit`.
 
         Raises:
-            EmbedKitError: The interpreter is shutting down.
+            EmbedKitError: The interpreter is shutting down, or a signal handler has interrupted the library.
         """
         if self._closing:
             raise EmbedKitError("The interpreter is shutting down. No more requests are sent")
+        if holds_lock():
+            raise EmbedKitError(
+                "A signal handler or finalizer has interrupted this library where it cannot wait for a reply. Embed "
+                "new texts outside of it, for example after it has set a flag."
+            )
         self.call(account, lambda: account.submit(ticket, spec, texts, too_long, lookup))
 
     def withdraw(self, account: Account, ticket: Ticket, lookup: object) -> None:
