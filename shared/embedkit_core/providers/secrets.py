@@ -70,10 +70,12 @@ def mask_login(url: Any) -> Any:
 def key_flaw(key: str) -> str:
     """Return what is wrong with a key and what to do, "" if nothing is. White space around it is ignored."""
     stripped = key.strip()
-    if stripped and not stripped.strip("*"):
+    if not stripped:
+        return "the key is empty. Pass the key itself."
+    if not stripped.strip("*"):
         return "the key is masked, as in a dump. Pass the key itself."
-    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
-        return "the key is empty, or contains white space or a character that no API key has. Check the key."
+    if not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        return "the key has white space or a character that no API key has. Check the key."
     return ""
 
 
