@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from embedkit_core.calls.plan import iterate_texts
 from embedkit_core.calls.stream import MAX_FILL_SECONDS
 from embedkit_core.calls.stream_parts import StreamChunk, StreamWindow
+from embedkit_core.common.threads import running_loop
 from embedkit_core.common.types import Vectors
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
@@ -46,6 +47,7 @@ class AsyncStream:
 
     async def rows(self) -> AsyncGenerator[Vectors, None]:
         """Yield one vector per text, float32 (dimensions,). Closing the generator withdraws the pending texts."""
+        running_loop()
         window = self._window
         error: Exception | None = None
         with window.observe():

@@ -6,6 +6,7 @@ BlockBuster raises an error for each blocking call on a thread with a running ev
 import asyncio
 import threading
 
+import anyio
 import numpy as np
 import pytest
 from blockbuster import blockbuster_ctx
@@ -16,7 +17,7 @@ from support.openai_server import OpenAIServer
 from support.scripts import finish, start
 from support.voyage_server import VoyageServer
 
-from embedkit_core import Embedder
+from embedkit_core import Embedder, EmbedKitError
 from embedkit_core.cache import open_cache
 from embedkit_core.common.threads import LOOKUPS
 from embedkit_core.testing import FakeServer
@@ -211,3 +212,37 @@ asyncio.run(main())
 
 def test_a_child_forked_during_async_look_ups_has_its_own_threads(server, tmp_path):
     finish(start(FORK, server.base_url, tmp_path))
+
+
+ASYNC_CALLS = [
+    lambda embedder: embedder.aembed(["one"]),
+    lambda embedder: embedder.aembed_query("one"),
+    lambda embedder: embedder.aembed_documents(TEXTS),
+    lambda embedder: embedder.aestimate(TEXTS),
+    lambda embedder: embedder.aclose(),
+    lambda embedder: anext(embedder.aembed_iter(TEXTS)),
+]
+
+
+@pytest.mark.parametrize("call", ASYNC_CALLS)
+def test_an_async_call_without_asyncio_such_as_in_trio_gets_an_error_with_the_way_to_do_it(call):
+    server = FakeServer()
+    call = call(fake_embedder(server))
+    with pytest.raises(EmbedKitError, match=r"trio\.to_thread\.run_sync"):
+        call.__await__().send(None)
+    assert not server.received
+
+
+def test_anyio_on_asyncio_works(tmp_path):
+    server = FakeServer()
+    embedder = fake_embedder(server, cache=tmp_path)
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            for n in range(3):
+                group.start_soon(embedder.aembed_query, f"question {n}")
+        return [row async for row in embedder.aembed_iter(TEXTS)]
+
+    assert len(anyio.run(main)) == len(TEXTS)
+    assert len(anyio.run(main)) == len(TEXTS)
+    assert embedder.usage.cache_hits == len(TEXTS) + 3
