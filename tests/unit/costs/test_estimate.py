@@ -85,7 +85,7 @@ def test_invalid_texts_are_named_by_their_positions_in_the_whole_input():
     texts = ["fine"] * (TEXTS_PER_CHUNK + 10)
     texts[3] = ""
     texts[TEXTS_PER_CHUNK + 1] = "bad \ud800"
-    with pytest.raises(InputError, match=f"2 of {TEXTS_PER_CHUNK + 10} texts cannot be embedded") as caught:
+    with pytest.raises(InputError, match=f"2 of {TEXTS_PER_CHUNK + 10:,} texts cannot be embedded") as caught:
         fake_embedder(FakeServer()).estimate(texts)
     assert caught.value.indices == (3, TEXTS_PER_CHUNK + 1)
     assert f"(a lone surrogate; decode with errors='replace') at position {TEXTS_PER_CHUNK + 1}" in str(caught.value)
