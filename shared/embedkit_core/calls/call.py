@@ -354,10 +354,7 @@ class Call:
         hits, sizes = self._lookup.hits, plan.sizes
         saved = sum(sizes) if len(hits) == len(sizes) else sum(sizes[index] for index in hits)
         return TextCounts(
-            *(plan.n, len(hits), plan.n_duplicates, coalesced, sent),
-            failed=len(self._failed),
-            empty=len(plan.empty),
-            saved_tokens=saved,
+            plan.n, len(hits), plan.n_duplicates, coalesced, sent, len(self._failed), len(plan.empty), saved
         )
 
     def _assemble(self) -> Vectors | list[list[float]]:

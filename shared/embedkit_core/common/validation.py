@@ -21,6 +21,7 @@ MIN_INTEGERS = {
 REQUIRED_INTEGERS = ("max_concurrency", "max_retries")
 DURATIONS = ("timeout", "deadline")
 MAX_NUMBER = 1_000_000_000
+INPUT_TYPES = get_args(InputType)
 MIN_SIMILARITY = 0.65  # of an unknown argument to a known one, for "did you mean"; "device" is 0.57 like "deadline"
 
 
@@ -159,4 +160,4 @@ def check_input_type(input_type: str) -> None:
     Raises:
         ConfigurationError: It is neither.
     """
-    check_choice("input_type", input_type, get_args(InputType))
+    check_choice("input_type", input_type, INPUT_TYPES)
