@@ -129,6 +129,14 @@ def test_a_bill_of_0_is_no_bill_without_a_price_and_a_budget():
         assert openai_embedder(server, "new-model").embed(["a"]).usage.possibly_billed_tokens == 0
 
 
+def test_a_bill_of_a_prompt_that_the_server_adds_is_believed_without_a_budget():
+    with OpenAIServer(api_key=None) as server:
+        server.fault_for(with_bill(300))
+        assert openai_embedder(server, "new-model").embed(["a"]).usage.tokens == 300
+        server.fault_for(with_bill(2**64 - 1))
+        assert openai_embedder(server, "new-model").embed(["b"]).usage.tokens == 0
+
+
 def test_a_refusal_costs_nothing():
     with OpenAIServer() as server:
         server.faults.extend([Fault.rate_limited(retry_after_ms=1)] * 3)

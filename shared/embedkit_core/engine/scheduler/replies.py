@@ -22,6 +22,8 @@ from embedkit_core.engine.scheduler import long_text as longtext
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket, max_billed_tokens
 from embedkit_core.engine.scheduler.queues import Request
 
+MAX_SERVER_PROMPT_TOKENS = 4096  # of a prompt that a server adds to each text by itself
+
 
 def validate(reply: Reply, n_texts: int, width: int | None, spec: RequestSpec) -> None:
     """Check that a reply has `n_texts` rows of the expected width and dtype, all finite and not zero.
@@ -84,13 +86,18 @@ def validate(reply: Reply, n_texts: int, width: int | None, spec: RequestSpec) -
 
 
 def believable_bill(request: Request, tokens: int | None) -> int | None:
-    """Return the billed tokens that a reply states, None if it states none, 0, or more than its texts can have."""
+    """Return the billed tokens that a reply states, None if it states none, 0, or more than its texts can have.
+
+    If no budget reserved the upper bound, a server may bill a prompt of its own in addition.
+    """
     if type(tokens) is not int or tokens <= 0:
         return None
     # No text has more characters than bytes, so most bills need no exact bound.
     if tokens <= sum(len(item.text) for item in request.items):
         return tokens
-    return tokens if tokens <= sum(max_billed_tokens(item) for item in request.items) else None
+    is_guarded = any(item.reserved for item in request.items)
+    server_prompt = 0 if is_guarded else MAX_SERVER_PROMPT_TOKENS
+    return tokens if tokens <= sum(max_billed_tokens(item) + server_prompt for item in request.items) else None
 
 
 def post_process(reply: Reply, spec: RequestSpec) -> Reply:
