@@ -20,7 +20,8 @@ KEYS = [bytes([n]) * 32 for n in range(10)]
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A cache folder with ten entries, and short waits for locks."""
-    monkeypatch.setattr(connections, "WRITE_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(disk, "WRITE_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(disk, "LOCKED_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(connections, "_READ_WAIT_SECONDS", 0.05)
     cache = DiskCache(tmp_path)
     cache.set_many([(key, Entry(np.ones(8, np.float32))) for key in KEYS])
@@ -110,26 +111,67 @@ def test_a_locked_cache_loses_no_vector_of_a_caller(folder, statements):
     assert len(server.received) == 5
 
 
-def test_a_write_waits_for_the_writes_of_other_processes(tmp_path, monkeypatch):
-    """It polls the lock, although SQLite alone would wait for a shorter time."""
-    monkeypatch.setattr(connections, "_READ_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(connections, "WRITE_WAIT_SECONDS", 60.0)
-    cache = DiskCache(tmp_path)
-    entry = Entry(np.ones(8, np.float32))
-    cache.set_many([(KEYS[0], entry)])
-    other = sqlite3.connect(tmp_path / "embedkit-v1" / "cache.db", isolation_level=None, check_same_thread=False)
+@pytest.fixture
+def writer(folder):
+    """A connection that writes to the database of `folder`, as another process does."""
+    other = sqlite3.connect(folder / "embedkit-v1" / "cache.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    polls = []
-    begins = connections._begins
-
-    def counting(connection, **options):
-        polls.append(options)
-        if len(polls) == 3:
-            other.execute("ROLLBACK")
-        return begins(connection, **options)
-
-    monkeypatch.setattr(connections, "_begins", counting)
-    cache.set_many([(KEYS[1], entry)])
+    yield other
     other.close()
-    assert cache.get_many(KEYS).keys() == set(KEYS[:2])
-    assert len(polls) == 3
+
+
+@pytest.fixture
+def at_each_poll(monkeypatch):
+    """A list of functions; a write that waits calls the next one at each poll."""
+    actions = []
+    last_commit = connections._last_commit
+
+    def polling(connection):
+        actions.pop(0)()
+        return last_commit(connection)
+
+    monkeypatch.setattr(connections, "_last_commit", polling)
+    monkeypatch.setattr(connections, "_WRITE_POLL_SECONDS", 0.001)
+    return actions
+
+
+def entries(count):
+    return [(bytes([100 + n]) * 32, Entry(np.ones(8, np.float32))) for n in range(count)]
+
+
+def test_a_write_waits_as_long_as_other_processes_commit(folder, writer, at_each_poll):
+    def commit():
+        writer.execute("COMMIT")
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE Cache SET store_time = store_time + 1")
+
+    writer.execute("UPDATE Cache SET store_time = store_time + 1")
+
+    at_each_poll += [commit] * 5 + [lambda: writer.execute("COMMIT")]
+    cache = DiskCache(folder)
+    cache.set_many(entries(1))
+    assert cache.stats.write_failures == 0
+    assert at_each_poll == []
+
+
+def test_a_bulk_write_waits_longer_than_that_of_a_query(folder, writer, at_each_poll, monkeypatch):
+    monkeypatch.setattr(disk, "BULK_WAIT_SECONDS", 60.0)
+    at_each_poll += [lambda: None] * 5 + [writer.close]
+    cache = DiskCache(folder)
+    cache.set_many(entries(disk.MAX_QUERY_ROWS + 1))
+    assert cache.stats.write_failures == 0
+    assert at_each_poll == []
+
+
+def test_after_a_blocked_write_others_wait_shortly_until_one_succeeds(folder, writer, at_each_poll, monkeypatch):
+    monkeypatch.setattr(disk, "BULK_WAIT_SECONDS", 60.0)
+    at_each_poll += [lambda: None] * 10
+    cache = DiskCache(folder)
+    cache.set_many(entries(1))
+    assert cache.stats.write_failures == 1
+    cache.set_many(entries(50))
+    assert cache.stats.write_failures == 51
+    writer.close()
+    cache.set_many(entries(50))
+    assert cache.stats.write_failures == 51
+    assert len(cache.get_many([key for key, _ in entries(50)])) == 50

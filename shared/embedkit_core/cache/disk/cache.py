@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk import folder as folders
 from embedkit_core.cache.disk.pool import (
+    BULK_WAIT_SECONDS,
     FORK_BARRIER,
     KEYS_PER_SELECT,
     FoundRow,
@@ -32,7 +33,10 @@ from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.types import Entry
 
 READ_RETRY_SECONDS = 10.0  # pause after a read that another process has blocked
-WRITE_RETRY_SECONDS = 60.0  # pause after a failed write: a full disk may get space, a stuck process may end
+WRITE_RETRY_SECONDS = 60.0  # pause after a write that failed otherwise: a full disk may get space
+WRITE_WAIT_SECONDS = 5.0  # as BULK_WAIT_SECONDS, for up to MAX_QUERY_ROWS
+MAX_QUERY_ROWS = 16
+LOCKED_WAIT_SECONDS = 1.0  # of writes after one that another process has blocked, until one succeeds
 _MAX_QUARANTINED = 3  # per process: a faulty disk must not be filled with damaged databases
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -85,6 +89,7 @@ class DiskCache:
         self._off = False
         self._next_read_at = 0.0
         self._next_write_at = 0.0
+        self._is_locked = False
         self._logged_failures: set[str] = set()
         self._pending_logs: deque[str] = deque()
         # Lock order: FORK_BARRIER, _write_lock, _open_lock. No foreign code (such as a log handler) runs under them.
@@ -175,10 +180,8 @@ class DiskCache:
     def close(self) -> None:
         """Close the connections of this process until the next call. The last process to close merges the WAL."""
         with FORK_BARRIER.entered(), self._open_lock.lock:
-            if self._pool is not None:
-                self._pool.renew()
             self._drop()
-            self._off = False
+            self._off = self._is_locked = False
             self._next_read_at = self._next_write_at = 0.0
 
     @property
@@ -196,19 +199,26 @@ class DiskCache:
     def _write(self, rows: Sequence[NewRow]) -> bool:
         if time.monotonic() < self._next_write_at:
             return False
+        patience = WRITE_WAIT_SECONDS if len(rows) <= MAX_QUERY_ROWS else BULK_WAIT_SECONDS
+        if self._is_locked:
+            patience = LOCKED_WAIT_SECONDS
         for is_retry in (False, True):
             pool = None
             try:
                 pool = self._for_writing()
                 if pool is None:
                     return False
-                pool.write(rows)
+                pool.write(rows, patience)
             except (OSError, sqlite3.Error, CacheError) as error:
                 if not is_retry and pool is not None and _is_damage(error) and self._replace(pool):
                     continue
-                self._next_write_at = time.monotonic() + WRITE_RETRY_SECONDS
+                if is_busy(error):
+                    self._is_locked = True
+                else:
+                    self._next_write_at = time.monotonic() + WRITE_RETRY_SECONDS
                 self._log_once("written", error)
                 return False
+            self._is_locked = False
             self._next_read_at = 0.0
             return True
         return False

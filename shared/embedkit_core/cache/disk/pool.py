@@ -29,8 +29,8 @@ Mode: TypeAlias = Literal["rw", "ro", "private", "immutable"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WRITE_WAIT_SECONDS = 5.0  # for writes of other processes
-_WRITE_POLL_MILLISECONDS = 100
+BULK_WAIT_SECONDS = 30.0  # of a write of many rows, while another process has locked the database and commits nothing
+_WRITE_POLL_SECONDS = 0.1
 _READ_WAIT_SECONDS = 1.0  # a read waits only while another process opens or closes the database
 _FORK_WAIT_SECONDS = 2.0  # of a fork, for reads and writes in progress
 _MAX_IDLE_CONNECTIONS = 8
@@ -226,8 +226,8 @@ if hasattr(os, "register_at_fork"):
 class Pool:
     """A database file with its connections. Use it only inside `FORK_BARRIER.entered()`.
 
-    If its triggers have an old spelling, the first write replaces them. If a row is read whose recorded use is over
-    `RENEW_AFTER_SECONDS` ago, `renew` or the end of the object records the new one.
+    If its triggers have an old spelling, the first write replaces them. A read of a row whose recorded use is over
+    `RENEW_AFTER_SECONDS` ago records the new one.
     """
 
     def __init__(
@@ -239,9 +239,8 @@ class Pool:
         self._path = path
         self._closed = False
         self._idle = [first]
-        self._stale: set[int] = set()  # row IDs
         _process.pools.add(self)
-        weakref.finalize(self, _close_connection, self._idle, self._stale)
+        weakref.finalize(self, _close_connections, self._idle)
 
     @again_after_fork
     def read(self, keys: Sequence[bytes]) -> list[FoundRow]:
@@ -251,19 +250,19 @@ class Pool:
         connection = self._acquire()  # not `connection()`, which takes 1 us longer
         try:
             found: list[FoundRow] = connection.execute(query, (stale_before, *keys)).fetchall()
+            if stale := [row[2] for row in found if row[2] is not None]:
+                _renew(connection, stale)
         except BaseException:
             close_all([connection])
             raise
         self._release(connection)
-        if stale := [row[2] for row in found if row[2] is not None]:
-            self._stale.update(stale)
         return found
 
     @again_after_fork
-    def write(self, rows: Sequence[NewRow]) -> None:
-        """Commit rows in one transaction. Raises sqlite3.Error."""
+    def write(self, rows: Sequence[NewRow], patience: float) -> None:
+        """Commit rows in one transaction, which begins as described for `execute_patiently`. Raises sqlite3.Error."""
         with self.connection() as connection:
-            begin(connection)
+            execute_patiently(connection, "BEGIN IMMEDIATE", patience)
             if self._old_triggers:
                 for statement in REPLACE_TRIGGERS:
                     connection.execute(statement)
@@ -281,10 +280,6 @@ class Pool:
             close_all([connection])
             raise
         self._release(connection)
-
-    def renew(self) -> None:
-        """Record that the rows that were read are in use, unless the database is busy or read-only."""
-        _renew(self._idle, self._stale)
 
     def close(self) -> None:
         """Close all connections; those in use are closed when they are released."""
@@ -354,26 +349,47 @@ def _insert(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
             start += n
 
 
-def begin(connection: sqlite3.Connection) -> None:
-    """Begin a write after those of other processes. Raises sqlite3.Error."""
-    until = time.monotonic() + WRITE_WAIT_SECONDS
-    if _begins(connection):
-        return
+def execute_patiently(connection: sqlite3.Connection, statement: str, patience: float) -> None:
+    """Execute a statement that locks the database. Wait as long as other processes commit.
+
+    Args:
+        connection: The connection.
+        statement: The statement.
+        patience: How many seconds to wait without a commit of another process.
+
+    Raises:
+        sqlite3.Error: The statement failed, or another process has locked the database.
+    """
     # SQLite polls a lock ever more rarely. Short waits in a row poll it often enough among many processes.
-    connection.execute(f"PRAGMA busy_timeout = {_WRITE_POLL_MILLISECONDS}")
-    while not _begins(connection, raises=time.monotonic() > until):
-        pass
-    connection.execute(f"PRAGMA busy_timeout = {round(_READ_WAIT_SECONDS * 1000)}")
+    _set_busy_timeout(connection, _WRITE_POLL_SECONDS)
+    last_commit: int | None = -1
+    until = 0.0
+    while True:
+        try:
+            connection.execute(statement)
+            break
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            seen, now = _last_commit(connection), time.monotonic()
+            if seen != last_commit:
+                last_commit, until = seen, now + patience
+            elif now > until:
+                raise
+    _set_busy_timeout(connection, _READ_WAIT_SECONDS)
 
 
-def _begins(connection: sqlite3.Connection, *, raises: bool = False) -> bool:
+def _set_busy_timeout(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+
+
+def _last_commit(connection: sqlite3.Connection) -> int | None:
+    """Return a number that changes with each commit of another connection. None if the database is locked for reads."""
     try:
-        connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        if raises or not is_busy(error):
-            raise
-        return False
-    return True
+        version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    except sqlite3.OperationalError:
+        return None
+    return version
 
 
 def is_busy(error: Exception) -> bool:
@@ -393,32 +409,23 @@ def close_all(connections: list[sqlite3.Connection]) -> None:
             connection.close()
 
 
-def _renew(idle: list[sqlite3.Connection], stale: set[int]) -> None:
+def _renew(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
     """Set the last use of rows to now. They stay as they are if the database is busy or read-only."""
-    if not stale or not idle:
-        return
-    ids, now = sorted(stale), time.time()  # in the order of the file, so that each page is written once
-    stale.clear()
-    connection = idle.pop()
-    try:
-        with suppress(sqlite3.Error):
-            connection.execute("PRAGMA busy_timeout = 0")
-            for start in range(0, len(ids), KEYS_PER_SELECT):  # a transaction each, so that the WAL stays small
-                some = ids[start : start + KEYS_PER_SELECT]
-                statement = _RENEW.replace("MARKS", ",".join("?" * len(some)))
-                connection.execute(statement, (now, now - RENEW_AFTER_SECONDS, *some))
-    finally:
-        close_all([connection])
+    now = time.time()
+    statement = _RENEW.replace("MARKS", ",".join("?" * len(ids)))
+    _set_busy_timeout(connection, 0.0)
+    with suppress(sqlite3.Error):
+        connection.execute(statement, (now, now - RENEW_AFTER_SECONDS, *ids))
+    _set_busy_timeout(connection, _READ_WAIT_SECONDS)
 
 
-def _close_connection(idle: list[sqlite3.Connection], stale: set[int]) -> None:
+def _close_connections(idle: list[sqlite3.Connection]) -> None:
     user = object()
     if not FORK_BARRIER.try_enter(user):
         _process.orphans.extend(idle)
         return
     try:
         close_all(_process.orphans)
-        _renew(idle, stale)
         close_all(idle)
     finally:
         FORK_BARRIER.leave(user)

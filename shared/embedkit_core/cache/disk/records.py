@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from embedkit_core.cache.disk.pool import KEYS_PER_SELECT, VALID_VALUE, begin
+from embedkit_core.cache.disk.pool import BULK_WAIT_SECONDS, KEYS_PER_SELECT, VALID_VALUE, execute_patiently
 
 _MAX_NAME = 1000  # characters
 
@@ -109,7 +109,7 @@ def select_excess(connection: sqlite3.Connection, max_bytes: int) -> list[int]:
 def delete(connection: sqlite3.Connection, ids: Sequence[int], condition: Condition = ANY) -> int:
     """Delete rows for which a condition still holds, in one transaction; return their number. Raises sqlite3.Error."""
     deleted = 0
-    begin(connection)
+    execute_patiently(connection, "BEGIN IMMEDIATE", BULK_WAIT_SECONDS)
     for start in range(0, len(ids), KEYS_PER_SELECT):
         some = ids[start : start + KEYS_PER_SELECT]
         statement = f"DELETE FROM Cache WHERE rowid IN ({','.join('?' * len(some))}) AND {condition.sql}"  # noqa: S608
@@ -120,5 +120,5 @@ def delete(connection: sqlite3.Connection, ids: Sequence[int], condition: Condit
 
 def compact(connection: sqlite3.Connection) -> None:
     """Return the free pages of the file to the file system. Raises sqlite3.Error."""
-    connection.execute("VACUUM")
+    execute_patiently(connection, "VACUUM", BULK_WAIT_SECONDS)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
