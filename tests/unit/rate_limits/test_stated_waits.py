@@ -9,6 +9,7 @@ from support.virtual import Simulation, VirtualServer
 
 from embedkit_core import TimedOutError
 from embedkit_core.common.types import LimitStatus, RateLimitStatus
+from embedkit_core.engine.rate_limits.user_limits import RateSettings
 
 DAY = 86_400.0
 
@@ -42,13 +43,14 @@ def test_a_long_wait_is_logged_with_the_name_of_the_header():
     ticket = sim.submit(["text"])
     sim.run(until=1)
     assert [event.text for event in ticket.log_events] == [
-        "fake:model: Waiting 120 s for a quota: the header x-ratelimit-remaining-tokens shows none left"
+        "fake:model: Waiting 120 s for a quota: the header x-ratelimit-remaining-tokens shows too little left"
     ]
 
 
-def test_short_waits_and_limits_of_the_user_are_not_logged_as_a_quota():
+@pytest.mark.parametrize("rates", [RateSettings(), RateSettings(requests_per_minute=2)])
+def test_short_waits_and_limits_of_the_user_are_not_logged_as_a_quota(rates):
     sim = Simulation(VirtualServer(tokens_per_second=1_000, burst=20_000, sends_headers=True))
-    ticket = sim.submit([f"text {i}" for i in range(500)])
+    ticket = sim.submit([f"text {i}" for i in range(500)], rates=rates)
     sim.run()
     assert (ticket.pending, list(ticket.log_events)) == (0, [])
 

@@ -147,12 +147,12 @@ class RateController:
         )
         return seconds if seconds > CLOCK_RESOLUTION else 0.0
 
-    def exhausted_header(self, size: int, now: float) -> str | None:
-        """Return the header whose quota has no room for a request of so many estimated tokens; None if all have."""
+    def header_wait(self, size: int, now: float) -> tuple[float, str]:
+        """Return the longest wait for a quota in headers, for a request of so many estimated tokens, and the header."""
         amounts = ((self._requests, 1.0, "requests"), (self._tokens, size * self.tokens_per_estimated, "tokens"))
         waits = [(limit.wait(amount, now), unit) for limit, amount, unit in amounts if limit.from_headers]
         seconds, unit = max(waits, default=(0.0, ""))
-        return f"x-ratelimit-remaining-{unit}" if seconds > 0 else None
+        return seconds, f"x-ratelimit-remaining-{unit}"
 
     @property
     def limits_tokens(self) -> bool:

@@ -171,6 +171,8 @@ class Dispatcher:
         seconds = queue.rate_controller.wait(size, now)
         if seconds:
             self.wake_at = min(self.wake_at, now + seconds)
-        if LONG_WAIT_SECONDS < seconds < math.inf and (header := queue.rate_controller.exhausted_header(size, now)):
-            self.long_waits[queue] = header, seconds
+        if LONG_WAIT_SECONDS < seconds < math.inf:
+            stated, header = queue.rate_controller.header_wait(size, now)
+            if stated > LONG_WAIT_SECONDS:  # else it is the callers' own limit, or a pause
+                self.long_waits[queue] = header, stated
         return not seconds

@@ -36,9 +36,9 @@ class LogThrottle:
         self._write(request.queue.spec.model, request.items, "limit", limit, now)
 
     def waiting_for_quota(self, model: str, items: Iterable[Item], header: str, seconds: float, now: float) -> None:
-        """Record that items wait long for a quota that is exhausted according to a header of the provider."""
+        """Record that items wait long for a quota that is too low for them according to a header of the provider."""
         self._write(
-            model, items, header, f"Waiting {seconds:.0f} s for a quota: the header {header} shows none left", now
+            model, items, header, f"Waiting {seconds:.0f} s for a quota: the header {header} shows too little left", now
         )
 
     def _write(self, model: str, items: Iterable[Item], topic: str, text: str, now: float) -> None:
