@@ -88,7 +88,7 @@ def test_stats_has_the_number_size_and_last_use_of_each_space(folder):
     assert abs(stats.spaces[1].last_used - time.time()) < DAY
 
 
-@pytest.mark.parametrize("tag", [7, b"blob", "\x1b[31mred", "x" * 2000, "", "na\u00efve\u202e"])
+@pytest.mark.parametrize("tag", [7, b"blob", "\x1b[31mred", "x" * 2000, "", "na\u00efve\u202e", "a\x00\x1b[31m"])
 def test_a_tag_that_is_no_name_is_unknown(folder, tag):
     sql(folder, "UPDATE Cache SET tag = ? WHERE tag = ?", tag, A)
     found = spaces(folder)

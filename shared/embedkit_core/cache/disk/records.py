@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 from embedkit_core.cache.disk.pool import BULK_WAIT_SECONDS, KEYS_PER_SELECT, VALID_VALUE, execute_patiently
 
-_MAX_NAME = 1000  # characters
+_MAX_NAME = 1000  # bytes
 
 # A key of this library. Any other row was not written by it, and could exhaust the memory.
 _OWN = "raw = 1 AND typeof(key) = 'blob' AND length(key) = 32"
-# The name of a space. Any other text was not written by this library, and could have control characters.
-_SPACE = f"CASE WHEN typeof(tag) = 'text' AND length(tag) <= {_MAX_NAME} AND tag NOT GLOB '*[^ -~]*' THEN tag END"
+# The name of a space. Any other text was not written by this library, and could have control characters. SQLite's
+# length and GLOB end at a NUL, so the bytes are counted too.
+_SPACE = (
+    f"CASE WHEN typeof(tag) = 'text' AND length(tag) <= {_MAX_NAME} AND tag NOT GLOB '*[^ -~]*'"
+    " AND length(CAST(tag AS BLOB)) = length(tag) THEN tag END"
+)
 _USED_AT = "CASE WHEN typeof(access_time) = 'real' AND access_time BETWEEN 0 AND 1e11 THEN access_time END"
 # Only constants are substituted, never a value.
 _TOTALS = f"SELECT {_SPACE}, count(*), total(length(value)), max({_USED_AT}) FROM Cache WHERE {_OWN} GROUP BY 1"  # noqa: S608
