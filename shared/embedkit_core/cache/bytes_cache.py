@@ -16,7 +16,7 @@ class ByteStore(Protocol):
     """
 
     def mget(self, keys: Sequence[bytes]) -> Sequence[object]:
-        """Return a value for each key, in the same order: bytes, or None if there is none."""
+        """Return a value for each key, in the same order: bytes-like, or None if there is none."""
         ...
 
     def mset(self, items: Sequence[tuple[bytes, bytes]]) -> None:
@@ -42,7 +42,7 @@ class BytesCache:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         """Return the entries that are in the store, by key."""
-        return decode_all(zip(keys, self._store.mget(keys), strict=True))
+        return decode_all((key, _as_bytes(value)) for key, value in zip(keys, self._store.mget(keys), strict=True))
 
     def set_many(self, items: Sequence[tuple[bytes, Entry]]) -> None:
         """Store entries; existing values are replaced.
@@ -55,3 +55,8 @@ class BytesCache:
     def close(self) -> None:
         """Close the store. The next call opens it again."""
         self._store.close()
+
+
+def _as_bytes(value: object) -> object:
+    """Return a bytes-like value, which database drivers return too, as bytes; any other value as it is."""
+    return bytes(value) if isinstance(value, (bytearray, memoryview)) else value

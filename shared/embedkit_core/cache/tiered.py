@@ -110,6 +110,13 @@ class TieredCache:
             self.backend.close()
 
 
+def _has_methods(cache: object) -> bool:
+    try:
+        return all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close"))
+    except Exception:  # as a diskcache.FanoutCache raises
+        return False
+
+
 def _is_diskcache(cache: object) -> bool:
     """Return True for a `diskcache.Cache`, without an import of diskcache."""
     return isinstance(cache, getattr(sys.modules.get("diskcache"), "Cache", ()))
@@ -156,7 +163,7 @@ def check_cache(cache: object) -> None:
         raise ConfigurationError("cache: must not be True. Omit it for the default folder, or pass a folder.")
     if cache is None or cache is False or isinstance(cache, (str, PathLike)) or _is_diskcache(cache):
         return
-    if not all(callable(getattr(cache, name, None)) for name in ("get_many", "set_many", "close")):
+    if not _has_methods(cache):
         raise ConfigurationError(
             "cache: must be a folder, an address (scheme://...), False, None, or an object with get_many, set_many "
             f"and close (got {cache!r:.80})"

@@ -72,6 +72,14 @@ def test_a_damaged_or_foreign_value_is_a_miss(value):
     assert_hits(cache, [KEYS[0], KEYS[3]])
 
 
+@pytest.mark.parametrize("type_", [bytearray, memoryview])
+def test_a_store_may_return_bytes_as_its_driver_does(type_):
+    store = DictStore()
+    BytesCache(store).set_many(items())
+    store.values = {key: type_(value) for key, value in store.values.items()}
+    assert_hits(BytesCache(store), KEYS)
+
+
 def test_nothing_is_stored_if_one_vector_is_invalid():
     store = DictStore()
     with pytest.raises(ValueError, match="finite"):
@@ -129,6 +137,14 @@ def test_a_pickle_in_a_diskcache_is_a_miss_and_is_not_loaded(tmp_path):
         assert embedder.embed(["x"]).usage.sent == 1
         assert embedder.embed(["x"]).usage.cache_hits == 1
     assert not marker.exists()
+
+
+def test_an_object_whose_attributes_raise_is_no_cache(tmp_path):
+    with (
+        closing(diskcache.FanoutCache(tmp_path, disk=RawDisk)) as own,
+        pytest.raises(ConfigurationError, match=r"cache: must be .* \(got <diskcache\.fanout\.FanoutCache"),
+    ):
+        Embedder(MODEL, api_key="k", cache=own)
 
 
 @pytest.mark.parametrize("disk", [diskcache.Disk, diskcache.JSONDisk])
