@@ -57,7 +57,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Ask for confirmation and exit with REFUSED without it. Without a terminal, only `yes` confirms."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         err.print(f"rag-embedkit: confirmation required to {question.rstrip('?')}. Add --yes to proceed.")
         raise typer.Exit(REFUSED)
     if not typer.confirm(question, err=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -45,9 +44,6 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error), USAGE)
     except EmbedKitError as error:
         return _fail(str(error), FAILED)
-    except BrokenPipeError:  # the reader of a pipe closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         file = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error or type(error).__name__}{file}", FAILED)
