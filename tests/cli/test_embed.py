@@ -355,7 +355,7 @@ def test_an_interrupted_run_says_how_to_continue(server, tmp_path, option, messa
 
 
 def test_a_full_disk_is_one_line(server, tmp_path):
-    source = lines(tmp_path / "in.txt", TEXTS)
+    source = lines(tmp_path / "in.txt", [f"text {i}" for i in range(1500)])  # more than one write to a Parquet file
 
     def small_files():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -372,7 +372,31 @@ def test_a_full_disk_is_one_line(server, tmp_path):
             timeout=60,
         )
         assert done.returncode == FAILED
-        assert done.stderr.startswith("rag-embedkit: ")
-        assert "File too large" in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert done.stderr == f"rag-embedkit: File too large (out.{kind})\n"
         assert not (tmp_path / f"out.{kind}").exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "npy"])
+def test_a_failed_run_completes_no_file(tmp_path, kind, monkeypatch):
+    file = Output(str(tmp_path / f"out.{kind}"))
+    finished = []
+
+    def stop_after_a_row():
+        with file:
+            monkeypatch.setattr(type(file._writer), "finish", finished.append)
+            file.add(Record("1", "text", ""), np.ones(4, np.float32))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_a_row()
+    assert (finished, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_an_output_that_is_a_link_replaces_the_file_it_refers_to(shell, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out.npy").symlink_to(tmp_path / "disk" / "real.npy")
+    lines(tmp_path / "in.txt", ["one"])
+    assert shell("embed", "in.txt", "-o", "out.npy", "-m", MODEL, "-y")[0] == 0
+    assert (tmp_path / "out.npy").is_symlink()
+    assert len(np.load(tmp_path / "disk" / "real.npy")) == 1
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real.npy"]

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 STDIN = "-"
 
 
+def expand_home(name: str) -> Path:
+    """Return the path of a file name, with "~" expanded. The name of an unknown user stays, as in a shell."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """One file with texts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from embedkit_core.cli.writing import check_writable
+from embedkit_core.cli.writing import check_writable, naming
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.tools import BenchResult, Comparison
 from embedkit_core.tools.charts import check_suffix
@@ -40,10 +40,17 @@ class Outputs:
             check_suffix(chart)
 
     def write(self, result: Comparison | BenchResult) -> None:
-        """Write the requested files, the CSV file first."""
+        """Write the requested files, the CSV file first.
+
+        Raises:
+            OSError: A file cannot be written; the error names it.
+        """
         if self._csv is not None and isinstance(result, Comparison):
-            Path(self._csv).write_text(result.to_csv(), encoding="utf-8")
+            with naming(Path(self._csv)):
+                Path(self._csv).write_text(result.to_csv(), encoding="utf-8")
         if self._report is not None:
-            result.report(self._report)
+            with naming(Path(self._report)):
+                result.report(self._report)
         if self._chart is not None:
-            result.chart(self._chart)
+            with naming(Path(self._chart)):
+                result.chart(self._chart)

@@ -7,11 +7,14 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
+from embedkit_core.cli.inputs import expand_home
 from embedkit_core.cli.reading import Record
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.common.types import Vectors
@@ -29,6 +32,9 @@ class RecordWriter(Protocol):
     def finish(self) -> None:
         """Write buffered rows and close the file."""
 
+    def discard(self) -> None:
+        """Close the file of a failed run without completing it."""
+
 
 def check_writable(option: str, path: Path) -> None:
     """Check that a file can probably be written, before anything is sent.
@@ -44,18 +50,34 @@ def check_writable(option: str, path: Path) -> None:
         raise ConfigurationError(f"{option}: {str(path)!r} is not writable. Use another path.")
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the path of an output to a failed write in the block, which names the temporary file or none.
+
+    Raises:
+        OSError: The block raised one that has a number.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
 class Output:
     """A file that is written under a temporary name and replaces `path` when all rows are there.
 
     Each run has its own temporary file, `NAME.<random>.partial`, in the folder of the output. If several runs write
     the same output at once, the last to finish wins. A failed run deletes its temporary file; a killed one leaves it.
+    If the path is a link, the file that it refers to is replaced.
 
     Raises:
         ConfigurationError: The suffix is unknown, or the file cannot be written.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand_home(path)
         if self.path.suffix.lower() not in OUTPUT_SUFFIXES:
             raise ConfigurationError(f"--output: must end with one of {', '.join(OUTPUT_SUFFIXES)} (got {path!r}).")
         check_writable("--output", self.path)
@@ -65,7 +87,8 @@ class Output:
 
     def __enter__(self) -> Output:
         writers: dict[str, type[_Parquet | _Jsonl | _Npy]] = {".parquet": _Parquet, ".jsonl": _Jsonl, ".npy": _Npy}
-        self._partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
+        self._target = Path(os.path.realpath(self.path))
+        self._partial = self._target.with_name(f"{self._target.name}.{secrets.token_hex(4)}.partial")
         self._partial.touch(exist_ok=False)
         try:
             self._writer: RecordWriter = writers[self.path.suffix.lower()](self._partial)
@@ -75,16 +98,23 @@ class Output:
         return self
 
     def add(self, record: Record, vector: Vectors) -> None:
-        """Append a row."""
-        self._writer.add(record, vector)
+        """Append a row.
+
+        Raises:
+            OSError: The row cannot be written; the error names the output.
+        """
+        with naming(self.path):
+            self._writer.add(record, vector)
         self.rows += 1
 
     def __exit__(self, error_type: type[BaseException] | None, *rest: object) -> None:
         try:
-            self._writer.finish()
             if error_type is None:
-                self._partial.replace(self.path)
+                with naming(self.path):
+                    self._writer.finish()
+                    self._partial.replace(self._target)
         finally:
+            self._writer.discard()
             self._partial.unlink(missing_ok=True)
 
 
@@ -98,6 +128,10 @@ class _Jsonl:
 
     def finish(self) -> None:
         self._file.close()
+
+    def discard(self) -> None:
+        with suppress(OSError):  # buffered rows do not fit on the disk
+            self._file.close()
 
 
 class _Npy:
@@ -120,6 +154,10 @@ class _Npy:
             header = {"descr": self._dtype.str, "fortran_order": False, "shape": self._shape}
             np.lib.format.write_array_header_1_0(file, header)
             shutil.copyfileobj(self._rows, file, 1 << 20)
+
+    def discard(self) -> None:
+        with suppress(OSError):  # buffered rows do not fit on the disk
+            self._rows.close()
 
 
 class _Parquet:
@@ -160,3 +198,8 @@ class _Parquet:
         if self._records or self._writer is None:
             self._flush()
         self._writer.close()
+
+    def discard(self) -> None:
+        if self._writer is not None:
+            with suppress(OSError, self._arrow.ArrowException):  # the file is closed or cannot be completed
+                self._writer.close()
