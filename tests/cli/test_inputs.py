@@ -194,3 +194,37 @@ def test_an_invalid_row_does_not_end_a_source_before_the_valid_ones(tmp_path):
     with RecordSource([str(path)], "text", "id", skip_empty=True) as source:
         assert list(source.texts()) == ["text 0", "text 2"]
         assert source.skipped == 1
+
+
+def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "docs" / "closed").mkdir(parents=True)
+    (tmp_path / "docs" / "page.md").write_text("one")
+    program = (
+        "import os\n"
+        "from embedkit_core import ConfigurationError\n"
+        "from embedkit_core.cli.reading import RecordSource\n"
+        "os.chmod('docs/closed', 0)\n"
+        "os.geteuid() or os.seteuid(65534)\n"  # root may read every folder
+        "with RecordSource(['docs'], 'text', 'id') as source:\n"
+        "    try:\n"
+        "        print(list(source.records()))\n"
+        "    except ConfigurationError as error:\n"
+        "        print(error)\n"
+    )
+    for parent in (tmp_path, tmp_path / "docs"):
+        parent.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "docs/closed cannot be read (Permission denied).\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("~nobody-of-this-name/in.txt", "-o", "out.npy"), "Input '~nobody-of-this-name/in.txt' does not exist."),
+        (("in.txt", "-o", "~nobody-of-this-name/out.npy"), "--output: folder '~nobody-of-this-name' does not exist."),
+    ],
+)
+def test_the_home_of_an_unknown_user_is_a_folder_that_does_not_exist(shell, tmp_path, arguments, message):
+    lines(tmp_path / "in.txt", ["one"])
+    code, _, err = shell("embed", *arguments, "-m", MODEL, "-y")
+    assert (code, err) == (USAGE, f"rag-embedkit: {message}\n")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from embedkit_core.cli.inputs import STDIN, InputFile
+from embedkit_core.cli.inputs import STDIN, InputFile, expand_home
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.tools.tasks import MAX_CSV_FIELD
 
@@ -94,13 +95,13 @@ class RecordSource:
         skip_empty: bool = False,
     ) -> None:
         self._column, self._id_column, self._skip_empty = column, id_column, skip_empty
-        self._output = None if output is None else Path(output).expanduser()
+        self._output = None if output is None else expand_home(output)
         self._paths = [None if name == STDIN else self._path(name) for name in inputs]
         self._inputs: list[Path | InputFile] = []  # folders and files
         self.skipped = 0
 
     def _path(self, name: str) -> Path:
-        path = Path(name).expanduser()
+        path = expand_home(name)
         if not path.exists():
             raise ConfigurationError(f"Input {name!r} does not exist.")
         if self._is_output(path):
@@ -158,7 +159,7 @@ class RecordSource:
         return (record.text for record in self.records())
 
     def _folder(self, folder: Path) -> Iterator[Record | InvalidRow]:
-        for path in sorted(folder.rglob("*")):
+        for path in sorted(_contents(folder)):
             if self._is_output(path):
                 if not _is_earlier_output(path):
                     raise ConfigurationError(f"--output: would overwrite {str(path)!r}. Use another name.")
@@ -247,6 +248,20 @@ def _parquet_rows(file: InputFile) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except Exception as error:
         raise ConfigurationError(f"{file.name} cannot be read as Parquet ({type(error).__name__}).") from None
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    """Yield the paths of all files in a folder and its subfolders, but not in links to folders.
+
+    Raises:
+        ConfigurationError: A folder cannot be read: its texts would be missing without notice.
+    """
+
+    def fail(error: OSError) -> None:
+        raise ConfigurationError(f"{error.filename} cannot be read ({error.strerror}).") from None
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(parent, name) for name in names)
 
 
 def _missing_column(location: str, option: str, column: str, row: dict[str, Any]) -> ConfigurationError:
