@@ -54,7 +54,7 @@ def embed_with_hooks(
     """
     if input_type == "query":
         return [model._get_query_embedding(text) for text in texts]
-    if is_single or "_get_text_embeddings" not in overridden:
+    if _uses_single_hook("_get_text_embedding", overridden, is_single=is_single):
         return [model._get_text_embedding(text) for text in texts]
     return model._get_text_embeddings(texts)
 
@@ -70,6 +70,11 @@ async def aembed_with_hooks(
         return await run_in_thread(lambda: embed_with_hooks(model, overridden, texts, input_type, is_single=is_single))
     if input_type == "query":
         return await run_together(map(model._aget_query_embedding, texts))
-    if is_single or "_aget_text_embeddings" not in overridden:
+    if _uses_single_hook("_aget_text_embedding", overridden, is_single=is_single):
         return await run_together(map(model._aget_text_embedding, texts))
     return await model._aget_text_embeddings(texts)
+
+
+def _uses_single_hook(name: str, overridden: frozenset[str], *, is_single: bool) -> bool:
+    """Return True if documents are embedded with the hook for one text, False if with the one for a list."""
+    return name in overridden and (is_single or f"{name}s" not in overridden)

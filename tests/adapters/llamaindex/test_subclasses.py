@@ -52,6 +52,30 @@ class OneByOne(EmbedKitEmbedding):
         return super()._get_text_embedding(f"passage: {text}")
 
 
+class EachHook(EmbedKitEmbedding):
+    """Overrides the hooks for one text and for a list, as a subclass of LlamaIndex's own classes does."""
+
+    def _get_text_embedding(self, text):
+        return super()._get_text_embedding(f"passage: {text}")
+
+    async def _aget_text_embedding(self, text):
+        return await super()._aget_text_embedding(f"passage: {text}")
+
+    def _get_text_embeddings(self, texts):
+        return super()._get_text_embeddings([f"passage: {text}" for text in texts])
+
+    async def _aget_text_embeddings(self, texts):
+        return await super()._aget_text_embeddings([f"passage: {text}" for text in texts])
+
+
+class TextByText(EachHook):
+    def _get_text_embeddings(self, texts):
+        return [self._get_text_embedding(text) for text in texts]
+
+    async def _aget_text_embeddings(self, texts):
+        return [await self._aget_text_embedding(text) for text in texts]
+
+
 def made(cls, server, **settings):
     return cls(model="fake:model", base_url=server.url, cache=False, **settings)
 
@@ -91,6 +115,16 @@ def test_a_batch_uses_the_method_for_one_text_if_only_that_is_overridden(fake):
     asyncio.run(model.aget_text_embedding_batch(["c"]))
     model.get_query_embedding("d")
     assert sorted(sent(fake)) == ["d", "passage: a", "passage: b", "passage: c"]
+
+
+@pytest.mark.parametrize("cls", [EachHook, TextByText])
+def test_an_overridden_method_that_calls_its_own_in_the_base_class_meets_no_other_override(cls, fake):
+    model = made(cls, fake)
+    model.get_text_embedding("a")
+    asyncio.run(model.aget_text_embedding("b"))
+    model.get_text_embedding_batch(["c"])
+    asyncio.run(model.aget_text_embedding_batch(["d"]))
+    assert sent(fake) == [f"passage: {text}" for text in "abcd"]
 
 
 def test_a_subclass_of_a_subclass_inherits_what_is_overridden(fake):
