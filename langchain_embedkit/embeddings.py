@@ -142,11 +142,12 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
         """Embed a query without blocking the caller's event loop; `options` are those of `embed_documents`."""
         return (await self._for_call(options)._aembed([text], "query"))[0]
 
-    def _for_call(self, options: Mapping[str, Any]) -> Self:
-        """Return this object, or a copy with the options of one call."""
+    def _for_call(self, options: dict[str, Any]) -> Self:
+        """Return this object, or a copy with the options of one call. It empties `options`, which may hold a secret."""
         if not options:
             return self
         hidden = hide_arguments(options, type(self).model_fields, CALL_RULES)
+        options.clear()  # a local variable of the caller, too
         fields = take_arguments("embed_documents", hidden, type(self).model_fields, CALL_RULES)
         with errors_name(hidden, CALL_RULES):
             return for_call(self, fields) if fields else self

@@ -1,7 +1,9 @@
 """Local variables of a traceback, which rich, Sentry and pytest show: none of ours holds a key, header or proxy."""
 
+import asyncio
 import pickle
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -102,6 +104,41 @@ def test_the_traceback_of_a_copy_shows_no_secret(kind, update):
         with pytest.raises(EmbedKitError) as failed:
             copied(update={"api_key": KEY, **update})
         assert_no_leak(failed.value)
+
+
+@pytest.mark.parametrize(
+    "option", [{"timeout": 0}, {"api_key": f"{KEY} x"}, {"apikey": KEY}, {"user": 1}, {}], ids=repr
+)
+def test_the_traceback_of_a_call_shows_no_secret_in_its_options(option):
+    model = EmbedKitEmbeddings(model=OPENAI, api_key="sk-other", cache=False)
+    texts = ["a"] if option else [""]  # an error of the arguments, or of the call
+    calls = [
+        lambda options: model.embed_documents(texts, **options),
+        lambda options: model.embed_query(texts[0], **options),
+        lambda options: asyncio.run(model.aembed_documents(texts, **options)),
+        lambda options: asyncio.run(model.aembed_query(texts[0], **options)),
+    ]
+    for call in calls:
+        with pytest.raises(EmbedKitError) as failed:
+            call({"api_key": KEY, "headers": HEADERS, **option})
+        assert_no_leak(failed.value)
+
+
+def refused_assignment(kind, name):
+    embedder = kind(model=OPENAI, api_key="sk-other", cache=False)
+    with pytest.raises((AttributeError, ValueError)) as failed:
+        setattr(embedder, name, KEY)
+    assert_no_leak(failed.value)
+    assert failed.value.__context__ is None
+    assert "pydantic" not in "".join(traceback.format_tb(failed.value.__traceback__))
+
+
+def test_the_traceback_of_an_assignment_to_a_setting_shows_no_secret(embedder_class):
+    refused_assignment(embedder_class, "api_key")
+
+
+def test_the_traceback_of_an_assignment_to_an_unknown_name_shows_no_secret(framework_class):
+    refused_assignment(framework_class, "apikey")
 
 
 @pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "HTTPS_PROXY", "VOYAGE_API_KEY_PATH"])

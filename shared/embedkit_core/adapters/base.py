@@ -121,16 +121,19 @@ class EmbedderMixin:
         Raises:
             AttributeError: `name` is a setting.
         """
-        value, problem = hide(value), None
+        value = hide(value)
+        problem: Exception | None = None
         try:
             super().__setattr__(name, reveal(value))
         except ValueError as error:
             kinds = {one["type"] for one in error.errors(include_input=False)} if hasattr(error, "errors") else set()
-            if not kinds or not kinds <= {"frozen_field", "frozen_instance"}:
-                raise
-            problem = f"{type(self).__name__}.{name} is read-only. Use model_copy(update={{{name!r}: ...}})."
-        if problem is not None:  # raised outside of `except`: as its context, pydantic's error would show the value
-            raise AttributeError(problem)
+            problem = error.with_traceback(None)  # without pydantic's frames, which show the value
+            if kinds and kinds <= {"frozen_field", "frozen_instance"}:
+                problem = AttributeError(
+                    f"{type(self).__name__}.{name} is read-only. Use model_copy(update={{{name!r}: ...}})."
+                )
+        if problem is not None:  # raised outside of `except`: pydantic's error would be its context
+            raise problem
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; with `update`, a new object is created and validated."""

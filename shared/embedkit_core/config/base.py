@@ -253,6 +253,7 @@ class BaseEmbedder:
             AttributeError: `name` is a constructor argument.
         """
         if name in parameter_names() and "_specs" in self.__dict__:  # the last attribute that __init__ sets
+            del value  # it may be a secret
             raise AttributeError(f"Embedder.{name} is read-only. Create a new Embedder with {name}=.")
         super().__setattr__(name, value)
 
