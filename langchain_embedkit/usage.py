@@ -101,7 +101,10 @@ class Report:
     @contextmanager
     def observed(self) -> Iterator[Report]:
         """Begin the LangSmith run; add the usage and the error of a failed call."""
-        self.run = self._begin_run()
+        try:
+            self.run = self._begin_run()
+        except Exception as error:
+            logger.warning("LangSmith run of %s was not created: %s", self.model, type(error).__name__)
         try:
             yield self
         except BaseException as error:
@@ -166,7 +169,8 @@ def is_reported() -> bool:
 
 def _current_trace() -> RunTree | None:
     helpers = sys.modules.get("langsmith.run_helpers")  # imported by what starts a trace; the import is slow
-    return None if helpers is None else helpers.get_current_run_tree()
+    current = getattr(helpers, "get_current_run_tree", None)  # None while another thread imports the module
+    return None if current is None else current()
 
 
 @contextmanager

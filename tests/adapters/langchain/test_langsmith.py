@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from decimal import Decimal
+from types import ModuleType
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
@@ -186,6 +187,22 @@ def test_a_run_that_cannot_be_sent_does_not_fail_the_call(langsmith, embeddings,
     assert len(vector) == 8
     (record,) = [record for record in caplog.records if record.name == "langchain_embedkit"]
     assert record.getMessage() == "LangSmith run of fake:model was not sent: LangSmithError"
+
+
+def test_a_run_that_cannot_be_created_does_not_fail_the_call(langsmith, client, embeddings, caplog):
+    class Broken(RunTree):
+        def create_child(self, *arguments, **options):
+            raise TypeError
+
+    with tracing_context(enabled=True, client=client, parent=Broken(name="parent", client=client)):
+        assert len(embeddings.embed_query("text")) == 8
+    (record,) = [record for record in caplog.records if record.name == "langchain_embedkit"]
+    assert record.getMessage() == "LangSmith run of fake:model was not created: TypeError"
+
+
+def test_an_embedding_while_another_thread_imports_langsmith_is_not_traced(langsmith, embeddings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "langsmith.run_helpers", ModuleType("langsmith.run_helpers"))
+    assert len(embeddings.embed_query("text")) == 8
 
 
 def test_an_embedding_outside_of_a_run_is_not_traced(langsmith, client, embeddings):
