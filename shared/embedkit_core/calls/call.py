@@ -59,8 +59,8 @@ class Call:
 
     __slots__ = (
         "_billing",
+        "_counts",
         "_deadline",
-        "_done",
         "_embedder",
         "_failed",
         "_left",
@@ -98,7 +98,7 @@ class Call:
         self._lookup: CacheLookup | None = None
         self.ticket: Ticket | None = None
         self._left = False
-        self._done = False
+        self._counts: TextCounts | None = None  # None until the texts are counted
         self._truncated: list[int] = []
         self._too_long: dict[int, int] = {}
         self._failed: dict[int, EmbedKitError] = {}
@@ -179,7 +179,7 @@ class Call:
         return call_info(self._embedder, self._spec, self._texts)
 
     def _outcome(self) -> CallOutcome:
-        if self._done:
+        if self._counts is not None:
             return CallOutcome(self.usage, error_name(self._failed, len(self._plan.keys)))
         n_texts = 0 if self._lookup is None else self._plan.n
         return CallOutcome(Usage(texts=n_texts) + self.progress()[1])
@@ -342,12 +342,13 @@ class Call:
     @property
     def usage(self) -> Usage:
         """The usage of a finished call."""
-        usage = self._billing.usage(self._counts())
+        assert self._counts is not None
+        usage = self._billing.usage(self._counts)
         return usage if self.ticket is None else usage + self.ticket.usage
 
     # The result
 
-    def _counts(self) -> TextCounts:
+    def _count_texts(self) -> TextCounts:
         plan, ticket = self._plan, self.ticket
         coalesced, sent = (0, 0) if ticket is None else (ticket.coalesced, ticket.sent)
         assert self._lookup is not None
@@ -374,8 +375,8 @@ class Call:
                 failed = attribute_refusals(failed, len(lookup.misses))
             self._failed = {lookup.misses[want]: error for want, error in failed.items()}
             self._truncated += [lookup.misses[want] for want in ticket.truncated]
-        self._billing.count(self._counts())
-        self._done = True
+        self._counts = self._count_texts()
+        self._billing.count(self._counts)
         if self.rows.put_count + len(self._failed) != len(plan.keys):
             raise ProviderError("Internal error: a text has neither a vector nor an error. Please report it.")
         rows = self.rows.assemble(plan.origin(), self._positions(self._failed), width, empty=plan.empty)
