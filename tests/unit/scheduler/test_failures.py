@@ -244,11 +244,11 @@ def test_a_text_echoed_in_any_spelling_and_field_is_not_repeated(field, text, sp
         assert "Invalid" not in str(caught.value)
 
 
-def test_a_reply_of_another_width_ends_the_call_after_one_request():
-    """Otherwise every request of the job would be billed for nothing."""
+def test_a_reply_of_another_width_ends_the_call_after_two_small_requests():
+    """Otherwise every request of the job would be billed for nothing. The second one asks for numbers."""
     with OpenAIServer(dimensions=64) as server:
         texts = [f"text {i}" for i in range(3000)]
         with pytest.raises(BadReplyError, match="64 dimensions instead of 1536") as caught:
             openai_embedder(server).embed(texts)
-        assert len(server.requests) == 1
+        assert [len(request.texts) for request in server.requests] == [32, 32]
         assert caught.value.usage.failed == 3000
