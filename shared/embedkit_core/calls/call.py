@@ -29,7 +29,7 @@ from embedkit_core.costs.meter import TextCounts
 from embedkit_core.costs.tracker import UsageTracker, active_trackers
 from embedkit_core.engine.runtime.process import engine, is_running, refuse_engine_thread
 from embedkit_core.engine.scheduler.items import Ticket, max_tokens_to_send
-from embedkit_core.engine.scheduler.long_text import min_tokens
+from embedkit_core.engine.scheduler.long_text import may_be_counted, maybe_truncated, min_tokens
 from embedkit_core.observability.hooks import CallInfo, CallOutcome, observe_call
 from embedkit_core.observability.progress import ProgressOption, make_reporter
 
@@ -155,7 +155,7 @@ class Call:
                 self.leave()
             if finished:
                 return finished[0]
-            return finish() if is_small else await off_loop(finish, BULK)
+            return finish() if is_small and not self._result_may_block else await off_loop(finish, BULK)
 
     async def _aprepare(self, finish: Callable[[], T], *, is_small: bool) -> list[T]:
         """Run `prepare` and, if no text must be sent, `finish`. Whatever may block runs on a worker thread, in one job.
@@ -185,13 +185,19 @@ class Call:
         return CallOutcome(Usage(texts=n_texts) + self.progress()[1])
 
     def _may_block(self) -> bool:
-        """Return True if the look-up may read a file, start the engine or load a tokenizer."""
+        """Return True if the look-up or the result may read a file, start the engine or load a tokenizer."""
         lookup = self._lookup
         if lookup is None or not lookup.misses:
-            return False
-        limit = self._spec.request_spec.limits.text_tokens
-        is_long = limit is not None and max(self._plan.sizes) > limit // 2
-        return is_long or self._embedder.tiered_cache.backend is not None or not is_running()
+            return self._result_may_block
+        reads_files = self._embedder.tiered_cache.backend is not None or not is_running()
+        return reads_files or may_be_counted(self._plan.sizes, self._spec.request_spec)
+
+    @property
+    def _result_may_block(self) -> bool:
+        """True if the result may load a tokenizer, to list the texts that may be truncated."""
+        return self._spec.request_spec.may_truncate_silently and may_be_counted(
+            self._plan.sizes, self._spec.request_spec
+        )
 
     @property
     def _is_small(self) -> bool:
@@ -388,6 +394,8 @@ class Call:
 
     def _result(self, vectors: Vectors) -> EmbeddingResult:
         embedder, failed = self._embedder, self._positions(self._failed)
+        texts, sizes, settled = self._plan.texts, self._plan.sizes, {*self._truncated, *self._failed}
+        long = maybe_truncated(texts, sizes, self._spec.request_spec, embedder.provider.count_tokens, settled)
         return EmbeddingResult(
             vectors=vectors,
             usage=self.usage,
@@ -395,31 +403,10 @@ class Call:
             input_type=self._spec.input_type,
             space=embedder.space,
             truncated=self._positions(self._truncated),
-            maybe_truncated=self._positions(self._maybe_truncated()),
+            maybe_truncated=self._positions(long),
             failed={p: self._failed[int(self._plan.source[p])] for p in failed},
             empty=tuple(self._plan.empty),
         )
-
-    def _maybe_truncated(self) -> list[int]:
-        """Return the texts that the provider may have truncated silently: those whose length is over the limit.
-
-        The length is counted if the tokenizer is available locally, else estimated. The answer depends on the text
-        only, so that it is the same for a cache hit.
-        """
-        spec = self._spec.request_spec
-        limit = spec.limits.text_tokens
-        if limit is None or not spec.may_truncate_silently:
-            return []
-        settled = {*self._truncated, *self._failed}
-        found = []
-        for index, size in enumerate(self._plan.sizes):
-            if size > limit and index not in settled:
-                text = self._plan.texts[index]
-                tokens = self._embedder.provider.count_tokens(text)
-                was_split = spec.long_text == "mean" and min_tokens(text, tokens) > limit
-                if not was_split and (tokens is None or tokens > limit):
-                    found.append(index)
-        return found
 
     def _positions(self, indexes: Iterable[int]) -> tuple[int, ...]:
         """Return the positions in the call of these distinct texts, duplicates included."""

@@ -161,7 +161,7 @@ class ProviderError(EmbedKitError):
 
     Attributes:
         provider: Name of the provider.
-        model: Name of the model, without the provider.
+        model: The model as "provider:model".
         status: HTTP status of the response. None if there was no response.
         request_id: The provider's ID of the request, for its support. None if the response has none.
         retry_after: Seconds until the provider accepts a retry. None if the response does not state it.

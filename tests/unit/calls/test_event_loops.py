@@ -4,7 +4,9 @@ BlockBuster raises an error for each blocking call on a thread with a running ev
 """
 
 import asyncio
+import importlib.util
 import threading
+from pathlib import Path
 
 import anyio
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 from support.caches import GatedCache
 from support.cohere_server import CohereServer
-from support.embedders import MINILM, core_embedder, fake_embedder, needs_local_model
+from support.embedders import MINILM, core_embedder, fake_embedder, needs_local_model, openai_embedder
 from support.openai_server import OpenAIServer
 from support.scripts import finish, start
 from support.voyage_server import VoyageServer
@@ -20,6 +22,7 @@ from support.voyage_server import VoyageServer
 from embedkit_core import Embedder, EmbedKitError
 from embedkit_core.cache import open_cache
 from embedkit_core.common.threads import LOOKUPS
+from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 from embedkit_core.testing import FakeServer
 
 TEXTS = [f"text {n}" for n in range(300)]
@@ -49,6 +52,21 @@ async def test_no_async_method_blocks_the_event_loop(tmp_path):
                 assert (await embedder.aestimate([*TEXTS, "a third text"])).cache_hits == 300
     assert embedders[0].usage.requests
     assert not embedders[1].usage.requests
+
+
+async def test_a_tokenizer_is_not_loaded_on_the_event_loop_for_a_text_that_is_in_memory(monkeypatch, tmp_path):
+    folder = Path(importlib.util.find_spec("llama_index.core").origin).parent / "_static" / "tiktoken_cache"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+    text = "x" * 40_000  # maybe over the limit, so that its tokens are counted
+    with OpenAIServer() as server:
+        embedder = openai_embedder(server, cache=tmp_path)
+        for _ in range(2):  # the second look-up puts it into memory
+            embedder.embed_query(text)
+        for texts in [text], [text, "not cached"]:
+            tiktoken_counter.cache_clear()
+            with blockbuster_ctx():
+                result = await embedder.aembed(texts, input_type="query")
+            assert (result.usage.cache_hits, result.maybe_truncated) == (1, ())
 
 
 async def test_the_async_methods_of_the_frameworks_do_not_block_the_event_loop(framework_class, tmp_path):

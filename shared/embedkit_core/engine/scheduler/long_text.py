@@ -14,6 +14,7 @@ of every cache key.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence, Set
 from itertools import pairwise
 from math import ceil
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from embedkit_core.common.types import LongText, Vectors
 from embedkit_core.costs.tokens import estimate_tokens
+from embedkit_core.engine.scheduler.items import RequestSpec
 
 SAFETY_MARGIN = 0.98
 FRACTION_WITHOUT_COUNT = 0.75
@@ -62,6 +64,44 @@ def split_to_fit(text: str, tokens: int, limit: int) -> list[str]:
 def min_tokens(text: str, counted: int | None) -> int:
     """Return the counted tokens of a text, else a lower bound: its words, each of which has at least one token."""
     return len(text.split()) if counted is None else counted
+
+
+def may_be_counted(sizes: Sequence[int], spec: RequestSpec) -> bool:
+    """Return True if a text may be over the limit, so that a tokenizer may be loaded to count its tokens."""
+    limit = spec.limits.text_tokens
+    return limit is not None and max(sizes, default=0) > limit // 2
+
+
+def maybe_truncated(
+    texts: Sequence[str],
+    sizes: Sequence[int],
+    spec: RequestSpec,
+    count_tokens: Callable[[str], int | None],
+    settled: Set[int],
+) -> list[int]:
+    """Return the indices of texts that the provider may have truncated silently: their length is over the limit.
+
+    The length is counted if the tokenizer is available locally, else estimated. The answer depends on the text only, so
+    that it is the same for a cache hit.
+
+    Args:
+        texts: The texts.
+        sizes: Their estimated tokens.
+        spec: The spec of their requests.
+        count_tokens: Counts the tokens of a text; None if it cannot.
+        settled: The indices of texts that were truncated here or failed; they are left out.
+    """
+    limit = spec.limits.text_tokens
+    if limit is None or not spec.may_truncate_silently:
+        return []
+    found = []
+    for index, size in enumerate(sizes):
+        if size > limit and index not in settled:
+            tokens = count_tokens(texts[index])
+            was_split = spec.long_text == "mean" and min_tokens(texts[index], tokens) > limit
+            if not was_split and (tokens is None or tokens > limit):
+                found.append(index)
+    return found
 
 
 def mean(parts: list[tuple[int, Vectors]]) -> Vectors:
