@@ -135,3 +135,31 @@ def test_an_export_that_does_not_arrive_is_a_failure_with_the_number(shell, mine
         code, out, err = shell("cache", *command)
         assert (code, out) == (FAILED, "")
         assert "only 0 vectors arrived, then writing failed" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("clear",), ("clear", "-m", MODEL), ("prune", "--older-than", "90d"), ("prune", "--max-size", "1KB")]
+)
+def test_nothing_is_deleted_from_a_destroyed_cache_and_the_command_fails(shell, mine, tmp_path, arguments):
+    for file in (tmp_path / "mine" / "embedkit-v1").iterdir():
+        file.write_bytes(b"no database at all" * 1000)
+    code, _, err = shell("cache", *arguments, "--cache", "mine", "-y")
+    assert (code, err.count("\n")) == (FAILED, 1)
+    assert "was quarantined. Its vectors must be embedded again." in err
+    assert len(list((tmp_path / "mine").glob("embedkit-v1.set-aside-*"))) == 1
+
+
+def test_an_export_of_a_model_from_a_destroyed_cache_fails(shell, mine, tmp_path):
+    for file in (tmp_path / "mine" / "embedkit-v1").iterdir():
+        file.write_bytes(b"no database at all" * 1000)
+    code, _, err = shell("cache", "export", "copy", "-m", MODEL, "--cache", "mine")
+    assert (code, "was quarantined" in err) == (FAILED, True)
+
+
+def test_vectors_that_were_not_replaced_are_not_copied(shell, mine, tmp_path):
+    shell("cache", "export", "copy", "--cache", "mine")
+    lock = sqlite3.connect(tmp_path / "copy" / "embedkit-v1" / "cache.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    code, _, err = shell("cache", "import", "mine", "--cache", "copy")
+    lock.close()
+    assert (code, "only 0 vectors arrived" in err) == (FAILED, True)

@@ -190,9 +190,9 @@ def test_a_destroyed_cache_is_not_reported_as_empty(shell, tmp_path, command):
     for file in (tmp_path / "mine" / "embedkit-v1").iterdir():
         file.write_bytes(b"no database at all" * 1000)
     shutil.copytree(tmp_path / "mine", tmp_path / "other")
-    code, out, _ = shell("cache", command, "--cache", "mine")
-    assert (code, out.count("\n")) == (FAILED, 1)
-    assert "was quarantined. Its vectors must be embedded again." in out
+    code, out, err = shell("cache", command, "--cache", "mine")
+    assert (code, out, err.count("\n")) == (FAILED, "", 1)
+    assert "was quarantined. Its vectors must be embedded again." in err
     code, out, _ = shell("cache", command, "--cache", "other", "--json")
     assert (code, json.loads(out)["quarantined"]) == (FAILED, True)
 

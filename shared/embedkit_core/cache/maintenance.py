@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 from embedkit_core.cache.codec import decode_all
 from embedkit_core.cache.disk import records
 from embedkit_core.cache.disk.cache import DiskCache
-from embedkit_core.cache.disk.folder import OWN_FOLDER
+from embedkit_core.cache.disk.folder import OWN_FOLDER, identity
 from embedkit_core.cache.disk.pool import RENEW_AFTER_SECONDS
 from embedkit_core.cache.opening import default_folder, open_folder
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun, suggest
 from embedkit_core.common.types import Entry
+
+T = TypeVar("T")
 
 _ROWS_PER_DELETE = 5000  # in one transaction: other processes write in between
 _MAX_ROUNDS = 20  # of a deletion by size, while other processes may write
@@ -65,6 +68,15 @@ class CacheStats:
     damaged: int | None = None
     quarantined: bool = False
     spaces: tuple[SpaceStats, ...] = ()
+
+    def check(self) -> None:
+        """Check that the database was not quarantined.
+
+        Raises:
+            CacheError: It was.
+        """
+        if self.quarantined:
+            raise _quarantined(self.folder)
 
     def of_model(self, model: str) -> dict[str, SpaceStats]:
         """Return the vector spaces of a model, by name.
@@ -110,8 +122,12 @@ class CacheFolder:
 
     @property
     def holds_cache(self) -> bool:
-        """True if the folder has a cache, which may be empty or damaged."""
-        return os.path.lexists(self._subfolder)
+        """True if the folder has a cache, which may be empty or damaged.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        return identity(self._subfolder) is not None
 
     def stats(self) -> CacheStats:
         """Return the contents, from a scan of the database without verification of the vectors.
@@ -172,10 +188,11 @@ class CacheFolder:
         """
         if other.folder == self.folder:
             raise ConfigurationError(f"Cache {self.folder} cannot be copied into itself.")
-        copied, quarantined = 0, self._cache.stats.quarantined
+        copied, quarantined, lost = 0, self._cache.stats.quarantined, other._cache.stats.write_failures
         for block in self.entries(model):
             other._cache.set_many(list(block.items()))
-            arrived = len(other._cache.get_many(list(block)))
+            failed = other._cache.stats.write_failures > lost  # the other cache may have older vectors of these keys
+            arrived = 0 if failed else len(other._cache.get_many(list(block)))
             copied += arrived
             if arrived < len(block):
                 raise CacheError(
@@ -200,13 +217,14 @@ class CacheFolder:
             ConfigurationError: The cache has no vectors of the model.
             CacheError: The cache cannot be read, or not all vectors could be deleted.
         """
+        stats = self.stats()
+        stats.check()
         if model is not None:
-            conditions = [records.of_space(space) for space in self.stats().of_model(model)]
+            conditions = [records.of_space(space) for space in stats.of_model(model)]
             deleted = sum(self._delete(self._select(condition), condition) for condition in conditions)
             self._compact(deleted)
             self._cache.close()
             return deleted
-        vectors = self.stats().vectors
         self._cache.close()
         try:
             if self._subfolder.is_dir():
@@ -214,7 +232,7 @@ class CacheFolder:
                 self._subfolder.mkdir(mode=0o700)
         except OSError as error:
             raise CacheError(f"Cache {self.folder} could not be deleted ({type(error).__name__}).") from None
-        return vectors
+        return stats.vectors
 
     def prune(self, *, unused_days: float | None = None, max_bytes: int | None = None) -> int:
         """Delete vectors that were not used for some time, then the least recently used ones of a large cache.
@@ -245,7 +263,7 @@ class CacheFolder:
         if deleted or (max_bytes is not None and self._bytes_on_disk() > max_bytes):
             self._compact(deleted)
         for _ in range(_MAX_ROUNDS if max_bytes is not None else 0):
-            excess = self._cache.maintain(partial(records.select_excess, max_bytes=max_bytes or 0))
+            excess = self._change(partial(records.select_excess, max_bytes=max_bytes or 0))
             if not excess:
                 break
             deleted += self._delete(excess)
@@ -264,26 +282,45 @@ class CacheFolder:
         return size
 
     def _select(self, condition: records.Condition) -> list[int]:
-        return self._cache.maintain(partial(records.select, condition=condition)) or []
+        return self._change(partial(records.select, condition=condition)) or []
+
+    def _change(self, operation: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T | None:
+        """Return the result of a step of a deletion. None if there is no database.
+
+        Raises:
+            CacheError: The step failed, or the database was quarantined.
+        """
+        before = self._cache.stats.quarantined
+        result = self._cache.maintain(operation, writes=writes)
+        if self._cache.stats.quarantined > before:
+            raise _quarantined(str(self.folder))
+        return result
 
     def _delete(self, ids: list[int], condition: records.Condition = records.ANY) -> int:
         deleted = 0
         for start in range(0, len(ids), _ROWS_PER_DELETE):
             delete = partial(records.delete, ids=ids[start : start + _ROWS_PER_DELETE], condition=condition)
             try:
-                deleted += self._cache.maintain(delete, writes=True) or 0
+                deleted += self._change(delete, writes=True) or 0
             except CacheError as error:
                 raise CacheError(f"{error} {count_noun(deleted, 'vector')} of {len(ids):,} were deleted.") from None
         return deleted
 
     def _compact(self, deleted: int) -> None:
         try:
-            self._cache.maintain(records.compact, writes=True)
+            self._change(records.compact, writes=True)
         except CacheError as error:
             raise CacheError(
                 f"{error} {count_noun(deleted, 'vector')} deleted, but the file keeps its size; new vectors use the "
                 "free space."
             ) from None
+
+
+def _quarantined(folder: str) -> CacheError:
+    return CacheError(
+        f"Cache {folder}: the database was damaged or of an unknown format and was quarantined. Its vectors must be "
+        "embedded again."
+    )
 
 
 def _names_of(space: str) -> list[str]:

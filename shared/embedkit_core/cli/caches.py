@@ -78,12 +78,10 @@ def verify(
 
 def _show_stats(text: str, stats: CacheStats, *, as_json: bool) -> None:
     """Print the state of a cache; exit with FAILED if it is damaged."""
-    quarantined = (
-        f"{stats.folder}: the database was damaged or of an unknown format and was quarantined. "
-        "Its vectors must be embedded again."
-    )
-    show(quarantined if stats.quarantined else text, asdict(stats), as_json=as_json)
-    if stats.damaged or stats.quarantined:
+    if not stats.quarantined or as_json:
+        show(text, asdict(stats), as_json=as_json)
+    stats.check()
+    if stats.damaged:
         raise typer.Exit(FAILED)
 
 
@@ -150,6 +148,7 @@ def clear(
     """Delete all vectors, or those of a model; embedding their texts again is billed again."""
     folder = _folder(cache)
     stats = folder.stats()
+    stats.check()
     known = _known_model(stats, model)
     vectors, where = stats.vectors, stats.folder
     if known is not None:
@@ -180,6 +179,7 @@ def prune(
     size = _parsed("--max-size", max_size, "([KMGT]?)B?", "2GB", lambda prefix: _SIZES[prefix])
     folder = _folder(cache)
     stats = folder.stats()
+    stats.check()
     limits = [] if days is None else [f"not used for {days:g} days"]
     limits += [] if size is None else [f"above {_megabytes(int(size))}"]
     confirm(f"delete vectors {' and '.join(limits)} of {stats.vectors:,} in {stats.folder}?", yes=yes)
@@ -197,7 +197,11 @@ def export_command(
 ) -> None:
     """Copy all vectors, or those of a model, to another cache folder, for example for another machine."""
     folder = _folder(cache)
-    known = None if model is None else _known_model(folder.stats(), model)
+    known = None
+    if model is not None:
+        stats = folder.stats()
+        stats.check()
+        known = _known_model(stats, model)
     copied = folder.copy_to(CacheFolder(target), model=known)
     err.print(f"{count_noun(copied, 'vector')} copied to {target}")
 

@@ -62,9 +62,9 @@ def assert_recreated(folder, caplog):
     cache.set_many(entries([1]))
     assert_holds(cache, [1])
     assert cache.stats.write_failures == 0
-    assert len(quarantined(folder)) == 1
+    (old,) = quarantined(folder)
     (message,) = warnings_in(caplog)
-    assert "quarantined" in message
+    assert f"quarantined as {old.name} and recreated" in message
 
 
 class Bomb:

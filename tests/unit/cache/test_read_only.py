@@ -79,3 +79,26 @@ def test_a_closed_cache_has_no_log(tmp_path):
     cache.set_many(entries(range(10)))
     cache.close()
     run(READ, tmp_path, 10)
+
+
+CLOSED = f"""{READ_ONLY_COPY}
+from embedkit_core import CacheError
+from embedkit_core.cache import CacheFolder
+copy = read_only_copy(sys.argv[1], "000")
+closed = CacheFolder(copy)
+for operation in (closed.stats, closed.verify, lambda: closed.copy_to(CacheFolder("x"))):
+    try:
+        print(operation())
+    except (CacheError, PermissionError):
+        continue
+    raise AssertionError(operation)
+assert open_cache(copy).get_many([bytes(32)]) == {{}}
+"""
+
+
+@POSIX
+def test_a_folder_that_cannot_be_opened_is_not_an_empty_cache(tmp_path):
+    cache = DiskCache(tmp_path)
+    cache.set_many(entries(range(10)))
+    cache.close()
+    run(CLOSED, tmp_path)

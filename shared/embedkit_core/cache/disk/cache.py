@@ -253,7 +253,7 @@ class DiskCache:
         with self._open_lock.lock:
             if self._pool is not None or self._off:
                 return self._pool
-            if not create and (self._is_paused or not os.path.lexists(self._database)):
+            if not create and (self._is_paused or folders.identity(self._database) is None):
                 return None
             try:
                 self._pool = self._open_or_create(create)
@@ -309,9 +309,9 @@ class DiskCache:
             renamed = folders.quarantine(self._folder, seen)
         except OSError as error:
             raise CacheError(f"{reason}, and the quarantine failed ({type(error).__name__})") from error
-        if renamed:
+        if renamed is not None:
             self.stats.quarantined += 1
-            self._pending_logs.append(f"Cache {self._folder} quarantined and recreated: {reason}")
+            self._pending_logs.append(f"Cache {self._folder} quarantined as {renamed.name} and recreated: {reason}")
 
     def _turn_off(self, reason: str) -> None:
         self._off = True

@@ -80,16 +80,16 @@ def foreign_file(folder: Path) -> str | None:
     return None
 
 
-def quarantine(folder: Path, seen: Identity | None) -> bool:
-    """Rename a folder. Return False if it is no longer the one that was seen.
+def quarantine(folder: Path, seen: Identity | None) -> Path | None:
+    """Rename a folder and return its new path. None if it is no longer the one that was seen.
 
     Raises:
         OSError: The folder cannot be renamed.
     """
     if seen is None or identity(folder) != seen:
-        return False  # another process did it, and this is the new folder
-    folder.rename(folder.with_name(f"{folder.name}.set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"))
-    return True
+        return None  # another process did it, and this is the new folder
+    name = f"{folder.name}.set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"
+    return folder.rename(folder.with_name(name))
 
 
 def network_filesystem(mountinfo: str, path: str) -> str | None:
