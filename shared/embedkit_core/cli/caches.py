@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -119,9 +120,10 @@ def _parsed(option: str, value: str | None, pattern: str, example: str, unit: Ca
     if value is None:
         return None
     match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{pattern}", value.strip(), re.IGNORECASE)
-    if match is None or not float(match[1]):
-        raise ConfigurationError(f"{option}: must be a positive number, such as {example} (got {value!r}).")
-    return float(match[1]) * unit(match[2].upper())
+    amount = 0.0 if match is None else float(match[1]) * unit(match[2].upper())
+    if not 0 < amount < math.inf:
+        raise ConfigurationError(f"{option}: must be a positive number, such as {example} (got {value!r:.50}).")
+    return amount
 
 
 def _megabytes(size: int) -> str:
@@ -181,9 +183,9 @@ def prune(
     stats = folder.stats()
     stats.check()
     limits = [] if days is None else [f"not used for {days:g} days"]
-    limits += [] if size is None else [f"above {_megabytes(int(size))}"]
+    limits += [] if size is None else [f"above {_megabytes(math.ceil(size))}"]
     confirm(f"delete vectors {' and '.join(limits)} of {stats.vectors:,} in {stats.folder}?", yes=yes)
-    deleted = folder.prune(unused_days=days, max_bytes=None if size is None else int(size))
+    deleted = folder.prune(unused_days=days, max_bytes=None if size is None else math.ceil(size))
     stats = folder.stats()
     left = f"{count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"
     err.print(f"{count_noun(deleted, 'vector')} deleted; {left} left")
