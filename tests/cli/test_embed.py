@@ -192,7 +192,7 @@ def test_an_unclosed_quote_is_an_error_with_its_line(shell, server, tmp_path, br
 def test_quotes_and_line_breaks_in_csv_are_kept(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text(
-        '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,2\r\n', newline=""
+        '\ufeffid,text,more\r\na,"two\r\nlines, ""quoted""",1\r\n\r\nb,a 5" pipe\r\nc,x,1,,\r\n', newline=""
     )
     found = [(record.id, record.text, record.location) for record in records(path)]
     assert found == [
@@ -200,6 +200,19 @@ def test_quotes_and_line_breaks_in_csv_are_kept(tmp_path):
         ("b", 'a 5" pipe', f"{path}, line 5, id 'b'"),
         ("c", "x", f"{path}, line 6, id 'c'"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,text\na,fine\nb,Hello, world\n", "in.csv, line 3: 3 values for 2 columns; quote a text with commas. "),
+        ("text,text\none,two\n", "in.csv, line 1: 2 columns are named 'text'. Rename all but one."),
+    ],
+)
+def test_a_table_that_does_not_say_which_value_is_the_text_is_refused(shell, server, tmp_path, content, message):
+    (tmp_path / "in.csv").write_text(content)
+    code, _, err = shell("embed", "in.csv", "-o", "x.npy", "-m", MODEL, "-y")
+    assert (code, err.startswith(f"rag-embedkit: {message}"), server.requests) == (USAGE, True, []), err
 
 
 @pytest.mark.parametrize(

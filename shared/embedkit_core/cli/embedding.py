@@ -110,7 +110,7 @@ def models(
     provider: Annotated[str | None, typer.Argument(help="List models of this provider only.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """List the models of the catalogue with dimensions, limits, dtypes and prices."""
+    """List the models of the catalogue with dimensions, limits, prices and, with --json, dtypes."""
     listed: list[dict[str, Any]] = [
         {
             "model": f"{m.provider}:{m.name}",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from embedkit_core.cli.inputs import STDIN, InputFile, expand_home
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
+from embedkit_core.common.formatting import count_noun
 from embedkit_core.tools.tasks import MAX_CSV_FIELD
 
 DEFAULT_ID_COLUMN = "id"  # rows may lack this column
@@ -201,17 +202,29 @@ class RecordSource:
         columns: list[str] | None = None
         try:
             for values in reader:
+                location = f"{name}, line {first_line}"
                 if columns is None:
                     columns = values
+                    self._check_columns(columns, location)
+                elif any(values[len(columns) :]):
+                    yield InvalidRow(
+                        location,
+                        f"{len(values)} values for {count_noun(len(columns), 'column')}; quote a text with commas",
+                    )
                 elif values:
                     row = dict.fromkeys(columns, "") | dict(zip(columns, values, strict=False))
-                    yield self._row(row, first_line, f"{name}, line {first_line}")
+                    yield self._row(row, first_line, location)
                 first_line = reader.line_num + 1
         except csv.Error as error:
             raise ConfigurationError(
                 f"{name}, line {first_line}: cannot be read as CSV ({error}). "
                 "Close every quote and double the quotes within a text."
             ) from None
+
+    def _check_columns(self, columns: list[str], location: str) -> None:
+        for column in (self._column, self._id_column):
+            if (n := columns.count(column)) > 1:
+                raise ConfigurationError(f"{location}: {n} columns are named {column!r}. Rename all but one.")
 
     def _row(self, row: Any, number: int, location: str) -> Record | InvalidRow:
         if not isinstance(row, dict):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from decimal import Decimal
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import count_noun, shorten_model_name
+from embedkit_core.common.formatting import count_noun, format_usd, shorten_model_name
 from embedkit_core.tools.extra import check_installed
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ def save(figure: Figure, path: str | PathLike[str]) -> None:
     figure.savefig(str(path), dpi=150)
 
 
+def _usd_label(usd: float, _: float) -> str:
+    return f"${format_usd(Decimal(f'{usd:.6g}'))}"
+
+
 def draw_comparison(task: str, documents: int, points: Sequence[QualityPoint]) -> Figure:
     """Return a figure of quality against cost and against dimensions."""
     figure, (by_cost, by_size) = new_figure(11, 5.2, 2)
@@ -105,7 +110,7 @@ def draw_comparison(task: str, documents: int, points: Sequence[QualityPoint]) -
         offset = 2 ** (0.05 * n)  # separates dtypes of the same dimensions
         _plot(by_size, [((p.dimensions or 0) * offset, p) for p in series], style, name, style[2])
     by_cost.set_xlabel(f"cost of {count_noun(documents, 'document')}, USD")
-    by_cost.xaxis.set_major_formatter(lambda usd, _: f"${usd:g}")
+    by_cost.xaxis.set_major_formatter(_usd_label)
     by_size.set_xlabel("dimensions")
     by_size.set_xscale("log", base=2)
     sizes = sorted({p.dimensions for p in points if p.dimensions})

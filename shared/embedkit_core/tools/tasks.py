@@ -194,6 +194,8 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     limit = csv.field_size_limit(MAX_CSV_FIELD)  # of the process
     try:
         for row in reader:
+            if any(row.get(None) or ()):  # the key of DictReader for further values
+                raise _invalid_row(path, reader.line_num, f"{len(row) - 1} values; quote a text with {delimiter!r}")
             yield reader.line_num, row
     except csv.Error as error:
         raise ConfigurationError(f"{path}, line {reader.line_num}: {error}.") from None

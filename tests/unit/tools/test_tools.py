@@ -118,6 +118,9 @@ def test_questions_and_answers_are_read(tmp_path):
         load_questions(file)
     with pytest.raises(ConfigurationError, match="columns 'q'"):
         load_questions(file, question="q")
+    file.write_text("question,answer\nWho purrs?,A cat.\nWell, who meows?,A cat.\n")
+    with pytest.raises(ConfigurationError, match=r"line 3: expected 2 values; quote a text with ','"):
+        load_questions(file)
 
 
 def test_self_retrieval_splits_texts_and_states_its_validity():
@@ -281,6 +284,7 @@ def test_a_chart_is_drawn_and_labelled(tmp_path, kind):
     assert len(data) > 5000
     figure = found._figure()
     assert [axes.get_xlabel() for axes in figure.axes] == ["cost of 30 documents, USD", "dimensions"]
+    assert figure.axes[0].xaxis.get_major_formatter()(0.00003, 0) == "$0.00003"
     assert all("nDCG@10" in axes.get_ylabel() for axes in figure.axes)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fake:good", "fake:other"]
     with pytest.raises(ConfigurationError, match=r"\.png, \.svg, \.pdf"):
