@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_disk_cache import POSIX, entries, key, run
 
 from embedkit_core import ConfigurationError, Embedder
 from embedkit_core.cache import Entry
+from embedkit_core.cache.disk import pool as connections
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.disk.folder import DATABASE, OWN_FOLDER
 from embedkit_core.cache.disk.pool import RENEW_AFTER_SECONDS
@@ -341,6 +343,25 @@ def test_a_locked_database_keeps_the_recorded_use(folder):
         assert cache.get_many([key(0)])
     assert used_days_ago(folder, 0) == 31
     assert cache.get_many([key(0)])
+    assert used_days_ago(folder, 0) == 0
+
+
+def test_a_read_waits_a_moment_for_a_writer_to_record_the_use(folder, monkeypatch):
+    age(folder, 31, [0])
+    monkeypatch.setattr(connections, "_RENEW_WAIT_SECONDS", 60.0)
+    set_busy_timeout = connections._set_busy_timeout
+    other = sqlite3.connect(folder / OWN_FOLDER / DATABASE, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    end = threading.Thread(target=other.close)
+
+    def ending(connection, seconds):
+        set_busy_timeout(connection, seconds)
+        if seconds == 60.0:
+            end.start()
+
+    monkeypatch.setattr(connections, "_set_busy_timeout", ending)
+    assert DiskCache(folder).get_many([key(0)])
+    end.join()
     assert used_days_ago(folder, 0) == 0
 
 

@@ -35,6 +35,7 @@ _READ_WAIT_SECONDS = 1.0  # a read waits only while another process opens or clo
 _FORK_WAIT_SECONDS = 2.0  # of a fork, for reads and writes in progress
 _MAX_IDLE_CONNECTIONS = 8
 RENEW_AFTER_SECONDS = 30 * 86400.0  # so that a hit rarely causes a write
+_RENEW_WAIT_SECONDS = 0.02  # of a read, to record the use of rows while another process writes
 KEYS_PER_SELECT = 500  # SQLite may be built with a limit of 999 parameters
 _OPTIONS: dict[Mode, str] = {
     "rw": "mode=rw",
@@ -413,7 +414,7 @@ def _renew(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
     """Set the last use of rows to now. They stay as they are if the database is busy or read-only."""
     now = time.time()
     statement = _RENEW.replace("MARKS", ",".join("?" * len(ids)))
-    _set_busy_timeout(connection, 0.0)
+    _set_busy_timeout(connection, _RENEW_WAIT_SECONDS)
     with suppress(sqlite3.Error):
         connection.execute(statement, (now, now - RENEW_AFTER_SECONDS, *ids))
     _set_busy_timeout(connection, _READ_WAIT_SECONDS)
