@@ -1,5 +1,6 @@
 """Servers that limit the requests in flight and answer a bare HTTP 429 beyond: slots, short queues, rate limits too."""
 
+import random
 from collections import Counter
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from support.virtual import Simulation, VirtualServer
 
 from embedkit_core import Embedder, ProviderError, RateLimitError, UnavailableError
 from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus
+from embedkit_core.engine.rate_limits.controller import RateController
 
 
 def embed(
@@ -100,6 +102,22 @@ def test_headers_with_quota_left_do_not_turn_a_limit_on_requests_in_flight_into_
         return error
 
     assert seconds(refused) < 2 * seconds(overloaded)
+
+
+def test_a_request_that_a_busy_server_refuses_takes_nothing_from_the_quota():
+    controller = RateController(random.Random(0))
+    quota = RateLimitStatus(LimitStatus(10.0, 10.0, 0.0), LimitStatus(1_000.0, 1_000.0, 0.0))
+    first = controller.on_sent(10, 0.0, more_waits=True)
+    controller.on_reply(first, 10, quota, 0.1)
+    controller.on_returned(first, 16)
+    for number in range(20):
+        now = 1.0 + number / 100
+        accepted, refused = (controller.on_sent(size, now, more_waits=True) for size in (1, 900))
+        assert controller.on_failure(refused, RateLimitError("busy", status=429), now) == 0.0
+        controller.on_returned(refused, 16)
+        controller.on_reply(accepted, 1, quota, now)
+        controller.on_returned(accepted, 16)
+        assert controller.wait(900, now) == 0.0
 
 
 @pytest.mark.parametrize("attempt", range(6))

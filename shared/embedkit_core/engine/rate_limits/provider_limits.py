@@ -22,6 +22,7 @@ Events that move it:
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import NamedTuple
 
 from embedkit_core.common.types import LimitStatus
@@ -37,6 +38,7 @@ WINDOW_FILL_SECONDS = 1e9  # a fixed window is not refilled before its end: prac
 RESERVE_SECONDS = 0.02
 MAX_CONTRADICTIONS = 3  # refusals a minute up to which headers are trusted
 HEADER_BLACKOUT_SECONDS = 300.0  # during which headers are ignored after that
+MAX_PUT_BACK = 64  # refused requests that are remembered until newer headers include them
 MAX_STATED_WAIT = 120.0  # seconds; after these, one request tests whether a longer wait is necessary
 
 # Search and growth
@@ -133,6 +135,7 @@ class ProviderLimit:
         self._has_fixed_windows = False
         self._window_end = math.inf
         self._last_sent = float("-inf")
+        self._put_back: deque[tuple[float, float]] = deque(maxlen=MAX_PUT_BACK)  # (cumulative, amount)
         self._contradictions: list[float] = []
         # The growth curve: the rate at its plateau, the margin below at its start, the seconds between, and its start
         self._searching = False
@@ -166,7 +169,8 @@ class ProviderLimit:
         rate = self._header_rate = self._rate_of(status)
         self._headers_sent_at, self._last_status = sent_at, status
         self._window_end = now + reset if reset is not None and self._has_fixed_windows else math.inf
-        sent_since = max(0.0, self._cumulative - cumulative)
+        put_back = sum(amount for at, amount in self._put_back if at > cumulative)
+        sent_since = max(0.0, self._cumulative - cumulative - put_back)
         filled_since = 0.0 if self._headers_at_reply or self._has_fixed_windows else rate * (now - sent_at)
         self.from_headers, self._searching = True, False
         self.bucket.set(rate, limit, now, remaining - sent_since + (filled_since - rate * RESERVE_SECONDS))
@@ -235,6 +239,7 @@ class ProviderLimit:
     def put_back(self, amount: float, cumulative: float, now: float) -> None:
         """Put back the amount of a request that was refused too, but shows nothing new about this limit."""
         self.bucket.take(-amount, now)
+        self._put_back.append((cumulative, amount))
         if self._last_refusal is not None and cumulative > self._last_refusal.cumulative:
             self._late_refused += amount
 
