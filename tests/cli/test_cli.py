@@ -82,6 +82,9 @@ from embedkit_core.cli.console import FAILED, PARTIAL, REFUSED, USAGE
         (["compare", MODEL, "--data", "."], USAGE, "cannot be read (No such file or directory)"),
         (["cache", "import", "nowhere"], USAGE, "the folder does not exist (got 'nowhere')"),
         (["cache", "verify", "--live", "3"], USAGE, "--live: requires --model and the texts"),
+        (["cache", "verify", "in.txt"], USAGE, "--live: is required to compare texts with a model"),
+        (["cache", "export", "in.txt"], USAGE, "TARGET: cannot be a folder, "),
+        (["cache", "import", "in.txt"], USAGE, "SOURCE: cannot be a folder, "),
     ],
 )
 def test_each_usage_error_is_one_clear_line(shell, server, tmp_path, arguments, code, message):

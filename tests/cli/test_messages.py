@@ -41,6 +41,7 @@ OPTIONS = {
             "Set it as in --price 0.02, or use budget_tokens= (in Python).",
         ),
         ("pass model_info={}.", "pass model_info={} (in Python)."),
+        ("Use for example dimensions=(8, 4).", "Use for example --dimensions 8,4."),
         (
             "got dtype='int8'. Use on_long_text='truncate'.",
             "got --dtype int8. Use on_long_text='truncate' (in Python).",

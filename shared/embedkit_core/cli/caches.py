@@ -70,6 +70,8 @@ def verify(
             verification = embedder.verify_cache(texts, sample=live)
         show(wording(str(verification)), asdict(verification), as_json=as_json)
         return
+    if inputs or model is not None:
+        raise ConfigurationError("--live: is required to compare texts with a model. Add for example --live 20.")
     stats = _folder(cache).verify()
     text = (
         f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.damaged:,} damaged (embedded again on next use)"
@@ -88,12 +90,20 @@ def _show_stats(text: str, stats: CacheStats, *, as_json: bool) -> None:
 
 def _folder(path: str | None, option: str = "--cache") -> CacheFolder:
     """Return the cache at `path`, which must exist, or the user's own cache, which may not exist yet."""
-    folder = CacheFolder(path)
+    folder = _opened(path, option)
     if path is not None and not folder.folder.is_dir():
         raise ConfigurationError(f"{option}: the folder does not exist (got {path!r}). Use the folder of a cache.")
     if path is not None and not folder.holds_cache:
         raise ConfigurationError(f"{option}: the folder contains no cache (got {path!r}). Use the folder of a cache.")
     return folder
+
+
+def _opened(path: str | None, option: str) -> CacheFolder:
+    """Return the cache at `path`, which need not exist; an error names the option or argument of the path."""
+    try:
+        return CacheFolder(path)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}{str(error).removeprefix('cache')}") from None
 
 
 def _known_model(stats: CacheStats, model: str | None) -> str | None:
@@ -204,7 +214,7 @@ def export_command(
         stats = folder.stats()
         stats.check()
         known = _known_model(stats, model)
-    copied = folder.copy_to(CacheFolder(target), model=known)
+    copied = folder.copy_to(_opened(target, "TARGET"), model=known)
     err.print(f"{count_noun(copied, 'vector')} copied to {target}")
 
 
@@ -213,7 +223,7 @@ def import_command(
     source: Annotated[str, typer.Argument(help="The cache folder to copy from.")], cache: o.CacheOption = None
 ) -> None:
     """Copy all vectors from another cache folder into this one."""
-    copied = _folder(source, "SOURCE").copy_to(CacheFolder(cache))
+    copied = _folder(source, "SOURCE").copy_to(_opened(cache, "--cache"))
     err.print(f"{count_noun(copied, 'vector')} copied from {source}")
 
 

@@ -17,7 +17,7 @@ ARGUMENTS = {
 } - {"model"}
 PHRASES = {"Pass api_key= or set": "Set", "api_key=": "the API key"}  # a key is not passed on a command line
 _PHRASE = re.compile("|".join(map(re.escape, PHRASES)))
-_VALUE = r"\{[^{}]*\}|'[^']*'|[\w$-]+(?:\.\w+)*"
+_VALUE = r"\{[^{}]*\}|\([^()]*\)|'[^']*'|[\w$-]+(?:\.\w+)*"
 
 
 class Wording:
@@ -50,4 +50,6 @@ class Wording:
             return f"{found[0]} (in Python)"
         if name == "prices":  # a mapping; a command has one model and one price
             value = value.strip("{}").rpartition(":")[2]
+        if value.startswith("("):
+            value = value.strip("()").replace(" ", "")
         return f"{self._options[name]} {value.strip(chr(39) + ' ')}".rstrip()
