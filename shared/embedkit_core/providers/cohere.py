@@ -28,7 +28,7 @@ from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ class CohereClient:
         self._reader = ReplyReader()
         self._provider = provider
         self._headers = {_sdk_spelling(name): value for name, value in provider.connection.headers.items()}
-        self._timeout_error, self._connection_error = httpx.TimeoutException, httpx.RequestError
+        self._timeout_error = httpx.TimeoutException
+        self._connection_errors = (httpx.RequestError, OSError)  # httpcore passes errors of TLS while reading on
         self._transport = provider.open_transport()
         self._sdk: Any = provider.open_sdk(self._transport)
         self._http: Any = getattr(getattr(self._sdk, "_client_wrapper", None), "httpx_client", None)
@@ -162,9 +163,9 @@ class CohereClient:
             response = await self._send(batch, {**fields, "texts": texts}, key)
         except self._timeout_error:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
-        except self._connection_error as error:
+        except self._connection_errors as error:
             host = urlsplit(self._provider.address).netloc
-            message = f"Server at {host} could not be reached ({type(error).__name__})."
+            message = f"Server at {host} could not be reached ({root_cause(error)})."
             raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
         if response.status != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}

@@ -35,7 +35,7 @@ from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, REDIRECT_FIX, Refusal, connection_error
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, REDIRECT_FIX, Refusal, connection_error, root_cause
 from embedkit_core.providers.secrets import Hidden, Secret
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class VoyageClient:
         except (self._errors.Timeout, TimeoutError):
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except (self._errors.APIConnectionError, *self._connection_errors) as error:
-            message = f"Server at {urlsplit(address).netloc} could not be reached ({_cause(error)})."
+            message = f"Server at {urlsplit(address).netloc} could not be reached ({root_cause(error)})."
             raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -316,12 +316,6 @@ def _finding(finding: object) -> str:
         return str(finding)
     location, message = finding.get("loc"), str(finding.get("msg") or finding.get("message") or "")
     return f"{'.'.join(map(str, location))}: {message}" if isinstance(location, list) else message
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    number = getattr(cause, "errno", None)
-    return os.strerror(number) if isinstance(number, int) and number > 0 else type(cause).__name__
 
 
 def _to_provider_error(refusal: Refusal, address: str) -> ProviderError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,3 +166,16 @@ def connection_error(message: str, failure: BaseException, fix: str) -> Unavaila
         error.unsent |= type(cause).__name__ in UNSENT_CAUSES
         cause = cause.__cause__ or cause.__context__
     return error
+
+
+def root_cause(error: BaseException) -> str:
+    """Return the first cause of a failed connection, as the operating system's message if there is one."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted; pass ca_bundle= with trusted certificates"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason}"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return type(error).__name__

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -30,7 +29,7 @@ from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, Un
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause
 from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
@@ -249,7 +248,7 @@ class OpenAIClient:
         url, server = self._sdk.base_url, self._provider.server
         host = f"{url.host}:{url.port}" if url.port else url.host
         proxy = " through proxy=" if self._provider.connection.proxy else ""
-        message = f"Server at {host} could not be reached{proxy} ({_root_cause(error)})."
+        message = f"Server at {host} could not be reached{proxy} ({root_cause(error)})."
         fix = CHECK_ADDRESS if self._provider.endpoint else ""
         return connection_error(message, error, fix if server is OPENAI else f"Is {server.title} running there?")
 
@@ -305,16 +304,3 @@ class OpenAIClient:
             dimensions=sent.fields.get("dimensions") if provider.endpoint else None,
             fix=self._address_fix() if status == 404 and "model" not in detail.message.lower() else "",
         )
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the first cause of a failed connection, as the operating system's message if there is one."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "its certificate is not trusted; pass ca_bundle= with trusted certificates"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason}"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
-    return type(error).__name__
