@@ -123,3 +123,9 @@ def test_a_number_that_is_not_finite_is_refused_in_every_spelling(number):
         server.fault_for(lambda texts, request_number: Fault(raw=body.encode()))
         with pytest.raises(BadReplyError):
             openai_embedder(server, "some-model").embed(["x"])
+
+
+def test_a_number_outside_the_range_of_float32_is_refused_without_a_warning_of_numpy(server):
+    server.faults = [Fault(raw=b'{"data": [{"embedding": [1e39, 0.5]}]}')]
+    with pytest.raises(BadReplyError, match="not finite"):
+        openai_embedder(server, "some-model", cache=False, max_retries=0).embed(["a"])

@@ -162,7 +162,8 @@ def decode_rows(
 def _from_numbers(rows: Sequence[Any], element: np.dtype[Any]) -> Vectors:
     array = np.array(rows)
     if element.kind == "f" and array.dtype.kind in "iuf":
-        return array.astype(element)
+        with np.errstate(over="ignore"):  # infinity is an error of the reply
+            return array.astype(element)
     limits = np.iinfo(element)
     if array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
         raise ValueError("not numbers of this dtype")
