@@ -106,13 +106,13 @@ def test_another_model_under_a_name_of_the_catalogue_is_not_decoded_as_another_t
         at(server, E5).embed(["a"])
 
 
-@pytest.mark.parametrize("sent", ["float32", "float16"])
-def test_half_of_the_models_dimensions_are_right_if_the_server_ignores_dimensions(sent):
-    """1536 numbers of two bytes have the bytes of the requested 768 of four bytes."""
+@pytest.mark.parametrize(("sent", "dimensions"), [("float32", 768), ("float16", 768), ("float32", 384), ("int8", 384)])
+def test_a_part_of_the_models_dimensions_is_right_if_the_server_ignores_dimensions(sent, dimensions):
+    """1536 numbers of two bytes have the bytes of the requested 768 of four bytes; of one byte, those of 384."""
     with CompatibleServer(encoding=sent, dimensions=1536, ignores_dimensions=True) as server:
-        small = at(server, "text-embedding-3-small", api_key="k", dimensions=768)
+        small = at(server, "text-embedding-3-small", api_key="k", dimensions=dimensions)
         for text in ("a", "b"):
-            np.testing.assert_allclose(small.embed([text]).vectors[0], vector_of(text, 768), atol=1e-7)
+            np.testing.assert_allclose(small.embed([text]).vectors[0], vector_of(text, dimensions), atol=1e-7)
         assert encodings(server)[:2] == ["float", "base64"]
 
 

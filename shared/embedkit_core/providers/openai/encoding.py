@@ -33,9 +33,10 @@ class EncodingNegotiation:
             requests_dimensions: True if the requests have dimensions, which a server may ignore.
         """
         self._is_documented = is_documented
-        # If the server ignores dimensions, the width may be unknown, or twice the requested one: then the bytes of
-        # float32 in the one are those of float16 in the other.
-        is_ambiguous = any(2 * width in widths for width in widths) or (requests_dimensions and len(widths) == 1)
+        # If the server ignores dimensions, the width may be unknown, or 2 or 4 times the requested one: then the bytes
+        # of float32 in the one are those of float16 or int8 in the other.
+        is_ambiguous = any(factor * width in widths for width in widths for factor in (2, 4))
+        is_ambiguous |= requests_dimensions and len(widths) == 1
         self._widths = () if is_ambiguous else tuple(widths)
         self._is_refused = self._is_accepted = self._is_trying = False
 
