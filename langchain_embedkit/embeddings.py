@@ -28,6 +28,7 @@ from embedkit_core.adapters.base import (
     embed_lists,
     fields_not_pickled,
     for_call,
+    run_in_thread,
     validate_with_core,
 )
 from langchain_embedkit.arguments import CALL_RULES, RULES, LangChainOptions
@@ -136,11 +137,11 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     ) -> list[list[float]]:
         """Embed documents without blocking the caller's event loop; the arguments are those of `embed_documents`."""
         with errors_name(("chunk_size",), RULES):
-            return await self._for_call(options)._aembed(texts, "document", chunk_size or None)
+            return await (await self._afor_call(options))._aembed(texts, "document", chunk_size or None)
 
     async def aembed_query(self, text: str, **options: Any) -> list[float]:
         """Embed a query without blocking the caller's event loop; `options` are those of `embed_documents`."""
-        return (await self._for_call(options)._aembed([text], "query"))[0]
+        return (await (await self._afor_call(options))._aembed([text], "query"))[0]
 
     def _for_call(self, options: dict[str, Any]) -> Self:
         """Return this object, or a copy with the options of one call. It empties `options`, which may hold a secret."""
@@ -151,6 +152,10 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
         fields = take_arguments("embed_documents", hidden, type(self).model_fields, CALL_RULES)
         with errors_name(hidden, CALL_RULES):
             return for_call(self, fields) if fields else self
+
+    async def _afor_call(self, options: dict[str, Any]) -> Self:
+        """Return what `_for_call` returns. A copy is made on a thread, because its constructor may read files."""
+        return await run_in_thread(lambda: self._for_call(options)) if options else self
 
     def _embed(self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None) -> list[list[float]]:
         if not is_reported():

@@ -11,6 +11,7 @@ from embedkit_core.calls.import_vectors import ImportReport
 from embedkit_core.calls.plan import as_list
 from embedkit_core.calls.verify_cache import CacheVerification
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.threads import running_loop
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import parameter_names
@@ -69,9 +70,14 @@ async def aembed_lists(
 
 
 async def run_in_thread(work: Callable[[], T]) -> T:
-    """Run code of the user on a thread of the event loop's executor, in a copy of the current context."""
+    """Run code of the user on a thread of the event loop's executor, in a copy of the current context.
+
+    Raises:
+        EmbedKitError: There is no running event loop of asyncio.
+    """
     import asyncio
 
+    running_loop()
     return await asyncio.to_thread(work)
 
 
@@ -256,9 +262,16 @@ def fields_not_pickled(model: _Model) -> dict[str, None]:
 
 
 def for_call(model: M, fields: Mapping[str, Any]) -> M:
-    """Return a copy with other settings for one call, whose usage counts as that of `model`."""
+    """Return a copy with other settings for one call.
+
+    Its usage counts as that of `model`, with which it shares the vectors in memory and what is logged once.
+    """
     other = changed_copy(model, fields)
-    other.embedder.meter = model.embedder.meter
+    shared = ["meter", "truncation_logged"]
+    if "cache" not in fields:
+        shared.append("tiered_cache")
+    for name in shared:
+        setattr(other.embedder, name, getattr(model.embedder, name))
     return other
 
 

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -115,7 +116,7 @@ class BaseEmbedder:
         self.tiered_cache: TieredCache = open_tiered(cache)
         self._format = resolved_model.format
         self._accounts: dict[Account, weakref.finalize[Any, Any]] = {}
-        self.has_warned_of_truncation = False
+        self.truncation_logged = threading.Event()
         limiter = LimiterAdapter(rate_limiter) if rate_limiter is not None else None
         self.vector_space = self._make_space(resolved_model, provider_options)
         self._specs: dict[str, InputTypeSpec] = {
@@ -197,8 +198,8 @@ class BaseEmbedder:
             n_texts: The number of texts.
             count: The number of truncated texts if `positions` has not all of them.
         """
-        if not self.has_warned_of_truncation:
-            self.has_warned_of_truncation = True
+        if not self.truncation_logged.is_set():
+            self.truncation_logged.set()
             count = len(positions) if count is None else count
             logger.warning(
                 "%s: %s of %s %s truncated to the model's limit (%s). EmbeddingResult.truncated "

@@ -297,7 +297,8 @@ def _evaluate(
                 "vectors according to the provider's documentation, and all texts would be billed again. To allow "
                 "this, list it as a separate model: {'model': ..., 'dimensions': ..., 'dtype': ...}."
             )
-        embedder.has_warned_of_truncation = is_embedded  # the first variant has warned of the same texts
+        if is_embedded:
+            embedder.truncation_logged.set()  # for the first variant, with the same texts
         start = time.perf_counter()
         with track_usage() as usage:
             document_result = embedder.embed(documents, progress=progress)

@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
+from blockbuster import blockbuster_ctx
+from support.caches import DictCache
 from support.embedders import texts_sent
 
-from embedkit_core import ConfigurationError
+from embedkit_core import ConfigurationError, EmbedKitError
 from langchain_embedkit import EmbedKitEmbeddings
 
 MODEL = "openai:text-embedding-3-small"
@@ -60,3 +62,43 @@ def test_an_invalid_option_is_named_as_it_was_given(embeddings):
 def test_chunk_size_zero_of_a_call_is_the_default_as_in_the_replaced_class(server, embeddings):
     embeddings.embed_documents(["a", "b"], chunk_size=0)
     assert len(server.requests) == 1
+
+
+async def test_an_async_call_with_options_does_not_block_the_event_loop(server, tmp_path):
+    embeddings = EmbedKitEmbeddings(MODEL, base_url=server.base_url, api_key=server.api_key, cache=tmp_path)
+    with blockbuster_ctx():
+        for _ in range(2):
+            assert len(await embeddings.aembed_query("a", dimensions=3)) == 3
+            assert len(await embeddings.aembed_documents(["b"], dimensions=3)) == 1
+    assert texts_sent(server) == ["a", "b"]
+
+
+def test_an_async_call_with_options_without_asyncio_gets_a_clear_error(embeddings):
+    with pytest.raises(EmbedKitError, match=r"trio\.to_thread\.run_sync"):
+        embeddings.aembed_query("a", dimensions=3).__await__().send(None)
+
+
+def test_queries_with_options_are_kept_in_memory(server):
+    class Counting(DictCache):
+        reads = 0
+
+        def get_many(self, keys):
+            self.reads += 1
+            return super().get_many(keys)
+
+    cache = Counting()
+    embeddings = EmbedKitEmbeddings(MODEL, base_url=server.base_url, api_key=server.api_key, cache=cache)
+    for _ in range(2):  # sent, then read from the cache
+        embeddings.embed_query("a", dimensions=3)
+    reads = cache.reads
+    assert len(embeddings.embed_query("a", dimensions=3)) == 3
+    assert cache.reads == reads
+    embeddings.embed_query("a", dimensions=3, cache=DictCache())
+    assert texts_sent(server) == ["a", "a"]
+
+
+def test_truncated_texts_of_calls_with_options_are_logged_once(embeddings, caplog):
+    unlimited = embeddings.model_copy(update={"budget_tokens": None})
+    for word in ("one ", "two "):
+        unlimited.embed_documents([word * 9000], dimensions=3)
+    assert len([record for record in caplog.records if "truncated" in record.getMessage()]) == 1
