@@ -20,6 +20,7 @@ from embedkit_core.adapters.arguments import (
     Rule,
     Unsupported,
     request_options,
+    single_dtype,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "api_base": Alias("base_url"),
     "additional_kwargs": Alias("provider_options", request_options),
     "text_instruction": Alias("document_prompt"),
+    "embedding_type": Alias("dtype", single_dtype),
     "mode": Ignored("The models it selects were retired. Current models have one name for queries and documents."),
     "reuse_client": Ignored("All callers share one client, which works from any event loop."),
     "deployment_name": Unsupported(AZURE),
@@ -51,5 +53,6 @@ class LlamaIndexOptions(CommonOptions, total=False):
     api_base: str | None
     additional_kwargs: Mapping[str, Any] | None
     text_instruction: str | None
+    embedding_type: str | None
     mode: object
     reuse_client: object

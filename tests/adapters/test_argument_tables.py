@@ -37,7 +37,7 @@ SAMPLES = {
     "query_instruction": "q: ", "text_instruction": "d: ", "openai_api_base": "http://localhost:1/v1",
     "embed_instruction": "d: ", "show_progress": True, "show_progress_bar": True,
     "openai_proxy": "http://localhost:1", "default_headers": {"a": "b"}, "azure_ad_token": "k",
-    "azure_ad_token_provider": "k", "embedding_types": ["binary"], "output_dtype": "binary",
+    "azure_ad_token_provider": "k", "embedding_types": ["binary"], "embedding_type": "binary", "output_dtype": "binary",
     "api_base": "http://localhost:1/v1", "openai_api_key": "k", "voyage_api_key": "k", "cohere_api_key": "k",
 }  # fmt: skip
 MEANT = {

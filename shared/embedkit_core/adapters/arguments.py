@@ -38,6 +38,7 @@ __all__ = [
     "none_if_empty",
     "request_options",
     "seconds",
+    "single_dtype",
     "take_arguments",
 ]
 

@@ -11,13 +11,16 @@ _LOCAL = "for a local model, pass provider_options={{{0!r}: ...}}"
 _QUERIES = "pass it to embed(), or use embed_query() and embed_documents()"
 
 MEANT: Mapping[str, tuple[str, ...]] = {
-    "api_key": ("openai_api_key", "voyage_api_key", "cohere_api_key", "key", "token", "azure_ad_token_provider"),
-    "model": ("model_name", "model_id", "model_name_or_path", "engine", "deployment"),
+    "api_key": (
+        *("openai_api_key", "voyage_api_key", "cohere_api_key", "google_api_key", "mistral_api_key", "key", "token"),
+        *("huggingfacehub_api_token", "azure_ad_token_provider"),
+    ),
+    "model": ("model_name", "model_id", "repo_id", "model_name_or_path", "engine", "deployment", "deployment_name"),
     "base_url": ("openai_api_base", "api_base", "endpoint", "endpoint_url", "url", "host", "azure_endpoint"),
     "headers": ("default_headers", "extra_headers"),
     "dimensions": ("dim", "dims", "size", "output_dimension", "output_dimensionality", "truncate_dim"),
-    "dtype": ("embedding_types", "output_dtype", "encoding"),
-    "cache": ("cache_dir", "cache_folder", "embeddings_cache"),
+    "dtype": ("embedding_type", "embedding_types", "output_dtype", "encoding"),
+    "cache": ("embeddings_cache",),
     "query_prompt": ("query_instruction", "query_prefix"),
     "document_prompt": ("text_instruction", "embed_instruction", "document_instruction", "document_prefix"),
     "on_long_text": ("truncation", "truncate", "max_length", "embedding_ctx_length", "check_embedding_ctx_length"),
@@ -33,12 +36,19 @@ ADVICE: Mapping[str, str] = {
     **{name: f"use {argument}=" for argument, names in MEANT.items() for name in names},
     **{name: _LOCAL.format(name) for name in ("device", "precision", "max_seq_length")},
     **dict.fromkeys(("input_type", "task", "task_type", "mode"), _QUERIES),
+    **dict.fromkeys(("cache_folder", "cache_dir"), "models are in HF_HUB_CACHE; for the cache of vectors, use cache="),
     "trust_remote_code": "the code of a model is never run here",
     **dict.fromkeys(("normalize", "normalize_embeddings"), "vectors have length 1 if the model documents it"),
     **dict.fromkeys(("organization", "openai_organization"), "set the environment variable OPENAI_ORG_ID"),
     **dict.fromkeys(
         ("api_version", "openai_api_version"), "Azure's v1 endpoint needs none; use model='azure:DEPLOYMENT'"
     ),
-    **dict.fromkeys(("http_client", "client", "async_client"), "use headers=, proxy=, ca_bundle= and client_cert="),
+    **dict.fromkeys(
+        (
+            *("http_client", "http_async_client", "async_http_client", "httpx_client", "httpx_async_client"),
+            *("client", "async_client", "client_kwargs"),
+        ),
+        "use headers=, proxy=, ca_bundle= and client_cert=",
+    ),
     **dict.fromkeys(("user", "encoding_format"), "additional fields of the request are provider_options="),
 }

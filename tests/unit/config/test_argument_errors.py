@@ -33,6 +33,9 @@ def test_the_name_of_an_argument_in_another_library_gets_the_name_here():
         ("device", "for a local model, pass provider_options={'device': ...}"),
         ("normalize_embeddings", "vectors have length 1 if the model documents it"),
         ("input_type", "pass it to embed(), or use embed_query() and embed_documents()"),
+        ("cache_folder", "models are in HF_HUB_CACHE; for the cache of vectors, use cache="),
+        ("google_api_key", "use api_key="),
+        ("httpx_client", "use headers=, proxy=, ca_bundle= and client_cert="),
         ("timout", "did you mean 'timeout'?"),
     ]
     check_rows(rows, check)
