@@ -203,7 +203,7 @@ INVARIANTS = [
     Invariant(
         17,
         "engine/scheduler/scheduler.py",
-        "        self._expire(now)",
+        "        self.registry.expire(now)",
         "        pass",
         "invariants/test_invariants.py",
     ),

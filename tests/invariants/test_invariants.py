@@ -362,7 +362,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.consecutive_queries <= MAX_CONSECUTIVE_QUERIES + 1
 
     def bulk_waits(self) -> bool:
-        return any(queue.ready(is_query=False) for queue in self.scheduler.dispatcher.busy)
+        return any(queue.ready(is_query=False, now=self.now) for queue in self.scheduler.dispatcher.busy)
 
     def finish(self, caller: Caller) -> None:
         assert not caller.finished

@@ -82,7 +82,7 @@ class Dispatcher:
 
     def enter(self, ticket: Ticket, queue: RequestQueue, now: float) -> None:
         """Apply the bounds of a caller with pending work."""
-        ticket.rate_controller = queue.rate_controller
+        ticket.submitted_at, ticket.rate_controller = now, queue.rate_controller
         self._bounds[ticket.max_in_flight] += 1
         queue.rate_controller.user_limits.enter(ticket.rates, now)
 
@@ -127,8 +127,10 @@ class Dispatcher:
         while self.free_slots():
             for queue in [queue for queue in self.busy if not queue.has_waiting]:
                 del self.busy[queue]
-            with_queries = [queue for queue in self.busy if queue.ready(is_query=True)]
-            with_bulk = [queue for queue in self.busy if queue.ready(is_query=False)]
+            with_queries = [queue for queue in self.busy if queue.ready(is_query=True, now=now)]
+            with_bulk = [queue for queue in self.busy if queue.ready(is_query=False, now=now)]
+            probes = (queue.outage.next_probe_at for queue in self.busy if not queue.verified)
+            self.wake_at = min(self.wake_at, *(at for at in probes if at > now), math.inf)
             is_query = bool(with_queries) and not (with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)
             first, second = (with_queries, with_bulk) if is_query else (with_bulk, with_queries)
             chosen = self._first_ready(first, is_query=is_query, now=now)

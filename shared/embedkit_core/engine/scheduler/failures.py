@@ -17,22 +17,25 @@ from embedkit_core.common.errors import (
     EncodingRefusedError,
     ProviderError,
     QuotaError,
+    RateLimitError,
     RequestTooLargeError,
     TextTooLongError,
 )
 from embedkit_core.common.formatting import count_noun
 from embedkit_core.costs.tokens import estimate_tokens
 from embedkit_core.engine.batching import RequestCapacity
+from embedkit_core.engine.rate_limits.provider_limits import MINUTE
 from embedkit_core.engine.scheduler import long_text
-from embedkit_core.engine.scheduler.items import AtomicBatch, Item, Waiter, max_billed_tokens
+from embedkit_core.engine.scheduler.items import AtomicBatch, Item, Ticket, Waiter, max_billed_tokens
 from embedkit_core.engine.scheduler.log_events import LogThrottle
-from embedkit_core.engine.scheduler.queues import Request
+from embedkit_core.engine.scheduler.queues import Outage, Request
 from embedkit_core.engine.scheduler.retry import RetryPolicy
 
 MAX_ENCODING_RETRIES = 3  # per text, before the refusal of an encoding is final
 MAX_TRUNCATIONS = 16  # per text, before its refusal is final
 MIN_LONG_TOKENS = 512  # estimated; a shorter text cannot make a request too large by itself
 MAX_LIMIT_RATIO = 16  # the model's limit to that of a server's refusal, which may be configured lower
+MIN_FAILED_PROBES = 3  # before texts fail that were not sent, also for callers with fewer retries
 MAX_PROBE_FAILURES = 8  # consecutive refusals; bisecting 32 texts reaches a single one with the sixth
 
 
@@ -108,11 +111,26 @@ class FailurePolicy:
         for limit in controller.known_limits():
             if limit.unit not in known:
                 self._log.limit_learned(request, str(limit), now)
-        delay = self._retry.delay(max(item.failures for item in request.items), error, self._rng)
+        failures = max(item.failures for item in request.items)
+        if not request.queue.verified and not request.items[0].is_query:  # so that probes are rare during an outage
+            failures = max(failures, len(request.queue.outage.probes))
+        delay = self._retry.delay(failures, error, self._rng)
         if (error.retry_after or 0.0) > 0:
             pause = delay
         controller.pause(now + pause)  # one refusal slows down every caller of the model
         return max(delay, pause)
+
+    def exhausts(self, outage: Outage, ticket: Ticket, error: ProviderError, now: float) -> bool:
+        """Return True if the server answered nothing for as long as the retries of one text of a ticket may take.
+
+        An HTTP 429 may be a limit per minute, so the outage must be longer than that.
+        """
+        probes = sum(sent_at >= ticket.submitted_at for sent_at in outage.probes)
+        seconds = self._retry.longest(ticket.max_retries)
+        if isinstance(error, RateLimitError):
+            seconds = max(seconds, MINUTE)
+        since = max(outage.probes[0], ticket.submitted_at)
+        return probes >= max(ticket.max_retries + 1, MIN_FAILED_PROBES) and now - since >= seconds
 
     def decide(
         self, request: Request, items: list[Item], error: ProviderError, *, until: float, bound: int, now: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -68,6 +68,18 @@ class RequestSpec:
     may_truncate_silently: bool = False
     space: VectorSpace | None = field(default=None, compare=False)
 
+    def truncating(self) -> RequestSpec:
+        """Return the spec of the requests that make the provider truncate texts."""
+        assert self.truncating_body is not None
+        return replace(
+            self,
+            id=self.id + b"cut",
+            body=self.truncating_body,
+            truncating_body=None,
+            provider_truncates=True,
+            limits=replace(self.limits, text_tokens=None),
+        )
+
     @property
     def widths(self) -> tuple[int, ...]:
         """The widths that a row of a reply may have; empty if they are unknown."""
@@ -104,6 +116,7 @@ class Ticket:
         max_retries: The retries of a text on behalf of this call.
         max_in_flight: The call's bound on the account's requests in flight.
         rates: The call's own limits per minute.
+        submitted_at: The time at which the scheduler accepted it.
         deadline: The time at which it stops waiting; inf for none.
         cache: The cache that its rows are written to.
         billing: The meters and budgets that its requests are booked on.
@@ -141,6 +154,7 @@ class Ticket:
         "rates",
         "rows",
         "sent",
+        "submitted_at",
         "truncated",
         "usage",
         "vector_format",
@@ -168,6 +182,7 @@ class Ticket:
         self.max_retries = max_retries
         self.max_in_flight = max_in_flight
         self.rates = rates
+        self.submitted_at = 0.0
         self.deadline = deadline
         self.cache = cache
         self.billing = billing
@@ -219,6 +234,10 @@ class ItemQueue(Protocol):
 
     def enter(self, items: Iterable[Item], *, front: bool = False) -> None:
         """Put items into the queue."""
+        ...
+
+    def enter_again(self, item: Item) -> None:
+        """Put an item into the queue after a transient failure."""
         ...
 
     def leave(self, item: Item) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,8 +12,11 @@ from math import ceil
 from embedkit_core.common.types import Batch, Cache, Vectors
 from embedkit_core.engine.batching import MAX_TEXTS, MIN_TEXTS, RequestCapacity, texts_per_request
 from embedkit_core.engine.rate_limits.controller import RateController, SentRequest
+from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION
 from embedkit_core.engine.scheduler.items import AtomicBatch, Item, RequestSpec, Ticket
 
+MAX_FAILED_ROUNDS = 6  # in a row; then one request at a time is sent
+PROBED_TEXTS = 8 * MIN_TEXTS  # other texts that are sent before those of a failed probe
 SURELY_TOO_LONG_FACTOR = 1.5  # times the limit: a calibrated estimate is more precise than that
 
 
@@ -65,6 +69,26 @@ class Request:
                     writes.setdefault(id(cache), (cache, []))[1].append(index)
         self.written_to += [cache for cache, _ in writes.values()]
         return list(writes.values())
+
+
+@dataclass(slots=True)
+class Outage:
+    """The transient failures of a queue since the server's last reply or refusal of a text.
+
+    A probe is a request whose failure leaves none of the queue in flight, and which was sent when the backoff after
+    the last probe was over. So probes are as far apart as the retries of one text.
+
+    Attributes:
+        rounds: The failures, counting only once those of requests that were in flight together.
+        last_round_at: The time of the first failure of the last round.
+        probes: The times at which the failed probes were sent.
+        next_probe_at: The end of the backoff after the last probe.
+    """
+
+    rounds: int = 0
+    last_round_at: float = -math.inf
+    probes: list[float] = field(default_factory=list)
+    next_probe_at: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -134,6 +158,7 @@ class RequestQueue:
         consecutive_refusals: Refusals of texts or sizes since the last reply.
         probe_failures: Those among them that were sent one at a time, each with other texts than the one before.
         refused_keys: The keys of the texts of the last refusal.
+        outage: The transient failures in a row.
         in_flight: The requests of the queue that are in flight.
         awaiting_permit: The one request that waits for a rate limiter's permit. There is only one, so that a query
             that arrives meanwhile does not wait behind several.
@@ -151,6 +176,7 @@ class RequestQueue:
         self.consecutive_refusals = 0
         self.probe_failures = 0
         self.refused_keys: frozenset[bytes] = frozenset()
+        self.outage = Outage()
         self.in_flight = 0
         self.awaiting_permit: Request | None = None
         self.planned_texts = MIN_TEXTS
@@ -167,8 +193,13 @@ class RequestQueue:
         """Return the number of waiting items, without groups."""
         return self._counts[id(self._deque(is_query=is_query))]
 
-    def ready(self, *, is_query: bool) -> bool:
-        """Return True if a request with queries, or with bulk, could be sent now."""
+    def ready(self, *, is_query: bool, now: float) -> bool:
+        """Return True if a request with queries, or with bulk, could be sent now.
+
+        During an outage, bulk waits for the next probe. Queries are few and have their own backoff.
+        """
+        if not self.verified and not is_query and now < self.outage.next_probe_at:
+            return False
         if self.awaiting_permit is not None:
             return False
         if self.in_flight and not self.verified:
@@ -185,6 +216,40 @@ class RequestQueue:
             item.location = queue
             self._counts[id(queue)] += 1
             self._tokens[id(queue)] += item.size
+
+    def enter_again(self, item: Item) -> None:
+        """Put an item back after a transient failure: at the front, or during an outage behind the next probes.
+
+        So that each probe has other texts: a text that makes the server fail must not look like an outage.
+        """
+        if not self.outage.probes:
+            self.enter([item], front=True)
+            return
+        self.enter([item])
+        queue = self._deque(is_query=item.is_query)
+        queue.insert(PROBED_TEXTS, queue.pop())
+
+    def record_failure(self, sent_at: float, next_probe_at: float, now: float) -> bool:
+        """Count the transient failure of a request that is no longer in flight. Return True if it was a probe.
+
+        Many rounds make the queue unverified: it goes back to one request at a time.
+
+        Args:
+            sent_at: The time at which it was sent.
+            next_probe_at: The end of the backoff, if it was a probe.
+            now: The current time.
+        """
+        outage = self.outage
+        if sent_at >= outage.last_round_at:
+            outage.rounds += 1
+            outage.last_round_at = now
+        if outage.rounds >= MAX_FAILED_ROUNDS:
+            self.verified = False
+        is_probe = self.in_flight == 0 and sent_at >= outage.next_probe_at - CLOCK_RESOLUTION
+        if is_probe:
+            outage.probes.append(sent_at)
+            outage.next_probe_at = next_probe_at
+        return is_probe
 
     def enter_group(self, group: AtomicBatch) -> None:
         """Add a group before everything else, other groups included: a bisection runs depth first."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Container, Iterable
 
 from embedkit_core.common.errors import EmbedKitError, ProviderError
-from embedkit_core.engine.scheduler.deadlines import Deadlines
+from embedkit_core.engine.scheduler.deadlines import Deadlines, deadline_error
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.funding import BudgetLedger
 from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter
@@ -18,6 +19,7 @@ class Registry:
         items: The pending items by cache key.
         completed: The tickets that were completed since the last poll.
         deadlines: The deadlines of open tickets.
+        server: The server's name in errors.
     """
 
     def __init__(self, dispatcher: Dispatcher, ledger: BudgetLedger, server: str) -> None:
@@ -26,7 +28,7 @@ class Registry:
         self.deadlines = Deadlines()
         self._dispatcher = dispatcher
         self._ledger = ledger
-        self._server = server
+        self.server = server
 
     # Items
 
@@ -64,7 +66,27 @@ class Registry:
             item.waiters.clear()
             self.drop_piece(item)
 
+    def fail_for(self, tickets: Container[Ticket], items: Iterable[Item], error: ProviderError) -> None:
+        """Fail items for those of their waiters that belong to some tickets; each gets a copy of the error."""
+        for item in items:
+            failed = [waiter for waiter in item.waiters if waiter.ticket in tickets]
+            for waiter in failed:
+                item.waiters.remove(waiter)
+                self.give_up(waiter.ticket, waiter.index, copy.copy(error))
+            if failed and not item.waiters:
+                self.drop(item)
+
     # Tickets
+
+    def expire(self, now: float) -> None:
+        """Fail the texts of callers whose deadline has passed."""
+        for ticket in self.deadlines.expired(now):
+            pending = [(item, waiter) for item in ticket.items for waiter in item.waiters if waiter.ticket is ticket]
+            item, waiter = max(pending, key=lambda text: text[0].retries)
+            error = self.with_retries(item, waiter, deadline_error(ticket))
+            self.detach(ticket)
+            for _, waiter in pending:
+                self.give_up(ticket, waiter.index, copy.copy(error))
 
     def fail_waiter(self, item: Item, waiter: Waiter, error: ProviderError) -> None:
         """Fail an item for one of its waiters, with a copy of the error that states the retries."""
@@ -73,7 +95,7 @@ class Registry:
     def with_retries(self, item: Item, waiter: Waiter, error: ProviderError) -> ProviderError:
         """Return a copy of an error that states the retries of an item on behalf of a waiter."""
         retries = max(0, item.retries - waiter.failures_at_join)
-        return error.after_retries(retries, item.failed_at - item.failing_since, self._server)
+        return error.after_retries(retries, item.failed_at - item.failing_since, self.server)
 
     def give_up(self, ticket: Ticket, index: int, error: EmbedKitError) -> None:
         """Record the final error of one of a ticket's texts."""

@@ -24,6 +24,10 @@ class RetryPolicy:
     minimum: float = 0.01
     retry_after_cap: float = MAX_STATED_WAIT
 
+    def longest(self, retries: int) -> float:
+        """Return the longest time that so many retries wait in total, if the server states no times."""
+        return sum(min(self.cap, self.base * 2.0 ** min(failures, 16)) for failures in range(retries))
+
     def delay(self, failures: int, error: ProviderError, rng: random.Random) -> float:
         """Return the seconds until the retry after so many earlier failures."""
         doubled: float = 2.0 ** min(failures, 16)

@@ -11,14 +11,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 from embedkit_core.common.errors import BadReplyError, ProviderError, TextTooLongError
 from embedkit_core.common.types import Batch, Reply, Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.engine.scheduler import long_text
-from embedkit_core.engine.scheduler.deadlines import deadline_error
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.failures import (
     Decision,
@@ -35,7 +33,7 @@ from embedkit_core.engine.scheduler.failures import (
 from embedkit_core.engine.scheduler.funding import BudgetLedger
 from embedkit_core.engine.scheduler.items import Item, RequestSpec, Ticket, Waiter
 from embedkit_core.engine.scheduler.log_events import LogThrottle
-from embedkit_core.engine.scheduler.queues import Actions, Request, RequestQueue, RetryQueue
+from embedkit_core.engine.scheduler.queues import Actions, Outage, Request, RequestQueue, RetryQueue
 from embedkit_core.engine.scheduler.recent import RecentRow, RecentRows
 from embedkit_core.engine.scheduler.registry import Registry
 from embedkit_core.engine.scheduler.replies import believable_bill, check_width, complete_items, post_process, validate
@@ -121,6 +119,8 @@ class Scheduler:
                 truncate silently.
         """
         queue = self.dispatcher.queue(spec)
+        if queue.outage.rounds and not any(item.queue is queue for item in self.registry.items.values()):
+            queue.outage = Outage()  # nobody waited for the next probe, so send one now
         self.dispatcher.enter(ticket, queue, now)
         self.registry.deadlines.add(ticket)
         fresh: list[Item] = []
@@ -187,17 +187,7 @@ class Scheduler:
     def _truncate_at_provider(self, item: Item) -> None:
         """Move an item to the queue whose requests ask the provider to truncate texts."""
         spec = item.queue.spec
-        assert spec.truncating_body is not None
-        limits = replace(spec.limits, text_tokens=None)
-        truncating = replace(
-            spec,
-            id=spec.id + b"cut",
-            body=spec.truncating_body,
-            truncating_body=None,
-            provider_truncates=True,
-            limits=limits,
-        )
-        item.is_truncated, item.queue = True, self.dispatcher.queue(truncating)
+        item.is_truncated, item.queue = True, self.dispatcher.queue(spec.truncating())
         if spec.limits.text_tokens is not None:  # the provider bills no more
             item.size = min(item.size, spec.limits.text_tokens)
 
@@ -233,6 +223,7 @@ class Scheduler:
             request.sent, None if queue.spec.provider_truncates else reply.tokens, reply.rate_limits, now
         )
         queue.consecutive_refusals = queue.probe_failures = 0
+        queue.outage = Outage()
         if not queue.verified:
             queue.verified = True
             queue.plan_requests(self.dispatcher.free_slots() + 1, now)
@@ -246,14 +237,21 @@ class Scheduler:
         """Accept the failure of a request, and apply the decisions of the failure policy."""
         self.ledger.settle_failure(request, error)
         self._requeue_released()
-        request.queue.rate_controller.record_failure(error, now)
+        queue = request.queue
+        queue.rate_controller.record_failure(error, now)
         delay = self._failures.back_off(request, error, now) if error.retryable else 0.0
         self.dispatcher.release_slot(request)
+        if not error.retryable:
+            queue.outage = Outage()  # the server works
+        backoff = queue.rate_controller.pause_remaining(now) or delay
+        is_probe = error.retryable and queue.record_failure(request.sent.at, now + backoff, now)
         items = self.registry.drop_unwanted(request.items)
         if items:
             bound = self.dispatcher.max_in_flight()
             decisions = self._failures.decide(request, items, error, until=now + delay, bound=bound, now=now)
             self._apply(decisions, request, error, now)
+        if is_probe:
+            self._fail_exhausted_callers(queue, error, now)
 
     def _apply(self, decisions: Sequence[Decision], request: Request, error: ProviderError, now: float) -> None:
         for decision in decisions:
@@ -288,6 +286,14 @@ class Scheduler:
         if again:
             self.retry_queue.add(again, until=until)
             self.log.retrying(request, error, len(again), until - now, now)
+
+    def _fail_exhausted_callers(self, queue: RequestQueue, error: ProviderError, now: float) -> None:
+        """Fail the waiting texts of the callers that have waited long enough for the end of an outage."""
+        waiting = [item for item in self.registry.items.values() if item.queue is queue]
+        tickets = {waiter.ticket for item in waiting for waiter in item.waiters}
+        gave_up = {ticket for ticket in tickets if self._failures.exhausts(queue.outage, ticket, error, now)}
+        retries, seconds = len(queue.outage.probes) - 1, now - queue.outage.probes[0]
+        self.registry.fail_for(gave_up, waiting, error.after_retries(retries, seconds, self.registry.server))
 
     def _fail_queue(self, request: Request, error: ProviderError) -> None:
         """Fail the texts of a request and of its queue."""
@@ -336,9 +342,10 @@ class Scheduler:
 
     def poll(self, now: float) -> Actions:
         """Fill the free slots. Return the actions since the last call."""
-        self._expire(now)
+        self.registry.expire(now)
         self._requeue_released()
-        self._return_to_queues(self.retry_queue.due(now))
+        for item in self.registry.drop_unwanted(self.retry_queue.due(now)):
+            item.queue.enter_again(item)
         self.dispatcher.wake_at, self.dispatcher.long_waits = math.inf, {}
         if not self._stopped:
             self._send_permitted(now)
@@ -352,16 +359,6 @@ class Scheduler:
         times = [*self.retry_queue.next_due(), *self.registry.deadlines.next_due(), self.dispatcher.wake_at]
         actions.wake_at = min((at for at in times if at < math.inf), default=None)
         return actions
-
-    def _expire(self, now: float) -> None:
-        """Fail the texts of callers whose deadline has passed."""
-        for ticket in self.registry.deadlines.expired(now):
-            pending = [(item, waiter) for item in ticket.items for waiter in item.waiters if waiter.ticket is ticket]
-            item, waiter = max(pending, key=lambda text: text[0].retries)
-            error = self.registry.with_retries(item, waiter, deadline_error(ticket))
-            self.registry.detach(ticket)
-            for _, waiter in pending:
-                self.registry.give_up(ticket, waiter.index, copy.copy(error))
 
     def _requeue_released(self) -> None:
         """Return the items to their queues that were held until budget was released."""
