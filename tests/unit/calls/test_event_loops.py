@@ -54,7 +54,8 @@ async def test_no_async_method_blocks_the_event_loop(tmp_path):
     assert not embedders[1].usage.requests
 
 
-async def test_a_tokenizer_is_not_loaded_on_the_event_loop_for_a_text_that_is_in_memory(monkeypatch, tmp_path):
+async def test_a_tokenizer_is_not_loaded_on_the_event_loop_for_a_text_that_is_in_memory(monkeypatch, request, tmp_path):
+    request.addfinalizer(tiktoken_counter.cache_clear)
     folder = Path(importlib.util.find_spec("llama_index.core").origin).parent / "_static" / "tiktoken_cache"
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
     text = "x" * 40_000  # maybe over the limit, so that its tokens are counted
