@@ -1,6 +1,7 @@
 """Settings of both adapters: errors in the user's spelling, and attributes that cannot be set."""
 
 import pytest
+from pydantic import model_validator
 
 from embedkit_core import ConfigurationError
 
@@ -28,6 +29,16 @@ def test_an_invalid_value_is_named_as_the_user_wrote_it(made, framework_class):
             made(**arguments)
         with pytest.raises(ConfigurationError, match=message):
             made().model_copy(update=arguments)
+
+
+def test_the_error_of_a_subclass_validator_names_no_empty_field(framework_class):
+    class Checked(framework_class):
+        @model_validator(mode="after")
+        def check(self):
+            raise ValueError("no tenant")
+
+    with pytest.raises(ConfigurationError, match=r"^Checked: Value error, no tenant$"):
+        Checked(model=MODEL, api_key="unused", cache=False)
 
 
 def test_a_setting_cannot_be_set_and_the_error_names_the_way(made, framework_class):

@@ -244,8 +244,8 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
             raise
         problems = error.errors(include_input=False)
     if problems is not None:  # raised outside of `except`: as its context, pydantic's error would expose the values
-        reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
-        raise ConfigurationError(f"{type(model).__name__}: {reasons}")
+        reasons = [".".join(map(str, one["loc"])) + ": " * bool(one["loc"]) + one["msg"] for one in problems]
+        raise ConfigurationError(f"{type(model).__name__}: {'; '.join(reasons)}")
     validated = hide_secrets(model._arguments(dict(model)))
     changed = any(not same_value(arguments.get(name), validated.get(name)) for name in parameter_names())
     return make_embedder(validated) if changed else embedder  # a validator of a subclass may change an argument
