@@ -13,6 +13,7 @@ from support.rows import check_rows
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.providers.http.redaction import (
     MAX_EXCERPT,
+    MAX_SEARCHED,
     MIN_SHARED,
     canonical_url,
     printable,
@@ -162,3 +163,17 @@ def test_a_request_id_is_kept(request_id):
 )
 def test_a_request_id_of_other_characters_or_with_a_secret_is_dropped(request_id):
     assert safe_request_id(request_id, [KEY]) is None
+
+
+@given(st.text("abc", min_size=1, max_size=60), st.text("abc", min_size=MIN_SHARED, max_size=99), st.integers(0, 87))
+def test_every_piece_of_a_long_text_is_found_wherever_it_begins(message, text, start):
+    message += "z" + text[start : start + MIN_SHARED]
+    shared = any(message[i : i + MIN_SHARED] in text for i in range(len(message) - MIN_SHARED + 1))
+    assert (safe_excerpt(message, [text], []) == "") == shared
+
+
+def test_a_message_is_quoted_only_if_its_search_in_the_texts_is_short():
+    text = "cats purr " * (MAX_SEARCHED // 10)
+    assert safe_excerpt("overloaded", [text], []) == ": overloaded"
+    assert safe_excerpt("overloaded", [text, "x"], []) == ""
+    assert safe_excerpt("overloaded", ["x" * 300_000], []) == ""

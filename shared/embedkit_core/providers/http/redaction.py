@@ -12,7 +12,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 from embedkit_core.common.errors import ConfigurationError
 
 MAX_EXCERPT = 200  # characters of a server message that an error message may contain
-MAX_SEARCHED = 1_000_000  # characters of texts to search for shared pieces; beyond that there is no excerpt
+MAX_SEARCHED = 250_000  # characters of texts to search for shared pieces, in 20 ms; beyond that there is no excerpt
 MIN_SHARED = 12  # characters shared with a text that count as a leak
 MIN_SHARED_WITH_SECRET = 6  # characters shared with a key or header
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -73,7 +73,7 @@ def safe_excerpt(message: str, texts: Iterable[str], secrets: Iterable[str]) -> 
 def safe_request_id(request_id: str | None, secrets: Iterable[str]) -> str | None:
     """Return a server's id of a request, None if it is not an id or contains a piece of a secret.
 
-    It is not compared with the texts, because every refusal has an id, and texts may have a million characters.
+    It is not compared with the texts, because every refusal has an id, and texts may be long.
     """
     if not request_id or REQUEST_ID.fullmatch(request_id) is None or _contains_piece(request_id, (), secrets):
         return None
@@ -96,13 +96,29 @@ def _contains_piece(message: str, texts: Iterable[str], secrets: Iterable[str]) 
 
 def _shares_piece(readings: _Readings, text: str, length: int) -> bool:
     """Return True if a message contains all of a short text, or `length` characters of a longer one."""
-    for spelling in {_folded(text), _folded(printable(text))}:
+    folded = _folded(text)
+    for spelling in {folded, folded if folded.isprintable() else _folded(printable(text))}:
         if len(spelling) < length:
             if len(spelling) > 2 and spelling in readings.joined:
                 return True
-        elif not readings.pieces(length).isdisjoint(_windows(spelling, length)):
+        elif _shares_window(readings, spelling, length):
             return True
     return False
+
+
+def _shares_window(readings: _Readings, text: str, length: int) -> bool:
+    """Return True if a message contains `length` characters of a text.
+
+    Every window of the text contains one of its blocks of half the length, which are `length - size + 1` apart. So few
+    of a large text's windows are compared: those around the blocks that are in the message.
+    """
+    size = length // 2
+    blocks, pieces = readings.pieces(size), readings.pieces(length)
+    return any(
+        not pieces.isdisjoint(_windows(text[max(0, at - length + size) : at + length], length))
+        for at in range(0, len(text) - size + 1, length - size + 1)
+        if text[at : at + size] in blocks
+    )
 
 
 def _windows(text: str, length: int) -> Iterator[str]:
