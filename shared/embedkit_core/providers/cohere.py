@@ -28,7 +28,7 @@ from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
 
 if TYPE_CHECKING:
@@ -171,7 +171,14 @@ class CohereClient:
             headers = {name.lower(): value for name, value in response.headers.items()}
             reply = self._read_refusal(response.body)
             refusal = Refusal(
-                *("cohere", str(fields.get("model")), response.status, reply["message"], headers, texts),
+                *(
+                    "cohere",
+                    str(fields.get("model")),
+                    response.status,
+                    shorten_message(reply["message"]),
+                    headers,
+                    texts,
+                ),
                 secrets=self._provider.connection.secrets_with(key),
                 request_id=reply["id"] or headers.get("x-request-id"),
             )

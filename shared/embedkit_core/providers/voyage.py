@@ -35,7 +35,14 @@ from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, REDIRECT_FIX, Refusal, connection_error, root_cause
+from embedkit_core.providers.http.refusals import (
+    CHECK_ADDRESS,
+    REDIRECT_FIX,
+    Refusal,
+    connection_error,
+    root_cause,
+    shorten_message,
+)
 from embedkit_core.providers.secrets import Hidden, Secret
 
 if TYPE_CHECKING:
@@ -221,7 +228,7 @@ class VoyageClient:
             raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            message = self._read_message(response.body)
+            message = shorten_message(self._read_message(response.body))
             refusal = Refusal(
                 *("voyage", str(fields.get("model")), response.status, message, headers, texts),
                 secrets=self._provider.connection.secrets_with(key),

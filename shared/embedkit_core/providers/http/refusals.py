@@ -22,7 +22,14 @@ from embedkit_core.common.errors import (
 from embedkit_core.providers.http.headers import rate_limit_status, retry_after
 from embedkit_core.providers.http.redaction import safe_excerpt, safe_request_id
 
+MAX_MESSAGE = 20_000  # characters of a server message that are searched; texts that it repeats may be longer
 REDIRECT_FIX = "which is not followed. Pass the target address as base_url=."
+
+
+def shorten_message(message: str) -> str:
+    """Return the beginning and the end of a long server message, so that searching it does not block the event loop."""
+    half = MAX_MESSAGE // 2
+    return message if len(message) <= MAX_MESSAGE else f"{message[:half]} {message[-half:]}"
 
 
 @dataclass(frozen=True, slots=True)

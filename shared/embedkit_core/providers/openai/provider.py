@@ -29,7 +29,7 @@ from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, Un
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
 from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
@@ -287,6 +287,7 @@ class OpenAIClient:
     ) -> ProviderError:
         """Return the error for an error response, or for a reply with an error instead of vectors."""
         provider, detail = self._provider, read_detail(body)
+        detail = replace(detail, message=shorten_message(detail.message))
         headers = {name.lower(): value for name, value in headers.items()}
         refusal = Refusal(
             *(provider.name, str(sent.fields.get("model")), status, detail.message, headers, sent.texts),

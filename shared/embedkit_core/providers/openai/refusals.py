@@ -31,12 +31,12 @@ from embedkit_core.providers.http.refusals import Refusal
 
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = re.compile(
-    r"maximum context length|max context \d+|too long|(larger|longer) than the max\w* (context|model)"
-    r"|exceeds? .{0,40}(context|max\w* (input|sequence)) ?(length|size)|exceed n_ctx"
+    r"maximum context length|max context \d+|too long|(larger|longer) than the max\w{0,9} (context|model)"
+    r"|exceeds? .{0,40}(context|max\w{0,9} (input|sequence)) ?(length|size)|exceed n_ctx"
     r"|must have less than \d+ (tokens|characters)|should have at most \d+ characters|too large to process",
     re.I,
 )
-TOO_LARGE = re.compile(r"max\w* .{0,20}tokens per request|body too large|length limit exceeded", re.I)
+TOO_LARGE = re.compile(r"max\w{0,9} .{0,20}tokens per request|body too large|length limit exceeded", re.I)
 TOO_MANY_TEXTS = re.compile(r"batch size|array (is )?too long|too many inputs|should have at most \d+ items", re.I)
 TOO_LONG_LIST = re.compile(r"array (is )?too long|should have at most \d+ items", re.I)
 COUNTS = re.compile(
