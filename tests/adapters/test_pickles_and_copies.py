@@ -29,7 +29,7 @@ def test_a_dump_holds_no_key_from_the_environment(monkeypatch):
 
 
 def test_a_masked_key_is_refused(embedder_class):
-    with pytest.raises(ConfigurationError, match="masked key"):
+    with pytest.raises(ConfigurationError, match="the key is masked"):
         embedder_class(model=MODEL, api_key="**********", cache=False)
 
 

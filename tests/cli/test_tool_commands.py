@@ -57,7 +57,7 @@ def test_an_unwritable_file_is_one_error_line_and_the_table_is_printed(shell, tm
     monkeypatch.setattr("embedkit_core.tools.Comparison.to_csv", full)
     pages(tmp_path)
     code, out, err = shell("compare", MODEL, "--texts", "pages", "--csv", "x.csv", "-y", "-q")
-    assert (code, err) == (FAILED, "rag-embedkit: No space left on device\n")
+    assert (code, err) == (FAILED, "rag-embedkit: No space left on device (x.csv)\n")
     assert "nDCG@10" in out
 
 
