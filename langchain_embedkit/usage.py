@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import BaseCallbackHandler, adispatch_custom_event, dispatch_custom_event
+from langchain_core.callbacks import (
+    BaseCallbackHandler,
+    BaseCallbackManager,
+    adispatch_custom_event,
+    dispatch_custom_event,
+)
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables.config import RunnableConfig, var_child_runnable_config
 
@@ -152,7 +157,9 @@ class Report:
     def event(self) -> dict[str, Any] | None:
         """Return the data of the custom event for the current run's callback handlers, None if there are none."""
         callbacks = (current_config() or {}).get("callbacks")
-        if self.usage is None or getattr(callbacks, "parent_run_id", None) is None:
+        if self.usage is None or not isinstance(callbacks, BaseCallbackManager):
+            return None
+        if not callbacks.handlers or callbacks.parent_run_id is None:
             return None
         return {"model": self.model, "input_type": self.input_type, **self.usage.to_dict()}
 

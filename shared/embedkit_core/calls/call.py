@@ -143,10 +143,16 @@ class Call:
         """Run all steps without blocking the caller's event loop, which is asyncio's; return the result of `finish`."""
         running_loop()
         is_small = self._is_small
+        finished: list[T] = []
         with observe_call(self._info, self._outcome):
             try:
                 with relaxed_gc() if self._lists and not is_small else NO_CONTEXT:
-                    finished = await self._aprepare(finish, is_small=is_small)
+                    if is_small:
+                        self.plan()
+                    if is_small and not self._may_block():
+                        self.prepare()
+                    else:
+                        finished = await self._aprepare(finish, is_small=is_small)
                     self.report()
                     if self.needs_engine:
                         await await_(self)
@@ -158,7 +164,7 @@ class Call:
             return finish() if is_small and not self._result_may_block else await off_loop(finish, BULK)
 
     async def _aprepare(self, finish: Callable[[], T], *, is_small: bool) -> list[T]:
-        """Run `prepare` and, if no text must be sent, `finish`. Whatever may block runs on a worker thread, in one job.
+        """Run `prepare` and, if no text must be sent, `finish` on a worker thread, in one job.
 
         Returns:
             The result of `finish`, or an empty list if texts must be sent.
@@ -168,12 +174,7 @@ class Call:
             self.prepare()
             return [] if self.needs_engine or self._left else [finish()]
 
-        if not is_small:
-            return await off_loop(steps, BULK)
-        self.plan()
-        if not self._may_block():
-            return steps()
-        return await off_loop(steps, BULK if self._embedder.tiered_cache.may_block else LOOKUPS)
+        return await off_loop(steps, LOOKUPS if is_small and not self._embedder.tiered_cache.may_block else BULK)
 
     def _info(self) -> CallInfo:
         return call_info(self._embedder, self._spec, self._texts)

@@ -191,7 +191,7 @@ class DiskCache:
 
     @property
     def _is_paused(self) -> bool:
-        return time.monotonic() < self._next_read_at
+        return self._next_read_at > 0.0 and time.monotonic() < self._next_read_at
 
     def __repr__(self) -> str:
         return f"DiskCache({str(self._folder.parent)!r})"
