@@ -21,6 +21,7 @@ server = FakeServer()
 embedder = Embedder("fake:model", base_url=server.url, cache=cache)
 texts = [f"text {n}" for n in range(20)]
 expected = embedder.embed(texts).vectors
+embedder.embed_query("a query in memory")
 number, refused = 0, 0
 
 def cached():
