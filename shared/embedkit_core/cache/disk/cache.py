@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk import folder as folders
@@ -26,6 +26,7 @@ from embedkit_core.cache.disk.pool import (
     close_all,
     connect,
     is_busy,
+    result_code,
 )
 from embedkit_core.cache.disk.schema import has_old_triggers, schema_mismatch
 from embedkit_core.common.errors import CacheError
@@ -356,7 +357,7 @@ def open_checked(path: Path) -> Pool | str:
                 if mode == "rw":
                     return "damaged, or not a database"
                 raise CacheError("damaged, and read-only") from error
-            if mode == modes[-1] or _code(error) not in _CANNOT_WRITE:
+            if mode == modes[-1] or result_code(error) not in _CANNOT_WRITE:
                 raise
     raise AssertionError("the last mode returns or raises")
 
@@ -385,9 +386,5 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, (CacheError, sqlite3.Error)) else type(error).__name__
 
 
-def _code(error: Exception) -> Any:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
 def _is_damage(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and _code(error) in _DAMAGE
+    return isinstance(error, sqlite3.Error) and result_code(error) in _DAMAGE

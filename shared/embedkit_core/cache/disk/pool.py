@@ -393,9 +393,15 @@ def _last_commit(connection: sqlite3.Connection) -> int | None:
     return version
 
 
+def result_code(error: Exception) -> int:
+    """Return the primary result code of SQLite. 0 if the error is of another kind."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
 def is_busy(error: Exception) -> bool:
     """Return True if another connection has locked the database."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+    return result_code(error) == sqlite3.SQLITE_BUSY
 
 
 def close_all(connections: list[sqlite3.Connection]) -> None:
