@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
 from embedkit_core.cache.tiered import TieredCache, check_cache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
-from embedkit_core.common.threads import BULK, off_loop
+from embedkit_core.common.threads import BULK, WakeFlag, off_loop
 from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import (
@@ -116,7 +115,7 @@ class BaseEmbedder:
         self.tiered_cache: TieredCache = open_tiered(cache)
         self._format = resolved_model.format
         self._accounts: dict[Account, weakref.finalize[Any, Any]] = {}
-        self.truncation_logged = threading.Event()
+        self.truncation_logged = WakeFlag()
         limiter = LimiterAdapter(rate_limiter) if rate_limiter is not None else None
         self.vector_space = self._make_space(resolved_model, provider_options)
         self._specs: dict[str, InputTypeSpec] = {
