@@ -38,7 +38,7 @@ def active_trackers() -> tuple[UsageTracker, ...]:
     blocks = _active.get()
     if not blocks:
         return ()
-    running = [block for block in blocks if block._began and block._lock.locked()]
+    running = [block for block in blocks if block._is_running]
     if len(running) < len(blocks):
         _active.set(tuple(running))
     return tuple({block._counter: None for block in running})
