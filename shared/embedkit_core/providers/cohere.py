@@ -25,7 +25,7 @@ from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
-from embedkit_core.providers.http.provider import HTTPProvider
+from embedkit_core.providers.http.provider import SDK_TIMEOUT_SECONDS, HTTPProvider, sdk_timeout
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
@@ -48,7 +48,6 @@ EMBEDDING_TYPES: Mapping[DType, str] = {  # base64 is little-endian float32
     "binary": "binary",
     "ubinary": "ubinary",
 }
-SDK_TIMEOUT_SECONDS = 86_400  # the SDK treats None as 300 seconds
 
 TOO_MANY_TEXTS = re.compile(r"total number of (texts|inputs) must be|at most \d+ (texts|inputs)", re.I)
 TOO_LONG = re.compile(r"too many tokens|too long|exceeds? the (maximum|max) (context|input|token)", re.I)
@@ -198,7 +197,7 @@ class CohereClient:
             base_url=self._provider.address,  # the SDK changes addresses that contain Cohere's name
             json=body,
             headers={"content-type": "application/json", "Authorization": f"Bearer {key.reveal()}"} | self._headers,
-            request_options={"max_retries": 0, "timeout_in_seconds": _seconds(batch)},
+            request_options={"max_retries": 0, "timeout_in_seconds": sdk_timeout(batch)},
         )
         return RawResponse(response.status_code, response.headers, response.content)
 
@@ -211,7 +210,7 @@ class CohereClient:
                 **named,
                 request_options={
                     "max_retries": 0,
-                    "timeout_in_seconds": _seconds(batch),
+                    "timeout_in_seconds": sdk_timeout(batch),
                     "additional_headers": {"Authorization": f"Bearer {key.reveal()}"} | self._headers,
                     "additional_body_parameters": {name: body[name] for name in body.keys() - named.keys()},
                 },
@@ -248,10 +247,6 @@ class CohereClient:
             reply = None
         fields = reply if isinstance(reply, dict) else {}
         return {name: str(fields.get(name) or "") for name in ("message", "id")}
-
-
-def _seconds(batch: Batch) -> float:
-    return SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
 
 
 def _sdk_spelling(name: str) -> str:

@@ -32,7 +32,7 @@ from embedkit_core.common.usage import USD
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader
-from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
+from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names, sdk_timeout
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import (
@@ -57,7 +57,6 @@ MONGODB_HOST = "https://ai.mongodb.com/v1"  # for keys that begin with "al-", as
 GEOGRAPHY_HOST = re.compile(r"https://[a-z]+\.ai\.mongodb\.com/v1")
 GEOGRAPHY_PRICE_FACTOR = Decimal("1.1")
 ENCODING = "base64"
-SDK_TIMEOUT_SECONDS = 86_400.0  # the SDK treats None as 600 seconds
 
 # Messages of error responses; tests/fixtures/recorded/voyage has recorded ones.
 TOO_MANY_TOKENS = re.compile(r"max allowed tokens per (submitted )?batch|TOO_MANY_TOKENS_IN_BATCH", re.I)
@@ -251,7 +250,7 @@ class VoyageClient:
             *("post", "/embeddings", self._session),
             params=params,
             supplied_headers=self._provider.connection.authorization_header,
-            request_timeout=_seconds(batch),
+            request_timeout=sdk_timeout(batch),
         )
         try:
             chunks = self._read_decompressed(
@@ -275,7 +274,7 @@ class VoyageClient:
             reply = await voyageai.Embedding.acreate(
                 api_key=key.reveal(),
                 base_url=address,
-                request_timeout=_seconds(batch),
+                request_timeout=sdk_timeout(batch),
                 headers=self._provider.connection.authorization_header,
                 **params,
             )
@@ -300,10 +299,6 @@ class VoyageClient:
         findings = detail if isinstance(detail, list) else [detail]
         code = fields.get("error_code")
         return "; ".join(map(_finding, findings)) + (f" ({code})" if isinstance(code, str) else "")
-
-
-def _seconds(batch: Batch) -> float:
-    return SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
 
 
 def _find_requestor() -> Any:

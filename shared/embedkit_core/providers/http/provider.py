@@ -6,9 +6,17 @@ import platform
 from typing import Any, ClassVar
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.types import InputType
+from embedkit_core.common.types import Batch, InputType
 from embedkit_core.providers.base import Provider, ProviderSettings
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
+
+# A day. SDKs treat None as a default of their own: 300 seconds (Cohere), 600 seconds (Voyage).
+SDK_TIMEOUT_SECONDS = 86_400.0
+
+
+def sdk_timeout(batch: Batch) -> float:
+    """Return the seconds to wait for the reply to a batch, for an SDK without a value for no limit."""
+    return SDK_TIMEOUT_SECONDS if batch.timeout is None else batch.timeout
 
 
 def cache_platform_names() -> None:
