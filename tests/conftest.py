@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 from support.openai_server import OpenAIServer
 from support.plugin import install_example
+from support.proxy import certificate
 
 collect_ignore = ["fixtures/plugin_example"]  # its tests run where the package is installed
 
@@ -24,6 +25,12 @@ def _load(path):
 def acme(tmp_path_factory):
     """The folder in which the example plugin is installed."""
     return install_example(tmp_path_factory.mktemp("acme"))
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A certificate for localhost: its path, and a server context."""
+    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

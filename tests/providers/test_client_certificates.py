@@ -1,7 +1,6 @@
 """Mutual TLS: `client_cert` at a server that asks for a certificate, and errors for files that are none."""
 
 import pickle
-import shutil
 import ssl
 from pathlib import Path
 
@@ -40,8 +39,6 @@ class Files:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     return Files(tmp_path_factory.mktemp("tls"))
 
 

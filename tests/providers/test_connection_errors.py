@@ -1,7 +1,6 @@
 """Failed connections: one error of ours, with the cause that the operating system or TLS states."""
 
 import os
-import shutil
 
 import pytest
 from support.cohere_server import CohereServer
@@ -31,8 +30,6 @@ def embed(model, server, origin, **settings):
 
 @families
 def test_an_error_of_tls_while_a_reply_is_read_is_a_failed_connection(model, kind, tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     pem, context = certificate(tmp_path)
     with (
         kind() as server,

@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import pickle
-import shutil
 import threading
 from urllib.parse import quote
 
@@ -14,7 +13,7 @@ from langchain_core.load import dumpd
 from support.cohere_server import CohereServer
 from support.embedders import MINILM, error_texts, needs_local_model, numbered
 from support.openai_server import Fault, OpenAIServer
-from support.proxy import Relay, certificate
+from support.proxy import Relay
 from support.voyage_server import VoyageServer
 
 from embedkit_core import (
@@ -88,13 +87,6 @@ def test_a_proxy_from_the_environment_is_used(model, kind, monkeypatch):
             monkeypatch.delenv(name, raising=False)
         made(model, server, api_key="test-key").embed(TEXTS)
         assert len(proxy.seen) == 1
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @families

@@ -1,7 +1,6 @@
 """A server that answers a request twice: the second answer is never taken for that of the next request."""
 
 import asyncio
-import shutil
 import threading
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from support.cohere_server import CohereServer
 from support.embedders import numbered
 from support.http import Response
 from support.openai_server import OpenAIServer
-from support.proxy import Relay, certificate
+from support.proxy import Relay
 from support.voyage_server import VoyageServer
 
 from embedkit_core import Embedder
@@ -98,13 +97,6 @@ def test_an_answer_that_arrives_between_two_requests_is_not_taken_for_the_second
             server.has_written_again = threading.Event()
             assert one.embed_query(text).tolist() == reference.embed_query(text).tolist()
             assert server.has_written_again.wait(5)
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @families

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import ssl
 import subprocess
 import threading
@@ -9,6 +10,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
+
+import pytest
 
 
 class Relay:
@@ -73,7 +76,9 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def key_pair(folder: Path, name: str, password: str | None = None) -> tuple[Path, Path]:
-    """Create a self-signed certificate for localhost; return the paths of certificate and key."""
+    """Create a self-signed certificate for localhost; return the paths of certificate and key. Skip without openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
     pem, key = folder / f"{name}-cert.pem", folder / f"{name}-key.pem"
     subprocess.run(
         [
