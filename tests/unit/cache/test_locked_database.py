@@ -1,4 +1,4 @@
-"""A database that another process has locked delays nobody for long, and loses no vector that a caller waits for."""
+"""A database that another process has locked delays calls only briefly, and loses no vector that a caller waits for."""
 
 import sqlite3
 import threading

@@ -102,7 +102,7 @@ def with_bill(tokens, **changes):
 
 @pytest.mark.parametrize("bill", [0, 2**64 - 1])
 def test_a_bill_that_the_texts_cannot_have_is_counted_as_possibly_billed(bill):
-    """A bill of 0 would never spend a budget, and a bill of 2**64 - 1 tokens would end it for good."""
+    """If believed, a bill of 0 would never use up a budget, and 2**64 - 1 tokens would exhaust it at once."""
     with OpenAIServer() as server:
         server.fault_for(with_bill(bill))
         embedder = openai_embedder(server, budget_tokens=30)

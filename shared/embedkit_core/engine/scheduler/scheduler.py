@@ -120,7 +120,7 @@ class Scheduler:
         """
         queue = self.dispatcher.queue(spec)
         if queue.outage.rounds and not any(item.queue is queue for item in self.registry.items.values()):
-            queue.outage = Outage()  # nobody waited for the next probe, so send one now
+            queue.outage = Outage()  # no text waits for the next probe, so send one now
         self.dispatcher.enter(ticket, queue, now)
         self.registry.deadlines.add(ticket)
         fresh: list[Item] = []

@@ -64,6 +64,6 @@ class EncodingNegotiation:
         self._is_refused = True
 
     def ended(self, encoding: str) -> None:
-        """Accept that a request ended, in whatever way."""
+        """Accept that a request ended, with a reply or an error."""
         if encoding == BASE64:
             self._is_trying = False
