@@ -38,13 +38,24 @@ LAYERS = [
     "embedkit_core.engine.scheduler",
     "embedkit_core.engine.rate_limits",
     "embedkit_core.engine.batching",
+    "embedkit_core.coordination",
     "embedkit_core.costs",
     "embedkit_core.cache",
     "embedkit_core.providers",
     "embedkit_core.common",
 ]
 # Decisions without I/O: what the Hypothesis state machine drives on a virtual clock.
-NO_IO = ["engine/scheduler", "engine/rate_limits", "engine/batching.py", "costs/budget.py", "costs/tokens.py"]
+NO_IO = [
+    "engine/scheduler",
+    "engine/rate_limits",
+    "engine/batching.py",
+    "coordination/port.py",
+    "coordination/rules.py",
+    "coordination/sliding_window.py",
+    "costs/amounts.py",
+    "costs/budget.py",
+    "costs/tokens.py",
+]
 IO_MODULES = {"asyncio", "concurrent", "multiprocessing", "os", "queue", "socket", "threading", "time"}
 PROVIDER_NAMES = {
     "openai",

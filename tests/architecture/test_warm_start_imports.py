@@ -27,7 +27,7 @@ calls.waiting common common.errors common.float_lists common.fork_safety common.
 common.results common.threads common.types common.usage common.validation common.vectors config config.base
 config.cached_variants config.output_spec config.pickling config.resolve config.roles costs costs.billing costs.budget
 costs.meter costs.prices costs.tokens costs.tracker embedder engine engine.batching engine.rate_limits
-engine.rate_limits.limiter engine.rate_limits.provider_limits engine.rate_limits.user_limits engine.runtime
+engine.rate_limits.limiter engine.runtime
 engine.runtime.cache_writer engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text
 observability observability.hooks observability.progress observability.snapshot providers providers.base
 providers.catalogue providers.catalogue.rows providers.http providers.http.connection providers.http.decoding

@@ -27,13 +27,12 @@ from embedkit_core.common.errors import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, Reply
+from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, RateSettings, Reply
 from embedkit_core.common.usage import Usage
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
-from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.scheduler.dispatch import MAX_CONSECUTIVE_QUERIES
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request

@@ -11,10 +11,9 @@ import numpy as np
 
 from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import ProviderError, RateLimitError
-from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, Reply
+from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, RateSettings, Reply
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Meter
-from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler

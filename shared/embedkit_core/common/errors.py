@@ -131,6 +131,10 @@ class BudgetError(EmbedKitError):
         self.result = result
 
 
+class CoordinationError(EmbedKitError):
+    """The coordinator of several processes cannot be reached, or its files cannot be used."""
+
+
 class CacheError(EmbedKitError):
     """The cache could not be read or written. Embedding calls continue without it."""
 

@@ -99,6 +99,13 @@ class ModelInfo:
     note: str | None = None
 
 
+class RateSettings(NamedTuple):
+    """The limits per minute of one caller; None for no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
 class Entry(NamedTuple):
     """One cached vector.
 

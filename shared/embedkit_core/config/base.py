@@ -18,7 +18,7 @@ from embedkit_core.cache.tiered import TieredCache, check_cache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
 from embedkit_core.common.threads import BULK, WakeFlag, off_loop
-from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter
+from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter, RateSettings
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import (
     check_choice,
@@ -36,7 +36,6 @@ from embedkit_core.costs.meter import Meter
 from embedkit_core.costs.prices import parse_prices, price_of
 from embedkit_core.costs.tracker import make_budget
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
-from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.providers.http.connection import ClientCert, Connection

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from embedkit_core.cache.key import key_parts, key_prefix
-from embedkit_core.common.types import EmptyText, InputType, LongText
+from embedkit_core.common.types import EmptyText, InputType, LongText, RateSettings
 from embedkit_core.common.vectors import PostProcessing, VectorFormat, VectorSpace
 from embedkit_core.config.output_spec import OutputSpec
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
-from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.scheduler import long_text as long_text_rules
 from embedkit_core.engine.scheduler.items import RequestSpec
 from embedkit_core.observability.progress import ProgressOption

@@ -13,9 +13,8 @@ from support.openai_server import Bucket, OpenAIServer, tokens_of, vector_of
 from support.virtual import LIMITS, Simulation, VirtualServer
 
 from embedkit_core.common.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
-from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus
+from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, RateSettings
 from embedkit_core.engine.rate_limits.provider_limits import ProviderLimit, TokenBucket
-from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.scheduler.items import RequestSpec
 
 # The overload of the benchmark: 8,000 texts of 60 tokens, at a bucket that admits 60 % of the offered tokens.

@@ -8,8 +8,7 @@ from support.openai_server import OpenAIServer
 from support.virtual import Simulation, VirtualServer
 
 from embedkit_core import TimedOutError
-from embedkit_core.common.types import LimitStatus, RateLimitStatus
-from embedkit_core.engine.rate_limits.user_limits import RateSettings
+from embedkit_core.common.types import LimitStatus, RateLimitStatus, RateSettings
 
 DAY = 86_400.0
 

@@ -16,12 +16,11 @@ from embedkit_core.common.errors import (
     RequestTooLargeError,
     UnavailableError,
 )
-from embedkit_core.common.types import Limits, Reply
+from embedkit_core.common.types import Limits, RateSettings, Reply
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
-from embedkit_core.engine.rate_limits.user_limits import RateSettings
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.engine.scheduler.dispatch import MAX_CONSECUTIVE_QUERIES
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket

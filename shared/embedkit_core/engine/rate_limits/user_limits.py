@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
+from embedkit_core.common.types import RateSettings
 from embedkit_core.engine.rate_limits.provider_limits import MINUTE, TokenBucket
 
 MIN_REQUEST_TOKENS = 2_000  # requests are not made smaller than this to fit a token limit
 MAX_IDLE_PAIRS = 64  # bucket pairs of idle callers that are kept
-
-
-class RateSettings(NamedTuple):
-    """The limits per minute of one caller; None for no limit."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
 
 
 class BucketPair(NamedTuple):

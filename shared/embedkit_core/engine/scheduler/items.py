@@ -16,9 +16,10 @@ from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.tokens import estimate_tokens, max_tokens
 
 if TYPE_CHECKING:
+    from embedkit_core.coordination.opening import Coordination
+    from embedkit_core.common.types import RateSettings
     from embedkit_core.engine.rate_limits.controller import RateController
     from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
-    from embedkit_core.engine.rate_limits.user_limits import RateSettings
 
 NO_USAGE = Usage()
 
@@ -47,6 +48,7 @@ class RequestSpec:
         may_truncate_silently: True if the provider may truncate texts without notice, so that texts that are certainly
             too long are handled before they are sent.
         space: The vector space of the rows that are cached.
+        coordination: The coordinator of the processes that share the cache, None without one.
     """
 
     id: bytes
@@ -67,6 +69,7 @@ class RequestSpec:
     sorts_by_length: bool = False
     may_truncate_silently: bool = False
     space: VectorSpace | None = field(default=None, compare=False)
+    coordination: Coordination | None = None
 
     def truncating(self) -> RequestSpec:
         """Return the spec of the requests that make the provider truncate texts."""

@@ -1,0 +1,255 @@
+"""The decisions of a coordinator: claims, permits and reservations, in one step for each request. No I/O.
+
+A coordinator that runs in Python implements `Transaction` over its storage. What a transaction reads and writes must be
+atomic for the other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Begin, Bill, End, Grant, LeaseID
+from embedkit_core.coordination.sliding_window import SlidingWindow
+from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
+
+NO_BILL = Bill()
+
+
+class Claims(NamedTuple):
+    """The claims of other processes on the texts of a request, by index.
+
+    Attributes:
+        others: Texts that another process is sending, with its lease.
+        recheck: Texts that another process has sent since their look-up, or may have.
+    """
+
+    others: Mapping[int, LeaseID]
+    recheck: Collection[int]
+
+
+@dataclass(slots=True)
+class ModelState:
+    """The rate limits of one model of an account.
+
+    Attributes:
+        requests: The requests of the last minute.
+        tokens: The tokens of the last minute.
+        paused_until: The end of a pause that the provider asked for.
+    """
+
+    requests: SlidingWindow = field(default_factory=SlidingWindow)
+    tokens: SlidingWindow = field(default_factory=SlidingWindow)
+    paused_until: float = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What a request holds until its end.
+
+    Attributes:
+        account: The digest of the account.
+        model: The model.
+        keys: The keys of the texts it claims.
+        permit_at: The time at which its permit was granted for; None if no limit was in force.
+        permit_tokens: The tokens of the permit.
+        reserved: The reservations, by the name of the budget.
+        lost: True if it was counted as lost, because its owner did not renew it.
+    """
+
+    account: str
+    model: str
+    keys: Sequence[bytes] = ()
+    permit_at: float | None = None
+    permit_tokens: int = 0
+    reserved: Mapping[str, Amount] = field(default_factory=dict)
+    lost: bool = False
+
+
+class Transaction(Protocol):
+    """The storage of a coordinator, inside a transaction.
+
+    Attributes:
+        now: The current time.
+        processes: The number of processes that share the coordinator.
+    """
+
+    now: float
+    processes: int
+
+    def account_digest(self, begin: Begin) -> str:
+        """Return the identifier of a request's account."""
+        ...
+
+    def claims(self, keys: Sequence[bytes], since: float) -> Claims:
+        """Return the claims of other processes on non-empty keys, without those of dead owners."""
+        ...
+
+    def demand(self, begin: Begin, account: str) -> tuple[float, float]:
+        """Note the backlog of this process. Return the requests and tokens that all processes have to send."""
+        ...
+
+    def model(self, account: str, model: str) -> ModelState | None:
+        """Return the state of a model. None if it has none: no limit and no pause was in force lately."""
+        ...
+
+    def save_model(self, account: str, model: str, state: ModelState) -> None:
+        """Store the state of a model."""
+        ...
+
+    def budget(self, name: str) -> BudgetStatus | None:
+        """Return a named budget. None if it was removed."""
+        ...
+
+    def save_budget(self, budget: BudgetStatus) -> None:
+        """Store a named budget."""
+        ...
+
+    def add(self, lease: Lease) -> LeaseID:
+        """Store a lease of this process."""
+        ...
+
+    def end(self, lease_id: LeaseID) -> Lease | None:
+        """Remove a lease of this process, and keep its keys for those who looked up before. None if it is unknown."""
+        ...
+
+
+def begin(transaction: Transaction, request: Begin) -> Grant:
+    """Claim what no other process sends, reserve its budget and its permit. Return what was granted."""
+    found = transaction.claims(request.keys, request.since)
+    mine = [i for i in range(len(request.keys)) if i not in found.others and i not in found.recheck]
+    budgets, reserved, unfunded = _reserve(transaction, request, mine)
+    mine = [index for index in mine if index not in unfunded]
+    grant = Grant(None, 0.0, found.others, found.recheck, unfunded, processes=transaction.processes)
+    if not mine:
+        return grant
+    account = transaction.account_digest(request)
+    tokens = sum(request.tokens[index] for index in mine)
+    state = _model_state(transaction, request, account)
+    wait = paused = 0.0
+    if state is not None:
+        paused = max(0.0, state.paused_until - transaction.now)
+        wait = max(paused, _permit_wait(transaction, request, account, state, tokens))
+        if wait > MAX_WAIT_AHEAD:
+            return replace(grant, wait=wait, paused=paused)
+        _take_permit(transaction, request, account, state, tokens, wait)
+    for budget in budgets.values():
+        transaction.save_budget(budget)
+    keys = [request.keys[index] for index in mine if request.keys[index]]
+    permit_at = None if state is None else transaction.now + wait
+    lease = transaction.add(Lease(account, request.model, keys, permit_at, tokens, reserved))
+    return replace(grant, lease=lease, wait=wait, paused=paused)
+
+
+def end(transaction: Transaction, request: End) -> None:
+    """Settle the bills of a request, correct its permit and release its claims."""
+    lease = transaction.end(request.lease)
+    if lease is None:
+        return
+    for name, reserved in lease.reserved.items():
+        budget = transaction.budget(name)
+        if budget is not None:
+            transaction.save_budget(_settle(budget, lease, reserved, request.bills.get(name, NO_BILL)))
+    if lease.permit_at is None and not request.pause:
+        return
+    state = transaction.model(lease.account, lease.model) or ModelState()
+    if request.pause:
+        state.paused_until = max(state.paused_until, transaction.now + request.pause)
+    if lease.permit_at is not None:
+        _correct_permit(state, lease, lease.permit_at, request, transaction.now)
+    transaction.save_model(lease.account, lease.model, state)
+
+
+def _settle(budget: BudgetStatus, lease: Lease, reserved: Amount, bill: Bill) -> BudgetStatus:
+    """Return a budget with a bill instead of a reservation, which may be counted as lost already."""
+    if lease.lost:
+        budget = budget._replace(lost=budget.lost.minus(reserved))
+    else:
+        budget = budget._replace(held=budget.held.minus(reserved))
+    return budget._replace(spent=budget.spent.plus(bill.billed), lost=budget.lost.plus(bill.lost))
+
+
+def lose(transaction: Transaction, lease: Lease) -> Lease:
+    """Count the reservations of a lease as possibly billed, since its owner is dead or stopped. Return it as lost."""
+    for name, reserved in lease.reserved.items():
+        budget = transaction.budget(name)
+        if budget is not None:
+            transaction.save_budget(budget._replace(held=budget.held.minus(reserved), lost=budget.lost.plus(reserved)))
+    return replace(lease, keys=(), lost=True)
+
+
+def _reserve(
+    transaction: Transaction, request: Begin, mine: Sequence[int]
+) -> tuple[dict[str, BudgetStatus], dict[str, Amount], dict[int, BudgetStatus]]:
+    """Reserve each text in all of its budgets, or in none.
+
+    Returns:
+        The budgets with the reservations, what is reserved in each, and the first budget without room for a text.
+    """
+    budgets: dict[str, BudgetStatus] = {}
+    reserved: dict[str, Amount] = {}
+    unfunded: dict[int, BudgetStatus] = {}
+    if not request.reservations:
+        return budgets, reserved, unfunded
+    for reservation in request.reservations:
+        budget = transaction.budget(reservation.budget) or BudgetStatus(reservation.budget, BudgetLimit())
+        budgets[reservation.budget] = budget if has_limit(budget) else budget._replace(limit=reservation.limit)
+    for index in mine:
+        parts = [(r.budget, r.amounts[index]) for r in request.reservations if index in r.amounts]
+        refusing = next((budgets[name] for name, amount in parts if not budgets[name].allows(amount)), None)
+        if refusing is not None:
+            unfunded[index] = refusing
+            continue
+        for name, amount in parts:
+            budgets[name] = budgets[name]._replace(held=budgets[name].held.plus(amount))
+            reserved[name] = reserved.get(name, Amount()).plus(amount)
+    return budgets, reserved, unfunded
+
+
+def _model_state(transaction: Transaction, request: Begin, account: str) -> ModelState | None:
+    """Return the state of the request's model; a new one if the request is the first with a limit."""
+    state = transaction.model(account, request.model)
+    return ModelState() if state is None and any(request.limits) else state
+
+
+def _permit_wait(transaction: Transaction, request: Begin, account: str, state: ModelState, tokens: int) -> float:
+    per_minute = request.limits
+    if not any(per_minute):
+        return 0.0
+    demand_requests, demand_tokens = transaction.demand(request, account)
+    waits = [0.0]
+    parts = (
+        (state.requests, 1, per_minute.requests_per_minute, demand_requests),
+        (state.tokens, tokens, per_minute.tokens_per_minute, demand_tokens),
+    )
+    for window, amount, limit, demand in parts:
+        if limit is not None:
+            waits.append(window.wait(amount, limit, transaction.now, is_query=request.is_query, demand=demand))
+    return max(waits)
+
+
+def _take_permit(
+    transaction: Transaction, request: Begin, account: str, state: ModelState, tokens: int, wait: float
+) -> None:
+    """Take a request and its tokens from the limits of the model, at the time at which it may be sent."""
+    now, per_minute = transaction.now, request.limits
+    parts = ((state.requests, 1, per_minute.requests_per_minute), (state.tokens, tokens, per_minute.tokens_per_minute))
+    for window, amount, limit in parts:
+        window.take(amount, now + wait, now, paced_limit=None if request.is_query else limit)
+    transaction.save_model(account, request.model, state)
+
+
+def _correct_permit(state: ModelState, lease: Lease, permit_at: float, request: End, now: float) -> None:
+    """Replace the tokens of a permit by the billed ones, and its time by that of the request."""
+    sent_at = permit_at if request.sent_at is None else max(permit_at, request.sent_at)
+    requests = 0 if request.sent_at is None else 1
+    tokens = lease.permit_tokens if request.tokens is None else request.tokens
+    tokens = 0 if request.sent_at is None else tokens
+    state.requests.correct(1, permit_at, requests, sent_at, now)
+    state.tokens.correct(lease.permit_tokens, permit_at, tokens, sent_at, now)
+
+
+def has_limit(budget: BudgetStatus) -> bool:
+    """Return True if a budget has limits; one that was reset has none until its next use."""
+    return budget.limit != BudgetLimit()

@@ -1,0 +1,111 @@
+"""An exact limit per minute: the amounts of the last minute, by time. No I/O.
+
+No interval of 60 seconds has more than the limit, whenever it begins. A job that fits into what is left is not delayed.
+A larger one is paced over the minute, so that it does not send in bursts a minute apart.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+
+MINUTE = 60.0
+# An amount counts a little longer than a minute: a request arrives some time after it is sent, and amounts that are
+# taken within a resolution count together until the last of them expires.
+MARGIN, RESOLUTION = 0.2, 0.1
+QUERY_SHARE = 0.05  # of a limit; kept for queries
+BURST_SECONDS = 2.0  # of the paced rate, that a job may fall behind and catch up
+
+
+class SlidingWindow:
+    """The amounts that were taken within the last minute, also in advance.
+
+    Each caller states its own limit: one history serves all.
+    """
+
+    __slots__ = ("_entries", "_paced_until", "_total")
+
+    def __init__(self, state: bytes = b"") -> None:
+        """Create a window, from the state of another one or without entries."""
+        numbers = array("d", state) if state else array("d", (0.0,))
+        self._paced_until = numbers[0]
+        self._entries = deque([at, amount] for at, amount in zip(numbers[1::2], numbers[2::2], strict=True))
+        self._total = sum(amount for _, amount in self._entries)
+
+    def state(self) -> bytes:
+        """Return the state, for the constructor."""
+        numbers = array("d", (self._paced_until,))
+        for entry in self._entries:
+            numbers.extend(entry)
+        return numbers.tobytes()
+
+    def used(self, now: float) -> float:
+        """Return the amount of the last minute."""
+        entries = self._entries
+        while entries and entries[0][0] + MINUTE + MARGIN + RESOLUTION <= now:
+            self._total -= entries.popleft()[1]
+        if not entries:
+            self._total = 0.0
+        return max(0.0, self._total)
+
+    def wait(self, amount: float, limit: int, now: float, *, is_query: bool, demand: float) -> float:
+        """Return the seconds until an amount may be taken.
+
+        Args:
+            amount: The amount. If it exceeds the limit, it must wait until the window is empty.
+            limit: The limit per minute.
+            now: The current time.
+            is_query: True for queries, which may use the whole limit and are not paced.
+            demand: Everything that waits to be taken, including `amount`.
+        """
+        usable = limit if is_query else bulk_limit(limit)
+        excess = self.used(now) + min(amount, usable) - usable
+        free_at = now
+        for at, taken in self._entries:
+            if excess <= 1e-9:
+                break
+            excess -= taken
+            free_at = at + MINUTE + MARGIN + RESOLUTION
+        if not is_query and self.is_paced(limit, now, demand=demand):
+            free_at = max(free_at, self._paced_until)
+        return max(0.0, free_at - now)
+
+    def is_paced(self, limit: int, now: float, *, demand: float) -> bool:
+        """Return True if so much demand does not fit into what is left of the minute."""
+        return demand > bulk_limit(limit) - self.used(now)
+
+    def take(self, amount: float, at: float, now: float, *, paced_limit: int | None = None) -> None:
+        """Take an amount at a time, which may lie ahead.
+
+        Args:
+            amount: The amount; a negative one is given back.
+            at: The time.
+            now: The current time.
+            paced_limit: The limit by which the next amount of a paced job is delayed; None if it is not.
+        """
+        self.used(now)
+        entries = self._entries
+        index = len(entries)
+        while index and entries[index - 1][0] > at:
+            index -= 1
+        if index and at - entries[index - 1][0] < RESOLUTION:
+            entries[index - 1][1] += amount
+        else:
+            entries.insert(index, [at, amount])
+        self._total += amount
+        if paced_limit is not None:
+            start = max(self._paced_until, at - BURST_SECONDS)
+            self._paced_until = start + amount * MINUTE / bulk_limit(paced_limit)
+
+    def correct(self, amount: float, at: float, new_amount: float, new_at: float, now: float) -> None:
+        """Replace an amount that was taken by another one, or by one at a later time."""
+        if new_at - at > RESOLUTION:
+            self.take(-amount, at, now)
+            self.take(new_amount, new_at, now)
+        elif new_amount != amount:
+            self.take(new_amount - amount, at, now)
+
+
+def bulk_limit(limit: int) -> int:
+    """Return the part of a limit that is not kept for queries."""
+    return limit - int(limit * QUERY_SHARE)

@@ -1,0 +1,64 @@
+"""Amounts and status of named budgets, which several processes share. Integers, so that sums are exact. No I/O."""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal
+from typing import NamedTuple
+
+from embedkit_core.common.usage import USD
+
+NANO_USD_PER_TOKEN = 1000  # at a price of one USD per million tokens
+
+
+class Amount(NamedTuple):
+    """An amount of money and tokens: nano-USD, rounded up for each request, and tokens."""
+
+    nano_usd: int = 0
+    tokens: int = 0
+
+    def plus(self, other: Amount) -> Amount:
+        """Return the sum."""
+        return Amount(self.nano_usd + other.nano_usd, self.tokens + other.tokens)
+
+    def minus(self, other: Amount) -> Amount:
+        """Return the difference."""
+        return Amount(self.nano_usd - other.nano_usd, self.tokens - other.tokens)
+
+
+class BudgetLimit(NamedTuple):
+    """The limits of a named budget; None for no limit. A budget without both was reset: the next user sets them."""
+
+    nano_usd: int | None = None
+    tokens: int | None = None
+
+
+class BudgetStatus(NamedTuple):
+    """A named budget, summed over all processes.
+
+    Attributes:
+        name: Its name.
+        limit: Its limits.
+        spent: What was billed.
+        lost: What was possibly billed: reserved for requests whose outcome is unknown.
+        held: What is reserved for requests in flight.
+    """
+
+    name: str
+    limit: BudgetLimit
+    spent: Amount = Amount()
+    lost: Amount = Amount()
+    held: Amount = Amount()
+
+    def allows(self, amount: Amount) -> bool:
+        """Return True if the budget has room for an amount."""
+        used = self.spent.plus(self.lost).plus(self.held).plus(amount)
+        usd, tokens = self.limit
+        return (usd is None or used.nano_usd <= usd) and (tokens is None or used.tokens <= tokens)
+
+
+def amount_of(tokens: int, price: Decimal | None) -> Amount:
+    """Return the amount of tokens at a price in USD per million, rounded up to a nano-USD; 0 USD without a price."""
+    if price is None or not tokens:
+        return Amount(0, tokens)
+    nano_usd = USD.multiply(USD.multiply(Decimal(tokens), price), NANO_USD_PER_TOKEN)
+    return Amount(int(nano_usd.to_integral_value(rounding=ROUND_CEILING)), tokens)
