@@ -16,8 +16,8 @@ from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.tokens import estimate_tokens, max_tokens
 
 if TYPE_CHECKING:
-    from embedkit_core.coordination.opening import Coordination
     from embedkit_core.common.types import RateSettings
+    from embedkit_core.coordination.opening import Coordination
     from embedkit_core.engine.rate_limits.controller import RateController
     from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 
