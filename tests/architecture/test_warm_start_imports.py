@@ -25,7 +25,8 @@ cache.memory cache.opening cache.tiered cache.urls calls calls.call calls.estima
 calls.import_vectors calls.lookup calls.plan calls.rows calls.stream calls.stream_parts calls.verify_cache
 calls.waiting common common.errors common.float_lists common.fork_safety common.formatting common.plugins
 common.results common.threads common.types common.usage common.validation common.vectors config config.base
-config.cached_variants config.output_spec config.pickling config.resolve config.roles costs costs.billing costs.budget
+config.cached_variants config.output_spec config.pickling config.resolve config.roles costs costs.amounts costs.billing
+costs.budget
 costs.meter costs.prices costs.tokens costs.tracker embedder engine engine.batching engine.rate_limits
 engine.rate_limits.limiter engine.runtime
 engine.runtime.cache_writer engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text

@@ -106,6 +106,7 @@ def _budget_error(
         spent_tokens=cause.spent_tokens,
         needed_tokens=needed,
         usd_per_million=cause.usd_per_million,
+        budget_name=cause.budget_name,
         failed={p: e for p, e in result.failed.items() if isinstance(e, EmbedKitError)},
         succeeded=succeeded,
         result=result,

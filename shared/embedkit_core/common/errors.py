@@ -98,6 +98,7 @@ class BudgetError(EmbedKitError):
         spent_tokens: Tokens that were billed or possibly billed.
         needed_tokens: Upper bound for the texts that are left.
         usd_per_million: Price of the model in USD per million tokens. None if it is unknown.
+        budget_name: Name of the budget, whose amounts are sums over all processes that share it. None without a name.
         failed: Error of each text without a vector, by position.
         succeeded: Positions of the finished texts.
         result: Vectors and usage of the call. None if the call did not start.
@@ -114,6 +115,7 @@ class BudgetError(EmbedKitError):
         spent_tokens: int | None = None,
         needed_tokens: int | None = None,
         usd_per_million: Decimal | None = None,
+        budget_name: str | None = None,
         failed: Mapping[int, EmbedKitError] | None = None,
         succeeded: Sequence[int] = (),
         result: EmbeddingResult | None = None,
@@ -126,6 +128,7 @@ class BudgetError(EmbedKitError):
         self.spent_tokens = spent_tokens
         self.needed_tokens = needed_tokens
         self.usd_per_million = usd_per_million
+        self.budget_name = budget_name
         self.failed = dict(failed or {})
         self.succeeded: Sequence[int] = succeeded if isinstance(succeeded, range) else tuple(succeeded)
         self.result = result

@@ -22,6 +22,7 @@ REQUIRED_INTEGERS = ("max_concurrency", "max_retries")
 DURATIONS = ("timeout", "deadline")
 MAX_NUMBER = 1_000_000_000
 INPUT_TYPES = get_args(InputType)
+MAX_NAME = 100  # characters
 MIN_SIMILARITY = 0.65  # of an unknown argument to a known one, for "did you mean"; "device" is 0.57 like "deadline"
 
 
@@ -59,6 +60,18 @@ def check_integer(name: str, value: object, least: int) -> None:
         raise ConfigurationError(f"{name}: must be an integer of at least {least} (got {value!r:.80})")
     if value > MAX_NUMBER:
         raise ConfigurationError(f"{name}: must be at most {MAX_NUMBER:,}. Omit it for no limit.")
+
+
+def check_name(name: str, value: object) -> None:
+    """Check that an argument is a name: 1 to 100 printable characters.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or not value.isprintable():
+        raise ConfigurationError(
+            f"{name}: must be a string of 1 to {MAX_NAME} printable characters (got {value!r:.80})"
+        )
 
 
 def check_limiter(limiter: object) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
 from embedkit_core.common.usage import USD
 
+NANO_USD = Decimal(10**9)  # per USD
 NANO_USD_PER_TOKEN = 1000  # at a price of one USD per million tokens
 
 
@@ -62,3 +63,13 @@ def amount_of(tokens: int, price: Decimal | None) -> Amount:
         return Amount(0, tokens)
     nano_usd = USD.multiply(USD.multiply(Decimal(tokens), price), NANO_USD_PER_TOKEN)
     return Amount(int(nano_usd.to_integral_value(rounding=ROUND_CEILING)), tokens)
+
+
+def to_nano_usd(usd: Decimal) -> int:
+    """Return an amount of USD in nano-USD, rounded down."""
+    return int(USD.multiply(usd, NANO_USD).to_integral_value(rounding=ROUND_FLOOR))
+
+
+def to_usd(nano_usd: int) -> Decimal:
+    """Return an amount of nano-USD in USD."""
+    return USD.divide(Decimal(nano_usd), NANO_USD)

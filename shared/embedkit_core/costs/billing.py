@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError
 from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
+from embedkit_core.costs.amounts import BudgetStatus, to_usd
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter, TextCounts, usage_of
 from embedkit_core.costs.tokens import cost_or_zero
@@ -76,13 +78,14 @@ class CallBilling:
         return None
 
     def refresh_errors(self, failed: Mapping[int, EmbedKitError]) -> Mapping[int, EmbedKitError]:
-        """Return the errors of texts, with current amounts in the budget errors."""
+        """Return the errors of texts, with current amounts in the errors of budgets without a name."""
         return {n: self._refresh(error) if isinstance(error, BudgetError) else error for n, error in failed.items()}
 
     def _refresh(self, error: BudgetError) -> BudgetError:
         """Return the error with current amounts, or unchanged if the budget has room for the text by now."""
         for budget in self.budgets:
-            same = (budget.limit_usd, budget.limit_tokens) == (error.limit_usd, error.limit_tokens)
+            own = (budget.name, budget.limit_usd, budget.limit_tokens)
+            same = own == (None, error.limit_usd, error.limit_tokens) and error.budget_name is None
             if same and error.needed_tokens is not None and not budget.allows(error.needed_tokens, self.price):
                 return budget_error(budget, error.needed_tokens, self.price)
         return error
@@ -110,23 +113,67 @@ class CallBilling:
         return Usage(possibly_billed_tokens=most, possibly_billed_usd=usd)
 
 
+class _Balance(NamedTuple):
+    """The limits of a budget, what it has left and what was spent. The spending of a named budget may be unknown."""
+
+    limit_usd: Decimal | None
+    left_usd: Decimal | None
+    limit_tokens: int | None
+    left_tokens: int | None
+    spent_usd: Decimal | None = None
+    spent_tokens: int | None = None
+
+
 def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetError:
-    """Return the error for a text of at most `tokens` tokens that does not fit into a budget."""
-    usd, left = budget.left_usd, budget.left_tokens
-    if usd is not None and budget.limit_usd is not None and (price is None or cost_or_zero(tokens, price) > usd):
+    """Return the error for a text of at most `tokens` tokens that does not fit into a budget of this process."""
+    balance = _Balance(budget.limit_usd, budget.left_usd, budget.limit_tokens, budget.left_tokens)
+    if budget.name is None:
+        balance = balance._replace(
+            spent_usd=budget.used_usd, spent_tokens=budget.spent_tokens + budget.unconfirmed_tokens
+        )
+    return _error_of(budget.name, balance, tokens, price)
+
+
+def shared_budget_error(status: BudgetStatus, tokens: int, price: Decimal | None) -> BudgetError:
+    """Return the error for a text of at most `tokens` tokens that does not fit into a named budget."""
+    limit_usd, limit_tokens = status.limit
+    used = status.spent.plus(status.lost)
+    reserved = used.plus(status.held)
+    balance = _Balance(
+        None if limit_usd is None else to_usd(limit_usd),
+        None if limit_usd is None else to_usd(limit_usd - reserved.nano_usd),
+        limit_tokens,
+        None if limit_tokens is None else limit_tokens - reserved.tokens,
+        to_usd(used.nano_usd),
+        used.tokens,
+    )
+    return _error_of(status.name, balance, tokens, price)
+
+
+def _error_of(name: str | None, balance: _Balance, tokens: int, price: Decimal | None) -> BudgetError:
+    usd, left = balance.left_usd, balance.left_tokens
+    title = "The budget" if name is None else f"The budget {name!r}"
+    has = "has" if balance.spent_tokens is not None else "has at most"
+    if usd is not None and balance.limit_usd is not None and (price is None or cost_or_zero(tokens, price) > usd):
         cost = "has an unknown price" if price is None else f"may cost up to ${format_usd(cost_or_zero(tokens, price))}"
-        problem = f"The budget of ${format_usd(budget.limit_usd)} has ${format_usd(usd)} left, but a text {cost}."
+        problem = f"{title} of ${format_usd(balance.limit_usd)} {has} ${format_usd(usd)} left, but a text {cost}."
     else:
         most = count_noun(tokens, "token")
-        problem = f"The budget of {budget.limit_tokens:,} tokens has {left:,} left, but a text may need up to {most}."
-    fix = "Set prices=." if price is None and usd is not None else "Increase the budget and run again."
+        problem = f"{title} of {balance.limit_tokens:,} tokens {has} {left:,} left, but a text may need up to {most}."
+    if price is None and usd is not None:
+        fix = "Set prices=."
+    elif name is None:
+        fix = "Increase the budget and run again."
+    else:
+        fix = "Reset it (rag-embedkit budget reset), or use a larger one with another budget_name=."
     return BudgetError(
         f"{problem} {fix}",
-        limit_usd=budget.limit_usd,
-        spent_usd=budget.used_usd,
+        limit_usd=balance.limit_usd,
+        spent_usd=balance.spent_usd,
         needed_usd=None if price is None else cost_or_zero(tokens, price),
-        limit_tokens=budget.limit_tokens,
-        spent_tokens=budget.spent_tokens + budget.unconfirmed_tokens,
+        limit_tokens=balance.limit_tokens,
+        spent_tokens=balance.spent_tokens,
         needed_tokens=tokens,
         usd_per_million=price,
+        budget_name=name,
     )

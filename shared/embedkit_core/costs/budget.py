@@ -11,6 +11,7 @@ from typing import Protocol
 
 from embedkit_core.common.fork_safety import register_after_fork
 from embedkit_core.common.usage import USD
+from embedkit_core.costs.amounts import BudgetLimit, to_nano_usd
 from embedkit_core.costs.tokens import cost_of, cost_or_zero
 
 _add, _subtract = USD.add, USD.subtract
@@ -26,7 +27,11 @@ class BudgetWaiter(Protocol):
 class Budget:
     """A limit on USD, on tokens or on both, in this process. Only the engine's thread changes it.
 
+    The spending of a named budget is counted by the coordinator of the processes that share it. Here its limit applies
+    only to what is reserved in this process. Spending that was reset there must not count here.
+
     Attributes:
+        name: The name of a budget that processes share. None for a budget of this process.
         limit_usd: Limit in USD. None for no limit.
         limit_tokens: Limit in tokens. None for no limit.
         spent_usd: Billed USD.
@@ -42,6 +47,7 @@ class Budget:
         "__weakref__",
         "limit_tokens",
         "limit_usd",
+        "name",
         "reserved_tokens",
         "reserved_usd",
         "spent_tokens",
@@ -51,7 +57,10 @@ class Budget:
         "waiting",
     )
 
-    def __init__(self, limit_usd: Decimal | None = None, limit_tokens: int | None = None) -> None:
+    def __init__(
+        self, limit_usd: Decimal | None = None, limit_tokens: int | None = None, name: str | None = None
+    ) -> None:
+        self.name = name
         self.limit_usd = limit_usd
         self.limit_tokens = limit_tokens
         self.spent_tokens = self.unconfirmed_tokens = 0
@@ -66,16 +75,22 @@ class Budget:
         self.waiting: set[BudgetWaiter] = set()
 
     @property
+    def limit(self) -> BudgetLimit:
+        """The limits in integers, USD rounded down to a nano-USD."""
+        return BudgetLimit(None if self.limit_usd is None else to_nano_usd(self.limit_usd), self.limit_tokens)
+
+    @property
     def has_reservations(self) -> bool:
         """True if there are reservations, which may be released."""
         return bool(self.reserved_tokens)
 
     @property
     def left_usd(self) -> Decimal | None:
-        """USD that are neither spent nor reserved. None for no limit."""
+        """USD that are neither spent nor reserved, of a named budget those not reserved here. None for no limit."""
         if self.limit_usd is None:
             return None
-        return _subtract(self.limit_usd, _add(self.used_usd, self.reserved_usd))
+        used = self.reserved_usd if self.name is not None else _add(self.used_usd, self.reserved_usd)
+        return _subtract(self.limit_usd, used)
 
     @property
     def used_usd(self) -> Decimal:
@@ -84,10 +99,11 @@ class Budget:
 
     @property
     def left_tokens(self) -> int | None:
-        """Tokens that are neither spent nor reserved. None for no limit."""
+        """Tokens that are neither spent nor reserved, like `left_usd`. None for no limit."""
         if self.limit_tokens is None:
             return None
-        return self.limit_tokens - self.spent_tokens - self.unconfirmed_tokens - self.reserved_tokens
+        used = 0 if self.name is not None else self.spent_tokens + self.unconfirmed_tokens
+        return self.limit_tokens - used - self.reserved_tokens
 
     def allows(self, tokens: int, price: Decimal | None) -> bool:
         """Return True if the budget has room for `tokens`. A limit in USD has none if the price is unknown."""

@@ -21,7 +21,7 @@ from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.formatting import format_usd, markdown_table, shorten_model_name, suggest
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import USAGE_FIELDS, Usage
-from embedkit_core.common.validation import check_integer, check_unknown, parse_usd
+from embedkit_core.common.validation import check_integer, check_name, check_unknown, parse_usd
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
 
@@ -287,16 +287,22 @@ def format_cost(usd: Decimal | None) -> str:
 
 
 def track_usage(
-    *, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None, **unknown: Never
+    *,
+    budget_usd: float | str | Decimal | None = None,
+    budget_tokens: int | None = None,
+    budget_name: str | None = None,
+    **unknown: Never,
 ) -> UsageTracker:
     """Return a tracker of the usage of a block, in sync or async code, with an optional budget.
 
     Args:
         budget_usd: Limit in USD for the block.
         budget_tokens: Limit in tokens for the block.
+        budget_name: A name that makes this one budget with all processes that share the coordinator of the embedders
+            in the block.
 
     Raises:
-        ConfigurationError: A budget is not a valid number, or there is no argument of that name.
+        ConfigurationError: A budget is not a valid number, a name has no budget, or there is no argument of that name.
 
     Example:
         ```python
@@ -305,19 +311,26 @@ def track_usage(
         print(usage)
         ```
     """
-    check_unknown("track_usage", unknown, ("budget_usd", "budget_tokens"))
-    return UsageTracker(make_budget(budget_usd, budget_tokens))
+    check_unknown("track_usage", unknown, ("budget_usd", "budget_tokens", "budget_name"))
+    return UsageTracker(make_budget(budget_usd, budget_tokens, budget_name))
 
 
-def make_budget(budget_usd: object, budget_tokens: object) -> Budget | None:
-    """Return the budget for the arguments. None if both are None.
+def make_budget(budget_usd: object, budget_tokens: object, budget_name: object = None) -> Budget | None:
+    """Return the budget for the arguments. None if all are None.
 
     Raises:
-        ConfigurationError: A budget is not a valid number.
+        ConfigurationError: A budget is not a valid number, or a name is not valid or has no budget.
     """
     usd = None if budget_usd is None else parse_usd("budget_usd", budget_usd)
     if budget_tokens is not None:
         check_integer("budget_tokens", budget_tokens, 0)
+    if budget_name is not None:
+        check_name("budget_name", budget_name)
     if usd is None and budget_tokens is None:
+        if budget_name is not None:
+            raise ConfigurationError(
+                f"budget_name: has no budget (got {budget_name!r}). Set budget_usd= or budget_tokens=, the same in all "
+                "processes."
+            )
         return None
-    return Budget(usd, budget_tokens)  # type: ignore[arg-type]
+    return Budget(usd, budget_tokens, budget_name)  # type: ignore[arg-type]
