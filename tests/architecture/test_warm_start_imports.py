@@ -20,8 +20,9 @@ ENGINE = {
 }  # threads and requests
 
 MODULES = """
-cache cache.codec cache.disk cache.disk.cache cache.disk.folder cache.disk.pool cache.disk.schema cache.key
-cache.memory cache.opening cache.tiered cache.urls calls calls.call calls.estimate calls.explain calls.failures
+cache cache.codec cache.disk cache.disk.cache cache.disk.connections cache.disk.folder cache.disk.pool
+cache.disk.schema cache.key cache.memory
+cache.opening cache.tiered cache.urls calls calls.call calls.estimate calls.explain calls.failures
 calls.import_vectors calls.lookup calls.plan calls.rows calls.stream calls.stream_parts calls.verify_cache
 calls.waiting common common.errors common.float_lists common.fork_safety common.formatting common.plugins
 common.results common.threads common.types common.usage common.validation common.vectors config config.base

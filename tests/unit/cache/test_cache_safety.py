@@ -553,7 +553,7 @@ def test_a_folder_that_cannot_be_created_causes_one_warning(tmp_path, caplog):
 
 def test_a_locked_database_loses_the_write_and_not_the_reads(folder, caplog, monkeypatch):
     monkeypatch.setattr(disk, "WRITE_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(connections, "_READ_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("embedkit_core.cache.disk.connections.READ_WAIT_SECONDS", 0.05)
     cache = DiskCache(folder)
     with contextlib.closing(sqlite3.connect(cache_folder(folder) / "cache.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

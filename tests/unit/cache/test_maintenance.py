@@ -293,7 +293,7 @@ def test_an_invalid_limit_is_refused(folder, limits):
 
 def test_a_database_that_another_process_has_locked_is_an_error_with_the_number(folder, monkeypatch):
     monkeypatch.setattr("embedkit_core.cache.disk.records.BULK_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("embedkit_core.cache.disk.pool._READ_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("embedkit_core.cache.disk.connections.READ_WAIT_SECONDS", 0.05)
     with contextlib.closing(sqlite3.connect(folder / OWN_FOLDER / DATABASE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(CacheError, match=r"cannot be changed \(database is locked\)\. 0 vectors of 3 were deleted"):
@@ -349,7 +349,7 @@ def test_a_locked_database_keeps_the_recorded_use(folder):
 def test_a_read_waits_a_moment_for_a_writer_to_record_the_use(folder, monkeypatch):
     age(folder, 31, [0])
     monkeypatch.setattr(connections, "_RENEW_WAIT_SECONDS", 60.0)
-    set_busy_timeout = connections._set_busy_timeout
+    set_busy_timeout = connections.set_busy_timeout
     other = sqlite3.connect(folder / OWN_FOLDER / DATABASE, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     end = threading.Thread(target=other.close)
@@ -359,7 +359,7 @@ def test_a_read_waits_a_moment_for_a_writer_to_record_the_use(folder, monkeypatc
         if seconds == 60.0:
             end.start()
 
-    monkeypatch.setattr(connections, "_set_busy_timeout", ending)
+    monkeypatch.setattr(connections, "set_busy_timeout", ending)
     assert DiskCache(folder).get_many([key(0)])
     end.join()
     assert used_days_ago(folder, 0) == 0

@@ -14,20 +14,16 @@ from typing import TypeVar
 
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk import folder as folders
-from embedkit_core.cache.disk.pool import (
-    BULK_WAIT_SECONDS,
+from embedkit_core.cache.disk.connections import (
     FORK_BARRIER,
-    KEYS_PER_SELECT,
-    FoundRow,
     Mode,
-    NewRow,
-    Pool,
     again_after_fork,
     close_all,
     connect,
     is_busy,
     result_code,
 )
+from embedkit_core.cache.disk.pool import BULK_WAIT_SECONDS, KEYS_PER_SELECT, FoundRow, NewRow, Pool
 from embedkit_core.cache.disk.schema import has_old_triggers, schema_mismatch
 from embedkit_core.common.errors import CacheError
 from embedkit_core.common.fork_safety import ForkLock, import_module
