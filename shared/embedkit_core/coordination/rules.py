@@ -6,15 +6,17 @@ atomic for the other processes.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
+from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Begin, Bill, End, Grant, LeaseID
 from embedkit_core.coordination.sliding_window import SlidingWindow
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
-NO_BILL = Bill()
+NOTHING, NO_BILL = Amount(), Bill()
 
 
 class Claims(NamedTuple):
@@ -133,7 +135,9 @@ def begin(transaction: Transaction, request: Begin) -> Grant:
         wait = max(paused, _permit_wait(transaction, request, account, state, tokens))
         if wait > MAX_WAIT_AHEAD:
             return replace(grant, wait=wait, paused=paused)
-        _take_permit(transaction, request, account, state, tokens, wait)
+        state.requests.take(1, transaction.now + wait, transaction.now)
+        state.tokens.take(tokens, transaction.now + wait, transaction.now)
+        transaction.save_model(account, request.model, state)
     for budget in budgets.values():
         transaction.save_budget(budget)
     keys = [request.keys[index] for index in mine if request.keys[index]]
@@ -161,10 +165,27 @@ def end(transaction: Transaction, request: End) -> None:
     transaction.save_model(lease.account, lease.model, state)
 
 
+def open_budget(transaction: Transaction, name: str, limit: BudgetLimit) -> None:
+    """Create a named budget, or give a limit to one that was reset.
+
+    Raises:
+        ConfigurationError: It exists with another limit.
+    """
+    budget = transaction.budget(name) or BudgetStatus(name, BudgetLimit())
+    if not has_limit(budget):
+        transaction.save_budget(budget._replace(limit=limit))
+    elif budget.limit != limit:
+        raise ConfigurationError(
+            f"budget_name: {name!r} exists with a budget of {budget.limit} (got {limit}). Pass the same amount or "
+            f"another name, or reset it with: rag-embedkit budget reset {shlex.quote(name)}"
+        )
+
+
 def _settle(budget: BudgetStatus, lease: Lease, reserved: Amount, bill: Bill) -> BudgetStatus:
     """Return a budget with a bill instead of a reservation, which may be counted as lost already."""
     if lease.lost:
-        budget = budget._replace(lost=budget.lost.minus(reserved))
+        left = budget.lost.minus(reserved)  # negative if the budget was reset meanwhile
+        budget = budget._replace(lost=Amount(max(0, left.nano_usd), max(0, left.tokens)))
     else:
         budget = budget._replace(held=budget.held.minus(reserved))
     return budget._replace(spent=budget.spent.plus(bill.billed), lost=budget.lost.plus(bill.lost))
@@ -196,14 +217,17 @@ def _reserve(
         budget = transaction.budget(reservation.budget) or BudgetStatus(reservation.budget, BudgetLimit())
         budgets[reservation.budget] = budget if has_limit(budget) else budget._replace(limit=reservation.limit)
     for index in mine:
-        parts = [(r.budget, r.amounts[index]) for r in request.reservations if index in r.amounts]
-        refusing = next((budgets[name] for name, amount in parts if not budgets[name].allows(amount)), None)
+        parts: dict[str, Amount] = {}
+        for reservation in request.reservations:
+            if index in reservation.amounts:
+                parts[reservation.budget] = parts.get(reservation.budget, NOTHING).plus(reservation.amounts[index])
+        refusing = next((budgets[name] for name, amount in parts.items() if not budgets[name].allows(amount)), None)
         if refusing is not None:
             unfunded[index] = refusing
             continue
-        for name, amount in parts:
+        for name, amount in parts.items():
             budgets[name] = budgets[name]._replace(held=budgets[name].held.plus(amount))
-            reserved[name] = reserved.get(name, Amount()).plus(amount)
+            reserved[name] = reserved.get(name, NOTHING).plus(amount)
     return budgets, reserved, unfunded
 
 
@@ -227,17 +251,6 @@ def _permit_wait(transaction: Transaction, request: Begin, account: str, state: 
         if limit is not None:
             waits.append(window.wait(amount, limit, transaction.now, is_query=request.is_query, demand=demand))
     return max(waits)
-
-
-def _take_permit(
-    transaction: Transaction, request: Begin, account: str, state: ModelState, tokens: int, wait: float
-) -> None:
-    """Take a request and its tokens from the limits of the model, at the time at which it may be sent."""
-    now, per_minute = transaction.now, request.limits
-    parts = ((state.requests, 1, per_minute.requests_per_minute), (state.tokens, tokens, per_minute.tokens_per_minute))
-    for window, amount, limit in parts:
-        window.take(amount, now + wait, now, paced_limit=None if request.is_query else limit)
-    transaction.save_model(account, request.model, state)
 
 
 def _correct_permit(state: ModelState, lease: Lease, permit_at: float, request: End, now: float) -> None:

@@ -23,18 +23,17 @@ class SlidingWindow:
     Each caller states its own limit: one history serves all.
     """
 
-    __slots__ = ("_entries", "_paced_until", "_total")
+    __slots__ = ("_entries", "_total")
 
     def __init__(self, state: bytes = b"") -> None:
         """Create a window, from the state of another one or without entries."""
-        numbers = array("d", state) if state else array("d", (0.0,))
-        self._paced_until = numbers[0]
-        self._entries = deque([at, amount] for at, amount in zip(numbers[1::2], numbers[2::2], strict=True))
-        self._total = sum(amount for _, amount in self._entries)
+        numbers = array("d", state)
+        self._entries = deque([at, amount] for at, amount in zip(numbers[::2], numbers[1::2], strict=True))
+        self._total = sum(numbers[1::2])
 
     def state(self) -> bytes:
         """Return the state, for the constructor."""
-        numbers = array("d", (self._paced_until,))
+        numbers = array("d")
         for entry in self._entries:
             numbers.extend(entry)
         return numbers.tobytes()
@@ -67,22 +66,26 @@ class SlidingWindow:
             excess -= taken
             free_at = at + MINUTE + MARGIN + RESOLUTION
         if not is_query and self.is_paced(limit, now, demand=demand):
-            free_at = max(free_at, self._paced_until)
+            free_at = max(free_at, self._paced_until(limit))
         return max(0.0, free_at - now)
 
     def is_paced(self, limit: int, now: float, *, demand: float) -> bool:
         """Return True if so much demand does not fit into what is left of the minute."""
         return demand > bulk_limit(limit) - self.used(now)
 
-    def take(self, amount: float, at: float, now: float, *, paced_limit: int | None = None) -> None:
-        """Take an amount at a time, which may lie ahead.
+    def _paced_until(self, limit: int) -> float:
+        """Return the time until which the amounts of the last minute last at the average rate of a limit.
 
-        Args:
-            amount: The amount; a negative one is given back.
-            at: The time.
-            now: The current time.
-            paced_limit: The limit by which the next amount of a paced job is delayed; None if it is not.
+        It is computed from the amounts: a caller with a lower limit must not delay those with higher ones.
         """
+        seconds = MINUTE / bulk_limit(limit)
+        until = at = float("-inf")
+        for at, amount in self._entries:
+            until = max(until, at - BURST_SECONDS) + amount * seconds
+        return min(until, at + MINUTE + MARGIN + RESOLUTION)
+
+    def take(self, amount: float, at: float, now: float) -> None:
+        """Take an amount at a time, which may lie ahead. A negative amount is given back."""
         self.used(now)
         entries = self._entries
         index = len(entries)
@@ -93,9 +96,6 @@ class SlidingWindow:
         else:
             entries.insert(index, [at, amount])
         self._total += amount
-        if paced_limit is not None:
-            start = max(self._paced_until, at - BURST_SECONDS)
-            self._paced_until = start + amount * MINUTE / bulk_limit(paced_limit)
 
     def correct(self, amount: float, at: float, new_amount: float, new_at: float, now: float) -> None:
         """Replace an amount that was taken by another one, or by one at a later time."""

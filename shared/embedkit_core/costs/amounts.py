@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
+from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.common.usage import USD
 
 NANO_USD = Decimal(10**9)  # per USD
@@ -31,6 +32,12 @@ class BudgetLimit(NamedTuple):
 
     nano_usd: int | None = None
     tokens: int | None = None
+
+    def __str__(self) -> str:
+        """Return the limits, such as "$5 and 1,000 tokens"."""
+        usd = None if self.nano_usd is None else f"${format_usd(USD.scaleb(Decimal(self.nano_usd), -9))}"
+        tokens = None if self.tokens is None else count_noun(self.tokens, "token")
+        return " and ".join(part for part in (usd, tokens) if part is not None)
 
 
 class BudgetStatus(NamedTuple):
