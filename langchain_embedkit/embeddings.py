@@ -70,6 +70,8 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     dtype: DType = "float32"
     model_info: Mapping[str, Any] | None = None
     cache: Any = None
+    coordination: Any = None
+    account: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
     on_long_text: Literal["truncate", "error", "mean"] = "truncate"
@@ -85,6 +87,7 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     rate_limiter: SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True)
     budget_usd: float | str | Decimal | None = None
     budget_tokens: int | None = None
+    budget_name: str | None = None
     prices: Mapping[str, Any] | None = None
     progress: SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(default=None, exclude=True)
     pickle_api_key: bool = False

@@ -39,18 +39,22 @@ class EmbeddingUsage(UsageTracker):
 
 
 def get_embedding_usage(
-    *, budget_usd: float | str | Decimal | None = None, budget_tokens: int | None = None
+    *,
+    budget_usd: float | str | Decimal | None = None,
+    budget_tokens: int | None = None,
+    budget_name: str | None = None,
 ) -> EmbeddingUsage:
-    """Track the usage of a `with` block and optionally limit it by a budget.
+    """Track the usage of a `with` block and optionally limit it by a budget, as `embedkit_core.track_usage` does.
 
     Raises:
-        ConfigurationError: A budget is not a valid number.
+        ConfigurationError: A budget is not a valid number, or a name is not valid or has no budget.
 
     Example:
         >>> with get_embedding_usage() as usage:
         ...     embeddings.embed_query("a")
     """
-    return EmbeddingUsage(track_usage(budget_usd=budget_usd, budget_tokens=budget_tokens).budget)
+    tracker = track_usage(budget_usd=budget_usd, budget_tokens=budget_tokens, budget_name=budget_name)
+    return EmbeddingUsage(tracker.budget)
 
 
 class EmbeddingUsageHandler(BaseCallbackHandler):

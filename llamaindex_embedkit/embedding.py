@@ -77,6 +77,8 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     dtype: DType = Field(default="float32", frozen=True)
     model_info: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)
     cache: Any = Field(default=None, exclude=True, frozen=True)
+    coordination: Any = Field(default=None, exclude=True, frozen=True)
+    account: str | None = Field(default=None, exclude=True, frozen=True)
     query_prompt: str | None = Field(default=None, frozen=True)
     document_prompt: str | None = Field(default=None, frozen=True)
     on_long_text: Literal["truncate", "error", "mean"] = Field(default="truncate", frozen=True)
@@ -92,6 +94,7 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     rate_limiter: json_schema.SkipJsonSchema[RateLimiter | None] = Field(default=None, exclude=True, frozen=True)
     budget_usd: float | str | Decimal | None = Field(default=None, exclude=True, frozen=True)
     budget_tokens: int | None = Field(default=None, exclude=True, frozen=True)
+    budget_name: str | None = Field(default=None, exclude=True, frozen=True)
     prices: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)
     progress: json_schema.SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(
         default=None, exclude=True, frozen=True

@@ -15,6 +15,7 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import Cache, EmptyText, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
+from embedkit_core.coordination.port import Coordinator
 from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.providers.http.connection import ClientCert
 from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Hidden, hide, mask_key, mask_login, reveal
@@ -69,6 +70,8 @@ class EmbedderOptions(TypedDict, total=False):
     dtype: DType
     model_info: Mapping[str, Any] | None
     cache: Literal[False] | str | PathLike[str] | Cache | None
+    coordination: Literal[False] | Coordinator | None
+    account: str | None
     query_prompt: str | None
     document_prompt: str | None
     on_long_text: LongText
@@ -84,6 +87,7 @@ class EmbedderOptions(TypedDict, total=False):
     rate_limiter: RateLimiter | None
     budget_usd: float | str | Decimal | None
     budget_tokens: int | None
+    budget_name: str | None
     prices: Mapping[str, float | str | Decimal] | None
     progress: ProgressOption
     pickle_api_key: bool

@@ -109,6 +109,7 @@ class EmbedderMixin:
     if TYPE_CHECKING:  # pydantic would make fields of them
         rate_limiter: Any
         cache: Any
+        coordination: Any
         progress: Any
 
     @classmethod
@@ -156,8 +157,8 @@ class EmbedderMixin:
         return self.model_copy(update=update, deep=deep)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the copy shares rate limiter, cache and budget."""
-        shared = {id(value): value for value in (self.rate_limiter, self.cache, self.progress)}
+        """Copy the settings; the copy shares rate limiter, cache, coordinator and budget."""
+        shared = {id(value): value for value in (self.rate_limiter, self.cache, self.coordination, self.progress)}
         copied: Self = super().__deepcopy__({**(memo or {}), **shared})  # type: ignore[misc]
         return copied
 
@@ -284,6 +285,10 @@ def changed_copy(model: M, changed: Mapping[str, Any]) -> M:
     model.embedder.provider.connection.check_not_lost()
     current = hide_secrets({name: getattr(model, name) for name in model.model_fields_set})
     other = type(model)(**{name: reveal(value) for name, value in {**current, **changed}.items()})
-    if not {"budget_usd", "budget_tokens"} & changed.keys():
-        other.embedder.budget = model.embedder.budget
+    budget = model.embedder.budget
+    others = {"budget_usd", "budget_tokens", "budget_name"}
+    if budget is not None and budget.name is not None:  # it belongs to one coordinator
+        others |= {"cache", "coordination"}
+    if not others & changed.keys():
+        other.embedder.budget = budget
     return other

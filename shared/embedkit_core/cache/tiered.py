@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -60,6 +61,11 @@ class TieredCache:
     def may_block(self) -> bool:
         """True if a look-up may take long: a cache that is not built in may use a network."""
         return not self._trusted
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a built-in cache, which other processes may use too. None for another cache, or none."""
+        return getattr(self.backend, "folder", None) if self._trusted else None
 
     def from_memory(self, keys: Sequence[bytes]) -> Found:
         """Return the entries that are in memory; none for bulk look-ups."""

@@ -15,8 +15,9 @@ from embedkit_core.calls.failures import attribute_refusals, call_error, error_n
 from embedkit_core.calls.lookup import CacheLookup
 from embedkit_core.calls.plan import plan_call, unknown_width_error
 from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
+from embedkit_core.calls.shared_budgets import check_budgets, open_budgets, unopened
 from embedkit_core.calls.waiting import await_, wait
-from embedkit_core.common.errors import EmbedKitError, ProviderError
+from embedkit_core.common.errors import BudgetError, EmbedKitError, ProviderError
 from embedkit_core.common.float_lists import relaxed_gc
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.threads import BULK, LOOKUPS, off_loop, running_loop
@@ -191,7 +192,11 @@ class Call:
         if lookup is None or not lookup.misses:
             return self._result_may_block
         reads_files = self._embedder.tiered_cache.backend is not None or not is_running()
-        return reads_files or may_be_counted(self._plan.sizes, self._spec.request_spec)
+        return (
+            reads_files
+            or bool(unopened(self._billing.budgets))
+            or may_be_counted(self._plan.sizes, self._spec.request_spec)
+        )
 
     @property
     def _result_may_block(self) -> bool:
@@ -211,30 +216,39 @@ class Call:
 
     def plan(self) -> None:
         """Check the texts, compute their keys and look in memory."""
+        check_budgets(self._billing.budgets, self._spec.request_spec.coordination)
         plan = self._plan = plan_call(self._texts, self._spec.key_prefix, allows_empty=self._spec.allows_empty)
         self.rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, self._spec.format)
         self._lookup = CacheLookup(self._embedder, self._spec, plan, self.rows)
         self._lookup.look_in_memory()
 
     def prepare(self) -> None:
-        """Run `plan`, unless that is done, and read the cache."""
+        """Run `plan`, unless that is done, and read the cache. If texts are missing, open the named budgets."""
         if self._lookup is None:
             self.plan()
         lookup = self._lookup
         assert lookup is not None
         try:
             lookup.run()
+            # A cancelled caller may have left while this ran on a worker thread.
+            is_done = not lookup.misses or self._left
+            refusal = None if is_done else self._refusal()
         except BaseException:
             lookup.close()
             raise
-        # A cancelled caller may have left while this ran on a worker thread.
-        if not lookup.misses or self._left:
+        if is_done:
             lookup.close()
-        elif self._billing.price_is_missing:
+        elif refusal is not None:
             lookup.close()
-            self._failed = dict.fromkeys(lookup.misses, unknown_price_error(self._embedder.model))
+            self._failed = dict.fromkeys(lookup.misses, refusal)
         elif limit := self._spec.request_spec.limits.text_tokens:
             self._check_lengths(lookup.misses, limit)
+
+    def _refusal(self) -> BudgetError | None:
+        """Return the error of a budget that can pay for no text. None if all budgets can be used."""
+        if self._billing.price_is_missing:
+            return unknown_price_error(self._embedder.model)
+        return open_budgets(self._billing.budgets, self._spec.request_spec.coordination)
 
     def _check_lengths(self, misses: Sequence[int], limit: int) -> None:
         """Count the tokens of texts that may exceed the limit, if the tokenizer is available locally.

@@ -29,9 +29,11 @@ from embedkit_core.common.validation import (
 )
 from embedkit_core.common.vectors import DType, VectorSpace
 from embedkit_core.config.cached_variants import ResolvedModel, resolve_model
+from embedkit_core.config.coordination import check_budget_is_shared, make_coordination
 from embedkit_core.config.pickling import PickledSecrets, from_pickle, identity_arguments, snapshot_arguments, to_pickle
 from embedkit_core.config.resolve import resolve_provider
 from embedkit_core.config.roles import CallSettings, InputTypeSpec, OnError, make_input_type_spec
+from embedkit_core.coordination.port import Coordinator
 from embedkit_core.costs.meter import Meter
 from embedkit_core.costs.prices import parse_prices, price_of
 from embedkit_core.costs.tracker import make_budget
@@ -64,6 +66,8 @@ class BaseEmbedder:
         dtype: DType = "float32",
         model_info: Mapping[str, Any] | None = None,
         cache: Literal[False] | str | PathLike[str] | Cache | None = None,
+        coordination: Literal[False] | Coordinator | None = None,
+        account: str | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
         on_long_text: LongText = "truncate",
@@ -80,6 +84,7 @@ class BaseEmbedder:
         rate_limiter: RateLimiter | None = None,
         budget_usd: float | str | Decimal | None = None,
         budget_tokens: int | None = None,
+        budget_name: str | None = None,
         prices: Mapping[str, float | str | Decimal] | None = None,
         progress: ProgressOption = None,
         pickle_api_key: bool = False,
@@ -103,7 +108,7 @@ class BaseEmbedder:
         check_progress(progress)
         check_cache(cache)
         parse_prices(prices)
-        self.budget = make_budget(budget_usd, budget_tokens)
+        self.budget = make_budget(budget_usd, budget_tokens, budget_name)
         resolved = resolve_provider(arguments)
         resolved_model = resolve_model(resolved, dimensions=dimensions, dtype=dtype, long_text=on_long_text)
         self.provider = resolved_model.provider
@@ -112,6 +117,9 @@ class BaseEmbedder:
         self.price = price_of(self.provider, prices)
         self.meter = Meter(self.price.usd_per_million)
         self.tiered_cache: TieredCache = open_tiered(cache)
+        self._coordination = make_coordination(coordination, account, self.provider, self.tiered_cache.folder)
+        if budget_name is not None and self.budget is not None:
+            check_budget_is_shared(self.budget, self._coordination)
         self._format = resolved_model.format
         self._accounts: dict[Account, weakref.finalize[Any, Any]] = {}
         self.truncation_logged = WakeFlag()
@@ -128,6 +136,7 @@ class BaseEmbedder:
                 timeout=timeout,
                 limiter=limiter,
                 space=self.vector_space,
+                coordination=self._coordination,
             )
             for input_type in get_args(InputType)
         }
@@ -219,7 +228,7 @@ class BaseEmbedder:
             engine().join(account)
 
     def close(self) -> None:
-        """Close the HTTP client and the cache. A later call opens them again.
+        """Close the HTTP client, the cache and the coordination of processes. A later call opens them again.
 
         The client is shared: it stays open while another embedder uses the same provider, endpoint and API key.
         """
@@ -228,9 +237,11 @@ class BaseEmbedder:
             if finalizer.detach() is not None:
                 engine().close_account(account)
         self.tiered_cache.close()
+        if self._coordination is not None:
+            self._coordination.handle.close()
 
     async def aclose(self) -> None:
-        """Close the HTTP client and the cache without blocking the event loop."""
+        """Close as `close` does, without blocking the event loop."""
         await off_loop(self.close, BULK)
 
     def __enter__(self) -> Self:
@@ -272,12 +283,13 @@ class BaseEmbedder:
         """Return the pickle. It holds the settings, but no API key unless `pickle_api_key=True`.
 
         Raises:
-            ConfigurationError: The object has a budget or a custom cache object.
+            ConfigurationError: The object has a budget without a name, or a custom cache object or coordinator.
         """
-        if self.budget is not None:
+        if self.budget is not None and self.budget.name is None:
             raise ConfigurationError(
                 "budget_usd, budget_tokens: an embedder with a budget cannot be pickled, because each process would "
-                "spend the whole budget. Create an embedder with a budget of its own in each process."
+                "spend the whole budget. Set budget_name= for one budget of all processes, or create an embedder with "
+                "a budget of its own in each process."
             )
         return from_pickle, (type(self), to_pickle(self._arguments, self.provider), self._secrets.to_pickle())
 

@@ -84,11 +84,15 @@ def to_pickle(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any
     another server or folder.
 
     Raises:
-        ConfigurationError: The cache is a custom object: its copy would be another cache.
+        ConfigurationError: The cache or the coordinator is a custom object: its copy would be another one.
     """
     cache, limiter = arguments["cache"], arguments["rate_limiter"]
     if not isinstance(cache, (str, PathLike, type(None), bool)):
         raise ConfigurationError("cache: an embedder with a custom cache object cannot be pickled. Use a folder.")
+    if not isinstance(arguments["coordination"], (type(None), bool)):
+        raise ConfigurationError(
+            "coordination: an embedder with a coordinator object cannot be pickled. Create one in each process."
+        )
     if isinstance(cache, PathLike) or (isinstance(cache, str) and "://" not in cache):
         cache = Path(cache).expanduser().absolute()
     if limiter is not None and not _can_pickle(limiter):

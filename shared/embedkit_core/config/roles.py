@@ -10,6 +10,7 @@ from embedkit_core.cache.key import key_parts, key_prefix
 from embedkit_core.common.types import EmptyText, InputType, LongText, RateSettings
 from embedkit_core.common.vectors import PostProcessing, VectorFormat, VectorSpace
 from embedkit_core.config.output_spec import OutputSpec
+from embedkit_core.coordination.opening import Coordination
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.scheduler import long_text as long_text_rules
 from embedkit_core.engine.scheduler.items import RequestSpec
@@ -103,6 +104,7 @@ def make_input_type_spec(
     timeout: float | None,
     limiter: LimiterAdapter | None,
     space: VectorSpace,
+    coordination: Coordination | None = None,
 ) -> InputTypeSpec:
     """Return the specification of an input type."""
     prefix, parts = key_prefix_for(provider, output, input_type, long_text)
@@ -125,6 +127,7 @@ def make_input_type_spec(
         sorts_by_length=provider.is_local,
         may_truncate_silently=provider.may_truncate_silently,
         space=space,
+        coordination=coordination,
     )
     return InputTypeSpec(
         *(input_type, request_spec, prefix, parts),

@@ -26,10 +26,17 @@ class CoordinatorHandle:
     def open(self) -> Coordinator:
         """Return the coordinator. Files are opened on its first use."""
         if self._coordinator is None:
-            assert self.folder is not None
             local = import_module("embedkit_core.coordination.local.coordinator")
-            self._coordinator = local.LocalCoordinator(self.folder / LOCAL_FOLDER)
+            with _lock.lock:
+                if self._coordinator is None:
+                    assert self.folder is not None
+                    self._coordinator = local.LocalCoordinator(self.folder / LOCAL_FOLDER)
         return self._coordinator
+
+    def close(self) -> None:
+        """Close the files of a local coordinator; its next use opens them again. An object of the user's stays open."""
+        if self.folder is not None and self._coordinator is not None:
+            self._coordinator.close()
 
     def __str__(self) -> str:
         return str(self.folder / LOCAL_FOLDER) if self.folder is not None else type(self._coordinator).__name__
@@ -43,7 +50,7 @@ class Coordination:
     account: Account
 
 
-_handles: weakref.WeakValueDictionary[Path, CoordinatorHandle] = weakref.WeakValueDictionary()
+_handles: weakref.WeakValueDictionary[Path | int, CoordinatorHandle] = weakref.WeakValueDictionary()
 _lock = ForkLock()
 
 
@@ -54,4 +61,13 @@ def coordinator_of_folder(cache_folder: Path) -> CoordinatorHandle:
         handle = _handles.get(path)
         if handle is None:
             handle = _handles[path] = CoordinatorHandle(path)
+        return handle
+
+
+def handle_of(coordinator: Coordinator) -> CoordinatorHandle:
+    """Return the handle of an object of the user's; callers with the same object share one handle."""
+    with _lock.lock:
+        handle = _handles.get(id(coordinator))  # the handle keeps the object, so that no other one has its id
+        if handle is None:
+            handle = _handles[id(coordinator)] = CoordinatorHandle(None, coordinator)
         return handle

@@ -29,7 +29,7 @@ class Account:
         provider: Name of the provider.
         endpoint: Its address, "" for the default host.
         secret: The API key. Only a digest of it with the coordinator's salt leaves the process.
-        name: The user's name for the account, if the key is not constant.
+        name: The user's name for the account, which stands for all of its keys.
     """
 
     provider: str
@@ -44,14 +44,13 @@ class Account:
         """
         import hmac
 
-        has_key = self.secret is not None and self.secret.source is None and not self.secret.is_lost
-        return hmac.new(
-            salt,
-            "\0".join(
-                (self.provider, self.endpoint, self.name or "", self.secret.reveal() if has_key and self.secret else "")
-            ).encode(),
-            hashlib.sha256,
-        ).hexdigest()[:32]
+        identity = ("", "")
+        if self.name is not None:
+            identity = ("name", self.name)
+        elif self.secret is not None and self.secret.source is None and not self.secret.is_lost:
+            identity = ("key", self.secret.reveal())
+        parts = (self.provider, self.endpoint, *identity)
+        return hmac.new(salt, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:32]
 
 
 class Reservation(NamedTuple):
@@ -151,10 +150,11 @@ class End:
 
 @runtime_checkable
 class Coordinator(Protocol):
-    """Interface of a coordinator. All methods but `close` are called on one thread, and may block.
+    """Interface of a coordinator. Its methods may block.
 
-    They raise `CoordinationError` if the coordinator cannot be reached. Then requests are sent without it: texts may be
-    paid for twice, and named budgets refuse.
+    `open_budget` and `close` are called on any thread, the others on one thread. They raise
+    `CoordinationError` if the coordinator cannot be reached. Then requests are sent without it: texts may be paid for
+    twice, and named budgets refuse.
     """
 
     def exchange(self, begins: Sequence[Begin], ends: Sequence[End]) -> list[Grant]:

@@ -150,6 +150,13 @@ def shared_budget_error(status: BudgetStatus, tokens: int, price: Decimal | None
     return _error_of(status.name, balance, tokens, price)
 
 
+def unchecked_budget_error(name: str, reason: str) -> BudgetError:
+    """Return the error for a named budget whose coordinator cannot be reached, with the reason."""
+    return BudgetError(
+        f"The budget {name!r} cannot be checked: {reason.rstrip('.')}. Nothing was sent.", budget_name=name
+    )
+
+
 def _error_of(name: str | None, balance: _Balance, tokens: int, price: Decimal | None) -> BudgetError:
     usd, left = balance.left_usd, balance.left_tokens
     title = "The budget" if name is None else f"The budget {name!r}"

@@ -32,6 +32,7 @@ class Budget:
 
     Attributes:
         name: The name of a budget that processes share. None for a budget of this process.
+        coordinator: Where a named budget was opened. None before its first use.
         limit_usd: Limit in USD. None for no limit.
         limit_tokens: Limit in tokens. None for no limit.
         spent_usd: Billed USD.
@@ -45,6 +46,7 @@ class Budget:
 
     __slots__ = (
         "__weakref__",
+        "coordinator",
         "limit_tokens",
         "limit_usd",
         "name",
@@ -61,6 +63,7 @@ class Budget:
         self, limit_usd: Decimal | None = None, limit_tokens: int | None = None, name: str | None = None
     ) -> None:
         self.name = name
+        self.coordinator: object | None = None
         self.limit_usd = limit_usd
         self.limit_tokens = limit_tokens
         self.spent_tokens = self.unconfirmed_tokens = 0

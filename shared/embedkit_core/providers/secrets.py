@@ -160,18 +160,26 @@ class Secret:
         return not self._value and self.source is None
 
     @property
+    def _identity(self) -> str:
+        if self.source is None:
+            return f"key {self._value}"
+        if isinstance(self.source, MethodType):  # a new object at each access
+            return f"method {id(self.source.__self__)} {id(self.source.__func__)}"
+        return f"function {id(self.source)}"
+
+    @property
     def fingerprint(self) -> str:
         """Salted digest that distinguishes credentials within this process; with a source, it identifies the source.
 
         The digest is valid as long as this object: it holds the source, so that no other one can have its id.
         """
-        if self.source is None:
-            identity = f"key {self._value}"
-        elif isinstance(self.source, MethodType):  # a new object at each access
-            identity = f"method {id(self.source.__self__)} {id(self.source.__func__)}"
-        else:
-            identity = f"function {id(self.source)}"
-        return hashlib.sha256(SALT + identity.encode()).hexdigest()
+        return hashlib.sha256(SALT + self._identity.encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     def __repr__(self) -> str:
         return f"Secret({MASK!r})"

@@ -1,16 +1,26 @@
 """Named budgets: limits in integers, errors, and what is refused before anything is sent."""
 
+import copy
+import pickle
+import threading
 from decimal import Decimal
 
 import pytest
+from support.caches import DictCache
+from support.coordinators import LoneCoordinator
+from support.embedders import core_embedder, fake_embedder
 from support.rows import check_rows
 
-from embedkit_core import ConfigurationError, track_usage
+from embedkit_core import BudgetError, ConfigurationError, track_usage
+from embedkit_core.common.errors import CoordinationError
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 from embedkit_core.costs.billing import CallBilling, budget_error, shared_budget_error
 from embedkit_core.costs.budget import Budget
+from embedkit_core.testing import FakeServer
+from langchain_embedkit.usage import get_embedding_usage
 
 PRICE = Decimal(1_000_000)  # one dollar per token
+NAMED = {"budget_tokens": 1000, "budget_name": "ingest"}
 
 
 def test_a_limit_in_usd_is_rounded_down_to_a_nano_usd():
@@ -71,3 +81,103 @@ def test_an_invalid_name_of_a_budget_is_refused():
 def test_a_name_without_a_budget_is_refused():
     with pytest.raises(ConfigurationError, match=r"budget_name: has no budget \(got 'ingest'\)\. Set budget_usd="):
         track_usage(budget_name="ingest")
+
+
+def test_a_named_budget_needs_a_coordinator(embedder_class, tmp_path):
+    def check(options):
+        with pytest.raises(ConfigurationError, match=r"budget_name: needs a coordinator.*\(got 'ingest' without one\)"):
+            embedder_class(model="openai:text-embedding-3-small", api_key="key", **NAMED, **options)
+
+    check_rows([{"cache": False}, {"cache": DictCache()}, {"cache": str(tmp_path), "coordination": False}], check)
+    made = embedder_class(model="openai:text-embedding-3-small", api_key="key", cache=str(tmp_path), **NAMED)
+    assert core_embedder(made).budget.name == "ingest"
+
+
+def test_a_block_with_a_named_budget_refuses_embedders_without_a_coordinator():
+    server = FakeServer()
+    embedder = fake_embedder(server)
+    with track_usage(**NAMED):
+        for call in (embedder.embed, embedder.embed_documents, lambda texts: list(embedder.embed_iter(texts))):
+            with pytest.raises(ConfigurationError, match="budget_name: needs a coordinator"):
+                call(["a"])
+    with (
+        get_embedding_usage(**NAMED),
+        pytest.raises(ConfigurationError, match="budget_name: needs a coordinator"),
+    ):
+        embedder.embed(["a"])
+    assert not server.received
+
+
+def test_a_named_budget_belongs_to_one_coordinator():
+    server = FakeServer()
+    with track_usage(**NAMED):
+        fake_embedder(server, coordination=LoneCoordinator()).embed(["a"])
+        other = fake_embedder(server, coordination=LoneCoordinator())
+        with pytest.raises(
+            ConfigurationError, match=r"'ingest' is used with two coordinators \(LoneCoordinator and LoneCoordinator\)"
+        ):
+            other.embed(["b"])
+    assert len(server.received) == 1
+
+
+def test_a_named_budget_is_opened_once_before_the_first_text_is_sent(tmp_path):
+    server, mine = FakeServer(), LoneCoordinator()
+    fake_embedder(server, cache=tmp_path).embed(["hit"])
+    embedder = fake_embedder(server, cache=tmp_path, coordination=mine, **NAMED)
+    embedder.embed(["hit"])
+    assert mine.opened == []
+    for text in ("a", "b"):
+        copy.copy(embedder).embed([text])
+    assert mine.opened == [("ingest", threading.current_thread())]
+    assert mine.limits == {"ingest": BudgetLimit(None, 1000)}
+
+
+async def test_a_named_budget_is_opened_off_the_event_loop():
+    mine = LoneCoordinator()
+    await fake_embedder(FakeServer(), coordination=mine).aembed(["a"])  # the engine runs
+    embedder = fake_embedder(FakeServer(), coordination=mine, **NAMED)
+    await embedder.aembed(["b"])
+    [(name, thread)] = mine.opened
+    assert (name, thread is threading.current_thread()) == ("ingest", False)
+
+
+def test_another_amount_for_the_same_name_is_refused_before_anything_is_sent():
+    server, mine = FakeServer(), LoneCoordinator()
+    fake_embedder(server, coordination=mine, **NAMED).embed(["a"])
+    with pytest.raises(ConfigurationError, match="'ingest' exists with another budget"):
+        fake_embedder(server, coordination=mine, budget_name="ingest", budget_tokens=7).embed(["b"])
+    assert len(server.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(CoordinationError("the disk is full."), "the disk is full"), (ValueError("hunter2"), "ValueError")],
+)
+def test_a_named_budget_that_cannot_be_checked_refuses_and_hits_are_served(tmp_path, failure, reason):
+    server, mine = FakeServer(), LoneCoordinator(failure)
+    fake_embedder(server, cache=tmp_path).embed(["hit"])
+    embedder = fake_embedder(server, cache=tmp_path, coordination=mine, on_error="return", **NAMED)
+    result = embedder.embed(["hit", "miss"])
+    assert (result.usage.cache_hits, list(result.failed)) == (1, [1])
+    error = result.failed[1]
+    assert isinstance(error, BudgetError)
+    assert str(error) == f"The budget 'ingest' cannot be checked: {reason}. Nothing was sent."
+    assert error.budget_name == "ingest"
+    mine.failure = None
+    assert embedder.embed(["miss"]).usage.sent == 1
+    assert len(server.received) == 2
+
+
+def test_an_embedder_with_a_named_budget_can_be_pickled(embedder_class, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    made = embedder_class(model="openai:text-embedding-3-small", cache=str(tmp_path), **NAMED)
+    budget = core_embedder(pickle.loads(pickle.dumps(made))).budget
+    assert (budget.name, budget.limit) == ("ingest", BudgetLimit(None, 1000))
+
+
+def test_a_changed_copy_of_an_adapter_shares_its_named_budget_with_the_same_coordinator(framework_class, tmp_path):
+    made = framework_class(model="openai:text-embedding-3-small", api_key="key", cache=str(tmp_path / "a"), **NAMED)
+    assert made.model_copy(update={"timeout": 5.0}).embedder.budget is made.embedder.budget
+    moved = made.model_copy(update={"cache": str(tmp_path / "b")})
+    assert moved.embedder.budget is not made.embedder.budget
+    assert moved.embedder.budget.name == "ingest"

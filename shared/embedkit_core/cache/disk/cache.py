@@ -93,6 +93,11 @@ class DiskCache:
         self._write_lock = ForkLock()
         self._open_lock = ForkLock()
 
+    @property
+    def folder(self) -> Path:
+        """The absolute path of the folder that the cache was opened with."""
+        return self._folder.parent
+
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         """Return the entries that are in the cache, by key."""
         found: dict[bytes, Entry] = {}

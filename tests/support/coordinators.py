@@ -1,0 +1,39 @@
+"""A coordinator of one process, whose budgets tests see."""
+
+import itertools
+import threading
+from typing import Any
+
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.coordination.port import Grant
+from embedkit_core.costs.amounts import BudgetLimit
+
+
+class LoneCoordinator:
+    """Grants everything, and notes on which thread each budget was opened and whether it was closed."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.limits: dict[str, BudgetLimit] = {}
+        self.opened: list[tuple[str, threading.Thread]] = []
+        self.is_closed = False
+        self.failure = failure
+        self._leases = itertools.count()
+
+    def exchange(self, begins: Any, ends: Any) -> list[Grant]:
+        return [Grant(next(self._leases)) for _ in begins]
+
+    def renew(self) -> None:
+        pass
+
+    def ended(self, leases: Any) -> Any:
+        return leases
+
+    def open_budget(self, name: str, limit: BudgetLimit) -> None:
+        self.opened.append((name, threading.current_thread()))
+        if self.failure is not None:
+            raise self.failure
+        if self.limits.setdefault(name, limit) != limit:
+            raise ConfigurationError(f"budget_name: {name!r} exists with another budget")
+
+    def close(self) -> None:
+        self.is_closed = True
