@@ -253,6 +253,13 @@ class RateController:
             self._ramp_start = None
         self.in_flight -= 1
 
+    def on_unsent(self, sent: SentRequest, now: float) -> None:
+        """Give back what a request has taken that was counted as sent, but is not sent."""
+        self.in_flight -= 1
+        self.user_limits.take(-1, -sent.tokens, now)
+        self._requests.give_back(1, now)
+        self._tokens.give_back(sent.tokens, now)
+
     def on_reply(self, sent: SentRequest, billed: int | None, status: RateLimitStatus | None, now: float) -> None:
         """Learn from a reply: its billed tokens, its duration and the rate limits in its headers."""
         if billed:

@@ -159,6 +159,11 @@ class ProviderLimit:
         self._cumulative += amount
         return self._cumulative
 
+    def give_back(self, amount: float, now: float) -> None:
+        """Add the amount of a request that was taken and is not sent."""
+        self.bucket.take(-amount, now)
+        self._cumulative -= amount
+
     def update_from_headers(self, status: LimitStatus, cumulative: float, sent_at: float, now: float) -> None:
         """Copy the provider's bucket from the headers of a reply; the reply to the newest request counts."""
         limit, remaining, reset = status

@@ -7,8 +7,9 @@ import contextlib
 import contextvars
 import copy
 import random
+import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -16,9 +17,13 @@ from typing import TYPE_CHECKING
 from embedkit_core.common.errors import EmbedKitError, ProviderError, TimedOutError
 from embedkit_core.common.fork_safety import import_lock
 from embedkit_core.common.threads import LOOKUPS, off_loop, start_thread
+from embedkit_core.common.types import Cache, Entry
+from embedkit_core.coordination.opening import CoordinatorHandle
+from embedkit_core.coordination.port import Grant, LeaseID
 from embedkit_core.engine.runtime.cache_writer import CacheWriter, WriteJob
-from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
-from embedkit_core.engine.scheduler.queues import Request
+from embedkit_core.engine.runtime.coordinator_thread import Check, CoordinatorThread, Exchange
+from embedkit_core.engine.scheduler.items import Item, RequestSpec, Ticket
+from embedkit_core.engine.scheduler.queues import Actions, Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -51,6 +56,7 @@ class Account:
         loop: asyncio.AbstractEventLoop,
         call: Callable[[Account, Callable[[], None]], None],
         writer: CacheWriter,
+        coordinator: Callable[[CoordinatorHandle], CoordinatorThread],
         secret: Secret | None = None,
         endpoint: str = "",
         server: str = "the server",
@@ -64,6 +70,7 @@ class Account:
             loop: The engine's event loop.
             call: Schedules a function of an account on the loop thread.
             writer: Writes rows to caches.
+            coordinator: Returns the thread of a coordinator.
             secret: The API key; a function as its source is called before each request.
             endpoint: The server, for snapshots.
             server: The server's name in errors.
@@ -82,6 +89,7 @@ class Account:
         self.loop = loop
         self._call = call
         self._writer = writer
+        self._coordinator = coordinator
         self._refreshing: asyncio.Future[ProviderError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,6 +160,9 @@ class Account:
         actions = self.scheduler.poll(self.loop.time())
         for request in actions.acquire:
             self._start_acquiring(request)
+        self._exchange(actions)
+        for items in actions.look_up:
+            LOOKUPS.submit(partial(self._read_caches, items))
         for request in actions.send:
             task = self.loop.create_task(self._send(request), context=contextvars.Context())
             self._tasks.add(task)
@@ -170,6 +181,52 @@ class Account:
             self._timer.cancel()
         self._timer = None if actions.wake_at is None else self.loop.call_at(actions.wake_at, self.pump)
         return committed
+
+    def _exchange(self, actions: Actions) -> None:
+        """Hand what concerns coordinators to their threads: requests and leases in one exchange."""
+        exchanges: dict[CoordinatorHandle, Exchange] = {}
+        for handle, end in actions.end:
+            exchanges.setdefault(handle, Exchange([], [])).ends.append(end)
+        for request in actions.begin:
+            coordination = request.queue.spec.coordination
+            assert coordination is not None
+            assert request.begin is not None
+            exchange = exchanges.setdefault(coordination.handle, Exchange([], []))
+            exchange.begins.append((request.begin, partial(self._granted, request)))
+        for handle, exchange in exchanges.items():
+            self._coordinator(handle).put(exchange)
+        for handle, leases in actions.check:
+            self._coordinator(handle).put(Check(leases, partial(self._checked, handle)))
+
+    def _granted(self, request: Request, grant: Grant | str) -> None:
+        """Accept a coordinator's answer on its thread; text if it cannot be reached."""
+
+        def accept() -> None:
+            shared, now = self.scheduler.shared, self.loop.time()
+            if not self.scheduler.owns(request):
+                return
+            if isinstance(grant, str):
+                shared.unreachable(request, grant, now)
+            else:
+                shared.granted(request, grant, now)
+
+        self._call(self, accept)
+
+    def _checked(self, handle: CoordinatorHandle, ended: Collection[LeaseID] | None) -> None:
+        self._call(self, lambda: self.scheduler.shared.checked(handle, ended, self.loop.time()))
+
+    def _read_caches(self, items: list[Item]) -> None:
+        """Read the caches of items on a worker thread, and hand what was found to the scheduler."""
+        started_at = time.monotonic()
+        keys: dict[int, tuple[Cache, list[bytes]]] = {}
+        for root in {item.root for item in items}:
+            for cache in root.caches:
+                keys.setdefault(id(cache), (cache, []))[1].append(root.key)
+        found: dict[bytes, tuple[Entry, Cache]] = {}
+        for cache, wanted in keys.values():
+            with contextlib.suppress(BaseException):  # a failed read is a miss
+                found |= {key: (entry, cache) for key, entry in cache.get_many(wanted).items()}
+        self._call(self, lambda: self.scheduler.looked_up(items, found, started_at))
 
     def _start_acquiring(self, request: Request) -> None:
         tokens = request.queue.rate_controller.tokens(request.size)
@@ -209,6 +266,7 @@ class Account:
             # A client's own timeouts are per read or write; this one is for the whole request.
             async with asyncio.timeout(timeout):
                 sent = True
+                request.sent_at = self.loop.time()
                 reply = await client.embed(request.batch)
         except ProviderError as refusal:
             error = refusal
@@ -282,6 +340,8 @@ class Account:
         """Fail all callers and start with a new scheduler. Replies to the old one's requests are ignored."""
         self.scheduler.stop()
         self.scheduler.ledger.mark_all_unconfirmed()
+        for handle, end in self.scheduler.shared.end_all():
+            self._coordinator(handle).put(Exchange([], [end]))
         self.scheduler = self._new_scheduler()
         waiting, self._waiting = self._waiting, set()
         for ticket in waiting:

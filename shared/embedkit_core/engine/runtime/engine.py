@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.common.fork_safety import holds_lock
 from embedkit_core.common.threads import start_thread
+from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.engine.runtime.account import USER_CODE_THREAD, Account
 from embedkit_core.engine.runtime.cache_writer import CacheWriter
+from embedkit_core.engine.runtime.coordinator_thread import CoordinatorThread
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Engine:
         """
         self._inbox: deque[tuple[Account, Callable[[], None]]] = deque()
         self._accounts: dict[Any, Account] = {}
+        self._coordinators: dict[CoordinatorHandle, CoordinatorThread] = {}
         self._closing = False
         self._loop = asyncio.new_event_loop()
         try:  # both threads now: without a writer, rows that were paid for could not be committed
@@ -65,6 +68,7 @@ class Engine:
                     loop=self._loop,
                     call=self.call,
                     writer=self._writer,
+                    coordinator=self._coordinator_thread,
                     secret=provider.secret,
                     endpoint=provider.endpoint,
                     server=urlsplit(provider.url or "").netloc or provider.name,
@@ -142,7 +146,8 @@ class Engine:
 
     def owns(self, thread: threading.Thread) -> bool:
         """Return True if a thread belongs to the engine."""
-        return thread.name == USER_CODE_THREAD or thread in (self.thread, self._writer.thread)
+        is_coordinator = any(thread is coordinator.thread for coordinator in list(self._coordinators.values()))
+        return thread.name == USER_CODE_THREAD or thread in (self.thread, self._writer.thread) or is_coordinator
 
     # On the loop thread
 
@@ -159,6 +164,13 @@ class Engine:
             touched[account] = None
         for account in touched:
             account.pump()
+
+    def _coordinator_thread(self, handle: CoordinatorHandle) -> CoordinatorThread:
+        """Return the thread of a coordinator, started on first use."""
+        thread = self._coordinators.get(handle)
+        if thread is None:
+            thread = self._coordinators[handle] = CoordinatorThread(handle)
+        return thread
 
     def _release(self, account: Account) -> None:
         account.users -= 1
@@ -183,6 +195,9 @@ class Engine:
         self._closing = True
         self._wait_for(self._settle(), EXIT_GRACE_SECONDS)
         self._writer.stop(EXIT_GRACE_SECONDS)
+        self._wait_for(self._pump(), CLOSE_SECONDS)
+        for coordinator in list(self._coordinators.values()):
+            coordinator.stop(CLOSE_SECONDS)
         self._wait_for(self._close_clients(), CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self.thread.join(CLOSE_SECONDS)
@@ -201,6 +216,10 @@ class Engine:
             account.scheduler.stop()
         while any(account.has_requests for account in self._accounts.values()):  # noqa: ASYNC110 - once, at exit
             await asyncio.sleep(0.01)
+
+    async def _pump(self) -> None:
+        """Accept the rows that were written last, and end their leases."""
+        self._drain()
 
     async def _close_clients(self) -> None:
         await asyncio.gather(*(a.aclose() for a in self._accounts.values()), return_exceptions=True)

@@ -120,6 +120,17 @@ class Dispatcher:
             self.in_flight -= 1
             request.queue.in_flight -= 1
 
+    def give_back_slot(self, request: Request, now: float) -> None:
+        """Free the slot of a request that is not sent."""
+        request.queue.rate_controller.on_unsent(request.sent, now)
+        self.in_flight -= 1
+        request.queue.in_flight -= 1
+
+    def backlog(self, controller: RateController) -> tuple[int, int]:
+        """Return the texts of a model that wait, and their estimated tokens."""
+        queues = [queue for queue in self.busy if queue.rate_controller is controller]
+        return sum(queue.waiting_texts for queue in queues), sum(queue.waiting_tokens for queue in queues)
+
     # Turns
 
     def next_request(self, now: float) -> Request | None:
@@ -129,8 +140,9 @@ class Dispatcher:
                 del self.busy[queue]
             with_queries = [queue for queue in self.busy if queue.ready(is_query=True, now=now)]
             with_bulk = [queue for queue in self.busy if queue.ready(is_query=False, now=now)]
-            probes = (queue.outage.next_probe_at for queue in self.busy if not queue.verified)
-            self.wake_at = min(self.wake_at, *(at for at in probes if at > now), math.inf)
+            times = [queue.outage.next_probe_at for queue in self.busy if not queue.verified]
+            times += [at for queue in self.busy for at in queue.not_before]
+            self.wake_at = min(self.wake_at, *(at for at in times if at > now), math.inf)
             is_query = bool(with_queries) and not (with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)
             first, second = (with_queries, with_bulk) if is_query else (with_bulk, with_queries)
             chosen = self._first_ready(first, is_query=is_query, now=now)

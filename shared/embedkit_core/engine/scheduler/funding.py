@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from embedkit_core.common.errors import (
@@ -15,6 +15,8 @@ from embedkit_core.common.errors import (
     QuotaError,
     RateLimitError,
 )
+from embedkit_core.coordination.port import Bill, Reservation
+from embedkit_core.costs.amounts import Amount, BudgetLimit, amount_of
 from embedkit_core.costs.tokens import split_bill
 from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter, max_billed_tokens
 from embedkit_core.engine.scheduler.queues import Request
@@ -74,6 +76,17 @@ class BudgetLedger:
         if not request.items:
             self._in_flight.discard(request)
         return funding
+
+    def release(self, request: Request, kept: list[Item]) -> None:
+        """Release the reservations of all texts of a request but some, which it keeps."""
+        for item in set(request.items).difference(kept):
+            if item.payer is not None:
+                item.payer.billing.settle(item.reserved, 0)
+                item.reserved = 0
+                item.payer = item.root.payer = None
+        request.items = kept
+        if not kept:
+            self._in_flight.discard(request)
 
     def _choose_payer(self, item: Item) -> bool:
         """Choose the first waiter whose budgets have room for the text. Return True if there is one."""
@@ -159,6 +172,7 @@ class BudgetLedger:
                 item.reserved = 0
         for payer, (billed, reserved) in bills.items():
             payer.charge(payer.billing.settle(reserved, billed))
+            _bill(request, payer, billed=billed)
 
     def settle_failure(self, request: Request, error: ProviderError) -> None:
         """Book a failed request: not billed, billed as its reply says, or possibly billed."""
@@ -184,7 +198,27 @@ class BudgetLedger:
             if item.payer is not None:
                 tokens = item.reserved or max_billed_tokens(item)
                 item.payer.charge(item.payer.billing.mark_unconfirmed(item.reserved, tokens))
+                _bill(request, item.payer, lost=item.reserved)
                 item.reserved = 0
+
+
+def reservations(items: Sequence[Item]) -> list[Reservation]:
+    """Return what the texts of a request may cost in named budgets at most."""
+    limits: dict[str, BudgetLimit] = {}
+    amounts: dict[str, dict[int, Amount]] = {}
+    for index, item in enumerate(items):
+        if item.payer is not None and item.reserved:
+            for name, budget in item.payer.billing.named_budgets.items():
+                limits[name] = budget.limit
+                amounts.setdefault(name, {})[index] = amount_of(item.reserved, item.payer.billing.price)
+    return [Reservation(name, limit, amounts[name]) for name, limit in limits.items()]
+
+
+def _bill(request: Request, payer: Ticket, *, billed: int = 0, lost: int = 0) -> None:
+    """Add to what a request costs in the named budgets of a payer."""
+    for name in payer.billing.named_budgets:
+        bill, price = request.bills.get(name, Bill()), payer.billing.price
+        request.bills[name] = Bill(bill.billed.plus(amount_of(billed, price)), bill.lost.plus(amount_of(lost, price)))
 
 
 def _is_refusal(status: int | None) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from embedkit_core.common.errors import EmbedKitError, ProviderError
@@ -119,6 +119,7 @@ class Ticket:
         max_retries: The retries of a text on behalf of this call.
         max_in_flight: The call's bound on the account's requests in flight.
         rates: The call's own limits per minute.
+        looked_up_at: The time before its texts were looked up in the cache.
         submitted_at: The time at which the scheduler accepted it.
         deadline: The time at which it stops waiting; inf for none.
         cache: The cache that its rows are written to.
@@ -149,6 +150,7 @@ class Ticket:
         "is_query",
         "items",
         "log_events",
+        "looked_up_at",
         "max_in_flight",
         "max_retries",
         "notify",
@@ -177,6 +179,7 @@ class Ticket:
         cache: Cache | None,
         billing: CallBilling,
         wake: Callable[[], None],
+        looked_up_at: float = -math.inf,
         vector_format: VectorFormat = FLOAT32,
     ) -> None:
         self.rows = rows
@@ -185,6 +188,7 @@ class Ticket:
         self.max_retries = max_retries
         self.max_in_flight = max_in_flight
         self.rates = rates
+        self.looked_up_at = looked_up_at
         self.submitted_at = 0.0
         self.deadline = deadline
         self.cache = cache
@@ -274,8 +278,11 @@ class Item:
         parent: The text that it is a piece of. Pieces share its list of waiters.
         waiters: The tickets that wait for it.
         caches: The caches that its row is written to.
-        location: The queue, group or ledger it waits in; None while it is in flight or waits for a retry. A queue may
-            have stale entries, whose location is another.
+        checked_at: The time since which it is known to be missing from the caches.
+        is_claimed: False for a text that is sent even if another process is sending it.
+        waits_since: The time at which it first waited for another process; None if it never did.
+        location: The queue, group or ledger it waits in, or the `SharedRequests` if it waits for another process; None
+            while it is in flight or waits for a retry. A queue may have stale entries, whose location is another.
         payer: The ticket that pays for it.
         reserved: The tokens that the payer's budgets reserve for it.
         failures: The transient failures so far.
@@ -291,10 +298,12 @@ class Item:
 
     __slots__ = (
         "caches",
+        "checked_at",
         "encoding_retries",
         "failed_at",
         "failing_since",
         "failures",
+        "is_claimed",
         "is_query",
         "is_truncated",
         "key",
@@ -310,6 +319,7 @@ class Item:
         "text",
         "truncations",
         "waiters",
+        "waits_since",
     )
 
     def __init__(
@@ -323,6 +333,9 @@ class Item:
         self.parent = parent
         self.waiters: list[Waiter] = parent.waiters if parent else []
         self.caches: list[Cache] = []
+        self.checked_at = -math.inf
+        self.is_claimed = True
+        self.waits_since: float | None = None
         self.location: object | None = None
         self.payer: Ticket | None = None
         self.reserved = 0
@@ -376,5 +389,5 @@ def max_tokens_to_send(text: str, spec: RequestSpec) -> int:
     would be. If the model's limit is unknown, one piece is assumed.
     """
     tokens, limit = max_tokens(text), spec.limits.text_tokens
-    pieces = 2 * ceil(tokens / limit) if spec.long_text == "mean" and limit and tokens > limit else 1
+    pieces = 2 * math.ceil(tokens / limit) if spec.long_text == "mean" and limit and tokens > limit else 1
     return tokens + pieces * spec.overhead_tokens

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from embedkit_core.common.types import Batch, Cache, Vectors
+from embedkit_core.coordination.opening import CoordinatorHandle
+from embedkit_core.coordination.port import Begin, Bill, End, LeaseID
 from embedkit_core.engine.batching import MAX_TEXTS, MIN_TEXTS, RequestCapacity, texts_per_request
 from embedkit_core.engine.rate_limits.controller import RateController, SentRequest
 from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION
@@ -33,6 +35,11 @@ class Request:
         rows: Their vectors, (len(done), width); None before the reply.
         truncated: For each item in `done`, whether its text was truncated.
         written_to: The caches that have its rows, or that the writer thread is writing them to.
+        begin: What the coordinator was asked for; None without one.
+        lease: The coordinator's lease, until its end.
+        sent_at: The time at which it was handed to the client; None before.
+        billed: The billed tokens, as far as the reply states them.
+        bills: What it cost in named budgets.
     """
 
     queue: RequestQueue
@@ -43,6 +50,11 @@ class Request:
     rows: Vectors | None = None
     truncated: list[bool] = field(default_factory=list)
     written_to: list[Cache] = field(default_factory=list)
+    begin: Begin | None = field(default=None, repr=False)
+    lease: LeaseID | None = None
+    sent_at: float | None = None
+    billed: int | None = None
+    bills: dict[str, Bill] = field(default_factory=dict)
 
     @property
     def payer(self) -> Ticket:
@@ -97,6 +109,10 @@ class Actions:
 
     Attributes:
         acquire: Requests to acquire a rate limiter's permit for.
+        begin: Requests to ask their coordinator for.
+        end: Leases to end, each with its coordinator.
+        check: Leases of other processes, by coordinator: which of them have ended?
+        look_up: Items whose caches are to be read again, in groups.
         send: Requests to send.
         commit: Requests whose rows are to be written to caches.
         wake: Completed tickets, whose callers are to be woken.
@@ -104,6 +120,10 @@ class Actions:
     """
 
     acquire: list[Request] = field(default_factory=list)
+    begin: list[Request] = field(default_factory=list)
+    end: list[tuple[CoordinatorHandle, End]] = field(default_factory=list)
+    check: list[tuple[CoordinatorHandle, list[LeaseID]]] = field(default_factory=list)
+    look_up: list[list[Item]] = field(default_factory=list)
     send: list[Request] = field(default_factory=list)
     commit: list[Request] = field(default_factory=list)
     wake: list[Ticket] = field(default_factory=list)
@@ -162,6 +182,9 @@ class RequestQueue:
         in_flight: The requests of the queue that are in flight.
         awaiting_permit: The one request that waits for a rate limiter's permit. There is only one, so that a query
             that arrives meanwhile does not wait behind several.
+        scheduled: The requests that wait for the time of their permit from the coordinator. While there is one, no more
+            bulk is asked for.
+        not_before: For bulk and for queries, the time before which the coordinator is not asked again.
         planned_texts: How many texts a bulk request should hold.
         groups: Halves of refused batches.
     """
@@ -179,6 +202,8 @@ class RequestQueue:
         self.outage = Outage()
         self.in_flight = 0
         self.awaiting_permit: Request | None = None
+        self.scheduled = 0
+        self.not_before = [-math.inf, -math.inf]
         self.planned_texts = MIN_TEXTS
         self.groups: deque[AtomicBatch] = deque()
         self._queries: deque[Item] = deque()
@@ -200,7 +225,7 @@ class RequestQueue:
         """
         if not self.verified and not is_query and now < self.outage.next_probe_at:
             return False
-        if self.awaiting_permit is not None:
+        if self.awaiting_permit is not None or (self.scheduled and not is_query) or now < self.not_before[is_query]:
             return False
         if self.in_flight and not self.verified:
             return False
@@ -274,6 +299,12 @@ class RequestQueue:
         """The number of waiting texts."""
         grouped = sum(len(self._wanted(group)) for group in self.groups)
         return grouped + sum(self._counts.values())
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Their estimated tokens."""
+        grouped = sum(item.size for group in self.groups for item in self._wanted(group))
+        return grouped + sum(self._tokens.values())
 
     def tidy(self) -> None:
         """Remove stale entries if there are more of them than waiting items."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Container, Iterable
 
-from embedkit_core.common.errors import EmbedKitError, ProviderError
+from embedkit_core.common.errors import BadReplyError, EmbedKitError, ProviderError
+from embedkit_core.common.types import Vectors
 from embedkit_core.engine.scheduler.deadlines import Deadlines, deadline_error
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.funding import BudgetLedger
 from embedkit_core.engine.scheduler.items import Item, Ticket, Waiter
+from embedkit_core.engine.scheduler.queues import Request
+from embedkit_core.engine.scheduler.replies import check_width
 
 
 class Registry:
@@ -101,6 +105,44 @@ class Registry:
         """Record the final error of one of a ticket's texts."""
         ticket.failed[index] = error
         ticket.pending -= 1
+        self.close_if_done(ticket)
+
+    def deliver(self, request: Request) -> None:
+        """Hand out the rows of a request to the callers of its completed items."""
+        assert request.rows is not None or not request.done
+        rows_by_ticket: dict[Ticket, tuple[list[int], list[int]]] = {}
+        paid: Counter[Ticket] = Counter()
+        for row, item in enumerate(request.done):
+            self.forget(item)
+            for waiter in item.waiters:
+                ticket = waiter.ticket
+                indices, rows = rows_by_ticket.setdefault(ticket, ([], []))
+                indices.append(waiter.index)
+                rows.append(row)
+                if ticket is item.payer:
+                    paid[ticket] += 1
+                if request.truncated[row]:
+                    ticket.truncated.append(waiter.index)
+            item.waiters.clear()
+        for ticket, (indices, rows) in rows_by_ticket.items():
+            assert request.rows is not None
+            vectors = request.rows if len(rows) == len(request.rows) else request.rows[rows]
+            self._hand_out(ticket, indices, vectors, paid=paid[ticket])
+
+    def _hand_out(self, ticket: Ticket, indices: list[int], vectors: Vectors, *, paid: int) -> None:
+        """Store a ticket's rows; `paid` of them were sent for it, the others were coalesced."""
+        if ticket.closed:
+            return
+        try:
+            check_width(vectors, ticket)
+        except BadReplyError as error:
+            for index in indices:
+                self.give_up(ticket, index, copy.copy(error))
+            return
+        ticket.rows.put_reply(indices, vectors)
+        ticket.pending -= len(indices)
+        ticket.sent += paid
+        ticket.coalesced += len(indices) - paid
         self.close_if_done(ticket)
 
     def detach(self, ticket: Ticket) -> None:

@@ -6,15 +6,13 @@ to take. Its invariants are numbered in CONTRIBUTING.md and tested by the Hypoth
 
 from __future__ import annotations
 
-import copy
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from embedkit_core.common.errors import BadReplyError, ProviderError, TextTooLongError
-from embedkit_core.common.types import Batch, Reply, Vectors
+from embedkit_core.common.types import Batch, Reply
 from embedkit_core.common.usage import Usage
 from embedkit_core.engine.scheduler import long_text
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
@@ -36,8 +34,9 @@ from embedkit_core.engine.scheduler.log_events import LogThrottle
 from embedkit_core.engine.scheduler.queues import Actions, Outage, Request, RequestQueue, RetryQueue
 from embedkit_core.engine.scheduler.recent import RecentRow, RecentRows
 from embedkit_core.engine.scheduler.registry import Registry
-from embedkit_core.engine.scheduler.replies import believable_bill, check_width, complete_items, post_process, validate
+from embedkit_core.engine.scheduler.replies import believable_bill, complete_items, post_process, validate
 from embedkit_core.engine.scheduler.retry import RetryPolicy
+from embedkit_core.engine.scheduler.shared_requests import Found, SharedRequests
 
 NONE_TOO_LONG: Mapping[int, int] = MappingProxyType({})
 
@@ -49,12 +48,17 @@ class Scheduler:
         submit: A caller has texts to embed.
         withdraw: A caller left.
         permit_granted, limiter_failed: A rate limiter answered a request in `Actions.acquire`.
+        shared.granted, shared.unreachable: A coordinator answered a request in `Actions.begin`, or did not.
+        shared.checked: A coordinator answered `Actions.check`.
+        looked_up: The caches of items in `Actions.look_up` were read.
         replied, failed: The provider answered a request in `Actions.send`.
         committed: The rows of a request in `Actions.commit` are in their caches.
         stop: The process ends.
 
     Actions, returned by `poll`:
         acquire: Acquire a permit for a request.
+        begin, end, check: Ask a coordinator for a request, end a lease, ask which leases have ended.
+        look_up: Read the caches of items again.
         send: Send a request.
         commit: Write the rows of a request to caches.
         wake: Wake a caller whose ticket is complete.
@@ -66,6 +70,7 @@ class Scheduler:
         retry_queue: The items that wait for a retry.
         ledger: The budget reservations, and the items that wait for budget.
         registry: The pending items and tickets.
+        shared: The requests that several processes coordinate.
         log: The log events for callers.
     """
 
@@ -92,11 +97,11 @@ class Scheduler:
         self.retry_queue = RetryQueue()
         self.ledger = BudgetLedger(request_poll)
         self.registry = Registry(self.dispatcher, self.ledger, server)
+        self.shared = SharedRequests(self.dispatcher, self.ledger, self.registry, self.retry_queue, rng, self._send)
         self.log = LogThrottle()
         self._failures = FailurePolicy(retry or RetryPolicy(), rng, self.log)
         self._permitted: list[Request] = []
         self._actions = Actions()
-        self._stopped = False
 
     # Events
 
@@ -142,6 +147,7 @@ class Scheduler:
             else:
                 self._join(item, ticket, queue, now)
             item.waiters.append(Waiter(ticket, index, item.failures))
+            item.checked_at = max(item.checked_at, ticket.looked_up_at)
             if ticket.cache is not None and not any(cache is ticket.cache for cache in item.caches):
                 item.caches.append(ticket.cache)
             ticket.items.append(item)
@@ -228,7 +234,8 @@ class Scheduler:
             queue.verified = True
             queue.plan_requests(self.dispatcher.free_slots() + 1, now)
         queue.width = queue.width or width
-        self.ledger.settle(request, believable_bill(request, reply.tokens))
+        request.billed = believable_bill(request, reply.tokens)
+        self.ledger.settle(request, request.billed)
         self._requeue_released()
         complete_items(request, reply)
         self._actions.commit.append(request)
@@ -241,6 +248,7 @@ class Scheduler:
         queue.rate_controller.record_failure(error, now)
         delay = self._failures.back_off(request, error, now) if error.retryable else 0.0
         self.dispatcher.release_slot(request)
+        self.shared.end(request, pause=queue.rate_controller.pause_remaining(now) if error.retry_after else 0.0)
         if not error.retryable:
             queue.outage = Outage()  # the server works
         backoff = queue.rate_controller.pause_remaining(now) or delay
@@ -310,25 +318,13 @@ class Scheduler:
             return
         self.dispatcher.release_slot(request)
         self.recent.add(request)
-        assert request.rows is not None or not request.done
-        rows_by_ticket: dict[Ticket, tuple[list[int], list[int]]] = {}
-        paid: Counter[Ticket] = Counter()
-        for row, item in enumerate(request.done):
-            self.registry.forget(item)
-            for waiter in item.waiters:
-                ticket = waiter.ticket
-                indices, rows = rows_by_ticket.setdefault(ticket, ([], []))
-                indices.append(waiter.index)
-                rows.append(row)
-                if ticket is item.payer:
-                    paid[ticket] += 1
-                if request.truncated[row]:
-                    ticket.truncated.append(waiter.index)
-            item.waiters.clear()
-        for ticket, (indices, rows) in rows_by_ticket.items():
-            assert request.rows is not None
-            vectors = request.rows if len(rows) == len(request.rows) else request.rows[rows]
-            self._hand_out(ticket, indices, vectors, paid=paid[ticket])
+        self.registry.deliver(request)
+        self.shared.end(request)
+
+    def looked_up(self, items: list[Item], found: Found, started_at: float) -> None:
+        """Accept what was read from the caches of items that another process may have completed."""
+        for request in self.shared.looked_up(items, found, started_at):
+            self.committed(request)
 
     def owns(self, request: Request) -> bool:
         """Return True if a request belongs to this scheduler."""
@@ -336,7 +332,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """Send no more requests. Replies to requests in flight are still accepted."""
-        self._stopped = True
+        self.shared.stopped = True
 
     # Actions
 
@@ -347,7 +343,8 @@ class Scheduler:
         for item in self.registry.drop_unwanted(self.retry_queue.due(now)):
             item.queue.enter_again(item)
         self.dispatcher.wake_at, self.dispatcher.long_waits = math.inf, {}
-        if not self._stopped:
+        if not self.shared.stopped:
+            self.shared.send_due(now)
             self._send_permitted(now)
             self._fill_slots(now)
             for queue, (header, seconds) in self.dispatcher.long_waits.items():
@@ -355,8 +352,10 @@ class Scheduler:
                 self.log.waiting_for_quota(queue.spec.model, waiting, header, seconds, now)
         self.recent.forget()
         actions, self._actions = self._actions, Actions()
+        self.shared.add_actions(actions, now)
         actions.wake, self.registry.completed = self.registry.completed, []
         times = [*self.retry_queue.next_due(), *self.registry.deadlines.next_due(), self.dispatcher.wake_at]
+        times += self.shared.next_due()
         actions.wake_at = min((at for at in times if at < math.inf), default=None)
         return actions
 
@@ -387,7 +386,7 @@ class Scheduler:
                 request.queue.awaiting_permit = request
                 self._actions.acquire.append(request)
             elif self._reserve(request):
-                self._send(request, now)
+                self._start(request, now)
             else:
                 continue
             self.dispatcher.count_turn()
@@ -399,7 +398,7 @@ class Scheduler:
                 self._permitted.remove(request)
                 request.items = self.registry.drop_unwanted(request.items)
                 if request.items and self._reserve(request):
-                    self._send(request, now)
+                    self._start(request, now)
 
     def _reserve(self, request: Request) -> bool:
         """Reserve budget for a request. Return True if any text is left to send."""
@@ -410,8 +409,16 @@ class Scheduler:
             self.registry.drop_piece(item)
         return bool(funding.paid)
 
-    def _send(self, request: Request, now: float) -> None:
+    def _start(self, request: Request, now: float) -> None:
+        """Send a request, or ask its coordinator first."""
         self.dispatcher.take_slot(request, now)
+        if request.queue.spec.coordination is None:
+            self._send(request)
+        else:
+            self.shared.begin(request)
+
+    def _send(self, request: Request) -> None:
+        """Send a request that holds a slot."""
         spec = request.queue.spec
         sent_before = [item for item in request.items if item.failures]
         for item in sent_before:
@@ -421,22 +428,6 @@ class Scheduler:
         self._actions.send.append(request)
 
     # Rows
-
-    def _hand_out(self, ticket: Ticket, indices: list[int], vectors: Vectors, *, paid: int) -> None:
-        """Store a ticket's rows; `paid` of them were sent for it, the others were coalesced."""
-        if ticket.closed:
-            return
-        try:
-            check_width(vectors, ticket)
-        except BadReplyError as error:
-            for index in indices:
-                self.registry.give_up(ticket, index, copy.copy(error))
-            return
-        ticket.rows.put_reply(indices, vectors)
-        ticket.pending -= len(indices)
-        ticket.sent += paid
-        ticket.coalesced += len(indices) - paid
-        self.registry.close_if_done(ticket)
 
     def _take_recent(self, queue: RequestQueue, completed: list[tuple[Item, RecentRow]]) -> None:
         """Hand out rows that were completed since the caller's look-up; commit them first if its cache lacks them."""

@@ -1,0 +1,139 @@
+"""Coordinator thread: exchanges requests with the coordinator of several processes, off the engine's loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import NamedTuple, TypeAlias
+
+from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.common.threads import start_thread
+from embedkit_core.coordination.opening import CoordinatorHandle
+from embedkit_core.coordination.port import RENEW_SECONDS, Begin, Coordinator, End, Grant, LeaseID
+
+logger = logging.getLogger("embedkit_core")
+
+OFF_SECONDS = 5.0  # after a failure, the coordinator is not asked again for so long
+MAX_UNSENT_ENDS = 10_000  # that are kept while the coordinator cannot be reached
+
+Granted: TypeAlias = Callable[[Grant | str], None]  # the grant, or why the coordinator cannot be reached
+Checked: TypeAlias = Callable[[Collection[LeaseID] | None], None]  # None: it cannot be reached
+
+
+class Exchange(NamedTuple):
+    """Requests to begin, each with a function for its grant, and leases to end."""
+
+    begins: list[tuple[Begin, Granted]]
+    ends: list[End]
+
+
+class Check(NamedTuple):
+    """Leases of other processes, and a function for those that have ended."""
+
+    leases: list[LeaseID]
+    checked: Checked
+
+
+class CoordinatorThread:
+    """The thread that talks to one coordinator. Everything that waits goes into one exchange.
+
+    After a failure, the coordinator counts as unreachable for `OFF_SECONDS`, so that it delays requests only once. The
+    first failure in a row is logged.
+
+    Attributes:
+        handle: The coordinator.
+        thread: The thread.
+    """
+
+    def __init__(self, handle: CoordinatorHandle) -> None:
+        self.handle = handle
+        self._jobs: queue.SimpleQueue[Exchange | Check | None] = queue.SimpleQueue()
+        self._ends: deque[End] = deque(maxlen=MAX_UNSENT_ENDS)
+        self._leases: set[LeaseID] = set()
+        self._renew_at = 0.0
+        self._off_until = 0.0
+        self._reason = ""
+        self._is_logged = False
+        self.thread = start_thread(self._run, "embedkit-coordinator")
+
+    def put(self, job: Exchange | Check) -> None:
+        """Queue a job. Its functions are called on the coordinator thread."""
+        self._jobs.put(job)
+
+    def stop(self, timeout: float) -> None:
+        """Do the queued jobs, then close the coordinator and end the thread."""
+        self._jobs.put(None)
+        self.thread.join(timeout)
+
+    def _run(self) -> None:
+        runs = True
+        while runs:
+            jobs: list[Exchange | Check] = []
+            with contextlib.suppress(queue.Empty):
+                job = self._jobs.get(timeout=RENEW_SECONDS / 2 if self._leases or self._ends else None)
+                while job is not None:
+                    jobs.append(job)
+                    job = self._jobs.get_nowait()
+                runs = False
+            self._exchange([job for job in jobs if isinstance(job, Exchange)])
+            for job in jobs:
+                if isinstance(job, Check):
+                    self._check(job)
+            self._renew()
+            del jobs, job  # they keep the callers' results alive
+        with contextlib.suppress(Exception):
+            self.handle.open().close()
+
+    def _exchange(self, jobs: list[Exchange]) -> None:
+        begins = [begin for job in jobs for begin in job.begins]
+        self._ends.extend(end for job in jobs for end in job.ends)
+        if not begins and not self._ends:
+            return
+        ends = list(self._ends)
+        grants = self._ask(lambda coordinator: coordinator.exchange([begin for begin, _ in begins], ends))
+        if grants is not None:
+            self._ends.clear()
+            if not self._leases:
+                self._renew_at = time.monotonic() + RENEW_SECONDS
+            self._leases.difference_update(end.lease for end in ends)
+            self._leases.update(grant.lease for grant in grants if grant.lease is not None)
+        for index, (_, granted) in enumerate(begins):
+            granted(self._reason if grants is None else grants[index])
+
+    def _check(self, job: Check) -> None:
+        job.checked(self._ask(lambda coordinator: coordinator.ended(job.leases)))
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if self._leases and now >= self._renew_at:
+            self._renew_at = now + RENEW_SECONDS
+            self._ask(lambda coordinator: coordinator.renew())
+
+    def _ask[T](self, question: Callable[[Coordinator], T]) -> T | None:
+        """Return the coordinator's answer; None if it cannot be reached."""
+        if time.monotonic() < self._off_until:
+            return None
+        try:
+            answer = question(self.handle.open())
+        except BaseException as error:  # a user's coordinator must not make a call fail
+            self._off_until = time.monotonic() + OFF_SECONDS
+            self._reason = str(error) if isinstance(error, EmbedKitError) else type(error).__name__
+            self._log()
+            return None
+        self._is_logged = False
+        return answer
+
+    def _log(self) -> None:
+        if not self._is_logged:
+            self._is_logged = True
+            with contextlib.suppress(BaseException):  # a user's log handler may raise
+                logger.warning(
+                    "Coordination of processes by %s is off for now (%s). Texts may be paid for more than once, and "
+                    "requests_per_minute= and tokens_per_minute= are divided by the number of processes.",
+                    self.handle,
+                    self._reason,
+                )
