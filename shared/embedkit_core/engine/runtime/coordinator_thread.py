@@ -8,13 +8,14 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.common.threads import start_thread
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import RENEW_SECONDS, Begin, Coordinator, End, Grant, LeaseID
 
+T = TypeVar("T")
 logger = logging.getLogger("embedkit_core")
 
 OFF_SECONDS = 5.0  # after a failure, the coordinator is not asked again for so long
@@ -113,7 +114,7 @@ class CoordinatorThread:
             self._renew_at = now + RENEW_SECONDS
             self._ask(lambda coordinator: coordinator.renew())
 
-    def _ask[T](self, question: Callable[[Coordinator], T]) -> T | None:
+    def _ask(self, question: Callable[[Coordinator], T]) -> T | None:
         """Return the coordinator's answer; None if it cannot be reached."""
         if time.monotonic() < self._off_until:
             return None

@@ -195,7 +195,7 @@ class Engine:
         self._closing = True
         self._wait_for(self._settle(), EXIT_GRACE_SECONDS)
         self._writer.stop(EXIT_GRACE_SECONDS)
-        self._wait_for(self._pump(), CLOSE_SECONDS)
+        self._wait_for(self._accept_written(), CLOSE_SECONDS)
         for coordinator in list(self._coordinators.values()):
             coordinator.stop(CLOSE_SECONDS)
         self._wait_for(self._close_clients(), CLOSE_SECONDS)
@@ -217,7 +217,7 @@ class Engine:
         while any(account.has_requests for account in self._accounts.values()):  # noqa: ASYNC110 - once, at exit
             await asyncio.sleep(0.01)
 
-    async def _pump(self) -> None:
+    async def _accept_written(self) -> None:
         """Accept the rows that were written last, and end their leases."""
         self._drain()
 

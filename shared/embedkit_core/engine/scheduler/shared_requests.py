@@ -9,10 +9,13 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
+from decimal import Decimal
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from embedkit_core.common.errors import BudgetError
 from embedkit_core.common.types import Cache, Entry
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Begin, End, Grant, LeaseID
@@ -20,7 +23,7 @@ from embedkit_core.costs.amounts import Amount, BudgetStatus
 from embedkit_core.costs.billing import shared_budget_error, unchecked_budget_error
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.funding import BudgetLedger, reservations
-from embedkit_core.engine.scheduler.items import Item, Waiter, max_billed_tokens
+from embedkit_core.engine.scheduler.items import Item, max_billed_tokens
 from embedkit_core.engine.scheduler.queues import Actions, Request, RetryQueue
 from embedkit_core.engine.scheduler.registry import Registry
 
@@ -147,7 +150,7 @@ class SharedRequests:
         for item in request.items:
             names = _named_budgets(item)
             if names:
-                self._refuse(item, names, lambda waiter, name=names[0]: unchecked_budget_error(name, reason))
+                self._refuse(item, names, partial(unchecked_budget_error, names[0], reason))
             elif item.waiters and not self.stopped:
                 kept.append(item)
             else:
@@ -237,7 +240,7 @@ class SharedRequests:
         return [item for items in self._elsewhere.values() for item in items if item.location is self and item.waiters]
 
     def checked(self, handle: CoordinatorHandle, ended: Collection[LeaseID] | None, now: float) -> None:
-        """Accept which leases have ended: their texts may be in the cache. None if the coordinator cannot be reached."""
+        """Accept which leases have ended, so that their texts may be in the cache; None if it cannot be found out."""
         self._checking.discard(handle)
         done = [e for e in self._elsewhere if e.handle is handle and (ended is None or e.lease in ended)]
         for elsewhere in done:
@@ -287,16 +290,14 @@ class SharedRequests:
             self._retry_queue.add([item], until=now + BUDGET_PAUSE * self._rng.uniform(0.5, 1.0))
             return
         tokens = max_billed_tokens(item)
-        self._refuse(
-            item, [status.name], lambda waiter: shared_budget_error(status, tokens, waiter.ticket.billing.price)
-        )
+        self._refuse(item, [status.name], partial(shared_budget_error, status, tokens))
 
-    def _refuse(self, item: Item, names: Collection[str], error: Callable[[Waiter], Exception]) -> None:
+    def _refuse(self, item: Item, names: Collection[str], error: Callable[[Decimal | None], BudgetError]) -> None:
         """Fail an item for the waiters with one of these budgets; queue it for the others."""
         for waiter in list(item.waiters):
             if any(budget.name in names for budget in waiter.ticket.billing.budgets):
                 item.waiters.remove(waiter)
-                self._registry.give_up(waiter.ticket, waiter.index, error(waiter))
+                self._registry.give_up(waiter.ticket, waiter.index, error(waiter.ticket.billing.price))
         if item.waiters:
             item.queue.enter([item], front=True)
         else:
