@@ -57,6 +57,11 @@ class CallBilling:
         """True if a budget limits USD and the price of the model is unknown."""
         return self.price is None and any(budget.limit_usd is not None for budget in self.budgets)
 
+    @property
+    def named_budgets(self) -> dict[str, Budget]:
+        """The budgets that several processes share, by name."""
+        return {budget.name: budget for budget in self.budgets if budget.name is not None}
+
     def count(self, counts: TextCounts) -> None:
         """Add the outcomes of the call's texts to all meters."""
         for meter in self.meters:
@@ -111,6 +116,15 @@ class CallBilling:
             budget.mark_unconfirmed(reserved, self.price)
         usd = None if self.price is None else cost_or_zero(most, self.price)
         return Usage(possibly_billed_tokens=most, possibly_billed_usd=usd)
+
+
+def unchecked_budget_error(name: str, reason: str, price: Decimal | None = None) -> BudgetError:
+    """Return the error for a text whose named budget cannot be checked, because the coordinator cannot be reached."""
+    return BudgetError(
+        f"The budget {name!r} cannot be checked: {reason.rstrip('.')}. Nothing was sent.",
+        budget_name=name,
+        usd_per_million=price,
+    )
 
 
 class _Balance(NamedTuple):

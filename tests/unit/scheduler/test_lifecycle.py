@@ -244,7 +244,7 @@ def test_a_sync_method_on_the_engine_thread_names_its_async_counterpart():
     assert "Use aembed()" in str(found[0])
 
 
-@pytest.mark.parametrize("broken_method", ["replied", "_hand_out"])
+@pytest.mark.parametrize("broken_method", ["replied", "committed"])
 def test_an_internal_error_is_raised_and_wakes_all_callers(broken_method):
     server = FakeServer()
     embedder = fake_embedder(server)

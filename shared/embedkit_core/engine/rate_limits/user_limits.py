@@ -27,6 +27,7 @@ class UserLimits:
     """
 
     def __init__(self) -> None:
+        self.share = 1
         self._callers: Counter[RateSettings] = Counter()
         self._pairs: dict[RateSettings, BucketPair] = {}
 

@@ -370,8 +370,7 @@ def _claimed_key(item: Item) -> bytes:
 
 def _named_budgets(item: Item) -> list[str]:
     """Return the names of the budgets that pay for a text."""
-    payer = item.payer
-    return [] if payer is None else [budget.name for budget in payer.billing.budgets if budget.name is not None]
+    return [] if item.payer is None else list(item.payer.billing.named_budgets)
 
 
 def _fits(entry: Entry, item: Item) -> bool:
