@@ -107,9 +107,9 @@ INVARIANTS = [
     Invariant(5, "engine/scheduler/scheduler.py", ", self.dispatcher.wake_at]", "]", "invariants/test_invariants.py"),
     Invariant(
         5,
-        "engine/scheduler/scheduler.py",
-        "        self.registry.close_if_done(ticket)\n\n    def _take_recent",
-        "\n    def _take_recent",
+        "engine/scheduler/registry.py",
+        "        self.close_if_done(ticket)\n\n    def detach",
+        "\n    def detach",
         "unit/scheduler/test_scheduler.py",
     ),
     Invariant(
@@ -128,7 +128,7 @@ INVARIANTS = [
     ),
     Invariant(7, "costs/tokens.py", "given = upto", "given = 0", "invariants/test_invariants.py"),
     Invariant(
-        7, "engine/scheduler/scheduler.py", "if ticket is item.payer:", "if False:", "unit/scheduler/test_coalescing.py"
+        7, "engine/scheduler/registry.py", "if ticket is item.payer:", "if False:", "unit/scheduler/test_coalescing.py"
     ),
     Invariant(
         8,

@@ -225,7 +225,9 @@ class RequestQueue:
         """
         if not self.verified and not is_query and now < self.outage.next_probe_at:
             return False
-        if self.awaiting_permit is not None or (self.scheduled and not is_query) or now < self.not_before[is_query]:
+        if self.awaiting_permit is not None:
+            return False
+        if (self.scheduled and not is_query) or now < self.not_before[is_query]:
             return False
         if self.in_flight and not self.verified:
             return False
