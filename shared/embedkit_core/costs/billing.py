@@ -118,15 +118,6 @@ class CallBilling:
         return Usage(possibly_billed_tokens=most, possibly_billed_usd=usd)
 
 
-def unchecked_budget_error(name: str, reason: str, price: Decimal | None = None) -> BudgetError:
-    """Return the error for a text whose named budget cannot be checked, because the coordinator cannot be reached."""
-    return BudgetError(
-        f"The budget {name!r} cannot be checked: {reason.rstrip('.')}. Nothing was sent.",
-        budget_name=name,
-        usd_per_million=price,
-    )
-
-
 class _Balance(NamedTuple):
     """The limits of a budget, what it has left and what was spent. The spending of a named budget may be unknown."""
 

@@ -6,6 +6,7 @@ wait here until that process has finished; then the cache is read again.
 
 from __future__ import annotations
 
+import copy
 import heapq
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -150,7 +151,8 @@ class SharedRequests:
         for item in request.items:
             names = _named_budgets(item)
             if names:
-                self._refuse(item, names, partial(unchecked_budget_error, names[0], reason))
+                error = unchecked_budget_error(names[0], reason)
+                self._refuse(item, names, lambda _, error=error: copy.copy(error))
             elif item.waiters and not self.stopped:
                 kept.append(item)
             else:
