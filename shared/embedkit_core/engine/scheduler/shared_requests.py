@@ -6,7 +6,6 @@ wait here until that process has finished; then the cache is read again.
 
 from __future__ import annotations
 
-import copy
 import heapq
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -151,8 +150,7 @@ class SharedRequests:
         for item in request.items:
             names = _named_budgets(item)
             if names:
-                error = unchecked_budget_error(names[0], reason)
-                self._refuse(item, names, lambda _, error=error: copy.copy(error))
+                self._refuse(item, names, partial(_unchecked, names[0], reason))
             elif item.waiters and not self.stopped:
                 kept.append(item)
             else:
@@ -368,6 +366,10 @@ def _impatient_at(item: Item) -> float:
 def _claimed_key(item: Item) -> bytes:
     """Return the key that a text claims; empty if it claims none, because no cache could hold it for others."""
     return item.root.key if item.is_claimed and item.root.caches else b""
+
+
+def _unchecked(name: str, reason: str, _price: Decimal | None) -> BudgetError:
+    return unchecked_budget_error(name, reason)
 
 
 def _named_budgets(item: Item) -> list[str]:
