@@ -287,6 +287,7 @@ class Call:
             cache=embedder.tiered_cache.backend,
             billing=self._billing,
             wake=wake,
+            looked_up_at=lookup.started_at,
             vector_format=self._spec.format,
         )
         texts = [(plan.keys[index], plan.texts[index], plan.sizes[index]) for index in lookup.misses]

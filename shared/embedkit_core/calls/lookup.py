@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,7 @@ class CacheLookup:
         hits: The plan indexes of the texts that were found.
         misses: The plan indexes of the others.
         truncated: The plan indexes of hits whose text was truncated.
+        started_at: The time before the cache was read, by `time.monotonic`.
     """
 
     __slots__ = (
@@ -53,6 +56,7 @@ class CacheLookup:
         "account",
         "hits",
         "misses",
+        "started_at",
         "truncated",
     )
 
@@ -69,6 +73,7 @@ class CacheLookup:
         self.hits: set[int] = set()
         self.misses: Sequence[int] = range(len(plan.keys))
         self.truncated: list[int] = []
+        self.started_at = -math.inf
 
     def look_in_memory(self) -> None:
         """Look for queries in memory. It does not block."""
@@ -83,6 +88,7 @@ class CacheLookup:
         """
         if not self.misses:
             return
+        self.started_at = time.monotonic()
         was_running = is_running()
         if was_running:
             self._open()
