@@ -194,7 +194,11 @@ class Account:
             exchange = exchanges.setdefault(coordination.handle, Exchange([], []))
             exchange.begins.append((request.begin, partial(self._granted, request)))
         for handle, exchange in exchanges.items():
-            self._coordinator(handle).put(exchange)
+            try:
+                self._coordinator(handle).put(exchange)
+            except EmbedKitError as error:  # its thread cannot be started
+                for _, granted in exchange.begins:
+                    granted(str(error))
         for handle, leases in actions.check:
             self._coordinator(handle).put(Check(leases, partial(self._checked, handle)))
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from embedkit_core.common.errors import EmbedKitError
+from embedkit_core.common.errors import CoordinationError, EmbedKitError
 from embedkit_core.common.threads import start_thread
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import RENEW_SECONDS, Begin, Coordinator, End, Grant, LeaseID
@@ -48,10 +48,12 @@ class CoordinatorThread:
     Attributes:
         handle: The coordinator.
         thread: The thread.
+        used_at: The time of the last job.
     """
 
     def __init__(self, handle: CoordinatorHandle) -> None:
         self.handle = handle
+        self.used_at = time.monotonic()
         self._jobs: queue.SimpleQueue[Exchange | Check | None] = queue.SimpleQueue()
         self._ends: deque[End] = deque(maxlen=MAX_UNSENT_ENDS)
         self._leases: set[LeaseID] = set()
@@ -63,7 +65,13 @@ class CoordinatorThread:
 
     def put(self, job: Exchange | Check) -> None:
         """Queue a job. Its functions are called on the coordinator thread."""
+        self.used_at = time.monotonic()
         self._jobs.put(job)
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it has nothing to do: no jobs, and no leases to renew or to end."""
+        return self._jobs.empty() and not self._leases and not self._ends
 
     def stop(self, timeout: float) -> None:
         """Do the queued jobs, then close the coordinator and end the thread."""
@@ -73,7 +81,8 @@ class CoordinatorThread:
     def _run(self) -> None:
         runs = True
         while runs:
-            jobs: list[Exchange | Check] = []
+            jobs: list[Exchange | Check] = []  # new, since jobs keep the results of callers alive
+            job = None
             with contextlib.suppress(queue.Empty):
                 job = self._jobs.get(timeout=RENEW_SECONDS / 2 if self._leases or self._ends else None)
                 while job is not None:
@@ -85,7 +94,6 @@ class CoordinatorThread:
                 if isinstance(job, Check):
                     self._check(job)
             self._renew()
-            del jobs, job  # they keep the callers' results alive
         with contextlib.suppress(Exception):
             self.handle.open().close()
 
@@ -95,7 +103,14 @@ class CoordinatorThread:
         if not begins and not self._ends:
             return
         ends = list(self._ends)
-        grants = self._ask(lambda coordinator: coordinator.exchange([begin for begin, _ in begins], ends))
+
+        def exchange(coordinator: Coordinator) -> list[Grant]:
+            grants = coordinator.exchange([begin for begin, _ in begins], ends)
+            if len(grants) != len(begins):
+                raise CoordinationError(f"{len(grants)} grants for {len(begins)} requests")
+            return grants
+
+        grants = self._ask(exchange)
         if grants is not None:
             self._ends.clear()
             if not self._leases:

@@ -186,6 +186,9 @@ class Engine:
         for account in list(self._accounts.values()):
             if account.users <= 0 and account.idle and self._loop.time() - account.idle_since > IDLE_SECONDS:
                 self._retire(account)
+        for handle, coordinator in list(self._coordinators.items()):
+            if coordinator.is_idle and self._loop.time() - coordinator.used_at > IDLE_SECONDS:
+                self._coordinators.pop(handle).stop(timeout=0.0)
         self._loop.call_later(IDLE_SECONDS, self._sweep)
 
     # At exit
