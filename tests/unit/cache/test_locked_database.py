@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
     """A cache folder with ten entries, and short waits for locks."""
     monkeypatch.setattr(disk, "WRITE_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(disk, "LOCKED_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(connections, "_READ_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("embedkit_core.cache.disk.connections.READ_WAIT_SECONDS", 0.05)
     cache = DiskCache(tmp_path)
     cache.set_many([(key, Entry(np.ones(8, np.float32))) for key in KEYS])
     cache.close()
