@@ -21,7 +21,7 @@ RENEW_SECONDS = 3.0
 NO_LIMITS = RateSettings()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Account:
     """The provider's account, whose rate limits all processes share.
 

@@ -21,6 +21,7 @@ from embedkit_core.cache.disk.connections import (
     close_all,
     connect,
     is_busy,
+    is_damage,
     result_code,
 )
 from embedkit_core.cache.disk.pool import BULK_WAIT_SECONDS, KEYS_PER_SELECT, FoundRow, NewRow, Pool
@@ -36,7 +37,6 @@ MAX_QUERY_ROWS = 16
 LOCKED_WAIT_SECONDS = 1.0  # of writes after one that another process has blocked, until one succeeds
 _MAX_QUARANTINED = 3  # per process: a faulty disk must not be filled with damaged databases
 
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _CANNOT_WRITE = frozenset(
     {
         sqlite3.SQLITE_READONLY,
@@ -154,7 +154,7 @@ class DiskCache:
                     with pool.connection() as connection:
                         result = operation(connection)
             except (OSError, sqlite3.Error, CacheError) as error:
-                if pool is None or not _is_damage(error) or not self._replace(pool):
+                if pool is None or not is_damage(error) or not self._replace(pool):
                     failure = _reason(error)
         self._flush_log()
         if self._off:
@@ -212,7 +212,7 @@ class DiskCache:
                     return False
                 pool.write(rows, patience)
             except (OSError, sqlite3.Error, CacheError) as error:
-                if not is_retry and pool is not None and _is_damage(error) and self._replace(pool):
+                if not is_retry and pool is not None and is_damage(error) and self._replace(pool):
                     continue
                 if is_busy(error):
                     self._is_locked = True
@@ -237,7 +237,7 @@ class DiskCache:
         return pool
 
     def _read_failed(self, pool: Pool | None, error: Exception) -> None:
-        if pool is not None and _is_damage(error) and self._replace(pool):
+        if pool is not None and is_damage(error) and self._replace(pool):
             return
         if is_busy(error):
             self._next_read_at = time.monotonic() + READ_RETRY_SECONDS
@@ -354,7 +354,7 @@ def open_checked(path: Path) -> Pool | str:
         try:
             return _open_as(path, mode)
         except sqlite3.Error as error:
-            if _is_damage(error):
+            if is_damage(error):
                 if mode == "rw":
                     return "damaged, or not a database"
                 raise CacheError("damaged, and read-only") from error
@@ -385,7 +385,3 @@ def _open_as(path: Path, mode: Mode) -> Pool | str:
 
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, (CacheError, sqlite3.Error)) else type(error).__name__
-
-
-def _is_damage(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and result_code(error) in _DAMAGE

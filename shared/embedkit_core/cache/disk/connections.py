@@ -239,6 +239,11 @@ def is_busy(error: Exception) -> bool:
     return result_code(error) == sqlite3.SQLITE_BUSY
 
 
+def is_damage(error: Exception) -> bool:
+    """Return True if a file is damaged, or not a database."""
+    return isinstance(error, sqlite3.Error) and result_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def close_all(connections: list[sqlite3.Connection]) -> None:
     """Close connections and remove them from the list."""
     while connections:

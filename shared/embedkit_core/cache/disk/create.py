@@ -1,4 +1,4 @@
-"""Creation of a database. Imported only when a database is created."""
+"""Creation of a folder with a database. Imported only when one is created."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from embedkit_core.cache.disk.folder import DATABASE
@@ -23,29 +24,43 @@ def create(folder: Path) -> None:
     Raises:
         OSError, sqlite3.Error: It cannot be created.
     """
+    create_folder(folder, DATABASE, _fill)
+
+
+def create_folder(folder: Path, database: str, fill: Callable[[sqlite3.Connection], None]) -> None:
+    """Create a folder with a database atomically; keep one that another process created meanwhile.
+
+    Args:
+        folder: The folder.
+        database: The name of the database file.
+        fill: Creates the tables.
+
+    Raises:
+        OSError, sqlite3.Error: It cannot be created.
+    """
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))  # 0700
     try:
-        _fill(new)
+        (new / database).touch(mode=0o600)
+        with contextlib.closing(sqlite3.connect(new / database, isolation_level=None)) as connection:
+            fill(connection)
         with contextlib.suppress(OSError):
             folder.rmdir()  # some systems cannot rename over an empty folder
         try:
             new.rename(folder)
         except OSError:
-            if not (folder / DATABASE).exists():
+            if not (folder / database).exists():
                 raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _fill(folder: Path) -> None:
-    (folder / DATABASE).touch(mode=0o600)
-    with contextlib.closing(sqlite3.connect(folder / DATABASE, isolation_level=None)) as connection:
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = wal")
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in STATEMENTS:
-            connection.execute(statement)
-        settings = {**SETTINGS, **dict.fromkeys(COUNTERS, 0)}
-        connection.executemany("INSERT INTO Settings VALUES (?, ?)", settings.items())
-        connection.execute("COMMIT")
+def _fill(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in STATEMENTS:
+        connection.execute(statement)
+    settings = {**SETTINGS, **dict.fromkeys(COUNTERS, 0)}
+    connection.executemany("INSERT INTO Settings VALUES (?, ?)", settings.items())
+    connection.execute("COMMIT")

@@ -63,20 +63,20 @@ def harden(folder: Path) -> None:
             raise CacheError(f"{folder} is writable by other users, and its permissions cannot be changed") from error
 
 
-def foreign_file(folder: Path) -> str | None:
+def foreign_file(folder: Path, database: str = DATABASE) -> str | None:
     """Return the reason why a folder has files that this library did not create. None if it has no such files."""
-    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+    for name in (database, f"{database}-wal", f"{database}-shm"):
         try:
             status = (folder / name).lstat()
         except FileNotFoundError:
-            if name == DATABASE and any(folder.iterdir()):
-                return f"{DATABASE} is missing"
+            if name == database and any(folder.iterdir()):
+                return f"{database} is missing"
             continue
         if not stat.S_ISREG(status.st_mode) or not _is_own(status):
             return f"{name} is a link, not a file, or belongs to another user"
     # The library never creates a rollback journal. To replay a forged one can delete the file that it refers to.
-    if os.path.lexists(folder / f"{DATABASE}-journal"):
-        return f"{DATABASE}-journal exists"
+    if os.path.lexists(folder / f"{database}-journal"):
+        return f"{database}-journal exists"
     return None
 
 
