@@ -88,8 +88,12 @@ class Transaction(Protocol):
         """Return the claims of other processes on non-empty keys, without those of dead owners."""
         ...
 
-    def demand(self, begin: Begin, account: str) -> tuple[float, float]:
-        """Note the backlog of this process. Return the requests and tokens that all processes have to send."""
+    def others_backlog(self, account: str, model: str) -> tuple[int, int]:
+        """Return the requests and tokens that other live processes have to send, as noted in the last minute."""
+        ...
+
+    def note_backlog(self, account: str, model: str, requests: int, tokens: int) -> None:
+        """Store the requests and tokens that this process has to send, in place of its last note."""
         ...
 
     def model(self, account: str, model: str) -> ModelState | None:
@@ -133,7 +137,11 @@ def begin(transaction: Transaction, request: Begin) -> Grant:
     if state is not None:
         paused = max(0.0, state.paused_until - transaction.now)
         wait = max(paused, _permit_wait(transaction, request, account, state, tokens))
-        if wait > MAX_WAIT_AHEAD:
+        is_granted = wait <= MAX_WAIT_AHEAD
+        if any(request.limits):  # what is granted counts as used, and no longer as backlog
+            left = request.backlog_requests - is_granted, request.backlog_tokens - is_granted * tokens
+            transaction.note_backlog(account, request.model, max(0, left[0]), max(0, left[1]))
+        if not is_granted:
             return replace(grant, wait=wait, paused=paused)
         state.requests.take(1, transaction.now + wait, transaction.now)
         state.tokens.take(tokens, transaction.now + wait, transaction.now)
@@ -165,19 +173,12 @@ def end(transaction: Transaction, request: End) -> None:
     transaction.save_model(lease.account, lease.model, state)
 
 
-def open_budget(transaction: Transaction, name: str, limit: BudgetLimit) -> None:
-    """Create a named budget, or give a limit to one that was reset.
-
-    Raises:
-        ConfigurationError: It exists with another limit.
-    """
-    budget = transaction.budget(name) or BudgetStatus(name, BudgetLimit())
-    if not has_limit(budget):
-        transaction.save_budget(budget._replace(limit=limit))
-    elif budget.limit != limit:
+def check_limit(budget: BudgetStatus, limit: BudgetLimit) -> None:
+    """Raise a ConfigurationError if a named budget has another limit."""
+    if budget.limit != limit:
         raise ConfigurationError(
-            f"budget_name: {name!r} exists with a budget of {budget.limit} (got {limit}). Pass the same amount or "
-            f"another name, or reset it with: rag-embedkit budget reset {shlex.quote(name)}"
+            f"budget_name: {budget.name!r} exists with a budget of {budget.limit} (got {limit}). Pass the same "
+            f"amount or another name, or reset it with: rag-embedkit budget reset {shlex.quote(budget.name)}"
         )
 
 
@@ -241,11 +242,11 @@ def _permit_wait(transaction: Transaction, request: Begin, account: str, state: 
     per_minute = request.limits
     if not any(per_minute):
         return 0.0
-    demand_requests, demand_tokens = transaction.demand(request, account)
+    others = transaction.others_backlog(account, request.model)
     waits = [0.0]
     parts = (
-        (state.requests, 1, per_minute.requests_per_minute, demand_requests),
-        (state.tokens, tokens, per_minute.tokens_per_minute, demand_tokens),
+        (state.requests, 1, per_minute.requests_per_minute, request.backlog_requests + others[0]),
+        (state.tokens, tokens, per_minute.tokens_per_minute, max(tokens, request.backlog_tokens) + others[1]),
     )
     for window, amount, limit, demand in parts:
         if limit is not None:

@@ -7,14 +7,12 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
 from embedkit_core.cache.disk.connections import FORK_BARRIER, again_after_fork, close_all, close_in_finalizer
-from embedkit_core.common.errors import CacheError, ConfigurationError, CoordinationError
+from embedkit_core.common.errors import CacheError, CoordinationError
 from embedkit_core.common.fork_safety import ForkLock, register_after_fork
-from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.coordination import rules
 from embedkit_core.coordination.local import owners, rows
 from embedkit_core.coordination.local.mirror import Mirror
@@ -94,12 +92,7 @@ class LocalCoordinator:
             ConfigurationError: It exists with other limits.
         """
         limit = rows.storable(limit)
-        found = self._run(lambda store: self._open_budget(store, name, limit))
-        if found != limit:
-            raise ConfigurationError(
-                f"budget_name: {name!r} exists with a budget of {_described(found)} (got {_described(limit)}). Use the "
-                f"same budget, another name, or reset it with: rag-embedkit budget reset {name}"
-            )
+        rules.check_limit(self._run(lambda store: self._open_budget(store, name, limit)), limit)
 
     def budgets(self) -> list[BudgetStatus]:
         """Return all named budgets, by name. Nothing is created."""
@@ -249,17 +242,17 @@ class LocalCoordinator:
         known = self._awaited_owners.get(owner)
         return known is not None and known.is_running(self._clock()) and not owners.is_dead(self._folder, known.name)
 
-    def _open_budget(self, store: Store, name: str, limit: BudgetLimit) -> BudgetLimit:
-        """Return the limits that are in force."""
+    def _open_budget(self, store: Store, name: str, limit: BudgetLimit) -> BudgetStatus:
+        """Return a budget, with the limits that are in force."""
         budget = rows.read_budget(store.execute, name)
         if budget is not None and rules.has_limit(budget):
-            return budget.limit
+            return budget
         with store.transaction(durable=True):
             budget = rows.read_budget(store.execute, name) or BudgetStatus(name, BudgetLimit())
             if not rules.has_limit(budget):
                 budget = budget._replace(limit=limit)
                 rows.save_budget(store.execute, budget)
-        return budget.limit
+        return budget
 
     def _read_budgets(self, store: Store) -> list[BudgetStatus]:
         budgets = rows.read_budgets(store.execute)
@@ -307,9 +300,3 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _described(limit: BudgetLimit) -> str:
-    usd, tokens = limit
-    parts = [] if usd is None else [f"${format_usd(Decimal(usd).scaleb(-9))}"]
-    return " and ".join(parts + ([] if tokens is None else [count_noun(tokens, "token")]))

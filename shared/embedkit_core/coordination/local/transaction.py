@@ -161,18 +161,22 @@ class LocalTransaction:
         """Keep the leases of this process."""
         self._execute("UPDATE Owners SET renewed_at = ? WHERE id = ?", (self.now, self.owner))
 
-    def demand(self, begin: Begin, account: str) -> tuple[float, float]:
-        """Note the backlog of this process. Return the requests and tokens that all processes have to send."""
+    def others_backlog(self, account: str, model: str) -> tuple[int, int]:
+        """Return the requests and tokens that other live processes have to send, as noted in the last minute."""
+        requests, tokens = self._execute(
+            "SELECT total(requests), total(tokens) FROM Demand"
+            " WHERE account = ? AND model = ? AND owner != ? AND noted_at > ?",
+            (account, model, self.owner, self.now - MINUTE),
+        ).fetchone()
+        return int(requests), int(tokens)
+
+    def note_backlog(self, account: str, model: str, requests: int, tokens: int) -> None:
+        """Store the requests and tokens that this process has to send, in place of its last note."""
         self._execute(
             "INSERT INTO Demand VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = excluded.requests,"
             " tokens = excluded.tokens, noted_at = excluded.noted_at",
-            (account, begin.model, self.owner, begin.backlog_requests, begin.backlog_tokens, self.now),
+            (account, model, self.owner, requests, tokens, self.now),
         )
-        requests, tokens = self._execute(
-            "SELECT sum(requests), sum(tokens) FROM Demand WHERE account = ? AND model = ? AND noted_at > ?",
-            (account, begin.model, self.now - MINUTE),
-        ).fetchone()
-        return requests, tokens
 
     def model(self, account: str, model: str) -> rules.ModelState | None:
         """Return the state of a model. None if it has none: no limit and no pause was in force lately."""
