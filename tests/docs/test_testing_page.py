@@ -23,7 +23,7 @@ def test_the_guides_examples_run_in_order(acme, monkeypatch):
         assert Embedder("acme:small", cache=False).embed_query("x").shape == (64,)
     finally:
         plugins.registered.cache_clear()
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 @pytest.mark.parametrize("name", ["acme_embedkit.py", "acme_cache.py", "test_acme.py"])

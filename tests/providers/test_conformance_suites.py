@@ -18,7 +18,7 @@ from embedkit_core.common.errors import (
     UnavailableError,
 )
 from embedkit_core.common.types import Limits
-from embedkit_core.testing import CacheSuite, FakeServer, ProviderSuite
+from embedkit_core.testing import CacheSuite, CoordinationSuite, FakeServer, ProviderSuite
 from embedkit_core.testing.provider_settings import texts_with_different_ends
 
 CASE = "test_rows_are_in_the_order_of_the_texts"
@@ -365,7 +365,7 @@ def test_a_test_from_a_mixin_is_an_override_too():
         getattr(Mine(), GUARD)()
 
 
-@pytest.mark.parametrize("suite", [ProviderSuite, CacheSuite])
+@pytest.mark.parametrize("suite", [ProviderSuite, CacheSuite, CoordinationSuite])
 def test_the_guard_test_cannot_be_overridden(suite):
     with pytest.raises(TypeError, match=GUARD):
         type("Mine", (suite,), {GUARD: lambda self: None})
@@ -376,6 +376,8 @@ def test_a_suite_without_settings_says_what_it_needs():
         ProviderSuite().embedder()
     with pytest.raises(NotImplementedError, match=r"make\(self, folder\)"):
         CacheSuite().make(None)
+    with pytest.raises(NotImplementedError, match=r"make\(self, folder\)"):
+        CoordinationSuite().make(None)
 
 
 # Without pytest
@@ -392,7 +394,7 @@ except ImportError as error:
 """
 
 
-@pytest.mark.parametrize("suite", ["ProviderSuite", "CacheSuite"])
+@pytest.mark.parametrize("suite", ["ProviderSuite", "CacheSuite", "CoordinationSuite"])
 def test_without_pytest_only_the_suites_are_missing_and_the_error_has_the_install_command(suite):
     assert "pip install pytest" in run_command(sys.executable, "-c", WITHOUT.format(suite=suite))
 
