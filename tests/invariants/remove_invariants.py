@@ -182,16 +182,16 @@ INVARIANTS = [
     Invariant(
         16,
         "engine/rate_limits/user_limits.py",
-        "max(pair.requests.wait(1, now), ",
-        "max(0.0, ",
-        "unit/rate_limits/test_rate_controller.py",
+        "            (self._requests, 1.0, per_minute.requests_per_minute, backlog.min_requests),\n",
+        "",
+        "unit/rate_limits/test_user_limits.py",
     ),
     Invariant(
         16,
         "engine/rate_limits/user_limits.py",
-        ", pair.tokens.wait(tokens, now))",
-        ", 0.0)",
-        "unit/rate_limits/test_rate_controller.py",
+        "            (self._tokens, tokens, per_minute.tokens_per_minute, backlog.tokens),\n",
+        "",
+        "invariants/test_invariants.py",
     ),
     Invariant(
         16,

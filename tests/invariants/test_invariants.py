@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.virtual import UserLimitsCheck
 
 from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import (
@@ -32,6 +33,7 @@ from embedkit_core.common.usage import Usage
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
+from embedkit_core.engine.rate_limits.controller import MAX_TOKENS_PER_ESTIMATED
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.scheduler.dispatch import MAX_CONSECUTIVE_QUERIES
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
@@ -102,6 +104,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.to_commit: list[Request] = []
         self.answered: set[bytes] = set()
         self.sends = 0
+        self.user_limits = UserLimitsCheck()
+        self.known_tokens: dict[Request, list[float]] = {}
         self.billed = 0
         self.consecutive_queries = 0
         self.wake_at: float | None = None
@@ -140,7 +144,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         retries=st.integers(0, 3),
         bound=st.integers(1, 4),
         rates=st.sampled_from(
-            [RateSettings(), RateSettings(), RateSettings(60, None), RateSettings(None, 300), RateSettings(30, 3000)]
+            [RateSettings(), RateSettings(), RateSettings(3, None), RateSettings(None, 30), RateSettings(30, 300)]
         ),
         timeout=st.sampled_from([float("inf"), float("inf"), 5.0, 30.0]),
         budgets=st.sets(st.integers(0, 4), max_size=2),
@@ -172,6 +176,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         caller.append(Caller(ticket, spec, texts))
         self.callers.append(caller[0])
+        self.user_limits.tickets.append(ticket)
         # Whether the provider may truncate silently, so that long texts are handled before they are sent.
         too_long = {texts.index(LONG): len(LONG.split())} if LONG in texts and data.draw(st.booleans()) else {}
         self.scheduler.submit(
@@ -241,6 +246,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             spec = request.queue.spec
             vectors = np.stack([self.expected_vector(spec, text) for text in texts])
             self.billed += self.bill_of(texts)
+            self.known_tokens.pop(request)[0] = min(self.bill_of(texts), request.size * MAX_TOKENS_PER_ESTIMATED)
             for item in request.items:
                 if item.parent is None:
                     # Invariant 2: after its reply, a text is never sent again.
@@ -334,6 +340,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_send(self, request: Request) -> None:
         self.sends += 1
+        # Invariant 16: no minute has more than the strictest caller with work allows.
+        self.known_tokens[request] = self.user_limits.on_sent(request, self.now)
         if request.queue.spec.limiter is not None:
             # Invariant 15: each request has its own permit. The permit of a request without callers is lost.
             self.permitted.remove(request)

@@ -2,8 +2,9 @@
 
 import heapq
 import itertools
+import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from embedkit_core.common.errors import ProviderError, RateLimitError
 from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, RateSettings, Reply
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Meter
+from embedkit_core.engine.rate_limits.controller import MAX_TOKENS_PER_ESTIMATED
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
@@ -120,9 +122,38 @@ class VirtualServer:
         return self._end(len(texts), tokens, now), None, tokens, self.rate_limit_status(now)
 
 
+class UserLimitsCheck:
+    """Checks that no 60 seconds have more than the strictest limits of the callers with pending work.
+
+    Tokens are those that the scheduler knows of: estimated and calibrated, then billed.
+    """
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+        self._sent: deque[tuple[float, list[float]]] = deque()
+
+    def on_sent(self, request: Request, now: float) -> list[float]:
+        """Check a request that is sent now. Return its tokens as a list, for corrections."""
+        self.tickets = [ticket for ticket in self.tickets if not ticket.closed]
+        tokens = [request.sent.tokens]
+        self._sent.append((now, tokens))
+        while self._sent[0][0] <= now - 60.0:
+            self._sent.popleft()
+        total = sum(one[0] for _, one in self._sent)
+        for rates in {ticket.rates for ticket in self.tickets}:
+            assert len(self._sent) <= (rates.requests_per_minute or math.inf)
+            # A request with more tokens than the limit is sent alone.
+            assert len(self._sent) == 1 or total <= (rates.tokens_per_minute or math.inf) + 1e-6
+        return tokens
+
+    def give_back(self, tokens: list[float]) -> None:
+        """Forget a request that did not reach the server."""
+        self._sent = deque((at, one) for at, one in self._sent if one is not tokens)
+
+
 @dataclass
 class Simulation:
-    """Callers, a scheduler, a server and a clock."""
+    """Callers, a scheduler, a server and a clock. The callers' own limits are always checked."""
 
     server: VirtualServer
     seed: int = 0
@@ -135,6 +166,7 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._wake_at: float | None = None
+        self.user_limits = UserLimitsCheck()
 
     def spec(self, spec_id: bytes = b"spec", limits: Limits = LIMITS) -> RequestSpec:
         return RequestSpec(spec_id, 60.0, limits, "truncate", "fake:model", 2, {})
@@ -167,6 +199,7 @@ class Simulation:
             wake=lambda: self.finished.append(ticket),
         )
         wants = [(text.encode(), text, size) for text in texts]
+        self.user_limits.tickets.append(ticket)
         self.scheduler.submit(ticket, spec or self.spec(), wants, self.now)
         self.poll()
         return ticket
@@ -186,6 +219,7 @@ class Simulation:
         self.peak = max(self.peak, self.scheduler.in_flight)
 
     def _send(self, request: Request) -> None:
+        known_tokens = self.user_limits.on_sent(request, self.now)
         texts = list(request.batch.texts)
         when, error, tokens, rate_limit_status = self.server.answer(
             texts, [item.size for item in request.items], self.now
@@ -193,8 +227,11 @@ class Simulation:
 
         def reply() -> None:
             if error is not None:
+                if error.unsent:
+                    self.user_limits.give_back(known_tokens)
                 self.scheduler.failed(request, error, self.now)
             else:
+                known_tokens[0] = min(tokens, request.sent.size * MAX_TOKENS_PER_ESTIMATED)
                 status = self.server.rate_limit_status(self.now) if self.server.headers_at_reply else rate_limit_status
                 vectors = np.ones((len(texts), 2), np.float32)
                 self.scheduler.replied(request, Reply(vectors, tokens, (), status), self.now)

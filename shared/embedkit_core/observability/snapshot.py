@@ -97,7 +97,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
     for controller, queues in scheduler.dispatcher.by_rate_controller().items():
         limits = {limit.unit: limit.value for limit in controller.known_limits()}
         failure, max_in_flight = controller.last_failure, limits.get("requests in flight")
-        user_limits = controller.user_limits.strictest()
+        user_limits = controller.user_limits.strictest
         capacities = [queue.capacity for queue in queues]
         snapshots.append(
             Snapshot(

@@ -14,6 +14,7 @@ from support.virtual import Simulation, VirtualServer
 from embedkit_core import Embedder, ProviderError, RateLimitError, UnavailableError
 from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus
 from embedkit_core.engine.rate_limits.controller import RateController
+from embedkit_core.engine.rate_limits.user_limits import Backlog
 
 
 def embed(
@@ -117,7 +118,7 @@ def test_a_request_that_a_busy_server_refuses_takes_nothing_from_the_quota():
         controller.on_returned(refused, 16)
         controller.on_reply(accepted, 1, quota, now)
         controller.on_returned(accepted, 16)
-        assert controller.wait(900, now) == 0.0
+        assert controller.wait(900, now, is_query=False, backlog=Backlog()) == 0.0
 
 
 @pytest.mark.parametrize("attempt", range(6))

@@ -1,4 +1,4 @@
-"""Rate control on a virtual clock: limits in headers, hidden limits, user limits, refusals and deadlines."""
+"""Rate control on a virtual clock: limits in headers, hidden limits, refusals and deadlines."""
 
 import math
 import random
@@ -13,7 +13,7 @@ from support.openai_server import Bucket, OpenAIServer, tokens_of, vector_of
 from support.virtual import LIMITS, Simulation, VirtualServer
 
 from embedkit_core.common.errors import ProviderError, RateLimitError, TimedOutError, UnavailableError
-from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, RateSettings
+from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus
 from embedkit_core.engine.rate_limits.provider_limits import ProviderLimit, TokenBucket
 from embedkit_core.engine.scheduler.items import RequestSpec
 
@@ -169,52 +169,6 @@ def test_a_reply_at_the_time_of_a_refusal_counts_as_a_success():
     assert provider_limit.wait(1.0, 6.0) == 0.0
 
 
-def per_minute(times: list[tuple[float, int]]) -> tuple[int, int]:
-    """Return the most requests and the most tokens sent within any 60 seconds."""
-    windows = [[tokens for at, tokens in times if start <= at < start + 60] for start, _ in times]
-    return max(map(len, windows)), max(map(sum, windows))
-
-
-@given(rpm=st.integers(1, 300), texts=st.integers(1, 400), seed=st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
-def test_no_minute_has_more_requests_than_the_user_allows(rpm, texts, seed):
-    sim = Simulation(VirtualServer(), seed=seed)
-    rng = random.Random(seed)
-    for i in range(40):
-        sim.submit([f"{i} {n}" for n in range(rng.randint(1, texts))], rates=RateSettings(rpm, None))
-        sim.run(until=rng.random())
-    sim.run()
-    assert all(ticket.failed == {} for ticket in sim.finished)
-    assert len(sim.finished) == 40
-    assert per_minute(sim.server.times)[0] <= rpm
-
-
-@pytest.mark.parametrize("tpm", [10_000, 100_000, 2_000_000])
-def test_no_minute_has_more_tokens_than_the_user_allows_and_most_of_them_are_used(tpm):
-    sim = Simulation(VirtualServer())
-    sim.submit([f"text {i}" for i in range(tpm // 30)], rates=RateSettings(None, tpm))
-    seconds = sim.run()
-    assert per_minute(sim.server.times)[1] <= tpm
-    assert sim.server.tokens > 0.85 * tpm * seconds / 60
-
-
-def test_the_strictest_limit_of_active_callers_applies_and_idle_callers_limit_no_other():
-    sim = Simulation(VirtualServer())
-    sim.submit(["a"], rates=RateSettings(6, None))
-    sim.run()
-    began = sim.now
-    for i in range(20):
-        sim.submit([f"free {i}"], is_query=True)
-        sim.run()
-    assert sim.now - began < 5
-    sim.run(until=80)
-    sim.submit(["b"], rates=RateSettings(6, None))
-    sim.submit(["c"], rates=RateSettings(6, None))
-    sim.submit(["free"], is_query=True)
-    sim.run(until=5)
-    assert len(sim.server.times) == 21 + 1
-
-
 def test_if_requests_are_limited_each_holds_more_texts_within_the_model_limits():
     sim = Simulation(VirtualServer(requests_per_second=2, request_burst=10, sends_headers=True))
     sim.submit([f"text {i}" for i in range(20_000)])
@@ -222,15 +176,6 @@ def test_if_requests_are_limited_each_holds_more_texts_within_the_model_limits()
     assert seconds < 10
     assert sim.server.refused == 0
     assert max(tokens for _, tokens in sim.server.times) <= LIMITS.tokens
-
-
-def test_requests_grow_no_larger_than_the_token_limit_allows():
-    sim = Simulation(VirtualServer())
-    sim.submit([f"text {i}" for i in range(1_000)], rates=RateSettings(3, 10_000))
-    sim.run()
-    requests, tokens = per_minute(sim.server.times)
-    assert requests <= 3
-    assert tokens <= 10_000
 
 
 def test_an_overloaded_server_gets_fewer_concurrent_requests_and_more_after_it_recovers():
@@ -367,22 +312,6 @@ def test_occasional_refusals_of_queries_do_not_slow_down_an_ingest():
     assert all(ticket.failed == {} for ticket in sim.finished)
 
 
-def test_a_caller_that_waits_for_the_rate_is_polled_rarely():
-    sim = Simulation(VirtualServer())
-    sim.submit([f"text {i}" for i in range(300)], rates=RateSettings(None, 6_000))
-    polls = 0
-    poll = sim.scheduler.poll
-
-    def counted(now):
-        nonlocal polls
-        polls += 1
-        return poll(now)
-
-    sim.scheduler.poll = counted
-    sim.run()
-    assert polls < 20 * sim.server.requests
-
-
 def test_endless_refusals_cause_no_internal_error():
     sim = Simulation(VirtualServer())
     sim.server.fault = lambda number: RateLimitError("slow down", retry_after=0.001)
@@ -425,38 +354,6 @@ def test_a_fixed_window_that_refills_at_its_end_is_recognized():
     assert (ticket.pending, ticket.failed) == (0, {})
     assert seconds < 60 * (8_000 * 60 / 100_000 + 1)
     assert sim.server.refused <= 0.1 * sim.server.requests
-
-
-def test_a_user_limit_is_kept_while_others_send_requests_in_between():
-    sim = Simulation(VirtualServer())
-    for i in range(6):
-        sim.submit([f"limited {i}"], rates=RateSettings(2, None))
-        sim.run(until=0.1)
-        sim.submit([f"free {i}"], is_query=True)
-        sim.submit([f"faster {i}"], rates=RateSettings(600, None))
-        sim.run()
-    limited = [at for at, _ in sim.server.times]
-    assert all(ticket.failed == {} for ticket in sim.finished)
-    assert sim.now - 100 >= 60 * (6 / 2 - 1)
-    assert len(limited) <= 18
-
-
-@pytest.mark.parametrize("rates", [RateSettings(1, None), RateSettings(None, 1), RateSettings(1, 1)])
-def test_the_smallest_limits_are_respected(rates):
-    sim = Simulation(VirtualServer())
-    for i in range(3):
-        sim.submit([f"text {i}"], size=1, rates=rates)
-    sim.run()
-    assert [ticket.failed for ticket in sim.finished] == [{}, {}, {}]
-    assert sim.now >= 100 + 60
-
-
-def test_an_impossible_bill_does_not_stop_the_model():
-    sim = Simulation(VirtualServer(estimate_ratio=1e-9, per_token=0.0))
-    sim.submit(["text"], rates=RateSettings(None, 1_000_000))
-    sim.run()
-    sim.submit(["another"], rates=RateSettings(None, 1_000_000))
-    assert sim.run() < 120
 
 
 def test_a_pause_is_kept_while_many_other_queues_are_created():

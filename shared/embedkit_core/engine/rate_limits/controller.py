@@ -28,12 +28,11 @@ from typing import NamedTuple
 from embedkit_core.common.errors import ProviderError, RateLimitError, TimedOutError
 from embedkit_core.common.types import RateLimitStatus
 from embedkit_core.engine.batching import DEFAULT_SECONDS_PER_TOKEN, MAX_TOKENS, MIN_TEXTS
-from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION, MINUTE, ProviderLimit, TokenBucket
-from embedkit_core.engine.rate_limits.user_limits import MIN_REQUEST_TOKENS, UserLimits
+from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION, MINUTE, ProviderLimit
+from embedkit_core.engine.rate_limits.user_limits import MAX_REQUEST_SECONDS, MIN_REQUEST_TOKENS, Backlog, UserLimits
 
 INITIAL_IN_FLIGHT, RAMP_DOUBLING_SECONDS = 4, 0.025  # the ramp; a refusal usually arrives within 25 ms
 INITIAL_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds after a refusal without Retry-After; doubled for each consecutive one
-MAX_REQUEST_SECONDS = 0.15  # a request takes at most these seconds of a token rate, unless more is available
 SHRINK_STATUSES = (503, 529)  # overload
 SHRINK_FACTOR = 0.7  # of the requests in flight, on overload
 SIMILAR_IN_FLIGHT = 0.75  # of the requests in flight that were accepted; a refusal with fewer is a rate limit
@@ -129,8 +128,15 @@ class RateController:
         """Return the tokens that a text or request of so many estimated tokens is likely to be billed at."""
         return max(1, round(size * self.tokens_per_estimated))
 
-    def wait(self, size: int, now: float) -> float:
-        """Return the seconds until a request of so many estimated tokens may be sent; inf: after the next reply."""
+    def wait(self, size: int, now: float, *, is_query: bool, backlog: Backlog) -> float:
+        """Return the seconds until a request of so many estimated tokens may be sent; inf: after the next reply.
+
+        Args:
+            size: The estimated tokens.
+            now: The current time.
+            is_query: True for a request with queries.
+            backlog: What waits on the model, including the request; used if callers set limits.
+        """
         if self.in_flight and (self.probing or self.in_flight + 1 > self._max_in_flight):
             return math.inf
         ramp_until = -math.inf
@@ -143,7 +149,7 @@ class RateController:
             self._paused_until - now,
             self._requests.wait(1, now),
             self._tokens.wait(tokens, now),
-            self.user_limits.wait(tokens, now),
+            self.user_limits.wait(tokens, now, is_query=is_query, backlog=backlog),
         )
         return seconds if seconds > CLOCK_RESOLUTION else 0.0
 
@@ -157,45 +163,55 @@ class RateController:
     @property
     def limits_tokens(self) -> bool:
         """True if there is a limit on tokens."""
-        return any(tokens.rate is not None for _, tokens in self._limits())
+        return self._tokens.bucket.rate is not None or self.user_limits.strictest.tokens_per_minute is not None
 
     def max_texts(self, texts: int) -> int:
         """Return how many texts a request may hold: `texts`, or fewer while probing."""
         return min(texts, max(1, MIN_TEXTS >> max(0, self._consecutive_refusals - 1))) if self.probing else texts
 
-    def max_tokens(self, now: float) -> float:
+    def max_tokens(self, now: float, backlog: Backlog) -> float:
         """Return how many estimated tokens a request should hold at most: fewer if tokens are the limiting resource.
 
         There is no bound if requests are: then each should hold all it can.
         """
         if self.probing:
             return self._min_request_tokens / self.tokens_per_estimated
-        bound = math.inf if self.requests_are_limiting(now) else float(MAX_TOKENS)
-        for requests, tokens in self._limits():
-            if tokens.rate is not None:
-                tokens_per_request = tokens.rate / requests.rate if requests.rate else 0.0
-                minimum = min(MIN_REQUEST_TOKENS, tokens.capacity)
-                if tokens is self._tokens.bucket:
-                    minimum = self._min_request_tokens
-                available = max(tokens.rate * MAX_REQUEST_SECONDS, tokens.level(now))
-                bound = min(bound, max(minimum, tokens_per_request, available))
-        return bound / self.tokens_per_estimated
+        bounds = [math.inf if self.requests_are_limiting(now, backlog) else float(MAX_TOKENS)]
+        requests, tokens = self._requests.bucket, self._tokens.bucket
+        if tokens.rate is not None:
+            tokens_per_request = tokens.rate / requests.rate if requests.rate else 0.0
+            available = max(tokens.rate * MAX_REQUEST_SECONDS, tokens.level(now))
+            bounds.append(max(self._min_request_tokens, tokens_per_request, available))
+        user_bound = self.user_limits.max_tokens(now, backlog)
+        if user_bound is not None:
+            bounds.append(user_bound)
+        return min(bounds) / self.tokens_per_estimated
 
-    def requests_are_limiting(self, now: float) -> bool:
-        """Return True if fewer than two requests are available now."""
-        return any(requests.rate is not None and requests.level(now) < 2 for requests, _ in self._limits())
+    def requests_are_limiting(self, now: float, backlog: Backlog) -> bool:
+        """Return True if the provider allows less than two requests now, or the user too few for the backlog."""
+        return self._provider_limits_requests(now) or self.user_limits.requests_are_limiting(now, backlog)
 
-    def _limits(self) -> list[tuple[TokenBucket, TokenBucket]]:
-        return [(self._requests.bucket, self._tokens.bucket), *self.user_limits.binding()]
+    def _provider_limits_requests(self, now: float) -> bool:
+        return self._requests.bucket.rate is not None and self._requests.bucket.level(now) < 2
 
-    def optimal_requests(self, size: int) -> float:
+    def optimal_requests(self, size: int, now: float, backlog: Backlog) -> float:
         """Return into how many requests so many estimated tokens should be split if requests are limiting; at least 1.
 
         n requests of T tokens in total, at a rate of q requests a second and c seconds a token, take about
-        n / q + c T / n seconds: least for n = sqrt(c T q).
+        n / q + c T / n seconds: least for n = sqrt(c T q). If all texts fit into the requests that are left of the
+        user's minute, it is that number: no request waits.
         """
-        rates = [requests.rate for requests, _ in self._limits() if requests.rate is not None]
-        return max(1.0, math.sqrt(self._seconds_per_token * size * self.tokens_per_estimated * min(rates, default=1.0)))
+        tokens = size * self.tokens_per_estimated
+        rates, numbers = [], []
+        if self._provider_limits_requests(now):
+            rates.append(self._requests.bucket.rate or 0.0)
+        left = self.user_limits.requests_left(now)
+        if left is not None and backlog.min_requests <= left:
+            numbers.append(left * tokens / max(1.0, tokens, backlog.tokens))
+        elif left is not None:
+            rates.append(self.user_limits.requests_per_second())
+        numbers += [math.sqrt(self._seconds_per_token * tokens * rate) for rate in rates]
+        return max(1.0, min(numbers, default=1.0))
 
     # For estimates and snapshots
 
@@ -243,7 +259,7 @@ class RateController:
         self._requests.saturated &= more_waits
         self._tokens.saturated &= more_waits
         self.in_flight += 1
-        self.user_limits.take(1, tokens, now)
+        self.user_limits.take(tokens, now)
         cumulative_requests, cumulative_tokens = self._requests.take(1, now), self._tokens.take(tokens, now)
         return SentRequest(now, self.in_flight, size, tokens, cumulative_requests, cumulative_tokens)
 
@@ -256,7 +272,7 @@ class RateController:
     def on_unsent(self, sent: SentRequest, now: float) -> None:
         """Give back what a request has taken that was counted as sent, but is not sent."""
         self.in_flight -= 1
-        self.user_limits.take(-1, -sent.tokens, now)
+        self.user_limits.give_back(sent.tokens, sent.at, now)
         self._requests.give_back(1, now)
         self._tokens.give_back(sent.tokens, now)
 
@@ -264,7 +280,7 @@ class RateController:
         """Learn from a reply: its billed tokens, its duration and the rate limits in its headers."""
         if billed:
             billed = min(billed, math.ceil(sent.size * MAX_TOKENS_PER_ESTIMATED))
-            self.user_limits.take(0, billed - sent.tokens, now)
+            self.user_limits.correct(sent.tokens, sent.at, billed, now)
             self._tokens.bucket.take(billed - sent.tokens, now)
             self._calibrate(sent.size, billed)
             self._seconds = DECAY * self._seconds + now - sent.at
@@ -289,6 +305,8 @@ class RateController:
         Returns:
             Seconds until any request of the model may be sent; 0 if the others need not wait.
         """
+        if error.unsent:
+            self.user_limits.give_back(sent.tokens, sent.at, now)
         if not isinstance(error, RateLimitError):
             if error.status in SHRINK_STATUSES or isinstance(error, TimedOutError):
                 self._shrink(sent, now)

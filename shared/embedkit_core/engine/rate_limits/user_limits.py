@@ -2,90 +2,143 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import NamedTuple
 
 from embedkit_core.common.types import RateSettings
-from embedkit_core.engine.rate_limits.provider_limits import MINUTE, TokenBucket
+from embedkit_core.coordination.port import NO_LIMITS
+from embedkit_core.coordination.sliding_window import MINUTE, SlidingWindow, bulk_limit
 
 MIN_REQUEST_TOKENS = 2_000  # requests are not made smaller than this to fit a token limit
-MAX_IDLE_PAIRS = 64  # bucket pairs of idle callers that are kept
+MAX_REQUEST_SECONDS = 0.15  # a request takes at most these seconds of a token rate, unless more is available
+MIN_REQUESTS_PER_MINUTE = 10  # of a paced job: the smaller the limit on tokens, the smaller the requests
 
 
-class BucketPair(NamedTuple):
-    """The two buckets of one caller's limits."""
+class Backlog(NamedTuple):
+    """What waits to be sent on a model.
 
-    requests: TokenBucket
-    tokens: TokenBucket
+    Attributes:
+        requests: The requests, if they have the usual size.
+        min_requests: The requests, if they are as large as the model accepts.
+        tokens: The tokens, estimated and calibrated.
+    """
+
+    requests: int = 0
+    min_requests: int = 0
+    tokens: float = 0.0
+
+    def plus(self, other: Backlog) -> Backlog:
+        """Return the sum of two."""
+        return Backlog(
+            self.requests + other.requests, self.min_requests + other.min_requests, self.tokens + other.tokens
+        )
 
 
 class UserLimits:
-    """The bucket pairs of a model, one for each distinct pair of limits.
+    """The requests and tokens of a model in the last minute, and the limits of the callers with pending work.
 
-    Each request takes from all pairs, so that a minute is counted right whichever caller sends. Only the pairs of
-    callers with pending work delay requests.
+    Every request is recorded, also while no caller has a limit: a caller that comes later gets its limit in every
+    minute. The strictest limits apply to all.
+
+    Attributes:
+        strictest: The lowest limits among the callers with pending work.
+        share: The number of processes that the limits are divided by.
     """
 
     def __init__(self) -> None:
+        self.strictest = NO_LIMITS
         self.share = 1
         self._callers: Counter[RateSettings] = Counter()
-        self._pairs: dict[RateSettings, BucketPair] = {}
+        self._requests, self._tokens = SlidingWindow(), SlidingWindow()
 
-    def enter(self, rates: RateSettings, now: float) -> None:
+    def enter(self, rates: RateSettings) -> None:
         """Add a caller with pending work."""
         self._callers[rates] += 1
-        if rates != RateSettings() and rates not in self._pairs:
-            if len(self._pairs) >= MAX_IDLE_PAIRS:
-                self._pairs = {key: pair for key, pair in self._pairs.items() if self._callers[key] > 0}
-            self._pairs[rates] = BucketPair(
-                _requests_bucket(rates.requests_per_minute, now), _tokens_bucket(rates.tokens_per_minute, now)
-            )
+        self._find_strictest()
 
     def leave(self, rates: RateSettings) -> None:
         """Remove a caller that has no pending work any more."""
         self._callers[rates] -= 1
+        if not self._callers[rates]:
+            del self._callers[rates]
+            self._find_strictest()
 
-    def binding(self) -> list[BucketPair]:
-        """Return the pairs that can delay requests now."""
-        return [pair for rates, pair in self._pairs.items() if self._callers[rates] > 0]
+    def _find_strictest(self) -> None:
+        requests = [one.requests_per_minute for one in self._callers if one.requests_per_minute is not None]
+        tokens = [one.tokens_per_minute for one in self._callers if one.tokens_per_minute is not None]
+        self.strictest = RateSettings(min(requests, default=None), min(tokens, default=None))
 
-    def strictest(self) -> RateSettings:
-        """Return the lowest limits among the callers with pending work."""
-        active = [rates for rates, callers in self._callers.items() if callers > 0]
-        requests = [rates.requests_per_minute for rates in active if rates.requests_per_minute is not None]
-        tokens = [rates.tokens_per_minute for rates in active if rates.tokens_per_minute is not None]
-        return RateSettings(min(requests, default=None), min(tokens, default=None))
+    @property
+    def limits(self) -> RateSettings:
+        """The limits of this process: its share of the strictest ones, at least 1 each."""
+        requests, tokens = self.strictest
+        if self.share == 1:
+            return self.strictest
+        return RateSettings(
+            None if requests is None else max(1, requests // self.share),
+            None if tokens is None else max(1, tokens // self.share),
+        )
 
-    def wait(self, tokens: float, now: float) -> float:
-        """Return the seconds until a request of so many tokens may be sent."""
-        waits = [max(pair.requests.wait(1, now), pair.tokens.wait(tokens, now)) for pair in self.binding()]
-        return max(waits, default=0.0)
+    def wait(self, tokens: float, now: float, *, is_query: bool, backlog: Backlog) -> float:
+        """Return the seconds until a request of so many tokens may be sent; `backlog` includes it."""
+        per_minute, seconds = self.limits, 0.0
+        for window, amount, limit, demand in (
+            (self._requests, 1.0, per_minute.requests_per_minute, backlog.min_requests),
+            (self._tokens, tokens, per_minute.tokens_per_minute, backlog.tokens),
+        ):
+            if limit is not None:
+                seconds = max(seconds, window.wait(amount, limit, now, is_query=is_query, demand=demand))
+        return seconds
 
-    def take(self, requests: int, tokens: float, now: float) -> None:
-        """Subtract a request and its tokens from all pairs; called again with the difference when it is billed."""
-        for rates, pair in self._pairs.items():
-            for bucket, amount in ((pair.requests, requests), (pair.tokens, tokens)):
-                if self._callers[rates] <= 0:  # requests of other callers: a minute later they do not count any more
-                    amount = min(amount, max(0.0, bucket.level(now) + MINUTE * (bucket.rate or 0.0)))
-                bucket.take(amount, now)
+    def take(self, tokens: float, now: float) -> None:
+        """Record a request that is sent."""
+        self._requests.take(1, now, now)
+        self._tokens.take(tokens, now, now)
+
+    def correct(self, tokens: float, sent_at: float, billed: float, now: float) -> None:
+        """Replace the tokens of a request by those that were billed."""
+        self._tokens.correct(tokens, sent_at, billed, sent_at, now)
+
+    def give_back(self, tokens: float, sent_at: float, now: float) -> None:
+        """Forget a request that did not reach the provider."""
+        self._requests.correct(1, sent_at, 0, sent_at, now)
+        self._tokens.correct(tokens, sent_at, 0, sent_at, now)
+
+    # Sizes of requests
+
+    def requests_are_limiting(self, now: float, backlog: Backlog) -> bool:
+        """Return True if requests of the usual size are too many for what is left of the minute."""
+        limit = self.limits.requests_per_minute
+        return limit is not None and self._requests.is_paced(limit, now, demand=backlog.requests)
+
+    def requests_left(self, now: float) -> float | None:
+        """Return the requests that are left of the minute and not kept for queries, None if they are not limited."""
+        limit = self.limits.requests_per_minute
+        return None if limit is None else max(0.0, bulk_limit(limit) - self._requests.used(now))
+
+    def requests_per_second(self) -> float:
+        """Return the rate of a paced job; inf if requests are not limited."""
+        limit = self.limits.requests_per_minute
+        return math.inf if limit is None else bulk_limit(limit) / MINUTE
+
+    def max_tokens(self, now: float, backlog: Backlog) -> float | None:
+        """Return how many tokens a request should hold at most, None if tokens are not limiting.
+
+        Small requests are paced well. If less than two of them are left of the minute, one takes it all.
+        """
+        per_minute = self.limits
+        limit = per_minute.tokens_per_minute
+        if limit is None or not self._tokens.is_paced(limit, now, demand=backlog.tokens):
+            return None
+        tokens = paced_request_tokens(limit, per_minute.requests_per_minute)
+        left = bulk_limit(limit) - self._tokens.used(now)
+        return left if tokens <= left < 2 * tokens else tokens
 
 
-# A bucket lets through its capacity and a minute of its rate in any minute: both together are the limit.
-
-
-def _requests_bucket(per_minute: int | None, now: float) -> TokenBucket:
-    bucket = TokenBucket()
-    if per_minute is not None:
-        capacity = max(per_minute / MINUTE, 1.0)
-        # One more: a minute that starts just after a request does not count it.
-        bucket.set((per_minute - capacity + 1) / MINUTE, capacity, now)
-    return bucket
-
-
-def _tokens_bucket(per_minute: int | None, now: float) -> TokenBucket:
-    bucket = TokenBucket()
-    if per_minute is not None:
-        capacity = max(per_minute / MINUTE, min(MIN_REQUEST_TOKENS, max(1.0, per_minute / 10)))
-        capacity = min(capacity, per_minute / 2)
-        bucket.set((per_minute - capacity) / MINUTE, capacity, now)
-    return bucket
+def paced_request_tokens(tokens_per_minute: int, requests_per_minute: int | None) -> float:
+    """Return the tokens of a request of a job that needs more than a minute; more if requests are limited too."""
+    usable = bulk_limit(tokens_per_minute)
+    per_request = usable / bulk_limit(requests_per_minute) if requests_per_minute is not None else 0.0
+    smallest = min(MIN_REQUEST_TOKENS, usable / MIN_REQUESTS_PER_MINUTE)
+    return max(smallest, per_request, usable / MINUTE * MAX_REQUEST_SECONDS)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from embedkit_core.engine.rate_limits.controller import RateController
+from embedkit_core.engine.rate_limits.user_limits import Backlog
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request, RequestQueue
 
@@ -84,7 +85,7 @@ class Dispatcher:
         """Apply the bounds of a caller with pending work."""
         ticket.submitted_at, ticket.rate_controller = now, queue.rate_controller
         self._bounds[ticket.max_in_flight] += 1
-        queue.rate_controller.user_limits.enter(ticket.rates, now)
+        queue.rate_controller.user_limits.enter(ticket.rates)
 
     def leave(self, ticket: Ticket) -> None:
         """Remove the bounds of a caller that has no pending work any more."""
@@ -125,11 +126,6 @@ class Dispatcher:
         request.queue.rate_controller.on_unsent(request.sent, now)
         self.in_flight -= 1
         request.queue.in_flight -= 1
-
-    def backlog(self, controller: RateController) -> tuple[int, int]:
-        """Return the texts of a model that wait, and their estimated tokens."""
-        queues = [queue for queue in self.busy if queue.rate_controller is controller]
-        return sum(queue.waiting_texts for queue in queues), sum(queue.waiting_tokens for queue in queues)
 
     # Turns
 
@@ -172,17 +168,24 @@ class Dispatcher:
             size = 0
             if queue.rate_controller.limits_tokens:
                 size = queue.next_size(is_query=is_query, free_slots=self.free_slots(), now=now)
-            if self._has_rate(queue, size, now):
+            if self._has_rate(queue, size, now, is_query=is_query, backlog=queue.model_backlog()):
                 return queue
             delayed.add(queue.rate_controller)
         return None
 
     def may_send(self, request: Request, now: float) -> bool:
         """Return True if the rate controller allows a request that has its rate limiter's permit."""
-        return self._has_rate(request.queue, request.size, now)
+        backlog = self.backlog(request)
+        return self._has_rate(request.queue, request.size, now, is_query=request.is_query, backlog=backlog)
 
-    def _has_rate(self, queue: RequestQueue, size: int, now: float) -> bool:
-        seconds = queue.rate_controller.wait(size, now)
+    @staticmethod
+    def backlog(request: Request) -> Backlog:
+        """Return what waits on the model of a request that has left its queue, including the request."""
+        tokens = request.size * request.queue.rate_controller.tokens_per_estimated
+        return request.queue.model_backlog().plus(Backlog(1, 1, tokens))
+
+    def _has_rate(self, queue: RequestQueue, size: int, now: float, *, is_query: bool, backlog: Backlog) -> bool:
+        seconds = queue.rate_controller.wait(size, now, is_query=is_query, backlog=backlog)
         if seconds:
             self.wake_at = min(self.wake_at, now + seconds)
         if LONG_WAIT_SECONDS < seconds < math.inf:

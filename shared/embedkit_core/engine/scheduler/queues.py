@@ -12,9 +12,10 @@ from math import ceil
 from embedkit_core.common.types import Batch, Cache, Vectors
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import Begin, Bill, End, LeaseID
-from embedkit_core.engine.batching import MAX_TEXTS, MIN_TEXTS, RequestCapacity, texts_per_request
+from embedkit_core.engine.batching import MAX_TEXTS, MAX_TOKENS, MIN_TEXTS, RequestCapacity, texts_per_request
 from embedkit_core.engine.rate_limits.controller import RateController, SentRequest
 from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION
+from embedkit_core.engine.rate_limits.user_limits import Backlog
 from embedkit_core.engine.scheduler.items import AtomicBatch, Item, RequestSpec, Ticket
 
 MAX_FAILED_ROUNDS = 6  # in a row; then one request at a time is sent
@@ -67,6 +68,11 @@ class Request:
     def size(self) -> int:
         """The estimated tokens of the request."""
         return sum(item.size for item in self.items)
+
+    @property
+    def is_query(self) -> bool:
+        """True if all of its texts are queries."""
+        return all(item.is_query for item in self.items)
 
     def needs_another_commit(self) -> bool:
         """Return True if a cache of an item has not been written to yet."""
@@ -302,11 +308,25 @@ class RequestQueue:
         grouped = sum(len(self._wanted(group)) for group in self.groups)
         return grouped + sum(self._counts.values())
 
-    @property
-    def waiting_tokens(self) -> int:
-        """Their estimated tokens."""
-        grouped = sum(item.size for group in self.groups for item in self._wanted(group))
-        return grouped + sum(self._tokens.values())
+    def backlog(self) -> Backlog:
+        """Return the requests and tokens of the waiting texts."""
+        groups = [items for group in self.groups if (items := self._wanted(group))]
+        total = Backlog(len(groups), len(groups), sum(item.size for items in groups for item in items))
+        for queue, texts in ((self._queries, MIN_TEXTS), (self._bulk, self.planned_texts)):
+            count, tokens = self._counts[id(queue)], self._tokens[id(queue)]
+            usual = max(count / texts, tokens / min(self.capacity.tokens, MAX_TOKENS))
+            fewest = max(count / self.capacity.texts, tokens / self.capacity.tokens)
+            total = total.plus(Backlog(ceil(usual), ceil(fewest), tokens))
+        return total._replace(tokens=total.tokens * self.rate_controller.tokens_per_estimated)
+
+    def model_backlog(self) -> Backlog:
+        """Return the backlog of all queues of the model; nothing if no caller has a limit, and it is not needed."""
+        total = Backlog()
+        if any(self.rate_controller.user_limits.strictest):
+            for queue in self.busy:
+                if queue.rate_controller is self.rate_controller:
+                    total = total.plus(queue.backlog())
+        return total
 
     def tidy(self) -> None:
         """Remove stale entries if there are more of them than waiting items."""
@@ -356,15 +376,17 @@ class RequestQueue:
         texts = self.planned_texts
         if is_query:
             texts = texts_per_request(self.count(is_query=True), free_slots, min(MAX_TEXTS, self.capacity.texts))
-        if self.rate_controller.requests_are_limiting(now):
+        backlog = self.model_backlog()
+        if self.rate_controller.requests_are_limiting(now, backlog):
             size = self._tokens[id(self._deque(is_query=is_query))]
-            texts = max(texts, ceil(self.count(is_query=is_query) / self.rate_controller.optimal_requests(size)))
+            requests = self.rate_controller.optimal_requests(size, now, backlog)
+            texts = max(texts, ceil(self.count(is_query=is_query) / requests))
         return min(self.rate_controller.max_texts(texts), self.capacity.texts), tokens
 
     def _max_tokens(self, now: float) -> float:
         return min(
             self.capacity.tokens / max(1.0, self.rate_controller.tokens_per_estimated),
-            self.rate_controller.max_tokens(now),
+            self.rate_controller.max_tokens(now, self.model_backlog()),
         )
 
     def next_size(self, *, is_query: bool, free_slots: int, now: float) -> int:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from functools import partial
+from math import ceil
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -97,17 +98,17 @@ class SharedRequests:
         coordination = request.queue.spec.coordination
         assert coordination is not None
         controller, items = request.queue.rate_controller, request.items
-        texts, tokens = self._dispatcher.backlog(controller)
+        backlog = self._dispatcher.backlog(request)
         request.begin = Begin(
             coordination.account,
             request.queue.spec.model,
             [_claimed_key(item) for item in items],
             [controller.tokens(item.size) for item in items],
             min(item.root.checked_at for item in items),
-            controller.user_limits.strictest(),
+            controller.user_limits.strictest,
             items[0].is_query,
-            1 + -(-texts // len(items)),
-            controller.tokens(tokens + request.size),
+            backlog.min_requests,
+            ceil(backlog.tokens),
             reservations(items),
         )
         self._begin.append(request)
