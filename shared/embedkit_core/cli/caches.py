@@ -90,7 +90,7 @@ def _show_stats(text: str, stats: CacheStats, *, as_json: bool) -> None:
 
 def _folder(path: str | None, option: str = "--cache") -> CacheFolder:
     """Return the cache at `path`, which must exist, or the user's own cache, which may not exist yet."""
-    folder = _opened(path, option)
+    folder = opened(path, option)
     if path is not None and not folder.folder.is_dir():
         raise ConfigurationError(f"{option}: the folder does not exist (got {path!r}). Use the folder of a cache.")
     if path is not None and not folder.holds_cache:
@@ -98,7 +98,7 @@ def _folder(path: str | None, option: str = "--cache") -> CacheFolder:
     return folder
 
 
-def _opened(path: str | None, option: str) -> CacheFolder:
+def opened(path: str | None, option: str) -> CacheFolder:
     """Return the cache at `path`, which need not exist; an error names the option or argument of the path."""
     try:
         return CacheFolder(path)
@@ -214,7 +214,7 @@ def export_command(
         stats = folder.stats()
         stats.check()
         known = _known_model(stats, model)
-    copied = folder.copy_to(_opened(target, "TARGET"), model=known)
+    copied = folder.copy_to(opened(target, "TARGET"), model=known)
     err.print(f"{count_noun(copied, 'vector')} copied to {target}")
 
 
@@ -223,7 +223,7 @@ def import_command(
     source: Annotated[str, typer.Argument(help="The cache folder to copy from.")], cache: o.CacheOption = None
 ) -> None:
     """Copy all vectors from another cache folder into this one."""
-    copied = _folder(source, "SOURCE").copy_to(_opened(cache, "--cache"))
+    copied = _folder(source, "SOURCE").copy_to(opened(cache, "--cache"))
     err.print(f"{count_noun(copied, 'vector')} copied from {source}")
 
 
@@ -239,6 +239,7 @@ def warm(
     cache: o.CacheOption = None,
     base_url: o.BaseUrl = None,
     budget_usd: o.BudgetOption = None,
+    budget_name: o.BudgetName = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
@@ -246,7 +247,13 @@ def warm(
     """Embed texts into the cache only, without an output file."""
     with (
         RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
-        o.make_embedder(model, dimensions, dtype, cache=cache, base_url=base_url, budget_usd=budget_usd) as embedder,
+        o.make_embedder(
+            *(model, dimensions, dtype),
+            cache=cache,
+            base_url=base_url,
+            budget_usd=budget_usd,
+            budget_name=budget_name,
+        ) as embedder,
     ):
         before = _write_failures(embedder)
         embed_all(embedder, source, None, o.as_input_type(input_type), yes=yes, quiet=quiet)

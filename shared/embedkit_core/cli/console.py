@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Inspect and maintain the cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+budget_app = typer.Typer(help="Show and reset the budgets that processes share.", no_args_is_help=True)
+app.add_typer(budget_app, name="budget")
 
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)

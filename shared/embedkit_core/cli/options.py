@@ -47,6 +47,10 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Spend money without aski
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and estimates.")]
 BudgetOption = Annotated[str | None, typer.Option(metavar="USD", help="Maximum cost in USD.")]
+BudgetName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Share the budget with all processes that use this name and cache folder."),
+]
 PriceOption = Annotated[
     str | None, typer.Option(metavar="USD", help="USD per million tokens; overrides the catalogue.")
 ]
@@ -64,6 +68,7 @@ def make_embedder(
     no_cache: bool = False,
     base_url: str | None,
     budget_usd: str | None = None,
+    budget_name: str | None = None,
     price: str | None = None,
     max_concurrency: int = 16,
     sends: bool = True,
@@ -86,6 +91,7 @@ def make_embedder(
         cache=False if no_cache else cache,
         base_url=base_url,
         budget_usd=budget_usd,
+        budget_name=budget_name,
         prices=None if price is None else {model: price, model.partition(":")[2] or model: price},
         max_concurrency=max_concurrency,
     )

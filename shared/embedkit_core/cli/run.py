@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from embedkit_core.cli import caches, embedding, tools  # noqa: F401 - registers the commands
+from embedkit_core.cli import budgets, caches, embedding, tools  # noqa: F401 - registers the commands
 from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, USAGE, app, err, wording
 from embedkit_core.common.errors import (
     AuthenticationError,

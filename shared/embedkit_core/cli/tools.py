@@ -61,6 +61,7 @@ def compare_command(
     cache: o.CacheOption = None,
     base_url: o.BaseUrl = None,
     budget_usd: o.BudgetOption = None,
+    budget_name: o.BudgetName = None,
     chart: ChartOption = None,
     report: ReportOption = None,
     csv_file: Annotated[str | None, typer.Option("--csv", help="Write all numbers to a CSV file.")] = None,
@@ -75,7 +76,8 @@ def compare_command(
     check_installed("compare")
     outputs = Outputs(chart, report, csv_file, inputs=[*(texts or ()), *([questions] if questions else ())])
     task = _task(data, questions, texts, column, skip_empty=skip_empty)
-    comparison = _compare(models, task, dimensions, dtypes, cache, base_url, budget_usd, yes=yes, quiet=quiet)
+    budget = {"budget_usd": budget_usd, "budget_name": budget_name}
+    comparison = _compare(models, task, dimensions, dtypes, cache, base_url, budget, yes=yes, quiet=quiet)
     show(wording(comparison.table()), comparison.to_dict(), as_json=as_json)
     outputs.write(comparison)
     if any(candidate.over_budget for candidate in comparison.candidates):
@@ -121,7 +123,7 @@ def choose_command(
     }
     check_criteria(**criteria)
     task = _task(data, questions, texts, column, skip_empty=skip_empty)
-    comparison = _compare(models, task, dimensions, dtypes, cache, base_url, None, yes=yes, quiet=quiet)
+    comparison = _compare(models, task, dimensions, dtypes, cache, base_url, {"budget_usd": None}, yes=yes, quiet=quiet)
     choice = choose(comparison, **criteria)
     chosen = None if choice.chosen is None else choice.chosen.candidate
     output: dict[str, Any] = {"criteria": choice.criteria, "chosen": None}
@@ -168,7 +170,7 @@ def _compare(
     dtypes: str,
     cache: str | None,
     base_url: str | None,
-    budget_usd: str | None,
+    budget: dict[str, str | None],
     *,
     yes: bool,
     quiet: bool,
@@ -177,7 +179,7 @@ def _compare(
     types = [name.strip() for name in dtypes.split(",")]
     for name in types:
         check_choice("--dtypes", name, DTYPES)
-    settings: dict[str, Any] = {"cache": cache, "budget_usd": budget_usd}
+    settings: dict[str, Any] = {"cache": cache, **budget}
     model_arguments = [model_settings(model, base_url) for model in models]
     _check_cost(model_arguments, task, settings, yes=yes)
     return compare(

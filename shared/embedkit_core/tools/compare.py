@@ -192,6 +192,7 @@ def compare(
     ks: Sequence[int] = KS,
     seed: int = 0,
     budget_usd: float | str | Decimal | None = None,
+    budget_name: str | None = None,
     progress: ProgressOption = None,
     log: Callable[[str], object] = quiet,
     **settings: Any,
@@ -209,6 +210,7 @@ def compare(
         ks: Depths of recall@k.
         seed: Seed of the confidence intervals and p-values.
         budget_usd: Budget of all models together.
+        budget_name: A name that makes it one budget with other processes, as in `track_usage`.
         progress: As in `Embedder`.
         log: Called with progress lines, first with the estimated cost of each model.
         settings: `Embedder` arguments for all models. With `cache=False`, vectors are kept in memory for this
@@ -231,7 +233,7 @@ def compare(
     ]
     for first, *_ in variants_of_models:
         log_estimates(first, task, log)
-    with track_usage(budget_usd=budget_usd):
+    with track_usage(budget_usd=budget_usd, budget_name=budget_name):
         for variants in variants_of_models:
             is_embedded = False
             for variant in variants:
