@@ -25,6 +25,7 @@ class Snapshot:
         endpoint: The base URL, or "" for the provider's own.
         waiting: Texts that wait for a request slot, a rate limit or budget.
         retrying: Texts that wait for their next retry.
+        elsewhere: Texts that another process is sending.
         in_flight: Requests in flight.
         requests_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
         tokens_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
@@ -37,12 +38,15 @@ class Snapshot:
         paused_seconds: The remaining seconds of a pause that the provider asked for (Retry-After).
         last_failure: The class and HTTP status of the last failed request, None if there was none.
         failed_seconds_ago: The seconds since then.
+        processes: The last known number of processes that are coordinated; 1 without a coordinator.
+        uncoordinated_requests: Requests that were sent without their coordinator, because it could not be reached.
     """
 
     model: str
     endpoint: str
     waiting: int
     retrying: int
+    elsewhere: int
     in_flight: int
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -55,6 +59,8 @@ class Snapshot:
     paused_seconds: float
     last_failure: str | None
     failed_seconds_ago: float | None
+    processes: int
+    uncoordinated_requests: int
 
 
 def snapshot() -> list[Snapshot]:
@@ -94,6 +100,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
     now, scheduler = account.loop.time(), account.scheduler
     snapshots: list[Snapshot] = []
     retrying, awaiting_budget = scheduler.retry_queue.items(), scheduler.ledger.awaiting_budget
+    elsewhere = scheduler.shared.waiting
     for controller, queues in scheduler.dispatcher.by_rate_controller().items():
         limits = {limit.unit: limit.value for limit in controller.known_limits()}
         failure, max_in_flight = controller.last_failure, limits.get("requests in flight")
@@ -106,6 +113,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
                 waiting=sum(queue.waiting_texts for queue in queues)
                 + sum(item.queue in queues for item in awaiting_budget),
                 retrying=sum(item.queue in queues for item in retrying),
+                elsewhere=sum(item.queue in queues for item in elsewhere),
                 in_flight=controller.in_flight,
                 requests_per_minute=limits.get("requests/min"),
                 tokens_per_minute=limits.get("tokens/min"),
@@ -118,6 +126,8 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
                 paused_seconds=controller.pause_remaining(now),
                 last_failure=None if failure is None else str(failure),
                 failed_seconds_ago=None if failure is None else now - failure.at,
+                processes=scheduler.shared.processes,
+                uncoordinated_requests=scheduler.shared.uncoordinated,
             )
         )
     return snapshots

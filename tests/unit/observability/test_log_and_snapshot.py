@@ -13,7 +13,7 @@ from support.waiting import wait_until_idle, wait_until_joined
 import embedkit_core
 from embedkit_core import RateLimitError, RequestTooLargeError, Snapshot, UnavailableError, snapshot
 from embedkit_core.common.types import Limits
-from embedkit_core.testing import FakeServer
+from embedkit_core.testing import FakeServer, MemoryCoordinator
 
 KEY = "sk-not-to-be-seen"
 
@@ -270,3 +270,34 @@ async def test_texts_that_wait_for_budget_are_in_a_snapshot():
     assert (await asyncio.to_thread(snapshot_at, server)).waiting == 8 - len(server.received[-1].texts)
     server.release()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_snapshot_counts_the_texts_that_another_process_sends(tmp_path):
+    server, coordinator = FakeServer(), MemoryCoordinator()
+    embedder = fake_embedder(server, cache=tmp_path, coordination=coordinator)
+    # Another account has a scheduler of its own, like another process.
+    other = fake_embedder(server, cache=tmp_path, coordination=coordinator.process(), api_key="another-account")
+    server.hold()
+    tasks = [asyncio.create_task(other.aembed(["a text"]))]
+    await asyncio.to_thread(server.wait_for_requests, 1)
+    tasks.append(asyncio.create_task(embedder.aembed(["a text"])))
+    while not (shots := await asyncio.to_thread(shots_of, server)) or not any(shot.elsewhere for shot in shots):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    assert sorted((shot.in_flight, shot.elsewhere, shot.processes) for shot in shots) == [(0, 1, 2), (1, 0, 1)]
+    server.release()
+    assert [result.usage.coalesced for result in await asyncio.gather(*tasks)] == [0, 1]
+    assert len(server.received) == 1
+
+
+async def test_a_snapshot_counts_the_requests_without_their_coordinator(tmp_path):
+    server, coordinator = FakeServer(), MemoryCoordinator()
+    coordinator.is_reachable = False
+    embedder = fake_embedder(server, cache=tmp_path, coordination=coordinator)
+    await embedder.aembed(["a text"])
+    [shot] = await asyncio.to_thread(shots_of, server)
+    assert shot.uncoordinated_requests == 1
+
+
+def shots_of(server):
+    """Return the snapshots of all accounts at a server."""
+    return [shot for shot in snapshot() if shot.endpoint == server.url]
