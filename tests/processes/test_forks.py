@@ -1,0 +1,130 @@
+"""Processes that are forked or spawned from one that uses an embedder, also while requests are in flight."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+from support.embedders import numbered
+from support.processes import check, embed, finish_embedding, repaid, start_embedding
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+
+
+def in_fork(function, *args):
+    """Call a function in a forked child. Return a function that waits for its result."""
+    reader, writer = multiprocessing.Pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            writer.send(function(*args))
+            status = 0
+        finally:
+            os._exit(status)
+
+    def result():
+        writer.close()
+        value = reader.recv()
+        assert os.waitpid(pid, 0) == (pid, 0)
+        return value
+
+    return result
+
+
+def embed_in_children(embedder, texts, n):
+    """Embed the same texts in this process and in `n` forked children. Return all results."""
+    children = [in_fork(embed, embedder, texts) for _ in range(n)]
+    return [embed(embedder, texts), *(child() for child in children)]
+
+
+def test_children_of_a_process_that_has_used_the_embedder_coordinate(workers, server):
+    parent = workers.one()
+    parent.run(embed, ["before"])
+    server.latency = 0.1
+    texts = numbered(60)
+    for result in parent.run(embed_in_children, texts, 2):
+        check(result, texts)
+    assert not repaid(server)
+
+
+def embed_in_pool(embedder, texts):
+    """Embed the same texts in both processes of a pool of the standard library. Return the results."""
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        jobs = [pool.apply_async(embed, (embedder, texts)) for _ in range(2)]
+        results = [job.get(30) for job in jobs]
+        pool.close()
+        pool.join()
+    return results
+
+
+def test_a_pool_of_forked_processes_coordinates(workers, server):
+    parent = workers.one(pickle_api_key=True)
+    parent.run(embed, ["before"])
+    server.latency = 0.1
+    for result in parent.run(embed_in_pool, numbered(30)):
+        check(result, numbered(30))
+    assert not repaid(server)
+
+
+def fork_in_flight(embedder, texts):
+    """Embed texts in a forked child."""
+    return in_fork(embed, embedder, texts)()
+
+
+def test_a_child_waits_for_what_its_parent_has_in_flight(workers, server):
+    server.hold()
+    parent = workers.one()
+    parent.run(start_embedding, ["shared"])
+    server.wait_for_requests(1)
+    job = parent.start(fork_in_flight, ["shared", "own"])
+    server.wait_for_requests(2)
+    server.release()
+    check(job.result(), ["shared", "own"])
+    check(parent.run(finish_embedding), ["shared"])
+    assert not repaid(server)
+
+
+def save(embedder, texts, path):
+    """Embed texts and save their vectors."""
+    np.save(path.with_suffix(".part.npy"), embed(embedder, texts).vectors)
+    path.with_suffix(".part.npy").rename(path)
+
+
+def leave_child(embedder, texts, path):
+    """Leave a forked child behind that embeds texts and saves their vectors."""
+    in_fork(save, embedder, texts, path)
+
+
+def test_a_child_does_not_keep_the_claims_of_a_parent_that_died(workers, server, tmp_path):
+    server.hold()
+    parent, other = workers(2)
+    parent.run(start_embedding, ["shared"])
+    server.wait_for_requests(1)
+    parent.run(leave_child, ["own"], tmp_path / "rows.npy")
+    server.wait_for_requests(2)
+    parent.kill()
+    other.run(start_embedding, ["shared"])
+    server.wait_for_requests(3)
+    server.release()
+    result = other.run(finish_embedding)
+    check(result, ["shared"])
+    assert result.seconds < 8
+    assert server.billed_texts["shared"] <= 2
+
+
+def fork_often(embedder, texts):
+    """Embed texts while this thread forks children that embed parts of them. Return all results."""
+    start_embedding(embedder, texts)
+    children = [in_fork(embed, embedder, texts[10 * n : 10 * n + 30]) for n in range(4)]
+    return [finish_embedding(embedder), *(child() for child in children)]
+
+
+def test_forks_during_requests_disturb_neither_process(workers, server):
+    server.latency = 0.02
+    texts = numbered(100)
+    whole, *parts = workers.one().run(fork_often, texts)
+    check(whole, texts)
+    for n, part in enumerate(parts):
+        check(part, texts[10 * n : 10 * n + 30])
+    assert not repaid(server)
