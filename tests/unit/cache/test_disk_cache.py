@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from support.rows import check_rows
 
 import embedkit_core
-from embedkit_core.cache import Cache
+from embedkit_core.cache import Cache, CacheFolder
 from embedkit_core.cache.codec import decode_all, encode_all
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.disk.folder import network_filesystem
@@ -354,6 +354,17 @@ def test_200_000_vectors_are_kept_without_eviction(tmp_path):
     for start in range(0, 200_000, 20_000):
         cache.set_many([(key(n), vector) for n in range(start, start + 20_000)])
     assert len(cache.get_many([key(n) for n in range(200_000)])) == 200_000
+
+
+@POSIX
+def test_a_reader_finds_what_was_written_after_the_cache_was_cleared(tmp_path):
+    reader, writer = DiskCache(tmp_path), DiskCache(tmp_path)
+    reader.set_many(entries(range(10)))
+    assert_holds(reader, range(10))
+    CacheFolder(tmp_path).clear()
+    writer.set_many(entries(range(5, 15)))
+    assert_holds(reader, range(5, 15))
+    assert not reader.get_many([key(0)])
 
 
 def test_a_folder_deleted_while_in_use_is_created_again(tmp_path):

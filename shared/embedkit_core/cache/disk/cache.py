@@ -124,6 +124,9 @@ class DiskCache:
                 pool = self._pool or self._open(create=False)
                 if pool is not None:
                     rows = pool.read(keys)
+                    if len(rows) < len(keys) and self._is_replaced(pool):
+                        pool = self._open(create=False)
+                        rows = pool.read(keys) if pool is not None else rows
             except (OSError, sqlite3.Error, CacheError) as error:
                 self._read_failed(pool, error)
         self._flush_log()
@@ -225,11 +228,21 @@ class DiskCache:
             return True
         return False
 
+    def _is_replaced(self, pool: Pool) -> bool:
+        """Return True if the database was moved or deleted, such as by `cache clear`. Then the pool is closed."""
+        if folders.identity(self._database) == pool.file:
+            return False
+        with self._open_lock.lock:
+            self._drop(pool)
+        return True
+
     def _for_writing(self) -> Pool | None:
         pool = self._pool
-        if pool is not None and (pool.mode != "rw" or folders.identity(self._database) != pool.file):
-            with self._open_lock.lock:  # it may be writable by now, or was moved or deleted
+        if pool is not None and pool.mode != "rw":  # it may be writable by now
+            with self._open_lock.lock:
                 self._drop(pool)
+            pool = None
+        if pool is not None and self._is_replaced(pool):
             pool = None
         pool = pool or self._open(create=True)
         if pool is not None and pool.mode != "rw":
