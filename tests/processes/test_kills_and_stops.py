@@ -1,4 +1,4 @@
-"""A process that is killed or stopped at any step: the others go on, and at most what it had in flight is paid twice."""
+"""A process that is killed or stopped at any step: others go on, and at most what it had in flight is paid twice."""
 
 import signal
 import threading

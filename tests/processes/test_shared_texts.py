@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from support.embedders import long_text, numbered, texts_sent
 from support.processes import (
-    Failure,
+    WorkerError,
     check,
     embed,
     embedded,
@@ -90,7 +90,7 @@ def test_a_query_waits_a_second_for_another_process_and_then_pays(workers, serve
 def test_a_deadline_ends_the_wait_for_another_process(workers, server):
     first = in_flight(workers, server, ["shared"])
     second = workers.one(deadline=0.3)
-    with pytest.raises(Failure, match="deadline"):
+    with pytest.raises(WorkerError, match="deadline"):
         second.run(embed, ["shared"])
     server.release()
     check(first.run(finish_embedding), ["shared"])

@@ -23,7 +23,7 @@ import numpy as np
 import openai  # the SDK, which takes most of the start  # noqa: F401
 import pytest
 
-from embedkit_core import EmbeddingResult, Embedder
+from embedkit_core import Embedder, EmbeddingResult
 from embedkit_core.coordination.local.coordinator import LocalCoordinator  # noqa: F401
 from embedkit_core.coordination.opening import LOCAL_FOLDER
 from embedkit_core.engine.runtime import engine  # noqa: F401
@@ -45,7 +45,7 @@ def _start_fork_server() -> None:
         ensure_running()
 
 
-class Failure(Exception):
+class WorkerError(Exception):
     """An exception in another process: its type in `args[0]`, its message in `args[1]`."""
 
 
@@ -56,12 +56,12 @@ class Job:
         self._connection = connection
 
     def result(self, timeout: float = 30.0) -> Any:
-        """Return what the function returned; raise Failure if it raised, TimeoutError or EOFError if it never ended."""
+        """Return what the function returned. Raises WorkerError with its error, or TimeoutError, or EOFError."""
         if not self._connection.poll(timeout):
             raise TimeoutError(f"no result within {timeout} s")
         succeeded, value = self._connection.recv()
         if not succeeded:
-            raise Failure(*value)
+            raise WorkerError(*value)
         return value
 
 
