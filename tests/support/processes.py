@@ -5,6 +5,7 @@ They are forked by a server process that has imported everything and has no thre
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -46,7 +47,7 @@ def _start_fork_server() -> None:
 
 
 class WorkerError(Exception):
-    """An exception in another process: its type in `args[0]`, its message in `args[1]`."""
+    """An exception in another process: the name of its type and its message."""
 
 
 class Job:
@@ -61,7 +62,7 @@ class Job:
             raise TimeoutError(f"no result within {timeout} s")
         succeeded, value = self._connection.recv()
         if not succeeded:
-            raise WorkerError(*value)
+            raise WorkerError(": ".join(value))
         return value
 
 
@@ -72,11 +73,11 @@ class Worker:
         pid: Its process ID.
     """
 
-    def __init__(self, server: OpenAIServer, cache: Path | bool, **options: Any) -> None:
-        arguments = {"base_url": server.base_url, "api_key": "test-key", "cache": cache, "dimensions": DIMENSIONS}
+    def __init__(self, server: OpenAIServer, cache: Path, method: str = "forkserver", **options: Any) -> None:
+        defaults = {"base_url": server.base_url, "api_key": "test-key", "cache": cache, "dimensions": DIMENSIONS}
         _start_fork_server()
         self._connection, other = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(other, {**arguments, **options}))
+        self._process = multiprocessing.get_context(method).Process(target=_serve, args=(other, defaults | options))
         self._process.start()
         other.close()
         assert self._process.pid is not None
@@ -219,6 +220,7 @@ def _serve(connection: Connection, arguments: dict[str, Any]) -> None:
         try:
             function, args, kwargs = connection.recv()
         except EOFError:
+            atexit._run_exitfuncs()  # multiprocessing ends its children without them
             return
         try:
             outcome = (True, function(embedder, *args, **kwargs))
