@@ -124,33 +124,38 @@ class Transaction(Protocol):
 def begin(transaction: Transaction, request: Begin) -> Grant:
     """Claim what no other process sends, reserve its budget and its permit. Return what was granted."""
     found = transaction.claims(request.keys, request.since)
-    mine = [i for i in range(len(request.keys)) if i not in found.others and i not in found.recheck]
+    mine: Sequence[int] = range(len(request.keys))
+    if taken := {*found.others, *found.recheck}:
+        mine = [index for index in mine if index not in taken]
     budgets, reserved, unfunded = _reserve(transaction, request, mine)
-    mine = [index for index in mine if index not in unfunded]
+    if unfunded:
+        mine = [index for index in mine if index not in unfunded]
+    keys, tokens = request.keys, request.tokens
+    if len(mine) < len(keys):  # else copying them would take as long as everything else
+        keys, tokens = [keys[index] for index in mine], [tokens[index] for index in mine]
     grant = Grant(None, 0.0, found.others, found.recheck, unfunded, processes=transaction.processes)
     if not mine:
         return grant
     account = transaction.account_digest(request)
-    tokens = sum(request.tokens[index] for index in mine)
+    permit_tokens = sum(tokens)
     state = _model_state(transaction, request, account)
     wait = paused = 0.0
     if state is not None:
         paused = max(0.0, state.paused_until - transaction.now)
-        wait = max(paused, _permit_wait(transaction, request, account, state, tokens))
+        wait = max(paused, _permit_wait(transaction, request, account, state, permit_tokens))
         is_granted = wait <= MAX_WAIT_AHEAD
         if any(request.limits):  # what is granted counts as used, and no longer as backlog
-            left = request.backlog_requests - is_granted, request.backlog_tokens - is_granted * tokens
+            left = request.backlog_requests - is_granted, request.backlog_tokens - is_granted * permit_tokens
             transaction.note_backlog(account, request.model, max(0, left[0]), max(0, left[1]))
         if not is_granted:
             return replace(grant, wait=wait, paused=paused)
         state.requests.take(1, transaction.now + wait, transaction.now)
-        state.tokens.take(tokens, transaction.now + wait, transaction.now)
+        state.tokens.take(permit_tokens, transaction.now + wait, transaction.now)
         transaction.save_model(account, request.model, state)
     for budget in budgets.values():
         transaction.save_budget(budget)
-    keys = [request.keys[index] for index in mine if request.keys[index]]
     permit_at = None if state is None else transaction.now + wait
-    lease = transaction.add(Lease(account, request.model, keys, permit_at, tokens, reserved))
+    lease = transaction.add(Lease(account, request.model, list(filter(None, keys)), permit_at, permit_tokens, reserved))
     return replace(grant, lease=lease, wait=wait, paused=paused)
 
 
@@ -217,6 +222,14 @@ def _reserve(
     for reservation in request.reservations:
         budget = transaction.budget(reservation.budget) or BudgetStatus(reservation.budget, BudgetLimit())
         budgets[reservation.budget] = budget if has_limit(budget) else budget._replace(limit=reservation.limit)
+    totals: dict[str, Amount] = {}
+    for name, _, amounts in request.reservations:
+        paid = [amounts[index] for index in mine if index in amounts]
+        total = Amount(sum([amount.nano_usd for amount in paid]), sum([amount.tokens for amount in paid]))
+        totals[name] = totals.get(name, NOTHING).plus(total)
+    if all(budgets[name].allows(total) for name, total in totals.items()):  # far faster than text by text
+        held = {name: budgets[name]._replace(held=budgets[name].held.plus(total)) for name, total in totals.items()}
+        return held, {name: total for name, total in totals.items() if total != NOTHING}, unfunded
     for index in mine:
         parts: dict[str, Amount] = {}
         for reservation in request.reservations:

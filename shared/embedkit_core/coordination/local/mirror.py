@@ -2,57 +2,89 @@
 
 from __future__ import annotations
 
-from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
+
+import numpy as np
 
 from embedkit_core.coordination.local.rows import Execute
 
 PREFIX_BYTES = 8  # of each key; the texts of one machine that are in flight do not share them by chance
 _SMALLEST_LIMIT = 20_000  # prefixes
+_MASK = np.uint64(0xFFFF)  # of a prefix: the hash by which most of them are ruled out
 
 
 class Mirror:
-    """The newest lease of another process for each key prefix, as far as this process has read them.
+    """The key prefixes of the leases of other processes, as far as this process has read them.
 
-    What it finds must be looked up: a lease may have ended, or be forgotten.
+    What it finds must be looked up: a lease may have ended, or be forgotten. Adding the prefixes to a dict would take
+    several times as long as all else in a busy process, which adds those of all others and looks up only its own.
     """
 
     def __init__(self) -> None:
-        self._leases: dict[int, int] = {}
         self._limit = _SMALLEST_LIMIT
         self.clear()
 
     def clear(self) -> None:
         """Forget everything, so that the next call reads all leases."""
-        self._leases.clear()
         self._last = 0
+        self._size = 0
+        self._prefixes = np.empty(0, np.uint64)
+        self._hashes = np.empty(0, np.intp)
+        self._leases: list[int] = []
+        self._starts: list[int] = []  # of the prefixes of each lease
 
     def read(self, execute: Execute, owner: int) -> None:
         """Read the leases that are new since the last call."""
         self._update(execute, owner)
-        if len(self._leases) > self._limit:  # drop those that are forgotten
+        if self._size > self._limit:  # drop those that are forgotten
             self.clear()
             self._update(execute, owner)
-            self._limit = max(_SMALLEST_LIMIT, 2 * len(self._leases))
-
-    def _update(self, execute: Execute, owner: int) -> None:
-        for lease, its_owner, blob in execute(
-            "SELECT id, owner, keys FROM Leases WHERE id > ? ORDER BY id", (self._last,)
-        ):
-            self._last = lease
-            if its_owner != owner:
-                self._leases.update(dict.fromkeys(array("Q", blob), lease))
+            self._limit = max(_SMALLEST_LIMIT, self._size + self._size // 2)
 
     def skip(self, lease: int) -> None:
         """Note that this process has added a lease, and has read all before it."""
         self._last = lease
 
-    def find(self, prefixes: Sequence[int]) -> dict[int, int]:
-        """Return the lease of each prefix that has one, by index."""
-        leases = self._leases
-        if leases.keys().isdisjoint(prefixes):
+    def find(self, packed: bytes) -> dict[int, int]:
+        """Return the newest lease of each packed prefix that has one, by index."""
+        if not self._size:
             return {}
-        return {index: leases[prefix] for index, prefix in enumerate(prefixes) if prefix in leases}
+        own, place = np.unique(np.frombuffer(packed, np.uint64), return_inverse=True)
+        table = np.zeros(int(_MASK) + 1, np.bool_)
+        table[own & _MASK] = True
+        at = np.flatnonzero(table.take(self._hashes[: self._size]))
+        candidates = self._prefixes[at]
+        nearest = np.searchsorted(own, candidates).clip(max=len(own) - 1)
+        same = own[nearest] == candidates
+        leases = {
+            known: self._leases[bisect_right(self._starts, position) - 1]
+            for known, position in zip(nearest[same].tolist(), at[same].tolist(), strict=True)
+        }
+        if not leases:
+            return {}
+        return {index: leases[known] for index, known in enumerate(place.tolist()) if known in leases}
+
+    def _update(self, execute: Execute, owner: int) -> None:
+        rows = execute("SELECT id, owner, keys FROM Leases WHERE id > ? ORDER BY id", (self._last,)).fetchall()
+        if not rows:
+            return
+        self._last = rows[-1][0]
+        others = [(lease, packed) for lease, its_owner, packed in rows if its_owner != owner and packed]
+        added = np.frombuffer(b"".join([packed for _, packed in others]), np.uint64)
+        self._reserve(self._size + len(added))
+        self._prefixes[self._size : self._size + len(added)] = added
+        self._hashes[self._size : self._size + len(added)] = added & _MASK
+        for lease, packed in others:
+            self._leases.append(lease)
+            self._starts.append(self._size)
+            self._size += len(packed) // PREFIX_BYTES
+
+    def _reserve(self, size: int) -> None:
+        if size > len(self._prefixes):
+            room = np.empty(max(size, 2 * len(self._prefixes)) - self._size, np.uint64)
+            self._prefixes = np.concatenate([self._prefixes[: self._size], room])
+            self._hashes = np.concatenate([self._hashes[: self._size], room.astype(np.intp)])
 
 
 def pack(keys: Sequence[bytes]) -> bytes:
@@ -61,8 +93,3 @@ def pack(keys: Sequence[bytes]) -> bytes:
     if len(packed) != PREFIX_BYTES * len(keys):
         packed = b"".join([key[:PREFIX_BYTES].ljust(PREFIX_BYTES, b"\0") for key in keys])
     return packed
-
-
-def prefixes(keys: Sequence[bytes]) -> array[int]:
-    """Return the prefixes of keys as numbers."""
-    return array("Q", pack(keys))

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from embedkit_core.coordination import rules
 from embedkit_core.coordination.local import rows
-from embedkit_core.coordination.local.mirror import Mirror, pack, prefixes
+from embedkit_core.coordination.local.mirror import PREFIX_BYTES, Mirror, pack
 from embedkit_core.coordination.local.owners import is_dead, names
 from embedkit_core.coordination.local.schema import ACTIVE, ENDED, LOST, REMOVED_OWNERS
 from embedkit_core.coordination.local.store import Store
 from embedkit_core.coordination.port import Account, Begin, LeaseID
 from embedkit_core.coordination.sliding_window import MINUTE, SlidingWindow
-from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
+from embedkit_core.costs.amounts import BudgetLimit, BudgetStatus
 
 KEEP_SECONDS = 5.0  # an ended lease, for those who looked into the cache before
 MODEL_SECONDS = 2 * MINUTE  # that the windows of a model are kept after their last use
@@ -59,6 +59,7 @@ class LocalTransaction:
         self._name = name
         self._mirror = mirror
         self._has_read_mirror = False
+        self._packed = b""
         self._digests = digests
 
     def _count_processes(self) -> None:
@@ -70,14 +71,18 @@ class LocalTransaction:
 
     def claims(self, keys: Sequence[bytes], since: float) -> rules.Claims:
         """Return the claims of other processes on non-empty keys, without those of dead and stopped owners."""
-        indexes = [index for index, key in enumerate(keys) if key]
-        if not indexes:
+        indexes: Sequence[int] = range(len(keys))
+        if not all(keys):
+            indexes = [index for index in indexes if keys[index]]
+            keys = [keys[index] for index in indexes]
+        self._packed = pack(keys)
+        if not keys:
             return rules.Claims({}, ())
         if any(owner.horizon >= since for owner in self.owners.values()):
             return rules.Claims({}, indexes)
         self._mirror.read(self._execute, self.owner)
         self._has_read_mirror = True
-        found = self._mirror.find(prefixes([keys[index] for index in indexes]))
+        found = self._mirror.find(self._packed)
         others: dict[int, LeaseID] = {}
         recheck = []
         states = self._states(set(found.values()))
@@ -202,7 +207,9 @@ class LocalTransaction:
 
     def add(self, lease: rules.Lease) -> LeaseID:
         """Store a lease of this process."""
-        added = rows.add_lease(self._execute, self.owner, lease, pack(lease.keys))
+        has_all = PREFIX_BYTES * len(lease.keys) == len(self._packed)  # of the keys of the request
+        packed = self._packed if has_all else pack(lease.keys)
+        added = rows.add_lease(self._execute, self.owner, lease, packed)
         if self._has_read_mirror:
             self._mirror.skip(added)
         return added
@@ -278,14 +285,14 @@ class LocalTransaction:
         budget = self.budget(name)
         if budget is None:
             return None
-        if budget.held == Amount():
+        if budget.held == rules.NOTHING:
             self._execute("DELETE FROM Budgets WHERE name = ?", (name,))
         else:
             self.save_budget(BudgetStatus(name, BudgetLimit(), held=budget.held))
-        # A late settlement of a lost lease must not take from what is lost what the reset has taken already.
+        # The reset has taken what is lost: a late settlement must not take it again.
         for lease, reserved in self._execute(
             f"SELECT id, reserved FROM Leases WHERE state = {LOST} AND reserved IS NOT NULL"  # noqa: S608
         ).fetchall():
-            left = {key: amount for key, amount in json.loads(reserved).items() if key != name}
-            self._execute("UPDATE Leases SET reserved = ? WHERE id = ?", (json.dumps(left), lease))
+            amounts = {key: rules.NOTHING if key == name else amount for key, amount in json.loads(reserved).items()}
+            self._execute("UPDATE Leases SET reserved = ? WHERE id = ?", (json.dumps(amounts), lease))
         return budget
