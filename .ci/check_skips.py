@@ -6,6 +6,7 @@ from pathlib import Path
 
 EXPECTED = [
     "only root can give a folder away",  # what no installation can bring
+    "PID namespaces are not permitted here",
     "the suite sets no",  # a conformance test of a setting that the provider does not have
     "the suite names no",
     "does not define fail(",  # a local model has no server

@@ -5,27 +5,16 @@ import stat
 import time
 
 import pytest
+from support.coordination import LIMIT, Clock, request, reservation
+from support.coordination import begin as begin_with
 
 from embedkit_core import ConfigurationError
 from embedkit_core.common.types import RateSettings
 from embedkit_core.coordination.local import owners
 from embedkit_core.coordination.local.coordinator import LocalCoordinator
-from embedkit_core.coordination.port import Account, Begin, Bill, End, Reservation
+from embedkit_core.coordination.port import Account, Begin, Bill, End
 from embedkit_core.costs.amounts import Amount, BudgetLimit
 from embedkit_core.providers.secrets import Secret
-
-ACCOUNT = Account("fake", "", Secret("key"))
-LIMIT = BudgetLimit(1000, None)
-
-
-class Clock:
-    """A clock that tests move."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -47,19 +36,8 @@ def coordinators(folder, clock):
         one.close()
 
 
-def request(clock, *names, since=None, **settings):
-    """A request for texts; a name of None is a text without a key."""
-    keys = [b"" if name is None else str(name).encode().ljust(32, b".") for name in names]
-    return Begin(ACCOUNT, "fake:m", keys, [10] * len(keys), clock() if since is None else since, **settings)
-
-
 def begin(coordinator, clock, *names, **settings):
-    (grant,) = coordinator.exchange([request(clock, *names, **settings)], [])
-    return grant
-
-
-def reservation(*amounts, name="ingest", limit=LIMIT):
-    return Reservation(name, limit, {index: Amount(amount, 10) for index, amount in enumerate(amounts)})
+    return begin_with(coordinator, *names, clock=clock, **settings)
 
 
 def lock_files(folder):
@@ -175,7 +153,7 @@ def test_a_pause_is_kept_by_all_processes(coordinators, clock):
 def test_accounts_with_different_keys_have_different_limits(coordinators, clock):
     first, second = coordinators
     first.exchange([], [End(begin(first, clock, "a").lease, clock(), pause=30)])
-    other = request(clock, "b")
+    other = request("b", clock=clock)
     (grant,) = second.exchange([Begin(Account("fake", "", Secret("other")), other.model, other.keys, [1], clock())], [])
     assert not grant.paused
 

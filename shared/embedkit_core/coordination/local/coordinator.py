@@ -25,6 +25,8 @@ RENEW_AFTER_SECONDS = 1.0  # so that not every request writes a sign of life
 FORGET_EVERY_SECONDS = 1.0
 CHECK_EVERY_SECONDS = 0.5  # for dead owners that hold reservations
 
+# Of files and folders; the others are those of values that a damaged file holds.
+_FAILURES = (OSError, sqlite3.Error, CacheError, LookupError, OverflowError, TypeError, ValueError)
 T = TypeVar("T")
 
 
@@ -112,7 +114,7 @@ class LocalCoordinator:
             keep_lock = False
             try:
                 keep_lock = self._leave()
-            except (OSError, sqlite3.Error, CacheError, CoordinationError):
+            except (*_FAILURES, CoordinationError):
                 pass  # others see by the lock that it is gone
             finally:
                 self._drop()
@@ -139,7 +141,7 @@ class LocalCoordinator:
                 result = self._attempt(work, create)
                 done = True
                 return result
-            except (OSError, sqlite3.Error, CacheError, LookupError, TypeError, ValueError, OverflowError) as error:
+            except _FAILURES as error:
                 raise error_for(error, self._folder) from error
             finally:
                 if not done:
