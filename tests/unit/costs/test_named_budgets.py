@@ -1,18 +1,24 @@
 """Named budgets: limits in integers, errors, and what is refused before anything is sent."""
 
 import copy
+import multiprocessing
 import pickle
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
 
 import pytest
 from support.caches import DictCache
 from support.coordinators import LoneCoordinator
-from support.embedders import core_embedder, fake_embedder
+from support.embedders import core_embedder, fake_embedder, texts_sent
+from support.openai_client import MODEL
+from support.openai_server import tokens_of
 from support.rows import check_rows
 
-from embedkit_core import BudgetError, ConfigurationError, track_usage
+from embedkit_core import BudgetError, ConfigurationError, Embedder, track_usage
 from embedkit_core.common.errors import CoordinationError
+from embedkit_core.coordination.local.coordinator import LocalCoordinator
+from embedkit_core.coordination.opening import LOCAL_FOLDER
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 from embedkit_core.costs.billing import CallBilling, budget_error, shared_budget_error
 from embedkit_core.costs.budget import Budget
@@ -181,3 +187,26 @@ def test_a_changed_copy_of_an_adapter_shares_its_named_budget_with_the_same_coor
     moved = made.model_copy(update={"cache": str(tmp_path / "b")})
     assert moved.embedder.budget is not made.embedder.budget
     assert moved.embedder.budget.name == "ingest"
+
+
+def test_processes_share_a_named_budget_which_can_be_reset_while_they_run(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", server.api_key)
+    embedder = Embedder(
+        MODEL, base_url=server.base_url, cache=tmp_path, budget_tokens=600, budget_name="ingest", on_error="return"
+    )
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(embedder.embed, [f"text {job} {n}" for n in range(60)]) for job in range(4)]
+        results = [job.result(100) for job in jobs]
+        [budget] = LocalCoordinator(tmp_path / LOCAL_FOLDER).budgets()
+        billed = sum(map(tokens_of, texts_sent(server)))
+        assert budget.spent.tokens == billed == sum(result.usage.tokens for result in results) <= 600
+        assert budget.held == budget.lost == Amount()
+        refused = [error for result in results for error in result.failed.values()]
+        assert {type(error) for error in refused} == {BudgetError}
+        assert 600 - billed < max(error.needed_tokens for error in refused)
+        assert refused[-1].spent_tokens <= 600
+    long_text = "word " * 60
+    assert isinstance(embedder.embed([long_text]).failed[0], BudgetError)
+    LocalCoordinator(tmp_path / LOCAL_FOLDER).reset_budget("ingest")
+    assert embedder.embed([long_text]).usage.sent == 1
+    embedder.close()
