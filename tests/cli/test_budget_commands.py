@@ -5,6 +5,7 @@ import sqlite3
 from decimal import Decimal
 
 import pytest
+from support.coordinators import settled_budget
 from support.embedders import texts_sent
 from support.inputs import MODEL, TEXTS, lines
 from support.openai_server import tokens_of
@@ -21,6 +22,7 @@ def spent(shell, server, tmp_path):
     """A cache folder with the named budget of a command that has sent 40 texts; what they cost in USD."""
     code, out, err = shell("cache", "warm", lines(tmp_path / "in.txt", TEXTS), "-m", MODEL, *NAMED, "-y", "--json")
     assert code == 0, err
+    settled_budget(tmp_path / "mine")
     return json.loads(out)["priced_usd"]
 
 
@@ -104,6 +106,7 @@ def test_a_named_budget_limits_the_commands_together(shell, server, tmp_path):
     shell("cache", "warm", texts, *tight)
     code, _, err = shell("cache", "warm", others, *tight)
     assert (code, "The budget 'tight' of $0.000005 has $" in err) == (BUDGET, True), err
+    settled_budget(tmp_path / "mine")
     [budget] = budgets(shell)
     assert Decimal(budget["spent_usd"]) == sum(map(tokens_of, texts_sent(server))) * Decimal("0.00000002") <= limit
     code, _, err = shell("cache", "warm", lines(tmp_path / "c.txt", ["c"]), "-m", MODEL, "--budget-usd", 2, *tight[4:])

@@ -1,12 +1,16 @@
-"""A coordinator of one process, whose budgets tests see."""
+"""Coordinators whose budgets tests see."""
 
 import itertools
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.coordination.local.coordinator import LocalCoordinator
+from embedkit_core.coordination.opening import LOCAL_FOLDER
 from embedkit_core.coordination.port import Grant
-from embedkit_core.costs.amounts import BudgetLimit
+from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 
 class LoneCoordinator:
@@ -37,3 +41,15 @@ class LoneCoordinator:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+def settled_budget(cache_folder: Path) -> BudgetStatus:
+    """Return the only budget of a cache folder once its requests in flight are settled."""
+    coordinator = LocalCoordinator(cache_folder / LOCAL_FOLDER)
+    until = time.monotonic() + 20
+    while True:
+        [budget] = coordinator.budgets()
+        if budget.held == Amount() or time.monotonic() > until:
+            coordinator.close()
+            return budget
+        time.sleep(0.01)

@@ -13,6 +13,7 @@ from support.rows import check_rows
 from embedkit_core import ConfigurationError, Embedder
 from embedkit_core.coordination.opening import LOCAL_FOLDER
 from embedkit_core.coordination.port import Account
+from embedkit_core.costs.amounts import BudgetLimit
 from embedkit_core.providers.secrets import Secret
 from embedkit_core.testing import FakeServer
 
@@ -101,6 +102,18 @@ def test_nothing_is_opened_for_a_call_of_hits(tmp_path):
     embedder.estimate(["miss"])
     assert coordination_of(embedder).handle._coordinator is None
     assert not (tmp_path / LOCAL_FOLDER).exists()
+
+
+async def test_a_closed_embedder_closes_the_coordination_file(tmp_path):
+    embedder = Embedder(**OPENAI, cache=tmp_path)
+    coordinator = coordination_of(embedder).handle.open()
+    for close in (embedder.close, embedder.aclose):
+        coordinator.open_budget("ingest", BudgetLimit(None, 5))
+        assert coordinator._resources.connections
+        closing = close()
+        if closing is not None:
+            await closing
+        assert not coordinator._resources.connections
 
 
 def test_a_closed_embedder_leaves_the_users_coordinator_open():
