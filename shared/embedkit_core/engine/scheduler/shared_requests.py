@@ -87,6 +87,7 @@ class SharedRequests:
         self._n = 0
         self._unfinished: list[Request] = []  # whose split texts are not complete
         self._elsewhere: dict[Elsewhere, list[Item]] = {}
+        self._queries: dict[Item, None] = {}  # those that wait there, and some that do no more
         self._checking: set[CoordinatorHandle] = set()
         self._pause = MIN_PAUSE
         self._check_at = 0.0
@@ -230,6 +231,8 @@ class SharedRequests:
             self._check_at = min(self._check_at, now + MIN_PAUSE) if self._elsewhere else now + MIN_PAUSE
             self._elsewhere[elsewhere], self._pause = [], MIN_PAUSE
         self._elsewhere[elsewhere].append(item)
+        if item.is_query:
+            self._queries[item] = None
 
     def _waiting(self, items: Iterable[Item]) -> list[Item]:
         """Return the items that still wait here; those without callers are dropped."""
@@ -254,6 +257,7 @@ class SharedRequests:
         items = list(items)
         for item in items:
             item.location = self
+            self._queries.pop(item, None)
         if items:
             self._look_ups.append(items)
 
@@ -332,12 +336,14 @@ class SharedRequests:
 
     def _send_impatient_queries(self, now: float) -> None:
         """Queue the queries that have waited long enough for another process; they are sent without a claim."""
-        for items in self._elsewhere.values():
-            for item in items:
-                if item.location is self and item.is_query and now >= _impatient_at(item):
-                    item.is_claimed = False
-                    item.location = None
-                    item.queue.enter([item])
+        for item in list(self._queries):
+            if item.location is not self:
+                del self._queries[item]
+            elif now >= _impatient_at(item):
+                del self._queries[item]
+                item.is_claimed = False
+                item.location = None
+                item.queue.enter([item])
 
     def next_due(self) -> list[float]:
         """Return the times of the next events; empty if there are none."""
@@ -345,8 +351,7 @@ class SharedRequests:
         if self._elsewhere:
             if len(self._checking) < len({elsewhere.handle for elsewhere in self._elsewhere}):
                 times.append(self._check_at)
-            queries = (i for items in self._elsewhere.values() for i in items if i.is_query and i.location is self)
-            times += [min((_impatient_at(item) for item in queries), default=float("inf"))]
+            times += [_impatient_at(item) for item in self._queries if item.location is self]
         return times
 
 
