@@ -11,6 +11,7 @@
 #   make live PROVIDER=voyage              settle with your own key, for a cent at most, what was not tried; ARGS="--model voyage-4"
 #   make bench-retrieval DATA=<folder>     ranking quality on a data set in BEIR's layout
 #   make bench-speed                       speed against peers and code by hand, as ratios; ARGS="--only cold,warm --rounds 5"
+#   make bench-processes                   several processes on one cache: bills, limits, budgets; ARGS="--only kills --processes 4"
 #   make bench-compare BASE=<commit>       speed of a commit against the current tree; ARGS="--only cold,query --rounds 7"
 #   make clean | make distclean            forget the demo's cache and build files | .venv too
 
@@ -51,7 +52,7 @@ BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo live test test-extras test-versions lint types invariants soak bench-retrieval bench-speed bench-compare install torch dist clean distclean
+.PHONY: demo live test test-extras test-versions lint types invariants soak bench-retrieval bench-speed bench-processes bench-compare install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -92,6 +93,9 @@ bench-retrieval: $(BENCHMARKS_INSTALLED)
 
 bench-speed: $(BENCHMARKS_INSTALLED)
 	@$(BIN)/python -m benchmarks.speed $(ARGS)
+
+bench-processes: $(BENCHMARKS_INSTALLED)
+	@$(BIN)/python -m benchmarks.processes $(ARGS)
 
 bench-compare: $(BENCHMARKS_INSTALLED)
 	@test -n "$(BASE)" || { echo "BASE: no commit. Name the commit to compare with: make bench-compare BASE=<commit>" >&2; exit 2; }

@@ -22,3 +22,8 @@ def stats(port: int) -> dict[str, Any]:
     """Return the server's counts since the last reset."""
     answer: dict[str, Any] = _request(port, "GET", "/stats")
     return answer
+
+
+def arrivals(port: int) -> list[tuple[float, int, int, int]]:
+    """Return the requests since the last reset: arrival (`time.monotonic()`), texts, tokens, and requests in flight."""
+    return [tuple(request) for request in _request(port, "GET", "/arrivals")]

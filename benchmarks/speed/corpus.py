@@ -34,6 +34,11 @@ def make_texts(n: int = TEXTS, *, mean_words: int = 60, seed: int = SEED) -> lis
     return [" ".join(words[start:end]) for start, end in pairwise(ends)]
 
 
+def make_more_texts() -> list[str]:
+    """Return 10,000 texts that are not in the corpus; all differ."""
+    return [f"{text} more" for text in make_texts(10_000)]
+
+
 def make_queries(n: int, *, seed: int = 1) -> list[str]:
     """Return `n` short texts that are not in the corpus; all differ."""
     return [f"{text} {number}" for number, text in enumerate(make_texts(n, mean_words=9, seed=seed))]

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.speed.corpus import count_tokens, make_texts, vector_of
+from benchmarks.speed.corpus import count_tokens, make_more_texts, make_texts, vector_of
 
 MAX_ROWS = 2048
 OPENING = b'{"object":"embedding","index":%d,"embedding":'
@@ -54,6 +54,11 @@ class Library:
         if not self._by_tokens:
             encoded = _encoding().encode_ordinary_batch(self._texts)
             self._by_tokens = {tuple(tokens): number for number, tokens in enumerate(encoded)}
+
+    def prepare_more(self) -> None:
+        """Encode the rows of the additional texts before the measurement."""
+        for text in make_more_texts():
+            self.number_of(text)
 
     def reply(self, numbers: Sequence[int], *, as_base64: bool, tokens: int) -> bytes:
         """Return the body of an answer."""

@@ -1,7 +1,8 @@
 """A fake OpenAI server, several times faster than its clients: `python -m benchmarks.speed.server` prints its port.
 
 `POST /v1/embeddings` is the provider's endpoint; `POST /reset` takes settings (`service.Settings`) and resets the
-counts, `GET /stats` returns them. For loopback and trusted clients only: the parser handles only their requests.
+counts, `GET /stats` returns them, `GET /arrivals` the requests by time. For loopback and trusted clients only: the
+parser handles only their requests.
 """
 
 import asyncio
@@ -56,6 +57,8 @@ class Connection(asyncio.Protocol):
             self._send(Answer(200, lambda: b"{}"), None)
         elif what == b"GET /stats":
             self._send(Answer(200, lambda: orjson.dumps(service.stats.summary())), None)
+        elif what == b"GET /arrivals":
+            self._send(Answer(200, lambda: orjson.dumps(service.stats.arrivals)), None)
         else:
             self._send(Answer(404, lambda: b"{}"), None)
 

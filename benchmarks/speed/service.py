@@ -14,6 +14,8 @@ from benchmarks.speed.library import MAX_ROWS, Library
 MAX_TOKENS = 300_000  # of a request
 MAX_TOKENS_PER_TEXT = 8192
 
+NOT_SUMMED = ("billed", "lost", "arrivals")
+
 Fate = Literal["answer", "error", "cut before", "cut after"]
 
 
@@ -30,8 +32,10 @@ class Settings:
     errors: float = 0.0  # share of requests with a 500
     cuts: float = 0.0  # share of cut connections, half of them after the work
     seed: int = 0
+    refused: tuple[int, ...] = ()  # numbers of requests, from 1, that get a 429 with `retry_after`
+    retry_after: int = 1
     float_lists: bool = False  # answer with lists of numbers, even if the request asks for base64
-    prepare: tuple[str, ...] = ()  # "floats", "tokens": prepared before the measurement for some clients
+    prepare: tuple[str, ...] = ()  # "floats", "tokens", "more": prepared before the measurement for some clients
 
 
 @dataclass
@@ -50,10 +54,11 @@ class Stats:
     last_request: float = 0.0
     billed: list[int] = field(default_factory=list)  # by text
     lost: list[int] = field(default_factory=list)  # billed, and the answer cut off
+    arrivals: list[tuple[float, int, int, int]] = field(default_factory=list)  # time, texts, tokens, then in flight
 
     def summary(self) -> dict[str, Any]:
         """Return the counts and the billing of texts."""
-        counts = {name: value for name, value in vars(self).items() if name not in ("billed", "lost")}
+        counts = {name: value for name, value in vars(self).items() if name not in NOT_SUMMED}
         return counts | {
             "billed": sum(self.billed),
             "billed_texts": sum(count > 0 for count in self.billed),
@@ -90,6 +95,8 @@ class Service:
             self.library.prepare_floats()
         if "tokens" in now.prepare:
             self.library.prepare_tokens()
+        if "more" in now.prepare:
+            self.library.prepare_more()
         self._bucket = Bucket(now.rate, now.burst, now.sends_limits, now.sends_retry_after) if now.rate else None
         self._rng = random.Random(now.seed)
         self.stats = Stats(billed=[0] * len(self.library), lost=[0] * len(self.library))
@@ -106,6 +113,7 @@ class Service:
         numbers = [self.library.number_of(text) for text in texts] if len(texts) <= MAX_ROWS else []
         each = [self.library.tokens[number] for number in numbers]
         tokens = sum(each)
+        stats.arrivals.append((stats.last_request, len(texts), tokens, stats.in_flight))
         if refusal := _over_a_limit(len(texts), each, tokens):
             stats.invalid += 1
             return Answer(400, _error(refusal, "invalid_request_error"))
@@ -116,6 +124,10 @@ class Service:
                 _error("Rate limit reached on tokens per min (TPM).", "tokens", "rate_limit_exceeded"),
                 headers=self._bucket.headers(tokens),
             )
+        if stats.requests in self._settings.refused:
+            stats.refused += 1
+            error = _error("Rate limit reached on tokens per min (TPM).", "tokens", "rate_limit_exceeded")
+            return Answer(429, error, headers=f"retry-after: {self._settings.retry_after}\r\n")
         as_base64 = request.get("encoding_format") == "base64" and not self._settings.float_lists
         return self._work(numbers, tokens, as_base64=as_base64)
 

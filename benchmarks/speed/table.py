@@ -90,5 +90,10 @@ def bounded(row: Row, value: float | None, at_most: float | None, unit: str) -> 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return rows as a Markdown table."""
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table(HEADINGS, [row.cells() for row in rows])
+
+
+def markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [headings, ["---" for _ in headings], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,1 @@
+"""Several processes on one machine, with and without coordination: `python -m benchmarks.processes`."""

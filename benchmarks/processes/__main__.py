@@ -1,0 +1,56 @@
+"""Measure several processes that share a cache folder, with and without coordination, and print a table with the bars.
+
+    make bench-processes ARGS="--only duplicates,kills --rounds 5"
+
+Everything takes about ten minutes. The results of all rounds are written to a JSON file. The exit code is 1 if a bar is
+not met.
+"""
+
+import argparse
+import datetime
+import sys
+
+from benchmarks import record
+from benchmarks.processes import limits, work
+from benchmarks.processes.bench import Bench, Row, markdown
+from benchmarks.processes.worker import Result
+from benchmarks.speed.bench import running
+
+SCENARIOS = {**work.SCENARIOS, **limits.SCENARIOS}
+
+
+def main() -> int:
+    """Measure the chosen scenarios, print their table and write every result to a file."""
+    parser = argparse.ArgumentParser(prog="processes", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--only", default=",".join(SCENARIOS), help=f"some of {','.join(SCENARIOS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="how often, at least 2; default: 3")
+    parser.add_argument("--processes", type=int, default=8, help="how many processes; default: 8")
+    given = parser.parse_args()
+    chosen = given.only.split(",")
+    if unknown := set(chosen) - set(SCENARIOS):
+        parser.error(
+            f"--only: unknown scenarios (got {', '.join(sorted(unknown))}). Choose from {', '.join(SCENARIOS)}"
+        )
+    if given.rounds < 2 or given.processes < 2:
+        parser.error(f"--rounds and --processes: must be at least 2 (got {given.rounds} and {given.processes})")
+    rows: list[Row] = []
+    results: dict[str, list[Result]] = {}
+    origin = record.origin()
+    run = f"processes-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    with running() as server:
+        bench = Bench(server, given.processes)
+        for name in chosen:
+            print(name, file=sys.stderr, flush=True)
+            scenario = SCENARIOS[name]
+            results[name] = [scenario.measure(bench, n) for n in range(1 if scenario.once else given.rounds)]
+            new = scenario.rows(results[name], bench)
+            print(markdown(new), file=sys.stderr, flush=True)
+            rows += new
+            file = record.write(run, origin, {"processes": bench.n, "rounds": given.rounds, "scenarios": results})
+    print(markdown(rows))
+    print(f"results: {file}", file=sys.stderr)
+    return 0 if all(row.met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,153 @@
+"""One process of a scenario: reads a `Job`, prints "ready", waits for a line, then prints its result, all as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.corpus import vector_of
+from benchmarks.speed.measure import Clock
+from benchmarks.speed.setting import KEY, MODEL
+
+REQUEST_TEXTS = 256  # of the exchanges with the coordinator alone
+TOKENS_PER_TEXT = 60
+LIMIT = 10**12  # in force, and never reached
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does.
+
+    Attributes:
+        task: "embed", or "exchange": talk to the coordinator and send nothing.
+        corpus: A file with texts, as JSON.
+        first: Index of the first text in the corpus.
+        n: The number of texts, or of exchanges.
+        order: Seed of the order of the texts; None for that of the corpus.
+        arguments: Additional arguments of the embedder.
+        questions: What an exchange asks for: claims, also a permit (2), and also a reservation (3).
+        interval: Seconds between two exchanges, on average.
+    """
+
+    port: int
+    corpus: str
+    folder: str
+    n: int
+    task: str = "embed"
+    first: int = 0
+    order: int | None = None
+    slots: int = 16
+    arguments: dict[str, Any] = field(default_factory=dict)
+    questions: int = 1
+    interval: float = 0.0
+
+
+class Warnings(logging.Handler):
+    """Keeps the library's warnings: a coordinator that fails would change what is measured."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def start_together() -> None:
+    """Report that everything is prepared, and wait for the other processes."""
+    print("ready", flush=True)
+    if not sys.stdin.readline():
+        raise SystemExit("the benchmark has ended")
+
+
+def embed(job: Job) -> Result:
+    """Embed the texts, after one text of its own: imports and the opening of files are not measured."""
+    import numpy as np
+
+    from embedkit_core import Embedder
+
+    texts = json.loads(Path(job.corpus).read_bytes())[job.first : job.first + job.n]
+    if job.order is not None:
+        random.Random(job.order).shuffle(texts)
+    embedder = Embedder(
+        MODEL,
+        api_key=KEY,
+        base_url=f"http://127.0.0.1:{job.port}/v1",
+        cache=job.folder,
+        max_concurrency=job.slots,
+        on_error="return",
+        **job.arguments,
+    )
+    embedder.embed([f"process {os.getpid()}"])
+    start_together()
+    started = time.monotonic()
+    with Clock() as clock:
+        result = embedder.embed(texts)
+    ended = time.monotonic()
+    embedder.close()
+    failed = {failure.index: type(failure.error).__name__ for failure in result.failed}
+    rows = zip(texts, result.vectors, strict=True)
+    wrong = sum(
+        index not in failed and not np.abs(row - vector_of(text)).max() < 1e-6 for index, (text, row) in enumerate(rows)
+    )
+    return {**clock.result, "started": started, "ended": ended, "wrong": wrong, "failed": Counter(failed.values())}
+
+
+def exchange(job: Job) -> Result:
+    """Begin and end requests at the coordinator of the folder; measure each pair of a begin and its end."""
+    from embedkit_core.common.types import RateSettings
+    from embedkit_core.coordination.opening import coordinator_of_folder
+    from embedkit_core.coordination.port import Account, Begin, Bill, End, Reservation
+    from embedkit_core.costs.amounts import Amount, BudgetLimit
+
+    coordinator = coordinator_of_folder(Path(job.folder)).open()
+    account, tokens = Account("openai", ""), [TOKENS_PER_TEXT] * REQUEST_TEXTS
+    limits = RateSettings(LIMIT, LIMIT) if job.questions > 1 else RateSettings()
+    amount, total = Amount(1, TOKENS_PER_TEXT), Amount(REQUEST_TEXTS, TOKENS_PER_TEXT * REQUEST_TEXTS)
+    reservations, bills = [], {}
+    if job.questions > 2:
+        reservations = [Reservation("bench", BudgetLimit(LIMIT), dict.fromkeys(range(REQUEST_TEXTS), amount))]
+        bills = {"bench": Bill(total)}
+        coordinator.open_budget("bench", BudgetLimit(LIMIT))
+    taken, cpu = [], []
+    coordinator.exchange([], [])
+    start_together()
+    for _ in range(job.n):
+        keys = [os.urandom(32) for _ in range(REQUEST_TEXTS)]
+        since = time.monotonic()
+        before = time.perf_counter(), time.thread_time()
+        begin = Begin(account, MODEL, keys, tokens, since, limits, False, 1, total.tokens, reservations)
+        (grant,) = coordinator.exchange([begin], [])
+        between = time.perf_counter(), time.thread_time()
+        assert grant.lease is not None, grant
+        time.sleep(job.interval * random.random())
+        ending = time.perf_counter(), time.thread_time()
+        coordinator.exchange([], [End(grant.lease, since, total.tokens, 0.0, bills)])
+        taken.append(between[0] - before[0] + time.perf_counter() - ending[0])
+        cpu.append(between[1] - before[1] + time.thread_time() - ending[1])
+        time.sleep(job.interval * random.random())
+    coordinator.close()
+    return {"seconds": taken, "cpu_per_text": statistics.fmean(cpu) / REQUEST_TEXTS}
+
+
+def main() -> None:
+    """Do the job that the argument describes."""
+    job = Job(**json.loads(sys.argv[1]))
+    warnings = Warnings()
+    logging.getLogger("embedkit_core").addHandler(warnings)
+    result = {"embed": embed, "exchange": exchange}[job.task](job)
+    print(json.dumps({**result, "warnings": warnings.messages}))
+
+
+if __name__ == "__main__":
+    main()
