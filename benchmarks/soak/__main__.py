@@ -3,9 +3,10 @@
     make soak ARGS="--minutes 10 --seed 1 --defect rows"
 
 Threads, event loops, forked and spawned children make queries, bulk calls and streams, cancel them and close embedders.
-The server refuses, cuts, delays and garbles requests; processes are killed, cached values are corrupted, caches are
-deleted and overwritten. The exit code is 1 if a check fails: every row is the vector of its text; a text is billed
-twice only for a known cause; nothing is open after close(); memory does not grow; every call ends.
+The server refuses, cuts, delays and garbles requests; processes are killed and stopped, cached values are corrupted,
+caches are deleted and overwritten. The exit code is 1 if a check fails: every row is the vector of its text; a text is
+billed twice only for a known cause, also by processes that share a folder; they keep one rate limit and one budget;
+nothing is open after close(); memory does not grow; every call ends.
 
 `--defect` plants one of the defects in defects.py, which the checks must find.
 """
@@ -26,21 +27,24 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.record import ROOT
-from benchmarks.soak import worker
+from benchmarks.soak import shared, worker
 from benchmarks.soak.damage import CacheDamage, wait_for_turn
 from benchmarks.soak.defects import DEFECTS
 from benchmarks.soak.ledger import Ledger, unexpected_warnings
 from benchmarks.soak.server import main as serve
-from benchmarks.soak.settings import Events, Settings
+from benchmarks.soak.settings import BUDGET_SECONDS, SHARED, SHARED_PROCESSES, Events, Settings
 
 # Each lineage has a cache of its own. The process of "steady" runs from start to end, and its memory is checked. The
 # processes of "killed" are killed, values in the cache of "corrupted" are damaged, the cache of "deleted" is removed.
-LINEAGES = ("steady", "killed", "corrupted", "deleted")
+# The processes of SHARED share a cache; they are killed, or stopped for some time, in which others take over.
+LINEAGES = ("steady", "killed", "corrupted", "deleted", *[SHARED] * SHARED_PROCESSES)
+KILLED = ("killed", "deleted", SHARED)
+MAX_STOPPED_SECONDS = 15.0
 MAX_GROWTH_MB = 16.0  # and 10 %, of the memory in the second half over the first
 
 
 class Soak:
-    """One run: a server, four lineages of processes, and two threads that damage caches."""
+    """One run: a server, lineages of processes, and two threads that damage caches."""
 
     def __init__(self, folder: Path, minutes: float, seed: int, defect: str) -> None:
         self.folder = folder
@@ -59,7 +63,7 @@ class Soak:
         self.url = server.stdout.readline().strip()
         self.started = time.monotonic()
         self.stop = self.started + self.seconds
-        jobs = [threading.Thread(target=self._run_lineage, args=(lineage,)) for lineage in LINEAGES]
+        jobs = [threading.Thread(target=self._run_lineage, args=job) for job in enumerate(LINEAGES)]
         jobs += [threading.Thread(target=self._corrupt), threading.Thread(target=self._delete)]
         for job in jobs:
             job.start()
@@ -69,9 +73,10 @@ class Soak:
         if server.returncode:
             self.events.add("violation", what=f"the server ended with exit code {server.returncode}")
 
-    def _run_lineage(self, lineage: str) -> None:
-        """Run the processes of a lineage, one after the other."""
-        rng = random.Random(f"{self.seed} {lineage}")
+    def _run_lineage(self, number: int, lineage: str) -> None:
+        """Run processes of a lineage, one after the other."""
+        name = f"{lineage}{number}" if lineage == SHARED else lineage
+        rng = random.Random(f"{self.seed} {name}")
         generation = 0
         while (left := self.stop - time.monotonic()) > 2.0:
             generation += 1
@@ -80,17 +85,25 @@ class Soak:
                 folder=str(self.folder / lineage),
                 events=self.events.path,
                 lineage=lineage,
-                key=f"{lineage}-{generation}",
+                key=f"{name}-{generation}",
                 seconds=left if lineage == "steady" else min(left, rng.uniform(10.0, 25.0)),
                 seed=rng.randrange(10**9),
                 started=self.started,
                 defect=self.defect,
+                children=lineage != SHARED or number == LINEAGES.index(SHARED),
+                budget=f"soak {(time.monotonic() - self.started) // BUDGET_SECONDS:.0f}" if lineage == SHARED else "",
             )
-            is_killed = lineage in ("killed", "deleted") and rng.random() < 0.8
-            self._run_process(settings, kill_after=rng.uniform(3.0, 12.0) if is_killed else None)
+            is_killed = lineage in KILLED and rng.random() < (0.5 if lineage == SHARED else 0.8)
+            kill_after = rng.uniform(3.0, 12.0) if is_killed else None
+            stop_after = rng.uniform(3.0, 12.0) if lineage == SHARED and rng.random() < 0.5 else None
+            self._run_process(settings, kill_after, stop_after, rng.uniform(0.5, MAX_STOPPED_SECONDS))
 
-    def _run_process(self, settings: Settings, kill_after: float | None) -> None:
+    def _run_process(
+        self, settings: Settings, kill_after: float | None, stop_after: float | None, stopped: float
+    ) -> None:
         process = subprocess.Popen(worker.command(settings), cwd=ROOT, start_new_session=True)
+        if stop_after is not None:
+            self._stop(process, settings.key, stop_after, stopped)
         try:
             status = process.wait(kill_after)
         except subprocess.TimeoutExpired:
@@ -101,6 +114,17 @@ class Soak:
             return
         if status:
             self.events.add("violation", what=f"a process ended with exit code {status}", key=settings.key)
+
+    def _stop(self, process: subprocess.Popen[bytes], key: str, after: float, seconds: float) -> None:
+        """Stop a process for some seconds."""
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            began = time.monotonic()
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            self.events.add("stop", key=key, began=began)
+            process.send_signal(signal.SIGCONT)
 
     def _wait_for_group(self, group: int) -> None:
         """Wait until the children of a killed process have ended: two processes would both pay for the same texts."""
@@ -136,7 +160,10 @@ def report(soak: Soak) -> list[str]:
     reports = [event for event in events if event["kind"] == "report"]
     totals: Counter[str] = sum((Counter(event["counts"]) for event in reports), Counter())
     kinds = Counter(event["kind"] for event in events)
-    print(f"processes: {len(reports)} ended, {kinds['kill']} were killed; counts of those that ended:")
+    print(
+        f"processes: {len(reports)} ended, {kinds['kill']} were killed, {kinds['stop']} stopped; counts of those that "
+        "ended:"
+    )
     print("  " + ", ".join(f"{name} {n:,}" for name, n in sorted(totals.items())))
     print(f"damage: {kinds['damaged value']} values corrupted, {kinds['lost cache']} caches deleted or overwritten")
     faults = Counter(request.fault for request in sent if request.fault)
@@ -148,6 +175,7 @@ def report(soak: Soak) -> list[str]:
         f"{event['what']} ({event.get('key', event['pid'])})" for event in events if event["kind"] == "violation"
     ]
     violations += ledger.violations + unexpected_warnings(events, damaged="deleted")
+    violations += shared.violations(sent, events, soak.folder / SHARED)
     violations += memory_growth(next((e["memory"] for e in reports if e["key"] == "steady-1"), []))
     if not totals["rows"]:
         violations.append("no row was checked")

@@ -9,11 +9,21 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from benchmarks.soak.settings import MAX_IN_FLIGHT, MODEL, TIMEOUT_SECONDS, Events, Settings, expected_vector
-from embedkit_core import Embedder, EmbedKitError, PartialFailureError, ProviderError
+from benchmarks.soak.settings import (
+    BUDGET_TOKENS,
+    MAX_IN_FLIGHT,
+    MODEL,
+    REQUESTS_PER_MINUTE,
+    TIMEOUT_SECONDS,
+    Events,
+    Settings,
+    expected_vector,
+)
+from embedkit_core import BudgetError, Embedder, EmbedKitError, PartialFailureError, ProviderError
 
 
 class Actions:
@@ -29,6 +39,14 @@ class Actions:
         self.events = events
         self.counts: Counter[str] = Counter()
         self.running: dict[object, tuple[str, float]] = {}
+        self._shared: dict[str, Any] = {}
+        if settings.is_shared:
+            self._shared = {
+                "account": settings.lineage,
+                "requests_per_minute": REQUESTS_PER_MINUTE,
+                "budget_tokens": BUDGET_TOKENS,
+                "budget_name": settings.budget,
+            }
         self.embedder = self.new_embedder()
 
     def new_embedder(self) -> Embedder:
@@ -37,11 +55,16 @@ class Actions:
         return Embedder(
             MODEL,
             base_url=settings.url,
-            api_key=settings.key,
+            api_key=self._key if settings.is_shared else settings.key,
             cache=settings.folder,
             max_concurrency=MAX_IN_FLIGHT,
             timeout=TIMEOUT_SECONDS,
+            **self._shared,
         )
+
+    def _key(self) -> str:
+        """Return the API key: a function, so that processes with different keys have one account."""
+        return self.settings.key
 
     # Texts
 
@@ -77,6 +100,10 @@ class Actions:
                 self.check([texts[place] for place in error.succeeded], error.result.vectors[list(error.succeeded)])
         except ProviderError as error:
             self.counts[type(error).__name__] += 1
+        except BudgetError as error:
+            self.counts["BudgetError"] += 1
+            if not self._shared:
+                self.events.add("violation", what=f"{method}: {error}")
         except EmbedKitError as error:
             self.events.add("violation", what=f"{method}: {type(error).__name__}: {error}")
         finally:

@@ -89,12 +89,42 @@ def _lose_wakeups() -> None:
     Call.submit = sometimes
 
 
+def _miss_claims() -> None:
+    """Overlook what other processes are sending, one time in twenty."""
+    from embedkit_core.coordination.local.transaction import LocalTransaction
+    from embedkit_core.coordination.rules import Claims
+
+    claims = LocalTransaction.claims
+
+    def sometimes(transaction: LocalTransaction, keys: Any, since: float) -> Claims:
+        return claims(transaction, keys, since) if random.random() > 0.05 else Claims({}, ())
+
+    LocalTransaction.claims = sometimes
+
+
+def _ignore_limits() -> None:
+    """Let each request be sent at once."""
+    from embedkit_core.coordination.sliding_window import SlidingWindow
+
+    SlidingWindow.wait = lambda *_, **__: 0.0
+
+
+def _overspend() -> None:
+    """Let each named budget have room."""
+    from embedkit_core.costs.amounts import BudgetStatus
+
+    BudgetStatus.allows = lambda *_: True
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     "rows": _swap_rows,
     "writes": _skip_commits,
     "coalescing": _miss_coalescing,
     "memory": _leak_memory,
     "wakeups": _lose_wakeups,
+    "claims": _miss_claims,
+    "limits": _ignore_limits,
+    "budget": _overspend,
     "leaks": lambda: None,  # `leak` plants it at the end
 }
 

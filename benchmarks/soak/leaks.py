@@ -12,7 +12,14 @@ from pathlib import Path
 from embedkit_core.engine.runtime.account import Account
 from embedkit_core.engine.runtime.process import engine
 
-OWN_THREADS = ("MainThread", "embedkit-engine", "embedkit-writer", "embedkit-work", "embedkit-lookup")
+OWN_THREADS = (
+    "MainThread",
+    "embedkit-engine",
+    "embedkit-writer",
+    "embedkit-work",
+    "embedkit-lookup",
+    "embedkit-coordinator",
+)
 
 
 def open_files() -> dict[int, str]:
@@ -74,6 +81,8 @@ def _held(account: Account) -> list[str]:
         "concurrency limits without a caller": sum(map(bool, scheduler.dispatcher._bounds.values())),
         "user limits without a caller": sum(any(one.user_limits._callers.values()) for one in controllers),
         "requests counted by rate controllers": sum(one.in_flight for one in controllers),
+        "texts that wait for other processes": len(scheduler.shared.waiting),
+        "leases": len(scheduler.shared._open),
         "deadlines": len(scheduler.registry.deadlines._tickets),
         "waiting limiter permits": len(account._waiting),
     }

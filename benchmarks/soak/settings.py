@@ -20,6 +20,12 @@ MAX_IN_FLIGHT = 8  # requests of one process
 TIMEOUT_SECONDS = 5.0  # of one request
 HANG_SECONDS = 150.0  # more than all retries of a call take
 
+# Several processes of this lineage run at a time. All of them and their children embed the same texts on one account,
+# under one rate limit. Those that start within some seconds have one budget, which is less than they could use.
+SHARED, SHARED_PROCESSES = "shared", 3
+REQUESTS_PER_MINUTE = 240
+BUDGET_TOKENS, BUDGET_SECONDS = 50_000, 30.0  # a lost reply may cost a token for each byte
+
 
 def expected_vector(text: str) -> np.ndarray:
     """Return the only correct vector of a text: float32 (DIMENSIONS,)."""
@@ -36,6 +42,7 @@ class Settings:
         lineage: processes of one lineage follow each other and embed the same texts.
         key: the API key of this process; it identifies the process in the server's record.
         started: `time.monotonic()` at the start of the run; the number of texts grows from then on.
+        budget: the name of the budget that this process shares with others, "" for none.
     """
 
     url: str
@@ -47,11 +54,16 @@ class Settings:
     seed: int
     started: float
     children: bool = True
+    budget: str = ""
     defect: str = ""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         return cls(**json.loads(text))
+
+    @property
+    def is_shared(self) -> bool:
+        return self.lineage == SHARED
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -47,6 +47,8 @@ def run(settings: Settings) -> None:
     events = Events(settings.events)
     logging.getLogger("embedkit_core").handlers = [Warnings(settings, events)]
     defects.plant(settings.defect)
+    if settings.budget:
+        events.add("budget", key=settings.key, budget=settings.budget)
     engine()
     files, threads_before = open_files(), {thread.name for thread in threading.enumerate()}
     actions = Actions(settings, events)
@@ -117,12 +119,12 @@ def _run_loops(actions: Actions, rng: random.Random, until: float) -> None:
 
 
 def _run_children(settings: Settings, events: Events, rng: random.Random, until: float) -> None:
-    """Run one child at a time, forked or spawned, with texts that no other running process embeds."""
+    """Run one child at a time, forked or spawned; its texts differ from those of its parent, unless they are shared."""
     n = 0
     while (left := until - time.monotonic()) > 1.0:
         n += 1
         child = settings.replace(
-            lineage=f"{settings.lineage}-child",
+            lineage=settings.lineage if settings.is_shared else f"{settings.lineage}-child",
             key=f"{settings.key}.{n}",
             seconds=min(left, rng.uniform(1.0, 4.0)),
             seed=rng.randrange(10**9),
