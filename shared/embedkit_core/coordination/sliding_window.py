@@ -7,7 +7,7 @@ A larger one is paced over the minute, so that it does not send in bursts a minu
 from __future__ import annotations
 
 from array import array
-from collections import deque
+from bisect import bisect_right
 
 MINUTE = 60.0
 # An amount counts a little longer than a minute: a request arrives some time after it is sent, and amounts that are
@@ -23,27 +23,30 @@ class SlidingWindow:
     Each caller states its own limit: one history serves all.
     """
 
-    __slots__ = ("_entries", "_total")
+    __slots__ = ("_amounts", "_times", "_total")
 
     def __init__(self, state: bytes = b"") -> None:
         """Create a window, from the state of another one or without entries."""
         numbers = array("d", state)
-        self._entries = deque([at, amount] for at, amount in zip(numbers[::2], numbers[1::2], strict=True))
-        self._total = sum(numbers[1::2])
+        self._times, self._amounts = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        if len(self._times) != len(self._amounts):
+            raise ValueError(f"state: not of a window (got {len(state)} bytes). Pass what state() returned.")
+        self._total = sum(self._amounts)
 
     def state(self) -> bytes:
         """Return the state, for the constructor."""
-        numbers = array("d")
-        for entry in self._entries:
-            numbers.extend(entry)
-        return numbers.tobytes()
+        return self._times.tobytes() + self._amounts.tobytes()
 
     def used(self, now: float) -> float:
         """Return the amount of the last minute."""
-        entries = self._entries
-        while entries and entries[0][0] + MINUTE + MARGIN + RESOLUTION <= now:
-            self._total -= entries.popleft()[1]
-        if not entries:
+        times, amounts = self._times, self._amounts
+        expired = 0
+        while expired < len(times) and times[expired] + MINUTE + MARGIN + RESOLUTION <= now:
+            self._total -= amounts[expired]
+            expired += 1
+        if expired:
+            del times[:expired], amounts[:expired]
+        if not times:
             self._total = 0.0
         return max(0.0, self._total)
 
@@ -60,7 +63,7 @@ class SlidingWindow:
         usable = limit if is_query else bulk_limit(limit)
         excess = self.used(now) + min(amount, usable) - usable
         free_at = now
-        for at, taken in self._entries:
+        for at, taken in zip(self._times, self._amounts, strict=True):
             if excess <= 1e-9:
                 break
             excess -= taken
@@ -80,21 +83,19 @@ class SlidingWindow:
         """
         seconds = MINUTE / bulk_limit(limit)
         until = at = float("-inf")
-        for at, amount in self._entries:
+        for at, amount in zip(self._times, self._amounts, strict=True):
             until = max(until, at - BURST_SECONDS) + amount * seconds
         return min(until, at + MINUTE + MARGIN + RESOLUTION)
 
     def take(self, amount: float, at: float, now: float) -> None:
         """Take an amount at a time, which may lie ahead. A negative amount is given back."""
         self.used(now)
-        entries = self._entries
-        index = len(entries)
-        while index and entries[index - 1][0] > at:
-            index -= 1
-        if index and at - entries[index - 1][0] < RESOLUTION:
-            entries[index - 1][1] += amount
+        index = bisect_right(self._times, at)
+        if index and at - self._times[index - 1] < RESOLUTION:
+            self._amounts[index - 1] += amount
         else:
-            entries.insert(index, [at, amount])
+            self._times.insert(index, at)
+            self._amounts.insert(index, amount)
         self._total += amount
 
     def correct(self, amount: float, at: float, new_amount: float, new_at: float, now: float) -> None:

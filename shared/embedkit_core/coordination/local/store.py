@@ -112,6 +112,7 @@ def _open(folder: Path) -> Store:
             raise CacheError("replaced by another file")
         store = Store(folder, file, connection)
         set_busy_timeout(connection, 0)  # of statements inside a transaction
+        connection.text_factory = str
         return store
     except BaseException:
         close_all([connection])
