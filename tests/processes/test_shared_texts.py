@@ -14,6 +14,7 @@ from support.processes import (
     start_embedding,
     wait_for_others,
 )
+from support.waiting import wait_until_joined
 
 from embedkit_core.cache import CacheFolder
 
@@ -85,6 +86,26 @@ def test_a_query_waits_a_second_for_another_process_and_then_pays(workers, serve
     assert result.sent == 1
     assert result.seconds >= 0.9
     assert server.billed_texts == {"shared": 2}
+
+
+def query_for_a_waiting_text(embedder, text):
+    """Wait for another process with a document, then also as a query."""
+    start_embedding(embedder, [text])
+    wait_for_others(embedder)
+    start_embedding(embedder, [text], input_type="query")
+    wait_until_joined(embedder, 2)
+    wait_for_others(embedder)
+
+
+def test_a_text_that_a_query_joins_while_it_waits_is_sent_once(workers, server):
+    victim = in_flight(workers, server, ["shared"])
+    other = workers.one()
+    other.run(query_for_a_waiting_text, "shared")
+    victim.kill()
+    server.release()
+    for _ in range(2):
+        check(other.run(finish_embedding), ["shared"])
+    assert texts_sent(server) == ["shared", "shared"]
 
 
 def test_a_deadline_ends_the_wait_for_another_process(workers, server):

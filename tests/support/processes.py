@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,7 +177,16 @@ def embedded(call: Callable[[], EmbeddingResult]) -> Embedded:
 
 def start_embedding(embedder: Embedder, texts: Sequence[str], **options: Any) -> None:
     """Embed texts on another thread; `finish_embedding` returns the result."""
-    _background.append(ThreadPoolExecutor(1).submit(embed, embedder, texts, **options))
+    future: Future[Embedded] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(embed(embedder, texts, **options))
+        except Exception as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    _background.append(future)
 
 
 def finish_embedding(_embedder: Embedder) -> Embedded:

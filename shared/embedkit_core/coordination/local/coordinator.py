@@ -72,7 +72,8 @@ class LocalCoordinator:
         self._awaited_owners: dict[int, rows.Owner] = {}
         self._data_version = -1
         register_after_fork(self)
-        weakref.finalize(self, _release, self._resources)
+        # Not at exit, where it would come before the engine has ended its requests and closed the coordinator.
+        weakref.finalize(self, _release, self._resources).atexit = False
 
     def exchange(self, begins: Sequence[Begin], ends: Sequence[End]) -> list[Grant]:
         """End requests and begin others, in one transaction. Return a grant for each of `begins`."""

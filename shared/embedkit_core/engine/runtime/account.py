@@ -366,8 +366,8 @@ class Account:
 
     @property
     def has_requests(self) -> bool:
-        """True if a request is in flight."""
-        return bool(self._tasks)
+        """True if a request is in flight, or a coordinator is asked for one."""
+        return bool(self._tasks) or self.scheduler.shared.unanswered > 0
 
     @property
     def idle(self) -> bool:

@@ -217,6 +217,7 @@ class Engine:
         self._drain()
         for account in self._accounts.values():
             account.scheduler.stop()
+            account.pump()
         while any(account.has_requests for account in self._accounts.values()):  # noqa: ASYNC110 - once, at exit
             await asyncio.sleep(0.01)
 

@@ -332,7 +332,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """Send no more requests. Replies to requests in flight are still accepted."""
-        self.shared.stopped = True
+        self.shared.stop()
 
     # Actions
 

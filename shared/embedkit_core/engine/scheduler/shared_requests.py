@@ -47,6 +47,7 @@ class SharedRequests:
 
     Attributes:
         stopped: True if no request may be sent any more.
+        unanswered: The number of requests that a coordinator was asked for and has not answered.
         processes: The last known number of processes of a coordinator, at least 1.
         uncoordinated: The requests that were sent without a coordinator, because it could not be reached.
     """
@@ -71,6 +72,7 @@ class SharedRequests:
             send: Sends a request that holds a slot.
         """
         self.stopped = False
+        self.unanswered = 0
         self.processes = 1
         self.uncoordinated = 0
         self._dispatcher = dispatcher
@@ -113,9 +115,11 @@ class SharedRequests:
             reservations(items),
         )
         self._begin.append(request)
+        self.unanswered += 1
 
     def granted(self, request: Request, grant: Grant, now: float) -> None:
         """Accept the coordinator's answer: send what is granted, let the other texts wait."""
+        self.unanswered -= 1
         queue, items = request.queue, request.items
         queue.rate_controller.user_limits.share, self.processes = 1, max(1, grant.processes)
         if grant.paused:
@@ -147,6 +151,7 @@ class SharedRequests:
 
     def unreachable(self, request: Request, reason: str, now: float) -> None:
         """Accept that the coordinator cannot be reached: send the texts that no named budget pays for without it."""
+        self.unanswered -= 1
         request.queue.rate_controller.user_limits.share = self.processes
         kept: list[Item] = []
         for item in request.items:
@@ -211,6 +216,14 @@ class SharedRequests:
     def _is_pending(self, item: Item) -> bool:
         return self._registry.items.get(item.key) is item
 
+    def stop(self) -> None:
+        """Send no more requests, and end the leases of those whose permit lies ahead."""
+        self.stopped = True
+        for _, _, request in self._scheduled:
+            request.items = []
+            self.end(request)
+        self._scheduled.clear()
+
     def end_all(self) -> list[tuple[CoordinatorHandle, End]]:
         """Return the ends of all open leases, for a scheduler that is replaced."""
         for request in list(self._open):
@@ -235,8 +248,9 @@ class SharedRequests:
             self._queries[item] = None
 
     def _waiting(self, items: Iterable[Item]) -> list[Item]:
-        """Return the items that still wait here; those without callers are dropped."""
-        return self._registry.drop_unwanted([item for item in items if item.location is self])
+        """Return the items that still wait here, each once; those without callers are dropped."""
+        # A query that joins an item takes it away from here. It may come back to the same lease.
+        return self._registry.drop_unwanted([item for item in dict.fromkeys(items) if item.location is self])
 
     @property
     def waiting(self) -> list[Item]:
