@@ -1,7 +1,10 @@
 """Processes that are forked or spawned from one that uses an embedder, also while requests are in flight."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -24,11 +27,13 @@ def in_fork(function, *args):
             os._exit(status)
 
     def result():
+        """Return the function's result."""
         writer.close()
         value = reader.recv()
         assert os.waitpid(pid, 0) == (pid, 0)
         return value
 
+    result.pid = pid
     return result
 
 
@@ -128,3 +133,45 @@ def test_forks_during_requests_disturb_neither_process(workers, server):
     for n, part in enumerate(parts):
         check(part, texts[10 * n : 10 * n + 30])
     assert not repaid(server)
+
+
+CLONE_NEWPID = 0x20000000
+
+
+def start_in_container(embedder, texts):
+    """Embed texts in a child with a PID namespace of its own, as in a container, if that is allowed. Return its PID."""
+    ctypes.CDLL(None).unshare(CLONE_NEWPID)
+    containers.append(in_fork(embed_as, embedder, texts))
+    return containers[0].pid
+
+
+def embed_as(embedder, texts):
+    """Embed texts. Return the PID and the result."""
+    return os.getpid(), embed(embedder, texts)
+
+
+def finish_container(_embedder):
+    """Return the PID that the child has seen, and its result."""
+    return containers[0]()
+
+
+containers = []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX processes")
+def test_processes_in_two_containers_on_one_volume_coordinate(workers, server):
+    server.hold()
+    first, second, third = workers(3)
+    pid = first.run(start_in_container, ["a"])
+    server.wait_for_requests(1)
+    second.run(start_in_container, ["b"])
+    server.wait_for_requests(2)
+    third.run(start_embedding, ["a", "b", "own"])
+    server.wait_for_requests(3)
+    os.kill(pid, signal.SIGKILL)
+    server.release()
+    seen, result = second.run(finish_container)
+    assert seen == 1 or os.geteuid() != 0
+    check(result, ["b"])
+    check(third.run(finish_embedding), ["a", "b", "own"])
+    assert repaid(server).keys() <= {"a"}
