@@ -16,6 +16,7 @@ from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.common.usage import decimal_context
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
+from embedkit_core.coordination.sliding_window import bulk_limit, paced_seconds
 from embedkit_core.costs.tokens import cost_or_none, cost_or_zero, estimate_tokens
 from embedkit_core.engine.batching import (
     DEFAULT_SECONDS_PER_TOKEN,
@@ -25,6 +26,7 @@ from embedkit_core.engine.batching import (
     RequestCapacity,
     texts_per_request,
 )
+from embedkit_core.engine.rate_limits.user_limits import paced_request_tokens
 from embedkit_core.engine.runtime.process import engine, is_running
 from embedkit_core.engine.scheduler.items import max_tokens_to_send
 
@@ -209,7 +211,8 @@ def _requests(
 ) -> int:
     """Return the number of requests for n texts, as the engine will fill them.
 
-    The first request of a process is small. Fewer and larger requests are sent if `requests_per_minute` is too low.
+    The first request of a process is small. If `tokens_per_minute` is too low for the job, requests are smaller.
+    Otherwise, if `requests_per_minute` is too low, they are larger.
     """
     if not n:
         return 0
@@ -224,12 +227,18 @@ def _requests(
         return ceil(texts / max(1, min(per_request, max_tokens * n // max(1, tokens))))
 
     usual_tokens = min(capacity.tokens, MAX_TOKENS)
+    requests_per_minute, tokens_per_minute = embedder.settings.rates
+    if tokens_per_minute is not None and tokens > bulk_limit(tokens_per_minute):
+        usual_tokens = min(usual_tokens, ceil(paced_request_tokens(requests_per_minute, tokens_per_minute)))
+        requests_per_minute = None  # it is met by the size of requests
     first = (
         0 if controller is not None else min(n, MIN_TEXTS, capacity.texts, max(1, usual_tokens * n // max(1, tokens)))
     )
     requests = (first > 0) + (needed(n - first, usual_tokens) if n > first else 0)
-    per_minute = embedder.settings.rates.requests_per_minute
-    return requests if per_minute is None or requests <= per_minute else needed(n, capacity.tokens)
+    if requests_per_minute is None or requests <= bulk_limit(requests_per_minute):
+        return requests
+    fewest = max(ceil(n / capacity.texts), ceil(tokens / capacity.tokens))
+    return max(fewest, min(requests, bulk_limit(requests_per_minute)))
 
 
 def _slots(embedder: BaseEmbedder) -> int:
@@ -249,9 +258,9 @@ def _seconds(embedder: BaseEmbedder, controller: RateController | None, requests
     bounds = [busy if is_local else max(busy, ROUND_TRIP_SECONDS)]
     rates = embedder.settings.rates
     if rates.requests_per_minute is not None:
-        bounds.append(60.0 * (requests - 1) / rates.requests_per_minute)
+        bounds.append(paced_seconds(requests, rates.requests_per_minute))
     if rates.tokens_per_minute is not None:
-        bounds.append(60.0 * tokens / rates.tokens_per_minute)
+        bounds.append(paced_seconds(tokens, rates.tokens_per_minute))
     if controller is not None:
         bounds.append(controller.seconds_for(requests, tokens))
     return max(bounds)

@@ -107,6 +107,11 @@ class SlidingWindow:
             self.take(new_amount - amount, at, now)
 
 
+def paced_seconds(amount: float, limit: int) -> float:
+    """Return the seconds that a job takes from an empty window on; 0 if it fits into a minute."""
+    return 0.0 if amount <= bulk_limit(limit) else MINUTE * amount / bulk_limit(limit)
+
+
 def bulk_limit(limit: int) -> int:
     """Return the part of a limit that is not kept for queries."""
     return limit - int(limit * QUERY_SHARE)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from support.embedders import copied_model, fake_embedder, needs_local_model, numbered, openai_embedder
 from support.openai_server import OpenAIServer
+from support.virtual import LIMITS, Simulation, VirtualServer
 
 from embedkit_core import Embedder, InputError
 from embedkit_core.calls.estimate import TEXTS_PER_CHUNK
-from embedkit_core.common.types import Limits
+from embedkit_core.common.types import Limits, RateSettings
 from embedkit_core.testing import FakeServer
 
 PRICE = Decimal("0.02")
@@ -141,11 +142,31 @@ def test_a_truncated_text_costs_no_more_than_the_limit():
 def test_the_estimated_time_is_that_of_the_strictest_limit():
     texts = [f"text {i}" for i in range(3000)]
     server = FakeServer()
-    free, slow = fake_embedder(server).estimate(texts), fake_embedder(server, requests_per_minute=2).estimate(texts)
+    free, slow = fake_embedder(server).estimate(texts), fake_embedder(server, requests_per_minute=1).estimate(texts)
     few = fake_embedder(server, tokens_per_minute=1000).estimate(texts)
-    assert slow.seconds == 30.0 * (slow.requests - 1)
-    assert few.seconds == 60.0 * few.tokens / 1000
+    assert slow.requests > 1
+    assert slow.seconds == 60.0 * slow.requests
+    assert few.seconds == 60.0 * few.tokens / 950  # 5 % are kept for queries
     assert free.seconds < slow.seconds
+
+
+@pytest.mark.parametrize("rates", [{"requests_per_minute": 100}, {"tokens_per_minute": 100_000}])
+def test_limits_above_what_a_job_needs_do_not_change_its_estimate(rates):
+    texts, server = [f"text {i}" for i in range(3000)], FakeServer()
+    assert fake_embedder(server, **rates).estimate(texts) == fake_embedder(server).estimate(texts)
+
+
+@pytest.mark.parametrize("rates", [RateSettings(None, 200_000), RateSettings(100, 1_000_000), RateSettings(20, None)])
+def test_the_estimate_of_a_job_with_limits_is_near_the_duration_on_a_virtual_clock(rates):
+    server = FakeServer(limits=LIMITS)
+    embedder = fake_embedder(
+        server, requests_per_minute=rates.requests_per_minute, tokens_per_minute=rates.tokens_per_minute
+    )
+    estimate = embedder.estimate(numbered(20_000, tokens=60))
+    sim = Simulation(VirtualServer(estimate_ratio=1.0))
+    sim.submit([f"text {i}" for i in range(20_000)], size=estimate.tokens // 20_000, rates=rates)
+    assert sim.run() == pytest.approx(estimate.seconds, rel=0.1, abs=5)
+    assert sim.server.requests == pytest.approx(estimate.requests, rel=0.1, abs=2)
 
 
 async def test_the_async_estimate_is_the_same(tmp_path):

@@ -131,12 +131,12 @@ class UserLimits:
         limit = per_minute.tokens_per_minute
         if limit is None or not self._tokens.is_paced(limit, now, demand=backlog.tokens):
             return None
-        tokens = paced_request_tokens(limit, per_minute.requests_per_minute)
+        tokens = paced_request_tokens(per_minute.requests_per_minute, limit)
         left = bulk_limit(limit) - self._tokens.used(now)
         return left if tokens <= left < 2 * tokens else tokens
 
 
-def paced_request_tokens(tokens_per_minute: int, requests_per_minute: int | None) -> float:
+def paced_request_tokens(requests_per_minute: int | None, tokens_per_minute: int) -> float:
     """Return the tokens of a request of a job that needs more than a minute; more if requests are limited too."""
     usable = bulk_limit(tokens_per_minute)
     per_request = usable / bulk_limit(requests_per_minute) if requests_per_minute is not None else 0.0
