@@ -283,6 +283,16 @@ def test_the_share_of_a_process_is_at_least_one_a_minute():
     assert wait(limits, 100, 1.0) > 50
 
 
+def test_requests_have_the_size_of_a_paced_job_for_a_minute_after_they_waited_for_other_processes():
+    limits, backlog = UserLimits(), Backlog(2, 1, 20_000.0)
+    limits.enter(RateSettings(600, 200_000))
+    assert (limits.max_tokens(0.0, backlog), limits.requests_are_limiting(0.0, backlog)) == (None, False)
+    limits.on_shared_wait(0.0)
+    assert (limits.max_tokens(59.0, backlog), limits.requests_are_limiting(59.0, backlog)) == (2_000, True)
+    assert limits.requests_left(59.0) == 0.0
+    assert (limits.max_tokens(61.0, backlog), limits.requests_are_limiting(61.0, backlog)) == (None, False)
+
+
 # Through a server
 
 

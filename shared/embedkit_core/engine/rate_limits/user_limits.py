@@ -49,6 +49,7 @@ class UserLimits:
     def __init__(self) -> None:
         self.strictest = NO_LIMITS
         self.share = 1
+        self._others_until = -math.inf
         self._callers: Counter[RateSettings] = Counter()
         self._requests, self._tokens = SlidingWindow(), SlidingWindow()
 
@@ -107,15 +108,23 @@ class UserLimits:
 
     # Sizes of requests
 
+    def on_shared_wait(self, now: float) -> None:
+        """Accept that a request waits for a limit because of other processes: for a minute, size requests by that."""
+        self._others_until = now + MINUTE
+
     def requests_are_limiting(self, now: float, backlog: Backlog) -> bool:
         """Return True if requests of the usual size are too many for what is left of the minute."""
         limit = self.limits.requests_per_minute
-        return limit is not None and self._requests.is_paced(limit, now, demand=backlog.requests)
+        if limit is None:
+            return False
+        return now < self._others_until or self._requests.is_paced(limit, now, demand=backlog.requests)
 
     def requests_left(self, now: float) -> float | None:
         """Return the requests that are left of the minute and not kept for queries, None if they are not limited."""
         limit = self.limits.requests_per_minute
-        return None if limit is None else max(0.0, bulk_limit(limit) - self._requests.used(now))
+        if limit is None:
+            return None
+        return 0.0 if now < self._others_until else max(0.0, bulk_limit(limit) - self._requests.used(now))
 
     def requests_per_second(self) -> float:
         """Return the rate of a paced job; inf if requests are not limited."""
@@ -129,9 +138,13 @@ class UserLimits:
         """
         per_minute = self.limits
         limit = per_minute.tokens_per_minute
-        if limit is None or not self._tokens.is_paced(limit, now, demand=backlog.tokens):
+        if limit is None:
             return None
         tokens = paced_request_tokens(per_minute.requests_per_minute, limit)
+        if now < self._others_until:
+            return tokens
+        if not self._tokens.is_paced(limit, now, demand=backlog.tokens):
+            return None
         left = bulk_limit(limit) - self._tokens.used(now)
         return left if tokens <= left < 2 * tokens else tokens
 

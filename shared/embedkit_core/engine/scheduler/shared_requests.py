@@ -124,6 +124,8 @@ class SharedRequests:
         queue.rate_controller.user_limits.share, self.processes = 1, max(1, grant.processes)
         if grant.paused:
             queue.rate_controller.pause(now + grant.paused)
+        if grant.wait > grant.paused:
+            queue.rate_controller.user_limits.on_shared_wait(now)
         request.lease = grant.lease
         if grant.lease is not None:
             self._open.add(request)
