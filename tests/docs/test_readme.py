@@ -21,6 +21,7 @@ DOCUMENTS = [
         "docs/langchain.md",
         "docs/costs.md",
         "docs/observability.md",
+        "docs/production.md",
         "docs/opentelemetry.md",
         "docs/tools.md",
     ),
