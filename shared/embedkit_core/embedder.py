@@ -52,8 +52,8 @@ class Embedder(BaseEmbedder):
         coordination: None for coordination with all processes that use the same cache folder, if there is one: a text
             that another process is sending is not sent again, and limits per minute apply to all processes together.
             False for none; or an object with the methods of `Coordinator`.
-        account: A name for the provider's account. Limits per minute apply to all keys with the same name together. By
-            default to the key; if `api_key` is a function, to the provider and endpoint.
+        account: A name for the provider's account: limits per minute apply to all API keys with this name together. By
+            default they apply to each key, or, if `api_key` is a function, to the provider and endpoint.
         query_prompt: A prefix for each query, "" for none. By default the model's own.
         document_prompt: A prefix for each document, "" for none. By default the model's own.
         on_long_text: What happens to a text over the model's limit: "truncate"; "error"; or "mean", the mean of the
@@ -76,8 +76,8 @@ class Embedder(BaseEmbedder):
         budget_usd: The most USD that this object and its copies may spend in this process. A text that could exceed it
             is not sent.
         budget_tokens: The most tokens that may be billed, like `budget_usd`.
-        budget_name: A name that makes this one budget with all processes that share the coordinator. They all need the
-            same `budget_usd` and `budget_tokens`.
+        budget_name: The name of a budget that all processes with the same coordinator share. They must pass the same
+            `budget_usd` and `budget_tokens`.
         prices: USD per million tokens, such as {"openai:my-model": 0.02}. They override the catalogue.
         progress: True for a bar, or a function that receives a `Progress`, on the caller's thread or event loop.
         pickle_api_key: Whether an `api_key` that was passed is pickled. A key from the environment never is.

@@ -15,6 +15,7 @@ from support.embedders import MINILM, needs_local_model
 
 import embedkit_core
 from embedkit_core import ConfigurationError, MissingExtraError
+from embedkit_core.common import errors
 
 ROOT = Path(__file__).parents[2]
 OPENAI = "openai:text-embedding-3-small"
@@ -110,6 +111,14 @@ def test_all_lists_names_that_exist(package):
     module = __import__(package)
     assert NAMES[package] in module.__all__
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_every_error_class_is_exported_and_documented():
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    defined -= {"EncodingRefusedError"}  # the engine answers it with another encoding
+    assert defined <= {*embedkit_core.__all__}
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(defined) if f"\n| `{name}`" not in page] == []
 
 
 MISSING = """

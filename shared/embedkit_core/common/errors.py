@@ -135,7 +135,7 @@ class BudgetError(EmbedKitError):
 
 
 class CoordinationError(EmbedKitError):
-    """The coordinator of several processes cannot be reached, or its files cannot be used."""
+    """The coordinator of several processes cannot be reached. Embedding calls continue without it."""
 
 
 class CacheError(EmbedKitError):

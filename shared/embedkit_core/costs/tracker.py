@@ -298,8 +298,7 @@ def track_usage(
     Args:
         budget_usd: Limit in USD for the block.
         budget_tokens: Limit in tokens for the block.
-        budget_name: A name that makes this one budget with all processes that share the coordinator of the embedders
-            in the block.
+        budget_name: The name of a budget that several processes share, through the coordinator of the embedders used.
 
     Raises:
         ConfigurationError: A budget is not a valid number, a name has no budget, or there is no argument of that name.

@@ -210,7 +210,7 @@ def compare(
         ks: Depths of recall@k.
         seed: Seed of the confidence intervals and p-values.
         budget_usd: Budget of all models together.
-        budget_name: A name that makes it one budget with other processes, as in `track_usage`.
+        budget_name: The name of a budget that several processes share, as in `track_usage`.
         progress: As in `Embedder`.
         log: Called with progress lines, first with the estimated cost of each model.
         settings: `Embedder` arguments for all models. With `cache=False`, vectors are kept in memory for this
