@@ -96,7 +96,7 @@ def test_a_stopped_process_loses_its_texts_after_ten_seconds_and_returns_them_al
     server.release()
     result = other.run(finish_embedding)
     check(result, [*texts, "own"])
-    assert 5 < result.seconds < 15
+    assert 5 < result.seconds < 25  # ten, and a busy machine
     stopped.signal(signal.SIGCONT)
     check(stopped.run(finish_embedding), texts)
     assert all(n <= 2 for n in server.billed_texts.values())
