@@ -19,7 +19,7 @@ from embedkit_core.common.fork_safety import import_lock
 from embedkit_core.common.threads import LOOKUPS, off_loop, start_thread
 from embedkit_core.common.types import Cache, Entry
 from embedkit_core.coordination.opening import CoordinatorHandle
-from embedkit_core.coordination.port import Grant, LeaseID
+from embedkit_core.coordination.port import End, Grant, LeaseID
 from embedkit_core.engine.runtime.cache_writer import CacheWriter, WriteJob
 from embedkit_core.engine.runtime.coordinator_thread import Check, CoordinatorThread, Exchange
 from embedkit_core.engine.scheduler.items import Item, RequestSpec, Ticket
@@ -200,7 +200,10 @@ class Account:
                 for _, granted in exchange.begins:
                     granted(str(error))
         for handle, leases in actions.check:
-            self._coordinator(handle).put(Check(leases, partial(self._checked, handle)))
+            try:
+                self._coordinator(handle).put(Check(leases, partial(self._checked, handle)))
+            except EmbedKitError:
+                self._checked(handle, None)
 
     def _granted(self, request: Request, grant: Grant | str) -> None:
         """Accept a coordinator's answer on its thread; text if it cannot be reached."""
@@ -208,13 +211,21 @@ class Account:
         def accept() -> None:
             shared, now = self.scheduler.shared, self.loop.time()
             if not self.scheduler.owns(request):
-                return
-            if isinstance(grant, str):
+                if isinstance(grant, Grant) and grant.lease is not None:
+                    coordination = request.queue.spec.coordination
+                    assert coordination is not None
+                    self._end_lease(coordination.handle, End(grant.lease))
+            elif isinstance(grant, str):
                 shared.unreachable(request, grant, now)
             else:
                 shared.granted(request, grant, now)
 
         self._call(self, accept)
+
+    def _end_lease(self, handle: CoordinatorHandle, end: End) -> None:
+        """End a lease that no scheduler has any more."""
+        with contextlib.suppress(EmbedKitError):  # its thread cannot be started
+            self._coordinator(handle).put(Exchange([], [end]))
 
     def _checked(self, handle: CoordinatorHandle, ended: Collection[LeaseID] | None) -> None:
         self._call(self, lambda: self.scheduler.shared.checked(handle, ended, self.loop.time()))
@@ -345,7 +356,7 @@ class Account:
         self.scheduler.stop()
         self.scheduler.ledger.mark_all_unconfirmed()
         for handle, end in self.scheduler.shared.end_all():
-            self._coordinator(handle).put(Exchange([], [end]))
+            self._end_lease(handle, end)
         self.scheduler = self._new_scheduler()
         waiting, self._waiting = self._waiting, set()
         for ticket in waiting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import time
 from collections import deque
@@ -13,7 +14,15 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from embedkit_core.common.errors import CoordinationError, EmbedKitError
 from embedkit_core.common.threads import start_thread
 from embedkit_core.coordination.opening import CoordinatorHandle
-from embedkit_core.coordination.port import RENEW_SECONDS, Begin, Coordinator, End, Grant, LeaseID
+from embedkit_core.coordination.port import (
+    MAX_WAIT_AHEAD,
+    RENEW_SECONDS,
+    Begin,
+    Coordinator,
+    End,
+    Grant,
+    LeaseID,
+)
 
 T = TypeVar("T")
 logger = logging.getLogger("embedkit_core")
@@ -108,6 +117,8 @@ class CoordinatorThread:
             grants = coordinator.exchange([begin for begin, _ in begins], ends)
             if len(grants) != len(begins):
                 raise CoordinationError(f"{len(grants)} grants for {len(begins)} requests")
+            for (begin, _), grant in zip(begins, grants, strict=True):
+                check_grant(begin, grant)
             return grants
 
         grants = self._ask(exchange)
@@ -121,7 +132,7 @@ class CoordinatorThread:
             granted(self._reason if grants is None else grants[index])
 
     def _check(self, job: Check) -> None:
-        job.checked(self._ask(lambda coordinator: coordinator.ended(job.leases)))
+        job.checked(self._ask(lambda coordinator: frozenset(coordinator.ended(job.leases))))
 
     def _renew(self) -> None:
         now = time.monotonic()
@@ -153,3 +164,27 @@ class CoordinatorThread:
                     self.handle,
                     self._reason,
                 )
+
+
+def check_grant(begin: Begin, grant: Grant) -> None:
+    """Check a grant, which may come from a user's coordinator.
+
+    Raises:
+        CoordinationError: It is no answer to the request.
+    """
+    named = [*grant.others, *grant.recheck, *grant.unfunded]
+    paid = {(reservation.budget, index) for reservation in begin.reservations for index in reservation.amounts}
+    valid = (
+        all(type(index) is int and 0 <= index < len(begin.keys) for index in named)
+        and all((status.name, index) in paid for index, status in grant.unfunded.items())
+        and all(
+            isinstance(lease, (int, str))
+            for lease in (*grant.others.values(), 0 if grant.lease is None else grant.lease)
+        )
+        and 0 <= grant.paused < math.inf
+        and 0 <= grant.wait < math.inf
+        and (grant.wait > 0 or grant.lease is not None or len(set(named)) == len(begin.keys))
+        and (grant.wait <= MAX_WAIT_AHEAD or grant.lease is None)
+    )
+    if not valid or type(grant.processes) is not int:
+        raise CoordinationError("a grant does not match its request")
