@@ -113,7 +113,7 @@ def test_money_that_killed_processes_have_spent_is_never_missing(run, folder, co
     for round_number in range(4):
         program = run("""
         while True:
-            lease = begin(coordinator, "a", reservations=[reservation(10, limit=BudgetLimit(10**6, None))]).lease
+            lease = begin(coordinator, None, reservations=[reservation(10, limit=BudgetLimit(10**6, None))]).lease
             coordinator.exchange([], [End(lease, time.monotonic(), 10, bills={"ingest": Bill(Amount(7, 10))})])
             tell(".")
         """)
@@ -268,11 +268,13 @@ def test_a_program_that_a_process_starts_does_not_keep_its_claims(run, coordinat
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_process_that_ends_leaves_nothing_but_the_database(run, folder):
+def test_a_process_that_ends_without_closing_leaves_a_file_that_the_next_one_deletes(run, folder, coordinator):
     program = run('coordinator.exchange([], [End(begin(coordinator, "a").lease)])')
     assert program.wait(timeout=60) == 0
     assert {path.name for path in folder.iterdir()} == {"coordination.db", "owners"}
-    assert lock_files(folder) == set()
+    (left,) = lock_files(folder)
+    assert begin(coordinator, "b").processes == 1
+    assert left not in lock_files(folder)
 
 
 def test_a_signal_handler_that_forks_during_a_transaction_repeats_it(run):

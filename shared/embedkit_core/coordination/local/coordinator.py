@@ -66,7 +66,6 @@ class LocalCoordinator:
         self._mirror = Mirror()
         self._digests: weakref.WeakKeyDictionary[Account, str] = weakref.WeakKeyDictionary()
         self._owner = 0
-        self._processes = 1
         self._forget_at = self._check_at = float("-inf")
         self._awaited: dict[LeaseID, int | None] = {}  # the owner of each lease, None if it has ended
         self._awaited_owners: dict[int, rows.Owner] = {}
@@ -181,7 +180,7 @@ class LocalCoordinator:
         transaction = LocalTransaction(store, self._clock(), lock.name, self._mirror, self._digest)
         if transaction.is_new:
             transaction.start(boot_id())
-        self._owner, self._processes = transaction.owner, transaction.processes
+        self._owner = transaction.owner
         self._awaited.clear()  # this transaction may change them
         return transaction
 
@@ -193,8 +192,7 @@ class LocalCoordinator:
         return digest
 
     def _exchange(self, store: Store, begins: Sequence[Begin], ends: Sequence[End]) -> list[Grant]:
-        if self._processes > 1 and begins:
-            self._mirror.read(store.execute, self._owner)  # most of it, before others wait for the transaction
+        self._mirror.refresh(store.execute, self._owner)
         money = any(begin.reservations for begin in begins) or any(end.bills for end in ends)
         with store.transaction(durable=money):
             transaction = self._begin(store)

@@ -34,13 +34,28 @@ class Mirror:
         self._leases: list[int] = []
         self._starts: list[int] = []  # of the prefixes of each lease
 
+    def refresh(self, execute: Execute, owner: int) -> None:
+        """Read many leases outside of a transaction: all at first, and again when many are forgotten."""
+        if self._last == 0 or self._size > self._limit:
+            self.clear()
+            self.read(execute, owner)
+            self._limit = max(_SMALLEST_LIMIT, self._size + self._size // 2)
+
     def read(self, execute: Execute, owner: int) -> None:
         """Read the leases that are new since the last call."""
-        self._update(execute, owner)
-        if self._size > self._limit:  # drop those that are forgotten
-            self.clear()
-            self._update(execute, owner)
-            self._limit = max(_SMALLEST_LIMIT, self._size + self._size // 2)
+        rows = execute("SELECT id, owner, keys FROM Leases WHERE id > ? ORDER BY id", (self._last,)).fetchall()
+        if not rows:
+            return
+        self._last = rows[-1][0]
+        others = [(lease, packed) for lease, its_owner, packed in rows if its_owner != owner and packed]
+        added = np.frombuffer(b"".join([packed for _, packed in others]), np.uint64)
+        self._reserve(self._size + len(added))
+        self._prefixes[self._size : self._size + len(added)] = added
+        self._hashes[self._size : self._size + len(added)] = added & _MASK
+        for lease, packed in others:
+            self._leases.append(lease)
+            self._starts.append(self._size)
+            self._size += len(packed) // PREFIX_BYTES
 
     def skip(self, lease: int) -> None:
         """Note that this process has added a lease, and has read all before it."""
@@ -64,21 +79,6 @@ class Mirror:
         if not leases:
             return {}
         return {index: leases[known] for index, known in enumerate(place.tolist()) if known in leases}
-
-    def _update(self, execute: Execute, owner: int) -> None:
-        rows = execute("SELECT id, owner, keys FROM Leases WHERE id > ? ORDER BY id", (self._last,)).fetchall()
-        if not rows:
-            return
-        self._last = rows[-1][0]
-        others = [(lease, packed) for lease, its_owner, packed in rows if its_owner != owner and packed]
-        added = np.frombuffer(b"".join([packed for _, packed in others]), np.uint64)
-        self._reserve(self._size + len(added))
-        self._prefixes[self._size : self._size + len(added)] = added
-        self._hashes[self._size : self._size + len(added)] = added & _MASK
-        for lease, packed in others:
-            self._leases.append(lease)
-            self._starts.append(self._size)
-            self._size += len(packed) // PREFIX_BYTES
 
     def _reserve(self, size: int) -> None:
         if size > len(self._prefixes):
