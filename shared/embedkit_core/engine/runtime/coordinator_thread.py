@@ -104,7 +104,7 @@ class CoordinatorThread:
                     self._check(job)
             self._renew()
         with contextlib.suppress(Exception):
-            self.handle.open().close()
+            self.handle.close()
 
     def _exchange(self, jobs: list[Exchange]) -> None:
         begins = [begin for job in jobs for begin in job.begins]
