@@ -27,7 +27,15 @@ def list_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
     folder = _folder(cache)
     budgets = _budgets(folder)
     head = ["name", "limit", "spent", "possibly billed", "reserved", "left"]
-    cells = [[budget.name, _limit(budget), *_amounts(budget)] for budget in budgets]
+    cells = [
+        [
+            budget.name,
+            _limited(budget, budget.limit),
+            *(_amount(budget, amount) for amount in (budget.spent, budget.lost, budget.held)),
+            _limited(budget, budget.left),
+        ]
+        for budget in budgets
+    ]
     text = table(head, cells) if budgets else f"{folder}: no budgets"
     show(text, [_to_dict(budget) for budget in budgets], as_json=as_json)
 
@@ -48,10 +56,10 @@ def reset(
         hint = suggest(name, list(budgets)) or f"its budgets: {', '.join(budgets) or 'none'}"
         raise ConfigurationError(f"NAME: {folder} has no budget {name!r}; {hint}")
     budget = budgets[name]
-    used = _amount(budget, budget.spent.plus(budget.lost))
-    confirm(f"reset the budget {name!r}, of which {used} of {_limit(budget)} are spent?", yes=yes)
+    used, limit = _amount(budget, budget.used), _limited(budget, budget.limit)
+    confirm(f"reset the budget {name!r}, of which {used} of {limit} are spent?", yes=yes)
     _coordinator(folder).reset_budget(name)
-    err.print(f"budget {name!r} reset; {used} of {_limit(budget)} were spent")
+    err.print(f"budget {name!r} reset; {used} of {limit} were spent")
 
 
 def _folder(path: str | None) -> Path:
@@ -75,45 +83,32 @@ def _budgets(folder: Path) -> list[BudgetStatus]:
     return sorted(_coordinator(folder).budgets())
 
 
-def _amounts(budget: BudgetStatus) -> list[str]:
-    """Return what is spent, possibly billed, reserved and left."""
-    amounts = [_amount(budget, amount) for amount in (budget.spent, budget.lost, budget.held)]
-    left = _left(budget)
-    return [*amounts, "none" if left is None else _amount(budget, left)]
-
-
-def _left(budget: BudgetStatus) -> Amount | None:
-    """Return what a budget has left; 0 where it has no limit, None if it has none at all."""
-    if budget.limit == BudgetLimit():
-        return None
-    limit = Amount(budget.limit.nano_usd or 0, budget.limit.tokens or 0)
-    return limit.minus(budget.spent).minus(budget.lost).minus(budget.held)
-
-
-def _limit(budget: BudgetStatus) -> str:
-    limit = budget.limit
-    return "none" if limit == BudgetLimit() else _amount(budget, Amount(limit.nano_usd or 0, limit.tokens or 0))
-
-
-def _amount(budget: BudgetStatus, amount: Amount) -> str:
+def _amount(budget: BudgetStatus, amount: Amount | BudgetLimit) -> str:
     """Return an amount in the units that the budget limits, in both if it has no limit."""
-    limit, has_none = budget.limit, budget.limit == BudgetLimit()
-    parts = [f"${format_usd(to_usd(amount.nano_usd))}"] if limit.nano_usd is not None or has_none else []
-    parts += [count_noun(amount.tokens, "token")] if limit.tokens is not None or has_none else []
+    parts = []
+    if budget.limit.nano_usd is not None or not budget.has_limit:
+        parts.append(f"${format_usd(to_usd(amount.nano_usd or 0))}")
+    if budget.limit.tokens is not None or not budget.has_limit:
+        parts.append(count_noun(amount.tokens or 0, "token"))
     return ", ".join(parts)
+
+
+def _limited(budget: BudgetStatus, limit: BudgetLimit) -> str:
+    """Return the limit of a budget, or what it has left; "none" if it has no limit."""
+    return _amount(budget, limit) if budget.has_limit else "none"
 
 
 def _to_dict(budget: BudgetStatus) -> dict[str, Any]:
     """Return a budget for JSON: USD as strings, None where there is no limit."""
-    limit, left = budget.limit, _left(budget) or Amount()
+    limit, left = budget.limit, budget.left
     amounts = {"spent": budget.spent, "possibly_billed": budget.lost, "reserved": budget.held}
     usd: dict[str, Decimal | None] = {"limit_usd": None if limit.nano_usd is None else to_usd(limit.nano_usd)}
     usd |= {f"{name}_usd": to_usd(amount.nano_usd) for name, amount in amounts.items()}
-    usd["left_usd"] = None if limit.nano_usd is None else to_usd(left.nano_usd)
+    usd["left_usd"] = None if left.nano_usd is None else to_usd(left.nano_usd)
     return {
         "name": budget.name,
         **{name: None if value is None else format_usd(value) for name, value in usd.items()},
         "limit_tokens": limit.tokens,
         **{f"{name}_tokens": amount.tokens for name, amount in amounts.items()},
-        "left_tokens": None if limit.tokens is None else left.tokens,
+        "left_tokens": left.tokens,
     }

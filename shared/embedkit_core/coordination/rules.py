@@ -221,7 +221,7 @@ def _reserve(
         return budgets, reserved, unfunded
     for reservation in request.reservations:
         budget = transaction.budget(reservation.budget) or BudgetStatus(reservation.budget, BudgetLimit())
-        budgets[reservation.budget] = budget if has_limit(budget) else budget._replace(limit=reservation.limit)
+        budgets[reservation.budget] = budget if budget.has_limit else budget._replace(limit=reservation.limit)
     totals: dict[str, Amount] = {}
     for name, _, amounts in request.reservations:
         paid = [amounts[index] for index in mine if index in amounts]
@@ -275,8 +275,3 @@ def _correct_permit(state: ModelState, lease: Lease, permit_at: float, request: 
     tokens = 0 if request.sent_at is None else tokens
     state.requests.correct(1, permit_at, requests, sent_at, now)
     state.tokens.correct(lease.permit_tokens, permit_at, tokens, sent_at, now)
-
-
-def has_limit(budget: BudgetStatus) -> bool:
-    """Return True if a budget has limits; one that was reset has none until its next use."""
-    return budget.limit != BudgetLimit()

@@ -57,11 +57,29 @@ class BudgetStatus(NamedTuple):
     lost: Amount = Amount()
     held: Amount = Amount()
 
+    @property
+    def has_limit(self) -> bool:
+        """True if it has limits; a budget that was reset has none until its next use."""
+        return self.limit != BudgetLimit()
+
+    @property
+    def used(self) -> Amount:
+        """What was billed or possibly billed."""
+        return self.spent.plus(self.lost)
+
+    @property
+    def left(self) -> BudgetLimit:
+        """What may still be reserved; None where there is no limit."""
+        usd, tokens = self.limit
+        taken = self.used.plus(self.held)
+        return BudgetLimit(
+            None if usd is None else usd - taken.nano_usd, None if tokens is None else tokens - taken.tokens
+        )
+
     def allows(self, amount: Amount) -> bool:
         """Return True if the budget has room for an amount."""
-        used = self.spent.plus(self.lost).plus(self.held).plus(amount)
-        usd, tokens = self.limit
-        return (usd is None or used.nano_usd <= usd) and (tokens is None or used.tokens <= tokens)
+        usd, tokens = self.left
+        return (usd is None or amount.nano_usd <= usd) and (tokens is None or amount.tokens <= tokens)
 
 
 def amount_of(tokens: int, price: Decimal | None) -> Amount:

@@ -142,15 +142,14 @@ def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetEr
 def shared_budget_error(status: BudgetStatus, tokens: int, price: Decimal | None) -> BudgetError:
     """Return the error for a text of at most `tokens` tokens that does not fit into a named budget."""
     limit_usd, limit_tokens = status.limit
-    used = status.spent.plus(status.lost)
-    reserved = used.plus(status.held)
+    left_usd, left_tokens = status.left
     balance = _Balance(
         None if limit_usd is None else to_usd(limit_usd),
-        None if limit_usd is None else to_usd(limit_usd - reserved.nano_usd),
+        None if left_usd is None else to_usd(left_usd),
         limit_tokens,
-        None if limit_tokens is None else limit_tokens - reserved.tokens,
-        to_usd(used.nano_usd),
-        used.tokens,
+        left_tokens,
+        to_usd(status.used.nano_usd),
+        status.used.tokens,
     )
     return _error_of(status.name, balance, tokens, price)
 

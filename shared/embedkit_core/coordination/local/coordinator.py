@@ -246,11 +246,11 @@ class LocalCoordinator:
     def _open_budget(self, store: Store, name: str, limit: BudgetLimit) -> BudgetStatus:
         """Return a budget, with the limits that are in force."""
         budget = rows.read_budget(store.execute, name)
-        if budget is not None and rules.has_limit(budget):
+        if budget is not None and budget.has_limit:
             return budget
         with store.transaction(durable=True):
             budget = rows.read_budget(store.execute, name) or BudgetStatus(name, BudgetLimit())
-            if not rules.has_limit(budget):
+            if not budget.has_limit:
                 budget = budget._replace(limit=limit)
                 rows.save_budget(store.execute, budget)
         return budget
