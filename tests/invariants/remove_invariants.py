@@ -274,6 +274,76 @@ INVARIANTS = [
     Invariant(
         18, "engine/scheduler/funding.py", "        self._request_poll()", "        pass", "unit/costs/test_budgets.py"
     ),
+    Invariant(
+        19,
+        "coordination/rules.py",
+        "found = transaction.claims(request.keys, request.since)",
+        "found = Claims({}, [])",
+        "invariants/test_coordination.py",
+    ),
+    Invariant(
+        19,
+        "engine/scheduler/shared_requests.py",
+        "min(item.root.checked_at for item in items),",
+        'float("inf"),',
+        "invariants/test_coordination.py",
+    ),
+    Invariant(
+        19,
+        "engine/scheduler/shared_requests.py",
+        "is_late = now > at + grant.wait + MAX_LATENESS",
+        "is_late = False",
+        "unit/scheduler/test_shared_requests.py",
+    ),
+    Invariant(
+        20,
+        "coordination/rules.py",
+        "wait = max(paused, _permit_wait(transaction, request, account, state, permit_tokens))",
+        "wait = paused",
+        "invariants/test_coordination.py",
+    ),
+    Invariant(
+        20,
+        "coordination/sliding_window.py",
+        "if new_at - at > RESOLUTION:",
+        "if False:",
+        "unit/coordination/test_sliding_window.py",
+    ),
+    Invariant(
+        20,
+        "engine/scheduler/shared_requests.py",
+        "now <= at + MAX_LATENESS",
+        "True",
+        "unit/scheduler/test_shared_requests.py",
+    ),
+    Invariant(
+        21,
+        "costs/amounts.py",
+        "return (usd is None or used.nano_usd <= usd) and (tokens is None or used.tokens <= tokens)",
+        "return True",
+        "invariants/test_coordination.py",
+    ),
+    Invariant(
+        21,
+        "coordination/rules.py",
+        "transaction.save_budget(budget._replace(held=budget.held.minus(reserved), lost=budget.lost.plus(reserved)))",
+        "transaction.save_budget(budget._replace(held=budget.held.minus(reserved)))",
+        "invariants/test_coordination.py",
+    ),
+    Invariant(
+        22,
+        "engine/scheduler/shared_requests.py",
+        "elif item.waiters and not self.stopped:",
+        "elif False:",
+        "invariants/test_coordination.py",
+    ),
+    Invariant(
+        22,
+        "engine/scheduler/shared_requests.py",
+        "(ended is None or e.lease in ended)",
+        "e.lease in (ended or ())",
+        "unit/scheduler/test_shared_requests.py",
+    ),
 ]
 
 

@@ -208,6 +208,8 @@ class Account:
     def _granted(self, request: Request, grant: Grant | str) -> None:
         """Accept a coordinator's answer on its thread; text if it cannot be reached."""
 
+        answered_at = self.loop.time()
+
         def accept() -> None:
             shared, now = self.scheduler.shared, self.loop.time()
             if not self.scheduler.owns(request):
@@ -218,7 +220,7 @@ class Account:
             elif isinstance(grant, str):
                 shared.unreachable(request, grant, now)
             else:
-                shared.granted(request, grant, now)
+                shared.granted(request, grant, now, answered_at)
 
         self._call(self, accept)
 

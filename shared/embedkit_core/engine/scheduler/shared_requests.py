@@ -30,6 +30,7 @@ from embedkit_core.engine.scheduler.registry import Registry
 
 MAX_QUERY_WAIT = 1.0  # seconds that a query waits for another process, before it is sent here too
 MIN_PAUSE, MAX_PAUSE, PAUSE_GROWTH = 0.004, 0.25, 1.5  # seconds between two checks on other processes
+MAX_LATENESS = 0.2  # seconds that a request may be sent after its permit: for longer, the coordinator is asked again
 BUDGET_PAUSE = 0.1  # seconds until a text asks again for a budget that other requests hold
 
 Found: TypeAlias = Mapping[bytes, tuple[Entry, Cache]]
@@ -117,8 +118,8 @@ class SharedRequests:
         self._begin.append(request)
         self.unanswered += 1
 
-    def granted(self, request: Request, grant: Grant, now: float) -> None:
-        """Accept the coordinator's answer: send what is granted, let the other texts wait."""
+    def granted(self, request: Request, grant: Grant, now: float, at: float) -> None:
+        """Accept the coordinator's answer from the time `at`: send what is granted, let the other texts wait."""
         self.unanswered -= 1
         queue, items = request.queue, request.items
         queue.rate_controller.user_limits.share, self.processes = 1, max(1, grant.processes)
@@ -131,7 +132,9 @@ class SharedRequests:
             self._open.add(request)
         named = {*grant.others, *grant.recheck, *grant.unfunded}
         rest = [item for index, item in enumerate(items) if index not in named]
-        kept = [item for item in rest if item.waiters] if grant.lease is not None and not self.stopped else []
+        is_late = now > at + grant.wait + MAX_LATENESS
+        may_send = grant.lease is not None and not is_late and not self.stopped
+        kept = [item for item in rest if item.waiters] if may_send else []
         if len(kept) < len(items) or grant.wait:
             self._dispatcher.give_back_slot(request, now)
         self._ledger.release(request, kept)
@@ -141,7 +144,7 @@ class SharedRequests:
         for index, status in grant.unfunded.items():
             self._hold_or_refuse(request, index, items[index], status, now)
         if kept:
-            self._start(request, grant.wait, now, has_slot=len(kept) == len(items) and not grant.wait)
+            self._start(request, at + grant.wait, has_slot=len(kept) == len(items) and not grant.wait)
             unwanted = [item for item in rest if not item.waiters]
         else:
             self.end(request)
@@ -170,32 +173,32 @@ class SharedRequests:
         self._ledger.release(request, kept)
         if kept:
             self.uncoordinated += 1
-            self._start(request, 0.0, now, has_slot=is_whole)
+            self._start(request, now, has_slot=is_whole)
 
-    def _start(self, request: Request, wait: float, now: float, *, has_slot: bool) -> None:
-        """Send a request now, or as soon as its permit allows."""
+    def _start(self, request: Request, at: float, *, has_slot: bool) -> None:
+        """Send a request now, or at the time of its permit."""
         if has_slot:
             self._send(request)
             return
         self._n += 1
         request.queue.scheduled += 1
-        heapq.heappush(self._scheduled, (now + wait, self._n, request))
+        heapq.heappush(self._scheduled, (at, self._n, request))
 
     def send_due(self, now: float) -> None:
         """Send the requests whose permit allows it by now, as long as slots are free."""
         while self._scheduled and self._scheduled[0][0] <= now and self._dispatcher.free_slots():
-            request = heapq.heappop(self._scheduled)[2]
+            at, _, request = heapq.heappop(self._scheduled)
             request.queue.scheduled -= 1
-            kept = [item for item in request.items if item.waiters]
-            dropped = [item for item in request.items if not item.waiters]
+            items = self._registry.drop_unwanted(request.items)
+            # The permit of a late request may have expired, and its claims may be lost.
+            kept = items if request.lease is None or now <= at + MAX_LATENESS else []
             self._ledger.release(request, kept)
-            for item in dropped:
-                self._registry.drop(item)
             if kept:
                 self._dispatcher.take_slot(request, now)
                 self._send(request)
             else:
                 self.end(request)
+                request.queue.enter(items, front=True)
 
     def end(self, request: Request, *, pause: float = 0.0) -> None:
         """End the lease of a request: its rows are in the cache, or it failed, or it was not sent.
