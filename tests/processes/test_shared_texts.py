@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from support.embedders import long_text, numbered, texts_sent
+from support.openai_replies import INVALID_INPUT, Fault, error
 from support.processes import (
     WorkerError,
     check,
@@ -155,16 +156,16 @@ def test_a_long_text_is_paid_for_once(workers, server, policy):
 
 
 def test_a_text_that_fails_in_one_process_is_sent_by_the_one_that_waits(workers, server):
-    server.rejected_texts = {"shared"}
-    first = in_flight(workers, server, ["shared"])
-    second = workers.one()
+    server.faults = [Fault(status=400, body=error(INVALID_INPUT), delay=1.0)]
+    first, second = workers(2)
+    first.run(start_embedding, ["shared"])
+    server.wait_for_requests(1)
     second.run(start_embedding, ["shared"])
     second.run(wait_for_others)
-    server.rejected_texts = set()
-    server.faults = []
-    server.release()
+    with pytest.raises(WorkerError, match="HTTP 400"):
+        first.run(finish_embedding)
     check(second.run(finish_embedding), ["shared"])
-    check(first.run(finish_embedding), ["shared"])
+    assert server.billed_texts == {"shared": 1}
 
 
 def test_other_models_and_keys_do_not_wait(workers, server):
