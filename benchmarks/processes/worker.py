@@ -95,7 +95,7 @@ def embed(job: Job) -> Result:
         result = embedder.embed(texts)
     ended = time.monotonic()
     embedder.close()
-    failed = {failure.index: type(failure.error).__name__ for failure in result.failed}
+    failed = {index: type(error).__name__ for index, error in result.failed.items()}
     rows = zip(texts, result.vectors, strict=True)
     wrong = sum(
         index not in failed and not np.abs(row - vector_of(text)).max() < 1e-6 for index, (text, row) in enumerate(rows)

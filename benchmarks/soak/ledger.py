@@ -89,7 +89,9 @@ class Ledger:
             self.causes["query that did not wait"] += impatient
             excess -= impatient
         if excess > 0:
-            listed = [f"{r.number} of {r.key}, {r.started:.2f} to {r.ended or -1:.2f} {r.fault}" for r in requests]
+            listed = [
+                f"{r.number} of {r.key}, {r.started:.2f} to {r.ended or -1:.2f} {r.outcome} {r.fault}" for r in requests
+            ]
             self.violations.append(f"{text!r} was billed {len(requests)} times: {'; '.join(listed)}")
 
     def _killed_during(self, request: Sent) -> str:
