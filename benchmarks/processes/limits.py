@@ -140,13 +140,13 @@ def _spend(bench: Bench, server: dict[str, Any], *, kills: bool) -> Result:
 
 def _budget_rows(results: list[Result], bench: Bench) -> list[Row]:
     rows = []
+    what = f"a named budget of ${BUDGET:g}, {bench.n} processes"
     for name, result in results[0].items():
-        what = f"a named budget of ${BUDGET:g}, {bench.n} processes, {name}"
         used = (result["spent"] + result["lost"] + result["held"]) / 1e9
         only_budget = set(result["failed"]) <= ({"BudgetError"} if name != "lost replies" else {"BudgetError", *_LOST})
         rows.append(
             Row(
-                f"{what}: never exceeded",
+                f"{what}, {name}: never exceeded",
                 f"${result['billed_usd']:.6f} billed, ${used:.6f} counted{rights([{**result, 'failed': {}}])}",
                 f"<= ${BUDGET:g}",
                 max(result["billed_usd"], used) <= BUDGET and not result["wrong"] and only_budget,
