@@ -117,7 +117,7 @@ class Transaction(Protocol):
         ...
 
     def end(self, lease_id: LeaseID) -> Lease | None:
-        """Remove a lease of this process, and keep its keys for those who looked up before. None if it is unknown."""
+        """Remove a lease of this process. None if it is unknown. Its keys are kept for look-ups that began before."""
         ...
 
 

@@ -25,7 +25,7 @@ class Snapshot:
         endpoint: The base URL, or "" for the provider's own.
         waiting: Texts that wait for a request slot, a rate limit or budget.
         retrying: Texts that wait for their next retry.
-        elsewhere: Texts that another process is sending.
+        in_other_processes: Texts that wait for another process, which is sending them.
         in_flight: Requests in flight.
         requests_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
         tokens_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
@@ -46,7 +46,7 @@ class Snapshot:
     endpoint: str
     waiting: int
     retrying: int
-    elsewhere: int
+    in_other_processes: int
     in_flight: int
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -100,7 +100,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
     now, scheduler = account.loop.time(), account.scheduler
     snapshots: list[Snapshot] = []
     retrying, awaiting_budget = scheduler.retry_queue.items(), scheduler.ledger.awaiting_budget
-    elsewhere = scheduler.shared.waiting
+    in_other_processes = scheduler.shared.waiting
     for controller, queues in scheduler.dispatcher.by_rate_controller().items():
         limits = {limit.unit: limit.value for limit in controller.known_limits()}
         failure, max_in_flight = controller.last_failure, limits.get("requests in flight")
@@ -113,7 +113,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
                 waiting=sum(queue.waiting_texts for queue in queues)
                 + sum(item.queue in queues for item in awaiting_budget),
                 retrying=sum(item.queue in queues for item in retrying),
-                elsewhere=sum(item.queue in queues for item in elsewhere),
+                in_other_processes=sum(item.queue in queues for item in in_other_processes),
                 in_flight=controller.in_flight,
                 requests_per_minute=limits.get("requests/min"),
                 tokens_per_minute=limits.get("tokens/min"),

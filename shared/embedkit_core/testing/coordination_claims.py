@@ -47,7 +47,7 @@ class ClaimCases(CoordinationCases):
         lease = claim(one, keys[1:3])
         grant = begin(two, request(keys))
         assert dict(grant.others) == {1: lease, 2: lease}
-        assert grant.lease is not None, "the texts that nobody sends must be granted"
+        assert grant.lease is not None, "texts that no participant is sending must be granted"
         assert grant.processes == 2
         assert dict(begin(one, request([keys[0], keys[1]])).others) == {0: grant.lease}
 
@@ -129,7 +129,7 @@ class ClaimCases(CoordinationCases):
         claim(two, keys)
 
     def test_concurrent_participants_never_send_a_text_at_the_same_time(self, tmp_path: Path) -> None:
-        """Each text is sent once: who finds it sent since its look-up reads it from the cache."""
+        """Each text is sent once: if it was sent since a look-up, the cache is read again."""
         keys, rounds, cached, sent = new_keys(40), 4, set[bytes](), Counter[bytes]()
         lock, start = threading.Lock(), threading.Barrier(rounds)
 

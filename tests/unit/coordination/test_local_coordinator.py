@@ -369,8 +369,8 @@ def test_a_jump_of_the_wall_clock_has_no_effect(folder, monkeypatch):
 def test_a_lock_file_is_dead_once_its_owner_releases_it(folder):
     folder.mkdir(parents=True)
     lock = owners.OwnerLock(folder)
-    assert not owners.is_dead(folder, lock.name)
+    assert not owners.remove_if_dead(folder, lock.name)
     assert lock.is_held
     lock.release()
-    assert owners.is_dead(folder, lock.name)
+    assert owners.remove_if_dead(folder, lock.name)
     assert owners.names(folder) == []

@@ -57,7 +57,7 @@ class LocalCoordinator:
 
         Args:
             folder: The coordination folder.
-            clock: A clock that all processes of the machine share, and that nobody sets.
+            clock: A clock that all processes of the machine share, and that is never set.
         """
         self._folder = folder
         self._clock = clock
@@ -205,7 +205,7 @@ class LocalCoordinator:
             if now >= self._forget_at:
                 transaction.forget()
                 self._forget_at = now + FORGET_EVERY_SECONDS
-            # What dead owners hold of a budget is lost: those who wait for it must not wait longer.
+            # What dead owners hold of a budget is lost: requests that wait for it must not wait longer.
             if now >= self._check_at and any(budget.held != Amount() for g in grants for budget in g.unfunded.values()):
                 transaction.lose_all()
                 self._check_at = now + CHECK_EVERY_SECONDS
@@ -241,7 +241,11 @@ class LocalCoordinator:
 
     def _is_alive(self, owner: int) -> bool:
         known = self._awaited_owners.get(owner)
-        return known is not None and known.is_running(self._clock()) and not owners.is_dead(self._folder, known.name)
+        return (
+            known is not None
+            and known.is_running(self._clock())
+            and not owners.remove_if_dead(self._folder, known.name)
+        )
 
     def _open_budget(self, store: Store, name: str, limit: BudgetLimit) -> BudgetStatus:
         """Return a budget, with the limits that are in force."""

@@ -77,8 +77,8 @@ def lock_path(folder: Path, name: str) -> Path:
     return folder / FOLDER / f"{name}.lock"
 
 
-def is_dead(folder: Path, name: str) -> bool:
-    """Return True if no process holds the lock of an owner; then its lock file is deleted."""
+def remove_if_dead(folder: Path, name: str) -> bool:
+    """Delete the lock file of an owner if no process holds its lock. Return True if none does."""
     path = lock_path(folder, name)
     try:
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))

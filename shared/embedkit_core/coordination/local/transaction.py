@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from embedkit_core.coordination import rules
 from embedkit_core.coordination.local import rows
 from embedkit_core.coordination.local.mirror import PREFIX_BYTES, Mirror, pack
-from embedkit_core.coordination.local.owners import is_dead, names
+from embedkit_core.coordination.local.owners import names, remove_if_dead
 from embedkit_core.coordination.local.schema import ACTIVE, ENDED, LOST, REMOVED_OWNERS
 from embedkit_core.coordination.local.store import Store
 from embedkit_core.coordination.port import Account, Begin, LeaseID
 from embedkit_core.coordination.sliding_window import MINUTE, SlidingWindow
 from embedkit_core.costs.amounts import BudgetLimit, BudgetStatus
 
-KEEP_SECONDS = 5.0  # an ended lease, for those who looked into the cache before
+KEEP_SECONDS = 5.0  # that an ended lease is kept, for processes that looked into the cache before
 MODEL_SECONDS = 2 * MINUTE  # that the windows of a model are kept after their last use
 
 
@@ -111,7 +111,7 @@ class LocalTransaction:
         """
         lost = False
         for owner in [self.owners[one] for one in owners if one in self.owners and one != REMOVED_OWNERS]:
-            dead = is_dead(self._store.folder, owner.name)
+            dead = remove_if_dead(self._store.folder, owner.name)
             if dead or not owner.is_running(self.now):
                 lost = True
                 self.lose_leases("owner = ?", owner.id)
@@ -215,7 +215,7 @@ class LocalTransaction:
         return added
 
     def end(self, lease_id: LeaseID) -> rules.Lease | None:
-        """Remove a lease of this process, and keep its keys for those who looked up before. None if it is unknown."""
+        """Remove a lease of this process. None if it is unknown. Its keys are kept for look-ups that began before."""
         row = self._execute(
             f"SELECT length(keys), {rows.LEASE} FROM Leases WHERE id = ? AND owner = ? AND state != {ENDED}",  # noqa: S608
             (lease_id, self.owner),
@@ -255,7 +255,7 @@ class LocalTransaction:
         self.lose_all()
         known = {owner.name for owner in self.owners.values()} | {self._name}
         for name in set(names(self._store.folder)) - known:
-            is_dead(self._store.folder, name)  # deletes its lock file
+            remove_if_dead(self._store.folder, name)
 
     def _is_ahead(self) -> bool:
         """Return True if a stored time is in the future: the clock has started anew."""
