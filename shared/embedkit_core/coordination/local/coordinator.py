@@ -62,6 +62,7 @@ class LocalCoordinator:
         self._folder = folder
         self._clock = clock
         self._store: Store | None = None
+        self._is_forked = False
         self._resources = _Resources()
         self._mirror = Mirror()
         self._digests: weakref.WeakKeyDictionary[Account, str] = weakref.WeakKeyDictionary()
@@ -128,7 +129,7 @@ class LocalCoordinator:
             self._resources.lock.close()
             self._resources.lock = None
         self._resources.connections.clear()  # the fork has closed them, or they must stay open
-        self._drop()
+        self._is_forked = True  # what a signal handler has interrupted must not find its data changed
 
     def __repr__(self) -> str:
         return f"LocalCoordinator({str(self._folder)!r})"
@@ -153,7 +154,7 @@ class LocalCoordinator:
         return work(store) if store is not None else None  # type: ignore[return-value]
 
     def _opened(self, create: bool) -> Store | None:
-        if self._store is not None and not self._store.is_current:
+        if self._is_forked or (self._store is not None and not self._store.is_current):
             self._drop()
         if self._store is None:
             self._store = open_store(self._folder, create=create)
@@ -164,6 +165,7 @@ class LocalCoordinator:
     def _drop(self) -> None:
         """Close the store, and forget what was read from it."""
         close_all(self._resources.connections)
+        self._is_forked = False
         self._store = None
         self._mirror.clear()
         self._digests.clear()

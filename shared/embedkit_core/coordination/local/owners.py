@@ -35,6 +35,7 @@ class OwnerLock:
     def __init__(self, folder: Path) -> None:
         """Create a lock file in a coordination folder. Raises OSError."""
         (folder / FOLDER).mkdir(mode=0o700, exist_ok=True)
+        self._process = os.getpid()
         while True:
             self.name = secrets.token_hex(8)
             self._path = lock_path(folder, self.name)
@@ -55,8 +56,8 @@ class OwnerLock:
 
     @property
     def is_held(self) -> bool:
-        """True if the locked file is still there for others to see."""
-        return identity(self._path) == self._file
+        """True if this process holds the lock, and others can see its file."""
+        return self._process == os.getpid() and identity(self._path) == self._file
 
     def release(self) -> None:
         """Release the lock and delete the file."""
