@@ -107,11 +107,11 @@ def exchange(job: Job) -> Result:
     """Begin and end requests at the coordinator of the folder; measure each pair of a begin and its end."""
     from embedkit_core.common.types import RateSettings
     from embedkit_core.coordination.opening import coordinator_of_folder
-    from embedkit_core.coordination.port import Account, Begin, Bill, End, Reservation
+    from embedkit_core.coordination.port import Begin, Bill, End, ProviderAccount, Reservation
     from embedkit_core.costs.amounts import Amount, BudgetLimit
 
     coordinator = coordinator_of_folder(Path(job.folder)).open()
-    account, tokens = Account("openai", ""), [TOKENS_PER_TEXT] * REQUEST_TEXTS
+    account, tokens = ProviderAccount("openai", ""), [TOKENS_PER_TEXT] * REQUEST_TEXTS
     limits = RateSettings(LIMIT, LIMIT) if job.questions > 1 else RateSettings()
     amount, total = Amount(1, TOKENS_PER_TEXT), Amount(REQUEST_TEXTS, TOKENS_PER_TEXT * REQUEST_TEXTS)
     reservations, bills = [], {}

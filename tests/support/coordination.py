@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from embedkit_core.coordination.local.coordinator import LocalCoordinator
-from embedkit_core.coordination.port import Account, Begin, Grant, Reservation
+from embedkit_core.coordination.port import Begin, Grant, ProviderAccount, Reservation
 from embedkit_core.costs.amounts import Amount, BudgetLimit
 from embedkit_core.providers.secrets import Secret
 
-ACCOUNT = Account("fake", "", Secret("key"))
+ACCOUNT = ProviderAccount("fake", "", Secret("key"))
 LIMIT = BudgetLimit(1000, None)
 
 PREAMBLE = """

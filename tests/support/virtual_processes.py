@@ -11,7 +11,7 @@ from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import CoordinationError
 from embedkit_core.common.types import Limits, RateSettings
 from embedkit_core.coordination.opening import Coordination, CoordinatorHandle
-from embedkit_core.coordination.port import Account, Begin, End, LeaseID
+from embedkit_core.coordination.port import Begin, End, LeaseID, ProviderAccount
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter
@@ -20,7 +20,7 @@ from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 from embedkit_core.testing import MemoryCoordinator
 
-ACCOUNT = Account("fake", "")
+ACCOUNT = ProviderAccount("fake", "")
 
 
 class SharedCache:

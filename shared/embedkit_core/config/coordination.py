@@ -7,7 +7,7 @@ from pathlib import Path
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.validation import check_name
 from embedkit_core.coordination.opening import Coordination, coordinator_of_folder, handle_of
-from embedkit_core.coordination.port import Account, Coordinator
+from embedkit_core.coordination.port import Coordinator, ProviderAccount
 from embedkit_core.costs.budget import Budget
 from embedkit_core.providers.base import Provider
 
@@ -56,7 +56,7 @@ def make_coordination(
         handle = coordinator_of_folder(cache_folder)
     else:
         return None
-    return Coordination(handle, Account(provider.name, provider.endpoint, provider.secret, account))
+    return Coordination(handle, ProviderAccount(provider.name, provider.endpoint, provider.secret, account))
 
 
 def check_budget_is_shared(budget: Budget, coordination: Coordination | None) -> None:

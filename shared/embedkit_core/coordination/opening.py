@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedkit_core.common.fork_safety import ForkLock, import_module
-from embedkit_core.coordination.port import Account, Coordinator
+from embedkit_core.coordination.port import Coordinator, ProviderAccount
 
 LOCAL_FOLDER = "embedkit-coordination-v1"  # inside the user's cache folder
 
@@ -47,7 +47,7 @@ class Coordination:
     """A coordinator, and the account that an embedder's requests are sent on."""
 
     handle: CoordinatorHandle
-    account: Account
+    account: ProviderAccount
 
 
 _handles: weakref.WeakValueDictionary[Path | int, CoordinatorHandle] = weakref.WeakValueDictionary()

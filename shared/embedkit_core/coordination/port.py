@@ -22,7 +22,7 @@ NO_LIMITS = RateSettings()
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Account:
+class ProviderAccount:
     """The provider's account, whose rate limits all processes share.
 
     Attributes:
@@ -84,7 +84,7 @@ class Begin:
         reservations: Upper bounds for the named budgets that pay for its texts.
     """
 
-    account: Account
+    account: ProviderAccount
     model: str
     keys: Sequence[bytes]
     tokens: Sequence[int]

@@ -11,13 +11,13 @@ from pathlib import Path
 from embedkit_core.common.types import RateSettings
 from embedkit_core.coordination.port import (
     NO_LIMITS,
-    Account,
     Begin,
     Bill,
     Coordinator,
     End,
     Grant,
     LeaseID,
+    ProviderAccount,
     Reservation,
 )
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
@@ -26,7 +26,7 @@ from embedkit_core.testing.suite import Suite, skip
 
 MODEL = "acme:small"
 API_KEY = "acme-key-of-the-suite-7Q2x"
-ACCOUNT = Account("acme", "", Secret(API_KEY))
+ACCOUNT = ProviderAccount("acme", "", Secret(API_KEY))
 FOREVER = float("inf")
 NO_BILLS: Mapping[str, Bill] = {}
 
@@ -63,7 +63,7 @@ def request(
     *,
     since: float = FOREVER,
     tokens: int = 10,
-    account: Account = ACCOUNT,
+    account: ProviderAccount = ACCOUNT,
     model: str = MODEL,
     limits: RateSettings = NO_LIMITS,
     is_query: bool = False,

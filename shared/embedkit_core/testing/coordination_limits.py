@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from embedkit_core.common.types import RateSettings
-from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Account, Coordinator, End, Grant
+from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Coordinator, End, Grant, ProviderAccount
 from embedkit_core.providers.secrets import Secret
 from embedkit_core.testing.coordination_cases import (
     ACCOUNT,
@@ -85,9 +85,9 @@ class LimitCases(CoordinationCases):
         for _ in range(10):
             _send(one, TEN_REQUESTS)
         accounts = [
-            (Account("acme", "", name="another"), MODEL),
-            (Account("acme", "", Secret("acme-another-key")), MODEL),
-            (Account("acme", "https://another.example", ACCOUNT.secret), MODEL),
+            (ProviderAccount("acme", "", name="another"), MODEL),
+            (ProviderAccount("acme", "", Secret("acme-another-key")), MODEL),
+            (ProviderAccount("acme", "https://another.example", ACCOUNT.secret), MODEL),
             (ACCOUNT, "acme:large"),
         ]
         for account, model in accounts:

@@ -12,7 +12,7 @@ from support.rows import check_rows
 
 from embedkit_core import ConfigurationError, Embedder
 from embedkit_core.coordination.opening import LOCAL_FOLDER
-from embedkit_core.coordination.port import Account
+from embedkit_core.coordination.port import ProviderAccount
 from embedkit_core.costs.amounts import BudgetLimit
 from embedkit_core.providers.secrets import Secret
 from embedkit_core.testing import FakeServer
@@ -137,7 +137,7 @@ def test_coordination_is_pickled_unless_it_is_an_object(embedder_class, tmp_path
 
 def test_an_account_is_known_by_its_name_else_by_its_key_else_by_its_endpoint():
     def digest(secret=None, name=None, endpoint=""):
-        return Account("openai", endpoint, secret, name).digest(SALT)
+        return ProviderAccount("openai", endpoint, secret, name).digest(SALT)
 
     assert digest(Secret("one"), "team") == digest(Secret("two"), "team") == digest(Secret("", source=str), "team")
     assert digest(Secret("", source=str)) == digest(Secret("", source=repr)) == digest(Secret.lost()) == digest()
@@ -148,13 +148,13 @@ def test_an_account_is_known_by_its_name_else_by_its_key_else_by_its_endpoint():
         digest(Secret("two")),
         digest(name="one"),
         digest(name="team"),
-        Account("openai", "", Secret("one")).digest(b"another salt" * 3),
-        Account("voyage", "", Secret("one")).digest(SALT),
+        ProviderAccount("openai", "", Secret("one")).digest(b"another salt" * 3),
+        ProviderAccount("voyage", "", Secret("one")).digest(SALT),
     ]
     assert len(set(different)) == len(different)
 
 
 def test_an_account_never_shows_its_key():
-    account = Account("openai", "", Secret("hunter2hunter2"))
+    account = ProviderAccount("openai", "", Secret("hunter2hunter2"))
     assert "hunter2" not in repr(account)
     assert "hunter2" not in account.digest(SALT)

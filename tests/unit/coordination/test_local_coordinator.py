@@ -12,7 +12,7 @@ from embedkit_core import ConfigurationError
 from embedkit_core.common.types import RateSettings
 from embedkit_core.coordination.local import owners
 from embedkit_core.coordination.local.coordinator import LocalCoordinator
-from embedkit_core.coordination.port import Account, Begin, Bill, End
+from embedkit_core.coordination.port import Begin, Bill, End, ProviderAccount
 from embedkit_core.costs.amounts import Amount, BudgetLimit
 from embedkit_core.providers.secrets import Secret
 
@@ -154,7 +154,9 @@ def test_accounts_with_different_keys_have_different_limits(coordinators, clock)
     first, second = coordinators
     first.exchange([], [End(begin(first, clock, "a").lease, clock(), pause=30)])
     other = request("b", clock=clock)
-    (grant,) = second.exchange([Begin(Account("fake", "", Secret("other")), other.model, other.keys, [1], clock())], [])
+    (grant,) = second.exchange(
+        [Begin(ProviderAccount("fake", "", Secret("other")), other.model, other.keys, [1], clock())], []
+    )
     assert not grant.paused
 
 
@@ -316,7 +318,7 @@ def test_nothing_is_opened_before_the_first_use(folder):
 def test_no_key_is_stored(folder, coordinators, clock):
     secret = "sk-a-very-secret-key"
     (grant,) = coordinators[0].exchange(
-        [Begin(Account("fake", "", Secret(secret)), "fake:m", [b"k" * 32], [1], clock())], []
+        [Begin(ProviderAccount("fake", "", Secret(secret)), "fake:m", [b"k" * 32], [1], clock())], []
     )
     assert grant.lease is not None
     for path in folder.rglob("*"):

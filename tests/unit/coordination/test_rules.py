@@ -7,11 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit_core.common.types import RateSettings
-from embedkit_core.coordination.port import LEASE_SECONDS, MAX_WAIT_AHEAD, Account, Begin, Bill, End, Reservation
+from embedkit_core.coordination.port import (
+    LEASE_SECONDS,
+    MAX_WAIT_AHEAD,
+    Begin,
+    Bill,
+    End,
+    ProviderAccount,
+    Reservation,
+)
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus, amount_of
 from embedkit_core.testing import MemoryCoordinator
 
-ACCOUNT, LIMIT, SMALL = Account("acme", ""), BudgetLimit(1000, 100), BudgetLimit(300, None)
+ACCOUNT, LIMIT, SMALL = ProviderAccount("acme", ""), BudgetLimit(1000, 100), BudgetLimit(300, None)
 KEYS = [bytes([n]) * 32 for n in range(6)]
 
 OPERATION = st.one_of(

@@ -18,7 +18,7 @@ from embedkit_core.coordination.local import owners, rows
 from embedkit_core.coordination.local.mirror import Mirror
 from embedkit_core.coordination.local.store import Store, error_for, open_store
 from embedkit_core.coordination.local.transaction import LocalTransaction
-from embedkit_core.coordination.port import Account, Begin, End, Grant, LeaseID
+from embedkit_core.coordination.port import Begin, End, Grant, LeaseID, ProviderAccount
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 RENEW_AFTER_SECONDS = 1.0  # so that not every request writes a sign of life
@@ -65,7 +65,7 @@ class LocalCoordinator:
         self._is_forked = False
         self._resources = _Resources()
         self._mirror = Mirror()
-        self._digests: weakref.WeakKeyDictionary[Account, str] = weakref.WeakKeyDictionary()
+        self._digests: weakref.WeakKeyDictionary[ProviderAccount, str] = weakref.WeakKeyDictionary()
         self._owner = 0
         self._forget_at = self._check_at = float("-inf")
         self._awaited: dict[LeaseID, int | None] = {}  # the owner of each lease, None if it has ended
@@ -186,7 +186,7 @@ class LocalCoordinator:
         self._awaited.clear()  # this transaction may change them
         return transaction
 
-    def _digest(self, account: Account) -> str:
+    def _digest(self, account: ProviderAccount) -> str:
         digest = self._digests.get(account)
         if digest is None:
             assert self._store is not None

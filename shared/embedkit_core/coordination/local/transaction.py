@@ -11,7 +11,7 @@ from embedkit_core.coordination.local.mirror import PREFIX_BYTES, Mirror, pack
 from embedkit_core.coordination.local.owners import names, remove_if_dead
 from embedkit_core.coordination.local.schema import ACTIVE, ENDED, LOST, REMOVED_OWNERS
 from embedkit_core.coordination.local.store import Store
-from embedkit_core.coordination.port import Account, Begin, LeaseID
+from embedkit_core.coordination.port import Begin, LeaseID, ProviderAccount
 from embedkit_core.coordination.sliding_window import MINUTE, SlidingWindow
 from embedkit_core.costs.amounts import BudgetLimit, BudgetStatus
 
@@ -31,7 +31,9 @@ class LocalTransaction:
         renewed_at: Its last sign of life.
     """
 
-    def __init__(self, store: Store, now: float, name: str, mirror: Mirror, digests: Callable[[Account], str]) -> None:
+    def __init__(
+        self, store: Store, now: float, name: str, mirror: Mirror, digests: Callable[[ProviderAccount], str]
+    ) -> None:
         """Read the owners.
 
         Args:
