@@ -319,7 +319,7 @@ INVARIANTS = [
     Invariant(
         21,
         "costs/amounts.py",
-        "return (usd is None or used.nano_usd <= usd) and (tokens is None or used.tokens <= tokens)",
+        "return (usd is None or amount.nano_usd <= usd) and (tokens is None or amount.tokens <= tokens)",
         "return True",
         "invariants/test_coordination.py",
     ),
