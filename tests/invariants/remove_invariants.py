@@ -284,7 +284,7 @@ INVARIANTS = [
     Invariant(
         19,
         "engine/scheduler/shared_requests.py",
-        "min(item.root.checked_at for item in items),",
+        "min((item.root.checked_at for item, key in zip(items, keys, strict=True) if key), default=math.inf),",
         'float("inf"),',
         "invariants/test_coordination.py",
     ),

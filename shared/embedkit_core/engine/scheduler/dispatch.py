@@ -137,7 +137,7 @@ class Dispatcher:
             with_queries = [queue for queue in self.busy if queue.ready(is_query=True, now=now)]
             with_bulk = [queue for queue in self.busy if queue.ready(is_query=False, now=now)]
             times = [queue.outage.next_probe_at for queue in self.busy if not queue.verified]
-            times += [at for queue in self.busy for at in queue.not_before]
+            times += [queue.not_before(is_query=is_query) for queue in self.busy for is_query in (False, True)]
             self.wake_at = min(self.wake_at, *(at for at in times if at > now), math.inf)
             is_query = bool(with_queries) and not (with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)
             first, second = (with_queries, with_bulk) if is_query else (with_bulk, with_queries)

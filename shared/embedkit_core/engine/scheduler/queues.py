@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil
 
 from embedkit_core.common.types import Batch, Cache, Vectors
 from embedkit_core.coordination.opening import CoordinatorHandle
-from embedkit_core.coordination.port import Begin, Bill, End, LeaseID
+from embedkit_core.coordination.port import NO_LIMITS, Begin, Bill, End, LeaseID
 from embedkit_core.engine.batching import MAX_TEXTS, MAX_TOKENS, MIN_TEXTS, RequestCapacity, texts_per_request
 from embedkit_core.engine.rate_limits.controller import RateController, SentRequest
 from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION
@@ -140,34 +139,6 @@ def _contains(cache: Cache, caches: list[Cache]) -> bool:
     return any(cache is other for other in caches)  # by identity: a user's cache may define __eq__
 
 
-class RetryQueue:
-    """Items that wait for a retry, kept out of the request queues until then."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, list[Item]]] = []
-        self._n = 0
-
-    def add(self, items: list[Item], until: float) -> None:
-        """Add items that are in no queue."""
-        self._n += 1
-        heapq.heappush(self._heap, (until, self._n, items))
-        for item in items:
-            item.location = None
-
-    def due(self, now: float) -> Iterator[Item]:
-        """Remove and yield the items that are due, in the order in which they go to the front of a queue."""
-        while self._heap and self._heap[0][0] <= now:
-            yield from reversed(heapq.heappop(self._heap)[2])
-
-    def next_due(self) -> list[float]:
-        """Return the time of the next retry as a list; empty if there is none."""
-        return [until for until, _, _ in self._heap[:1]]
-
-    def items(self) -> list[Item]:
-        """Return all waiting items."""
-        return [item for _, _, items in self._heap for item in items]
-
-
 class RequestQueue:
     """The waiting texts of one request spec.
 
@@ -190,7 +161,6 @@ class RequestQueue:
             that arrives meanwhile does not wait behind several.
         scheduled: The requests that wait for the time of their permit from the coordinator. While there is one, no more
             bulk is asked for.
-        not_before: For bulk and for queries, the time before which the coordinator is not asked again.
         planned_texts: How many texts a bulk request should hold.
         groups: Halves of refused batches.
     """
@@ -209,7 +179,7 @@ class RequestQueue:
         self.in_flight = 0
         self.awaiting_permit: Request | None = None
         self.scheduled = 0
-        self.not_before = [-math.inf, -math.inf]
+        self._delays = [(-math.inf, NO_LIMITS)] * 2  # for bulk and for queries
         self.planned_texts = MIN_TEXTS
         self.groups: deque[AtomicBatch] = deque()
         self._queries: deque[Item] = deque()
@@ -233,12 +203,21 @@ class RequestQueue:
             return False
         if self.awaiting_permit is not None:
             return False
-        if (self.scheduled and not is_query) or now < self.not_before[is_query]:
+        if (self.scheduled and not is_query) or now < self.not_before(is_query=is_query):
             return False
         if self.in_flight and not self.verified:
             return False
         self.groups = deque(g for g in self.groups if any(item.location is g for item in g.items))
         return self.count(is_query=is_query) > 0 or any(group.is_query == is_query for group in self.groups)
+
+    def delay(self, until: float, begin: Begin) -> None:
+        """Do not ask the coordinator again before a time, unless the limits of the callers change."""
+        self._delays[begin.is_query] = (until, begin.limits)
+
+    def not_before(self, *, is_query: bool) -> float:
+        """Return the time before which the coordinator is not asked again for queries, or for bulk."""
+        until, limits = self._delays[is_query]
+        return until if limits == self.rate_controller.user_limits.strictest else -math.inf
 
     def enter(self, items: Iterable[Item], *, front: bool = False) -> None:
         """Add items to the queries or the bulk."""

@@ -31,11 +31,11 @@ from embedkit_core.engine.scheduler.failures import (
 from embedkit_core.engine.scheduler.funding import BudgetLedger
 from embedkit_core.engine.scheduler.items import Item, RequestSpec, Ticket, Waiter
 from embedkit_core.engine.scheduler.log_events import LogThrottle
-from embedkit_core.engine.scheduler.queues import Actions, Outage, Request, RequestQueue, RetryQueue
+from embedkit_core.engine.scheduler.queues import Actions, Outage, Request, RequestQueue
 from embedkit_core.engine.scheduler.recent import RecentRow, RecentRows
 from embedkit_core.engine.scheduler.registry import Registry
 from embedkit_core.engine.scheduler.replies import believable_bill, complete_items, post_process, validate
-from embedkit_core.engine.scheduler.retry import RetryPolicy
+from embedkit_core.engine.scheduler.retry import RetryPolicy, RetryQueue
 from embedkit_core.engine.scheduler.shared_requests import Found, SharedRequests
 
 NONE_TOO_LONG: Mapping[int, int] = MappingProxyType({})
@@ -319,7 +319,7 @@ class Scheduler:
         self.dispatcher.release_slot(request)
         self.recent.add(request)
         self.registry.deliver(request)
-        self.shared.end(request)
+        self.shared.committed(request)
 
     def looked_up(self, items: list[Item], found: Found, started_at: float) -> None:
         """Accept what was read from the caches of items that another process may have completed."""
@@ -344,6 +344,7 @@ class Scheduler:
             item.queue.enter_again(item)
         self.dispatcher.wake_at, self.dispatcher.long_waits = math.inf, {}
         if not self.shared.stopped:
+            self.shared.send_impatient_queries(now)
             self.shared.send_due(now)
             self._send_permitted(now)
             self._fill_slots(now)

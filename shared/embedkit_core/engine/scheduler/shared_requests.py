@@ -7,6 +7,7 @@ wait here until that process has finished; then the cache is read again.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
@@ -25,8 +26,9 @@ from embedkit_core.costs.billing import shared_budget_error, unchecked_budget_er
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.funding import BudgetLedger, reservations
 from embedkit_core.engine.scheduler.items import Item, max_billed_tokens
-from embedkit_core.engine.scheduler.queues import Actions, Request, RetryQueue
+from embedkit_core.engine.scheduler.queues import Actions, Request
 from embedkit_core.engine.scheduler.registry import Registry
+from embedkit_core.engine.scheduler.retry import RetryQueue
 
 MAX_QUERY_WAIT = 1.0  # seconds that a query waits for another process, before it is sent here too
 MIN_PAUSE, MAX_PAUSE, PAUSE_GROWTH = 0.004, 0.25, 1.5  # seconds between two checks on other processes
@@ -103,12 +105,13 @@ class SharedRequests:
         assert coordination is not None
         controller, items = request.queue.rate_controller, request.items
         backlog = self._dispatcher.backlog(request)
+        keys = [_claimed_key(item) for item in items]
         request.begin = Begin(
             coordination.account,
             request.queue.spec.model,
-            [_claimed_key(item) for item in items],
+            keys,
             [controller.tokens(item.size) for item in items],
-            min(item.root.checked_at for item in items),
+            min((item.root.checked_at for item, key in zip(items, keys, strict=True) if key), default=math.inf),
             controller.user_limits.strictest,
             items[0].is_query,
             backlog.min_requests,
@@ -151,7 +154,8 @@ class SharedRequests:
             unwanted = rest
             if grant.lease is None and grant.wait:
                 delay = max(0.0, grant.wait - MAX_WAIT_AHEAD * self._rng.random())
-                queue.not_before[items[0].is_query] = now + delay
+                assert request.begin is not None
+                queue.delay(now + delay, request.begin)
         queue.enter(self._registry.drop_unwanted(unwanted), front=True)
 
     def unreachable(self, request: Request, reason: str, now: float) -> None:
@@ -201,7 +205,7 @@ class SharedRequests:
                 request.queue.enter(items, front=True)
 
     def end(self, request: Request, *, pause: float = 0.0) -> None:
-        """End the lease of a request: its rows are in the cache, or it failed, or it was not sent.
+        """End the lease of a request that failed, or was not sent, or needs no claims any more.
 
         Args:
             request: The request.
@@ -210,13 +214,17 @@ class SharedRequests:
         coordination, lease = request.queue.spec.coordination, request.lease
         if coordination is None or lease is None:
             return
-        if any(self._is_pending(item.root) for item in request.items if item.parent is not None):
-            self._unfinished.append(request)  # the claim on a split text lasts until all of its pieces are done
-            return
         request.lease = None
         self._open.discard(request)
         end = End(lease, request.sent_at, request.billed, pause, dict(request.bills))
         self._end.append((coordination.handle, end))
+
+    def committed(self, request: Request) -> None:
+        """Accept that the rows of a request are in the cache. The claim on a split text lasts until it is complete."""
+        if any(self._is_pending(item.root) for item in request.items if item.parent is not None):
+            self._unfinished.append(request)
+        else:
+            self.end(request)
 
     def _is_pending(self, item: Item) -> bool:
         return self._registry.items.get(item.key) is item
@@ -225,14 +233,12 @@ class SharedRequests:
         """Send no more requests, and end the leases of those whose permit lies ahead."""
         self.stopped = True
         for _, _, request in self._scheduled:
-            request.items = []
             self.end(request)
         self._scheduled.clear()
 
     def end_all(self) -> list[tuple[CoordinatorHandle, End]]:
         """Return the ends of all open leases, for a scheduler that is replaced."""
         for request in list(self._open):
-            request.items = []
             self.end(request)
         return self._end
 
@@ -291,13 +297,13 @@ class SharedRequests:
         Returns:
             The completed texts, as requests with their rows.
         """
-        rows: dict[tuple[int, str], dict[Item, tuple[Entry, Cache]]] = {}
+        rows: dict[tuple[int, str, int], dict[Item, tuple[Entry, Cache]]] = {}
         for item in self._waiting(items):
             root, row = item.root, found.get(item.root.key)
             item.location = None
             if row is not None and self._is_pending(root) and _fits(row[0], root):
                 vector = row[0].vector
-                rows.setdefault((len(vector), vector.dtype.str), {})[root] = row
+                rows.setdefault((len(vector), vector.dtype.str, id(row[1])), {})[root] = row
                 root.payer, root.missing_pieces = None, 0
             else:
                 root.checked_at = max(root.checked_at, started_at)
@@ -311,10 +317,18 @@ class SharedRequests:
         assert request.begin is not None
         (amount,) = (r.amounts[index] for r in request.begin.reservations if r.budget == status.name)
         if status.held != Amount() and status._replace(held=Amount()).allows(amount):
+            self._settle_pieces(item.root)
             self._retry_queue.add([item], until=now + BUDGET_PAUSE * self._rng.uniform(0.5, 1.0))
             return
         tokens = max_billed_tokens(item)
         self._refuse(item, [status.name], partial(shared_budget_error, status, tokens))
+
+    def _settle_pieces(self, root: Item) -> None:
+        """End the leases of pieces that are done: what they hold may be what the other pieces wait for."""
+        for request in list(self._unfinished):
+            if any(item.root is root for item in request.items):
+                self._unfinished.remove(request)
+                self.end(request)
 
     def _refuse(self, item: Item, names: Collection[str], error: Callable[[Decimal | None], BudgetError]) -> None:
         """Fail an item for the waiters with one of these budgets; queue it for the others."""
@@ -333,11 +347,10 @@ class SharedRequests:
         """Add the actions since the last call."""
         unfinished, self._unfinished = self._unfinished, []
         for request in unfinished:
-            self.end(request)
+            self.committed(request)
         actions.begin, self._begin = self._begin, []
         actions.end, self._end = self._end, []
         if self._elsewhere:
-            self._send_impatient_queries(now)
             actions.check += self._checks(now)
         actions.look_up, self._look_ups = self._look_ups, []
 
@@ -353,7 +366,7 @@ class SharedRequests:
         self._checking.update(by_handle)
         return list(by_handle.items())
 
-    def _send_impatient_queries(self, now: float) -> None:
+    def send_impatient_queries(self, now: float) -> None:
         """Queue the queries that have waited long enough for another process; they are sent without a claim."""
         for item in list(self._queries):
             if item.location is not self:
@@ -366,19 +379,19 @@ class SharedRequests:
 
     def next_due(self) -> list[float]:
         """Return the times of the next events; empty if there are none."""
-        times = [at for at, _, _ in self._scheduled[:1]]
+        times = [at for at, _, _ in self._scheduled[:1] if self._dispatcher.free_slots()]
         if self._elsewhere:
-            if len(self._checking) < len({elsewhere.handle for elsewhere in self._elsewhere}):
+            if any(elsewhere.handle not in self._checking for elsewhere in self._elsewhere):
                 times.append(self._check_at)
             times += [_impatient_at(item) for item in self._queries if item.location is self]
         return times
 
 
 def _completed(rows: Mapping[Item, tuple[Entry, Cache]]) -> Request:
-    """Return a request that another process has sent, with rows of one width."""
+    """Return a request that another process has sent, with rows of one width from one cache."""
     entries = [entry for entry, _ in rows.values()]
     matrix = np.stack([entry.vector for entry in entries])
-    caches = list({id(cache): cache for _, cache in rows.values()}.values())
+    caches = [next(iter(rows.values()))[1]]
     truncated = [entry.truncated for entry in entries]
     return Request(next(iter(rows)).queue, [], list(rows), matrix, truncated, caches)  # type: ignore[arg-type]
 
