@@ -253,6 +253,9 @@ class CoordinationMachine(RuleBasedStateMachine):
     def step(self, end: float, *, is_slow: bool) -> None:
         times = [process.wake_at for process in self.running if process.wake_at is not None]
         self.now = min(end, self.now + 2.0, max(self.now + 0.05, min(times, default=end)))
+        for process in self.processes:
+            if self.may_have_lost_leases(process):
+                self.excuse(process)  # also if it is only cut off: its requests go on
         for process in self.running:
             process.renew()
             process.pump()
