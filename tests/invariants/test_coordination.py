@@ -70,6 +70,8 @@ class CoordinationMachine(RuleBasedStateMachine):
         self.cache = SharedCache()
         self.limits = Limits(texts=texts, tokens=None, text_tokens=LONG_TOKENS)
         self.policy, self.rates, self.budget, self.seed = policy, rates, budget, seed
+        # What a truncated text costs is not known before: its minute may exceed a limit on tokens.
+        self.words = WORDS if rates.tokens_per_minute is None else WORDS[:-1]
         self.paid: Counter[bytes] = Counter()
         self.excused: set[bytes] = set()  # texts that may be paid for again
         self.sent: list[tuple[float, int]] = []
@@ -106,7 +108,7 @@ class CoordinationMachine(RuleBasedStateMachine):
     @rule(data=st.data(), first=st.integers(0, len(WORDS) - 1), count=st.integers(1, len(WORDS)))
     def open_lookup(self, data: st.DataObject, first: int, count: int) -> None:
         process = data.draw(st.sampled_from(self.running))
-        process.open_lookup([WORDS[(first + i) % len(WORDS)] for i in range(count)])
+        process.open_lookup([self.words[(first + i) % len(self.words)] for i in range(min(count, len(self.words)))])
 
     @precondition(lambda self: any(process.lookups for process in self.running))
     @rule(
@@ -314,7 +316,7 @@ class CoordinationMachine(RuleBasedStateMachine):
             if self.rates.requests_per_minute is not None:
                 assert last - index <= self.rates.requests_per_minute
             if self.rates.tokens_per_minute is not None:
-                assert sums[last] - sums[index] <= self.rates.tokens_per_minute or last - index == 1
+                assert sums[last] - sums[index] <= self.rates.tokens_per_minute
 
     @invariant()
     def no_budget_is_exceeded(self) -> None:
