@@ -291,7 +291,7 @@ INVARIANTS = [
     Invariant(
         19,
         "engine/scheduler/shared_requests.py",
-        "is_late = now > at + grant.wait + MAX_LATENESS",
+        "is_late = now > at + grant.wait + _max_lateness(request)",
         "is_late = False",
         "unit/scheduler/test_shared_requests.py",
     ),
@@ -312,7 +312,7 @@ INVARIANTS = [
     Invariant(
         20,
         "engine/scheduler/shared_requests.py",
-        "now <= at + MAX_LATENESS",
+        "now <= at + _max_lateness(request)",
         "True",
         "unit/scheduler/test_shared_requests.py",
     ),

@@ -20,7 +20,7 @@ import numpy as np
 from embedkit_core.common.errors import BudgetError
 from embedkit_core.common.types import Cache, Entry
 from embedkit_core.coordination.opening import CoordinatorHandle
-from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Begin, End, Grant, LeaseID
+from embedkit_core.coordination.port import LEASE_SECONDS, MAX_WAIT_AHEAD, Begin, End, Grant, LeaseID
 from embedkit_core.costs.amounts import Amount, BudgetStatus
 from embedkit_core.costs.billing import shared_budget_error, unchecked_budget_error
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
@@ -32,7 +32,9 @@ from embedkit_core.engine.scheduler.retry import RetryQueue
 
 MAX_QUERY_WAIT = 1.0  # seconds that a query waits for another process, before it is sent here too
 MIN_PAUSE, MAX_PAUSE, PAUSE_GROWTH = 0.004, 0.25, 1.5  # seconds between two checks on other processes
-MAX_LATENESS = 0.2  # seconds that a request may be sent after its permit: for longer, the coordinator is asked again
+# Seconds that a request may be sent after its grant; if it is later, the coordinator is asked again. With limits per
+# minute its permit may expire, without them only its claims.
+MAX_LATENESS, MAX_LATENESS_WITHOUT_LIMITS = 0.2, LEASE_SECONDS / 2
 BUDGET_PAUSE = 0.1  # seconds until a text asks again for a budget that other requests hold
 
 Found: TypeAlias = Mapping[bytes, tuple[Entry, Cache]]
@@ -135,7 +137,7 @@ class SharedRequests:
             self._open.add(request)
         named = {*grant.others, *grant.recheck, *grant.unfunded}
         rest = [item for index, item in enumerate(items) if index not in named]
-        is_late = now > at + grant.wait + MAX_LATENESS
+        is_late = now > at + grant.wait + _max_lateness(request)
         may_send = grant.lease is not None and not is_late and not self.stopped
         kept = [item for item in rest if item.waiters] if may_send else []
         if len(kept) < len(items) or grant.wait:
@@ -195,7 +197,7 @@ class SharedRequests:
             request.queue.scheduled -= 1
             items = self._registry.drop_unwanted(request.items)
             # The permit of a late request may have expired, and its claims may be lost.
-            kept = items if request.lease is None or now <= at + MAX_LATENESS else []
+            kept = items if request.lease is None or now <= at + _max_lateness(request) else []
             self._ledger.release(request, kept)
             if kept:
                 self._dispatcher.take_slot(request, now)
@@ -394,6 +396,11 @@ def _completed(rows: Mapping[Item, tuple[Entry, Cache]]) -> Request:
     caches = [next(iter(rows.values()))[1]]
     truncated = [entry.truncated for entry in entries]
     return Request(next(iter(rows)).queue, [], list(rows), matrix, truncated, caches)  # type: ignore[arg-type]
+
+
+def _max_lateness(request: Request) -> float:
+    assert request.begin is not None
+    return MAX_LATENESS if any(request.begin.limits) else MAX_LATENESS_WITHOUT_LIMITS
 
 
 def _impatient_at(item: Item) -> float:
