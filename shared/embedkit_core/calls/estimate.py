@@ -26,7 +26,6 @@ from embedkit_core.engine.batching import (
     RequestCapacity,
     texts_per_request,
 )
-from embedkit_core.engine.rate_limits.user_limits import paced_request_tokens
 from embedkit_core.engine.runtime.process import engine, is_running
 from embedkit_core.engine.scheduler.items import max_tokens_to_send
 
@@ -229,6 +228,8 @@ def _requests(
     usual_tokens = min(capacity.tokens, MAX_TOKENS)
     requests_per_minute, tokens_per_minute = embedder.settings.rates
     if tokens_per_minute is not None and tokens > bulk_limit(tokens_per_minute):
+        from embedkit_core.engine.rate_limits.user_limits import paced_request_tokens  # not for a warm start
+
         usual_tokens = min(usual_tokens, ceil(paced_request_tokens(requests_per_minute, tokens_per_minute)))
         requests_per_minute = None  # it is met by the size of requests
     first = (

@@ -177,7 +177,7 @@ def test_packed_bits_are_compared_by_hamming_distance():
     distances = (bits[:5, None, :] != bits[None, :, :]).sum(axis=2)
     for vectors, dtype in ((packed, "ubinary"), (as_binary, "binary")):
         rows = ranking.comparable(vectors, dtype)
-        assert np.allclose(rows[:5] @ rows.T, 1 - 2 * distances / 32)
+        assert np.allclose(rows[:5] @ rows.T, 1 - 2 * distances / 32, atol=1e-6)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
