@@ -88,7 +88,7 @@ class SlidingWindow:
         return min(until, at + MINUTE + MARGIN + RESOLUTION)
 
     def take(self, amount: float, at: float, now: float) -> None:
-        """Take an amount at a time, which may lie ahead. A negative amount is given back."""
+        """Record an amount at a time, which may lie ahead. A negative amount is given back."""
         self.used(now)
         index = bisect_right(self._times, at)
         if index and at - self._times[index - 1] < RESOLUTION:

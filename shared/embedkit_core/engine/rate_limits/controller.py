@@ -270,7 +270,7 @@ class RateController:
         self.in_flight -= 1
 
     def on_unsent(self, sent: SentRequest, now: float) -> None:
-        """Give back what a request has taken that was counted as sent, but is not sent."""
+        """Restore what a request has taken that was counted as sent, but is not sent."""
         self.in_flight -= 1
         self.user_limits.give_back(sent.tokens, sent.at, now)
         self._requests.give_back(1, now)
