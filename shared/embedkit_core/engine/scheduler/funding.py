@@ -79,6 +79,8 @@ class BudgetLedger:
 
     def release(self, request: Request, kept: list[Item]) -> None:
         """Release the reservations of all texts of a request but some, which it keeps."""
+        if len(kept) == len(request.items):
+            return
         for item in set(request.items).difference(kept):
             if item.payer is not None:
                 item.payer.billing.settle(item.reserved, 0)

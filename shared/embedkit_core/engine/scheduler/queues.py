@@ -341,7 +341,7 @@ class RequestQueue:
     def plan_requests(self, free_slots: int, now: float) -> None:
         """Set how many texts the requests of the waiting bulk should hold."""
         texts = min(MAX_TEXTS, self.capacity.texts)
-        tokens = self._max_tokens(now)
+        tokens = self._max_tokens(now, self.model_backlog())
         waiting = self.count(is_query=False)
         self.planned_texts = texts_per_request(
             waiting, free_slots, texts, tokens=self._tokens[id(self._bulk)], cap_tokens=tokens
@@ -349,23 +349,23 @@ class RequestQueue:
 
     def next_capacity(self, *, is_query: bool, free_slots: int, now: float) -> tuple[int, float]:
         """Return how many texts and tokens the next request may hold."""
-        tokens = self._max_tokens(now)
+        backlog = self.model_backlog()
+        tokens = self._max_tokens(now, backlog)
         if not self.verified:
             return min(MIN_TEXTS, self.capacity.texts), tokens
         texts = self.planned_texts
         if is_query:
             texts = texts_per_request(self.count(is_query=True), free_slots, min(MAX_TEXTS, self.capacity.texts))
-        backlog = self.model_backlog()
         if self.rate_controller.requests_are_limiting(now, backlog):
             size = self._tokens[id(self._deque(is_query=is_query))]
             requests = self.rate_controller.optimal_requests(size, now, backlog)
             texts = max(texts, ceil(self.count(is_query=is_query) / requests))
         return min(self.rate_controller.max_texts(texts), self.capacity.texts), tokens
 
-    def _max_tokens(self, now: float) -> float:
+    def _max_tokens(self, now: float, backlog: Backlog) -> float:
         return min(
             self.capacity.tokens / max(1.0, self.rate_controller.tokens_per_estimated),
-            self.rate_controller.max_tokens(now, self.model_backlog()),
+            self.rate_controller.max_tokens(now, backlog),
         )
 
     def next_size(self, *, is_query: bool, free_slots: int, now: float) -> int:
