@@ -231,3 +231,19 @@ class Process:
         if self.coordinator.is_reachable:
             self.coordinator.renew()
             self.renewed_at = self.clock()
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+def two_processes() -> tuple[Clock, Process, Process]:
+    clock, cache = Clock(), SharedCache()
+    coordinator = MemoryCoordinator(clock)
+    limits = Limits(texts=8, tokens=None, text_tokens=100)
+    one, two = (Process(coordinator.process(), cache, clock, limits, "truncate", None, seed) for seed in (1, 2))
+    return clock, one, two

@@ -23,11 +23,6 @@ def clock():
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache" / "embedkit-coordination-v1"
-
-
-@pytest.fixture
 def coordinators(folder, clock):
     """Two coordinators of one folder, as two processes have them."""
     both = [LocalCoordinator(folder, clock) for _ in range(2)]

@@ -17,18 +17,6 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="permissions are those of 
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache" / "embedkit-coordination-v1"
-
-
-@pytest.fixture
-def coordinator(folder):
-    coordinator = LocalCoordinator(folder)
-    yield coordinator
-    coordinator.close()
-
-
-@pytest.fixture
 def closed(folder):
     """The database of a closed coordinator, with a named budget."""
     coordinator = LocalCoordinator(folder)

@@ -13,22 +13,9 @@ from support.coordination import begin, go_on, reservation, start, told
 
 from embedkit_core.common.errors import CoordinationError
 from embedkit_core.coordination.local import rows, store
-from embedkit_core.coordination.local.coordinator import LocalCoordinator
 from embedkit_core.costs.amounts import Amount
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs use signals and forks")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache" / "embedkit-coordination-v1"
-
-
-@pytest.fixture
-def coordinator(folder):
-    coordinator = LocalCoordinator(folder)
-    yield coordinator
-    coordinator.close()
 
 
 @pytest.fixture

@@ -1,27 +1,10 @@
 """Requests that several processes coordinate: late ones ask again, and nothing waits for a lost coordinator."""
 
-from support.virtual_processes import ACCOUNT, Process, SharedCache
+from support.virtual_processes import ACCOUNT, Process, two_processes
 
-from embedkit_core.common.types import Limits, RateSettings
+from embedkit_core.common.types import RateSettings
 from embedkit_core.coordination.port import LEASE_SECONDS, Begin, End
-from embedkit_core.testing import MemoryCoordinator
 from embedkit_core.testing.coordination_cases import new_keys
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        self.now += 1e-6
-        return self.now
-
-
-def two_processes() -> tuple[Clock, Process, Process]:
-    clock, cache = Clock(), SharedCache()
-    coordinator = MemoryCoordinator(clock)
-    limits = Limits(texts=8, tokens=None, text_tokens=100)
-    one, two = (Process(coordinator.process(), cache, clock, limits, "truncate", None, seed) for seed in (1, 2))
-    return clock, one, two
 
 
 def submit(process: Process, text: str) -> None:

@@ -6,11 +6,11 @@ import threading
 import numpy as np
 from support.caches import DictCache
 from support.embedders import fake_embedder
-from support.virtual_processes import ACCOUNT, Process, SharedCache
+from support.virtual_processes import ACCOUNT, Process, SharedCache, two_processes
 
 from embedkit_core import BudgetError
 from embedkit_core.cache import Entry
-from embedkit_core.common.types import Limits, RateSettings
+from embedkit_core.common.types import RateSettings
 from embedkit_core.coordination.port import Begin, Bill, End, LeaseID, Reservation
 from embedkit_core.costs.amounts import Amount, BudgetLimit
 from embedkit_core.testing import FakeServer, MemoryCoordinator
@@ -18,22 +18,6 @@ from embedkit_core.testing.coordination_cases import new_keys
 
 NO_LIMITS = RateSettings()
 TIMEOUT = 20
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        self.now += 1e-6
-        return self.now
-
-
-def two_processes() -> tuple[Clock, Process, Process]:
-    clock, cache = Clock(), SharedCache()
-    coordinator = MemoryCoordinator(clock)
-    limits = Limits(texts=8, tokens=None, text_tokens=100)
-    one, two = (Process(coordinator.process(), cache, clock, limits, "truncate", None, seed) for seed in (1, 2))
-    return clock, one, two
 
 
 def submit(
