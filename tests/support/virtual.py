@@ -12,7 +12,7 @@ import numpy as np
 
 from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import ProviderError, RateLimitError
-from embedkit_core.common.types import Limits, LimitStatus, RateLimitStatus, RateSettings, Reply
+from embedkit_core.common.types import NO_LIMITS, Limits, LimitStatus, RateLimitStatus, RateSettings, Reply
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Meter
 from embedkit_core.engine.rate_limits.controller import MAX_TOKENS_PER_ESTIMATED
@@ -20,7 +20,6 @@ from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.engine.scheduler.scheduler import Scheduler
 
-NO_LIMITS = RateSettings()
 LIMITS = Limits(texts=2048, tokens=300_000, text_tokens=8192)
 
 

@@ -106,6 +106,9 @@ class RateSettings(NamedTuple):
     tokens_per_minute: int | None = None
 
 
+NO_LIMITS = RateSettings()
+
+
 class Entry(NamedTuple):
     """One cached vector.
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from embedkit_core.common.types import RateSettings
+from embedkit_core.common.types import NO_LIMITS, RateSettings
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 from embedkit_core.providers.secrets import Secret
 
@@ -18,7 +18,6 @@ LeaseID: TypeAlias = int | str
 MAX_WAIT_AHEAD = 2.0  # seconds that a permit is granted in advance at most; a process that dies loses no more
 LEASE_SECONDS = 10.0  # until the leases of an owner that does not renew them count as lost
 RENEW_SECONDS = 3.0
-NO_LIMITS = RateSettings()
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

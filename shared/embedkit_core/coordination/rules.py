@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Begin, Bill, End, Grant, LeaseID
-from embedkit_core.coordination.sliding_window import SlidingWindow
+from embedkit_core.coordination.sliding_window import Demand, MinuteUsage
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 NOTHING, NO_BILL = Amount(), Bill()
@@ -32,17 +32,13 @@ class Claims(NamedTuple):
 
 
 @dataclass(slots=True)
-class ModelState:
+class ModelState(MinuteUsage):
     """The rate limits of one model of an account.
 
     Attributes:
-        requests: The requests of the last minute.
-        tokens: The tokens of the last minute.
         paused_until: The end of a pause that the provider asked for.
     """
 
-    requests: SlidingWindow = field(default_factory=SlidingWindow)
-    tokens: SlidingWindow = field(default_factory=SlidingWindow)
     paused_until: float = float("-inf")
 
 
@@ -149,8 +145,7 @@ def begin(transaction: Transaction, request: Begin) -> Grant:
             transaction.note_backlog(account, request.model, max(0, left[0]), max(0, left[1]))
         if not is_granted:
             return replace(grant, wait=wait, paused=paused)
-        state.requests.take(1, transaction.now + wait, transaction.now)
-        state.tokens.take(permit_tokens, transaction.now + wait, transaction.now)
+        state.take(permit_tokens, transaction.now + wait, transaction.now)
         transaction.save_model(account, request.model, state)
     for budget in budgets.values():
         transaction.save_budget(budget)
@@ -252,26 +247,17 @@ def _model_state(transaction: Transaction, request: Begin, account: str) -> Mode
 
 
 def _permit_wait(transaction: Transaction, request: Begin, account: str, state: ModelState, tokens: int) -> float:
-    per_minute = request.limits
-    if not any(per_minute):
+    if not any(request.limits):
         return 0.0
     others = transaction.others_backlog(account, request.model)
-    waits = [0.0]
-    parts = (
-        (state.requests, 1, per_minute.requests_per_minute, request.backlog_requests + others[0]),
-        (state.tokens, tokens, per_minute.tokens_per_minute, max(tokens, request.backlog_tokens) + others[1]),
-    )
-    for window, amount, limit, demand in parts:
-        if limit is not None:
-            waits.append(window.wait(amount, limit, transaction.now, is_query=request.is_query, demand=demand))
-    return max(waits)
+    demand = Demand(request.backlog_requests + others[0], max(tokens, request.backlog_tokens) + others[1])
+    return state.wait(tokens, request.limits, transaction.now, is_query=request.is_query, demand=demand)
 
 
 def _correct_permit(state: ModelState, lease: Lease, permit_at: float, request: End, now: float) -> None:
     """Replace the tokens of a permit by the billed ones, and its time by that of the request."""
-    sent_at = permit_at if request.sent_at is None else max(permit_at, request.sent_at)
-    requests = 0 if request.sent_at is None else 1
+    if request.sent_at is None:
+        state.give_back(lease.permit_tokens, permit_at, now)
+        return
     tokens = lease.permit_tokens if request.tokens is None else request.tokens
-    tokens = 0 if request.sent_at is None else tokens
-    state.requests.correct(1, permit_at, requests, sent_at, now)
-    state.tokens.correct(lease.permit_tokens, permit_at, tokens, sent_at, now)
+    state.correct(lease.permit_tokens, permit_at, tokens, max(permit_at, request.sent_at), now)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from embedkit_core.common.types import RateSettings
 
 MINUTE = 60.0
 # An amount counts a little longer than a minute: a request arrives some time after it is sent, and amounts that are
@@ -105,6 +109,52 @@ class SlidingWindow:
             self.take(new_amount, new_at, now)
         elif new_amount != amount:
             self.take(new_amount - amount, at, now)
+
+
+class Demand(NamedTuple):
+    """The requests and tokens that wait to be sent, including those of the request that asks."""
+
+    requests: float
+    tokens: float
+
+
+@dataclass(slots=True)
+class MinuteUsage:
+    """The requests and tokens of one model in the last minute.
+
+    Attributes:
+        requests: The requests.
+        tokens: The tokens.
+    """
+
+    requests: SlidingWindow = field(default_factory=SlidingWindow)
+    tokens: SlidingWindow = field(default_factory=SlidingWindow)
+
+    def wait(self, tokens: float, limits: RateSettings, now: float, *, is_query: bool, demand: Demand) -> float:
+        """Return the seconds until a request of so many tokens may be sent."""
+        seconds = 0.0
+        for window, amount, limit, waiting in (
+            (self.requests, 1.0, limits.requests_per_minute, demand.requests),
+            (self.tokens, tokens, limits.tokens_per_minute, demand.tokens),
+        ):
+            if limit is not None:
+                seconds = max(seconds, window.wait(amount, limit, now, is_query=is_query, demand=waiting))
+        return seconds
+
+    def take(self, tokens: float, at: float, now: float) -> None:
+        """Record a request at a time, which may lie ahead."""
+        self.requests.take(1, at, now)
+        self.tokens.take(tokens, at, now)
+
+    def correct(self, tokens: float, at: float, new_tokens: float, new_at: float, now: float) -> None:
+        """Replace the tokens of a request that was recorded, or its time by a later one."""
+        self.requests.correct(1, at, 1, new_at, now)
+        self.tokens.correct(tokens, at, new_tokens, new_at, now)
+
+    def give_back(self, tokens: float, at: float, now: float) -> None:
+        """Forget a request that was not sent."""
+        self.requests.correct(1, at, 0, at, now)
+        self.tokens.correct(tokens, at, 0, at, now)
 
 
 def paced_seconds(amount: float, limit: int) -> float:

@@ -8,9 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from embedkit_core.common.types import RateSettings
+from embedkit_core.common.types import NO_LIMITS, RateSettings
 from embedkit_core.coordination.port import (
-    NO_LIMITS,
     Begin,
     Bill,
     Coordinator,

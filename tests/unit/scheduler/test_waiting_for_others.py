@@ -10,13 +10,12 @@ from support.virtual_processes import ACCOUNT, Process, SharedCache, two_process
 
 from embedkit_core import BudgetError
 from embedkit_core.cache import Entry
-from embedkit_core.common.types import RateSettings
+from embedkit_core.common.types import NO_LIMITS, RateSettings
 from embedkit_core.coordination.port import Begin, Bill, End, LeaseID, Reservation
 from embedkit_core.costs.amounts import Amount, BudgetLimit
 from embedkit_core.testing import FakeServer, MemoryCoordinator
 from embedkit_core.testing.coordination_cases import new_keys
 
-NO_LIMITS = RateSettings()
 TIMEOUT = 20
 
 

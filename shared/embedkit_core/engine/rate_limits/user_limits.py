@@ -6,9 +6,8 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from embedkit_core.common.types import RateSettings
-from embedkit_core.coordination.port import NO_LIMITS
-from embedkit_core.coordination.sliding_window import MINUTE, SlidingWindow, bulk_limit
+from embedkit_core.common.types import NO_LIMITS, RateSettings
+from embedkit_core.coordination.sliding_window import MINUTE, Demand, MinuteUsage, bulk_limit
 
 MIN_REQUEST_TOKENS = 2_000  # requests are not made smaller than this to fit a token limit
 MAX_REQUEST_SECONDS = 0.15  # a request takes at most these seconds of a token rate, unless more is available
@@ -51,7 +50,7 @@ class UserLimits:
         self.share = 1
         self._others_until = -math.inf
         self._callers: Counter[RateSettings] = Counter()
-        self._requests, self._tokens = SlidingWindow(), SlidingWindow()
+        self._usage = MinuteUsage()
 
     def enter(self, rates: RateSettings) -> None:
         """Add a caller with pending work."""
@@ -83,28 +82,20 @@ class UserLimits:
 
     def wait(self, tokens: float, now: float, *, is_query: bool, backlog: Backlog) -> float:
         """Return the seconds until a request of so many tokens may be sent; `backlog` includes it."""
-        per_minute, seconds = self.limits, 0.0
-        for window, amount, limit, demand in (
-            (self._requests, 1.0, per_minute.requests_per_minute, backlog.min_requests),
-            (self._tokens, tokens, per_minute.tokens_per_minute, backlog.tokens),
-        ):
-            if limit is not None:
-                seconds = max(seconds, window.wait(amount, limit, now, is_query=is_query, demand=demand))
-        return seconds
+        demand = Demand(backlog.min_requests, backlog.tokens)
+        return self._usage.wait(tokens, self.limits, now, is_query=is_query, demand=demand)
 
     def take(self, tokens: float, now: float) -> None:
         """Record a request that is sent."""
-        self._requests.take(1, now, now)
-        self._tokens.take(tokens, now, now)
+        self._usage.take(tokens, now, now)
 
     def correct(self, tokens: float, sent_at: float, billed: float, now: float) -> None:
         """Replace the tokens of a request by those that were billed."""
-        self._tokens.correct(tokens, sent_at, billed, sent_at, now)
+        self._usage.correct(tokens, sent_at, billed, sent_at, now)
 
     def give_back(self, tokens: float, sent_at: float, now: float) -> None:
         """Forget a request that did not reach the provider."""
-        self._requests.correct(1, sent_at, 0, sent_at, now)
-        self._tokens.correct(tokens, sent_at, 0, sent_at, now)
+        self._usage.give_back(tokens, sent_at, now)
 
     # Sizes of requests
 
@@ -117,14 +108,14 @@ class UserLimits:
         limit = self.limits.requests_per_minute
         if limit is None:
             return False
-        return now < self._others_until or self._requests.is_paced(limit, now, demand=backlog.requests)
+        return now < self._others_until or self._usage.requests.is_paced(limit, now, demand=backlog.requests)
 
     def requests_left(self, now: float) -> float | None:
         """Return the requests that are left of the minute and not kept for queries, None if they are not limited."""
         limit = self.limits.requests_per_minute
         if limit is None:
             return None
-        return 0.0 if now < self._others_until else max(0.0, bulk_limit(limit) - self._requests.used(now))
+        return 0.0 if now < self._others_until else max(0.0, bulk_limit(limit) - self._usage.requests.used(now))
 
     def requests_per_second(self) -> float:
         """Return the rate of a paced job; inf if requests are not limited."""
@@ -143,9 +134,9 @@ class UserLimits:
         tokens = paced_request_tokens(per_minute.requests_per_minute, limit)
         if now < self._others_until:
             return tokens
-        if not self._tokens.is_paced(limit, now, demand=backlog.tokens):
+        if not self._usage.tokens.is_paced(limit, now, demand=backlog.tokens):
             return None
-        left = bulk_limit(limit) - self._tokens.used(now)
+        left = bulk_limit(limit) - self._usage.tokens.used(now)
         return left if tokens <= left < 2 * tokens else tokens
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil
 
-from embedkit_core.common.types import Batch, Cache, Vectors
+from embedkit_core.common.types import NO_LIMITS, Batch, Cache, Vectors
 from embedkit_core.coordination.opening import CoordinatorHandle
-from embedkit_core.coordination.port import NO_LIMITS, Begin, Bill, End, LeaseID
+from embedkit_core.coordination.port import Begin, Bill, End, LeaseID
 from embedkit_core.engine.batching import MAX_TEXTS, MAX_TOKENS, MIN_TEXTS, RequestCapacity, texts_per_request
 from embedkit_core.engine.rate_limits.controller import RateController, SentRequest
 from embedkit_core.engine.rate_limits.provider_limits import CLOCK_RESOLUTION
