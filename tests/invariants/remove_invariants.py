@@ -340,8 +340,8 @@ INVARIANTS = [
     Invariant(
         22,
         "engine/scheduler/shared_requests.py",
-        "(ended is None or e.lease in ended)",
-        "e.lease in (ended or ())",
+        "(ended is None or one.lease in ended)",
+        "one.lease in (ended or ())",
         "unit/scheduler/test_shared_requests.py",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Several processes that need the same texts: each text is paid for once, and nobody waits without bound."""
+"""Several processes that need the same texts: each text is paid for once, and each wait has a limit."""
 
 import asyncio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
+from embedkit_core.common.errors import BudgetError, ConfigurationError, safe_reason
 from embedkit_core.config.coordination import check_budget_is_shared
 from embedkit_core.coordination.opening import Coordination
 from embedkit_core.costs.billing import unchecked_budget_error
@@ -44,7 +44,6 @@ def open_budgets(budgets: Sequence[Budget], coordination: Coordination | None) -
         except ConfigurationError:
             raise
         except Exception as error:  # the message of a user's coordinator may contain anything
-            reason = str(error) if isinstance(error, EmbedKitError) else type(error).__name__
-            return unchecked_budget_error(budget.name, reason)
+            return unchecked_budget_error(budget.name, safe_reason(error))
         budget.coordinator = coordination.handle
     return None

@@ -55,6 +55,11 @@ class EmbedKitError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
+def safe_reason(error: BaseException) -> str:
+    """Return the message of an error of this library; of another one only its type: its message may hold secrets."""
+    return str(error) if isinstance(error, EmbedKitError) else type(error).__name__
+
+
 class ConfigurationError(EmbedKitError, ValueError):
     """Invalid settings; raised before any I/O."""
 

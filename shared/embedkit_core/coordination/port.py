@@ -73,7 +73,7 @@ class Begin:
     Attributes:
         account: The account that it is sent on.
         model: The model, "provider:model"; limits per minute apply to each model of an account.
-        keys: The cache key of each text; empty for a text that is sent whatever other processes do.
+        keys: The cache key of each text; empty for a text that is sent without a claim.
         tokens: The estimated tokens of each text.
         since: The time since which each text is known to be missing from the cache: the start of the oldest look-up.
         limits: The strictest limits of the callers.

@@ -18,7 +18,7 @@ TIMEOUT = 20
 
 
 class AnyCoordinator(LoneCoordinator):
-    """Answers with whatever it is told."""
+    """A coordinator with prepared answers."""
 
     def __init__(self, grants: object = None, ended: object = ()) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from embedkit_core.common.errors import CoordinationError, EmbedKitError
+from embedkit_core.common.errors import CoordinationError, safe_reason
 from embedkit_core.common.threads import start_thread
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import (
@@ -148,7 +148,7 @@ class CoordinatorThread:
             answer = question(self.handle.open())
         except BaseException as error:  # a user's coordinator must not make a call fail
             self._off_until = time.monotonic() + OFF_SECONDS
-            self._reason = str(error) if isinstance(error, EmbedKitError) else type(error).__name__
+            self._reason = safe_reason(error)
             self._log()
             return None
         self._is_logged = False

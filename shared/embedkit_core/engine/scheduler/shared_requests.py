@@ -40,7 +40,7 @@ BUDGET_PAUSE = 0.1  # seconds until a text asks again for a budget that other re
 Found: TypeAlias = Mapping[bytes, tuple[Entry, Cache]]
 
 
-class Elsewhere(NamedTuple):
+class ForeignLease(NamedTuple):
     """A lease of another process."""
 
     handle: CoordinatorHandle
@@ -93,7 +93,7 @@ class SharedRequests:
         self._scheduled: list[tuple[float, int, Request]] = []
         self._n = 0
         self._unfinished: list[Request] = []  # whose split texts are not complete
-        self._elsewhere: dict[Elsewhere, list[Item]] = {}
+        self._elsewhere: dict[ForeignLease, list[Item]] = {}
         self._queries: dict[Item, None] = {}  # those that wait there, and some that do no more
         self._checking: set[CoordinatorHandle] = set()
         self._pause = MIN_PAUSE
@@ -252,11 +252,11 @@ class SharedRequests:
         if item.waits_since is None:
             item.waits_since = now
         item.location = self
-        elsewhere = Elsewhere(coordination.handle, lease)
-        if elsewhere not in self._elsewhere:
+        foreign = ForeignLease(coordination.handle, lease)
+        if foreign not in self._elsewhere:
             self._check_at = min(self._check_at, now + MIN_PAUSE) if self._elsewhere else now + MIN_PAUSE
-            self._elsewhere[elsewhere], self._pause = [], MIN_PAUSE
-        self._elsewhere[elsewhere].append(item)
+            self._elsewhere[foreign], self._pause = [], MIN_PAUSE
+        self._elsewhere[foreign].append(item)
         if item.is_query:
             self._queries[item] = None
 
@@ -273,9 +273,9 @@ class SharedRequests:
     def checked(self, handle: CoordinatorHandle, ended: Collection[LeaseID] | None, now: float) -> None:
         """Accept which leases have ended, so that their texts may be in the cache; None if it cannot be found out."""
         self._checking.discard(handle)
-        done = [e for e in self._elsewhere if e.handle is handle and (ended is None or e.lease in ended)]
-        for elsewhere in done:
-            self._look_up(self._waiting(self._elsewhere.pop(elsewhere)))
+        done = [one for one in self._elsewhere if one.handle is handle and (ended is None or one.lease in ended)]
+        for foreign in done:
+            self._look_up(self._waiting(self._elsewhere.pop(foreign)))
         self._pause = MIN_PAUSE if done else min(MAX_PAUSE, self._pause * PAUSE_GROWTH)
         self._check_at = now + self._pause * self._rng.uniform(0.5, 1.0)
 
@@ -359,12 +359,12 @@ class SharedRequests:
     def _checks(self, now: float) -> list[tuple[CoordinatorHandle, list[LeaseID]]]:
         """Return the leases to check now, by coordinator."""
         by_handle: dict[CoordinatorHandle, list[LeaseID]] = {}
-        for elsewhere, items in list(self._elsewhere.items()) if now >= self._check_at else ():
-            self._elsewhere[elsewhere] = waiting = self._waiting(items)
+        for foreign, items in list(self._elsewhere.items()) if now >= self._check_at else ():
+            self._elsewhere[foreign] = waiting = self._waiting(items)
             if not waiting:
-                del self._elsewhere[elsewhere]
-            elif elsewhere.handle not in self._checking:
-                by_handle.setdefault(elsewhere.handle, []).append(elsewhere.lease)
+                del self._elsewhere[foreign]
+            elif foreign.handle not in self._checking:
+                by_handle.setdefault(foreign.handle, []).append(foreign.lease)
         self._checking.update(by_handle)
         return list(by_handle.items())
 
@@ -383,7 +383,7 @@ class SharedRequests:
         """Return the times of the next events; empty if there are none."""
         times = [at for at, _, _ in self._scheduled[:1] if self._dispatcher.free_slots()]
         if self._elsewhere:
-            if any(elsewhere.handle not in self._checking for elsewhere in self._elsewhere):
+            if any(foreign.handle not in self._checking for foreign in self._elsewhere):
                 times.append(self._check_at)
             times += [_impatient_at(item) for item in self._queries if item.location is self]
         return times
