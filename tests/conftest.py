@@ -3,6 +3,7 @@
 from importlib import import_module
 
 import pytest
+from support import redis_server
 from support.openai_server import OpenAIServer
 from support.plugin import install_example
 from support.proxy import certificate
@@ -50,3 +51,36 @@ def embedder_class(request):
 def framework_class(request):
     """The class of each framework."""
     return _load(FRAMEWORKS[request.param])
+
+
+@pytest.fixture(scope="session")
+def _shared_redis(tmp_path_factory):
+    if not redis_server.is_installed():
+        pytest.skip(redis_server.MISSING)
+    server = redis_server.RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis(_shared_redis):
+    """A Redis server without data, which tests do not stop, suspend or reconfigure."""
+    with _shared_redis.client() as client:
+        client.flushall()
+    return _shared_redis
+
+
+@pytest.fixture
+def new_redis(tmp_path):
+    """A function that starts a Redis server of the test's own, with settings of the command line."""
+    if not redis_server.is_installed():
+        pytest.skip(redis_server.MISSING)
+    servers = []
+
+    def start(*settings):
+        servers.append(redis_server.RedisServer(tmp_path / f"redis-{len(servers)}", *settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()

@@ -12,6 +12,7 @@ from embedkit_core.cache import BytesCache, RawDisk
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.opening import open_cache
 from embedkit_core.cache.raw_disk import DiskcacheStore
+from embedkit_core.cache.redis.cache import open_address
 from embedkit_core.cache.urls import open_url
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -159,6 +160,15 @@ class TestSharedDiskCache(CacheSuite):
 class TestDiskCacheAtAnAddress(CacheSuite):
     def make(self, folder: Path):
         return open_url(folder.as_uri())
+
+
+class TestRedisCache(CacheSuite):
+    @pytest.fixture(autouse=True)
+    def _empty_server(self, redis):
+        self.address = redis.address
+
+    def make(self, folder):
+        return open_address(self.address)
 
 
 class TestDiskcache(CacheSuite):

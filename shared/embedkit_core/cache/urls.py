@@ -50,7 +50,7 @@ def open_url(url: str) -> Cache:
             f"cache: no package provides {scheme}:// (available: {listed}){f'; {hint}' if hint else '.'} Pass a "
             "folder, or install a package that registers the scheme."
         )
-    _check_secrets(url, scheme)
+    check_secrets(url, scheme, "cache", "set a password in the environment variable that the cache reads")
     opener = plugins.load(plugins.CACHES, scheme)
     where = plugins.describe(known[scheme][0])
     if not callable(opener):
@@ -82,23 +82,28 @@ def open_file_url(url: str) -> Cache:
     return open_folder(path[1:] if os.name == "nt" and re.match("/[A-Za-z]:", path) else path)
 
 
-def _check_secrets(url: str, scheme: str) -> None:
+def check_secrets(url: str, scheme: str, argument: str, fix: str) -> None:
     """Check that no part of an address looks like a secret.
+
+    Args:
+        url: The address.
+        scheme: Its scheme.
+        argument: The argument that it was passed as, for errors.
+        fix: What to do instead, for errors.
 
     Raises:
         ConfigurationError: A part does, or the address cannot be parsed. The message does not have the address.
     """
-    fix = "set a password in the environment variable that the cache reads"
     if not _is_parsable(url):  # characters of a password can break the address
         raise ConfigurationError(
-            f"cache: the {scheme}:// address cannot be parsed. Percent-encode special characters, and {fix}."
+            f"{argument}: the {scheme}:// address cannot be parsed. Percent-encode special characters, and {fix}."
         )
     is_folder = scheme == "file"  # a folder name may contain any character
     decoded = url if is_folder else unquote(url)
     names = [part.partition("=")[0] for part in re.split("[?&;#]", decoded)[1:]]
     if "@" in (urlsplit(url).netloc if is_folder else decoded) or any(_SECRET.search(unquote(name)) for name in names):
         raise ConfigurationError(
-            f"cache: the {scheme}:// address must not contain a user, a password or a parameter named like a "
+            f"{argument}: the {scheme}:// address must not contain a user, a password or a parameter named like a "
             f"secret (token, key, ...), because settings are displayed, logged and pickled. Instead, {fix}."
         )
 

@@ -35,7 +35,11 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "lmstudio": "embedkit_core.providers.openai.presets:LMStudio",
         "fake": "embedkit_core.testing:Fake",
     },
-    CACHES: {"file": "embedkit_core.cache.urls:open_file_url"},
+    CACHES: {
+        "file": "embedkit_core.cache.urls:open_file_url",
+        "redis": "embedkit_core.cache.redis.cache:open_address",
+        "rediss": "embedkit_core.cache.redis.cache:open_address",
+    },
 }
 _GROUP_NOUNS = {PROVIDERS: "provider", CACHES: "cache"}
 

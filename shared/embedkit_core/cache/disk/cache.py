@@ -8,7 +8,6 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from embedkit_core.cache.disk.connections import (
 )
 from embedkit_core.cache.disk.pool import BULK_WAIT_SECONDS, KEYS_PER_SELECT, FoundRow, NewRow, Pool
 from embedkit_core.cache.disk.schema import has_old_triggers, schema_mismatch
+from embedkit_core.cache.stats import Stats
 from embedkit_core.common.errors import CacheError
 from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.types import Entry
@@ -49,21 +49,6 @@ _CANNOT_WRITE = frozenset(
 
 T = TypeVar("T")
 logger = logging.getLogger("embedkit_core")
-
-
-@dataclass(slots=True)
-class Stats:
-    """Failures of a cache in this process.
-
-    Attributes:
-        write_failures: Vectors that could not be written.
-        damaged: Values that were damaged when they were read.
-        quarantined: Databases that were quarantined.
-    """
-
-    write_failures: int = 0
-    damaged: int = 0
-    quarantined: int = 0
 
 
 class DiskCache:
