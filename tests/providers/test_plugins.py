@@ -180,8 +180,8 @@ def test_an_unknown_url_scheme_is_refused_with_the_known_ones(site):
     write_package(site, "acme_caches", {CACHES: {"acme": "acme_caches:Acme"}})
     with pytest.raises(
         ConfigurationError,
-        match=r"no package provides acne:// \(available: acme://, file://, redis://, rediss://\); did you mean .*acme.* "
-        "Pass a folder",
+        match=r"no package provides acne:// \(available: acme://, file://, redis://, rediss://\); did you mean "
+        ".*acme.* Pass a folder",
     ):
         kept_at("acne://host/0")
 
