@@ -1,0 +1,1 @@
+"""Coordinator in Redis: all processes that use one database."""
