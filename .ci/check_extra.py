@@ -6,6 +6,7 @@
 import base64
 import importlib.util
 import json
+import logging
 import struct
 import subprocess
 import sys
@@ -29,6 +30,7 @@ BRINGS = {"voyage": {"langchain"}}  # its SDK depends on langchain-core
 VECTOR = [0.6, 0.8]
 ENCODED = base64.b64encode(struct.pack("<2f", *VECTOR)).decode()
 OPENAIS = {"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens": 1}}  # and Voyage's
+UNUSED_REDIS = "redis://127.0.0.1:1/0"  # a port that nothing listens on
 COHERES = {"embeddings": {"base64": [ENCODED]}, "meta": {"billed_units": {"input_tokens": 1}}}
 
 
@@ -146,11 +148,24 @@ def use_diskcache():
     expect(len(server.received) == 1, "vectors are kept in a diskcache.Cache")
 
 
+def use_redis():
+    warnings = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("embedkit_core").addHandler(handler)
+    server = FakeServer()
+    with Embedder("fake:any", base_url=server.url, cache=UNUSED_REDIS) as embedder:
+        embedder.embed(["x"])
+    expect(len(server.received) == 1, "a text is sent where the cache is a Redis without a server")
+    expect(len(warnings) == 1 and "cannot be reached" in warnings[0], "a warning says so, once")
+
+
 OTHERS = {
     "prices": use_prices,
     "progress": use_progress,
     "otel": use_otel,
     "diskcache": use_diskcache,
+    "redis": use_redis,
     "tools": use_tools,
     "cli": use_cli,
 }
@@ -165,10 +180,12 @@ def without_others():
     speed = partial(bench, "fake:any", sizes=8, base_url=server.url)
     bar = partial(Embedder, "fake:any", base_url=server.url, cache=False, progress=True)
     raw_disk = partial(exec, "from embedkit_core.cache import RawDisk")
+    in_redis = partial(Embedder, "fake:any", base_url=server.url, cache=UNUSED_REDIS)
     needs = (
         ("tqdm", "progress", bar),
         ("opentelemetry", "otel", instrument),
         ("diskcache", "diskcache", raw_disk),
+        ("redis", "redis", in_redis),
         ("matplotlib", "tools", speed),
     )
     for package, name, attempt in needs:

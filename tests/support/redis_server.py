@@ -37,7 +37,7 @@ class RedisServer:
         self.folder = folder
         self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
-        self.port = _free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -46,7 +46,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *more: str) -> None:
-        """Start the process and wait until it answers. A TLS server needs certificates of the tests to be asked."""
+        """Start the process and wait until it answers without TLS."""
         command = [PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
         command += " ".join((*self.settings, *more)).split()
         with (self.folder / "redis.log").open("ab") as log:
@@ -95,7 +95,8 @@ class RedisServer:
             self.process = None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-
-import redis
+from typing import TYPE_CHECKING
 
 from embedkit_core.cache.bytes_cache import BytesCache
 from embedkit_core.cache.codec import decode_all, encode_all
@@ -14,6 +13,9 @@ from embedkit_core.cache.redis.connection import RedisConnection, connection_to
 from embedkit_core.cache.redis.failures import RedisAccessError
 from embedkit_core.cache.stats import Stats
 from embedkit_core.common.types import Entry
+
+if TYPE_CHECKING:
+    import redis
 
 KEY_PREFIX = b"embedkit:v1:"  # of each key; a later format has another one
 MAX_KEYS_PER_READ = 500

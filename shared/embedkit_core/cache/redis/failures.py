@@ -62,6 +62,11 @@ def reason_of(error: Exception, answer_seconds: float) -> str:
 def _connection_reason(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted ({cause.verify_message}). Use the host name in the certificate, set "
+                "SSL_CERT_FILE to the certificate of its authority, or pass a redis.Redis object"
+            )
         if isinstance(cause, ssl.SSLError):
             return f"TLS failed ({type(cause).__name__}). Check the certificate, or pass a redis.Redis object"
         if isinstance(cause, OSError):
