@@ -20,7 +20,7 @@ ENGINE = {
 }  # threads and requests
 
 MODULES = """
-cache cache.codec cache.disk cache.disk.cache cache.disk.connections cache.disk.folder cache.disk.pool
+cache cache.access cache.codec cache.disk cache.disk.cache cache.disk.connections cache.disk.folder cache.disk.pool
 cache.disk.schema cache.key cache.memory cache.opening cache.stats cache.tiered cache.urls calls calls.call
 calls.estimate calls.explain calls.failures calls.import_vectors calls.lookup calls.plan calls.rows
 calls.shared_budgets calls.stream calls.stream_parts calls.verify_cache calls.waiting common common.errors
@@ -29,12 +29,11 @@ common.usage common.validation common.vectors config config.base config.cached_v
 config.output_spec config.pickling config.resolve config.roles coordination coordination.opening coordination.port
 coordination.sliding_window costs costs.amounts costs.billing costs.budget costs.meter costs.prices costs.tokens
 costs.tracker embedder engine engine.batching engine.rate_limits engine.rate_limits.limiter engine.runtime
-engine.runtime.cache_writer engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text
-observability observability.hooks observability.progress observability.snapshot providers providers.base
-providers.catalogue providers.catalogue.rows providers.http providers.http.connection providers.http.decoding
-providers.http.headers providers.http.provider providers.http.redaction providers.http.refusals providers.openai
-providers.openai.provider providers.openai.refusals providers.openai.servers providers.openai.tokenizer
-providers.registry providers.secrets
+engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
+observability.hooks observability.progress observability.snapshot providers providers.base providers.catalogue
+providers.catalogue.rows providers.http providers.http.connection providers.http.decoding providers.http.headers
+providers.http.provider providers.http.redaction providers.http.refusals providers.openai providers.openai.provider
+providers.openai.refusals providers.openai.servers providers.openai.tokenizer providers.registry providers.secrets
 """
 CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}
 LANGCHAIN = {

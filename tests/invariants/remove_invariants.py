@@ -161,8 +161,8 @@ INVARIANTS = [
     Invariant(
         9,
         "engine/runtime/account.py",
-        "self._writer.put(WriteJob(request, writes, partial(self._rows_written, request)))",
-        "self._writer.put(WriteJob(request, writes, partial(self._rows_written, request))); self.scheduler.committed(request)",
+        "self._writer.put(WriteJob(request, writes, self._rows_written, self._rows_stored))",
+        "self._writer.put(WriteJob(request, writes, self._rows_written, self._rows_stored)); self.scheduler.committed(request)",
         "unit/scheduler/test_commit.py",
     ),
     Invariant(

@@ -9,10 +9,12 @@ from support.openai_client import MODEL
 from support.openai_server import Fault, OpenAIServer
 
 from embedkit_core.cache import BytesCache, RawDisk
+from embedkit_core.cache.access import OpenCache
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.opening import open_cache
 from embedkit_core.cache.raw_disk import DiskcacheStore
 from embedkit_core.cache.redis.cache import open_address
+from embedkit_core.cache.tiers import open_tiers
 from embedkit_core.cache.urls import open_url
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -176,3 +178,10 @@ class TestDiskcache(CacheSuite):
 
     def make(self, folder: Path):
         return BytesCache(DiskcacheStore(diskcache.Cache(str(folder), disk=RawDisk)))
+
+
+class TestTiers(CacheSuite):
+    """Two folders as one cache."""
+
+    def make(self, folder: Path):
+        return open_tiers([OpenCache(open_cache(folder / name)) for name in ("first", "second")])

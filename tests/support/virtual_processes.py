@@ -241,9 +241,10 @@ class Clock:
         return self.now
 
 
-def two_processes() -> tuple[Clock, Process, Process]:
+def two_processes(texts: int = 8, policy: str = "truncate") -> tuple[Clock, Process, Process]:
+    """Return a clock and two processes, whose requests have up to `texts` texts."""
     clock, cache = Clock(), SharedCache()
+    limits = Limits(texts=texts, tokens=None, text_tokens=100)
     coordinator = MemoryCoordinator(clock)
-    limits = Limits(texts=8, tokens=None, text_tokens=100)
-    one, two = (Process(coordinator.process(), cache, clock, limits, "truncate", None, seed) for seed in (1, 2))
+    one, two = (Process(coordinator.process(), cache, clock, limits, policy, None, seed) for seed in (1, 2))
     return clock, one, two

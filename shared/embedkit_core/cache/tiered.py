@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
-
-import numpy as np
+from typing import Literal, TypeAlias
 
 from embedkit_core.cache import urls
+from embedkit_core.cache.access import CacheReader, Found, OpenCache
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.cache.opening import default_folder, open_cache, open_folder
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import import_module
-from embedkit_core.common.types import Cache, Entry
-from embedkit_core.common.vectors import NUMPY_DTYPES
-
-logger = logging.getLogger("embedkit_core")
+from embedkit_core.common.types import Cache
+from embedkit_core.common.vectors import VectorSpace
 
 MAX_MEMORY_KEYS = 16  # look-ups of more keys are bulk work, which would displace the queries in memory
-CACHED_DTYPES = frozenset(NUMPY_DTYPES.values())
-Found: TypeAlias = Mapping[bytes, Entry]
-
-
-@runtime_checkable
-class BlockReads(Protocol):
-    """A built-in cache that can return a large read in blocks, to limit memory."""
-
-    def get_blocks(self, keys: Sequence[bytes]) -> Iterator[Found]:
-        """Yield the entries that are in the cache, block by block."""
-        ...
+OneCache: TypeAlias = str | PathLike[str] | Cache  # what names one cache
+CacheArgument: TypeAlias = Literal[False] | OneCache | Sequence[OneCache] | None
 
 
 class TieredCache:
@@ -40,32 +27,23 @@ class TieredCache:
 
     Args:
         cache: The cache. None for no cache; then there is no memory tier either.
-        trusted: True for a built-in cache. Entries of other caches are validated.
-        owned: True if `close` closes the cache too.
 
     Attributes:
         backend: The cache that the engine writes to. None for no cache.
+        may_block: True if a look-up may take long, as on a network.
     """
 
-    def __init__(self, cache: Cache | None, *, trusted: bool = True, owned: bool = True) -> None:
-        self.backend = cache
-        self._trusted = trusted
-        self._owned = owned
-        self._logged_failure = False
-        self._get_blocks: Callable[[Sequence[bytes]], Iterator[Found]] | None = None
-        if trusted and isinstance(cache, BlockReads):
-            self._get_blocks = cache.get_blocks
-        self._memory = MemoryTier() if cache is not None else None
-
-    @property
-    def may_block(self) -> bool:
-        """True if a look-up may take long: a cache that is not built in may use a network."""
-        return not self._trusted
+    def __init__(self, cache: OpenCache | None) -> None:
+        self._opened = cache
+        self._reader = None if cache is None else CacheReader(cache)
+        self._memory = None if cache is None else MemoryTier()
+        self.backend = None if cache is None else cache.cache
+        self.may_block = cache is not None and cache.may_block
 
     @property
     def folder(self) -> Path | None:
         """The folder of a built-in cache, which other processes may use too. None for another cache, or none."""
-        return getattr(self.backend, "folder", None) if self._trusted else None
+        return getattr(self.backend, "folder", None) if self._opened is not None and self._opened.trusted else None
 
     def from_memory(self, keys: Sequence[bytes]) -> Found:
         """Return the entries that are in memory; none for bulk look-ups."""
@@ -73,9 +51,18 @@ class TieredCache:
             return {}
         return self._memory.get_many(keys)
 
-    def read(self, keys: Sequence[bytes], *, hot: bool) -> Iterator[Found]:
-        """Yield the entries that are in the cache, block by block; `hot` ones are copied into memory."""
-        for found in self._read(keys):
+    def read(self, keys: Sequence[bytes], *, hot: bool, space: VectorSpace | None = None) -> Iterator[Found]:
+        """Yield the entries that are in the cache, block by block.
+
+        Args:
+            keys: The keys.
+            hot: True if what is found is copied into memory.
+            space: The vector space of the keys, if it is known. With it, a cache of several tiers copies what a lower
+                tier has into the tiers above.
+        """
+        if self._reader is None:
+            return
+        for found in self._reader.read(keys, space):
             if hot and len(keys) <= MAX_MEMORY_KEYS:
                 self.remember(found)
             yield found
@@ -86,34 +73,20 @@ class TieredCache:
             for key, entry in found.items():
                 self._memory.put(key, entry)
 
-    def _read(self, keys: Sequence[bytes]) -> Iterator[Found]:
-        if self.backend is None:
-            return
-        try:
-            if self._get_blocks is not None:
-                yield from self._get_blocks(keys)
-                return
-            found = self.backend.get_many(keys)
-            yield found if self._trusted else {key: entry for key, entry in found.items() if _is_valid(entry)}
-        except Exception as error:  # a third-party cache may raise anything, and must not fail the call
-            if not self._logged_failure:
-                self._logged_failure = True
-                logger.warning("Cache could not be read (%s); further failures are not logged.", type(error).__name__)
-
     def where(self, key: bytes) -> str:
         """Return where a vector would come from: "memory", "cache" or "provider"."""
-        if self.backend is None or self._memory is None:
+        if self._reader is None or self._memory is None:
             return "provider"
         if self._memory.get(key) is not None:
             return "memory"
-        return "cache" if any(self._read([key])) else "provider"
+        return "cache" if any(self._reader.read([key])) else "provider"
 
     def close(self) -> None:
         """Clear the memory tier and close the cache if it is owned; other users of the folder open it again."""
         if self._memory is not None:
             self._memory = MemoryTier()
-        if self.backend is not None and self._owned:
-            self.backend.close()
+        if self._opened is not None and self._opened.owned:
+            self._opened.cache.close()
 
 
 def _has_methods(cache: object) -> bool:
@@ -128,14 +101,7 @@ def _is_diskcache(cache: object) -> bool:
     return isinstance(cache, getattr(sys.modules.get("diskcache"), "Cache", ()))
 
 
-def _is_valid(entry: object) -> bool:
-    if not isinstance(entry, Entry) or not isinstance(entry.vector, np.ndarray):
-        return False
-    vector = entry.vector
-    return vector.dtype in CACHED_DTYPES and vector.ndim == 1 and vector.size > 0 and bool(np.isfinite(vector).all())
-
-
-def open_tiered(cache: Literal[False] | str | PathLike[str] | Cache | None) -> TieredCache:
+def open_tiered(cache: CacheArgument) -> TieredCache:
     """Return the cache for the argument `cache=` of an embedder. A folder is created at the first write.
 
     Raises:
@@ -145,16 +111,24 @@ def open_tiered(cache: Literal[False] | str | PathLike[str] | Cache | None) -> T
     if cache is False:
         return TieredCache(None)
     if cache is None:
-        return TieredCache(open_cache(default_folder()))
+        return TieredCache(OpenCache(open_cache(default_folder())))
+    if isinstance(cache, (list, tuple)):
+        tiers = import_module("embedkit_core.cache.tiers")
+        return TieredCache(OpenCache(tiers.open_tiers([_open(one) for one in cache])))
+    return TieredCache(_open(cache))  # type: ignore[arg-type]  # a sequence is a list or a tuple
+
+
+def _open(cache: OneCache) -> OpenCache:
+    """Return one cache."""
     if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
-        return TieredCache(urls.open_url(cache), trusted=urls.is_built_in_scheme(scheme))
+        return OpenCache(urls.open_url(cache), trusted=urls.is_built_in_scheme(scheme))
     if isinstance(cache, (str, PathLike)):
-        return TieredCache(open_folder(cache))
+        return OpenCache(open_folder(cache))
     if _is_diskcache(cache):
         store = import_module("embedkit_core.cache.raw_disk").DiskcacheStore(cache)
         bytes_cache = import_module("embedkit_core.cache.bytes_cache").BytesCache(store)
-        return TieredCache(bytes_cache, trusted=False, owned=False)
-    return TieredCache(cache, trusted=False, owned=False)
+        return OpenCache(bytes_cache, trusted=False, owned=False)
+    return OpenCache(cache, trusted=False, owned=False)
 
 
 def check_cache(cache: object) -> None:
@@ -163,14 +137,37 @@ def check_cache(cache: object) -> None:
     Raises:
         ConfigurationError: It has not.
     """
+    if isinstance(cache, (list, tuple)):
+        _check_tiers(cache)
+    elif cache is not None and cache is not False:
+        _check_one(cache)
+
+
+def _check_one(cache: object) -> None:
     if isinstance(cache, (str, PathLike)) and not str(cache):
         raise ConfigurationError("cache: must not be empty. Use cache=False for no cache.")
     if cache is True:
         raise ConfigurationError("cache: must not be True. Omit it for the default folder, or pass a folder.")
-    if cache is None or cache is False or isinstance(cache, (str, PathLike)) or _is_diskcache(cache):
+    if isinstance(cache, (str, PathLike)) or _is_diskcache(cache):
         return
     if not _has_methods(cache):
         raise ConfigurationError(
-            "cache: must be a folder, an address (scheme://...), False, None, or an object with get_many, set_many "
-            f"and close (got {cache!r:.80})"
+            "cache: must be a folder, an address (scheme://...), False, None, an object with get_many, set_many and "
+            f"close, or a list of these (got {cache!r:.80})"
         )
+
+
+def _check_tiers(caches: Sequence[object]) -> None:
+    """Check the elements of a list of caches."""
+    if len(caches) < 2:
+        raise ConfigurationError(
+            f"cache: a list must have at least two caches (got {len(caches)}). Pass a single cache without a list."
+        )
+    for cache in caches:
+        if cache is None or cache is False:
+            raise ConfigurationError(
+                f"cache: a list must not contain {cache}. List the folders and addresses that are to be used."
+            )
+        if isinstance(cache, (list, tuple)):
+            raise ConfigurationError("cache: a list must not contain another list. List all caches in one.")
+        _check_one(cache)

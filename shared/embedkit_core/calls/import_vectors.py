@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from embedkit_core.cache.access import exclusive_writes
 from embedkit_core.calls.plan import Plan, as_list, plan_call
 from embedkit_core.common.errors import CacheError, ConfigurationError, InputError
 from embedkit_core.common.formatting import count_noun
@@ -16,7 +17,6 @@ from embedkit_core.common.types import Cache, Entry, InputType, Vectors
 from embedkit_core.common.vectors import VectorSpace
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
-from embedkit_core.engine.runtime import cache_writer as writer
 
 T = TypeVar("T")
 # Two vectors of one model for one text have a higher cosine and a higher ratio of lengths; another model's are far
@@ -107,7 +107,7 @@ def _write(backend: Cache, batch: dict[bytes, Vectors], space: VectorSpace) -> i
     """Write the vectors that the cache lacks and keep its entries. Return how many of the batch it holds then."""
     error_name = None
     try:
-        with writer.write_lock.lock:  # the engine must not write between the read and the write
+        with exclusive_writes(backend):  # the engine must not write between the read and the write
             cached = backend.get_many(list(batch))
             missing = [(key, row) for key, row in batch.items() if key not in cached]
             backend.set_many([(key, Entry(row, space=space.name_of_row(len(row)))) for key, row in missing])

@@ -20,7 +20,7 @@ from embedkit_core.config.roles import CachedVariant, InputTypeSpec
 from embedkit_core.engine.runtime.process import engine, is_running
 
 if TYPE_CHECKING:
-    from embedkit_core.cache.tiered import Found
+    from embedkit_core.cache.access import Found
     from embedkit_core.engine.runtime.account import Account
 
 
@@ -123,7 +123,8 @@ class CacheLookup:
 
     def _read(self) -> Iterator[Found]:
         keys = [self._plan.keys[index] for index in self.misses]
-        return self._embedder.tiered_cache.read(keys, hot=self._spec.input_type == "query")
+        is_hot, space = self._spec.input_type == "query", self._embedder.vector_space
+        return self._embedder.tiered_cache.read(keys, hot=is_hot, space=space)
 
     def _read_variant(self, variant: CachedVariant) -> None:
         """Look for vectors from which the requested ones can be derived. Query vectors are then kept in memory."""

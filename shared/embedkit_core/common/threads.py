@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 EXIT_SECONDS = 2.0  # at exit, for jobs that are running
+TIERS_THREAD = "embedkit-tiers"  # the name of threads that write caches in the background
 
 
 def start_thread(run: Callable[[], object], name: str) -> threading.Thread:

@@ -132,13 +132,21 @@ class Account:
         self._waiting.discard(ticket)
         self.scheduler.withdraw(ticket)
 
-    def _rows_written(self, request: Request) -> None:
+    def _rows_written(self, request: Request, is_stored: bool) -> None:
         """Accept on the writer thread that the rows of a request are in their caches."""
-        self._call(self, partial(self._committed, request))
+        self._call(self, partial(self._committed, request, is_stored=is_stored))
 
-    def _committed(self, request: Request) -> None:
+    def _committed(self, request: Request, *, is_stored: bool) -> None:
         if self.scheduler.owns(request):
-            self.scheduler.committed(request)
+            self.scheduler.committed(request, is_stored=is_stored)
+
+    def _rows_stored(self, request: Request) -> None:
+        """Accept on any thread that other machines can read the rows of a request."""
+        self._call(self, partial(self._stored, request))
+
+    def _stored(self, request: Request) -> None:
+        if self.scheduler.owns(request):
+            self.scheduler.stored(request)
 
     def run_guarded(self, event: Callable[[], None]) -> None:
         """Run an event of the scheduler. If it raises, fail all callers instead of leaving them waiting."""
@@ -170,7 +178,7 @@ class Account:
         committed = False
         for request in actions.commit:
             if writes := request.take_writes():
-                self._writer.put(WriteJob(request, writes, partial(self._rows_written, request)))
+                self._writer.put(WriteJob(request, writes, self._rows_written, self._rows_stored))
             else:
                 self.scheduler.committed(request)
                 committed = True

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import time
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from embedkit_core.cache.access import DeferredWrites, exclusive_writes
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.threads import start_thread
 from embedkit_core.common.types import Cache, Entry
 
-if TYPE_CHECKING:  # a warm start loads this module for its lock, and no scheduler
+if TYPE_CHECKING:
     from embedkit_core.engine.scheduler.queues import Request
 
 logger = logging.getLogger("embedkit_core")
 
-write_lock = ForkLock()  # held during `set_many`, also by imports of vectors: only one thread at a time may call it
 MAX_ROWS_PER_COMMIT = 128  # a transaction with so many rows gets no further request
 
 
@@ -27,12 +30,36 @@ class WriteJob(NamedTuple):
     Attributes:
         request: The request.
         writes: The caches to write to, each with its rows as indices of `request.done`.
-        written: Called on the writer thread afterwards, also after a failure.
+        written: Called with the request on the writer thread afterwards, also after a failure; and with True if the
+            rows are stored wherever other machines read them.
+        stored: Called with the request on any thread as soon as that is so, if `written` was called with False.
     """
 
     request: Request
     writes: list[tuple[Cache, list[int]]]
-    written: Callable[[], None]
+    written: Callable[[Request, bool], None]
+    stored: Callable[[Request], None]
+
+
+class _Countdown:
+    """A function that calls another one when it was called `n` times."""
+
+    def __init__(self, n: int, action: Callable[[], None]) -> None:
+        self._n = n
+        self._action = action
+        self._lock = ForkLock()
+
+    def __call__(self) -> None:
+        with self._lock.lock:
+            self._n -= 1
+            is_last = self._n == 0
+        if is_last:
+            self._action()
+
+
+def _report_stored(jobs: list[WriteJob]) -> None:
+    for job in jobs:
+        job.stored(job.request)
 
 
 class CacheWriter:
@@ -49,6 +76,7 @@ class CacheWriter:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[WriteJob | None] = queue.SimpleQueue()
         self._logged: set[int] = set()
+        self._deferred: weakref.WeakSet[DeferredWrites] = weakref.WeakSet()
         self.failures = 0
         self.thread = start_thread(self._run, "embedkit-writer")
 
@@ -57,9 +85,12 @@ class CacheWriter:
         self._queue.put(job)
 
     def stop(self, timeout: float) -> None:
-        """Write the queued jobs, then end the thread."""
+        """Write the queued jobs, also where caches write in the background, then end the thread."""
+        until = time.monotonic() + timeout
         self._queue.put(None)
         self.thread.join(timeout)
+        for cache in list(self._deferred):
+            cache.flush(max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while self._write_next():
@@ -79,14 +110,21 @@ class CacheWriter:
                 break
             more = self._queue.get()
         if jobs:
-            self._write(jobs)
+            stored = self._write(jobs)
             for job in jobs:
-                job.written()
+                job.written(job.request, stored is None)
+            if stored is not None:
+                stored()  # only now, so that `written` comes before `stored`
         return more is not None
 
-    def _write(self, jobs: list[WriteJob]) -> None:
+    def _write(self, jobs: list[WriteJob]) -> Callable[[], None] | None:
+        """Write jobs to their caches.
+
+        Returns:
+            A function to call when each `written` was called, if a cache stores the rows elsewhere in the background.
+        """
         batches: dict[int, tuple[Cache, list[tuple[bytes, Entry]]]] = {}
-        for request, writes, _ in jobs:
+        for request, writes, _, _ in jobs:
             rows = request.rows
             assert rows is not None
             rows.flags.writeable = False  # caches get views, and callers get the same rows
@@ -95,13 +133,21 @@ class CacheWriter:
             for cache, indices in writes:
                 items = batches.setdefault(id(cache), (cache, []))[1]
                 items += [(request.done[i].key, Entry(rows[i], request.truncated[i], space)) for i in indices]
+        stored, n_deferred = None, sum(isinstance(cache, DeferredWrites) for cache, _ in batches.values())
+        if n_deferred:
+            stored = _Countdown(n_deferred + 1, partial(_report_stored, jobs))
         for cache, items in batches.values():
             try:
-                with write_lock.lock:
-                    cache.set_many(items)
+                with exclusive_writes(cache):
+                    if stored is not None and isinstance(cache, DeferredWrites):
+                        self._deferred.add(cache)
+                        cache.set_many_then(items, stored)
+                    else:
+                        cache.set_many(items)
             except BaseException as error:  # a user's cache must not make a call fail
                 self.failures += len(items)
                 self._log_failure(cache, error)
+        return stored
 
     def _log_failure(self, cache: Cache, error: BaseException) -> None:
         if id(cache) not in self._logged:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.common.fork_safety import holds_lock
-from embedkit_core.common.threads import start_thread
+from embedkit_core.common.threads import TIERS_THREAD, start_thread
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.engine.runtime.account import USER_CODE_THREAD, Account
 from embedkit_core.engine.runtime.cache_writer import CacheWriter
@@ -147,7 +147,11 @@ class Engine:
     def owns(self, thread: threading.Thread) -> bool:
         """Return True if a thread belongs to the engine."""
         is_coordinator = any(thread is coordinator.thread for coordinator in list(self._coordinators.values()))
-        return thread.name == USER_CODE_THREAD or thread in (self.thread, self._writer.thread) or is_coordinator
+        return (
+            thread.name in (USER_CODE_THREAD, TIERS_THREAD)
+            or thread in (self.thread, self._writer.thread)
+            or is_coordinator
+        )
 
     # On the loop thread
 

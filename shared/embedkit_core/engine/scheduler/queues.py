@@ -35,6 +35,8 @@ class Request:
         rows: Their vectors, (len(done), width); None before the reply.
         truncated: For each item in `done`, whether its text was truncated.
         written_to: The caches that have its rows, or that the writer thread is writing them to.
+        unstored: The number of commits whose rows other machines cannot read yet.
+        delivered: True if its rows were handed out.
         begin: What the coordinator was asked for; None without one.
         lease: The coordinator's lease, until its end.
         sent_at: The time at which it was handed to the client; None before.
@@ -50,6 +52,8 @@ class Request:
     rows: Vectors | None = None
     truncated: list[bool] = field(default_factory=list)
     written_to: list[Cache] = field(default_factory=list)
+    unstored: int = 0
+    delivered: bool = False
     begin: Begin | None = field(default=None, repr=False)
     lease: LeaseID | None = None
     sent_at: float | None = None

@@ -53,6 +53,7 @@ class Scheduler:
         looked_up: The caches of items in `Actions.look_up` were read.
         replied, failed: The provider answered a request in `Actions.send`.
         committed: The rows of a request in `Actions.commit` are in their caches.
+        stored: Other machines can read these rows too.
         stop: The process ends.
 
     Actions, returned by `poll`:
@@ -311,15 +312,26 @@ class Scheduler:
         awaiting_permit = queue.awaiting_permit.items if queue.awaiting_permit is not None else []
         self.registry.fail([item for item in [*request.items, *waiting, *awaiting_permit] if item.waiters], error)
 
-    def committed(self, request: Request) -> None:
-        """Hand out the committed rows of a request, and free its slot."""
+    def committed(self, request: Request, *, is_stored: bool = True) -> None:
+        """Hand out the committed rows of a request, and free its slot.
+
+        If other machines cannot read them yet (`is_stored`), its claims last until `stored`.
+        """
+        request.unstored += not is_stored
         if request.needs_another_commit():  # a caller with another cache joined during the commit
             self._actions.commit.append(request)
             return
         self.dispatcher.release_slot(request)
         self.recent.add(request)
         self.registry.deliver(request)
+        request.delivered = True
         self.shared.committed(request)
+
+    def stored(self, request: Request) -> None:
+        """Accept that the rows of a commit are stored where other machines read them."""
+        request.unstored -= 1
+        if request.delivered:
+            self.shared.committed(request)
 
     def looked_up(self, items: list[Item], found: Found, started_at: float) -> None:
         """Accept what was read from the caches of items that another process may have completed."""

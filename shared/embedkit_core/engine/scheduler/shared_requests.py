@@ -93,6 +93,7 @@ class SharedRequests:
         self._scheduled: list[tuple[float, int, Request]] = []
         self._n = 0
         self._unfinished: list[Request] = []  # whose split texts are not complete
+        self._unstored: set[Item] = set()  # completed texts whose rows other machines cannot read yet
         self._elsewhere: dict[ForeignLease, list[Item]] = {}
         self._queries: dict[Item, None] = {}  # those that wait there, and some that do no more
         self._checking: set[CoordinatorHandle] = set()
@@ -222,11 +223,22 @@ class SharedRequests:
         self._end.append((coordination.handle, end))
 
     def committed(self, request: Request) -> None:
-        """Accept that the rows of a request are in the cache. The claim on a split text lasts until it is complete."""
-        if any(self._is_pending(item.root) for item in request.items if item.parent is not None):
+        """Accept that the rows of a request are in the cache. Its claims last until other machines can read them.
+
+        The claim on a split text lasts until the text is complete.
+        """
+        if request.unstored:
+            self._unstored.update(request.done)
+            return
+        if self._unstored:
+            self._unstored.difference_update(request.done)
+        if any(self._is_unfinished(item.root) for item in request.items if item.parent is not None):
             self._unfinished.append(request)
         else:
             self.end(request)
+
+    def _is_unfinished(self, root: Item) -> bool:
+        return self._is_pending(root) or root in self._unstored
 
     def _is_pending(self, item: Item) -> bool:
         return self._registry.items.get(item.key) is item
