@@ -18,6 +18,8 @@ OWN_THREADS = (
     "embedkit-writer",
     "embedkit-work",
     "embedkit-lookup",
+    "embedkit-slow-lookup",
+    "embedkit-tiers",
     "embedkit-coordinator",
 )
 

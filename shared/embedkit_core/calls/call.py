@@ -20,7 +20,7 @@ from embedkit_core.calls.waiting import await_, wait
 from embedkit_core.common.errors import BudgetError, EmbedKitError, ProviderError
 from embedkit_core.common.float_lists import relaxed_gc
 from embedkit_core.common.results import EmbeddingResult
-from embedkit_core.common.threads import BULK, LOOKUPS, off_loop, running_loop
+from embedkit_core.common.threads import BULK, LOOKUPS, SLOW_LOOKUPS, off_loop, running_loop
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import BaseEmbedder
@@ -175,7 +175,8 @@ class Call:
             self.prepare()
             return [] if self.needs_engine or self._left else [finish()]
 
-        return await off_loop(steps, LOOKUPS if is_small and not self._embedder.tiered_cache.may_block else BULK)
+        queries = SLOW_LOOKUPS if self._embedder.tiered_cache.may_block else LOOKUPS
+        return await off_loop(steps, queries if is_small else BULK)
 
     def _info(self) -> CallInfo:
         return call_info(self._embedder, self._spec, self._texts)
@@ -183,8 +184,7 @@ class Call:
     def _outcome(self) -> CallOutcome:
         if self._counts is not None:
             return CallOutcome(self.usage, error_name(self._failed, len(self._plan.keys)))
-        n_texts = 0 if self._lookup is None else self._plan.n
-        return CallOutcome(Usage(texts=n_texts) + self.progress()[1])
+        return CallOutcome(Usage(texts=0 if self._lookup is None else self._plan.n) + self.progress()[1])
 
     def _may_block(self) -> bool:
         """Return True if the look-up or the result may read a file, start the engine or load a tokenizer."""

@@ -140,7 +140,13 @@ class BudgetError(EmbedKitError):
 
 
 class CoordinationError(EmbedKitError):
-    """The coordinator of several processes cannot be reached. Embedding calls continue without it."""
+    """The coordinator of several processes cannot be reached. Embedding calls continue without it.
+
+    Attributes:
+        is_logged: True if the log has the failure and its consequences already.
+    """
+
+    is_logged: bool = False
 
 
 class CacheError(EmbedKitError):

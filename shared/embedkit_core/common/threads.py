@@ -127,8 +127,9 @@ class WorkerPool:
             del job  # free what it holds while the thread waits
 
 
-# Two pools, so that the look-up of a query and a new connection do not wait for bulk work, nor for a custom cache.
+# Several pools, so that the look-up of a query and a new connection do not wait for bulk work, nor for a network.
 LOOKUPS = WorkerPool("embedkit-lookup", 2)
+SLOW_LOOKUPS = WorkerPool("embedkit-slow-lookup", 16)  # each may wait for a network
 BULK = WorkerPool("embedkit-work", 2)
 
 

@@ -12,7 +12,7 @@ import anyio
 import numpy as np
 import pytest
 from blockbuster import blockbuster_ctx
-from support.caches import GatedCache
+from support.caches import DictCache, GatedCache
 from support.cohere_server import CohereServer
 from support.embedders import MINILM, core_embedder, fake_embedder, needs_local_model, openai_embedder
 from support.openai_server import OpenAIServer
@@ -163,6 +163,15 @@ async def test_a_query_in_memory_needs_no_other_thread(tmp_path, monkeypatch):
     await embedder.aembed_query("one question")  # from the disk into memory
     monkeypatch.setattr(LOOKUPS, "submit", None)
     assert np.array_equal(await embedder.aembed_query("one question"), first)
+
+
+async def test_queries_wait_for_a_slow_cache_at_the_same_time():
+    cache, together = DictCache(), threading.Barrier(8)
+    read = cache.get_many
+    cache.get_many = lambda keys: (together.wait(20), read(keys))[1]
+    embedder = fake_embedder(FakeServer(), cache=cache)
+    await asyncio.gather(*(embedder.aembed_query(f"question {n}") for n in range(8)))
+    assert not together.broken
 
 
 async def test_a_slow_bulk_look_up_does_not_delay_a_query(tmp_path):

@@ -208,7 +208,9 @@ class RedisCoordinator:
         try:
             return self._connection.run(operation)
         except RedisAccessError as error:
-            raise CoordinationError(str(error)) from error
+            failure = CoordinationError(str(error))
+            failure.is_logged = error.is_logged
+            raise failure from error
 
     def _call(self, name: str, request: _Fields, *packed: bytes) -> Sequence[Any]:
         """Run a script. Return its reply without the time; ["store"] or ["overtaken"] if it has refused."""

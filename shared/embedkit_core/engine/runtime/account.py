@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError, ProviderError, TimedOutError
 from embedkit_core.common.fork_safety import import_lock
-from embedkit_core.common.threads import LOOKUPS, off_loop, start_thread
+from embedkit_core.common.threads import LOOKUPS, SLOW_LOOKUPS, off_loop, start_thread
 from embedkit_core.common.types import Cache, Entry
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import End, Grant, LeaseID
@@ -170,7 +170,7 @@ class Account:
             self._start_acquiring(request)
         self._exchange(actions)
         for items in actions.look_up:
-            LOOKUPS.submit(partial(self._read_caches, items))
+            SLOW_LOOKUPS.submit(partial(self._read_caches, items))
         for request in actions.send:
             task = self.loop.create_task(self._send(request), context=contextvars.Context())
             self._tasks.add(task)

@@ -149,14 +149,16 @@ class CoordinatorThread:
         except BaseException as error:  # a user's coordinator must not make a call fail
             self._off_until = time.monotonic() + OFF_SECONDS
             self._reason = safe_reason(error)
-            self._log()
+            self._log(error)
             return None
         self._is_logged = False
         return answer
 
-    def _log(self) -> None:
+    def _log(self, error: BaseException) -> None:
         if not self._is_logged:
             self._is_logged = True
+            if isinstance(error, CoordinationError) and error.is_logged:
+                return
             with contextlib.suppress(BaseException):  # a user's log handler may raise
                 logger.warning(
                     "Coordination of processes by %s is off for now (%s). Texts may be paid for more than once, and "
