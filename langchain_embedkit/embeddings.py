@@ -181,6 +181,7 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
 
     def __getstate__(self) -> dict[Any, Any]:
         """Return the settings for pickle, with an explicit API key only if `pickle_api_key` is set."""
+        self._embedder.__reduce__()  # raises before a client that cannot be pickled does
         state = super().__getstate__()
         return {**state, "__dict__": {**state["__dict__"], **fields_not_pickled(self)}}
 

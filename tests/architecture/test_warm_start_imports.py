@@ -24,12 +24,12 @@ cache cache.access cache.codec cache.disk cache.disk.cache cache.disk.connection
 cache.disk.schema cache.key cache.memory cache.opening cache.stats cache.tiered cache.urls calls calls.call
 calls.estimate calls.explain calls.failures calls.import_vectors calls.lookup calls.plan calls.rows
 calls.shared_budgets calls.stream calls.stream_parts calls.verify_cache calls.waiting common common.errors
-common.float_lists common.fork_safety common.formatting common.plugins common.results common.threads common.types
-common.usage common.validation common.vectors config config.base config.cached_variants config.coordination
-config.output_spec config.pickling config.resolve config.roles coordination coordination.opening coordination.port
-coordination.sliding_window costs costs.amounts costs.billing costs.budget costs.meter costs.prices costs.tokens
-costs.tracker embedder engine engine.batching engine.rate_limits engine.rate_limits.limiter engine.runtime
-engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
+common.float_lists common.fork_safety common.formatting common.plugins common.redis_clients common.results
+common.threads common.types common.usage common.validation common.vectors config config.base config.cached_variants
+config.coordination config.output_spec config.pickling config.resolve config.roles coordination coordination.opening
+coordination.port coordination.sliding_window costs costs.amounts costs.billing costs.budget costs.meter costs.prices
+costs.tokens costs.tracker embedder engine engine.batching engine.rate_limits engine.rate_limits.limiter
+engine.runtime engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
 observability.hooks observability.progress observability.snapshot providers providers.base providers.catalogue
 providers.catalogue.rows providers.http providers.http.connection providers.http.decoding providers.http.headers
 providers.http.provider providers.http.redaction providers.http.refusals providers.openai providers.openai.provider

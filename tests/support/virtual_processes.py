@@ -10,7 +10,7 @@ from embedkit_core.cache import Entry
 from embedkit_core.calls.rows import MatrixBuffer
 from embedkit_core.common.errors import CoordinationError
 from embedkit_core.common.types import Limits, RateSettings
-from embedkit_core.coordination.opening import Coordination, CoordinatorHandle
+from embedkit_core.coordination.opening import Coordination, handle_of
 from embedkit_core.coordination.port import Begin, End, LeaseID, ProviderAccount
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.budget import Budget
@@ -67,7 +67,7 @@ class Process:
     ) -> None:
         self.coordinator, self.cache, self.clock = coordinator, cache, clock
         self.scheduler = Scheduler(rng=random.Random(seed), request_poll=lambda: None)
-        coordination = Coordination(CoordinatorHandle(None, coordinator), ACCOUNT)
+        coordination = Coordination(handle_of(coordinator), ACCOUNT)
         self.spec = RequestSpec(b"one", 60.0, limits, policy, "fake:model", 8, {"id": "one"}, coordination=coordination)
         self.budget = budget
         self.meter = Meter(Decimal("0.02"))

@@ -11,11 +11,12 @@ from decimal import Decimal
 from os import PathLike
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict
 
+from embedkit_core.cache.tiered import CacheArgument
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.types import Cache, EmptyText, LongText, RateLimiter
+from embedkit_core.common.types import EmptyText, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
-from embedkit_core.coordination.port import Coordinator
+from embedkit_core.config.coordination import CoordinationArgument
 from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.providers.http.connection import ClientCert
 from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Hidden, hide, mask_key, mask_login, reveal
@@ -69,8 +70,8 @@ class EmbedderOptions(TypedDict, total=False):
     dimensions: int | None
     dtype: DType
     model_info: Mapping[str, Any] | None
-    cache: Literal[False] | str | PathLike[str] | Cache | None
-    coordination: Literal[False] | Coordinator | None
+    cache: CacheArgument
+    coordination: CoordinationArgument
     account: str | None
     query_prompt: str | None
     document_prompt: str | None

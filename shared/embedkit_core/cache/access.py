@@ -7,13 +7,17 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import Cache, Entry
 from embedkit_core.common.vectors import NUMPY_DTYPES, VectorSpace
+
+if TYPE_CHECKING:
+    from embedkit_core.cache.redis.connection import RedisConnection
 
 logger = logging.getLogger("embedkit_core")
 
@@ -35,7 +39,13 @@ class BlockReads(Protocol):
 
 
 class DeferredWrites(ABC):
-    """A built-in cache that other machines share, and whose rows this process can read before the others can."""
+    """A built-in cache of several, whose rows this process can read before other machines can.
+
+    Attributes:
+        tiers: The caches.
+    """
+
+    tiers: Sequence[OpenCache]
 
     @abstractmethod
     def read(self, keys: Sequence[bytes], space: VectorSpace | None) -> Iterator[Found]:
@@ -72,6 +82,21 @@ class OpenCache(NamedTuple):
     def may_block(self) -> bool:
         """True if a look-up may take long: it uses a network, or may do so because it is not built in."""
         return not self.trusted or bool(getattr(self.cache, "may_block", False))
+
+    @property
+    def stores(self) -> Sequence[OpenCache]:
+        """The caches that hold the vectors: the tiers, or the cache itself."""
+        return self.cache.tiers if isinstance(self.cache, DeferredWrites) else (self,)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a built-in cache, which the processes of this machine share. None for another cache."""
+        return getattr(self.cache, "folder", None) if self.trusted else None
+
+    @property
+    def redis_connection(self) -> RedisConnection | None:
+        """The connection of a cache in Redis. None for another cache."""
+        return getattr(self.cache, "connection", None) if self.trusted else None
 
 
 class CacheReader:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 from embedkit_core.cache import urls
@@ -14,11 +13,12 @@ from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.cache.opening import default_folder, open_cache, open_folder
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import import_module
+from embedkit_core.common.redis_clients import RedisClient, is_redis_client
 from embedkit_core.common.types import Cache
 from embedkit_core.common.vectors import VectorSpace
 
 MAX_MEMORY_KEYS = 16  # look-ups of more keys are bulk work, which would displace the queries in memory
-OneCache: TypeAlias = str | PathLike[str] | Cache  # what names one cache
+OneCache: TypeAlias = str | PathLike[str] | Cache | RedisClient  # what names one cache
 CacheArgument: TypeAlias = Literal[False] | OneCache | Sequence[OneCache] | None
 
 
@@ -41,9 +41,9 @@ class TieredCache:
         self.may_block = cache is not None and cache.may_block
 
     @property
-    def folder(self) -> Path | None:
-        """The folder of a built-in cache, which other processes may use too. None for another cache, or none."""
-        return getattr(self.backend, "folder", None) if self._opened is not None and self._opened.trusted else None
+    def stores(self) -> Sequence[OpenCache]:
+        """The caches that hold the vectors, in the order in which they are read; none without a cache."""
+        return () if self._opened is None else self._opened.stores
 
     def from_memory(self, keys: Sequence[bytes]) -> Found:
         """Return the entries that are in memory; none for bulk look-ups."""
@@ -128,7 +128,10 @@ def _open(cache: OneCache) -> OpenCache:
         store = import_module("embedkit_core.cache.raw_disk").DiskcacheStore(cache)
         bytes_cache = import_module("embedkit_core.cache.bytes_cache").BytesCache(store)
         return OpenCache(bytes_cache, trusted=False, owned=False)
-    return OpenCache(cache, trusted=False, owned=False)
+    if is_redis_client("cache", cache):
+        connection = import_module("embedkit_core.cache.redis.connection").connection_of(cache, "cache")
+        return OpenCache(import_module("embedkit_core.cache.redis.cache").RedisCache(connection))
+    return OpenCache(cache, trusted=False, owned=False)  # type: ignore[arg-type]  # `check_cache` has checked it
 
 
 def check_cache(cache: object) -> None:
@@ -148,12 +151,12 @@ def _check_one(cache: object) -> None:
         raise ConfigurationError("cache: must not be empty. Use cache=False for no cache.")
     if cache is True:
         raise ConfigurationError("cache: must not be True. Omit it for the default folder, or pass a folder.")
-    if isinstance(cache, (str, PathLike)) or _is_diskcache(cache):
+    if isinstance(cache, (str, PathLike)) or _is_diskcache(cache) or is_redis_client("cache", cache):
         return
     if not _has_methods(cache):
         raise ConfigurationError(
-            "cache: must be a folder, an address (scheme://...), False, None, an object with get_many, set_many and "
-            f"close, or a list of these (got {cache!r:.80})"
+            "cache: must be a folder, an address (scheme://...), a redis.Redis, False, None, an object with get_many, "
+            f"set_many and close, or a list of caches (got {cache!r:.80})"
         )
 
 

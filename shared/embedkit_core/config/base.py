@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Never, Self, get_args
+from typing import TYPE_CHECKING, Any, Never, Self, get_args
 
-from embedkit_core.cache.tiered import TieredCache, check_cache, open_tiered
+from embedkit_core.cache.tiered import CacheArgument, TieredCache, check_cache, open_tiered
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
 from embedkit_core.common.threads import BULK, WakeFlag, off_loop
-from embedkit_core.common.types import Cache, EmptyText, InputType, LongText, RateLimiter, RateSettings
+from embedkit_core.common.types import EmptyText, InputType, LongText, RateLimiter, RateSettings
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import (
     check_choice,
@@ -29,11 +29,10 @@ from embedkit_core.common.validation import (
 )
 from embedkit_core.common.vectors import DType, VectorSpace
 from embedkit_core.config.cached_variants import ResolvedModel, resolve_model
-from embedkit_core.config.coordination import check_budget_is_shared, make_coordination
+from embedkit_core.config.coordination import CoordinationArgument, check_budget_is_shared, make_coordination
 from embedkit_core.config.pickling import PickledSecrets, from_pickle, identity_arguments, snapshot_arguments, to_pickle
 from embedkit_core.config.resolve import resolve_provider
 from embedkit_core.config.roles import CallSettings, InputTypeSpec, OnError, make_input_type_spec
-from embedkit_core.coordination.port import Coordinator
 from embedkit_core.costs.meter import Meter
 from embedkit_core.costs.prices import parse_prices, price_of
 from embedkit_core.costs.tracker import make_budget
@@ -65,8 +64,8 @@ class BaseEmbedder:
         dimensions: int | None = None,
         dtype: DType = "float32",
         model_info: Mapping[str, Any] | None = None,
-        cache: Literal[False] | str | PathLike[str] | Cache | None = None,
-        coordination: Literal[False] | Coordinator | None = None,
+        cache: CacheArgument = None,
+        coordination: CoordinationArgument = None,
         account: str | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
@@ -117,7 +116,7 @@ class BaseEmbedder:
         self.price = price_of(self.provider, prices)
         self.meter = Meter(self.price.usd_per_million)
         self.tiered_cache: TieredCache = open_tiered(cache)
-        self._coordination = make_coordination(coordination, account, self.provider, self.tiered_cache.folder)
+        self._coordination = make_coordination(coordination, account, self.provider, self.tiered_cache.stores)
         if budget_name is not None and self.budget is not None:
             check_budget_is_shared(self.budget, self._coordination)
         self._format = resolved_model.format

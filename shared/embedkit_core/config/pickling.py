@@ -51,6 +51,8 @@ def snapshot_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("provider_options", "model_info", "prices"):
         if isinstance(arguments[name], Mapping):
             kept[name] = copy.deepcopy(dict(arguments[name]))
+    if isinstance(arguments["cache"], list):
+        kept["cache"] = list(arguments["cache"])
     return kept
 
 
@@ -84,17 +86,15 @@ def to_pickle(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any
     another server or folder.
 
     Raises:
-        ConfigurationError: The cache or the coordinator is a custom object: its copy would be another one.
+        ConfigurationError: A cache or the coordinator is an object: its copy would be another one.
     """
     cache, limiter = arguments["cache"], arguments["rate_limiter"]
-    if not isinstance(cache, (str, PathLike, type(None), bool)):
-        raise ConfigurationError("cache: an embedder with a custom cache object cannot be pickled. Use a folder.")
-    if not isinstance(arguments["coordination"], (type(None), bool)):
+    if not isinstance(arguments["coordination"], (str, type(None), bool)):
         raise ConfigurationError(
-            "coordination: an embedder with a coordinator object cannot be pickled. Create one in each process."
+            "coordination: an embedder with a coordinator object or a client cannot be pickled. Use an address, or "
+            "create an embedder in each process."
         )
-    if isinstance(cache, PathLike) or (isinstance(cache, str) and "://" not in cache):
-        cache = Path(cache).expanduser().absolute()
+    cache = [_cache_to_pickle(one) for one in cache] if isinstance(cache, (list, tuple)) else _cache_to_pickle(cache)
     if limiter is not None and not _can_pickle(limiter):
         logger.warning("rate_limiter of %s:%s cannot be pickled; the copy has none", provider.name, provider.model)
         limiter = None
@@ -106,6 +106,17 @@ def to_pickle(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any
         "progress": progress if isinstance(progress, bool) or _can_pickle(progress) else None,
         "base_url": provider.url or None,
     }
+
+
+def _cache_to_pickle(cache: object) -> object:
+    """Return one cache of an argument: a folder as an absolute path, anything else as it is."""
+    if not isinstance(cache, (str, PathLike, type(None), bool)):
+        raise ConfigurationError(
+            "cache: an embedder with a cache object or a client cannot be pickled. Use a folder or an address."
+        )
+    if isinstance(cache, PathLike) or (isinstance(cache, str) and "://" not in cache):
+        return Path(cache).expanduser().absolute()
+    return cache
 
 
 def from_pickle(cls: type[T], arguments: Mapping[str, Any], secrets: Mapping[str, Any]) -> T:

@@ -31,12 +31,11 @@ def coordination_of(model):
 def test_embedders_with_the_same_folder_share_a_coordinator(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     default = Embedder(**OPENAI)
-    folder = default.tiered_cache.folder
+    folder = default.tiered_cache.stores[0].folder
     others = [Embedder(**OPENAI, cache=cache) for cache in (folder, str(folder), folder.as_uri())]
     handles = {coordination_of(one).handle for one in (default, *others, copy.copy(default), default.without_cache())}
-    assert len(handles) == 1
-    assert str(handles.pop()) == str(folder / LOCAL_FOLDER)
-    assert coordination_of(Embedder(**OPENAI, cache=tmp_path / "other")).handle.folder != folder
+    assert [str(handle) for handle in handles] == [str(folder / LOCAL_FOLDER)]
+    assert coordination_of(Embedder(**OPENAI, cache=tmp_path / "other")).handle not in handles
 
 
 def test_without_a_folder_that_processes_share_there_is_no_coordination(embedder_class, tmp_path):
@@ -73,7 +72,24 @@ def test_another_value_is_refused_without_being_shown(embedder_class):
             embedder_class(**OPENAI, coordination=value)
         assert "hunter2" not in str(caught.value)
 
-    check_rows([True, "", "redis://:hunter2@host", "local", 0, object(), DictCache(), Coordinator], check)
+    check_rows([True, "", "memcached://:hunter2@host", "local", 0, object(), DictCache(), Coordinator], check)
+
+
+def test_an_invalid_address_is_refused_without_being_shown(embedder_class):
+    def check(row):
+        value, problem = row
+        with pytest.raises(ConfigurationError, match=f"^coordination: .*{problem}") as caught:
+            embedder_class(**OPENAI, coordination=value)
+        assert "hunter2" not in str(caught.value)
+
+    check_rows(
+        [
+            ("redis://:hunter2@host", "must not contain a user, a password"),
+            ("rediss://host/hunter2", "no host or no valid database"),
+            ("redis://host/0?ttl_days=3", "ttl_days= has no effect here"),
+        ],
+        check,
+    )
 
 
 def test_an_invalid_account_is_refused(embedder_class):
@@ -131,7 +147,7 @@ def test_coordination_is_pickled_unless_it_is_an_object(embedder_class, tmp_path
     assert coordination_of(copied).account == coordination_of(on).account
     off = embedder_class(**OPENAI, cache=str(tmp_path), coordination=False)
     assert coordination_of(pickle.loads(pickle.dumps(off))) is None
-    with pytest.raises(ConfigurationError, match="coordination: an embedder with a coordinator object cannot"):
+    with pytest.raises(ConfigurationError, match="coordination: an embedder with a coordinator object or"):
         pickle.dumps(embedder_class(**OPENAI, coordination=LoneCoordinator()))
 
 

@@ -119,7 +119,7 @@ def test_a_custom_cache_is_shared_by_a_copy_and_cannot_be_pickled(embedder_class
     model = made(embedder_class, server, cache=cache)
     core_embedder(copy.deepcopy(model)).embed_query("a")
     assert len(cache.rows) == 1
-    with pytest.raises(ConfigurationError, match="custom cache object cannot be pickled"):
+    with pytest.raises(ConfigurationError, match="an embedder with a cache object or a client cannot be pickled"):
         pickle.dumps(model)
 
 

@@ -108,7 +108,7 @@ class SharedRequests:
         assert coordination is not None
         controller, items = request.queue.rate_controller, request.items
         backlog = self._dispatcher.backlog(request)
-        keys = [_claimed_key(item) for item in items]
+        keys = [_claimed_key(item) if coordination.has_claims else b"" for item in items]
         request.begin = Begin(
             coordination.account,
             request.queue.spec.model,

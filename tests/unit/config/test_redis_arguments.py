@@ -1,0 +1,128 @@
+"""Redis as `cache=` and `coordination=`: addresses, clients, and lists of caches. No server is needed."""
+
+import pickle
+
+import pytest
+from support.caches import DictCache
+from support.rows import check_rows
+
+from embedkit_core import ConfigurationError, Embedder
+from embedkit_core.coordination.opening import LOCAL_FOLDER
+
+redis = pytest.importorskip("redis")
+asyncio_redis = pytest.importorskip("redis.asyncio")
+
+OPENAI = {"model": "openai:text-embedding-3-small", "api_key": "key"}
+ADDRESS = "redis://127.0.0.1:9/3"
+
+
+def coordination_of(embedder):
+    return embedder._specs["document"].request_spec.coordination
+
+
+def test_the_processes_that_share_a_redis_cache_coordinate_through_it(tmp_path):
+    def check(cache):
+        embedder = Embedder(**OPENAI, cache=cache)
+        assert str(coordination_of(embedder).handle) == ADDRESS
+        assert coordination_of(embedder).has_claims
+
+    client = redis.Redis("127.0.0.1", 9, 3)
+    check_rows([ADDRESS, [tmp_path, ADDRESS], (tmp_path, DictCache(), ADDRESS), client, [str(tmp_path), client]], check)
+    embedder = Embedder(**OPENAI, cache=[tmp_path / "1", tmp_path / "2"])
+    assert str(coordination_of(embedder).handle) == str(tmp_path / "1" / LOCAL_FOLDER)
+    assert coordination_of(Embedder(**OPENAI, cache=[tmp_path, ADDRESS], coordination=False)) is None
+
+
+def test_embedders_with_the_same_address_share_a_coordinator(tmp_path):
+    embedders = [
+        Embedder(**OPENAI, **options)
+        for options in (
+            {"cache": ADDRESS},
+            {"cache": [tmp_path, ADDRESS]},
+            {"cache": f"{ADDRESS}?ttl_days=3"},
+            {"cache": False, "coordination": ADDRESS},
+            {"cache": DictCache(), "coordination": ADDRESS.replace("redis", "REDIS")},
+        )
+    ]
+    assert len({coordination_of(embedder).handle for embedder in embedders}) == 1
+    client = redis.Redis("127.0.0.1", 9, 3)
+    shared = [Embedder(**OPENAI, cache=client), Embedder(**OPENAI, cache=False, coordination=client)]
+    assert len({coordination_of(embedder).handle for embedder in shared}) == 1
+
+
+def test_machines_without_a_common_cache_claim_no_texts_and_one_warning_says_so(tmp_path, caplog):
+    embedders = [
+        Embedder(**OPENAI, cache=cache, coordination="redis://127.0.0.1:9/4")
+        for cache in (tmp_path, [tmp_path, tmp_path / "2"], tmp_path.as_uri())
+    ]
+    assert [coordination_of(embedder).has_claims for embedder in embedders] == [False] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "Machines that coordinate through redis://127.0.0.1:9/4 share no cache, so each pays for its texts. Pass a "
+        "cache that they share, such as cache=['folder', 'redis://host:6379/0']."
+    ]
+
+
+def test_machines_that_may_share_a_cache_claim_texts(tmp_path, caplog):
+    def check(cache):
+        assert coordination_of(Embedder(**OPENAI, cache=cache, coordination="redis://127.0.0.1:9/5")).has_claims
+
+    check_rows([False, DictCache(), [tmp_path, DictCache()], ADDRESS, [tmp_path, ADDRESS]], check)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("argument", ["cache", "coordination"])
+def test_a_client_that_cannot_be_used_is_refused(argument, embedder_class):
+    def check(row):
+        client, problem = row
+        with pytest.raises(ConfigurationError, match=f"^{argument}: .*{problem}"):
+            embedder_class(**OPENAI, **{argument: client})
+
+    cluster, asyncio_cluster = (kind.__new__(kind) for kind in (redis.RedisCluster, asyncio_redis.RedisCluster))
+    sentinel = redis.sentinel.Sentinel([("127.0.0.1", 9)]).master_for("main")
+    check_rows(
+        [
+            (asyncio_redis.Redis(), "an asyncio client cannot be used"),
+            (asyncio_cluster, "an asyncio client cannot be used"),
+            (cluster, "a Redis Cluster is not supported"),
+            (sentinel, "only a redis.Redis with plain, TLS or Unix socket connections is supported"),
+        ],
+        check,
+    )
+
+
+def test_a_list_must_not_name_a_database_twice(tmp_path):
+    def check(caches):
+        with pytest.raises(ConfigurationError, match=r"^cache: a list must not contain the same cache twice"):
+            Embedder(**OPENAI, cache=caches)
+
+    check_rows([[ADDRESS, ADDRESS], [ADDRESS, tmp_path, f"{ADDRESS}?ttl_days=3"]], check)
+
+
+def test_addresses_and_lists_are_pickled_and_folders_are_absolute(embedder_class, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    monkeypatch.chdir(tmp_path)
+    embedder = embedder_class(**OPENAI, cache=["folder", ADDRESS], coordination=ADDRESS)
+    data = pickle.dumps(embedder)
+    monkeypatch.chdir("/")
+    copied = pickle.loads(data)
+    core = getattr(copied, "embedder", copied)
+    folder, database = core.tiered_cache.stores
+    assert folder.folder == tmp_path / "folder"
+    assert str(database.redis_connection) == ADDRESS
+    assert str(coordination_of(core).handle) == ADDRESS
+
+
+def test_a_client_is_not_pickled(embedder_class, tmp_path):
+    client = redis.Redis("127.0.0.1", 9, 3)
+    for cache in (client, [tmp_path, client]):
+        with pytest.raises(ConfigurationError, match=r"^cache: an embedder with a cache object or a client cannot"):
+            pickle.dumps(embedder_class(**OPENAI, cache=cache))
+    with pytest.raises(ConfigurationError, match=r"^coordination: an embedder with a coordinator object or a client"):
+        pickle.dumps(embedder_class(**OPENAI, cache=tmp_path, coordination=client))
+
+
+def test_a_later_change_of_the_list_changes_no_embedder(tmp_path):
+    caches = [tmp_path / "1", tmp_path / "2"]
+    embedder = Embedder(**OPENAI, cache=caches)
+    caches.append(tmp_path / "3")
+    assert len(pickle.loads(pickle.dumps(embedder)).tiered_cache.stores) == 2
