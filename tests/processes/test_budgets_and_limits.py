@@ -6,23 +6,22 @@ import time
 import pytest
 from support.embedders import numbered, openai_embedder
 from support.openai_server import Fault
-from support.processes import DIMENSIONS, WorkerError, check, embed, finish_embedding, start_embedding
+from support.processes import (
+    DIMENSIONS,
+    WorkerError,
+    check,
+    embed,
+    embed_with,
+    finish_embedding,
+    spend,
+    start_embedding,
+)
 
 from embedkit_core import track_usage
 from embedkit_core.coordination.local.schema import DATABASE
 
 TOKENS = 10  # of each text, in the server's count
 INGEST = {"budget_tokens": 300, "budget_name": "ingest"}
-
-
-def spend(embedder, texts):
-    """Embed texts one by one until the budget refuses one. Return the number of those before, and the error."""
-    for n, text in enumerate(texts):
-        try:
-            embed(embedder, [text])
-        except Exception as error:
-            return n, type(error).__name__, str(error)
-    return len(texts), "", ""
 
 
 def test_processes_share_a_named_budget(workers, server):
@@ -76,11 +75,6 @@ def test_blocks_of_processes_share_a_named_budget(workers, server):
     with pytest.raises(WorkerError, match="'job'"):
         second.run(embed_tracked, [text.upper()], **options)
     check(second.run(embed, [text.upper()]), [text.upper()])
-
-
-def embed_with(_own, embedder, texts):
-    """Embed texts with an embedder that arrived as a pickle."""
-    return embed(embedder, texts)
 
 
 def test_a_pickled_embedder_shares_its_named_budget_with_a_spawned_process(workers, server):

@@ -9,38 +9,9 @@ import sys
 import numpy as np
 import pytest
 from support.embedders import numbered
-from support.processes import check, embed, finish_embedding, repaid, start_embedding
+from support.processes import check, embed, embed_in_children, finish_embedding, in_fork, repaid, start_embedding
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
-
-
-def in_fork(function, *args):
-    """Call a function in a forked child. Return a function that waits for its result."""
-    reader, writer = multiprocessing.Pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            writer.send(function(*args))
-            status = 0
-        finally:
-            os._exit(status)
-
-    def result():
-        """Return the function's result."""
-        writer.close()
-        value = reader.recv()
-        assert os.waitpid(pid, 0) == (pid, 0)
-        return value
-
-    result.pid = pid
-    return result
-
-
-def embed_in_children(embedder, texts, n):
-    """Embed the same texts in this process and in `n` forked children. Return all results."""
-    children = [in_fork(embed, embedder, texts) for _ in range(n)]
-    return [embed(embedder, texts), *(child() for child in children)]
 
 
 def test_children_of_a_process_that_has_used_the_embedder_coordinate(workers, server):

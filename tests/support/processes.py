@@ -194,6 +194,50 @@ def finish_embedding(_embedder: Embedder) -> Embedded:
     return _background.pop(0).result()
 
 
+def spend(embedder: Embedder, texts: Sequence[str]) -> tuple[int, str, str]:
+    """Embed texts one by one until the budget refuses one. Return the number of those before, and the error."""
+    for n, text in enumerate(texts):
+        try:
+            embed(embedder, [text])
+        except Exception as error:
+            return n, type(error).__name__, str(error)
+    return len(texts), "", ""
+
+
+def embed_with(_own: Embedder, embedder: Embedder, texts: Sequence[str]) -> Embedded:
+    """Embed texts with an embedder that arrived as a pickle."""
+    return embed(embedder, texts)
+
+
+def in_fork(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in a forked child. Return a function that waits for its result."""
+    reader, writer = multiprocessing.Pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            writer.send(function(*args))
+            status = 0
+        finally:
+            os._exit(status)
+
+    def result() -> Any:
+        """Return the function's result."""
+        writer.close()
+        value = reader.recv()
+        assert os.waitpid(pid, 0) == (pid, 0)
+        return value
+
+    result.pid = pid  # type: ignore[attr-defined]
+    return result
+
+
+def embed_in_children(embedder: Embedder, texts: Sequence[str], n: int) -> list[Embedded]:
+    """Embed the same texts in this process and in `n` forked children. Return all results."""
+    children = [in_fork(embed, embedder, texts) for _ in range(n)]
+    return [embed(embedder, texts), *(child() for child in children)]
+
+
 def wait_for_others(embedder: Embedder, n: int = 1) -> None:
     """Block until `n` texts of this process wait for another process."""
     wait_until(embedder, lambda account: len(account.scheduler.shared.waiting) >= n)
