@@ -98,6 +98,13 @@ class OpenCache(NamedTuple):
         """The connection of a cache in Redis. None for another cache."""
         return getattr(self.cache, "connection", None) if self.trusted else None
 
+    @property
+    def write_failures(self) -> int:
+        """The number of vectors that a built-in cache could not write; 0 for another cache."""
+        counted = getattr(self.cache, "stats", self.cache) if self.trusted else None
+        failures: int = getattr(counted, "write_failures", 0)
+        return failures
+
 
 class CacheReader:
     """Reads one cache. A failed read is a cache miss, and is logged once."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
+from embedkit_core.cache.access import OpenCache, exclusive_writes
 from embedkit_core.cache.codec import decode_all
 from embedkit_core.cache.disk import records
 from embedkit_core.cache.disk.cache import DiskCache
@@ -22,9 +24,10 @@ from embedkit_core.cache.disk.pool import RENEW_AFTER_SECONDS
 from embedkit_core.cache.opening import default_folder, open_folder
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun, suggest
-from embedkit_core.common.types import Entry
+from embedkit_core.common.types import Cache, Entry
 
 T = TypeVar("T")
+logger = logging.getLogger("embedkit_core")
 
 _ROWS_PER_DELETE = 5000  # in one transaction: other processes write in between
 _MAX_ROUNDS = 20  # of a deletion by size, while other processes may write
@@ -175,36 +178,35 @@ class CacheFolder:
                 decoded = decode_all((row.key, row.value) for row in rows)
                 yield {key: entry._replace(space=spaces[key]) for key, entry in decoded.items()}
 
-    def copy_to(self, other: CacheFolder, *, model: str | None = None) -> int:
-        """Copy intact vectors into another folder and return their number.
+    def copy_to(self, other: CacheFolder | Cache, *, model: str | None = None) -> int:
+        """Copy intact vectors into another cache and return their number.
 
         Args:
-            other: The folder to copy to. Vectors that it has under the same keys are replaced.
+            other: The folder or the cache to copy to. Vectors that it has under the same keys are replaced.
             model: Only the vectors of a model or space; see `CacheStats.of_model`.
 
         Raises:
-            ConfigurationError: The other folder is this one, or this one has no vectors of the model.
+            ConfigurationError: The other cache is this one, or this one has no vectors of the model.
             CacheError: This cache cannot be read, or not all vectors arrived in the other one.
         """
-        if other.folder == self.folder:
+        cache, name = (other._cache, str(other.folder)) if isinstance(other, CacheFolder) else (other, repr(other))
+        if cache is self._cache:
             raise ConfigurationError(f"Cache {self.folder} cannot be copied into itself.")
-        copied, quarantined, lost = 0, self._cache.stats.quarantined, other._cache.stats.write_failures
+        copied, quarantined = 0, self._cache.stats.quarantined
         for block in self.entries(model):
-            other._cache.set_many(list(block.items()))
-            failed = other._cache.stats.write_failures > lost  # the other cache may have older vectors of these keys
-            arrived = 0 if failed else len(other._cache.get_many(list(block)))
+            arrived = _write(cache, block)
             copied += arrived
             if arrived < len(block):
                 raise CacheError(
-                    f"Cache {other.folder}: only {count_noun(copied, 'vector')} arrived, then writing failed; the log "
-                    "has the reason. Use a writable folder with free space, and copy again."
+                    f"Cache {name}: only {count_noun(copied, 'vector')} arrived, then writing failed; the log has the "
+                    "reason. Use a cache that is writable and has free space, and copy again."
                 )
         if self._cache.stats.quarantined > quarantined:
             raise CacheError(
                 f"Cache {self.folder} was damaged or of an unknown format and was quarantined. "
                 f"Only {count_noun(copied, 'vector')} could be copied."
             )
-        other._cache.close()
+        cache.close()
         return copied
 
     def clear(self, *, model: str | None = None) -> int:
@@ -314,6 +316,20 @@ class CacheFolder:
                 f"{error} {count_noun(deleted, 'vector')} deleted, but the file keeps its size; new vectors use the "
                 "free space."
             ) from None
+
+
+def _write(cache: Cache, block: Mapping[bytes, Entry]) -> int:
+    """Write entries to a cache, and return how many of them it has then."""
+    opened = OpenCache(cache)
+    try:
+        failures = opened.write_failures
+        with exclusive_writes(cache):
+            cache.set_many(list(block.items()))
+        # After a failure, the cache may have older vectors of these keys.
+        return 0 if opened.write_failures > failures else len(cache.get_many(list(block)))
+    except Exception as error:  # a cache that is not built in may raise anything
+        logger.warning("Cache could not be written (%s).", type(error).__name__)
+        return 0
 
 
 def _quarantined(folder: str) -> CacheError:

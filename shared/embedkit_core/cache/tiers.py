@@ -16,7 +16,7 @@ from embedkit_core.cache.access import CacheReader, DeferredWrites, Found, Items
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError
 from embedkit_core.common.fork_safety import ForkLock, register_after_fork
 from embedkit_core.common.threads import TIERS_THREAD, WakeFlag, start_thread
-from embedkit_core.common.types import Cache, Entry
+from embedkit_core.common.types import Entry
 from embedkit_core.common.vectors import VectorSpace
 
 ROWS_PER_WRITE = 512  # of the background thread: a write with so many rows gets no further job
@@ -78,7 +78,7 @@ class CacheTiers(DeferredWrites):
     @property
     def write_failures(self) -> int:
         """The number of vectors that could not be written, summed over the tiers."""
-        return self._failures + sum(write_failures(tier.cache) for tier in self.tiers if tier.trusted)
+        return self._failures + sum(tier.write_failures for tier in self.tiers)
 
     # Reads
 
@@ -247,12 +247,6 @@ def open_tiers(tiers: Sequence[OpenCache]) -> CacheTiers:
         if shared is None:
             shared = _open_tiers[ids] = CacheTiers(tiers)
         return shared
-
-
-def write_failures(cache: Cache) -> int:
-    """Return the number of vectors that a built-in cache has reported as not written; 0 for another one."""
-    failures: int = getattr(getattr(cache, "stats", cache), "write_failures", 0)
-    return failures
 
 
 def _nothing() -> None:

@@ -1,20 +1,25 @@
-"""Commands `budget list` and `budget reset`: named budgets of the processes that share a cache folder."""
+"""Commands `budget list` and `budget reset`: named budgets of the processes that share a cache folder or a Redis."""
 
 from __future__ import annotations
 
 from decimal import Decimal
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import typer
 
+from embedkit_core.cache.urls import scheme_of
 from embedkit_core.cli import options as o
 from embedkit_core.cli.caches import opened
 from embedkit_core.cli.console import budget_app, confirm, err, show
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_usd, suggest
-from embedkit_core.coordination.local.coordinator import LocalCoordinator
-from embedkit_core.coordination.opening import LOCAL_FOLDER, coordinator_of_folder
+from embedkit_core.config.coordination import REDIS_SCHEMES, redis_connection
+from embedkit_core.coordination.opening import (
+    LOCAL_FOLDER,
+    CoordinatorHandle,
+    coordinator_of_folder,
+    coordinator_of_redis,
+)
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus, to_usd
 from embedkit_core.tools.tables import table
 
@@ -22,10 +27,12 @@ ConfirmReset = Annotated[bool, typer.Option("--yes", "-y", help="Reset the budge
 
 
 @budget_app.command(name="list")
-def list_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
-    """List the named budgets of a cache folder: their limits, and what all processes have spent and reserved."""
-    folder = _folder(cache)
-    budgets = _budgets(folder)
+def list_command(
+    cache: o.CacheOption = None, coordination: o.CoordinationOption = None, as_json: o.Json = False
+) -> None:
+    """List the named budgets of a cache folder or a Redis: limits, and what all processes have spent and reserved."""
+    store = _open(cache, coordination)
+    budgets = store.budgets()
     head = ["name", "limit", "spent", "possibly billed", "reserved", "left"]
     cells = [
         [
@@ -36,7 +43,7 @@ def list_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
         ]
         for budget in budgets
     ]
-    text = table(head, cells) if budgets else f"{folder}: no budgets"
+    text = table(head, cells) if budgets else f"{store.name}: no budgets"
     show(text, [_to_dict(budget) for budget in budgets], as_json=as_json)
 
 
@@ -44,43 +51,78 @@ def list_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
 def reset(
     name: Annotated[str, typer.Argument(help="The budget, as `budget list` shows it.")],
     cache: o.CacheOption = None,
+    coordination: o.CoordinationOption = None,
     yes: ConfirmReset = False,
 ) -> None:
     """Set what a budget has spent to 0; processes that run can spend it again. Reservations in flight stay.
 
     The next process that uses the budget sets its limit.
     """
-    folder = _folder(cache)
-    budgets = {budget.name: budget for budget in _budgets(folder)}
+    store = _open(cache, coordination)
+    budgets = {budget.name: budget for budget in store.budgets()}
     if name not in budgets:
         hint = suggest(name, list(budgets)) or f"its budgets: {', '.join(budgets) or 'none'}"
-        raise ConfigurationError(f"NAME: {folder} has no budget {name!r}; {hint}")
+        raise ConfigurationError(f"NAME: {store.name} has no budget {name!r}; {hint}")
     budget = budgets[name]
     used, limit = _amount(budget, budget.used), _limited(budget, budget.limit)
     confirm(f"reset the budget {name!r}, of which {used} of {limit} are spent?", yes=yes)
-    _coordinator(folder).reset_budget(name)
+    store.coordinator.reset_budget(name)
     err.print(f"budget {name!r} reset; {used} of {limit} were spent")
 
 
-def _folder(path: str | None) -> Path:
-    """Return the cache folder at `path`, which must exist, or the user's own, which may not exist yet."""
-    folder = opened(path, "--cache").folder
-    if path is not None and not folder.is_dir():
-        raise ConfigurationError(f"--cache: the folder does not exist (got {path!r}). Use the folder of a cache.")
-    return folder
+class Budgets(Protocol):
+    """A coordinator whose budgets can be listed and reset."""
+
+    def budgets(self) -> list[BudgetStatus]:
+        """Return all budgets."""
+        ...
+
+    def reset_budget(self, name: str) -> object:
+        """Set what was spent of a budget to 0."""
+        ...
 
 
-def _coordinator(folder: Path) -> LocalCoordinator:
-    coordinator = coordinator_of_folder(folder).open()
-    assert isinstance(coordinator, LocalCoordinator)
-    return coordinator
+class BudgetStore(NamedTuple):
+    """Where budgets are.
+
+    Attributes:
+        name: The folder or the address, for messages.
+        coordinator: The coordinator that has them. It is opened on its first use.
+        is_empty: True if there are none, so that the coordinator must not create anything.
+    """
+
+    name: str
+    coordinator: Budgets
+    is_empty: bool = False
+
+    def budgets(self) -> list[BudgetStatus]:
+        """Return the budgets by name."""
+        return [] if self.is_empty else sorted(self.coordinator.budgets())
 
 
-def _budgets(folder: Path) -> list[BudgetStatus]:
-    """Return the budgets of a cache folder. Nothing is created if there are none."""
-    if not (folder / LOCAL_FOLDER).exists():
-        return []
-    return sorted(_coordinator(folder).budgets())
+def _open(cache: str | None, coordination: str | None) -> BudgetStore:
+    """Return the budgets in the Redis or the cache folder of the options.
+
+    Raises:
+        ConfigurationError: An address is not valid, or the folder does not exist; the user's own may not exist yet.
+    """
+    if coordination is not None and scheme_of(coordination) not in REDIS_SCHEMES:
+        raise ConfigurationError("--coordination: must be an address. Use redis://host:6379/0, or rediss:// for TLS.")
+    for option, address in (("--coordination", coordination), ("--cache", cache)):
+        if scheme_of(address) in REDIS_SCHEMES:
+            handle = coordinator_of_redis(redis_connection(address, option))
+            return BudgetStore(str(handle), _budgets_of(handle))
+    folder = opened(cache, "--cache").folder
+    if cache is not None and not folder.is_dir():
+        raise ConfigurationError(f"--cache: the folder does not exist (got {cache!r}). Use the folder of a cache.")
+    coordinator = _budgets_of(coordinator_of_folder(folder))
+    return BudgetStore(str(folder), coordinator, not (folder / LOCAL_FOLDER).exists())
+
+
+def _budgets_of(handle: CoordinatorHandle) -> Budgets:
+    coordinator: Any = handle.open()  # both built-in ones have budgets
+    budgets: Budgets = coordinator
+    return budgets
 
 
 def _amount(budget: BudgetStatus, amount: Amount | BudgetLimit) -> str:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.maintenance import CacheFolder, CacheStats
+from embedkit_core.cache.urls import open_url, scheme_of
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, wording
 from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.types import Cache
 from embedkit_core.common.usage import USD
 from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
@@ -29,7 +31,7 @@ ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors
 
 
 @cache_app.command(name="stats")
-def stats_command(cache: o.CacheOption = None, as_json: o.Json = False) -> None:
+def stats_command(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
     """Show the cached vectors by vector space, with their size and last use."""
     stats = _folder(cache).stats()
     lines = [f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"]
@@ -100,10 +102,30 @@ def _folder(path: str | None, option: str = "--cache") -> CacheFolder:
 
 def opened(path: str | None, option: str) -> CacheFolder:
     """Return the cache at `path`, which need not exist; an error names the option or argument of the path."""
-    try:
+    if scheme_of(path) is not None:
+        raise ConfigurationError(f"{option}: this command needs a folder (got an address). Use the path of a folder.")
+    with _errors_name(option):
         return CacheFolder(path)
+
+
+def _target(name: str) -> CacheFolder | Cache:
+    """Return the cache to copy to, in a folder or at an address."""
+    if scheme_of(name) is None:
+        return opened(name, "TARGET")
+    with _errors_name("TARGET"):
+        return open_url(name)
+
+
+@contextmanager
+def _errors_name(option: str) -> Iterator[None]:
+    """Let errors about the argument `cache` name an option or an argument of the command."""
+    problem: ConfigurationError | None = None
+    try:
+        yield
     except ConfigurationError as error:
-        raise ConfigurationError(f"{option}{str(error).removeprefix('cache')}") from None
+        problem = ConfigurationError(f"{option}{str(error).removeprefix('cache')}")
+    if problem is not None:
+        raise problem
 
 
 def _known_model(stats: CacheStats, model: str | None) -> str | None:
@@ -155,7 +177,7 @@ def _confirm_resend(embedder: Embedder, texts: list[str], sample: int, *, yes: b
 
 @cache_app.command()
 def clear(
-    model: Annotated[str | None, _OfModel] = None, cache: o.CacheOption = None, yes: ConfirmDelete = False
+    model: Annotated[str | None, _OfModel] = None, cache: o.FolderOption = None, yes: ConfirmDelete = False
 ) -> None:
     """Delete all vectors, or those of a model; embedding their texts again is billed again."""
     folder = _folder(cache)
@@ -178,7 +200,7 @@ def prune(
     max_size: Annotated[
         str | None, typer.Option(help="Delete the least recently used vectors above this size, such as 2GB.")
     ] = None,
-    cache: o.CacheOption = None,
+    cache: o.FolderOption = None,
     yes: ConfirmDelete = False,
 ) -> None:
     """Delete vectors that were not used for long, or that exceed a size; embedding their texts again is billed again.
@@ -203,24 +225,24 @@ def prune(
 
 @cache_app.command(name="export")
 def export_command(
-    target: Annotated[str, typer.Argument(help="The new cache folder.")],
+    target: Annotated[str, typer.Argument(help="The new cache folder, or redis://host:6379/0.")],
     model: Annotated[str | None, _OfModel] = None,
-    cache: o.CacheOption = None,
+    cache: o.FolderOption = None,
 ) -> None:
-    """Copy all vectors, or those of a model, to another cache folder, for example for another machine."""
+    """Copy all vectors, or those of a model, to another cache folder or an address, for example for other machines."""
     folder = _folder(cache)
     known = None
     if model is not None:
         stats = folder.stats()
         stats.check()
         known = _known_model(stats, model)
-    copied = folder.copy_to(opened(target, "TARGET"), model=known)
+    copied = folder.copy_to(_target(target), model=known)
     err.print(f"{count_noun(copied, 'vector')} copied to {target}")
 
 
 @cache_app.command(name="import")
 def import_command(
-    source: Annotated[str, typer.Argument(help="The cache folder to copy from.")], cache: o.CacheOption = None
+    source: Annotated[str, typer.Argument(help="The cache folder to copy from.")], cache: o.FolderOption = None
 ) -> None:
     """Copy all vectors from another cache folder into this one."""
     copied = _folder(source, "SOURCE").copy_to(opened(cache, "--cache"))
@@ -262,10 +284,9 @@ def warm(
     if lost:
         raise CacheError(
             f"{count_noun(lost, 'vector')} could not be written to the cache; the log has the reason. Use a --cache "
-            "folder that is writable and has free space, and run the command again."
+            "that is writable and has free space, and run the command again."
         )
 
 
 def _write_failures(embedder: Embedder) -> int:
-    cache = embedder.tiered_cache.backend
-    return cache.stats.write_failures if isinstance(cache, DiskCache) else 0
+    return sum(cache.write_failures for cache in embedder.tiered_cache.stores)

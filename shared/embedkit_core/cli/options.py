@@ -39,7 +39,19 @@ Dimensions = Annotated[
 DTypeOption = Annotated[
     str, typer.Option("--dtype", help="Type of the vectors: float32, float16, int8, uint8, binary or ubinary.")
 ]
-CacheOption = Annotated[str | None, typer.Option("--cache", help="Cache folder; the user's cache folder if omitted.")]
+CacheOption = Annotated[
+    str | None,
+    typer.Option("--cache", help="Cache folder, or redis://host:6379/0; the user's cache folder if omitted."),
+]
+FolderOption = Annotated[str | None, typer.Option("--cache", help="Cache folder; the user's cache folder if omitted.")]
+CoordinationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--coordination",
+        metavar="ADDRESS",
+        help="Redis through which machines share limits and budgets: redis://host:6379/0. The cache if omitted.",
+    ),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 BaseUrl = Annotated[str | None, typer.Option(help="Base URL of a compatible server.")]
 InputTypeOption = Annotated[str, typer.Option("--input-type", help="Embed as document or query.")]
@@ -49,7 +61,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and es
 BudgetOption = Annotated[str | None, typer.Option(metavar="USD", help="Maximum cost in USD.")]
 BudgetName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Share the budget with all processes that use this name and cache folder."),
+    typer.Option(metavar="NAME", help="Share the budget with all processes that use this name and this cache."),
 ]
 PriceOption = Annotated[
     str | None, typer.Option(metavar="USD", help="USD per million tokens; overrides the catalogue.")
@@ -66,6 +78,7 @@ def make_embedder(
     *,
     cache: str | None,
     no_cache: bool = False,
+    coordination: str | None = None,
     base_url: str | None,
     budget_usd: str | None = None,
     budget_name: str | None = None,
@@ -89,6 +102,7 @@ def make_embedder(
         dimensions=dimensions,
         dtype=dtype,  # type: ignore[arg-type]
         cache=False if no_cache else cache,
+        coordination=coordination,
         base_url=base_url,
         budget_usd=budget_usd,
         budget_name=budget_name,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from embedkit_core.cache.redis.connection import RedisConnection
 
 CoordinationArgument: TypeAlias = Literal[False] | str | RedisClient | Coordinator | None
+REDIS_SCHEMES = frozenset({"redis", "rediss"})
 logger = logging.getLogger("embedkit_core")
 
 _logged: WeakSet[CoordinatorHandle] = WeakSet()  # coordinators whose processes share no cache
@@ -41,7 +42,7 @@ def check_coordination(coordination: object) -> None:
     """
     if coordination is None or coordination is False or _is_coordinator(coordination):
         return
-    if scheme_of(coordination) in ("redis", "rediss") or is_redis_client("coordination", coordination):
+    if scheme_of(coordination) in REDIS_SCHEMES or is_redis_client("coordination", coordination):
         return
     raise ConfigurationError(
         "coordination: must be None (the processes that share the cache), False (off), an address (redis:// or "
@@ -120,9 +121,7 @@ def redis_connection(value: object, argument: str) -> RedisConnection:
     if not isinstance(value, str):
         of_client: RedisConnection = connections.connection_of(value, argument)
         return of_client
-    address, ttl = import_module("embedkit_core.cache.redis.address").parse(value, argument)
-    if ttl is not None:
-        raise ConfigurationError(f"{argument}: ttl_days= has no effect here. Remove it; it belongs to cache=.")
+    address, _ = import_module("embedkit_core.cache.redis.address").parse(value, argument)
     to_address: RedisConnection = connections.connection_to(address)
     return to_address
 

@@ -86,7 +86,6 @@ def test_an_invalid_address_is_refused_without_being_shown(embedder_class):
         [
             ("redis://:hunter2@host", "must not contain a user, a password"),
             ("rediss://host/hunter2", "no host or no valid database"),
-            ("redis://host/0?ttl_days=3", "ttl_days= has no effect here"),
         ],
         check,
     )
