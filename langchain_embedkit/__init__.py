@@ -1,4 +1,4 @@
-"""LangChain embeddings (`EmbedKitEmbeddings`) and usage tracking for them."""
+"""LangChain embeddings (`EmbedKitEmbeddings`), usage tracking for them, and caches in LangChain's byte stores."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langchain_embedkit.byte_stores import ByteStoreCache
     from langchain_embedkit.embeddings import EmbedKitEmbeddings
     from langchain_embedkit.usage import EmbeddingUsage, EmbeddingUsageHandler, get_embedding_usage
 
-__all__ = ["EmbedKitEmbeddings", "EmbeddingUsage", "EmbeddingUsageHandler", "get_embedding_usage"]
+__all__ = ["ByteStoreCache", "EmbedKitEmbeddings", "EmbeddingUsage", "EmbeddingUsageHandler", "get_embedding_usage"]
 
 _MODULES = {
+    "ByteStoreCache": "langchain_embedkit.byte_stores",
     "EmbedKitEmbeddings": "langchain_embedkit.embeddings",
     "EmbeddingUsage": "langchain_embedkit.usage",
     "EmbeddingUsageHandler": "langchain_embedkit.usage",
