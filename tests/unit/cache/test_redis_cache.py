@@ -109,6 +109,22 @@ def test_a_server_that_hangs_delays_once_and_is_used_again_when_it_answers(new_r
     cache.close()
 
 
+def test_closing_does_not_make_the_next_call_wait_for_a_server_that_hangs(new_redis, caplog):
+    server, items = new_redis(), rows(1)
+    first, second = open_address(server.address), open_address(server.address)
+    server.suspend()
+    assert first.get_many(keys(items)) == {}
+    began = time.monotonic()
+    for _ in range(20):
+        first.close()
+        assert second.get_many(keys(items)) == {}
+    assert time.monotonic() - began < 2 * ANSWER_SECONDS
+    assert len(caplog.records) == 1
+    server.resume()
+    wait_for(lambda: first.connection._failure is None)
+    second.close()
+
+
 def test_a_server_that_restarts_is_used_again(new_redis, caplog):
     server, items = new_redis(), rows(3)
     cache = open_address(server.address)
@@ -178,6 +194,7 @@ def test_user_and_password_are_read_from_the_environment(new_redis, monkeypatch,
     items = rows(2)
     with closing(open_address(server.address)) as cache:
         cache.set_many(items)
+        cache.connection._failure = None  # instead of waiting until it is tried again
     assert "it refuses the user or the password. Set RAG_EMBEDKIT_REDIS_USERNAME" in caplog.text
     for password, expected in (("wrong-Z9", 0), ("hunter2-Z9", 2)):
         monkeypatch.setenv(USERNAME, "app")
@@ -185,6 +202,7 @@ def test_user_and_password_are_read_from_the_environment(new_redis, monkeypatch,
         with closing(open_address(server.address)) as cache:
             cache.set_many(items)
             assert len(cache.get_many(keys(items))) == expected
+            cache.connection._failure = None  # instead of waiting until it is tried again
             assert "Z9" not in repr(vars(cache)) + repr(vars(cache.connection))
     assert "Z9" not in caplog.text
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -82,7 +81,7 @@ class RedisConnection:
         self._client: redis.Redis | None = None
         self._used_at = 0.0
         self._failure: str | None = None
-        self._probe: threading.Event | None = None  # ends the thread that probes
+        self._probe: _Probe | None = None
         register_after_fork(self)
 
     def run(self, operation: Callable[[redis.Redis], T]) -> T:
@@ -114,12 +113,9 @@ class RedisConnection:
             raise failure  # outside of the `except` block: messages of the client library may have keys and values
 
     def close(self) -> None:
-        """Close the connections that no thread uses. The next operation opens new ones."""
+        """Close the connections that no thread uses. The next operation opens new ones, unless the server is down."""
         with self._lock.lock:
-            client, self._client, self._failure = self._client, None, None
-            if self._probe is not None:
-                self._probe.set()
-                self._probe = None
+            client, self._client = self._client, None
         if client is not None:
             client.connection_pool.disconnect(inuse_connections=False)
 
@@ -153,7 +149,7 @@ class RedisConnection:
             is_first = self._failure is None
             if is_first:
                 self._failure = reason
-                self._probe = stop = threading.Event()
+                self._probe = probe = _Probe(self)
         if is_first:
             logger.warning(
                 "%s Until it answers again, its vectors are cache misses, and processes that coordinate by it go on "
@@ -161,7 +157,7 @@ class RedisConnection:
                 reason,
             )
             try:
-                start_thread(_Probe(self, stop).run, "embedkit-redis-probe")
+                start_thread(probe.run, "embedkit-redis-probe")
             except EmbedKitError:  # no thread can be started: the next operation tries again
                 self._failure = None
         return RedisAccessError(reason, is_logged=True)
@@ -182,15 +178,15 @@ class RedisConnection:
 class _Probe:
     """The thread that waits for a server to answer again. It ends with the connection."""
 
-    def __init__(self, connection: RedisConnection, stop: threading.Event) -> None:
+    def __init__(self, connection: RedisConnection) -> None:
         self._connection = weakref.ref(connection)
-        self._stop = stop
 
     def run(self) -> None:
         pause = _FIRST_PAUSE
-        while not self._stop.wait(pause):
+        while True:
+            time.sleep(pause)
             connection = self._connection()
-            if connection is None or connection._probe is not self._stop or connection._answers():
+            if connection is None or connection._probe is not self or connection._answers():
                 return
             del connection  # not kept alive during the pause
             pause = min(_LONGEST_PAUSE, 2 * pause)
