@@ -1,17 +1,21 @@
-"""Measure several processes that share a cache folder, with and without coordination, and print a table with the bars.
+"""Measure several processes that share a cache, with and without coordination, and print a table with the bars.
 
     make bench-processes ARGS="--only duplicates,kills --rounds 5"
+    make bench-redis ARGS="--only warm,trips"
+
+They share a cache folder, or with --redis one Redis server, and have folders of their own.
 
 Everything takes about ten minutes. The results of all rounds are written to a JSON file. The exit code is 1 if a bar is
 not met.
 """
 
 import argparse
+import contextlib
 import datetime
 import sys
 
 from benchmarks import record
-from benchmarks.processes import limits, work
+from benchmarks.processes import limits, shared_redis, work
 from benchmarks.processes.bench import Bench, Row, markdown
 from benchmarks.processes.worker import Result
 from benchmarks.speed.bench import running
@@ -22,26 +26,33 @@ SCENARIOS = {**work.SCENARIOS, **limits.SCENARIOS}
 def main() -> int:
     """Measure the chosen scenarios, print their table and write every result to a file."""
     parser = argparse.ArgumentParser(prog="processes", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--only", default=",".join(SCENARIOS), help=f"some of {','.join(SCENARIOS)}; default: all")
+    parser.add_argument("--redis", action="store_true", help="one Redis server, and a folder for each process")
+    parser.add_argument(
+        "--only", help=f"some of {','.join(SCENARIOS)}; with --redis {','.join(shared_redis.SCENARIOS)}"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often, at least 2; default: 3")
     parser.add_argument("--processes", type=int, default=8, help="how many processes; default: 8")
     given = parser.parse_args()
-    chosen = given.only.split(",")
-    if unknown := set(chosen) - set(SCENARIOS):
+    scenarios = shared_redis.SCENARIOS if given.redis else SCENARIOS
+    chosen = given.only.split(",") if given.only else list(scenarios)
+    if unknown := set(chosen) - set(scenarios):
         parser.error(
-            f"--only: unknown scenarios (got {', '.join(sorted(unknown))}). Choose from {', '.join(SCENARIOS)}"
+            f"--only: unknown scenarios (got {', '.join(sorted(unknown))}). Choose from {', '.join(scenarios)}"
         )
     if given.rounds < 2 or given.processes < 2:
         parser.error(f"--rounds and --processes: must be at least 2 (got {given.rounds} and {given.processes})")
     rows: list[Row] = []
     results: dict[str, list[Result]] = {}
     origin = record.origin()
-    run = f"processes-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    with running() as server:
+    run = f"{'redis' if given.redis else 'processes'}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    with running() as server, contextlib.ExitStack() as stack:
         bench = Bench(server, given.processes)
+        if given.redis:
+            redis = stack.enter_context(shared_redis.redis_server(server.folder))
+            bench = shared_redis.RedisBench(server, given.processes, redis)
         for name in chosen:
             print(name, file=sys.stderr, flush=True)
-            scenario = SCENARIOS[name]
+            scenario = scenarios[name]
             results[name] = [scenario.measure(bench, n) for n in range(1 if scenario.once else given.rounds)]
             new = scenario.rows(results[name], bench)
             print(markdown(new), file=sys.stderr, flush=True)

@@ -12,14 +12,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.processes.worker import Job, Result
+from benchmarks.processes.worker import Job, Result, open_coordinator
 from benchmarks.speed import control
 from benchmarks.speed.bench import Bench as Server
 from benchmarks.speed.corpus import make_more_texts, make_texts
 from benchmarks.speed.table import markdown_table
+
+if TYPE_CHECKING:
+    from embedkit_core.coordination.port import Coordinator
 
 MAX_SECONDS = 400  # for the processes of one measurement
 
@@ -111,13 +113,18 @@ class Bench:
     Attributes:
         port: The server's port.
         n: The number of processes.
+        corpus: A file with texts.
+        max_seconds_after_kill: From the kill of a process to the end of the others.
     """
+
+    max_seconds_after_kill = 10.0
 
     def __init__(self, server: Server, n: int) -> None:
         self.port, self.n = server.port, n
         self._folder = server.folder
-        self._corpus = server.folder / "corpus.json"
-        self._corpus.write_text(json.dumps(make_texts() + make_more_texts()), encoding="utf-8")
+        corpus = server.folder / "corpus.json"
+        corpus.write_text(json.dumps(make_texts() + make_more_texts()), encoding="utf-8")
+        self.corpus = str(corpus)
         self._settings: dict[str, Any] = {}
 
     @contextlib.contextmanager
@@ -132,13 +139,21 @@ class Bench:
 
     def job(self, folder: str, n: int, **fields: Any) -> Job:
         """Return the job of a process; see `Job`."""
-        return Job(self.port, str(self._corpus), folder, n, **fields)
+        return Job(self.port, self.corpus, folder, n, **fields)
+
+    def coordinator(self, folder: str) -> Coordinator:
+        """Return the coordinator of the processes with a cache folder."""
+        return open_coordinator(folder)
+
+    def reset(self) -> None:
+        """Reset what is counted."""
+        control.reset(self.port, self._settings)
 
     def start(self, jobs: list[Job]) -> Processes:
-        """Start processes, reset the server's counts when all are prepared, and let them go."""
-        control.reset(self.port, self._settings)
+        """Start processes, reset the counts when all are prepared, and let them go."""
+        self.reset()
         processes = Processes(jobs)
-        control.reset(self.port, self._settings)
+        self.reset()
         processes.go()
         return processes
 
@@ -162,10 +177,14 @@ class Bench:
             "warnings": sum(len(result["warnings"]) for result in results),
         }
 
+    def billed(self) -> int:
+        """Return the texts that the server has billed since the last reset."""
+        return int(control.stats(self.port)["billed"])
+
     def wait_for_billed(self, texts: int) -> None:
         """Wait until the server has billed so many texts."""
         end = time.monotonic() + MAX_SECONDS
-        while control.stats(self.port)["billed"] < texts and time.monotonic() < end:
+        while self.billed() < texts and time.monotonic() < end:
             time.sleep(0.005)
 
 
@@ -190,10 +209,3 @@ def rights(results: list[Result]) -> str:
 def markdown(rows: list[Row]) -> str:
     """Return rows as a Markdown table."""
     return markdown_table(("what", "figure", "bar", "met"), [row.cells() for row in rows])
-
-
-def own_folder(folder: str) -> Path:
-    """Return the coordinator's folder in a cache folder."""
-    from embedkit_core.coordination.opening import LOCAL_FOLDER
-
-    return Path(folder) / LOCAL_FOLDER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from benchmarks.processes.bench import Bench, Row, Scenario, own_folder, rights
+from benchmarks.processes.bench import Bench, Row, Scenario, rights
 from benchmarks.processes.worker import Result
 from benchmarks.speed.control import arrivals, stats
 from benchmarks.speed.corpus import make_texts
@@ -114,8 +114,6 @@ def _budget(bench: Bench, _: int) -> Result:
 
 
 def _spend(bench: Bench, server: dict[str, Any], *, kills: bool) -> Result:
-    from embedkit_core.coordination.local.coordinator import LocalCoordinator
-
     n = min(BUDGET_TEXTS, 20_000 // bench.n)
     arguments = {
         "budget_usd": BUDGET,
@@ -132,7 +130,7 @@ def _spend(bench: Bench, server: dict[str, Any], *, kills: bool) -> Result:
             bench.wait_for_billed(2000)
             processes.kill(0)
         totals = bench.totals(processes.results())
-        with contextlib.closing(LocalCoordinator(own_folder(folder))) as coordinator:
+        with contextlib.closing(bench.coordinator(folder)) as coordinator:
             (status,) = coordinator.budgets()
     nano_usd = {name: getattr(status, name).nano_usd for name in ("spent", "lost", "held")}
     return {**totals, **nano_usd, "billed_usd": stats(bench.port)["tokens"] * PRICE / 1e6}

@@ -10,13 +10,17 @@ import statistics
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.speed.corpus import vector_of
+from benchmarks.speed.corpus import DIMENSIONS, vector_of
 from benchmarks.speed.measure import Clock
 from benchmarks.speed.setting import KEY, MODEL
+
+if TYPE_CHECKING:
+    from embedkit_core.coordination.port import Coordinator
 
 REQUEST_TEXTS = 256  # of the exchanges with the coordinator alone
 TOKENS_PER_TEXT = 60
@@ -29,8 +33,10 @@ class Job:
     """What one process does.
 
     Attributes:
-        task: "embed", or "exchange": talk to the coordinator and send nothing.
+        task: "embed"; "warm": embed twice, with imports; "mget": read a Redis cache by hand, also twice; "exchange":
+            talk to the coordinator and send nothing.
         corpus: A file with texts, as JSON.
+        cache: The embedder's cache: a folder, or a folder and the address of a Redis.
         first: Index of the first text in the corpus.
         n: The number of texts, or of exchanges.
         order: Seed of the order of the texts; None for that of the corpus.
@@ -41,7 +47,7 @@ class Job:
 
     port: int
     corpus: str
-    folder: str
+    cache: str | list[str]
     n: int
     task: str = "embed"
     first: int = 0
@@ -79,15 +85,7 @@ def embed(job: Job) -> Result:
     texts = json.loads(Path(job.corpus).read_bytes())[job.first : job.first + job.n]
     if job.order is not None:
         random.Random(job.order).shuffle(texts)
-    embedder = Embedder(
-        MODEL,
-        api_key=KEY,
-        base_url=f"http://127.0.0.1:{job.port}/v1",
-        cache=job.folder,
-        max_concurrency=job.slots,
-        on_error="return",
-        **job.arguments,
-    )
+    embedder = Embedder(**_arguments(job))
     embedder.embed([f"process {os.getpid()}"])
     start_together()
     started = time.monotonic()
@@ -96,21 +94,73 @@ def embed(job: Job) -> Result:
     ended = time.monotonic()
     embedder.close()
     failed = {index: type(error).__name__ for index, error in result.failed.items()}
-    rows = zip(texts, result.vectors, strict=True)
     wrong = sum(
-        index not in failed and not np.abs(row - vector_of(text)).max() < 1e-6 for index, (text, row) in enumerate(rows)
+        index not in failed and not np.abs(row - vector_of(text)).max() < 1e-6
+        for index, (text, row) in enumerate(zip(texts, result.vectors, strict=True))
     )
     return {**clock.result, "started": started, "ended": ended, "wrong": wrong, "failed": Counter(failed.values())}
 
 
+def _arguments(job: Job) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "api_key": KEY,
+        "base_url": f"http://127.0.0.1:{job.port}/v1",
+        "cache": job.cache,
+        "max_concurrency": job.slots,
+        "on_error": "return",
+        **job.arguments,
+    }
+
+
+def warm(job: Job) -> Result:
+    """Read cached texts in a new process, with imports and the opening of the cache; then read them again."""
+    texts = json.loads(Path(job.corpus).read_bytes())[job.first : job.first + job.n]
+    start_together()
+    with Clock() as first:
+        from embedkit_core import Embedder
+
+        embedder = Embedder(**_arguments(job))
+        result = embedder.embed(texts)
+    with Clock() as second:
+        again = embedder.embed(texts)
+    embedder.close()
+    rows = zip(texts, result.vectors, again.vectors, strict=True)
+    wrong = sum(any(abs(row - vector_of(text)).max() > 1e-6 for row in both) for text, *both in rows)
+    return {"first": first.result["wall"], "second": second.result["wall"], "wrong": wrong}
+
+
+def mget(job: Job) -> Result:
+    """Read the values of a Redis cache as a program by hand: 500 keys per MGET, and nothing is checked."""
+    import redis
+
+    assert isinstance(job.cache, str)
+    with closing(redis.Redis.from_url(job.cache)) as client:
+        keys = list(client.scan_iter("embedkit:v1:*", 1000))[: job.n]
+    start_together()
+    return {"first": _read_by_hand(job.cache, keys), "second": _read_by_hand(job.cache, keys)}
+
+
+def _read_by_hand(address: str, keys: list[bytes]) -> float:
+    import numpy as np
+    import redis
+
+    with Clock() as clock, closing(redis.Redis.from_url(address)) as client:
+        rows = np.empty((len(keys), DIMENSIONS), np.float32)
+        for start in range(0, len(keys), 500):
+            values = client.mget(keys[start : start + 500])
+            for index, value in enumerate(values, start):
+                rows[index] = np.frombuffer(value, np.float32, DIMENSIONS, len(value) - 4 * DIMENSIONS)
+    return float(clock.result["wall"])
+
+
 def exchange(job: Job) -> Result:
-    """Begin and end requests at the coordinator of the folder; measure each pair of a begin and its end."""
+    """Begin and end requests at the coordinator of the cache; measure each pair of a begin and its end."""
     from embedkit_core.common.types import RateSettings
-    from embedkit_core.coordination.opening import coordinator_of_folder
     from embedkit_core.coordination.port import Begin, Bill, End, ProviderAccount, Reservation
     from embedkit_core.costs.amounts import Amount, BudgetLimit
 
-    coordinator = coordinator_of_folder(Path(job.folder)).open()
+    coordinator = open_coordinator(job.cache)
     account, tokens = ProviderAccount("openai", ""), [TOKENS_PER_TEXT] * REQUEST_TEXTS
     limits = RateSettings(LIMIT, LIMIT) if job.questions > 1 else RateSettings()
     amount, total = Amount(1, TOKENS_PER_TEXT), Amount(REQUEST_TEXTS, TOKENS_PER_TEXT * REQUEST_TEXTS)
@@ -140,12 +190,26 @@ def exchange(job: Job) -> Result:
     return {"seconds": taken, "cpu_per_text": statistics.fmean(cpu) / REQUEST_TEXTS}
 
 
+def open_coordinator(cache: str | list[str]) -> Coordinator:
+    """Return the coordinator of the processes that share a cache."""
+    if isinstance(cache, str):
+        from embedkit_core.coordination.opening import coordinator_of_folder
+
+        return coordinator_of_folder(Path(cache)).open()
+    from embedkit_core.cache.redis.address import parse
+    from embedkit_core.cache.redis.connection import connection_to
+    from embedkit_core.coordination.redis.coordinator import RedisCoordinator
+
+    database, _ = parse(cache[-1], "cache")
+    return RedisCoordinator(connection_to(database))
+
+
 def main() -> None:
     """Do the job that the argument describes."""
     job = Job(**json.loads(sys.argv[1]))
     warnings = Warnings()
     logging.getLogger("embedkit_core").addHandler(warnings)
-    result = {"embed": embed, "exchange": exchange}[job.task](job)
+    result = {"embed": embed, "warm": warm, "mget": mget, "exchange": exchange}[job.task](job)
     print(json.dumps({**result, "warnings": warnings.messages}))
 
 
