@@ -19,7 +19,6 @@ def test_machines_with_the_same_texts_pay_for_each_once_and_have_them_in_their_f
     assert not repaid(server)
     assert sum(result.sent for result in results) == 300
     for name, machine in zip(("1", "2"), machines, strict=True):
-        assert machine.run(embed, texts).hits == 300
         assert machine.close() == 0
         assert CacheFolder(tmp_path / name).stats().vectors == 300
     third = workers.one(cache=redis.address)

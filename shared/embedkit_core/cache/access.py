@@ -112,6 +112,7 @@ class CacheReader:
     def __init__(self, cache: OpenCache) -> None:
         self._cache = cache.cache
         self._trusted = cache.trusted
+        self._write_lock = _write_lock(cache.cache)  # kept, so that not each write makes one
         self._tiers = cache.cache if isinstance(cache.cache, DeferredWrites) else None
         self._get_blocks: Callable[[Sequence[bytes]], Iterator[Found]] | None = None
         if cache.trusted and isinstance(cache.cache, BlockReads):
@@ -137,12 +138,18 @@ class CacheReader:
 @contextmanager
 def exclusive_writes(cache: Cache) -> Iterator[None]:
     """Hold the lock of a cache: only one thread at a time may call `set_many`."""
-    with _lock.lock:
-        write_lock = _write_locks.get(id(cache))  # no other cache has this ID as long as a thread holds its lock
-        if write_lock is None:
-            write_lock = _write_locks[id(cache)] = ForkLock()
+    write_lock = _write_lock(cache)
     with write_lock.lock:
         yield
+
+
+def _write_lock(cache: Cache) -> ForkLock:
+    """Return the lock of a cache. What keeps the lock keeps the cache too, so that no other one has its ID."""
+    with _lock.lock:
+        write_lock = _write_locks.get(id(cache))
+        if write_lock is None:
+            write_lock = _write_locks[id(cache)] = ForkLock()
+        return write_lock
 
 
 def _is_valid(entry: object) -> bool:

@@ -155,9 +155,11 @@ class CacheTiers(DeferredWrites):
             self._count_failure(index, len(items), type(error).__name__)
 
     def _count_failure(self, index: int, n_vectors: int, reason: str) -> None:
-        self._failures += n_vectors
-        if index not in self._logged:
+        with self._lock.lock:
+            self._failures += n_vectors
+            is_first = index not in self._logged
             self._logged.add(index)
+        if is_first:
             with contextlib.suppress(BaseException):  # a user's log handler may raise
                 logger.warning(
                     "Cache tier %s (%s) could not be written (%s); its vectors may be missing there. Further failures "

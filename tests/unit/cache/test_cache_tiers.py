@@ -319,7 +319,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         (["folder", ["a", "b"]], "must not contain another list"),
         (["folder", "folder"], "the same cache twice"),
         (["folder", "./folder"], "the same cache twice"),
-        (["folder", 7], "or a list of these"),
+        (["folder", 7], "or a list of caches"),
     ],
 )
 def test_a_list_that_is_no_list_of_caches_is_refused(caches, problem, tmp_path, monkeypatch):

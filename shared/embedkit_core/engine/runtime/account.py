@@ -9,15 +9,17 @@ import copy
 import random
 import time
 import traceback
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from embedkit_core.cache.access import DeferredWrites, Found
 from embedkit_core.common.errors import EmbedKitError, ProviderError, TimedOutError
 from embedkit_core.common.fork_safety import import_lock
 from embedkit_core.common.threads import LOOKUPS, SLOW_LOOKUPS, off_loop, start_thread
 from embedkit_core.common.types import Cache, Entry
+from embedkit_core.common.vectors import VectorSpace
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import End, Grant, LeaseID
 from embedkit_core.engine.runtime.cache_writer import CacheWriter, WriteJob
@@ -243,14 +245,17 @@ class Account:
     def _read_caches(self, items: list[Item]) -> None:
         """Read the caches of items on a worker thread, and hand what was found to the scheduler."""
         started_at = time.monotonic()
-        keys: dict[int, tuple[Cache, list[bytes]]] = {}
+        keys: dict[tuple[int, VectorSpace | None], tuple[Cache, list[bytes]]] = {}
         for root in {item.root for item in items}:
             for cache in root.caches:
-                keys.setdefault(id(cache), (cache, []))[1].append(root.key)
+                keys.setdefault((id(cache), root.queue.spec.space), (cache, []))[1].append(root.key)
         found: dict[bytes, tuple[Entry, Cache]] = {}
-        for cache, wanted in keys.values():
+        for (_, space), (cache, wanted) in keys.items():
             with contextlib.suppress(BaseException):  # a failed read is a miss
-                found |= {key: (entry, cache) for key, entry in cache.get_many(wanted).items()}
+                blocks: Iterable[Found]
+                blocks = cache.read(wanted, space) if isinstance(cache, DeferredWrites) else [cache.get_many(wanted)]
+                for block in blocks:
+                    found |= {key: (entry, cache) for key, entry in block.items()}
         self._call(self, lambda: self.scheduler.looked_up(items, found, started_at))
 
     def _start_acquiring(self, request: Request) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import queue
 import time
@@ -12,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from embedkit_core.cache.access import DeferredWrites, exclusive_writes
-from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.threads import start_thread
 from embedkit_core.common.types import Cache, Entry
 
@@ -42,18 +42,15 @@ class WriteJob(NamedTuple):
 
 
 class _Countdown:
-    """A function that calls another one when it was called `n` times."""
+    """A function that calls another one when it was called `n` times, on any threads."""
 
     def __init__(self, n: int, action: Callable[[], None]) -> None:
         self._n = n
         self._action = action
-        self._lock = ForkLock()
+        self._calls = itertools.count(1)
 
     def __call__(self) -> None:
-        with self._lock.lock:
-            self._n -= 1
-            is_last = self._n == 0
-        if is_last:
+        if next(self._calls) == self._n:
             self._action()
 
 
