@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
-from embedkit_core.cache.tiered import TieredCache
+from embedkit_core.cache.embedder_cache import EmbedderCache
 from embedkit_core.calls.call import Call
 from embedkit_core.calls.estimate import Estimate, estimate
 from embedkit_core.calls.explain import Explanation, explain
@@ -328,7 +328,7 @@ class Embedder(BaseEmbedder):
     def without_cache(self) -> Self:
         """Return a copy that neither reads nor writes the cache. It shares everything else but the usage."""
         copied = self.__copy__()
-        copied.tiered_cache = TieredCache(None)
+        copied.vector_cache = EmbedderCache(None)
         return copied
 
     def estimate(
@@ -377,7 +377,7 @@ class Embedder(BaseEmbedder):
             ```
         """
         check_input_type(input_type)
-        return explain(self.provider, self.price, self.tiered_cache, self._specs[input_type], text)
+        return explain(self.provider, self.price, self.vector_cache, self._specs[input_type], text)
 
     def _progress_option(self, progress: ProgressOption) -> ProgressOption:
         """Return where a call reports: its own option, else the object's."""

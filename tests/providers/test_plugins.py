@@ -159,7 +159,7 @@ def test_a_broken_package_does_not_affect_other_providers(site):
 def test_the_built_in_cache_has_a_url(tmp_path):
     folder = tmp_path / "with space & ü"
     for address in (folder.as_uri(), folder.as_uri().replace("file:///", "FILE://localhost/")):
-        assert kept_at(address).tiered_cache.backend is open_cache(folder)
+        assert kept_at(address).vector_cache.backend is open_cache(folder)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_url_without_a_secret_is_passed_to_the_cache_and_a_folder_may_have_any
     kept_at("acme://host:6379/0?db=1&size=5#part")
     assert sys.modules["acme_caches"].made[0].url == "acme://host:6379/0?db=1&size=5#part"
     for name in ("me@home", "a;b&c=d", "password=none"):
-        assert kept_at((tmp_path / name).as_uri()).tiered_cache.backend is open_cache(tmp_path / name)
+        assert kept_at((tmp_path / name).as_uri()).vector_cache.backend is open_cache(tmp_path / name)
 
 
 @pytest.mark.parametrize("address", ["file:/abs/folder", "file:folder", "FILE:/abs/folder", "file:"])

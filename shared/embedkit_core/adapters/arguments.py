@@ -11,7 +11,7 @@ from decimal import Decimal
 from os import PathLike
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict
 
-from embedkit_core.cache.tiered import CacheArgument
+from embedkit_core.cache.embedder_cache import CacheArgument
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import EmptyText, LongText, RateLimiter
 from embedkit_core.common.validation import unknown_argument

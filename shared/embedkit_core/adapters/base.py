@@ -270,7 +270,7 @@ def for_call(model: M, fields: Mapping[str, Any]) -> M:
     other = changed_copy(model, fields)
     shared = ["meter", "truncation_logged"]
     if "cache" not in fields:
-        shared.append("tiered_cache")
+        shared.append("vector_cache")
     for name in shared:
         setattr(other.embedder, name, getattr(model.embedder, name))
     return other

@@ -175,7 +175,7 @@ class Call:
             self.prepare()
             return [] if self.needs_engine or self._left else [finish()]
 
-        queries = SLOW_LOOKUPS if self._embedder.tiered_cache.may_block else LOOKUPS
+        queries = SLOW_LOOKUPS if self._embedder.vector_cache.may_block else LOOKUPS
         return await off_loop(steps, queries if is_small else BULK)
 
     def _info(self) -> CallInfo:
@@ -191,7 +191,7 @@ class Call:
         lookup = self._lookup
         if lookup is None or not lookup.misses:
             return self._result_may_block
-        reads_files = self._embedder.tiered_cache.backend is not None or not is_running()
+        reads_files = self._embedder.vector_cache.backend is not None or not is_running()
         return (
             reads_files
             or bool(unopened(self._billing.budgets))
@@ -284,7 +284,7 @@ class Call:
             max_in_flight=embedder.settings.max_concurrency,
             rates=embedder.settings.rates,
             deadline=self._deadline,
-            cache=embedder.tiered_cache.backend,
+            cache=embedder.vector_cache.backend,
             billing=self._billing,
             wake=wake,
             looked_up_at=lookup.started_at,
@@ -432,7 +432,7 @@ class Call:
     def _raise_failures(self, result: EmbeddingResult) -> None:
         if result.failed and self._embedder.settings.on_error == "raise":
             needed = sum(max_tokens_to_send(self._plan.texts[index], self._spec.request_spec) for index in self._failed)
-            raise call_error(result, needed, is_cached=self._embedder.tiered_cache.backend is not None)
+            raise call_error(result, needed, is_cached=self._embedder.vector_cache.backend is not None)
 
 
 def call_info(embedder: BaseEmbedder, spec: InputTypeSpec, texts: object = None) -> CallInfo:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from embedkit_core.cache.embedder_cache import EmbedderCache
 from embedkit_core.cache.key import key_of
-from embedkit_core.cache.tiered import TieredCache
 from embedkit_core.calls.plan import plan_call
 from embedkit_core.common.errors import InputError
 from embedkit_core.config.roles import InputTypeSpec
@@ -43,13 +43,15 @@ class Explanation:
     price_source: str
 
 
-def explain(provider: Provider, price: Price, tiered_cache: TieredCache, spec: InputTypeSpec, text: str) -> Explanation:
+def explain(
+    provider: Provider, price: Price, vector_cache: EmbedderCache, spec: InputTypeSpec, text: str
+) -> Explanation:
     """Return what a call for one text would send and where its vector would come from."""
     plan = plan_call([text], spec.key_prefix, allows_empty=spec.allows_empty)
     if plan.empty:
         raise InputError("The text is empty: its vector is zero, and nothing is looked up or sent.", (0,))
     keys = (plan.keys[0], *(key_of(variant.prefix, plan.texts[0]) for variant in spec.cached_variants))
-    tiers = map(tiered_cache.where, keys)
+    tiers = map(vector_cache.where, keys)
     return Explanation(
         model=spec.request_spec.model,
         endpoint=provider.endpoint or ("this machine" if provider.is_local else "the provider's own"),

@@ -52,7 +52,7 @@ def import_vectors(
     embed: Callable[..., EmbeddingResult],
 ) -> ImportReport:
     """Check vectors against the model and write them to the embedder's cache."""
-    backend = embedder.tiered_cache.backend
+    backend = embedder.vector_cache.backend
     if backend is None:
         raise ConfigurationError("cache: import_vectors needs a cache (got False). Use an embedder with cache=.")
     if spec.format.dtype != "float32":

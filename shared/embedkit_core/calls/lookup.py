@@ -78,7 +78,7 @@ class CacheLookup:
     def look_in_memory(self) -> None:
         """Look for queries in memory. It does not block."""
         if self._spec.input_type == "query":
-            self._accept([self._embedder.tiered_cache.from_memory(self._plan.keys)])
+            self._accept([self._embedder.vector_cache.from_memory(self._plan.keys)])
 
     def run(self) -> None:
         """Look in the cache for what is not in memory.
@@ -124,20 +124,20 @@ class CacheLookup:
     def _read(self) -> Iterator[Found]:
         keys = [self._plan.keys[index] for index in self.misses]
         is_hot, space = self._spec.input_type == "query", self._embedder.vector_space
-        return self._embedder.tiered_cache.read(keys, hot=is_hot, space=space)
+        return self._embedder.vector_cache.read(keys, hot=is_hot, space=space)
 
     def _read_variant(self, variant: CachedVariant) -> None:
         """Look for vectors from which the requested ones can be derived. Query vectors are then kept in memory."""
         texts, is_query = self._plan.texts, self._spec.input_type == "query"
         indexes = {key_of(variant.prefix, texts[index]): index for index in self.misses}
-        for found in self._embedder.tiered_cache.read(list(indexes), hot=False):
+        for found in self._embedder.vector_cache.read(list(indexes), hot=False):
             entries = {
                 indexes[key]: e for key, e in found.items() if key in indexes and self._is_usable(e, variant.format)
             }
             made = self._post_process(entries, variant.post_processing)
             self._put(made)
             if is_query:
-                self._embedder.tiered_cache.remember({self._plan.keys[index]: entry for index, entry in made.items()})
+                self._embedder.vector_cache.remember({self._plan.keys[index]: entry for index, entry in made.items()})
         self._check_widths()
         self.misses = [index for index in self.misses if index not in self.hits]
 

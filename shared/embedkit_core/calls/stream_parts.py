@@ -265,7 +265,7 @@ class StreamWindow:
 
     def _failure(self, error: ProviderError) -> PartialFailureError:
         position, embedder = self._yielded, self._embedder
-        rerun = " and are in the cache; a rerun sends only the rest." if embedder.tiered_cache.backend else "."
+        rerun = " and are in the cache; a rerun sends only the rest." if embedder.vector_cache.backend else "."
         return PartialFailureError(
             f"The text at position {position} failed: {str(error).rstrip('.')}. The rows before it were yielded{rerun}",
             failed={position: error},

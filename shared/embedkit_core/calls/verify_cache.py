@@ -86,7 +86,7 @@ def verify_cache(
     embed_again: Callable[..., EmbeddingResult],
 ) -> CacheVerification:
     """Embed a sample of the cached texts again, without the cache, and compare."""
-    if embedder.tiered_cache.backend is None:
+    if embedder.vector_cache.backend is None:
         raise ConfigurationError("cache: verify_cache needs a cache (got False). Use an embedder with cache=.")
     plan = plan_call(texts, spec.key_prefix, allows_empty=spec.allows_empty)
     rows = MatrixBuffer(plan.n, plan.first, spec.format)

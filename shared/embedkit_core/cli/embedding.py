@@ -214,7 +214,7 @@ def _with_location(error: EmbedKitError, embedder: Embedder, source: RecordSourc
     position, cause = next(iter(error.failed.items())) if isinstance(error, PartialFailureError) else (0, error)
     record = next(itertools.islice(source.records(), position, None))
     rerun = (
-        ". Finished vectors are in the cache: a rerun sends only the rest." if embedder.tiered_cache.backend else "."
+        ". Finished vectors are in the cache: a rerun sends only the rest." if embedder.vector_cache.backend else "."
     )
     error.args = (f"{record.location}: {str(cause).rstrip('.')}{rerun}",)
     return error

@@ -14,7 +14,7 @@ from decimal import Decimal
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Never, Self, get_args
 
-from embedkit_core.cache.tiered import CacheArgument, TieredCache, check_cache, open_tiered
+from embedkit_core.cache.embedder_cache import CacheArgument, EmbedderCache, check_cache, open_embedder_cache
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
 from embedkit_core.common.threads import BULK, WakeFlag, off_loop
@@ -115,8 +115,8 @@ class BaseEmbedder:
         self.model = f"{self.provider.name}:{self.provider.model}"
         self.price = price_of(self.provider, prices)
         self.meter = Meter(self.price.usd_per_million)
-        self.tiered_cache: TieredCache = open_tiered(cache)
-        self._coordination = make_coordination(coordination, account, self.provider, self.tiered_cache.stores)
+        self.vector_cache: EmbedderCache = open_embedder_cache(cache)
+        self._coordination = make_coordination(coordination, account, self.provider, self.vector_cache.stores)
         if budget_name is not None and self.budget is not None:
             check_budget_is_shared(self.budget, self._coordination)
         self._format = resolved_model.format
@@ -235,7 +235,7 @@ class BaseEmbedder:
             account, finalizer = self._accounts.popitem()
             if finalizer.detach() is not None:
                 engine().close_account(account)
-        self.tiered_cache.close()
+        self.vector_cache.close()
         if self._coordination is not None:
             self._coordination.handle.close()
 

@@ -70,10 +70,10 @@ def test_a_tier_is_asked_only_for_what_those_before_it_lack(tmp_path):
     second.rows[KEYS[1]] = entry(1)
     third.rows[KEYS[2]] = entry(2)
     embedder = fake_embedder(FakeServer(), cache=[tmp_path, second, third])
-    found = {key: one for block in embedder.tiered_cache.read(KEYS, hot=False) for key, one in block.items()}
+    found = {key: one for block in embedder.vector_cache.read(KEYS, hot=False) for key, one in block.items()}
     assert {key: one.vector[0] for key, one in found.items()} == {KEYS[0]: 0, KEYS[1]: 1, KEYS[2]: 2}
     assert (second.asked, third.asked) == ([KEYS[1:]], [KEYS[2:]])
-    assert next(embedder.tiered_cache.read(KEYS[:1], hot=False)).keys() == {KEYS[0]}
+    assert next(embedder.vector_cache.read(KEYS[:1], hot=False)).keys() == {KEYS[0]}
     assert len(second.asked) == 1
 
 
@@ -107,7 +107,7 @@ def test_a_tier_that_fails_is_empty_and_its_failures_are_logged_once(failing, ca
         embedder.close()
     assert len(server.received) == 2
     assert len(works.rows) == 2
-    assert embedder.tiered_cache.backend.write_failures == (2 if failing else 4)  # it was copied from the second, too
+    assert embedder.vector_cache.backend.write_failures == (2 if failing else 4)  # it was copied from the second, too
     assert sorted(record.getMessage() for record in caplog.records) == [
         "Cache could not be read (OSError); further failures are not logged.",
         f"Cache tier {failing + 1} (FailingCache) could not be written (OSError); its vectors may be missing there. "
@@ -239,9 +239,9 @@ def test_a_tier_is_written_by_one_thread_at_a_time():
 def test_embedders_with_the_same_caches_share_their_tiers(tmp_path):
     lower = DictCache()
     one, two = (fake_embedder(FakeServer(), cache=(tmp_path, lower)) for _ in range(2))
-    assert one.tiered_cache.backend is two.tiered_cache.backend
+    assert one.vector_cache.backend is two.vector_cache.backend
     other = fake_embedder(FakeServer(), cache=(lower, tmp_path))
-    assert other.tiered_cache.backend is not one.tiered_cache.backend
+    assert other.vector_cache.backend is not one.vector_cache.backend
 
 
 # The end of processes, and forks
@@ -292,7 +292,7 @@ embedder = Embedder('fake:model', base_url=server.url, cache=['1', Slow('2')])
 embedder.embed(['one'])
 child = os.fork()
 if child == 0:
-    tiers = embedder.tiered_cache.backend
+    tiers = embedder.vector_cache.backend
     assert tiers._jobs.empty() and tiers._thread is None
     embedder.embed(['two'])
     embedder.close()

@@ -107,7 +107,7 @@ def test_a_locked_cache_loses_no_vector_of_a_caller(folder, statements):
     for n in range(5):
         assert len(embedder.embed_query(f"question {n}")) == embedder.dimensions
     other.close()
-    assert embedder.tiered_cache.backend.stats.write_failures == 5
+    assert embedder.vector_cache.backend.stats.write_failures == 5
     assert len(server.received) == 5
 
 

@@ -153,7 +153,7 @@ def test_float16_takes_half_the_space_in_the_cache(tmp_path):
     with OpenAIServer() as server:
         openai_embedder(server, dtype="float16", cache=tmp_path).embed(TEXTS)
         stored = openai_embedder(server, dtype="float16", cache=tmp_path)
-        entries = stored.tiered_cache.backend.get_many([bytes.fromhex(stored.explain(text).key) for text in TEXTS])
+        entries = stored.vector_cache.backend.get_many([bytes.fromhex(stored.explain(text).key) for text in TEXTS])
     assert {entry.vector.nbytes for entry in entries.values()} == {1536 * 2}
 
 

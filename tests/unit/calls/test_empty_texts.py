@@ -37,7 +37,7 @@ def test_empty_texts_get_zero_vectors_and_are_neither_sent_nor_cached(server, em
     again = embedder.embed(TEXTS)
     assert (again.usage.cache_hits, again.usage.empty, again.usage.sent) == (2, 3, 0)
     assert embedder.estimate(TEXTS).cache_hits == 2
-    backend = embedder.tiered_cache.backend
+    backend = embedder.vector_cache.backend
     assert len(backend.get_many([bytes.fromhex(embedder.explain(t).key) for t in ("a", "b")])) == 2
 
 

@@ -44,7 +44,7 @@ def forks():
         try:
             cached()
             new()
-            code = int(bool(refused) or bool(embedder.tiered_cache.backend.stats.write_failures))
+            code = int(bool(refused) or bool(embedder.vector_cache.backend.stats.write_failures))
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
@@ -68,17 +68,17 @@ def work():
     embedder.embed_query("a query in memory")
     embedder.embed_query(f"another query {{len(lines)}}")
 
-embedder.tiered_cache.close()
+embedder.vector_cache.close()
 before = len(server.received)
 sys.settrace(trace)
 work()
-embedder.tiered_cache.close()
+embedder.vector_cache.close()
 work()
 sys.settrace(None)
 assert any(name.endswith("pool.py") for name, _ in lines) and len(lines) > 200, len(lines)
 assert sys.argv[3] != "new" or refused < number / 4, (refused, number)
 assert (embedder.embed(texts).vectors == expected).all()
-assert not embedder.tiered_cache.backend.stats.write_failures
+assert not embedder.vector_cache.backend.stats.write_failures
 """
 
 
@@ -110,7 +110,7 @@ for n in itertools.count():
         break
 done = True
 signal.setitimer(signal.ITIMER_REAL, 0)
-assert not embedder.tiered_cache.backend.stats.write_failures
+assert not embedder.vector_cache.backend.stats.write_failures
 """
 
 

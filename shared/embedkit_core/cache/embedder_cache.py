@@ -22,7 +22,7 @@ OneCache: TypeAlias = str | PathLike[str] | Cache | RedisClient  # what names on
 CacheArgument: TypeAlias = Literal[False] | OneCache | Sequence[OneCache] | None
 
 
-class TieredCache:
+class EmbedderCache:
     """A cache with a memory tier in front of it.
 
     Args:
@@ -101,7 +101,7 @@ def _is_diskcache(cache: object) -> bool:
     return isinstance(cache, getattr(sys.modules.get("diskcache"), "Cache", ()))
 
 
-def open_tiered(cache: CacheArgument) -> TieredCache:
+def open_embedder_cache(cache: CacheArgument) -> EmbedderCache:
     """Return the cache for the argument `cache=` of an embedder. A folder is created at the first write.
 
     Raises:
@@ -109,13 +109,13 @@ def open_tiered(cache: CacheArgument) -> TieredCache:
     """
     check_cache(cache)
     if cache is False:
-        return TieredCache(None)
+        return EmbedderCache(None)
     if cache is None:
-        return TieredCache(OpenCache(open_cache(default_folder())))
+        return EmbedderCache(OpenCache(open_cache(default_folder())))
     if isinstance(cache, (list, tuple)):
         tiers = import_module("embedkit_core.cache.tiers")
-        return TieredCache(OpenCache(tiers.open_tiers([_open(one) for one in cache])))
-    return TieredCache(_open(cache))  # type: ignore[arg-type]  # a sequence is a list or a tuple
+        return EmbedderCache(OpenCache(tiers.open_tiers([_open(one) for one in cache])))
+    return EmbedderCache(_open(cache))  # type: ignore[arg-type]  # a sequence is a list or a tuple
 
 
 def _open(cache: OneCache) -> OpenCache:
@@ -135,7 +135,7 @@ def _open(cache: OneCache) -> OpenCache:
 
 
 def check_cache(cache: object) -> None:
-    """Check that a `cache` argument has a type that `open_tiered` accepts, without opening anything.
+    """Check that a `cache` argument has a type that `open_embedder_cache` accepts, without opening anything.
 
     Raises:
         ConfigurationError: It has not.
