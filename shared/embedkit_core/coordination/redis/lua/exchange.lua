@@ -1,24 +1,27 @@
 -- End requests and begin others; with neither, keep the leases of the caller.
 
--- Return the prefixes of the keys, and the stored claim on each, false for none.
+-- Return the prefixes of the keys, and the stored claims on them, by position.
 local function read_claims(packed)
-  local prefixes, values = {}, {}
+  local prefixes, stored, sub = {}, {}, string.sub
   for p = 1, #packed / PREFIX_LENGTH do
-    prefixes[p] = string.sub(packed, (p - 1) * PREFIX_LENGTH + 1, p * PREFIX_LENGTH)
+    prefixes[p] = sub(packed, (p - 1) * PREFIX_LENGTH + 1, p * PREFIX_LENGTH)
   end
   call_in_parts('HMGET', CLAIMS, prefixes, function(found, first)
     for i = 1, #found do
-      values[first + i - 1] = found[i]
+      if found[i] then
+        stored[first + i - 1] = found[i]
+      end
     end
   end)
-  if next(claims.changed) then
+  if next(claims) then
     for p, prefix in ipairs(prefixes) do
-      if claims.changed[prefix] then
-        values[p] = claims.known[prefix]
+      local changed = claims[prefix]
+      if changed ~= nil then
+        stored[p] = changed or nil
       end
     end
   end
-  return prefixes, values
+  return prefixes, stored
 end
 
 -- Return the lease of a stored claim, and when the last claim of another owner ended that it has replaced.
@@ -44,39 +47,39 @@ local function read_leases(ids)
   end)
 end
 
--- Return for each key, by position: the lease of another process that sends it, or true if it must be looked up again;
--- when the last claim of another owner on it ended; its prefix.
+-- Return by the position of keys: the lease of another process that sends it, or true if it must be looked up again;
+-- when the last claim of another owner on it ended; all prefixes.
 local function find_claims(packed, since)
   local top = redis.call('ZREVRANGE', HORIZONS, 0, 1, 'WITHSCORES')
   local horizon = top[2]
   if top[1] == request.owner then
     horizon = top[4]
   end
-  local prefixes, values = read_claims(packed)
-  local found, ended_at, parsed, foreign = {}, {}, {}, {}
-  for p = 1, #prefixes do
-    if values[p] then
-      parsed[p], ended_at[p] = parse(values[p])
-      if owner_of(parsed[p]) ~= request.owner then
-        foreign[parsed[p]] = true
+  local prefixes, stored = read_claims(packed)
+  local found, ended_at = {}, {}
+  if horizon and tonumber(horizon) >= since then
+    for p = 1, #prefixes do
+      found[p] = true
+    end
+  elseif next(stored) then
+    local ids, foreign = {}, {}
+    for p, claim in pairs(stored) do
+      ids[p], ended_at[p] = parse(claim)
+      if owner_of(ids[p]) ~= request.owner then
+        foreign[ids[p]] = true
       end
     end
-  end
-  read_leases(foreign)
-  for p = 1, #prefixes do
-    local id = parsed[p]
-    if id and foreign[id] then
-      local lease = leases.known[id]
+    read_leases(foreign)
+    for p, id in pairs(ids) do
+      local lease = foreign[id] and leases.known[id]
       if lease and not lease.state then
         found[p] = id
-      elseif lease then
-        ended_at[p] = math.min(now, lease.ended_at)
+      else
+        if lease then
+          ended_at[p] = math.min(now, lease.ended_at)
+        end
+        found[p] = ended_at[p] and ended_at[p] >= since or nil
       end
-    end
-    if horizon and tonumber(horizon) >= since then
-      found[p] = true
-    elseif not found[p] and ended_at[p] and ended_at[p] >= since then
-      found[p] = true
     end
   end
   return found, ended_at, prefixes
@@ -278,11 +281,11 @@ end
 
 -- Store a lease with the claims on the texts that are not taken.
 local function add_lease(one, packed, prefixes, ended_at, taken, lease)
-  local mine = {}
+  local mine, id = {}, one.lease
   for p, prefix in ipairs(prefixes) do
     if not taken[one.keyed and one.keyed[p] or p - 1] then
       mine[#mine + 1] = prefix
-      put(claims, prefix, ended_at[p] and one.lease .. '|' .. text(ended_at[p]) or one.lease)
+      claims[prefix] = ended_at[p] and id .. '|' .. text(ended_at[p]) or id
     end
   end
   if #mine > 0 then
@@ -301,20 +304,20 @@ local function begin(one, packed)
   local since = math.min(request.at or now, now) - one.age
   local found, ended_at, prefixes = find_claims(packed, since)
   local taken, others, recheck, by_lease = {}, {}, {}, {}
-  for p = 1, #prefixes do
+  for p, lease in pairs(found) do
     local text_index = one.keyed and one.keyed[p] or p - 1
-    if found[p] == true then
+    taken[text_index] = true
+    if lease == true then
       recheck[#recheck + 1] = text_index
-    elseif found[p] then
-      local texts = by_lease[found[p]]
+    else
+      local texts = by_lease[lease]
       if not texts then
         texts = {}
-        by_lease[found[p]] = texts
-        others[#others + 1] = { found[p], texts }
+        by_lease[lease] = texts
+        others[#others + 1] = { lease, texts }
       end
       texts[#texts + 1] = text_index
     end
-    taken[text_index] = found[p] and true
   end
   local paying, reserved, unfunded = reserve(one, taken)
   local tokens, count = 0, 0
@@ -345,10 +348,10 @@ local function forget(limit)
     local lease = get(leases, id)
     if lease and lease.prefixes then
       raise_horizon(standing_for(owner_of(id)), math.min(now, lease.ended_at))
-      local prefixes, values = read_claims(lease.prefixes)
-      for p, prefix in ipairs(prefixes) do
-        if values[p] and parse(values[p]) == id then
-          put(claims, prefix, false)
+      local prefixes, stored = read_claims(lease.prefixes)
+      for p, claim in pairs(stored) do
+        if claim == id or parse(claim) == id then
+          claims[prefixes[p]] = false
         end
       end
       lease.prefixes = nil

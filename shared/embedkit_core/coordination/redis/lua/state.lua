@@ -21,7 +21,8 @@ local function hash(key)
   return { key = key, known = {}, changed = {} }
 end
 local leases, models, budgets = hash(LEASES), hash(MODELS), hash(BUDGETS)
-local claims, attempts = hash(CLAIMS), hash(ATTEMPTS) -- of strings
+local attempts = hash(ATTEMPTS) -- of strings
+local claims = {} -- that are to be written, by prefix; false removes one
 local scores = { [OWNERS] = {}, [HORIZONS] = {}, [ACTIVE] = {}, [FORGET] = {}, [USED] = {} } -- false removes a member
 
 -- A Lua number as text: tostring() would shorten it to 14 digits.
@@ -62,21 +63,26 @@ end
 
 local function write()
   local removals = {}
-  for _, into in ipairs({ leases, models, budgets, claims, attempts }) do
-    local is_text = into == claims or into == attempts
+  local function set(key, values)
     local pairs_to_set, fields_to_remove, n = {}, {}, 0
-    for field in pairs(into.changed) do
-      local record = into.known[field]
-      if record then
-        pairs_to_set[n + 1] = field
-        pairs_to_set[n + 2] = is_text and record or cmsgpack.pack(record)
-        n = n + 2
+    for field, value in pairs(values) do
+      if value then
+        pairs_to_set[n + 1], pairs_to_set[n + 2], n = field, value, n + 2
       else
         fields_to_remove[#fields_to_remove + 1] = field
       end
     end
-    call_in_parts('HSET', into.key, pairs_to_set)
-    removals[#removals + 1] = { 'HDEL', into.key, fields_to_remove }
+    call_in_parts('HSET', key, pairs_to_set)
+    removals[#removals + 1] = { 'HDEL', key, fields_to_remove }
+  end
+  set(CLAIMS, claims)
+  for _, from in ipairs({ leases, models, budgets, attempts }) do
+    local values = {}
+    for field in pairs(from.changed) do
+      local record = from.known[field]
+      values[field] = type(record) == 'table' and cmsgpack.pack(record) or record
+    end
+    set(from.key, values)
   end
   for key, members in pairs(scores) do
     local pairs_to_set, members_to_remove = {}, {}
