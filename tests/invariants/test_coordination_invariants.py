@@ -66,7 +66,7 @@ class CoordinationMachine(RuleBasedStateMachine):
     ) -> None:
         self.now = 1000.0
         self.with_outages = with_outages
-        self.coordinator = MemoryCoordinator(self.clock)
+        self.coordinator = self.new_coordinator()
         self.cache = SharedCache()
         self.limits = Limits(texts=texts, tokens=None, text_tokens=LONG_TOKENS)
         self.policy, self.rates, self.budget, self.seed = policy, rates, budget, seed
@@ -80,6 +80,13 @@ class CoordinationMachine(RuleBasedStateMachine):
         self.processes = [self.new_process() for _ in range(n)]
         if self.budget is not None:
             self.coordinator.open_budget(BUDGET, Budget(None, self.budget).limit)
+
+    def new_coordinator(self):
+        return MemoryCoordinator(self.clock)
+
+    def has_leases(self) -> bool:
+        """Return True if the coordinator has leases or claims that have not ended."""
+        return bool(self.coordinator._shared.leases or self.coordinator._shared.claimed)
 
     def clock(self) -> float:
         """Return the time, which never stands still: a look-up after an event starts later."""
@@ -370,16 +377,14 @@ class CoordinationMachine(RuleBasedStateMachine):
             assert process.scheduler.in_flight == 0
             assert not process.scheduler.registry.items
             assert process.budget is None or not process.budget.reserved_tokens
-        assert not self.coordinator._shared.leases
-        assert not self.coordinator._shared.claimed
+        assert not self.has_leases()
         for status in self.coordinator.budgets():
             assert not any(status.held)
         self.no_minute_exceeds_the_limits()
         self.no_budget_is_exceeded()
 
 
-TestCoordination = CoordinationMachine.TestCase
-TestCoordination.settings = settings(
+SETTINGS = settings(
     max_examples=100,
     stateful_step_count=50,
     report_multiple_bugs=False,
@@ -388,3 +393,6 @@ TestCoordination.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+TestCoordination = CoordinationMachine.TestCase
+TestCoordination.settings = SETTINGS

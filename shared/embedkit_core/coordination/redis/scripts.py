@@ -16,7 +16,7 @@ from embedkit_core.coordination.sliding_window import BURST_SECONDS, MARGIN, MIN
 VERSION = 1
 PREFIX_BYTES = 8  # of each key; the texts that are in flight do not share them by chance
 KEEP_SECONDS = 5.0  # that an ended lease is kept, for processes that looked into the cache before
-LATE_SECONDS = 86_400.0  # that a lost lease with reservations is kept, for its bill
+LATE_SECONDS = 86_400.0  # that a lost lease is kept, for its bill
 MODEL_SECONDS = 2 * MINUTE  # that the windows of a model are kept after their last use
 MAX_NUMBER = 2**53 - 1  # that Lua represents exactly
 

@@ -98,7 +98,7 @@ end
 
 local function add(amounts, name, usd, tokens)
   local sum = amounts[name] or { 0, 0 }
-  amounts[name] = { math.min(MAX_AMOUNT, sum[1] + usd), math.min(MAX_AMOUNT, sum[2] + tokens) }
+  amounts[name] = { sum[1] + usd, sum[2] + tokens } -- not exact if it is above all limits
 end
 
 local function hold(budget, amount)
@@ -357,7 +357,7 @@ local function forget(limit)
       lease.prefixes = nil
     end
     -- The owner of a lost lease may still settle it.
-    if lease and lease.state == LOST and next(lease.reserved) and now < lease.ended_at + LATE then
+    if lease and lease.state == LOST and now < lease.ended_at + LATE then
       put(leases, id, lease)
       scores[FORGET][id] = lease.ended_at + LATE
     else
