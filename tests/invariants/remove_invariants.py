@@ -291,6 +291,13 @@ INVARIANTS = [
     Invariant(
         19,
         "engine/scheduler/shared_requests.py",
+        "if request.unstored:",
+        "if False:",
+        "invariants/test_coordination_invariants.py",
+    ),
+    Invariant(
+        19,
+        "engine/scheduler/shared_requests.py",
         "is_late = now > at + grant.wait + _max_lateness(request)",
         "is_late = False",
         "unit/scheduler/test_shared_requests.py",

@@ -159,10 +159,16 @@ class CoordinationMachine(RuleBasedStateMachine):
         self.any_of(data, lambda process: process.has_answers).hear()
 
     @precondition(lambda self: any(process.to_commit for process in self.running))
-    @rule(data=st.data())
-    def commit(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), is_stored=st.booleans())
+    def commit(self, data: st.DataObject, is_stored: bool) -> None:
         process = self.any_of(data, lambda process: process.to_commit)
-        process.commit(data.draw(st.integers(0, len(process.to_commit) - 1)))
+        process.commit(data.draw(st.integers(0, len(process.to_commit) - 1)), is_stored=is_stored)
+
+    @precondition(lambda self: any(process.to_store for process in self.running))
+    @rule(data=st.data())
+    def store(self, data: st.DataObject) -> None:
+        process = self.any_of(data, lambda process: process.to_store)
+        process.store(data.draw(st.integers(0, len(process.to_store) - 1)))
 
     # The server
 
@@ -207,8 +213,8 @@ class CoordinationMachine(RuleBasedStateMachine):
     # Processes
 
     def excuse(self, process: Process) -> None:
-        """Note that what is in flight in a process may be paid for again."""
-        for request in [*process.in_flight, *process.to_commit]:
+        """Note that what is in flight in a process, or not where others read it, may be paid for again."""
+        for request in [*process.in_flight, *process.to_commit, *process.to_store]:
             self.excused |= {item.root.key for item in [*request.items, *request.done]}
 
     @precondition(lambda self: self.processes)
@@ -302,7 +308,7 @@ class CoordinationMachine(RuleBasedStateMachine):
                 assert not isinstance(ticket.failed[index], BudgetError) or self.budget is not None
                 continue
             row = ticket.rows.matrix[index]
-            assert text.encode() in self.cache.rows
+            assert process.cached(text.encode()) is not None
             if text != LONG:
                 assert np.array_equal(row, fake_vector(text))
             elif self.policy == "truncate":
@@ -364,7 +370,12 @@ class CoordinationMachine(RuleBasedStateMachine):
                 while process.in_flight:
                     self.reply(process, 0)
                 while process.to_commit:
-                    process.commit(0)
+                    process.commit(0, is_stored=False)
+            if any(p.has_answers or p.can_work for p in self.processes):
+                continue  # others must not send what this process has not stored yet
+            for process in self.processes:
+                while process.to_store:
+                    process.store(0)
             if not any(p.in_flight or p.has_answers or p.can_work or p.wake_at for p in self.processes):
                 break
             self.step(self.now + 60.0, is_slow=False)

@@ -52,7 +52,9 @@ class Process:
         is_stopped: True if nothing runs, as after SIGSTOP.
         renewed_at: When the coordinator last heard of it.
         in_flight: The requests that the server has not answered.
-        to_commit: The requests whose rows are not in the cache yet.
+        rows: The rows in the cache of its own, which it reads before the cache of all.
+        to_commit: The requests whose rows are not in a cache yet.
+        to_store: The requests whose rows are in its own cache only.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Process:
         self.callers: list[Caller] = []
         self.lookups: list[tuple[object, list[str], float]] = []
         self.in_flight: list[Request] = []
+        self.rows: dict[bytes, np.ndarray] = {}
         self.to_commit: list[Request] = []
+        self.to_store: list[Request] = []
         self.wake_at: float | None = None
         self._begins: list[Request] = []
         self._ends: list[End] = []
@@ -89,10 +93,10 @@ class Process:
     # Callers
 
     def open_lookup(self, texts: list[str]) -> None:
-        """Read the cache; what it lacks is submitted later."""
+        """Read the caches; what they lack is submitted later."""
         lookup = object()
         self.scheduler.recent.lookups[lookup] = self.scheduler.recent.sequence
-        self.lookups.append((lookup, [t for t in texts if t.encode() not in self.cache.rows], self.clock()))
+        self.lookups.append((lookup, [t for t in texts if self.cached(t.encode()) is None], self.clock()))
 
     def submit(
         self, number: int, *, is_query: bool, retries: int, bound: int, rates: RateSettings, timeout: float
@@ -118,6 +122,11 @@ class Process:
         self.scheduler.submit(ticket, self.spec, wants, self.clock())
         self.scheduler.recent.lookups.pop(lookup)
         self.pump()
+
+    def cached(self, key: bytes) -> np.ndarray | None:
+        """Return a row in the caches."""
+        row = self.rows.get(key)
+        return self.cache.rows.get(key) if row is None else row
 
     def _finish(self, caller: Caller) -> None:
         assert not caller.finished
@@ -179,9 +188,9 @@ class Process:
         for items in reads:
             started_at = self.clock()
             found = {
-                item.root.key: (Entry(self.cache.rows[item.root.key].copy()), self.cache)
+                item.root.key: (Entry(row.copy()), self.cache)
                 for item in items
-                if item.root.key in self.cache.rows
+                if (row := self.cached(item.root.key)) is not None
             }
             self._answers.append(
                 lambda items=items, found=found, at=started_at: self.scheduler.looked_up(items, found, at)
@@ -217,14 +226,29 @@ class Process:
         self._answers.pop(0)()
         self.pump()
 
-    def commit(self, number: int) -> None:
+    def commit(self, number: int, *, is_stored: bool = True) -> None:
+        """Write the rows of a request to the cache of all, or to that of this process only; `store` follows."""
         request = self.to_commit.pop(number)
         ((cache, indices),) = request.take_writes() or [(self.cache, [])]
         assert cache is self.cache
         for index in indices:
-            self.cache.rows[request.done[index].key] = request.rows[index].copy()
-        self.scheduler.committed(request)
+            self.rows[request.done[index].key] = request.rows[index].copy()
+        self.to_store.append(request)
+        if is_stored:
+            self._share(request)
+        self.scheduler.committed(request, is_stored=is_stored)
         self.pump()
+
+    def store(self, number: int) -> None:
+        """Write the rows of a request to the cache of all."""
+        request = self.to_store[number]
+        self._share(request)
+        self.scheduler.stored(request)
+        self.pump()
+
+    def _share(self, request: Request) -> None:
+        self.to_store.remove(request)
+        self.cache.rows |= {item.key: self.rows[item.key] for item in request.done if item.key in self.rows}
 
     def renew(self) -> None:
         """Keep the leases, as the coordinator thread does every few seconds."""
