@@ -27,7 +27,7 @@ MAX_SECONDS = 400  # for the processes of one measurement
 
 
 class Row(NamedTuple):
-    """One line of the table: what was measured, the figure, the bar, and whether it is met."""
+    """One line of the table: what was measured, the figure, the bar ("" for none), and whether it is met."""
 
     what: str
     figure: str
@@ -35,7 +35,8 @@ class Row(NamedTuple):
     met: bool
 
     def cells(self) -> tuple[str, ...]:
-        return self.what, self.figure, self.bar, "met" if self.met else "**not met**"
+        met = "met" if self.met else "**not met**"
+        return self.what, self.figure, self.bar, met if self.bar else ""
 
 
 @dataclass(frozen=True)
