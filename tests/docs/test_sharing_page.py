@@ -123,6 +123,7 @@ def test_the_user_that_coordinates_has_the_rights_that_it_needs_and_no_others(wi
         coordinator = RedisCoordinator(connection_to(parse(address, "coordination")[0]))
         assert [budget.name for budget in coordinator.budgets()] == ["ingest"]
         assert coordinator.reset_budget("ingest")
+        assert coordinator.ended(["another owner.1"])
     assert not caplog.records
     denied, called = used(with_users)
     assert not denied
