@@ -92,26 +92,23 @@ class CacheTiers(DeferredWrites):
     def read(self, keys: Sequence[bytes], space: VectorSpace | None) -> Iterator[Found]:
         """Yield the entries that are in any tier, block by block.
 
-        With the vector space, what a lower tier has is copied into the tiers above, in the background.
+        With the vector space, what a lower tier has is copied into the tiers above, in the background after the read,
+        which it would slow down. Of a large read, only the first `MAX_QUEUED_BYTES` are copied.
         """
-        missing = keys
+        missing, copies, size = keys, list[tuple[range, Items]](), 0
         for index, reader in enumerate(self._readers):
             if not missing:
-                return
+                break
             found_here: set[bytes] = set()
             for found in reader.read(missing):
                 found_here.update(found)
-                if index and space is not None:
-                    self._copy_up(found, index, space)
+                if index and found and space is not None and size < MAX_QUEUED_BYTES:
+                    copies.append((range(index), _with_space(found, space)))
+                    size += _bytes_of(copies[-1][1])
                 yield found
             missing = [key for key in missing if key not in found_here]
-
-    def _copy_up(self, found: Found, index: int, space: VectorSpace) -> None:
-        """Queue the writing of entries to the tiers above the one at `index`; drop them if the queue is full."""
-        names = {width: space.name_of_row(width) for width in {len(entry.vector) for entry in found.values()}}
-        items = [(key, entry._replace(space=names[len(entry.vector)])) for key, entry in found.items()]
-        if items:
-            self._put(items, range(index), _nothing, max_wait=0.0)
+        for above, items in copies:
+            self._put(items, above, _nothing, max_wait=0.0)
 
     # Writes
 
@@ -173,7 +170,7 @@ class CacheTiers(DeferredWrites):
 
     def _put(self, items: Items, tiers: range, done: Callable[[], None], *, max_wait: float) -> bool:
         """Queue entries for the background thread. Return False if the queue is full, or no thread can be started."""
-        size = sum(entry.vector.nbytes for _, entry in items)
+        size = _bytes_of(items)
         if not self._wait_for_room(size, 0.0 if self._is_stuck else max_wait):
             self._is_stuck |= max_wait > 0.0
             return False
@@ -249,6 +246,16 @@ def open_tiers(tiers: Sequence[OpenCache]) -> CacheTiers:
         if shared is None:
             shared = _open_tiers[ids] = CacheTiers(tiers)
         return shared
+
+
+def _with_space(found: Found, space: VectorSpace) -> Items:
+    """Return entries of a vector space, with its name."""
+    names = {width: space.name_of_row(width) for width in {len(entry.vector) for entry in found.values()}}
+    return [(key, entry._replace(space=names[len(entry.vector)])) for key, entry in found.items()]
+
+
+def _bytes_of(items: Items) -> int:
+    return sum(entry.vector.nbytes for _, entry in items)
 
 
 def _nothing() -> None:
