@@ -7,6 +7,7 @@ if refused then
 end
 if redis.call('HSETNX', META, 'version', VERSION) == 1 then
   redis.call('HSET', META, 'store', request.new_store, 'salt', request.new_salt)
+  redis.call('HSET', CLAIMS, '', string.rep(' ', 100)) -- else Redis searches all claims for each key while they are few
 end
 for _, lost in ipairs(request.lost_budgets) do
   local budget = get(budgets, lost.name) or new_budget()
