@@ -125,6 +125,47 @@ def test_closing_does_not_make_the_next_call_wait_for_a_server_that_hangs(new_re
     second.close()
 
 
+def test_a_server_that_answers_pings_only_is_tried_again_less_and_less_often(new_redis, caplog):
+    server, items = new_redis(), rows(1)
+    cache = open_address(server.address)
+    with server.client() as client:
+        client.client_pause(60_000, all=False)  # no command that writes is answered, as in a failover
+    pauses = []
+    for _ in range(3):
+        cache.set_many(items)
+        pauses.append(cache.connection._pause)
+        wait_for(lambda: cache.connection._failure is None)
+    assert pauses == [0.25, 0.5, 1.0]
+    assert len(caplog.records) == 1
+    cache.close()
+
+
+def test_a_log_handler_that_raises_does_not_keep_a_server_from_being_used_again(new_redis, monkeypatch):
+    server, items = new_redis(), rows(1)
+    cache = open_address(server.address)
+    cache.set_many(items)
+    server.kill()
+    handler = logging.Handler()
+    handler.emit = lambda record: 1 / 0
+    monkeypatch.setattr(logging.getLogger("embedkit_core"), "handlers", [handler])
+    assert cache.get_many(keys(items)) == {}
+    server.start()
+    wait_for(lambda: cache.connection._failure is None)
+    cache.close()
+
+
+def test_a_server_that_refuses_pings_is_used_again(new_redis, monkeypatch):
+    server = new_redis("--user", f"app on >pass-Z9 ~embedkit:* {LEAST_RIGHTS} -ping", "--user", "default off")
+    monkeypatch.setenv(USERNAME, "app")
+    monkeypatch.setenv(PASSWORD, "pass-Z9")
+    cache = open_address(server.address)
+    server.suspend()
+    assert cache.get_many(keys(rows(1))) == {}
+    server.resume()
+    wait_for(lambda: cache.connection._failure is None)
+    cache.close()
+
+
 def test_a_server_that_restarts_is_used_again(new_redis, caplog):
     server, items = new_redis(), rows(3)
     cache = open_address(server.address)

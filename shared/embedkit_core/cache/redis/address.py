@@ -62,7 +62,8 @@ def parse(address: str, argument: str) -> tuple[RedisAddress, int | None]:
             f"{argument}: the {scheme}:// address has an unknown parameter. The only one is ttl_days, the days that a "
             "vector is kept: redis://host:6379/0?ttl_days=30. For other settings, pass a redis.Redis object."
         )
-    return RedisAddress(parts.hostname, parts.port or _DEFAULT_PORT, int(number), scheme == "rediss"), ttl
+    port = _DEFAULT_PORT if parts.port is None else parts.port
+    return RedisAddress(parts.hostname, port, int(number), scheme == "rediss"), ttl
 
 
 def _ttl_seconds(days: str | None, argument: str) -> int | None:

@@ -5,6 +5,7 @@ The defaults of the client library let one call to a server that hangs take up t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 1.2
 IDLE_SECONDS = 30.0  # a connection that was not used for so long is closed: a firewall may have dropped it
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0  # seconds between two probes of a server that is down
+_STABLE_SECONDS = 60.0  # a failure within this time after another one belongs to the same outage
 _OURS: dict[str, Any] = {
     "socket_connect_timeout": CONNECT_SECONDS,
     "socket_timeout": ANSWER_SECONDS,
@@ -62,7 +64,8 @@ class RedisConnection:
     """Connections of this process to one Redis database.
 
     After a failure of the server, all operations fail at once until a probe in the background has reached it again, so
-    that a server that hangs delays a run only once. A forked child opens connections of its own.
+    that a server that hangs delays a run only once. If a server fails again soon after it has answered a probe, the
+    pauses grow on, and the log has it only once. A forked child opens connections of its own.
 
     Attributes:
         name: The address without credentials, for messages.
@@ -81,6 +84,9 @@ class RedisConnection:
         self._client: redis.Redis | None = None
         self._used_at = 0.0
         self._failure: str | None = None
+        self._failed_at = float("-inf")
+        self._pause = 0.0  # of the last probe
+        self._logged: str | None = None  # the failure of this outage that was logged last
         self._probe: _Probe | None = None
         register_after_fork(self)
 
@@ -94,8 +100,9 @@ class RedisConnection:
             RedisAccessError: The server cannot be reached, or refuses the operation.
             redis.exceptions.NoScriptError: The server does not have a script.
         """
-        if self._failure is not None:
-            raise RedisAccessError(self._failure, is_logged=True)
+        known_failure = self._failure  # another thread may reset it
+        if known_failure is not None:
+            raise RedisAccessError(known_failure, is_logged=True)
         is_retry = False
         while True:
             try:
@@ -146,21 +153,33 @@ class RedisConnection:
         if not is_down(error):
             return RedisAccessError(reason)
         with self._lock.lock:
-            is_first = self._failure is None
-            if is_first:
-                self._failure = reason
-                self._probe = probe = _Probe(self)
-        if is_first:
-            logger.warning(
-                "%s Until it answers again, its vectors are cache misses, and processes that coordinate by it go on "
-                "alone: texts may be paid for more than once, and named budgets refuse.",
-                reason,
-            )
-            try:
-                start_thread(probe.run, "embedkit-redis-probe")
-            except EmbedKitError:  # no thread can be started: the next operation tries again
-                self._failure = None
+            if self._failure is None:
+                self._open_circuit(reason)
         return RedisAccessError(reason, is_logged=True)
+
+    def _open_circuit(self, reason: str) -> None:
+        """Let operations fail until a probe succeeds. Log it, unless the log has it for this outage."""
+        now = time.monotonic()
+        if now - self._failed_at > _STABLE_SECONDS:
+            self._pause, self._logged = 0.0, None
+        self._failed_at = now
+        probe = _Probe(self, self._next_pause())
+        # First, and before anything that an interrupt or a user's log handler could keep from happening.
+        with contextlib.suppress(EmbedKitError):  # no thread can be started: the next operation tries again
+            start_thread(probe.run, "embedkit-redis-probe")
+            self._probe, self._failure = probe, reason
+        if reason != self._logged:
+            self._logged = reason
+            with contextlib.suppress(Exception):  # a user's log handler may raise
+                logger.warning(
+                    "%s Until it answers again, its vectors are cache misses, and processes that coordinate by it go "
+                    "on alone: texts may be paid for more than once, and named budgets refuse.",
+                    reason,
+                )
+
+    def _next_pause(self) -> float:
+        self._pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, 2 * self._pause))
+        return self._pause
 
     def _answers(self) -> bool:
         """Return True if the server answers; then the circuit breaker is closed."""
@@ -168,8 +187,9 @@ class RedisConnection:
             client = self._opened()
             client.connection_pool.disconnect(inuse_connections=False)
             client.ping()
-        except (redis.RedisError, OSError):
-            return False
+        except (redis.RedisError, OSError) as error:
+            if is_down(error):  # a refusal, as of a user without the right to ping, is an answer
+                return False
         self._failure = None
         logger.info("Redis %s answers again.", self.name)
         return True
@@ -178,18 +198,19 @@ class RedisConnection:
 class _Probe:
     """The thread that waits for a server to answer again. It ends with the connection."""
 
-    def __init__(self, connection: RedisConnection) -> None:
+    def __init__(self, connection: RedisConnection, pause: float) -> None:
         self._connection = weakref.ref(connection)
+        self._pause = pause
 
     def run(self) -> None:
-        pause = _FIRST_PAUSE
+        pause = self._pause
         while True:
             time.sleep(pause)
             connection = self._connection()
             if connection is None or connection._probe is not self or connection._answers():
                 return
+            pause = connection._next_pause()
             del connection  # not kept alive during the pause
-            pause = min(_LONGEST_PAUSE, 2 * pause)
 
 
 class _Environment(redis.CredentialProvider):
