@@ -69,8 +69,8 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     dimensions: int | None = None
     dtype: DType = "float32"
     model_info: Mapping[str, Any] | None = None
-    cache: Any = None
-    coordination: Any = None
+    cache: Any = Field(default=None, repr=False)  # the repr of a client of redis 5.1 to 7 has its password
+    coordination: Any = Field(default=None, repr=False)
     account: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None

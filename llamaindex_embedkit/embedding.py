@@ -76,8 +76,9 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     dimensions: int | None = Field(default=None, frozen=True)
     dtype: DType = Field(default="float32", frozen=True)
     model_info: Mapping[str, Any] | None = Field(default=None, exclude=True, frozen=True)
-    cache: Any = Field(default=None, exclude=True, frozen=True)
-    coordination: Any = Field(default=None, exclude=True, frozen=True)
+    # The repr of a client of redis 5.1 to 7 has its password.
+    cache: Any = Field(default=None, exclude=True, repr=False, frozen=True)
+    coordination: Any = Field(default=None, exclude=True, repr=False, frozen=True)
     account: str | None = Field(default=None, exclude=True, frozen=True)
     query_prompt: str | None = Field(default=None, frozen=True)
     document_prompt: str | None = Field(default=None, frozen=True)

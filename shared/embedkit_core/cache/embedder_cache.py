@@ -156,7 +156,7 @@ def _check_one(cache: object) -> None:
     if not _has_methods(cache):
         raise ConfigurationError(
             "cache: must be a folder, an address (scheme://...), a redis.Redis, False, None, an object with get_many, "
-            f"set_many and close, or a list of caches (got {cache!r:.80})"
+            f"set_many and close, or a list of caches (got {type(cache).__name__})"
         )
 
 

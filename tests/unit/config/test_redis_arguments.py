@@ -7,6 +7,7 @@ from support.caches import DictCache
 from support.rows import check_rows
 
 from embedkit_core import ConfigurationError, Embedder
+from embedkit_core.cache.redis.address import parse
 from embedkit_core.coordination.opening import LOCAL_FOLDER
 
 redis = pytest.importorskip("redis")
@@ -119,6 +120,27 @@ def test_a_client_is_not_pickled(embedder_class, tmp_path):
             pickle.dumps(embedder_class(**OPENAI, cache=cache))
     with pytest.raises(ConfigurationError, match=r"^coordination: an embedder with a coordinator object or a client"):
         pickle.dumps(embedder_class(**OPENAI, cache=tmp_path, coordination=client))
+
+
+class ShowsPassword(redis.Redis):
+    """A client as of the package redis 5.1 to 7, whose repr has its password."""
+
+    def __repr__(self):
+        return f"<{self.get_connection_kwargs()['password']}>"
+
+
+def test_the_password_of_a_client_is_not_in_reprs_and_errors(framework_class, tmp_path):
+    client = ShowsPassword("127.0.0.1", 9, password="hunter2-Z9")
+    for cache in (client, [tmp_path, client]):
+        assert "Z9" not in repr(framework_class(**OPENAI, cache=cache, coordination=client))
+    for argument, value in (("cache", {client}), ("cache", [tmp_path, {client}]), ("coordination", {client})):
+        with pytest.raises(ConfigurationError) as caught:
+            framework_class(**OPENAI, **{argument: value})
+        assert "Z9" not in str(caught.value)
+
+
+def test_port_0_is_no_default():
+    assert str(parse("redis://127.0.0.1:0/0", "cache")[0]) == "redis://127.0.0.1:0/0"
 
 
 def test_a_later_change_of_the_list_changes_no_embedder(tmp_path):
