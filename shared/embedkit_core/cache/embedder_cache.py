@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os import PathLike
 from typing import Literal, TypeAlias
 
@@ -12,7 +14,7 @@ from embedkit_core.cache.access import CacheReader, Found, OpenCache
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.cache.opening import default_folder, open_cache, open_folder
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.fork_safety import import_module
+from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.redis_clients import RedisClient, is_redis_client
 from embedkit_core.common.types import Cache
 from embedkit_core.common.vectors import VectorSpace
@@ -20,6 +22,10 @@ from embedkit_core.common.vectors import VectorSpace
 MAX_MEMORY_KEYS = 16  # look-ups of more keys are bulk work, which would displace the queries in memory
 OneCache: TypeAlias = str | PathLike[str] | Cache | RedisClient  # what names one cache
 CacheArgument: TypeAlias = Literal[False] | OneCache | Sequence[OneCache] | None
+
+
+_open_caches: weakref.WeakValueDictionary[str | int, Cache] = weakref.WeakValueDictionary()
+_lock = ForkLock()
 
 
 class EmbedderCache:
@@ -121,7 +127,9 @@ def open_embedder_cache(cache: CacheArgument) -> EmbedderCache:
 def _open(cache: OneCache) -> OpenCache:
     """Return one cache."""
     if isinstance(cache, str) and (scheme := urls.scheme_of(cache)):
-        return OpenCache(urls.open_url(cache), trusted=urls.is_built_in_scheme(scheme))
+        if not urls.is_built_in_scheme(scheme):
+            return OpenCache(urls.open_url(cache), trusted=False)
+        return OpenCache(_shared(cache, partial(urls.open_url, cache)))
     if isinstance(cache, (str, PathLike)):
         return OpenCache(open_folder(cache))
     if _is_diskcache(cache):
@@ -130,8 +138,18 @@ def _open(cache: OneCache) -> OpenCache:
         return OpenCache(bytes_cache, trusted=False, owned=False)
     if is_redis_client("cache", cache):
         connection = import_module("embedkit_core.cache.redis.connection").connection_of(cache, "cache")
-        return OpenCache(import_module("embedkit_core.cache.redis.cache").RedisCache(connection))
+        redis_cache = import_module("embedkit_core.cache.redis.cache").RedisCache
+        return OpenCache(_shared(id(connection), partial(redis_cache, connection)))
     return OpenCache(cache, trusted=False, owned=False)  # type: ignore[arg-type]  # `check_cache` has checked it
+
+
+def _shared(key: str | int, make: Callable[[], Cache]) -> Cache:
+    """Return the cache with a key; callers with the same address, or the same client, share one."""
+    with _lock.lock:
+        cache = _open_caches.get(key)
+    made = make() if cache is None else cache  # outside of the lock: it imports modules
+    with _lock.lock:
+        return _open_caches.setdefault(key, made)
 
 
 def check_cache(cache: object) -> None:

@@ -51,6 +51,15 @@ def test_embedders_with_the_same_address_share_a_coordinator(tmp_path):
     assert len({coordination_of(embedder).handle for embedder in shared}) == 1
 
 
+def test_embedders_with_the_same_address_or_client_share_a_cache(tmp_path):
+    client = redis.Redis("127.0.0.1", 9, 3)
+    for cache in (ADDRESS, client, [tmp_path, ADDRESS], [tmp_path, client]):
+        one, two = (Embedder(**OPENAI, cache=cache).vector_cache for _ in range(2))
+        assert one.backend is two.backend
+    other = Embedder(**OPENAI, cache=f"{ADDRESS}?ttl_days=3").vector_cache
+    assert other.backend is not Embedder(**OPENAI, cache=ADDRESS).vector_cache.backend
+
+
 def test_machines_without_a_common_cache_claim_no_texts_and_one_warning_says_so(tmp_path, caplog):
     embedders = [
         Embedder(**OPENAI, cache=cache, coordination="redis://127.0.0.1:9/4")
