@@ -94,6 +94,16 @@ class _Recorder:
         return self._client.evalsha(*arguments)
 
 
+def wait_for_answer(one: RedisCoordinator) -> None:
+    until = time.monotonic() + 20
+    while True:
+        try:
+            return one.exchange([], [])
+        except CoordinationError:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
 # Lost replies
 
 
@@ -166,14 +176,7 @@ def test_a_server_that_hangs_grants_nothing_for_long(new_redis):
     with pytest.raises(CoordinationError, match="did not answer within"):
         begin(one, "a")
     server.resume()
-    until = time.monotonic() + 20
-    while True:
-        try:
-            one.renew()
-            break
-        except CoordinationError:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+    wait_for_answer(one)
     assert begin(two, "a").lease is not None
 
 
@@ -226,6 +229,25 @@ def test_after_a_loss_of_data_texts_are_claimed_anew(redis):
     new = begin(two, "a").lease
     one.exchange([], [End(old)])
     assert dict(begin(one, "a").others) == {0: new}
+
+
+@pytest.mark.parametrize("next_call", ["renew", "close"])
+def test_a_lease_whose_end_was_lost_in_a_crash_of_redis_delays_no_other_process(new_redis, next_call):
+    server = new_redis("--save", "3600 1000")
+    one, two = coordinator(server), coordinator(server)
+    one.open_budget("ingest", LIMIT)
+    ended, kept = begin(one, "a", reservations=[reservation(700)]).lease, begin(one, "b").lease
+    with server.client() as client:
+        client.save()
+    one.exchange([], [End(ended)])
+    server.kill()
+    server.start()
+    wait_for_answer(two)
+    assert begin(two, "a").others == {0: ended}
+    {"renew": one.renew, "close": one.close}[next_call]()
+    assert begin(two, "a").lease is not None
+    assert begin(two, "b").others == {0: kept}
+    assert two.budgets()[0].lost == Amount(700, 10)  # its bill may be lost too
 
 
 def test_scripts_that_redis_has_lost_are_sent_again(redis):

@@ -81,7 +81,8 @@ class RedisCoordinator:
                 asked = [messages.begin_request(*one, ago) for one in zip(begins, ids, models, strict=True)]
                 ended = [messages.end_request(end, ago) for end in own]
                 packed = [messages.pack_keys(begin.keys) for begin in begins]
-                return {**self._identity(), **at, "begins": asked, "ends": ended}, packed
+                is_renewal = not begins and not own
+                return {**self._identity(names_leases=is_renewal), **at, "begins": asked, "ends": ended}, packed
 
             processes, replies = self._ask("exchange", request)
             grants = [messages.grant_of(reply, lease, processes) for reply, lease in zip(replies, ids, strict=True)]
@@ -90,7 +91,7 @@ class RedisCoordinator:
             return grants
 
     def renew(self) -> None:
-        """Keep the leases of this process."""
+        """Keep the leases of this process. Others of its own count as lost: Redis may have lost their end."""
         if self._leases or self._is_unsure:
             self.exchange([], [])
 
@@ -136,7 +137,9 @@ class RedisCoordinator:
         try:
             if self._has_exchanged:
                 with self._change():
-                    self._ask("leave", lambda _: ({**self._identity(), "models": sorted(self._models)}, []))
+                    self._ask(
+                        "leave", lambda _: ({**self._identity(names_leases=True), "models": sorted(self._models)}, [])
+                    )
                     self._has_exchanged = False
         except CoordinationError:
             pass  # its leases are lost soon
@@ -168,9 +171,12 @@ class RedisCoordinator:
         self._lease += 1
         return f"{self._owner}.{self._lease}"
 
-    def _identity(self) -> _Fields:
-        """Return the owner, and its leases if the server may have others."""
-        return {"owner": self._owner, **({"keep": sorted(map(str, self._leases))} if self._is_unsure else {})}
+    def _identity(self, *, names_leases: bool) -> _Fields:
+        """Return the owner, and its leases if asked for, or if a lost reply may have granted others."""
+        identity: _Fields = {"owner": self._owner, "is_unsure": self._is_unsure}
+        if names_leases or self._is_unsure:
+            identity["keep"] = sorted(map(str, self._leases))
+        return identity
 
     def _model(self, begin: Begin, store: _Store) -> str:
         model = f"{begin.account.digest(store.salt)}|{begin.model}"

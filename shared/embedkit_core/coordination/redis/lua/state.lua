@@ -386,7 +386,8 @@ local function finish(ended)
   end
 end
 
--- End the leases of the caller that it does not know, because a reply was lost, as if they had not been sent.
+-- End the leases of the caller that it does not know. If a reply was lost, they were not sent. If not, Redis has lost
+-- their end, in a crash or a failover.
 local function finish_unknown()
   if not request.keep then
     return
@@ -397,7 +398,11 @@ local function finish_unknown()
   end
   for _, id in ipairs(active_leases(request.owner, -1)) do
     if not kept[id] then
-      finish({ lease = id })
+      if request.is_unsure then
+        finish({ lease = id })
+      else
+        lose_lease(id)
+      end
     end
   end
 end
