@@ -92,23 +92,31 @@ class CacheTiers(DeferredWrites):
     def read(self, keys: Sequence[bytes], space: VectorSpace | None) -> Iterator[Found]:
         """Yield the entries that are in any tier, block by block.
 
-        With the vector space, what a lower tier has is copied into the tiers above, in the background after the read,
-        which it would slow down. Of a large read, only the first `MAX_QUEUED_BYTES` are copied.
+        With the vector space, what a lower tier has is copied into the tiers above in the background: after the read,
+        which it would slow down, or during it if there is much to copy.
         """
-        missing, copies, size = keys, list[tuple[range, Items]](), 0
+        missing, copies, size, max_wait = keys, list[tuple[range, Items]](), 0, 0.0
         for index, reader in enumerate(self._readers):
             if not missing:
                 break
             found_here: set[bytes] = set()
             for found in reader.read(missing):
                 found_here.update(found)
-                if index and found and space is not None and size < MAX_QUEUED_BYTES:
+                if index and found and space is not None:
                     copies.append((range(index), _with_space(found, space)))
                     size += _bytes_of(copies[-1][1])
                 yield found
+                if size > MAX_QUEUED_BYTES // 2:
+                    max_wait = MAX_QUEUE_WAIT
+                    self._copy_up(copies, max_wait)
+                    copies, size = [], 0
             missing = [key for key in missing if key not in found_here]
+        self._copy_up(copies, max_wait)
+
+    def _copy_up(self, copies: Sequence[tuple[range, Items]], max_wait: float) -> None:
+        """Queue the writing of entries to the tiers of their range; drop them if the queue stays full."""
         for above, items in copies:
-            self._put(items, above, _nothing, max_wait=0.0)
+            self._put(items, above, _nothing, max_wait=max_wait)
 
     # Writes
 

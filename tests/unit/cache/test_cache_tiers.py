@@ -88,6 +88,17 @@ def test_what_a_lower_tier_has_is_copied_into_the_tiers_above_with_its_vector_sp
     assert fake_embedder(server, cache=tmp_path).embed(["one", "two"]).usage.cache_hits == 2
 
 
+def test_a_read_of_more_than_the_queue_holds_is_copied_into_the_tiers_above_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiers_module, "MAX_QUEUED_BYTES", 20_000)
+    texts = [f"text {n}" for n in range(5000)]
+    server = FakeServer()
+    with fake_embedder(server, cache=tmp_path / "lower") as other:
+        other.embed(texts)
+    with fake_embedder(server, cache=[tmp_path / "upper", tmp_path / "lower"]) as embedder:
+        assert embedder.embed(texts).usage.cache_hits == 5000
+    assert CacheFolder(tmp_path / "upper").stats().vectors == 5000
+
+
 def test_an_invalid_entry_of_a_tier_is_a_miss_and_is_not_copied(tmp_path):
     server, lower = FakeServer(), DictCache()
     embedder = fake_embedder(server, cache=[tmp_path, lower])
