@@ -1,7 +1,8 @@
-"""Check that a wheel holds the three packages, marked as typed, and nothing else: `check_wheel.py <wheel>`."""
+"""Check that a wheel holds the three packages with their scripts, typed, and nothing else: `check_wheel.py <wheel>`."""
 
 import sys
 import zipfile
+from pathlib import Path
 
 PACKAGES = {"embedkit_core", "langchain_embedkit", "llamaindex_embedkit"}
 
@@ -13,4 +14,9 @@ if found != PACKAGES:
 untyped = [package for package in sorted(PACKAGES) if f"{package}/py.typed" not in names]
 if untyped:
     sys.exit(f"no py.typed in {', '.join(untyped)}")
+source = Path(__file__).parents[1] / "shared"
+scripts = [path.relative_to(source).as_posix() for path in source.rglob("*.lua")]
+missing = [path for path in scripts if path not in names]
+if missing or not scripts:
+    sys.exit(f"no {', '.join(missing) or 'Lua scripts'}")
 print(f"the wheel holds {', '.join(sorted(found))}: {len(names)} files")

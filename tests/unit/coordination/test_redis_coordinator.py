@@ -334,9 +334,8 @@ def test_after_the_clock_was_set_back_texts_are_granted_and_limits_hold(particip
     assert ask(two, "d", limits=limits).wait > 50
     assert dict(ask(two, "b").others) == {0: held}
     participant.exchange([], [End(held)])
-    assert ask(two, "e", limits=limits).lease is not None
     clock.now += 61.0
-    assert ask(participant, "f", limits=limits).wait == 0.0
+    assert [ask(participant, name, limits=limits).lease is None for name in "fgh"] == [False, False, True]
 
 
 # What is stored
@@ -378,6 +377,20 @@ def test_a_lost_lease_is_settled_within_a_day(redis, participant, clock):
         participant.exchange([], [End(leases.pop(), clock.now, bills={"ingest": Bill(Amount(250, 9))})])
         [status] = two.budgets()
         assert (status.lost.nano_usd, status.spent.nano_usd, status.held) == (lost, spent, NOTHING)
+
+
+def test_a_text_whose_lost_lease_ends_late_must_be_looked_up_again(participant, clock):
+    two = participant.process()
+    lease = ask(participant, "a").lease
+    for _ in range(2):  # until it is lost, and forgotten
+        clock.now += LEASE_SECONDS
+        two.exchange([], [])
+    looked_up_at = clock.now
+    clock.now += 1.0
+    participant.exchange([], [End(lease, clock.now)])  # its rows are in the cache now
+    clock.now += 1.0
+    assert ask(two, "a", since=looked_up_at).recheck == [0]
+    assert ask(two, "a").lease is not None
 
 
 def test_a_reset_takes_what_is_lost_and_a_late_bill_does_not_take_it_again(redis):

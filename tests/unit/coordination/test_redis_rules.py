@@ -16,6 +16,7 @@ ACCOUNT = ProviderAccount("acme", "")
 BUDGETS = {"both": BudgetLimit(1000, 100), "usd": BudgetLimit(700, None), "large": BudgetLimit(MAX_NUMBER, None)}
 KEYS = [b"", *(bytes([n]) * 32 for n in range(4))]
 TICK = 1 / 64  # exact as a float, and in microseconds
+START = 1_795_000_000.0  # with as many digits as the time of a server
 # Rates whose paces and waits are never on the clock's ticks: a rounding error would decide there.
 LIMITS = [RateSettings(), RateSettings(7, None), RateSettings(None, 97), RateSettings(61, 793), RateSettings(29, None)]
 
@@ -67,7 +68,7 @@ class Pair:
     """Three participants of both coordinators."""
 
     def __init__(self, server) -> None:
-        self.now = 1000.0
+        self.now = START
         self.memory = [MemoryCoordinator(self.clock)]
         self.redis = [VirtualParticipant(server, self.clock)]
         for participants in (self.memory, self.redis):
@@ -159,7 +160,7 @@ def test_redis_grants_what_the_rules_grant(redis, monkeypatch, operations):
     pair = Pair(redis)
     for kind, *arguments in operations:
         if kind == "pass":
-            if pair.now < 1110:  # models that were not used for two minutes are forgotten
+            if pair.now < START + 110:  # models that were not used for two minutes are forgotten
                 pair.now += arguments[0] * TICK
         else:
             getattr(pair, kind)(*arguments)

@@ -318,7 +318,10 @@ end
 
 -- Replace the tokens of a permit by the billed ones, and its time by that of the request.
 local function correct_permit(model, lease, ended)
-  local at = math.min(lease.permit_at, now + AHEAD) -- the clock may have been set back
+  local at = lease.permit_at
+  if at > now + AHEAD then -- the clock was set back: it is not known where it counts now
+    return
+  end
   if not ended.age then
     take(model, at, -1, -lease.tokens)
     return
