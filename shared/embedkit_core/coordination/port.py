@@ -18,6 +18,9 @@ LeaseID: TypeAlias = int | str
 MAX_WAIT_AHEAD = 2.0  # seconds that a permit is granted in advance at most; a process that dies loses no more
 LEASE_SECONDS = 10.0  # until the leases of an owner that does not renew them count as lost
 RENEW_SECONDS = 3.0
+KEEP_SECONDS = 5.0  # that an ended lease is kept, for processes that looked into the cache before
+MODEL_SECONDS = 120.0  # that a model's requests of the last minute are kept after its last use
+PREFIX_BYTES = 8  # of a key, that are stored: texts that are in flight together do not share them by chance
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

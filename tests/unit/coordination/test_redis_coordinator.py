@@ -26,9 +26,9 @@ from support.redis_coordinators import (
 
 from embedkit_core.common.errors import ConfigurationError, CoordinationError
 from embedkit_core.common.types import RateSettings
-from embedkit_core.coordination.port import LEASE_SECONDS, Bill, End
+from embedkit_core.coordination.port import LEASE_SECONDS, MODEL_SECONDS, Bill, End
 from embedkit_core.coordination.redis.coordinator import RedisCoordinator
-from embedkit_core.coordination.redis.scripts import KEYS, LATE_SECONDS, MAX_NUMBER, MODEL_SECONDS
+from embedkit_core.coordination.redis.scripts import KEYS, LATE_SECONDS, MAX_INTEGER
 from embedkit_core.costs.amounts import Amount, BudgetLimit
 from embedkit_core.testing.coordination_cases import API_KEY, claim, new_keys
 from embedkit_core.testing.coordination_cases import request as suite_request
@@ -290,16 +290,16 @@ def test_without_memory_nothing_is_changed_and_the_end_may_be_repeated(redis):
 
 
 def test_amounts_up_to_the_largest_integer_add_up_exactly(redis):
-    one, largest = coordinator(redis), BudgetLimit(MAX_NUMBER, None)
+    one, largest = coordinator(redis), BudgetLimit(MAX_INTEGER, None)
     one.open_budget("ingest", BudgetLimit(2**70, None))  # stored as the largest
     one.open_budget("ingest", BudgetLimit(2**70, None))
-    lease = begin(one, "a", reservations=[reservation(MAX_NUMBER - 1, limit=largest)]).lease
+    lease = begin(one, "a", reservations=[reservation(MAX_INTEGER - 1, limit=largest)]).lease
     assert begin(one, "b", reservations=[reservation(2, limit=largest)]).lease is None
     assert begin(one, "b", "c", reservations=[reservation(2**60, 2**60, limit=largest)]).lease is None
-    one.exchange([], [End(lease, bills={"ingest": Bill(Amount(MAX_NUMBER - 2, 1))})])
+    one.exchange([], [End(lease, bills={"ingest": Bill(Amount(MAX_INTEGER - 2, 1))})])
     begin(one, "b", reservations=[reservation(1, limit=largest)])
     [status] = one.budgets()
-    assert (status.limit, status.spent.nano_usd, status.held.nano_usd) == (largest, MAX_NUMBER - 2, 1)
+    assert (status.limit, status.spent.nano_usd, status.held.nano_usd) == (largest, MAX_INTEGER - 2, 1)
 
 
 def test_a_budget_exists_with_other_limits(redis):

@@ -7,20 +7,20 @@ from support.redis_coordinators import VirtualParticipant
 
 from embedkit_core.common.types import RateSettings
 from embedkit_core.coordination.port import Begin, Bill, End, Grant, LeaseID, ProviderAccount, Reservation
-from embedkit_core.coordination.redis.scripts import MAX_NUMBER
+from embedkit_core.coordination.redis.scripts import MAX_INTEGER
 from embedkit_core.costs.amounts import Amount, BudgetLimit
 from embedkit_core.testing import MemoryCoordinator
 from embedkit_core.testing.memory_coordinator import _Transaction
 
 ACCOUNT = ProviderAccount("acme", "")
-BUDGETS = {"both": BudgetLimit(1000, 100), "usd": BudgetLimit(700, None), "large": BudgetLimit(MAX_NUMBER, None)}
+BUDGETS = {"both": BudgetLimit(1000, 100), "usd": BudgetLimit(700, None), "large": BudgetLimit(MAX_INTEGER, None)}
 KEYS = [b"", *(bytes([n]) * 32 for n in range(4))]
 TICK = 1 / 64  # exact as a float, and in microseconds
 START = 1_795_000_000.0  # with as many digits as the time of a server
 # Rates whose paces and waits are never on the clock's ticks: a rounding error would decide there.
 LIMITS = [RateSettings(), RateSettings(7, None), RateSettings(None, 97), RateSettings(61, 793), RateSettings(29, None)]
 
-AMOUNTS = st.one_of(st.integers(0, 400), st.integers(MAX_NUMBER // 2 - 9, MAX_NUMBER))
+AMOUNTS = st.one_of(st.integers(0, 400), st.integers(MAX_INTEGER // 2 - 9, MAX_INTEGER))
 BEGIN = st.fixed_dictionaries(
     {
         "keys": st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True),

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedkit_core.coordination.local.rows import Execute
+from embedkit_core.coordination.port import PREFIX_BYTES
 
-PREFIX_BYTES = 8  # of each key; the texts of one machine that are in flight do not share them by chance
 _SMALLEST_LIMIT = 20_000  # prefixes
 _MASK = np.uint64(0xFFFF)  # of a prefix: the hash by which most of them are ruled out
 

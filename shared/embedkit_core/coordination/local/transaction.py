@@ -7,16 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from embedkit_core.coordination import rules
 from embedkit_core.coordination.local import rows
-from embedkit_core.coordination.local.mirror import PREFIX_BYTES, Mirror, pack
+from embedkit_core.coordination.local.mirror import Mirror, pack
 from embedkit_core.coordination.local.owners import names, remove_if_dead
 from embedkit_core.coordination.local.schema import ACTIVE, ENDED, LOST, REMOVED_OWNERS
 from embedkit_core.coordination.local.store import Store
-from embedkit_core.coordination.port import Begin, LeaseID, ProviderAccount
+from embedkit_core.coordination.port import KEEP_SECONDS, MODEL_SECONDS, PREFIX_BYTES, Begin, LeaseID, ProviderAccount
 from embedkit_core.coordination.sliding_window import MINUTE, SlidingWindow
 from embedkit_core.costs.amounts import BudgetLimit, BudgetStatus
-
-KEEP_SECONDS = 5.0  # that an ended lease is kept, for processes that looked into the cache before
-MODEL_SECONDS = 2 * MINUTE  # that the windows of a model are kept after their last use
 
 
 class LocalTransaction:

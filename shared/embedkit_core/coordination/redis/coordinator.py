@@ -17,7 +17,7 @@ from embedkit_core.common.fork_safety import ForkLock, register_after_fork
 from embedkit_core.coordination import rules
 from embedkit_core.coordination.port import Begin, End, Grant, LeaseID
 from embedkit_core.coordination.redis import checks, messages
-from embedkit_core.coordination.redis.scripts import VERSION, microseconds, script
+from embedkit_core.coordination.redis.scripts import OWNER_DIGITS, VERSION, microseconds, script
 from embedkit_core.costs.amounts import BudgetLimit, BudgetStatus
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ class RedisCoordinator:
     # This process as an owner
 
     def _become_owner(self) -> None:
-        self._owner = secrets.token_hex(8)
+        self._owner = secrets.token_hex(OWNER_DIGITS // 2)
         self._attempt = 0  # of a call
         self._lease = 0
         self._has_exchanged = False

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from embedkit_core.coordination.port import Begin, Bill, End, Grant
-from embedkit_core.coordination.redis.scripts import MAX_NUMBER, PREFIX_BYTES, microseconds
+from embedkit_core.coordination.port import PREFIX_BYTES, Begin, Bill, End, Grant
+from embedkit_core.coordination.redis.scripts import MAX_INTEGER, microseconds
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 Request: TypeAlias = dict[str, Any]
@@ -86,12 +86,12 @@ def storable(limit: BudgetLimit) -> BudgetLimit:
 
 def number(value: int) -> int:
     """Return an integer as Lua has it."""
-    return min(value, MAX_NUMBER)
+    return min(value, MAX_INTEGER)
 
 
 def numbers(values: Iterable[int]) -> list[int]:
     """Return integers as Lua has them."""
-    return [min(value, MAX_NUMBER) for value in values]
+    return [min(value, MAX_INTEGER) for value in values]
 
 
 def pack_keys(keys: Sequence[bytes]) -> bytes:

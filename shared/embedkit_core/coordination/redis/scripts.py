@@ -10,15 +10,19 @@ from typing import Any, NamedTuple
 
 import redis
 
-from embedkit_core.coordination.port import LEASE_SECONDS, MAX_WAIT_AHEAD
+from embedkit_core.coordination.port import (
+    KEEP_SECONDS,
+    LEASE_SECONDS,
+    MAX_WAIT_AHEAD,
+    MODEL_SECONDS,
+    PREFIX_BYTES,
+)
 from embedkit_core.coordination.sliding_window import BURST_SECONDS, MARGIN, MINUTE, QUERY_SHARE, RESOLUTION
 
 VERSION = 1
-PREFIX_BYTES = 8  # of each key; the texts that are in flight do not share them by chance
-KEEP_SECONDS = 5.0  # that an ended lease is kept, for processes that looked into the cache before
+OWNER_DIGITS = 16  # hexadecimal; a lease's ID begins with its owner's
 LATE_SECONDS = 86_400.0  # that a lost lease is kept, for its bill
-MODEL_SECONDS = 2 * MINUTE  # that the windows of a model are kept after their last use
-MAX_NUMBER = 2**53 - 1  # that Lua represents exactly
+MAX_INTEGER = 2**53 - 1  # that Lua represents exactly
 
 _NAMES = ["meta", "owners", "horizons", "leases", "active", "forget", "claims", "models", "used", "budgets", "attempts"]
 KEYS = [f"embedkit:{{coordination-v{VERSION}}}:{name}" for name in _NAMES]  # with one hash tag; none of them expires
@@ -39,6 +43,14 @@ _TIMES = {
     "RESOLUTION": RESOLUTION,
     "COUNTED": MINUTE + MARGIN + RESOLUTION,
     "BURST": BURST_SECONDS,
+}
+_CONSTANTS: dict[str, object] = {
+    **{name: microseconds(seconds) for name, seconds in _TIMES.items()},
+    "QUERY_SHARE": QUERY_SHARE,
+    "OWNER_DIGITS": OWNER_DIGITS,
+    "PREFIX_BYTES": PREFIX_BYTES,
+    "MAX_INTEGER": MAX_INTEGER,
+    "VERSION": f"'{VERSION}'",
 }
 
 
@@ -67,8 +79,7 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """Return the script of an operation."""
-    constants = [f"local {constant} = {microseconds(seconds)}" for constant, seconds in _TIMES.items()]
-    constants += [f"local QUERY_SHARE = {QUERY_SHARE!r}", f"local VERSION = '{VERSION}'"]
+    constants = [f"local {constant} = {value}" for constant, value in _CONSTANTS.items()]
     folder = resources.files(__package__) / "lua"
     texts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("state", name)]
     source = "\n".join([*constants, *texts])

@@ -3,8 +3,8 @@
 -- Return the prefixes of the keys, and the stored claims on them, by position.
 local function read_claims(packed)
   local prefixes, stored, sub = {}, {}, string.sub
-  for p = 1, #packed / PREFIX_LENGTH do
-    prefixes[p] = sub(packed, (p - 1) * PREFIX_LENGTH + 1, p * PREFIX_LENGTH)
+  for p = 1, #packed / PREFIX_BYTES do
+    prefixes[p] = sub(packed, (p - 1) * PREFIX_BYTES + 1, p * PREFIX_BYTES)
   end
   call_in_parts('HMGET', CLAIMS, prefixes, function(found, first)
     for i = 1, #found do
@@ -103,7 +103,7 @@ end
 
 local function hold(budget, amount)
   for unit = 1, 2 do
-    budget.held[unit] = math.min(MAX_AMOUNT, budget.held[unit] + amount[unit])
+    budget.held[unit] = math.min(MAX_INTEGER, budget.held[unit] + amount[unit])
   end
 end
 
@@ -329,7 +329,7 @@ local function begin(one, packed)
   if count == 0 then
     return { 0, 0, 0, others, recheck, unfunded }
   end
-  tokens = math.min(MAX_AMOUNT, tokens)
+  tokens = math.min(MAX_INTEGER, tokens)
   local permit_at, wait, paused = permit(one, tokens)
   if wait > AHEAD then
     return { 0, wait, paused, others, recheck, unfunded }

@@ -1,14 +1,13 @@
 -- The state of a coordinator, in front of each script. Times are microseconds, amounts are integers.
+-- Constants that are not defined here are those of scripts.py, which are in front of this text.
 -- What a script changes is written at its end, and first with commands that need memory: if Redis has none left, the
 -- first one fails and nothing is changed.
 
 local META, OWNERS, HORIZONS, LEASES, ACTIVE, FORGET, CLAIMS, MODELS, USED, BUDGETS, ATTEMPTS = unpack(KEYS)
 local LOST, ENDED = 1, 2 -- states of a lease; an active one has none
 local GONE = 'gone' -- stands for all owners that are gone: its horizon is the greatest of theirs
-local OWNER_LENGTH, PREFIX_LENGTH = 16, 8
 local MAX_STALE_OWNERS, MAX_LOST_LEASES = 10, 200 -- that one script loses
 local CHUNK = 2000 -- arguments of one command
-local MAX_AMOUNT = 9007199254740991
 
 local request = cjson.decode(ARGV[1])
 local now = request.now
@@ -31,7 +30,7 @@ local function text(number)
 end
 
 local function owner_of(lease_id)
-  return string.sub(lease_id, 1, OWNER_LENGTH)
+  return string.sub(lease_id, 1, OWNER_DIGITS)
 end
 
 -- Return a record, false if there is none.
@@ -224,7 +223,7 @@ local function lose_lease(id)
     if budget then
       for unit = 1, 2 do
         budget.held[unit] = math.max(0, budget.held[unit] - reserved[unit])
-        budget.lost[unit] = math.min(MAX_AMOUNT, budget.lost[unit] + reserved[unit])
+        budget.lost[unit] = math.min(MAX_INTEGER, budget.lost[unit] + reserved[unit])
       end
       lease.epochs[name] = budget.epoch
       put(budgets, name, budget)
@@ -349,8 +348,8 @@ local function settle(name, lease, reserved, bill)
       budget.lost[unit] = math.max(0, budget.lost[unit] - reserved[unit])
     end
     if bill then
-      budget.spent[unit] = math.min(MAX_AMOUNT, budget.spent[unit] + bill[unit])
-      budget.lost[unit] = math.min(MAX_AMOUNT, budget.lost[unit] + bill[unit + 2])
+      budget.spent[unit] = math.min(MAX_INTEGER, budget.spent[unit] + bill[unit])
+      budget.lost[unit] = math.min(MAX_INTEGER, budget.lost[unit] + bill[unit + 2])
     end
   end
   put(budgets, name, budget)
