@@ -16,14 +16,15 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import Cache
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://|(file):", re.I)  # a single letter is a Windows drive
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://|(file|rediss?):", re.I)  # a single letter is a Windows drive
 _SECRET = re.compile("token|key|secret|pass|pwd|auth|sig|cred", re.I)  # in the name of a parameter
 
 
 def scheme_of(cache: object) -> str | None:
     """Return the scheme of an address in lower case. None if `cache` is not an address.
 
-    `file:/folder` counts as an address, so that it is rejected instead of becoming a folder named `file:`.
+    `file:/folder` and `redis:host` count as addresses, so that they are rejected instead of becoming folders with such
+    names.
     """
     match = _URL.match(cache) if isinstance(cache, str) else None
     return (match[1] or match[2]).lower() if match else None
@@ -50,7 +51,8 @@ def open_url(url: str) -> Cache:
             f"cache: no package provides {scheme}:// (available: {listed}){f'; {hint}' if hint else '.'} Pass a "
             "folder, or install a package that registers the scheme."
         )
-    check_secrets(url, scheme, "cache", "set a password in the environment variable that the cache reads")
+    if not is_built_in_scheme(scheme):  # built-in openers check it themselves
+        check_secrets(url, scheme, "cache", "set a password in the environment variable that the cache reads")
     opener = plugins.load(plugins.CACHES, scheme)
     where = plugins.describe(known[scheme][0])
     if not callable(opener):
@@ -70,8 +72,9 @@ def open_file_url(url: str) -> Cache:
     """Return the cache in the folder of a file:/// address.
 
     Raises:
-        ConfigurationError: The address has no absolute folder on this machine.
+        ConfigurationError: The address has no absolute folder on this machine, or contains a secret.
     """
+    check_secrets(url, "file", "cache", "use cache='file:///absolute/path'")
     parts = urlsplit(url)
     path = unquote(parts.path)
     is_local = url[len("file:") :].startswith("//") and parts.netloc in ("", "localhost")

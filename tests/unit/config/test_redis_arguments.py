@@ -100,6 +100,37 @@ def test_a_client_that_cannot_be_used_is_refused(argument, embedder_class):
     )
 
 
+def test_an_address_that_names_no_database_is_refused_without_showing_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def check(row):
+        address, problem = row
+        for argument in ("cache", "coordination"):
+            with pytest.raises(ConfigurationError, match=rf"^{argument}: .*{problem}") as refused:
+                Embedder(**OPENAI, **{argument: address})
+            assert "hunter2" not in str(refused.value)
+
+    form = r"Use redis://host:6379/0, or rediss://host:6379/0 for TLS\."
+    check_rows(
+        [
+            ("redis://", form),
+            ("redis:///0", form),
+            ("redis://host/vectors", form),
+            ("redis://host/0#1", form),
+            ("redis:host", form),
+            ("rediss:/host/0", form),
+            ("redis://host:hunter2/0", "cannot be parsed"),
+            ("redis://:hunter2@host/0", "set RAG_EMBEDKIT_REDIS_USERNAME and RAG_EMBEDKIT_REDIS_PASSWORD"),
+            ("rediss://host/0?password=hunter2", "set RAG_EMBEDKIT_REDIS_USERNAME and RAG_EMBEDKIT_REDIS_PASSWORD"),
+            ("redis://host/0?ttl=7", r"The only one is ttl_days, .*: redis://host:6379/0\?ttl_days=30"),
+            ("redis://host/0?ttl_days=week", r"must be a positive number of days \(got 'week'\)"),
+            ("redis://host/0?ttl_days=-1", r"must be a positive number of days \(got '-1'\)"),
+        ],
+        check,
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_list_must_not_name_a_database_twice(tmp_path):
     def check(caches):
         with pytest.raises(ConfigurationError, match=r"^cache: a list must not contain the same cache twice"):
