@@ -34,11 +34,6 @@ class RedisAddress(NamedTuple):
         return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.database}"
 
 
-def is_redis(address: object) -> bool:
-    """Return True for an address with the scheme redis or rediss."""
-    return isinstance(address, str) and address.lower().startswith(("redis://", "rediss://"))
-
-
 def parse(address: str, argument: str) -> tuple[RedisAddress, int | None]:
     """Return the database that an address names, and the seconds that vectors are kept there; None for no limit.
 

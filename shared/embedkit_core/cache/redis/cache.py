@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from embedkit_core.cache.bytes_cache import BytesCache
-from embedkit_core.cache.codec import decode_all, encode_all
+from embedkit_core.cache.codec import decode_all
 from embedkit_core.cache.redis.address import parse
 from embedkit_core.cache.redis.connection import RedisConnection, connection_to
 from embedkit_core.cache.redis.failures import RedisAccessError
@@ -83,11 +83,9 @@ class RedisCache(BytesCache):
             connection: The connection, which is opened on first use.
             ttl_seconds: How long a vector is kept after it was written. None for no limit.
         """
-        store = RedisStore(connection, ttl_seconds)
-        super().__init__(store)
+        super().__init__(RedisStore(connection, ttl_seconds))
         self.connection = connection
         self.stats = Stats()
-        self._redis_store = store
         self._keys_per_read = MAX_KEYS_PER_READ
         self._logged_failures: set[str] = set()
 
@@ -105,7 +103,7 @@ class RedisCache(BytesCache):
             block = keys[start : start + self._keys_per_read]
             start += len(block)
             try:
-                values = self._redis_store.mget(block)
+                values = self._store.mget(block)
             except RedisAccessError as error:
                 self._log_once("read", error)
                 return
@@ -123,9 +121,8 @@ class RedisCache(BytesCache):
         Raises:
             ValueError: A vector is not a row of finite numbers. Nothing was written.
         """
-        encoded = encode_all(items)
         try:
-            self._redis_store.mset(encoded)
+            super().set_many(items)
         except RedisAccessError as error:
             self.stats.write_failures += len(items)
             self._log_once("written", error)

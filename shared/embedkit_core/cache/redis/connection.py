@@ -37,6 +37,7 @@ IDLE_SECONDS = 30.0  # a connection that was not used for so long is closed: a f
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0  # seconds between two probes of a server that is down
 _STABLE_SECONDS = 60.0  # a failure within this time after another one belongs to the same outage
 _OURS: dict[str, Any] = {
+    "max_connections": 2**31,  # one for each thread that uses one at a time
     "socket_connect_timeout": CONNECT_SECONDS,
     "socket_timeout": ANSWER_SECONDS,
     "socket_keepalive": True,
@@ -270,7 +271,7 @@ def connection_of(client: redis.Redis, argument: str) -> RedisConnection:
         connection = _connections_of_clients.get(client)
         if connection is None:
             connection = _connections_of_clients[client] = RedisConnection(
-                name, lambda: redis.ConnectionPool(pool.connection_class, max_connections=2**31, **kwargs | ours)
+                name, lambda: redis.ConnectionPool(pool.connection_class, **kwargs | ours)
             )
         return connection
 
@@ -282,4 +283,4 @@ def _pool_of_address(address: RedisAddress) -> redis.ConnectionPool:
     if address.tls:
         settings |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
     kind = redis.SSLConnection if address.tls else redis.Connection
-    return redis.ConnectionPool(kind, max_connections=2**31, **settings | _OURS)
+    return redis.ConnectionPool(kind, **settings | _OURS)
