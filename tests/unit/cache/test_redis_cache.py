@@ -190,6 +190,14 @@ def test_a_connection_that_the_server_has_closed_is_replaced_without_a_miss(redi
     assert not caplog.records
 
 
+def test_a_database_that_the_server_does_not_have_is_said_once(redis, caplog):
+    with closing(open_address(redis.address.removesuffix("0") + "99")) as cache:
+        assert cache.get_many(keys(rows(1))) == {}
+        cache.set_many(rows(1))
+    [record] = caplog.records
+    assert "it has no database of this number. Use a smaller one" in record.getMessage()
+
+
 def test_a_full_server_keeps_serving_hits_and_says_what_to_do(new_redis, caplog):
     server = new_redis("--maxmemory", "6mb", "--maxmemory-policy", "noeviction")
     cache = open_address(server.address)

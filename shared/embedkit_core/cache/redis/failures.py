@@ -10,6 +10,7 @@ import redis.exceptions as theirs
 from embedkit_core.cache.redis.address import PASSWORD, USERNAME
 from embedkit_core.common.errors import EmbedKitError
 
+_NO_DATABASE = ("DB index is out of range", "invalid DB index")
 _COMMAND = re.compile(r"'([a-z|]{2,30})' command")  # in the message of a refusal
 
 
@@ -43,11 +44,13 @@ def reason_of(error: Exception, answer_seconds: float) -> str:
     if isinstance(error, theirs.NoPermissionError):
         command = _COMMAND.search(text)
         what = f"the command {command[1]}" if command else "a command or a key"
-        return f"its user has no right to use {what}. The rights that are needed are in the documentation"
+        return f"its user has no right to use {what}. Give it the rights that docs/sharing-a-cache.md lists"
     if isinstance(error, theirs.ReadOnlyError):
         return "it is a read-only replica. Use the address of the primary"
     if isinstance(error, theirs.OutOfMemoryError) or text.startswith("OOM"):
         return "its memory is full. Raise maxmemory, set ttl_days=, or choose an eviction policy"
+    if text.startswith(_NO_DATABASE):
+        return "it has no database of this number. Use a smaller one, such as redis://host:6379/0"
     if isinstance(error, theirs.BusyLoadingError):
         return "it is loading its data"
     if isinstance(error, (theirs.ClusterError, theirs.AskError)) or text.startswith(("MOVED", "CROSSSLOT")):
@@ -70,7 +73,7 @@ def _connection_reason(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError):
             return f"TLS failed ({type(cause).__name__}). Check the certificate, or pass a redis.Redis object"
         if isinstance(cause, OSError):
-            return f"it cannot be reached ({type(cause).__name__})"
+            return f"it cannot be reached ({type(cause).__name__}). Check that it runs, and its address"
         cause = cause.__cause__ or cause.__context__
     return "it closed the connection"
 
@@ -80,7 +83,7 @@ def is_down(error: Exception) -> bool:
     return isinstance(
         error,
         (theirs.ConnectionError, theirs.TimeoutError, OSError, theirs.AuthenticationWrongNumberOfArgsError),
-    ) or str(error).startswith(("NOAUTH", "WRONGPASS", "MASTERDOWN", "MOVED"))
+    ) or str(error).startswith(("NOAUTH", "WRONGPASS", "MASTERDOWN", "MOVED", *_NO_DATABASE))
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -148,7 +148,7 @@ class CoordinatorThread:
             answer = question(self.handle.open())
         except BaseException as error:  # a user's coordinator must not make a call fail
             self._off_until = time.monotonic() + OFF_SECONDS
-            self._reason = safe_reason(error)
+            self._reason = safe_reason(error).rstrip(".")
             self._log(error)
             return None
         self._is_logged = False
