@@ -14,7 +14,7 @@ from embedkit_core.cache.redis.cache import KEY_PREFIX, MAX_BYTES_PER_TRIP, Redi
 from embedkit_core.cache.redis.connection import ANSWER_SECONDS, CONNECT_SECONDS, RedisConnection, connection_of
 from embedkit_core.common.types import Entry
 
-LEAST_RIGHTS = "+get +mget +set +ping +select"
+RIGHTS = "+mget +set +ping +select"
 
 
 def rows(n, width=8, start=0):
@@ -155,7 +155,7 @@ def test_a_log_handler_that_raises_does_not_keep_a_server_from_being_used_again(
 
 
 def test_a_server_that_refuses_pings_is_used_again(new_redis, monkeypatch):
-    server = new_redis("--user", f"app on >pass-Z9 ~embedkit:* {LEAST_RIGHTS} -ping", "--user", "default off")
+    server = new_redis("--user", f"app on >pass-Z9 ~embedkit:* {RIGHTS} -ping", "--user", "default off")
     monkeypatch.setenv(USERNAME, "app")
     monkeypatch.setenv(PASSWORD, "pass-Z9")
     cache = open_address(server.address)
@@ -239,7 +239,7 @@ def test_a_read_only_replica_serves_hits_and_says_where_to_write(new_redis, capl
 
 
 def test_user_and_password_are_read_from_the_environment(new_redis, monkeypatch, caplog):
-    server = new_redis("--user", f"app on >hunter2-Z9 ~embedkit:* {LEAST_RIGHTS}", "--user", "default off")
+    server = new_redis("--user", f"app on >hunter2-Z9 ~embedkit:* {RIGHTS}", "--user", "default off")
     items = rows(2)
     with closing(open_address(server.address)) as cache:
         cache.set_many(items)
@@ -257,7 +257,7 @@ def test_user_and_password_are_read_from_the_environment(new_redis, monkeypatch,
 
 
 def test_a_user_without_a_right_is_told_which_one(new_redis, monkeypatch, caplog):
-    server = new_redis("--user", "reader on >pass-Z9 ~embedkit:* +get +mget +ping +select", "--user", "default off")
+    server = new_redis("--user", "reader on >pass-Z9 ~embedkit:* +mget +ping +select", "--user", "default off")
     monkeypatch.setenv(USERNAME, "reader")
     monkeypatch.setenv(PASSWORD, "pass-Z9")
     with closing(open_address(server.address)) as cache:

@@ -34,10 +34,6 @@ from embedkit_core.testing.coordination_cases import API_KEY, claim, new_keys
 from embedkit_core.testing.coordination_cases import request as suite_request
 
 NOTHING = Amount()
-RIGHTS = (
-    "+evalsha +eval +info +time +hget +hmget +hset +hsetnx +hdel +hkeys +zadd +zrem +zscore +zmscore +zcount"
-    " +zrangebyscore +zrevrange +zrangebylex"
-)
 
 
 class Clock:
@@ -488,23 +484,6 @@ def test_a_server_that_does_not_log_changes_is_warned_about_once(new_redis, capl
     for name in ("ingest", "another"):
         one.open_budget(name, LIMIT)
     assert len(caplog.records) == warnings
-
-
-def test_the_least_rights_suffice(new_redis):
-    server = new_redis()
-    with server.client() as client:
-        client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~embedkit:*", "-@all", *RIGHTS.split())
-    one, two = coordinator(server), coordinator(server)
-    one.open_budget("ingest", LIMIT)
-    lease = begin(one, "a", limits=RateSettings(9, None), reservations=[reservation(1)]).lease
-    assert list(two.ended([lease])) == []
-    two._offset = (0, float("-inf"))  # as after a while without a call
-    assert dict(begin(two, "a").others) == {0: lease}
-    assert [budget.name for budget in one.budgets()] == ["ingest"]
-    one.exchange([], [End(lease)])
-    one.reset_budget("ingest")
-    one.close()
-    begin(two, "b")
 
 
 def test_a_missing_right_is_named(new_redis):
