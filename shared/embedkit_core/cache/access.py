@@ -84,8 +84,8 @@ class OpenCache(NamedTuple):
         return not self.trusted or bool(getattr(self.cache, "may_block", False))
 
     @property
-    def stores(self) -> Sequence[OpenCache]:
-        """The caches that hold the vectors: the tiers, or the cache itself."""
+    def tiers(self) -> Sequence[OpenCache]:
+        """The caches of a list, in the order in which they are read; else the cache itself."""
         return self.cache.tiers if isinstance(self.cache, DeferredWrites) else (self,)
 
     @property

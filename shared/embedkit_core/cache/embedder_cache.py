@@ -47,9 +47,9 @@ class EmbedderCache:
         self.may_block = cache is not None and cache.may_block
 
     @property
-    def stores(self) -> Sequence[OpenCache]:
-        """The caches that hold the vectors, in the order in which they are read; none without a cache."""
-        return () if self._opened is None else self._opened.stores
+    def tiers(self) -> Sequence[OpenCache]:
+        """The caches behind the memory tier, in the order in which they are read; none without a cache."""
+        return () if self._opened is None else self._opened.tiers
 
     def from_memory(self, keys: Sequence[bytes]) -> Found:
         """Return the entries that are in memory; none for bulk look-ups."""

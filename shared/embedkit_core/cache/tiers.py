@@ -245,8 +245,8 @@ def open_tiers(tiers: Sequence[OpenCache]) -> CacheTiers:
     Raises:
         ConfigurationError: Two of them are the same cache.
     """
-    stores = {id(tier.redis_connection or tier.cache) for tier in tiers}
-    if len(stores) < len(tiers):
+    different = {id(tier.redis_connection or tier.cache) for tier in tiers}
+    if len(different) < len(tiers):
         raise ConfigurationError("cache: a list must not contain the same cache twice. Remove one of them.")
     ids = tuple(id(tier.cache) for tier in tiers)  # of no other caches as long as the tiers live
     with _lock.lock:

@@ -289,4 +289,4 @@ def warm(
 
 
 def _write_failures(embedder: Embedder) -> int:
-    return sum(cache.write_failures for cache in embedder.vector_cache.stores)
+    return sum(cache.write_failures for cache in embedder.vector_cache.tiers)

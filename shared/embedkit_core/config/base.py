@@ -116,7 +116,7 @@ class BaseEmbedder:
         self.price = price_of(self.provider, prices)
         self.meter = Meter(self.price.usd_per_million)
         self.vector_cache: EmbedderCache = open_embedder_cache(cache)
-        self._coordination = make_coordination(coordination, account, self.provider, self.vector_cache.stores)
+        self._coordination = make_coordination(coordination, account, self.provider, self.vector_cache.tiers)
         if budget_name is not None and self.budget is not None:
             check_budget_is_shared(self.budget, self._coordination)
         self._format = resolved_model.format

@@ -31,7 +31,7 @@ def coordination_of(model):
 def test_embedders_with_the_same_folder_share_a_coordinator(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     default = Embedder(**OPENAI)
-    folder = default.vector_cache.stores[0].folder
+    folder = default.vector_cache.tiers[0].folder
     others = [Embedder(**OPENAI, cache=cache) for cache in (folder, str(folder), folder.as_uri())]
     handles = {coordination_of(one).handle for one in (default, *others, copy.copy(default), default.without_cache())}
     assert [str(handle) for handle in handles] == [str(folder / LOCAL_FOLDER)]

@@ -147,7 +147,7 @@ def test_addresses_and_lists_are_pickled_and_folders_are_absolute(embedder_class
     monkeypatch.chdir("/")
     copied = pickle.loads(data)
     core = getattr(copied, "embedder", copied)
-    folder, database = core.vector_cache.stores
+    folder, database = core.vector_cache.tiers
     assert folder.folder == tmp_path / "folder"
     assert str(database.redis_connection) == ADDRESS
     assert str(coordination_of(core).handle) == ADDRESS
@@ -187,4 +187,4 @@ def test_a_later_change_of_the_list_changes_no_embedder(tmp_path):
     caches = [tmp_path / "1", tmp_path / "2"]
     embedder = Embedder(**OPENAI, cache=caches)
     caches.append(tmp_path / "3")
-    assert len(pickle.loads(pickle.dumps(embedder)).vector_cache.stores) == 2
+    assert len(pickle.loads(pickle.dumps(embedder)).vector_cache.tiers) == 2
