@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from langchain_core.stores import BaseStore, ByteStore
 
 from embedkit_core import ConfigurationError
-from embedkit_core.adapters.byte_stores import BytesCache, HexKeys
+from embedkit_core.cache import BytesCache
 
 
 class ByteStoreCache(BytesCache):
@@ -33,4 +35,22 @@ class ByteStoreCache(BytesCache):
                 f"store: must be a ByteStore of LangChain (got {type(store).__name__}). Pass for example "
                 "LocalFileStore('folder'); for another store of bytes, use embedkit_core.cache.BytesCache."
             )
-        super().__init__(HexKeys(store))
+        super().__init__(_HexKeys(store))
+
+
+class _HexKeys:
+    """A store of bytes in a store of LangChain, whose keys are text: a key is written in hexadecimal digits."""
+
+    def __init__(self, store: ByteStore) -> None:
+        self._store = store
+
+    def mget(self, keys: Sequence[bytes]) -> Sequence[object]:
+        """Return a value for each key; None for a miss."""
+        return self._store.mget([key.hex() for key in keys])
+
+    def mset(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store values."""
+        self._store.mset([(key.hex(), value) for key, value in items])
+
+    def close(self) -> None:
+        """Do nothing: the store belongs to the user, and has no method to close it."""

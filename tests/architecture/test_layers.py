@@ -10,7 +10,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import embedkit_core
-from embedkit_core.adapters import arguments, base, byte_stores
+from embedkit_core import cache
+from embedkit_core.adapters import arguments, base
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "shared" / "embedkit_core"
@@ -157,7 +158,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_the_adapters_do_not_import_each_other_and_only_public_names_of_the_core():
     public = {f"embedkit_core.{name}" for name in embedkit_core.__all__}
-    for module in (base, arguments, byte_stores):
+    for module in (base, arguments, cache):
         public |= {f"{module.__name__}.{name}" for name in module.__all__}
     frameworks = set().union(*ADAPTERS.values())
     for adapter, framework in ADAPTERS.items():
