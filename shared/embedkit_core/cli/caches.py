@@ -104,7 +104,7 @@ def opened(path: str | None, option: str) -> CacheFolder:
     """Return the cache at `path`, which need not exist; an error names the option or argument of the path."""
     if scheme_of(path) is not None:
         raise ConfigurationError(f"{option}: this command needs a folder (got an address). Use the path of a folder.")
-    with _errors_name(option):
+    with _named(option):
         return CacheFolder(path)
 
 
@@ -112,13 +112,13 @@ def _target(name: str) -> CacheFolder | Cache:
     """Return the cache to copy to, in a folder or at an address."""
     if scheme_of(name) is None:
         return opened(name, "TARGET")
-    with _errors_name("TARGET"):
+    with _named("TARGET"):
         return open_url(name)
 
 
 @contextmanager
-def _errors_name(option: str) -> Iterator[None]:
-    """Let errors about the argument `cache` name an option or an argument of the command."""
+def _named(option: str) -> Iterator[None]:
+    """Name an option or an argument of the command in errors about the argument `cache`."""
     problem: ConfigurationError | None = None
     try:
         yield
