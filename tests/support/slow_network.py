@@ -16,10 +16,11 @@ class SlowNetwork:
 
     Attributes:
         port: The port of the relay.
+        target: The port of the server, for new connections.
     """
 
     def __init__(self, target: int, seconds: float) -> None:
-        self._target, self._seconds = target, seconds
+        self.target, self._seconds = target, seconds
         self._ready: Future[int] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="slow-network")
 
@@ -50,7 +51,7 @@ class SlowNetwork:
         await asyncio.gather(*self._tasks, *(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
         self._writers += writer, back
         self._tasks += (
             self._loop.create_task(self._forward(source, target))

@@ -8,11 +8,14 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from support.slow_network import SlowNetwork
 
 from embedkit_core.cache.redis.address import PASSWORD, USERNAME
 from embedkit_core.cache.redis.cache import KEY_PREFIX, MAX_BYTES_PER_TRIP, RedisCache, open_address
 from embedkit_core.cache.redis.connection import ANSWER_SECONDS, CONNECT_SECONDS, RedisConnection, connection_of
+from embedkit_core.common.errors import CoordinationError
 from embedkit_core.common.types import Entry
+from embedkit_core.coordination.redis.coordinator import RedisCoordinator
 
 RIGHTS = "+mget +set +ping +select"
 
@@ -236,6 +239,26 @@ def test_a_read_only_replica_serves_hits_and_says_where_to_write(new_redis, capl
         cache.set_many(rows(1, start=50))
     assert cache.stats.write_failures == 1
     assert "it is a read-only replica. Use the address of the primary" in caplog.text
+
+
+@pytest.mark.parametrize("use", ["write", "coordinate"])
+def test_a_primary_that_becomes_a_replica_is_left_for_the_one_at_its_address(new_redis, use):
+    old, new, items = new_redis(), new_redis(), rows(1)
+    with SlowNetwork(old.port, 0.0) as network, closing(open_address(f"redis://127.0.0.1:{network.port}/0")) as cache:
+        coordinator = RedisCoordinator(cache.connection)
+        assert cache.get_many(keys(items)) == {}
+        network.target = new.port
+        with old.client() as client:
+            client.replicaof("127.0.0.1", new.port)
+        if use == "write":
+            cache.set_many(items)
+        else:
+            with pytest.raises(CoordinationError, match="it is a read-only replica"):
+                coordinator.exchange([], [])
+        cache.set_many(items)
+        coordinator.exchange([], [])
+        with new.client() as client:
+            assert client.exists(KEY_PREFIX + keys(items)[0])
 
 
 def test_user_and_password_are_read_from_the_environment(new_redis, monkeypatch, caplog):

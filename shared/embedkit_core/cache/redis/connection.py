@@ -152,6 +152,8 @@ class RedisConnection:
         """Return the error to raise; if the server is down, open the circuit breaker and log it."""
         reason = f"Redis {self.name} cannot be used: {reason_of(error, ANSWER_SECONDS)}."
         if not is_down(error):
+            if isinstance(error, redis.exceptions.ReadOnlyError):  # after a failover, its name may have another address
+                self.close()
             return RedisAccessError(reason)
         with self._lock.lock:
             if self._failure is None:

@@ -273,6 +273,7 @@ class RedisCoordinator:
             self._info = self._run(lambda client: client.info())
             reason = checks.defect(self._info)
             if reason is not None:
+                self._connection.close()  # after a failover, its name may have another address
                 raise CoordinationError(f"Redis {self._connection.name} cannot coordinate processes: {reason}.")
             if checks.eviction(self._info) is not None:
                 self._warn(
