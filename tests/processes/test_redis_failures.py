@@ -62,9 +62,9 @@ def test_the_texts_of_a_killed_process_are_embedded_by_those_that_wait_after_ten
     victim.kill()
     server.release()
     for n, other in enumerate(others):
-        result = other.run(finish_embedding)
+        result = other.start(finish_embedding).result(60)
         check(result, [*texts, f"own {n}"])
-        assert result.seconds < 25  # ten, and a busy machine
+        assert result.seconds < 40  # ten, and a busy machine
         assert not other.warnings()
     assert repaid(server).keys() <= in_flight
     assert all(n <= 2 for n in server.billed_texts.values())
