@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from os import PathLike
 from pathlib import Path
@@ -14,7 +15,7 @@ from embedkit_core.common.types import Cache
 if TYPE_CHECKING:
     from embedkit_core.cache.disk.cache import DiskCache
 
-
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+://", re.I)  # a single letter is a Windows drive
 _open_caches: weakref.WeakValueDictionary[Path, DiskCache] = weakref.WeakValueDictionary()
 _lock = ForkLock()
 
@@ -41,6 +42,10 @@ def open_folder(name: str | PathLike[str]) -> Cache:
     Raises:
         ConfigurationError: It cannot be a folder, for example because a parent is a file.
     """
+    if _ADDRESS.search(str(name)):  # the message does not show it, since it may have a password
+        raise ConfigurationError(
+            "cache: a folder must not have an address in its name. Pass an address alone, or several caches as a list."
+        )
     try:
         folder = Path(name).expanduser()
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

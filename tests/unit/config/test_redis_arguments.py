@@ -131,6 +131,13 @@ def test_an_address_that_names_no_database_is_refused_without_showing_it(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_several_caches_in_one_text_are_refused_without_showing_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for cache in ("folder,redis://:hunter2@host/0", " redis://:hunter2@host/0"):
+        with pytest.raises(ConfigurationError, match=r"^cache: a folder must not have an address .* as a list\.$"):
+            Embedder(**OPENAI, cache=cache)
+
+
 def test_a_list_must_not_name_a_database_twice(tmp_path):
     def check(caches):
         with pytest.raises(ConfigurationError, match=r"^cache: a list must not contain the same cache twice"):
