@@ -52,6 +52,8 @@ class Model:
 
     def begin(self, number, keys, sizes, names) -> None:
         one = self.participants[number]
+        held_here = {key for holder, _, held, _, is_lost in self.open if holder is one and not is_lost for key in held}
+        keys = [key for key in keys if key not in held_here]  # a scheduler does not send a text that it is sending
         amounts = {i: Amount(size, size // 20) for i, size in enumerate(sizes[: len(keys)])}
         reservations = [Reservation(name, LIMIT if name == "all" else SMALL, amounts) for name in names]
         begin = Begin(ACCOUNT, "acme:small", keys, [1] * len(keys), self.now + 1, reservations=reservations)

@@ -101,7 +101,7 @@ async def test_each_request_takes_one_permit_and_a_hit_takes_none(server, tmp_pa
 def test_the_llamaindex_limiter_gets_the_tokens_of_each_request(server):
     limiter = LlamaIndexStyle()
     model = llamaindex(server, limiter, max_batch_texts=10)
-    model.get_text_embedding_batch(numbered(25, tokens=5))
+    model.get_text_embedding_batch(numbered(25, tokens=50))
     first, *others = server.requests
     assert limiter.asked[0] == sum(estimate_tokens(t, t.encode()) for t in first.texts)
     # The bill of the first request corrects the estimate.

@@ -38,6 +38,7 @@ SHRINK_FACTOR = 0.7  # of the requests in flight, on overload
 SIMILAR_IN_FLIGHT = 0.75  # of the requests in flight that were accepted; a refusal with fewer is a rate limit
 RECOVERY = 0.25  # additional requests in flight, for each round of replies and each second since the overload
 DECAY = 0.98  # weight of all earlier bills at each new one
+MIN_CALIBRATION_TOKENS = 200  # fewer are filled up, as if billed as estimated: the bill of a short text says little
 MAX_TOKENS_PER_ESTIMATED = 8.0  # a bill beyond this is implausible
 MIN_REQUEST_RATE, MIN_TOKEN_RATE = 0.2, 1_000.0  # per second; where the search for a rate starts
 REGROWTH = 1.02  # of the minimum request size, for each reply after refusals reduced it
@@ -376,9 +377,9 @@ class RateController:
 
     def _calibrate(self, estimated: int, billed: int) -> None:
         self._billed, self._estimated = DECAY * self._billed + billed, DECAY * self._estimated + estimated
-        self.tokens_per_estimated = min(
-            MAX_TOKENS_PER_ESTIMATED, max(1 / MAX_TOKENS_PER_ESTIMATED, self._billed / self._estimated)
-        )
+        missing = max(0.0, MIN_CALIBRATION_TOKENS - self._estimated)
+        ratio = (self._billed + missing) / (self._estimated + missing)
+        self.tokens_per_estimated = min(MAX_TOKENS_PER_ESTIMATED, max(1 / MAX_TOKENS_PER_ESTIMATED, ratio))
 
 
 def _shows_exhaustion(status: RateLimitStatus | None, sent: SentRequest) -> bool:
