@@ -25,9 +25,9 @@ INGEST = {"budget_tokens": 300, "budget_name": "ingest"}
 
 
 def test_processes_share_a_named_budget(workers, server):
-    texts = numbered(60, TOKENS)
+    texts = numbered(120, TOKENS)  # none can pay for its part alone
     most = max(len(text.encode()) for text in texts) + 10
-    jobs = [worker.start(spend, texts[20 * n : 20 * n + 20]) for n, worker in enumerate(workers(3, **INGEST))]
+    jobs = [worker.start(spend, texts[40 * n : 40 * n + 40]) for n, worker in enumerate(workers(3, **INGEST))]
     results = [job.result() for job in jobs]
     assert 300 - most < server.billed_tokens <= 300
     assert TOKENS * sum(n for n, _, _ in results) == server.billed_tokens
