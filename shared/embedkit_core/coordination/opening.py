@@ -14,6 +14,7 @@ from embedkit_core.coordination.port import Coordinator, ProviderAccount
 if TYPE_CHECKING:
     from embedkit_core.cache.redis.connection import RedisConnection
 
+END_DELAY = 0.02  # with a network; other processes look for it at longer intervals
 LOCAL_FOLDER = "embedkit-coordination-v1"  # inside the user's cache folder
 
 
@@ -24,11 +25,17 @@ class CoordinatorHandle:
         name: The folder or address, without credentials. None for an object of the user's.
         coordinator: The object of the user's.
         make: Returns the coordinator, if it is none of the user's.
+        end_delay: Seconds that the end of a request may wait for the begin of another one, to save a trip.
     """
 
     def __init__(
-        self, name: str | None, coordinator: Coordinator | None = None, make: Callable[[], Coordinator] | None = None
+        self,
+        name: str | None,
+        coordinator: Coordinator | None = None,
+        make: Callable[[], Coordinator] | None = None,
+        end_delay: float = 0.0,
     ) -> None:
+        self.end_delay = end_delay
         self._name = name
         self._coordinator = coordinator
         self._make = make
@@ -91,7 +98,7 @@ def coordinator_of_redis(connection: RedisConnection) -> CoordinatorHandle:
         return coordinator
 
     # The handle keeps the connection, or the user's coordinator, so that no other object has its ID.
-    return _shared_handle(id(connection), lambda: CoordinatorHandle(connection.name, make=make))
+    return _shared_handle(id(connection), lambda: CoordinatorHandle(connection.name, make=make, end_delay=END_DELAY))
 
 
 def handle_of(coordinator: Coordinator) -> CoordinatorHandle:

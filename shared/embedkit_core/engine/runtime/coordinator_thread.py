@@ -65,6 +65,7 @@ class CoordinatorThread:
         self.used_at = time.monotonic()
         self._jobs: queue.SimpleQueue[Exchange | Check | None] = queue.SimpleQueue()
         self._ends: deque[End] = deque(maxlen=MAX_UNSENT_ENDS)
+        self._end_at = 0.0  # when the ends are sent, if no request begins before
         self._leases: set[LeaseID] = set()
         self._renew_at = 0.0
         self._off_until = 0.0
@@ -93,12 +94,12 @@ class CoordinatorThread:
             jobs: list[Exchange | Check] = []  # new, since jobs keep the results of callers alive
             job = None
             with contextlib.suppress(queue.Empty):
-                job = self._jobs.get(timeout=RENEW_SECONDS / 2 if self._leases or self._ends else None)
+                job = self._jobs.get(timeout=self._timeout())
                 while job is not None:
                     jobs.append(job)
                     job = self._jobs.get_nowait()
                 runs = False
-            self._exchange([job for job in jobs if isinstance(job, Exchange)])
+            self._exchange([job for job in jobs if isinstance(job, Exchange)], is_last=not runs)
             for job in jobs:
                 if isinstance(job, Check):
                     self._check(job)
@@ -106,10 +107,20 @@ class CoordinatorThread:
         with contextlib.suppress(Exception):
             self.handle.close()
 
-    def _exchange(self, jobs: list[Exchange]) -> None:
-        begins = [begin for job in jobs for begin in job.begins]
-        self._ends.extend(end for job in jobs for end in job.ends)
-        if not begins and not self._ends:
+    def _timeout(self) -> float | None:
+        """Return the seconds until there is something to do without a job; None for ever."""
+        if self._ends:
+            return max(0.0, self._end_at - time.monotonic())
+        return RENEW_SECONDS / 2 if self._leases else None
+
+    def _exchange(self, jobs: list[Exchange], *, is_last: bool) -> None:
+        begins, new_ends = [begin for job in jobs for begin in job.begins], [end for job in jobs for end in job.ends]
+        if not self._ends:
+            self._end_at = time.monotonic() + self.handle.end_delay
+        if any(end.pause for end in new_ends):
+            self._end_at = 0.0
+        self._ends.extend(new_ends)
+        if not begins and not (self._ends and (is_last or time.monotonic() >= self._end_at)):
             return
         ends = list(self._ends)
 
@@ -122,7 +133,9 @@ class CoordinatorThread:
             return grants
 
         grants = self._ask(exchange)
-        if grants is not None:
+        if grants is None:
+            self._end_at = time.monotonic() + RENEW_SECONDS / 2
+        else:
             self._ends.clear()
             if not self._leases:
                 self._renew_at = time.monotonic() + RENEW_SECONDS
