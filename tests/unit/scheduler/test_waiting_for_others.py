@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import numpy as np
 from support.caches import DictCache
@@ -141,8 +142,10 @@ def test_the_last_piece_of_a_text_does_not_wait_for_what_the_others_have_reserve
     embed = LongText(["aaaa bbbb cccc dddd"])  # its pieces reserve 7 tokens or less, and are billed at 1 or 2
     spend(embed.coordinator.process(), 100, 85)
     assert embed.finish() is None
-    [budget] = embed.coordinator.budgets()
-    assert budget.held.tokens < 7
+    until = time.monotonic() + TIMEOUT
+    while embed.coordinator.budgets()[0].held != Amount():  # the ends of the requests come a little later
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_the_other_pieces_of_a_text_are_not_sent_if_one_is_refused():
