@@ -3,7 +3,7 @@
 #   make demo                              examples/demo.py, on this machine; MODEL=openai:text-embedding-3-small uses the API
 #   make test                              lint, types and every test; ARGS="-k cache" picks some, WORKERS=8 is for a larger machine
 #   make lint | make types                 ruff | mypy, alone
-#   make test-extras                       each extra alone, from the wheel and from the sdist; EXTRAS="openai bare" picks some
+#   make test-extras                       each extra alone, from the wheel, and none from the sdist; EXTRAS="openai bare" picks some
 #   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
 #   make dist                              the wheel and the sdist, in dist/
 #   make invariants                        check that each invariant's test fails without the code that ensures it; ARGS="2 9" picks some
