@@ -115,6 +115,7 @@ $(INSTALLED): pyproject.toml
 	@test -e $(INSTALLED) || echo "first time: installing into $(VENV), one or two minutes"
 	@test ! -e $(INSTALLED) || echo "pyproject.toml has changed: bringing $(VENV) up to date"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade pip # that of Python 3.11 takes far longer to find versions that fit together
 	@$(MAKE) --no-print-directory torch
 	@$(PIP) install --editable ".[dev]"
 	@touch $(INSTALLED)
