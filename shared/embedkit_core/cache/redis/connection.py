@@ -161,7 +161,7 @@ class RedisConnection:
         return RedisAccessError(reason, is_logged=True)
 
     def _open_circuit(self, reason: str) -> None:
-        """Let operations fail until a probe succeeds. Log it, unless the log has it for this outage."""
+        """Make operations fail until a probe succeeds. Log it, unless the log has it for this outage."""
         now = time.monotonic()
         if now - self._failed_at > _STABLE_SECONDS:
             self._pause, self._logged = 0.0, None

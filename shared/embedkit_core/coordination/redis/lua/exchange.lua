@@ -376,12 +376,9 @@ local function forget_models()
   end
 end
 
-local refused = refusal()
+local refused = refusal() or overtaken()
 if refused then
   return refused
-end
-if is_overtaken() then
-  return { 'overtaken' }
 end
 repair_times()
 local processes = count_processes()

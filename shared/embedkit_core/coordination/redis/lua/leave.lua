@@ -1,11 +1,8 @@
 -- Remove the caller, unless it has leases that it has not ended.
 
-local refused = refusal()
+local refused = refusal() or overtaken()
 if refused then
   return refused
-end
-if is_overtaken() then
-  return { 'overtaken' }
 end
 finish_unknown()
 for _, id in ipairs(active_leases(request.owner, -1)) do

@@ -62,39 +62,31 @@ end
 
 local function write()
   local removals = {}
-  local function set(key, values)
-    local pairs_to_set, fields_to_remove, n = {}, {}, 0
-    for field, value in pairs(values) do
-      if value then
-        pairs_to_set[n + 1], pairs_to_set[n + 2], n = field, value, n + 2
+  local function store(key, values, set, remove)
+    local arguments, removed, n = {}, {}, 0
+    for name, value in pairs(values) do
+      if not value then
+        removed[#removed + 1] = name
+      elseif set == 'ZADD' then
+        arguments[n + 1], arguments[n + 2], n = text(value), name, n + 2
       else
-        fields_to_remove[#fields_to_remove + 1] = field
+        arguments[n + 1], arguments[n + 2], n = name, value, n + 2
       end
     end
-    call_in_parts('HSET', key, pairs_to_set)
-    removals[#removals + 1] = { 'HDEL', key, fields_to_remove }
+    call_in_parts(set, key, arguments)
+    removals[#removals + 1] = { remove, key, removed }
   end
-  set(CLAIMS, claims)
+  store(CLAIMS, claims, 'HSET', 'HDEL')
   for _, from in ipairs({ leases, models, budgets, attempts }) do
     local values = {}
     for field in pairs(from.changed) do
       local record = from.known[field]
       values[field] = type(record) == 'table' and cmsgpack.pack(record) or record
     end
-    set(from.key, values)
+    store(from.key, values, 'HSET', 'HDEL')
   end
   for key, members in pairs(scores) do
-    local pairs_to_set, members_to_remove = {}, {}
-    for member, score in pairs(members) do
-      if score then
-        pairs_to_set[#pairs_to_set + 1] = text(score)
-        pairs_to_set[#pairs_to_set + 1] = member
-      else
-        members_to_remove[#members_to_remove + 1] = member
-      end
-    end
-    call_in_parts('ZADD', key, pairs_to_set)
-    removals[#removals + 1] = { 'ZREM', key, members_to_remove }
+    store(key, members, 'ZADD', 'ZREM')
   end
   for _, removal in ipairs(removals) do
     call_in_parts(unpack(removal))
@@ -112,15 +104,15 @@ local function refusal()
   end
 end
 
--- Return true for a call that a later one of the same owner has overtaken, because its connection was lost.
-local function is_overtaken()
+-- Return what is replied to a call that a later one of the same owner has overtaken, because its connection was lost;
+-- else nothing.
+local function overtaken()
   local attempt = tonumber(ARGV[2])
   local last = redis.call('HGET', ATTEMPTS, request.owner)
   if last and tonumber(last) >= attempt then
-    return true
+    return { 'overtaken' }
   end
   put(attempts, request.owner, text(attempt))
-  return false
 end
 
 -- Owners
