@@ -150,9 +150,14 @@ class BudgetCases(CoordinationCases):
 
         with ThreadPoolExecutor(3) as pool:
             spent = sum(pool.map(run, range(3)))
-        status = status_of(self.make(tmp_path), NAME, LIMIT)
+        last = self.make(tmp_path)
+        status = status_of(last, NAME, LIMIT)
         assert (status.spent.nano_usd, status.lost, status.held) == (spent, NOTHING, NOTHING)
-        assert 900 < spent <= 1000
+        assert 0 < spent <= 1000
+        # What the others left is usable, and not more than that.
+        assert reserve(last, NAME, LIMIT, Amount(1001 - spent, 1)).lease is None
+        if spent < 1000:
+            _granted(reserve(last, NAME, LIMIT, Amount(1000 - spent, 1)))
 
     # Lost leases
 
