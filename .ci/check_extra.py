@@ -160,12 +160,26 @@ def use_redis():
     expect(len(warnings) == 1 and "cannot be reached" in warnings[0], "a warning says so, once")
 
 
+def use_ray():
+    import ray
+
+    from embedkit_core.fleet.ray import embed
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    server = FakeServer()  # only this process has it, so nothing is embedded
+    embedder = Embedder("fake:any", base_url=server.url, cache=False)
+    dataset = embed(ray.data.from_items([{"text": "x"}]), "text", embedder, workers=1)
+    expect(isinstance(dataset, ray.data.Dataset), "a dataset with vectors is planned")
+    ray.shutdown()
+
+
 OTHERS = {
     "prices": use_prices,
     "progress": use_progress,
     "otel": use_otel,
     "diskcache": use_diskcache,
     "redis": use_redis,
+    "ray": use_ray,
     "tools": use_tools,
     "cli": use_cli,
 }
@@ -186,6 +200,7 @@ def without_others():
         ("opentelemetry", "otel", instrument),
         ("diskcache", "diskcache", raw_disk),
         ("redis", "redis", in_redis),
+        ("ray", "ray", partial(exec, "import embedkit_core.fleet.ray")),
         ("matplotlib", "tools", speed),
     )
     for package, name, attempt in needs:

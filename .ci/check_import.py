@@ -1,4 +1,4 @@
-"""Check that a package imports no provider SDK, torch, tokenizer or other framework: `check_import.py <package>`."""
+"""Check that a package imports no provider SDK, torch, tokenizer, engine or other framework: `check_import.py <package>`."""
 
 import importlib
 import sys
@@ -7,6 +7,7 @@ import time
 SDKS = {"openai", "voyageai", "cohere", "aiohttp", "httpx", "httpx2", "requests"}
 HEAVY = SDKS | {"torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken", "huggingface_hub"}
 FRAMEWORKS = {"langchain_core", "llama_index"}
+ENGINES = {"ray", "dask", "distributed", "pyarrow", "pandas"}
 OWN_FRAMEWORK = {"langchain_embedkit": "langchain_core", "llamaindex_embedkit": "llama_index"}
 
 package = sys.argv[1]
@@ -14,7 +15,7 @@ began = time.perf_counter()
 module = importlib.import_module(package)
 seconds = time.perf_counter() - began
 
-unwanted = sorted((HEAVY | FRAMEWORKS - {OWN_FRAMEWORK.get(package)}) & sys.modules.keys())
+unwanted = sorted((HEAVY | ENGINES | FRAMEWORKS - {OWN_FRAMEWORK.get(package)}) & sys.modules.keys())
 if unwanted:
     sys.exit(f"import {package} also imports {', '.join(unwanted)}")
 print(f"import {package}: {seconds:.2f} s, {len(sys.modules)} modules, none of them heavy")

@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Literal, TypeAlias
 
 from embedkit_core.cache import urls
-from embedkit_core.cache.access import CacheReader, Found, OpenCache
+from embedkit_core.cache.access import CacheReader, DeferredWrites, Found, OpenCache
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.cache.opening import default_folder, open_cache, open_folder
 from embedkit_core.common.errors import ConfigurationError
@@ -86,6 +86,11 @@ class EmbedderCache:
         if self._memory.get(key) is not None:
             return "memory"
         return "cache" if any(self._reader.read([key])) else "provider"
+
+    def flush(self, timeout: float) -> None:
+        """Wait until all caches of a list have what was written, for up to `timeout` seconds."""
+        if isinstance(self.backend, DeferredWrites):
+            self.backend.flush(timeout)
 
     def close(self) -> None:
         """Clear the memory tier and close the cache if it is owned; other users of the folder open it again."""

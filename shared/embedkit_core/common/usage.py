@@ -29,6 +29,12 @@ def _sum(left: Any, right: Any) -> Any:
     return USD.add(left, right) if isinstance(left, Decimal) else left + right
 
 
+def _difference(total: Any, earlier: Any) -> Any:
+    if total is None or earlier is None:
+        return total
+    return USD.subtract(total, earlier) if isinstance(total, Decimal) else total - earlier
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Counts of texts, requests and tokens, with their cost.
@@ -102,6 +108,10 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(_sum(getattr(self, name), getattr(other, name)) for name in USAGE_FIELDS))
+
+    def __sub__(self, other: Usage) -> Usage:
+        """Return the usage since an earlier reading of the same total."""
+        return Usage(*(_difference(getattr(self, name), getattr(other, name)) for name in USAGE_FIELDS))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

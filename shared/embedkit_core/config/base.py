@@ -290,12 +290,27 @@ class BaseEmbedder:
                 "spend the whole budget. Set budget_name= for one budget of all processes, or create an embedder with "
                 "a budget of its own in each process."
             )
-        return from_pickle, (type(self), to_pickle(self._arguments, self.provider), self._secrets.to_pickle())
+        arguments = to_pickle(self._arguments, parameter_defaults(), self.provider)
+        return from_pickle, (type(self), arguments, self._secrets.to_pickle())
+
+    def check_can_be_sent(self) -> None:
+        """Check that the workers of an engine can use a pickle of the object, and that it has no API key.
+
+        Raises:
+            ConfigurationError: They cannot, or it has.
+        """
+        self._secrets.check_can_be_sent(self.provider.key_variable)
+
+
+@functools.cache
+def parameter_defaults() -> Mapping[str, Any]:
+    """Return the constructor's arguments with their defaults."""
+    parameters = inspect.signature(BaseEmbedder.__init__).parameters
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n: p.default for n, p in parameters.items() if n != "self" and p.kind not in unnamed}
 
 
 @functools.cache
 def parameter_names() -> tuple[str, ...]:
     """Return the names of the constructor's arguments."""
-    parameters = inspect.signature(BaseEmbedder.__init__).parameters
-    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple(name for name, parameter in parameters.items() if name != "self" and parameter.kind not in unnamed)
+    return tuple(parameter_defaults())

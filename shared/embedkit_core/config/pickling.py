@@ -44,6 +44,31 @@ class PickledSecrets:
         revealed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in given.items()}
         return {n: v if isinstance(v, (str, dict, tuple)) or _can_pickle(v) else True for n, v in revealed.items()}
 
+    def check_can_be_sent(self, key_variable: str | None) -> None:
+        """Check that other processes get all that was given, and that it has no API key.
+
+        Args:
+            key_variable: The environment variable of the provider's API key.
+
+        Raises:
+            ConfigurationError: An API key was given, or something that would not be pickled.
+        """
+        variable = key_variable or "the provider's variable"
+        for name in self._given:
+            if name == "api_key" and not callable(reveal(self._given[name])):
+                raise ConfigurationError(
+                    f"api_key: no key is sent to workers. Omit it and set {variable} in their environment, or pass "
+                    "a function of a module that returns the key, with pickle_api_key=True."
+                )
+            if not self._may_pickle:
+                raise ConfigurationError(
+                    f"{name}: is not sent to workers, since it may hold a secret. Set pickle_api_key=True to send it."
+                )
+            if name == "api_key" and not _can_pickle(reveal(self._given[name])):
+                raise ConfigurationError(
+                    "api_key: the function cannot be pickled. Define it in a module that the workers can import."
+                )
+
 
 def snapshot_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments without secrets; mappings are copied, so that later changes by the caller have no effect."""
@@ -79,8 +104,8 @@ def _plain(value: Any) -> Any:
     return {"min": value.start, "max": value.stop - 1} if isinstance(value, range) else value
 
 
-def to_pickle(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
-    """Return the arguments to pickle.
+def to_pickle(arguments: Mapping[str, Any], defaults: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
+    """Return the arguments to pickle: those that are not the defaults.
 
     The base URL and the cache folder are resolved here: with another environment or working directory they would name
     another server or folder.
@@ -99,13 +124,19 @@ def to_pickle(arguments: Mapping[str, Any], provider: Provider) -> dict[str, Any
         logger.warning("rate_limiter of %s:%s cannot be pickled; the copy has none", provider.name, provider.model)
         limiter = None
     progress = arguments["progress"]
-    return {
+    pickled = {
         **arguments,
         "cache": cache,
         "rate_limiter": limiter,
         "progress": progress if isinstance(progress, bool) or _can_pickle(progress) else None,
         "base_url": provider.url or None,
     }
+    return {name: value for name, value in pickled.items() if not _is_same(value, defaults[name])}
+
+
+def _is_same(value: object, default: object) -> bool:
+    """Return True for the default of an argument, of which all are constants."""
+    return type(value) is type(default) and value == default
 
 
 def _cache_to_pickle(cache: object) -> object:

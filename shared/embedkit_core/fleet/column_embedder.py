@@ -1,0 +1,159 @@
+"""A callable that embeds a column of a batch, in the workers of any engine."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+
+from embedkit_core.calls.plan import reason_for, unknown_width_error
+from embedkit_core.common.errors import ConfigurationError, InputError
+from embedkit_core.common.fork_safety import ForkLock
+from embedkit_core.common.types import InputType, Vectors
+from embedkit_core.common.usage import Usage
+from embedkit_core.common.validation import check_choice
+from embedkit_core.embedder import Embedder
+from embedkit_core.fleet.columns import Batch, add_columns, read_column
+
+if TYPE_CHECKING:
+    from embedkit_core.observability.progress import ProgressOption
+
+FLUSH_SECONDS = 5.0  # that a batch waits until all caches of a list have its vectors
+
+_embedders: dict[tuple[bytes, bool], Embedder] = {}  # of this process, by pickle and by whether errors are raised
+_lock = ForkLock()
+
+
+class ColumnEmbedder:
+    """Embeds a column of texts, batch by batch, in the workers of an engine such as Ray, Dask or Spark.
+
+    It is pickled in a few hundred bytes: the settings of the embedder, and never an API key, which each worker reads
+    from its environment. A process has one embedder for all copies, so that they share connections, limits and cache.
+    Calls are thread-safe. No engine is imported.
+
+    Args:
+        embedder: An `Embedder`, whose settings are used, or the name of a model.
+        text_column: The name of the column with the texts.
+        vector_column: The name of the column to add. An existing one is replaced.
+        input_type: "document" or "query".
+        error_column: The name of a column to add for errors: the message for a text that has no vector, null for the
+            others. The vector of such a text is NaN, or 0 in an integer dtype. By default, errors are raised.
+
+    Raises:
+        ConfigurationError: An argument is invalid, or the embedder has something that cannot be sent to other
+            processes: an API key, a budget without a name, a cache object.
+
+    Example:
+        ```python
+        embed = ColumnEmbedder(Embedder("openai:text-embedding-3-small", cache="vectors"), "text", "vector")
+        batch = embed({"text": np.array(["Cats purr.", "Dogs bark."])})
+        batch["vector"].shape  # (2, 1536)
+        ```
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder | str,
+        text_column: str = "text",
+        vector_column: str = "vector",
+        *,
+        input_type: InputType = "document",
+        error_column: str | None = None,
+    ) -> None:
+        if isinstance(embedder, str):
+            embedder = Embedder(embedder)
+        if not isinstance(embedder, Embedder):
+            raise ConfigurationError(
+                f"embedder: must be an embedkit_core.Embedder or the name of a model (got {type(embedder).__name__})"
+            )
+        names = {"text_column": text_column, "vector_column": vector_column, "error_column": error_column}
+        for argument, name in names.items():
+            if (name is not None or argument != "error_column") and (not isinstance(name, str) or not name):
+                raise ConfigurationError(f"{argument}: must be the name of a column (got {name!r:.80})")
+        if len(set(names.values())) < len(names):
+            raise ConfigurationError(
+                f"{', '.join(names)}: must be different (got {', '.join(map(repr, names.values()))})"
+            )
+        check_choice("input_type", input_type, get_args(InputType))
+        embedder.check_can_be_sent()
+        self._pickle = pickle.dumps(embedder)
+        self.text_column, self.vector_column, self.error_column = text_column, vector_column, error_column
+        self._input_type = input_type
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder of this process, which is made at first use."""
+        return _embedder_of(self._pickle, raises=self.error_column is None)
+
+    @property
+    def usage(self) -> Usage:
+        """The usage of all copies in this process."""
+        return self.embedder.usage
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Embed the texts of a batch in one call, with as many requests at a time as the embedder allows.
+
+        Args:
+            batch: A mapping of column names to arrays or lists, a pyarrow.Table or a pandas.DataFrame.
+
+        Returns:
+            A batch of the same type with the column of vectors: in a mapping an array of shape (n_texts, dimensions),
+            in a table lists of fixed size, in a frame arrays. The other columns are unchanged.
+
+        Raises:
+            ConfigurationError: The batch is of another type, or has no column of that name.
+            InputError, PartialFailureError, ProviderError, BudgetError: As in `Embedder.embed`, without an
+                `error_column`. The vectors of the other texts are in the cache.
+        """
+        return self.embed(batch)
+
+    def embed(self, batch: Batch, *, progress: ProgressOption = None) -> Batch:
+        """Embed the texts of a batch as a call does, and report the progress."""
+        texts = read_column(batch, self.text_column)
+        embedder = self.embedder
+        if self.error_column is None:
+            columns = {}
+            vectors = embedder.embed(texts, input_type=self._input_type, progress=progress).vectors
+        else:
+            vectors, errors = self._embed_valid(embedder, texts, progress)
+            columns = {self.error_column: [errors.get(position) for position in range(len(texts))]}
+        embedder.vector_cache.flush(FLUSH_SECONDS)
+        return add_columns(batch, {self.vector_column: vectors}, columns)
+
+    def _embed_valid(
+        self, embedder: Embedder, texts: list[str], progress: ProgressOption
+    ) -> tuple[Vectors, dict[int, str]]:
+        """Return the vectors, and the messages of the texts that have none, by position."""
+        errors: dict[int, str] = {}
+        valid = [*range(len(texts))]
+        try:
+            result = embedder.embed(texts, input_type=self._input_type, progress=progress)
+        except InputError as error:
+            errors = {position: f"The text is {reason_for(texts[position])}." for position in error.indices}
+            valid = [position for position in valid if position not in errors]
+            result = embedder.embed([texts[i] for i in valid], input_type=self._input_type, progress=progress)
+        width = result.vectors.shape[1]
+        if texts and not width:
+            raise next(iter(result.failed.values()), unknown_width_error(embedder.model, errors))
+        errors |= {valid[position]: str(error) for position, error in result.failed.items()}
+        if len(valid) == len(texts):
+            return result.vectors, errors
+        dtype = result.vectors.dtype
+        vectors = np.full((len(texts), width), np.nan if dtype.kind == "f" else 0, dtype)
+        vectors[valid] = result.vectors
+        return vectors, errors
+
+
+def _embedder_of(pickled: bytes, *, raises: bool) -> Embedder:
+    """Return the embedder of this process for a pickle."""
+    key = (pickled, raises)
+    with _lock.lock:
+        found = _embedders.get(key)
+    if found is None:
+        found = pickle.loads(pickled)  # noqa: S301 - made by the constructor; outside of the lock, it imports modules
+        found.settings = replace(found.settings, on_error="raise" if raises else "return", progress=None)
+        with _lock.lock:
+            found = _embedders.setdefault(key, found)
+    return found

@@ -1,0 +1,95 @@
+"""Batches of columns as engines pass them: a mapping of arrays, a pyarrow table or a pandas frame.
+
+Their packages are not imported: who has a table or a frame has imported them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import Vectors
+
+Batch: TypeAlias = Any  # a Mapping[str, array or list], a pyarrow.Table or a pandas.DataFrame
+
+
+def read_column(batch: Batch, name: str) -> list[Any]:
+    """Return the values of a column as Python objects, with None for nulls.
+
+    Raises:
+        ConfigurationError: There is no such column, or the batch is of another type.
+    """
+    if _is_table(batch):
+        if name not in batch.column_names:
+            _refuse_name(name, batch.column_names)
+        values: list[Any] = batch.column(name).to_pylist()
+        return values
+    if _is_frame(batch):
+        if name not in batch.columns:
+            _refuse_name(name, batch.columns)
+        return _without_nulls(batch[name])
+    if isinstance(batch, Mapping):
+        if name not in batch:
+            _refuse_name(name, batch)
+        column = batch[name]
+        return column.tolist() if isinstance(column, np.ndarray) else list(column)
+    raise ConfigurationError(
+        "batch: must be a mapping of column names to arrays, a pyarrow.Table or a pandas.DataFrame (got "
+        f"{type(batch).__name__})"
+    )
+
+
+def add_columns(batch: Batch, vectors: Mapping[str, Vectors], texts: Mapping[str, Sequence[str | None]]) -> Batch:
+    """Return a copy of a batch with additional columns; columns with the same names are replaced.
+
+    Args:
+        batch: The batch, with n rows.
+        vectors: By name, arrays of shape (n, numbers): an array in a mapping, a column of lists of fixed size in a
+            table, a column of arrays in a frame.
+        texts: By name, n texts or nulls.
+    """
+    if _is_table(batch):
+        arrow = sys.modules["pyarrow"]
+        lists = {
+            name: arrow.FixedSizeListArray.from_arrays(arrow.array(np.ravel(rows)), rows.shape[1])
+            for name, rows in vectors.items()
+        }
+        strings = {name: arrow.array(values, arrow.string()) for name, values in texts.items()}
+        return set_table_columns(batch, lists | strings)
+    if _is_frame(batch):
+        series = sys.modules["pandas"].Series
+        columns = {**vectors, **texts}
+        return batch.assign(**{n: series([*values], batch.index, dtype=object) for n, values in columns.items()})
+    return {**batch, **vectors, **{name: np.array(values, dtype=object) for name, values in texts.items()}}
+
+
+def set_table_columns(table: Any, columns: Mapping[str, Any]) -> Any:
+    """Return a copy of a pyarrow.Table with additional columns; columns with the same names are replaced."""
+    for name, column in columns.items():
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
+
+
+def _is_table(batch: Batch) -> bool:
+    return isinstance(batch, getattr(sys.modules.get("pyarrow"), "Table", ()))
+
+
+def _is_frame(batch: Batch) -> bool:
+    return isinstance(batch, getattr(sys.modules.get("pandas"), "DataFrame", ()))
+
+
+def _without_nulls(series: Any) -> list[Any]:
+    return [None if null else value for value, null in zip(series.tolist(), series.isna().tolist(), strict=True)]
+
+
+def _refuse_name(name: str, names: Any) -> NoReturn:
+    raise ConfigurationError(
+        f"text_column: the batch has no column {name!r}. It has {', '.join(repr(one) for one in names) or 'none'}."
+    )

@@ -1,0 +1,126 @@
+"""The function that embeds a column of a dataset."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+from ray.data.dataset import MaterializedDataset
+
+from embedkit_core.common.types import InputType
+from embedkit_core.common.validation import check_integer
+from embedkit_core.embedder import Embedder
+from embedkit_core.fleet.column_embedder import ColumnEmbedder
+from embedkit_core.fleet.ray.driver import Run, driver
+from embedkit_core.fleet.ray.worker import MAX_ATTEMPTS, Worker
+from embedkit_core.observability.progress import ProgressOption, check_progress
+
+BLOCK_ROWS = 4096
+MAX_RESTARTS = 100  # of a worker; a batch that always ends its process ends the run after MAX_ATTEMPTS
+
+logger = logging.getLogger("embedkit_core")
+
+
+def embed(
+    dataset: Dataset,
+    column: str,
+    embedder: Embedder | str,
+    *,
+    workers: int,
+    vector_column: str = "vector",
+    input_type: InputType = "document",
+    error_column: str | None = None,
+    threads: int = 4,
+    block_rows: int | None = BLOCK_ROWS,
+    num_cpus: float = 0.25,
+    progress: ProgressOption = None,
+    **options: Any,
+) -> Dataset:
+    """Embed a column of a dataset with a pool of workers: processes on any machines of the cluster.
+
+    The dataset is lazy, like all of Ray Data: nothing is sent until it is written, materialized or iterated. The usage
+    of all workers is added to `embedder.usage` and to the `track_usage` blocks around this call, batch by batch.
+
+    If a worker dies, Ray starts it again and its batches run again; what was answered before comes from the cache. A
+    batch during which a worker has died three times ends the run with an error.
+
+    Args:
+        dataset: The dataset.
+        column: The name of the column with the texts.
+        embedder: An `Embedder`, whose settings the workers use, or the name of a model. On several machines, it needs a
+            cache that they share. No API key is sent: the workers read it from their environment.
+        workers: The number of workers, each with up to `max_concurrency` requests in flight.
+        vector_column: The name of the column to add: a tensor column of shape (n_rows, dimensions).
+        input_type: "document" or "query".
+        error_column: The name of a column to add for the errors of texts; see `ColumnEmbedder`.
+        threads: The number of blocks that a worker embeds at the same time.
+        block_rows: The rows of a block, and so the texts of a call; smaller blocks are joined and larger ones divided.
+            None for the blocks that the dataset has.
+        num_cpus: The CPUs that Ray reserves for a worker; most of the time it waits for the provider.
+        progress: True for a bar over all workers, or a function that receives a `Progress`. Defaults to the embedder's.
+        options: Further arguments of `Dataset.map_batches`, such as `num_gpus=1` for a local model.
+
+    Returns:
+        The dataset with the column of vectors. Ray Data keeps the order of the rows only if asked to.
+
+    Raises:
+        ConfigurationError: An argument is invalid, or the embedder cannot be sent to workers; see `ColumnEmbedder`.
+
+    Example:
+        ```python
+        embedder = Embedder("openai:text-embedding-3-small", cache=["vectors", "redis://host:6379/0"])
+        embed(ray.data.read_parquet("texts"), "text", embedder, workers=8).write_parquet("vectors")
+        print(embedder.usage)
+        ```
+    """
+    embedder = Embedder(embedder) if isinstance(embedder, str) else embedder
+    embed_column = ColumnEmbedder(embedder, column, vector_column, input_type=input_type, error_column=error_column)
+    for name, value in {"workers": workers, "threads": threads, "block_rows": block_rows}.items():
+        if value is not None or name != "block_rows":
+            check_integer(name, value, 1)
+    check_progress(progress)
+    _warn_of_machines(embedder)
+    run = Run(
+        embedder,
+        input_type,
+        embedder.settings.progress if progress is None else progress,
+        dataset.count() if isinstance(dataset, MaterializedDataset) else None,
+    )
+    driver().add(run)
+    pool: dict[str, Any] = {"size": workers, "enable_true_multi_threading": True}
+    remote: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_ATTEMPTS}
+    if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
+        pool["max_concurrent_calls_per_actor"] = threads
+    else:
+        remote["max_concurrency"] = threads
+    if block_rows is not None:
+        exactly = {"strict": True} if "strict" in inspect.signature(Dataset.repartition).parameters else {}
+        dataset = dataset.repartition(target_num_rows_per_block=block_rows, **exactly)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args`")  # restarts have no other name yet
+        return dataset.map_batches(
+            Worker,
+            fn_constructor_args=(embed_column, run.name, driver().ledger),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(**pool),
+            num_cpus=num_cpus,
+            **{**remote, **options},
+        )
+
+
+def _warn_of_machines(embedder: Embedder) -> None:
+    """Log a warning if the cluster has several machines and the embedder's caches are folders of each."""
+    machines = sum(bool(node["Alive"]) for node in ray.nodes())
+    folders = [tier.folder for tier in embedder.vector_cache.tiers]
+    if machines > 1 and all(folders):
+        logger.warning(
+            "The cluster has %s machines, and the cache is a folder on each of them. They share no vectors, limits and "
+            "budgets: a text that several machines embed is paid for by each. Pass a cache that they share, such as "
+            "cache=['folder', 'redis://host:6379/0'].",
+            machines,
+        )
