@@ -1,4 +1,4 @@
-"""Check that a package imports no provider SDK, torch, tokenizer, engine or other framework: `check_import.py <package>`."""
+"""Check that a package imports no SDK, torch, tokenizer, engine or other framework: `check_import.py <package>`."""
 
 import importlib
 import sys
