@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from embedkit_core.calls.plan import reason_for, unknown_width_error
-from embedkit_core.common.errors import ConfigurationError, InputError
+from embedkit_core.common.errors import AuthenticationError, BudgetError, ConfigurationError, InputError, QuotaError
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.usage import Usage
@@ -20,6 +20,7 @@ from embedkit_core.fleet.columns import Batch, add_columns, read_column
 if TYPE_CHECKING:
     from embedkit_core.observability.progress import ProgressOption
 
+OF_ALL_BATCHES = (AuthenticationError, BudgetError, QuotaError)  # raised even with an error column
 FLUSH_SECONDS = 5.0  # that a batch waits until all caches of a list have its vectors
 
 _embedders: dict[tuple[bytes, bool], Embedder] = {}  # of this process, by pickle and by whether errors are raised
@@ -39,7 +40,8 @@ class ColumnEmbedder:
         vector_column: The name of the column to add. An existing one is replaced.
         input_type: "document" or "query".
         error_column: The name of a column to add for errors: the message for a text that has no vector, null for the
-            others. The vector of such a text is NaN, or 0 in an integer dtype. By default, errors are raised.
+            others. The vector of such a text is NaN, or 0 in an integer dtype. By default, errors are raised. Those
+            that every batch would have are raised in any case: a refused key, a used-up quota or budget.
 
     Raises:
         ConfigurationError: An argument is invalid, or the embedder has something that cannot be sent to other
@@ -104,26 +106,31 @@ class ColumnEmbedder:
 
         Raises:
             ConfigurationError: The batch is of another type, or has no column of that name.
-            InputError, PartialFailureError, ProviderError, BudgetError: As in `Embedder.embed`, without an
-                `error_column`. The vectors of the other texts are in the cache.
+            InputError, PartialFailureError, ProviderError, BudgetError: As in `Embedder.embed`; with an
+                `error_column` only what concerns all batches. The vectors of the other texts are in the cache.
         """
-        return self.embed(batch)
+        vectors, errors = self.embed_texts(read_column(batch, self.text_column))
+        return add_columns(batch, {self.vector_column: vectors}, errors)
 
-    def embed(self, batch: Batch, *, progress: ProgressOption = None) -> Batch:
-        """Embed the texts of a batch as a call does, and report the progress."""
-        texts = read_column(batch, self.text_column)
-        embedder = self.embedder
+    def embed_texts(
+        self, texts: list[Any], *, progress: ProgressOption = None
+    ) -> tuple[Vectors, dict[str, list[str | None]]]:
+        """Embed the values of a text column.
+
+        Returns:
+            The vectors, shape (n_texts, dimensions), and the column of errors by its name, if there is to be one.
+        """
+        embedder, errors = self.embedder, {}
         if self.error_column is None:
-            columns = {}
             vectors = embedder.embed(texts, input_type=self._input_type, progress=progress).vectors
         else:
-            vectors, errors = self._embed_valid(embedder, texts, progress)
-            columns = {self.error_column: [errors.get(position) for position in range(len(texts))]}
+            vectors, messages = self._embed_valid(embedder, texts, progress)
+            errors = {self.error_column: [messages.get(position) for position in range(len(texts))]}
         embedder.vector_cache.flush(FLUSH_SECONDS)
-        return add_columns(batch, {self.vector_column: vectors}, columns)
+        return vectors, errors
 
     def _embed_valid(
-        self, embedder: Embedder, texts: list[str], progress: ProgressOption
+        self, embedder: Embedder, texts: list[Any], progress: ProgressOption
     ) -> tuple[Vectors, dict[int, str]]:
         """Return the vectors, and the messages of the texts that have none, by position."""
         errors: dict[int, str] = {}
@@ -134,10 +141,13 @@ class ColumnEmbedder:
             errors = {position: f"The text is {reason_for(texts[position])}." for position in error.indices}
             valid = [position for position in valid if position not in errors]
             result = embedder.embed([texts[i] for i in valid], input_type=self._input_type, progress=progress)
+        for failure in result.failed.values():
+            if isinstance(failure, OF_ALL_BATCHES):
+                raise failure
         width = result.vectors.shape[1]
         if texts and not width:
             raise next(iter(result.failed.values()), unknown_width_error(embedder.model, errors))
-        errors |= {valid[position]: str(error) for position, error in result.failed.items()}
+        errors |= {valid[position]: str(failure) for position, failure in result.failed.items()}
         if len(valid) == len(texts):
             return result.vectors, errors
         dtype = result.vectors.dtype

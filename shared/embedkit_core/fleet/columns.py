@@ -55,7 +55,7 @@ def add_columns(batch: Batch, vectors: Mapping[str, Vectors], texts: Mapping[str
     if _is_table(batch):
         arrow = sys.modules["pyarrow"]
         lists = {
-            name: arrow.FixedSizeListArray.from_arrays(arrow.array(np.ravel(rows)), rows.shape[1])
+            name: arrow.FixedSizeListArray.from_arrays(arrow.array(np.ravel(rows)), rows.shape[1] or 1)  # 0: no rows
             for name, rows in vectors.items()
         }
         strings = {name: arrow.array(values, arrow.string()) for name, values in texts.items()}

@@ -52,13 +52,16 @@ class Ledger:
             self._reported += 1
             self._changed.notify_all()
 
-    async def end(self, life: Life, batch: bytes, usage: Usage) -> None:
-        """Note that a process has ended a batch, with vectors or an error. Return when the driver has its usage."""
+    async def end(self, life: Life, batch: bytes, usage: Usage, wait: float = MAX_WAIT) -> None:
+        """Note that a process has ended a batch, with vectors or an error. Return when the driver has its usage.
+
+        A driver that is busy delays a worker by at most `wait` seconds.
+        """
         self._unended.pop((life.run, life.worker, batch), None)
         await self.report(life, usage)
         number = self._reported
-        with suppress(TimeoutError):  # a driver that is busy delays no worker
-            async with asyncio.timeout(MAX_WAIT), self._changed:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait), self._changed:
                 await self._changed.wait_for(lambda: self._collected >= number)
 
     async def collect(self) -> dict[str, Usage]:

@@ -8,6 +8,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
 import ray
 from ray.data.extensions import ArrowTensorArray
 
@@ -19,8 +20,6 @@ from embedkit_core.fleet.columns import read_column, set_table_columns
 from embedkit_core.fleet.ray.ledger import Life
 
 if TYPE_CHECKING:
-    import pyarrow
-
     from embedkit_core.observability.progress import Progress
 
 MAX_ATTEMPTS = 3
@@ -44,8 +43,7 @@ class Worker:
         Raises:
             EmbedKitError: A text failed, or the process of the worker has died too often during this block.
         """
-        names = self._embed
-        texts = read_column(table, names.text_column)
+        texts = read_column(table, self._embed.text_column)
         batch = hashlib.sha256("\0".join(map(str, texts)).encode("utf-8", "surrogatepass")).digest()
         attempts = ray.get(self._ledger.begin.remote(self._life, batch))
         try:
@@ -54,15 +52,15 @@ class Worker:
                     f"A worker died {MAX_ATTEMPTS} times during a batch of {count_noun(len(texts), 'text')}, which is "
                     "given up. Ray's log of the worker has the reason; if it is the memory, use a smaller block_rows=."
                 )
-            columns = names.embed({names.text_column: texts}, progress=self._report)
+            vectors, errors = self._embed.embed_texts(texts, progress=self._report)
         except (PartialFailureError, BudgetError) as error:
             raise _without_rows(error) from None
         finally:
             ray.get(self._ledger.end.remote(self._life, batch, self._new_usage()))
-        del columns[names.text_column]
-        vectors = columns[names.vector_column]
-        tensor = ArrowTensorArray.from_numpy(vectors, column_name=names.vector_column)
-        return set_table_columns(table, {**columns, names.vector_column: tensor})
+        name = self._embed.vector_column
+        columns = {name: ArrowTensorArray.from_numpy(vectors, column_name=name)}
+        columns |= {name: pyarrow.array(messages, pyarrow.string()) for name, messages in errors.items()}
+        return set_table_columns(table, columns)
 
     def _report(self, progress: Progress) -> None:  # noqa: ARG002 - of one batch
         """Report the usage of all batches, at most once in a while."""

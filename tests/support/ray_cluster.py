@@ -1,0 +1,42 @@
+"""A small Ray on this machine, whose workers get the environment of the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import ray
+import ray.data
+
+KEY = "test-key"
+
+
+@contextmanager
+def local_ray(cpus: int = 2) -> Iterator[None]:
+    """Run Ray with some CPUs, and OPENAI_API_KEY in the environment of its workers and of the driver."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it warns of otherwise
+        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def worker_pids() -> list[int]:
+    """Return the process IDs of the workers that embed, oldest first."""
+    found = subprocess.run(["pgrep", "-f", "^ray::MapWorker"], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def kill_worker(pid: int) -> None:
+    """Kill a worker by SIGKILL."""
+    os.kill(pid, signal.SIGKILL)
