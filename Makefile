@@ -5,6 +5,7 @@
 #   make lint | make types                 ruff | mypy, alone
 #   make test-extras                       each extra alone, from the wheel, and none from the sdist; EXTRAS="openai bare" picks some
 #   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
+#   make test-fleet                        the oldest Ray that is supported; `make test` has the newest
 #   make dist                              the wheel and the sdist, in dist/
 #   make invariants                        check that each invariant's test fails without the code that ensures it; ARGS="2 9" picks some
 #   make soak                              everything at once for three minutes, against a server that fails; ARGS="--minutes 10"
@@ -53,7 +54,7 @@ BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo live test test-extras test-versions lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-compare install torch dist clean distclean
+.PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-compare install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -74,6 +75,9 @@ test-extras: $(BUILT)
 
 test-versions: $(BUILT)
 	@$(SIDE_BY_SIDE) $(foreach version,$(VERSIONS),".ci/version $(version)")
+
+test-fleet: $(BUILT)
+	@$(SIDE_BY_SIDE) ".ci/version fleet"
 
 dist: $(BUILT)
 	@:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 FOR_DEVELOPERS = {"test", "dev"}
-NOT_TRIED = {"torch", "ray"}  # only one CPU build is at hand; `make test-fleet` tries the oldest Ray
+NOT_TRIED = {"torch"}  # only one CPU build is at hand
 
 
 def floors() -> dict[str, Version]:

@@ -18,7 +18,11 @@ from embedkit_core.fleet.ray import embed
 
 DIMENSIONS = 8
 IN_FLIGHT, REQUEST_TEXTS = 2, 25
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [
+    pytest.mark.timeout(240),
+    # Files and processes that Ray 2.53 leaves open.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
