@@ -22,7 +22,7 @@ def local_ray(cpus: int = 2) -> Iterator[None]:
         patch.setenv("OPENAI_API_KEY", KEY)
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it warns of otherwise
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         try:
