@@ -124,6 +124,7 @@ def test_an_error_reaches_the_driver_without_texts_and_vectors(server, embedder)
         ({"threads": 0}, "threads: must be an integer of at least 1"),
         ({"block_rows": 0}, "block_rows: must be an integer of at least 1"),
         ({"column": ""}, "text_column: must be the name of a column"),
+        ({"column": "txt"}, "column: there is no column 'txt'. The columns are 'id', 'text'"),
         ({"progress": 1}, "progress: must be True"),
     ],
 )
@@ -133,7 +134,8 @@ def test_invalid_arguments_are_refused(embedder, arguments, message):
 
 
 def test_a_cluster_of_machines_without_a_shared_cache_is_warned_of(embedder, monkeypatch, caplog):
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
+    nodes = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {**nodes[0], "NodeID": "2"}, {"Alive": False}])
     with caplog.at_level(logging.WARNING, "embedkit_core"):
         embed(dataset(["a"]), "text", embedder, workers=1)
     assert "has 2 machines, and the cache is a folder on each" in caplog.text

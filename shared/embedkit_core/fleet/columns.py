@@ -6,7 +6,7 @@ Their packages are not imported: who has a table or a frame has imported them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -25,16 +25,16 @@ def read_column(batch: Batch, name: str) -> list[Any]:
     """
     if _is_table(batch):
         if name not in batch.column_names:
-            _refuse_name(name, batch.column_names)
+            refuse_name("text_column", name, batch.column_names)
         values: list[Any] = batch.column(name).to_pylist()
         return values
     if _is_frame(batch):
         if name not in batch.columns:
-            _refuse_name(name, batch.columns)
+            refuse_name("text_column", name, batch.columns)
         return _without_nulls(batch[name])
     if isinstance(batch, Mapping):
         if name not in batch:
-            _refuse_name(name, batch)
+            refuse_name("text_column", name, batch)
         column = batch[name]
         return column.tolist() if isinstance(column, np.ndarray) else list(column)
     raise ConfigurationError(
@@ -89,7 +89,7 @@ def _without_nulls(series: Any) -> list[Any]:
     return [None if null else value for value, null in zip(series.tolist(), series.isna().tolist(), strict=True)]
 
 
-def _refuse_name(name: str, names: Any) -> NoReturn:
-    raise ConfigurationError(
-        f"text_column: the batch has no column {name!r}. It has {', '.join(repr(one) for one in names) or 'none'}."
-    )
+def refuse_name(argument: str, name: str, names: Iterable[str]) -> NoReturn:
+    """Raise the error for an argument that names a column that does not exist."""
+    listed = ", ".join(map(repr, names)) or "none"
+    raise ConfigurationError(f"{argument}: there is no column {name!r}. The columns are {listed}.")

@@ -88,7 +88,7 @@ def test_a_batch_without_rows_stays_without_rows(batch, rows):
 
 @pytest.mark.parametrize("batch", [{"id": [1]}, pa.table({"id": [1]}), pd.DataFrame({"id": [1]})], ids=str)
 def test_a_missing_column_is_named_with_those_that_are_there(batch):
-    with pytest.raises(ConfigurationError, match=r"text_column: the batch has no column 'text'\. It has 'id'\."):
+    with pytest.raises(ConfigurationError, match=r"text_column: there is no column 'text'\. The columns are 'id'\."):
         read_column(batch, "text")
 
 

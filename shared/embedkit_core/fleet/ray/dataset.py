@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import warnings
 from typing import Any
 
@@ -15,11 +16,13 @@ from embedkit_core.common.types import InputType
 from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
 from embedkit_core.fleet.column_embedder import ColumnEmbedder
+from embedkit_core.fleet.columns import refuse_name
 from embedkit_core.fleet.ray.driver import Run, driver
 from embedkit_core.fleet.ray.worker import MAX_ATTEMPTS, Worker
 from embedkit_core.observability.progress import ProgressOption, check_progress
 
 BLOCK_ROWS = 4096
+CPUS = 0.25  # of a worker
 MAX_RESTARTS = 100  # of a worker; a batch that always ends its process ends the run after MAX_ATTEMPTS
 
 logger = logging.getLogger("embedkit_core")
@@ -36,7 +39,7 @@ def embed(
     error_column: str | None = None,
     threads: int = 4,
     block_rows: int | None = BLOCK_ROWS,
-    num_cpus: float = 0.25,
+    num_cpus: float | None = None,
     progress: ProgressOption = None,
     **options: Any,
 ) -> Dataset:
@@ -60,7 +63,8 @@ def embed(
         threads: The number of blocks that a worker embeds at the same time.
         block_rows: The rows of a block, and so the texts of a call; smaller blocks are joined and larger ones divided.
             None for the blocks that the dataset has.
-        num_cpus: The CPUs that Ray reserves for a worker; most of the time it waits for the provider.
+        num_cpus: The CPUs that Ray reserves for a worker, which mostly waits for the provider. By default a quarter of
+            one, or so much less that one CPU of a machine is left for reading.
         progress: True for a bar over all workers, or a function that receives a `Progress`. Defaults to the embedder's.
         options: Further arguments of `Dataset.map_batches`, such as `num_gpus=1` for a local model.
 
@@ -83,6 +87,9 @@ def embed(
         if value is not None or name != "block_rows":
             check_integer(name, value, 1)
     check_progress(progress)
+    schema = dataset.schema(fetch_if_missing=False)
+    if schema is not None and column not in schema.names:
+        refuse_name("column", column, schema.names)
     _warn_of_machines(embedder)
     run = Run(
         embedder,
@@ -108,14 +115,25 @@ def embed(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(**pool),
-            num_cpus=num_cpus,
+            num_cpus=_cpus_for(workers) if num_cpus is None else num_cpus,
             **{**remote, **options},
         )
 
 
+def _cpus_for(workers: int) -> float:
+    """Return the CPUs to reserve for a worker. If the workers took parts of all CPUs, nothing could be read."""
+    cpus = [float(node["Resources"].get("CPU", 0.0)) for node in _machines()]
+    on_each = math.ceil(workers / len(cpus))  # Ray Data spreads them
+    return min(CPUS, max(0.0, math.floor((max(cpus) - 1) / on_each * 10_000) / 10_000))
+
+
+def _machines() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def _warn_of_machines(embedder: Embedder) -> None:
     """Log a warning if the cluster has several machines and the embedder's caches are folders of each."""
-    machines = sum(bool(node["Alive"]) for node in ray.nodes())
+    machines = len(_machines())
     folders = [tier.folder for tier in embedder.vector_cache.tiers]
     if machines > 1 and all(folders):
         logger.warning(
