@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import ray
@@ -32,11 +32,16 @@ def local_ray(cpus: int = 2) -> Iterator[None]:
 
 
 def worker_pids() -> list[int]:
-    """Return the process IDs of the workers that embed, oldest first."""
+    """Return the process IDs of the workers that embed, oldest first, of the Ray of this process."""
     found = subprocess.run(["pgrep", "-f", "^ray::MapWorker"], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
+    return [pid for pid in map(int, found.stdout.split()) if os.getpid() in _ancestors(pid)]
 
 
-def kill_worker(pid: int) -> None:
-    """Kill a worker by SIGKILL."""
-    os.kill(pid, signal.SIGKILL)
+def _ancestors(pid: int) -> Iterator[int]:
+    """Yield the parent process, its parent and so on."""
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        yield pid

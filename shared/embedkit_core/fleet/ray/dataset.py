@@ -135,7 +135,7 @@ def _warn_of_machines(embedder: Embedder) -> None:
     """Log a warning if the cluster has several machines and the embedder's caches are folders of each."""
     machines = len(_machines())
     folders = [tier.folder for tier in embedder.vector_cache.tiers]
-    if machines > 1 and all(folders):
+    if machines > 1 and folders and all(folders):
         logger.warning(
             "The cluster has %s machines, and the cache is a folder on each of them. They share no vectors, limits and "
             "budgets: a text that several machines embed is paid for by each. Pass a cache that they share, such as "
