@@ -75,6 +75,18 @@ def test_a_copy_keeps_its_address_in_another_environment(embedder_class, monkeyp
     assert there.space == here.space
 
 
+def test_a_pickle_names_only_what_differs_from_the_defaults(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    _, (_, arguments, _) = Embedder(OPENAI, cache=False, max_retries=6, timeout=60, coordination=False).__reduce__()
+    assert arguments == {
+        "model": OPENAI,
+        "base_url": "https://api.openai.com/v1",
+        "cache": False,
+        "timeout": 60,  # an int, and the default is a float
+        "coordination": False,
+    }
+
+
 def test_langchain_shows_the_key_of_the_environment_as_a_secret(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for model in (made(EmbedKitEmbeddings, server, api_key=None), EmbedKitEmbeddings(model=OPENAI, cache=False)):

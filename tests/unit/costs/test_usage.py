@@ -37,3 +37,13 @@ def test_usage_is_printed_in_one_line_without_zero_counts():
         ],
         check,
     )
+
+
+def test_the_difference_of_two_readings_is_what_was_added_between_them():
+    earlier = Usage(texts=3, sent=3, requests=1, tokens=7, priced_usd=Decimal("0.07"), saved_usd=Decimal("0.5"))
+    added = Usage(
+        texts=2, cache_hits=2, tokens=1, priced_usd=Decimal("0.01"), saved_tokens=4, saved_usd=Decimal("0.25")
+    )
+    assert ((earlier + added) - earlier).to_dict() == added.to_dict()
+    unknown = Usage(cache_hits=1, saved_tokens=2, saved_usd=None, possibly_billed_usd=None)
+    assert ((earlier + unknown) - earlier).to_dict() == unknown.to_dict()
