@@ -14,6 +14,7 @@
 #   make bench-speed                       speed against peers and code by hand, as ratios; ARGS="--only cold,warm --rounds 5"
 #   make bench-processes                   several processes on one cache: bills, limits, budgets; ARGS="--only kills --processes 4"
 #   make bench-redis                       the same with a folder each and one Redis for all; ARGS="--only warm,outages"
+#   make bench-fleet                       workers on one Redis: plain processes, and Ray; ARGS="--only overhead,kills --workers 4"
 #   make bench-compare BASE=<commit>       speed of a commit against the current tree; ARGS="--only cold,query --rounds 7"
 #   make clean | make distclean            forget the demo's cache and build files | .venv too
 
@@ -54,7 +55,7 @@ BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-compare install torch dist clean distclean
+.PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-fleet bench-compare install torch dist clean distclean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -104,6 +105,9 @@ bench-processes: $(BENCHMARKS_INSTALLED)
 
 bench-redis: $(BENCHMARKS_INSTALLED)
 	@$(BIN)/python -m benchmarks.processes --redis $(ARGS)
+
+bench-fleet: $(BENCHMARKS_INSTALLED)
+	@$(BIN)/python -m benchmarks.fleet $(ARGS)
 
 bench-compare: $(BENCHMARKS_INSTALLED)
 	@test -n "$(BASE)" || { echo "BASE: no commit. Name the commit to compare with: make bench-compare BASE=<commit>" >&2; exit 2; }

@@ -11,13 +11,10 @@ not met.
 
 import argparse
 import contextlib
-import datetime
-import sys
 
-from benchmarks import record
 from benchmarks.processes import limits, shared_redis, work
-from benchmarks.processes.bench import Bench, Row, markdown
-from benchmarks.processes.worker import Result
+from benchmarks.processes.bench import Bench
+from benchmarks.processes.command import choose, measure
 from benchmarks.speed.bench import running
 
 SCENARIOS = {**work.SCENARIOS, **limits.SCENARIOS}
@@ -34,33 +31,13 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=8, help="how many processes; default: 8")
     given = parser.parse_args()
     scenarios = shared_redis.SCENARIOS if given.redis else SCENARIOS
-    chosen = given.only.split(",") if given.only else list(scenarios)
-    if unknown := set(chosen) - set(scenarios):
-        parser.error(
-            f"--only: unknown scenarios (got {', '.join(sorted(unknown))}). Choose from {', '.join(scenarios)}"
-        )
-    if given.rounds < 2 or given.processes < 2:
-        parser.error(f"--rounds and --processes: must be at least 2 (got {given.rounds} and {given.processes})")
-    rows: list[Row] = []
-    results: dict[str, list[Result]] = {}
-    origin = record.origin()
-    run = f"{'redis' if given.redis else 'processes'}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    chosen = choose(parser, given, scenarios)
     with running() as server, contextlib.ExitStack() as stack:
         bench = Bench(server, given.processes)
         if given.redis:
             redis = stack.enter_context(shared_redis.redis_server(server.folder))
             bench = shared_redis.RedisBench(server, given.processes, redis)
-        for name in chosen:
-            print(name, file=sys.stderr, flush=True)
-            scenario = scenarios[name]
-            results[name] = [scenario.measure(bench, n) for n in range(1 if scenario.once else given.rounds)]
-            new = scenario.rows(results[name], bench)
-            print(markdown(new), file=sys.stderr, flush=True)
-            rows += new
-            file = record.write(run, origin, {"processes": bench.n, "rounds": given.rounds, "scenarios": results})
-    print(markdown(rows))
-    print(f"results: {file}", file=sys.stderr)
-    return 0 if all(row.met for row in rows) else 1
+        return measure("redis" if given.redis else "processes", bench, scenarios, chosen, given.rounds)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,7 +51,8 @@ class Scenario:
 class Processes:
     """Processes that have prepared everything and start together."""
 
-    def __init__(self, jobs: list[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], module: str) -> None:
+        self._module = module
         self._running = [self._start(job) for job in jobs]
         try:
             for process in self._running:
@@ -64,10 +65,15 @@ class Processes:
         self._killed: set[int] = set()
 
     def _start(self, job: Job) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "benchmarks.processes.worker", json.dumps(asdict(job))]
+        command = [sys.executable, "-m", self._module, json.dumps(asdict(job))]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
         )
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids, also of processes that have ended."""
+        return [process.pid for process in self._running]
 
     def go(self) -> None:
         """Start the measurement."""
@@ -116,8 +122,10 @@ class Bench:
         n: The number of processes.
         corpus: A file with texts.
         max_seconds_after_kill: From the kill of a process to the end of the others.
+        worker: The module that the processes run.
     """
 
+    worker = "benchmarks.processes.worker"
     max_seconds_after_kill = 10.0
 
     def __init__(self, server: Server, n: int) -> None:
@@ -150,15 +158,15 @@ class Bench:
         """Reset what is counted."""
         control.reset(self.port, self._settings)
 
-    def start(self, jobs: list[Job]) -> Processes:
+    def start(self, jobs: Sequence[Job]) -> Processes:
         """Start processes, reset the counts when all are prepared, and let them go."""
         self.reset()
-        processes = Processes(jobs)
+        processes = Processes(jobs, self.worker)
         self.reset()
         processes.go()
         return processes
 
-    def run(self, jobs: list[Job]) -> Result:
+    def run(self, jobs: Sequence[Job]) -> Result:
         """Run processes to their end; return their totals and the server's counts."""
         return self.totals(self.start(jobs).results())
 

@@ -10,10 +10,11 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.speed.corpus import DIMENSIONS, vector_of
 from benchmarks.speed.measure import Clock
@@ -58,6 +59,9 @@ class Job:
     interval: float = 0.0
 
 
+J = TypeVar("J", bound=Job)
+
+
 class Warnings(logging.Handler):
     """Keeps the library's warnings: a coordinator that fails would change what is measured."""
 
@@ -85,7 +89,7 @@ def embed(job: Job) -> Result:
     texts = json.loads(Path(job.corpus).read_bytes())[job.first : job.first + job.n]
     if job.order is not None:
         random.Random(job.order).shuffle(texts)
-    embedder = Embedder(**_arguments(job))
+    embedder = Embedder(**embedder_arguments(job))
     embedder.embed([f"process {os.getpid()}"])
     start_together()
     started = time.monotonic()
@@ -101,7 +105,8 @@ def embed(job: Job) -> Result:
     return {**clock.result, "started": started, "ended": ended, "wrong": wrong, "failed": Counter(failed.values())}
 
 
-def _arguments(job: Job) -> dict[str, Any]:
+def embedder_arguments(job: Job) -> dict[str, Any]:
+    """Return the arguments of the embedder."""
     return {
         "model": MODEL,
         "api_key": KEY,
@@ -120,7 +125,7 @@ def warm(job: Job) -> Result:
     with Clock() as first:
         from embedkit_core import Embedder
 
-        embedder = Embedder(**_arguments(job))
+        embedder = Embedder(**embedder_arguments(job))
         result = embedder.embed(texts)
     with Clock() as second:
         again = embedder.embed(texts)
@@ -220,14 +225,13 @@ def open_coordinator(cache: str | list[str]) -> Coordinator:
     return RedisCoordinator(connection_to(database))
 
 
-def main() -> None:
-    """Do the job that the argument describes."""
-    job = Job(**json.loads(sys.argv[1]))
+def run_task(job: J, tasks: Mapping[str, Callable[[J], Result]]) -> None:
+    """Do a job, and print its result with the library's warnings."""
     warnings = Warnings()
     logging.getLogger("embedkit_core").addHandler(warnings)
-    result = {"embed": embed, "warm": warm, "mget": mget, "exchange": exchange}[job.task](job)
+    result = tasks[job.task](job)
     print(json.dumps({**result, "warnings": warnings.messages}))
 
 
 if __name__ == "__main__":
-    main()
+    run_task(Job(**json.loads(sys.argv[1])), {"embed": embed, "warm": warm, "mget": mget, "exchange": exchange})
