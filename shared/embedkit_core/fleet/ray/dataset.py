@@ -137,8 +137,8 @@ def _warn_of_machines(embedder: Embedder) -> None:
     folders = [tier.folder for tier in embedder.vector_cache.tiers]
     if machines > 1 and folders and all(folders):
         logger.warning(
-            "The cluster has %s machines, and the cache is a folder on each of them: a text that several machines embed "
-            "is paid for by each. They share limits and named budgets with coordination='redis://host:6379/0', and "
-            "vectors too with cache=['folder', 'redis://host:6379/0'].",
+            "The cluster has %s machines, and the cache is a folder on each of them: a text that several machines "
+            "embed is paid for by each. They share limits and named budgets with coordination='redis://host:6379/0', "
+            "and vectors too with cache=['folder', 'redis://host:6379/0'].",
             machines,
         )
