@@ -15,6 +15,8 @@ from support.ray_cluster import local_ray, worker_pids
 
 from embedkit_core import ConfigurationError, Embedder, track_usage
 from embedkit_core.fleet.ray import embed
+from embedkit_core.fleet.ray.driver import driver
+from embedkit_core.fleet.ray.ledger import Life
 
 DIMENSIONS = 8
 IN_FLIGHT, REQUEST_TEXTS = 2, 25
@@ -144,3 +146,11 @@ def test_a_cluster_of_machines_without_a_shared_cache_is_warned_of(embedder, mon
     with caplog.at_level(logging.WARNING, "embedkit_core"):
         embed(dataset(["a"]), "text", shared, workers=1)
     assert not caplog.text
+
+
+def test_a_process_may_start_ray_again():
+    first = driver()
+    ray.shutdown()
+    with local_ray():
+        assert driver() is not first  # Ray ends a process that calls an actor of another session
+        assert ray.get(driver().ledger.begin.remote(Life("run", "worker", "process"), b"batch")) == 1

@@ -60,11 +60,12 @@ class Driver:
     """The runs of this process in one session of Ray.
 
     Attributes:
+        session: The session.
         ledger: The actor with the ledger, on the machine of the driver.
     """
 
-    def __init__(self, job: str) -> None:
-        self.job = job
+    def __init__(self, session: tuple[str, str] | None) -> None:
+        self.session = session
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, "scheduling_strategy": here}
         options |= {"max_restarts": -1, "max_task_retries": -1}
@@ -80,6 +81,8 @@ class Driver:
         """Add what the workers report, until Ray is shut down."""
         while True:
             try:
+                if _session() != self.session:  # Ray ends a process that calls an actor of another session
+                    return
                 future: Future[dict[str, Usage]] = self.ledger.collect.remote().future()
                 new = self._wait(future)
             except Exception:  # the ledger's process, or Ray, is gone
@@ -94,7 +97,7 @@ class Driver:
                 return future.result(POLL_SECONDS)
             except TimeoutError:
                 self._show()
-                if not ray.is_initialized():
+                if _session() != self.session:
                     raise
 
     def _show(self) -> None:
@@ -109,8 +112,16 @@ _lock = threading.Lock()
 def driver() -> Driver:
     """Return the driver of this process in the current session of Ray."""
     global _driver
-    job = ray.get_runtime_context().get_job_id()
     with _lock:
-        if _driver is None or _driver.job != job:
-            _driver = Driver(job)
+        session = _session()
+        if _driver is None or _driver.session != session:
+            _driver = Driver(session)
         return _driver
+
+
+def _session() -> tuple[str, str] | None:
+    """Return the IDs of the machine and the job, None without Ray. The first job of each cluster has the same ID."""
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return context.get_node_id(), context.get_job_id()
