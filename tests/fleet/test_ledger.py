@@ -63,3 +63,11 @@ async def test_the_end_of_a_batch_does_not_wait_for_a_driver_that_is_gone():
     ledger = Ledger()
     await ledger.end(life("a"), b"batch", Usage(texts=1), wait=0.01)
     assert await ledger.collect() == {"run": Usage(texts=1)}
+
+
+async def test_closing_ends_the_wait_for_usage():
+    ledger = Ledger()
+    waiting = asyncio.create_task(ledger.collect())
+    await asyncio.sleep(0)
+    await ledger.close()
+    assert await asyncio.wait_for(waiting, 10) == {}

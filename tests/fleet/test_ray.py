@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -128,6 +130,9 @@ def test_an_error_reaches_the_driver_without_texts_and_vectors(server, embedder)
         ({"column": ""}, "text_column: must be the name of a column"),
         ({"column": "txt"}, "column: there is no column 'txt'. The columns are 'id', 'text'"),
         ({"progress": 1}, "progress: must be True"),
+        ({"dataset": [{"text": "a"}]}, r"dataset: must be a ray.data.Dataset \(got list\)"),
+        ({"concurrency": 2}, "concurrency: is set by embed. Use workers="),
+        ({"batch_size": 10}, "batch_size: is set by embed. Use block_rows="),
     ],
 )
 def test_invalid_arguments_are_refused(embedder, arguments, message):
@@ -154,3 +159,17 @@ def test_a_process_may_start_ray_again():
     with local_ray():
         assert driver() is not first  # Ray ends a process that calls an actor of another session
         assert ray.get(driver().ledger.begin.remote(Life("run", "worker", "process"), b"batch")) == 1
+
+
+PROGRAM = """
+import ray
+from embedkit_core.fleet.ray.driver import driver
+from embedkit_core.fleet.ray.ledger import Life
+ray.init("local", num_cpus=1, include_dashboard=False, logging_level="error")
+print(ray.get(driver().ledger.begin.remote(Life("run", "worker", "process"), b"batch")))
+"""
+
+
+def test_the_end_of_a_process_logs_no_error():
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True)
+    assert (ended.stdout, ended.stderr) == ("1\n", "")

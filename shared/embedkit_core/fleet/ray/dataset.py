@@ -12,6 +12,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data.dataset import MaterializedDataset
 
+from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import InputType
 from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
@@ -23,6 +24,7 @@ from embedkit_core.observability.progress import ProgressOption, check_progress
 
 BLOCK_ROWS = 4096
 CPUS = 0.25  # of a worker
+OWN_NAMES = {"batch_size": "block_rows", "compute": "workers", "concurrency": "workers", "max_concurrency": "threads"}
 MAX_RESTARTS = 100  # of a worker; a batch that always ends its process ends the run after MAX_ATTEMPTS
 
 logger = logging.getLogger("embedkit_core")
@@ -81,6 +83,13 @@ def embed(
         print(embedder.usage)
         ```
     """
+    if not isinstance(dataset, Dataset):
+        raise ConfigurationError(
+            f"dataset: must be a ray.data.Dataset (got {type(dataset).__name__}). Create one with, for "
+            "example, ray.data.read_parquet or ray.data.from_pandas."
+        )
+    for name in OWN_NAMES.keys() & options.keys():
+        raise ConfigurationError(f"{name}: is set by embed. Use {OWN_NAMES[name]}=.")
     embedder = Embedder(embedder) if isinstance(embedder, str) else embedder
     embed_column = ColumnEmbedder(embedder, column, vector_column, input_type=input_type, error_column=error_column)
     for name, value in {"workers": workers, "threads": threads, "block_rows": block_rows}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import uuid
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from embedkit_core.observability.progress import ProgressOption, make_reporter
 THREAD = "embedkit-ray"
 MAX_CALLS = 10_000  # to the ledger at a time: one for each batch that a worker is ending
 POLL_SECONDS = 0.5  # between two looks at whether Ray has been shut down
+CLOSE_SECONDS = 1.0  # at exit, for the last call to the ledger
 
 
 class Run:
@@ -71,15 +73,23 @@ class Driver:
         options |= {"max_restarts": -1, "max_task_retries": -1}
         self.ledger: Any = ray.remote(Ledger).options(**options).remote()
         self._runs: dict[str, Run] = {}
-        start_thread(self._collect, THREAD)
+        self._closed = False
+        self._thread = start_thread(self._collect, THREAD)
 
     def add(self, run: Run) -> None:
         """Add a run."""
         self._runs[run.name] = run
 
+    def close(self) -> None:
+        """Stop collecting. Ray logs an error for each call to an actor that is not done when it is shut down."""
+        self._closed = True
+        if _session() == self.session:
+            self.ledger.close.remote()
+            self._thread.join(CLOSE_SECONDS)
+
     def _collect(self) -> None:
         """Add what the workers report, until Ray is shut down."""
-        while True:
+        while not self._closed:
             try:
                 if _session() != self.session:  # Ray ends a process that calls an actor of another session
                     return
@@ -117,6 +127,12 @@ def driver() -> Driver:
         if _driver is None or _driver.session != session:
             _driver = Driver(session)
         return _driver
+
+
+@atexit.register  # before that of Ray, which is older
+def _at_exit() -> None:
+    if _driver is not None:
+        _driver.close()
 
 
 def _session() -> tuple[str, str] | None:

@@ -37,6 +37,7 @@ class Ledger:
         self._unended: defaultdict[tuple[str, str, bytes], set[str]] = defaultdict(set)
         self._new: dict[str, Usage] = {}  # by run, what the driver has not collected
         self._reported = self._handed_out = self._collected = 0  # numbers of reports
+        self._closed = False
         self._changed = asyncio.Condition()
 
     async def begin(self, life: Life, batch: bytes) -> int:
@@ -65,11 +66,20 @@ class Ledger:
                 await self._changed.wait_for(lambda: self._collected >= number)
 
     async def collect(self) -> dict[str, Usage]:
-        """Return the usage of each run since the last call, when there is any. The driver has what that returned."""
+        """Return the usage of each run since the last call, when there is any. The driver has what that returned.
+
+        After `close`, it returns at once.
+        """
         async with self._changed:
             self._collected = self._handed_out
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: self._new)
+            await self._changed.wait_for(lambda: self._new or self._closed)
             self._handed_out = self._reported
             new, self._new = self._new, {}
             return new
+
+    async def close(self) -> None:
+        """Let the driver's last call of `collect` return."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
