@@ -106,10 +106,12 @@ def test_a_batch_that_kills_its_workers_ends_the_run_with_ray_s_defaults(server,
 
 def test_errors_of_texts_go_to_a_column(server, embedder):
     texts = ["a", "", "b", None]
-    rows = embed(dataset(texts), "text", embedder, workers=1, error_column="error").take_batch(5)
+    options = {"error_column": "error", "progress": (reports := []).append}
+    rows = embed(dataset(texts), "text", embedder, workers=1, **options).take_batch(5)
     by_id = dict(zip(rows["id"].tolist(), rows["error"].tolist(), strict=True))
     assert {n: error is None for n, error in by_id.items()} == {0: True, 1: False, 2: True, 3: False}
     assert np.isnan(rows["vector"][rows["id"] == 1]).all()
+    assert (reports[-1].finished, reports[-1].done, reports[-1].failed) == (True, 4, 2)
 
 
 def test_an_error_reaches_the_driver_without_texts_and_vectors(server, embedder):

@@ -14,6 +14,8 @@ from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice
+from embedkit_core.costs.meter import Meter
+from embedkit_core.costs.tracker import active_trackers
 from embedkit_core.embedder import Embedder
 from embedkit_core.fleet.columns import Batch, add_columns, read_column
 
@@ -139,6 +141,8 @@ class ColumnEmbedder:
             result = embedder.embed(texts, input_type=self._input_type, progress=progress)
         except InputError as error:
             errors = {position: f"The text is {reason_for(texts[position])}." for position in error.indices}
+            for meter in meters_of(embedder, self._input_type):
+                meter.add(Usage(texts=len(errors), failed=len(errors)))
             valid = [position for position in valid if position not in errors]
             result = embedder.embed([texts[i] for i in valid], input_type=self._input_type, progress=progress)
         for failure in result.failed.values():
@@ -154,6 +158,13 @@ class ColumnEmbedder:
         vectors = np.full((len(texts), width), np.nan if dtype.kind == "f" else 0, dtype)
         vectors[valid] = result.vectors
         return vectors, errors
+
+
+def meters_of(embedder: Embedder, input_type: InputType) -> list[Meter]:
+    """Return the meters of an embedder and of the `track_usage` blocks around the caller."""
+    price = embedder.price.usd_per_million
+    trackers = active_trackers()
+    return [embedder.meter, *(tracker.meter(embedder.model, input_type, price) for tracker in trackers)]
 
 
 def _embedder_of(pickled: bytes, *, raises: bool) -> Embedder:

@@ -21,22 +21,23 @@ def read_column(batch: Batch, name: str) -> list[Any]:
     """Return the values of a column as Python objects, with None for nulls.
 
     Raises:
-        ConfigurationError: There is no such column, or the batch is of another type.
+        ConfigurationError: There is no such column or more than one, or the batch is of another type.
     """
     if _is_table(batch):
-        if name not in batch.column_names:
-            refuse_name("text_column", name, batch.column_names)
-        values: list[Any] = batch.column(name).to_pylist()
-        return values
+        _check_name(name, batch.column_names)
+        return _to_list(batch.column(name))
     if _is_frame(batch):
-        if name not in batch.columns:
-            refuse_name("text_column", name, batch.columns)
+        _check_name(name, batch.columns.tolist())
         return _without_nulls(batch[name])
     if isinstance(batch, Mapping):
-        if name not in batch:
-            refuse_name("text_column", name, batch)
+        _check_name(name, list(batch))
         column = batch[name]
-        return column.tolist() if isinstance(column, np.ndarray) else list(column)
+        if isinstance(column, (str, bytes)):
+            raise ConfigurationError(
+                f"batch: the column {name!r} is one {type(column).__name__}, so this is a row. Pass batches of rows: "
+                "for example, use map_batches instead of map."
+            )
+        return column.tolist() if isinstance(column, np.ndarray) else _to_list(column)
     raise ConfigurationError(
         "batch: must be a mapping of column names to arrays, a pyarrow.Table or a pandas.DataFrame (got "
         f"{type(batch).__name__})"
@@ -85,11 +86,23 @@ def _is_frame(batch: Batch) -> bool:
     return isinstance(batch, getattr(sys.modules.get("pandas"), "DataFrame", ()))
 
 
+def _to_list(column: Any) -> list[Any]:
+    values: list[Any] = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+    return values
+
+
 def _without_nulls(series: Any) -> list[Any]:
     return [None if null else value for value, null in zip(series.tolist(), series.isna().tolist(), strict=True)]
 
 
-def refuse_name(argument: str, name: str, names: Iterable[str]) -> NoReturn:
+def _check_name(name: str, names: Sequence[Any]) -> None:
+    if name not in names:
+        refuse_name("text_column", name, names)
+    if names.count(name) > 1:
+        raise ConfigurationError(f"text_column: the batch has {names.count(name)} columns {name!r}. Rename them.")
+
+
+def refuse_name(argument: str, name: str, names: Iterable[Any]) -> NoReturn:
     """Raise the error for an argument that names a column that does not exist."""
     listed = ", ".join(map(repr, names)) or "none"
     raise ConfigurationError(f"{argument}: there is no column {name!r}. The columns are {listed}.")

@@ -23,6 +23,7 @@ from embedkit_core import (
     InputError,
     PartialFailureError,
     UnavailableError,
+    track_usage,
 )
 from embedkit_core.fleet import ColumnEmbedder
 
@@ -177,7 +178,10 @@ def test_a_failure_raises_even_if_the_embedder_returns_errors(server):
 def test_errors_go_to_a_column(server):
     server.fault_for(lambda texts, _: Fault(status=500) if "bad" in texts else None)
     texts = ["a", "bad", None, "", "\ud800", "b", "bad"]
-    batch = ColumnEmbedder(embedder(max_batch_texts=1), error_column="error")({"text": np.array(texts, dtype=object)})
+    embed = ColumnEmbedder(embedder(max_batch_texts=1), error_column="error")
+    with track_usage() as tracked:
+        batch = embed({"text": np.array(texts, dtype=object)})
+    assert (embed.usage.texts, embed.usage.failed) == (tracked.texts, tracked.failed) == (7, 4)  # and a duplicate
     right = [0, 5]
     np.testing.assert_allclose(batch["vector"][right], rows(["a", "b"]), atol=1e-6)
     assert np.isnan(np.delete(batch["vector"], right, axis=0)).all()

@@ -18,6 +18,7 @@ NAN = float("nan")
     [
         {"text": np.array(TEXTS, dtype=object)},
         {"text": TEXTS},
+        {"text": pa.array(TEXTS)},
         pa.table({"text": TEXTS}),
         pa.table({"text": pa.array(TEXTS, pa.large_string())}),
         pa.table({"text": pa.chunked_array([["a", None], ["b"]]).dictionary_encode()}),
@@ -96,3 +97,25 @@ def test_a_missing_column_is_named_with_those_that_are_there(batch):
 def test_other_batches_are_refused(batch):
     with pytest.raises(ConfigurationError, match="batch: must be a mapping"):
         read_column(batch, "text")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [pa.table([["a"], ["b"]], names=["text", "text"]), pd.DataFrame([["a", "b"]], columns=["text", "text"])],
+    ids=["table", "frame"],
+)
+def test_two_columns_of_a_name_are_refused(batch):
+    with pytest.raises(ConfigurationError, match=r"text_column: the batch has 2 columns 'text'\. Rename them\."):
+        read_column(batch, "text")
+
+
+def test_columns_of_several_levels_are_refused():
+    frame = pd.DataFrame([["a"]], columns=pd.MultiIndex.from_tuples([("text", "body")]))
+    with pytest.raises(ConfigurationError, match=r"there is no column 'text'\. The columns are \('text', 'body'\)\."):
+        read_column(frame, "text")
+
+
+@pytest.mark.parametrize("text", ["abc", b"abc"])
+def test_a_row_is_not_a_batch(text):
+    with pytest.raises(ConfigurationError, match=r"is one (str|bytes), so this is a row.*map_batches"):
+        read_column({"text": text}, "text")

@@ -14,8 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from embedkit_core.common.threads import start_thread
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
-from embedkit_core.costs.tracker import active_trackers
 from embedkit_core.embedder import Embedder
+from embedkit_core.fleet.column_embedder import meters_of
 from embedkit_core.fleet.ray.ledger import Ledger
 from embedkit_core.observability.progress import ProgressOption, make_reporter
 
@@ -34,9 +34,7 @@ class Run:
 
     def __init__(self, embedder: Embedder, input_type: InputType, progress: ProgressOption, rows: int | None) -> None:
         self.name = uuid.uuid4().hex
-        price = embedder.price.usd_per_million
-        trackers = active_trackers()
-        self._meters = [embedder.meter, *(tracker.meter(embedder.model, input_type, price) for tracker in trackers)]
+        self._meters = meters_of(embedder, input_type)
         self._reporter = make_reporter(progress, embedder.model, rows)
         self._rows = rows
         self._usage = self._shown = Usage()
