@@ -96,13 +96,11 @@ def test_the_inputs_of_the_plan_are_those_of_the_catalogue_and_of_other_pages():
 
 def test_the_loop_of_the_plan_embeds_the_parts_that_have_no_result(reader):
     (loop,) = re.findall(r"^```bash\n(.*?)^```", PLAN, re.M | re.S)
-    for folder in ("texts", "vectors"):
-        Path(folder).mkdir()
-    for part in ("done", "new"):
+    Path("texts").mkdir()
+    for part in ("first", "second"):
         pq.write_table(pa.table({"text": [f"{part} {n}" for n in range(10)]}), f"texts/{part}.parquet")
-    Path("vectors/done.parquet").touch()
-    command = f'{sys.executable} -m embedkit_core "$@"'
-    subprocess.run(["bash", "-ec", f"rag-embedkit() {{ {command}; }}\n{loop}"], check=True)
-    assert pq.read_metadata("vectors/new.parquet").num_rows == 10
-    assert reader.billed_texts == Counter(f"new {n}" for n in range(10))
+        command = f'{sys.executable} -m embedkit_core "$@"'
+        subprocess.run(["bash", "-ec", f"rag-embedkit() {{ {command}; }}\n{loop}"], check=True)
+        assert pq.read_metadata(f"vectors/{part}.parquet").num_rows == 10
+    assert reader.billed_texts == Counter(f"{part} {n}" for part in ("first", "second") for n in range(10))
     assert not list(Path("cache").iterdir())

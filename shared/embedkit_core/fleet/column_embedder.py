@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embedkit_core.observability.progress import ProgressOption
 
 OF_ALL_BATCHES = (AuthenticationError, BudgetError, QuotaError)  # raised even with an error column
+INPUT_FIX = "Positions are those of the batch. With error_column=, such rows get a message instead of a vector."
 FLUSH_SECONDS = 5.0  # that a batch waits until all caches of a list have its vectors
 
 _embedders: dict[tuple[bytes, bool], Embedder] = {}  # of this process, by pickle and by whether errors are raised
@@ -124,7 +125,10 @@ class ColumnEmbedder:
         """
         embedder, errors = self.embedder, {}
         if self.error_column is None:
-            vectors = embedder.embed(texts, input_type=self._input_type, progress=progress).vectors
+            try:
+                vectors = embedder.embed(texts, input_type=self._input_type, progress=progress).vectors
+            except InputError as error:
+                raise InputError(f"{str(error).rstrip('.')}. {INPUT_FIX}", error.indices) from None
         else:
             vectors, messages = self._embed_valid(embedder, texts, progress)
             errors = {self.error_column: [messages.get(position) for position in range(len(texts))]}

@@ -163,8 +163,11 @@ def test_invalid_arguments_are_refused(arguments, message):
 
 
 def test_invalid_texts_raise_before_anything_is_sent(server):
-    with pytest.raises(InputError, match="position 1"):
+    with pytest.raises(
+        InputError, match=r"at position 1\. Positions are those of the batch. With error_column="
+    ) as raised:
         ColumnEmbedder(embedder())({"text": ["a", None]})
+    assert raised.value.indices == (1,)
     assert not server.requests
 
 
