@@ -17,6 +17,7 @@ from support.ray_cluster import local_ray, worker_pids
 
 from embedkit_core import ConfigurationError, Embedder, track_usage
 from embedkit_core.fleet.ray import embed
+from embedkit_core.fleet.ray.dataset import PATIENCE
 from embedkit_core.fleet.ray.driver import driver
 from embedkit_core.fleet.ray.ledger import Life
 
@@ -140,6 +141,14 @@ def test_an_error_reaches_the_driver_without_texts_and_vectors(server, embedder)
 def test_invalid_arguments_are_refused(embedder, arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         embed(**{"dataset": dataset(["a"]), "column": "text", "embedder": embedder, "workers": 1, **arguments})
+
+
+def test_a_run_may_wait_for_a_low_limit_longer_than_by_ray_s_default(embedder):
+    waits = embed(dataset(["a"]), "text", embedder, workers=1).context
+    own = dataset(["a"])
+    own.context.execution_no_progress_timeout_s = 60
+    assert getattr(waits, "execution_no_progress_timeout_s", PATIENCE) == PATIENCE
+    assert embed(own, "text", embedder, workers=1).context.execution_no_progress_timeout_s == 60
 
 
 def test_a_cluster_of_machines_without_a_shared_cache_is_warned_of(embedder, monkeypatch, caplog):

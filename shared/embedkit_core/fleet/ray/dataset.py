@@ -24,6 +24,8 @@ from embedkit_core.observability.progress import ProgressOption, check_progress
 
 BLOCK_ROWS = 4096
 CPUS = 0.25  # of a worker
+RAYS_PATIENCE = 1800.0  # seconds without a finished block after which Ray 2.60 ends a run, by default
+PATIENCE = 6 * 3600.0
 OWN_NAMES = {"batch_size": "block_rows", "compute": "workers", "concurrency": "workers", "max_concurrency": "threads"}
 MAX_RESTARTS = 100  # of a worker; a batch that always ends its process ends the run after MAX_ATTEMPTS
 
@@ -107,26 +109,39 @@ def embed(
         dataset.count() if isinstance(dataset, MaterializedDataset) else None,
     )
     driver().add(run)
-    pool: dict[str, Any] = {"size": workers, "enable_true_multi_threading": True}
-    remote: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_ATTEMPTS}
-    if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
-        pool["max_concurrent_calls_per_actor"] = threads
-    else:
-        remote["max_concurrency"] = threads
     if block_rows is not None:
         exactly = {"strict": True} if "strict" in inspect.signature(Dataset.repartition).parameters else {}
         dataset = dataset.repartition(target_num_rows_per_block=block_rows, **exactly)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args`")  # restarts have no other name yet
-        return dataset.map_batches(
+        embedded = dataset.map_batches(
             Worker,
             fn_constructor_args=(embed_column, run.name, driver().ledger),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(**pool),
             num_cpus=_cpus_for(workers) if num_cpus is None else num_cpus,
-            **{**remote, **options},
+            **{**_pool_arguments(workers, threads), **options},
         )
+    _extend_patience(embedded)
+    return embedded
+
+
+def _pool_arguments(workers: int, threads: int) -> dict[str, Any]:
+    """Return the arguments of `map_batches` for the pool, as this version of Ray names them."""
+    pool: dict[str, Any] = {"size": workers, "enable_true_multi_threading": True}
+    arguments: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_ATTEMPTS}
+    if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
+        pool["max_concurrent_calls_per_actor"] = threads
+    else:
+        arguments["max_concurrency"] = threads
+    return {**arguments, "compute": ActorPoolStrategy(**pool)}
+
+
+def _extend_patience(dataset: Dataset) -> None:
+    """Let a run wait longer for its first blocks than Ray does by default: a low limit per minute makes them slow."""
+    context = dataset.context
+    if getattr(context, "execution_no_progress_timeout_s", None) == RAYS_PATIENCE:
+        context.execution_no_progress_timeout_s = PATIENCE
 
 
 def _cpus_for(workers: int) -> float:
