@@ -40,7 +40,7 @@ def read_column(batch: Batch, name: str) -> list[Any]:
         return column.tolist() if isinstance(column, np.ndarray) else _to_list(column)
     raise ConfigurationError(
         "batch: must be a mapping of column names to arrays, a pyarrow.Table or a pandas.DataFrame (got "
-        f"{type(batch).__name__})"
+        f"{type(batch).__module__}.{type(batch).__qualname__})"
     )
 
 
