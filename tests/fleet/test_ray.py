@@ -17,7 +17,7 @@ from support.ray_cluster import local_ray, worker_pids
 
 from embedkit_core import ConfigurationError, Embedder, track_usage
 from embedkit_core.fleet.ray import embed
-from embedkit_core.fleet.ray.dataset import PATIENCE
+from embedkit_core.fleet.ray.dataset import PATIENCE, _cpus_for
 from embedkit_core.fleet.ray.driver import driver
 from embedkit_core.fleet.ray.ledger import Life
 
@@ -151,6 +151,22 @@ def test_a_run_may_wait_for_a_low_limit_longer_than_by_ray_s_default(embedder):
     assert embed(own, "text", embedder, workers=1).context.execution_no_progress_timeout_s == 60
 
 
+@pytest.mark.parametrize(
+    ("cpus", "workers", "expected"),
+    [
+        ([2], 2, 0.25),
+        ([2], 8, 0.125),  # one CPU is left
+        ([1], 2, 0.0),
+        ([0, 2], 8, 0.125),  # a head without CPUs has no workers
+        ([0], 8, 0.25),  # machines are added when they are needed
+    ],
+)
+def test_workers_leave_a_cpu_to_read_with(monkeypatch, cpus, workers, expected):
+    nodes = [{"Alive": True, "Resources": {"CPU": float(n)} if n else {}} for n in cpus]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert _cpus_for(workers) == expected
+
+
 def test_a_cluster_of_machines_without_a_shared_cache_is_warned_of(embedder, monkeypatch, caplog):
     nodes = ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {**nodes[0], "NodeID": "2"}, {"Alive": False}])
@@ -174,6 +190,7 @@ def test_a_process_may_start_ray_again():
 
 PROGRAM = """
 import ray
+from embedkit_core.fleet.ray.dataset import _cpus_for
 from embedkit_core.fleet.ray.driver import driver
 from embedkit_core.fleet.ray.ledger import Life
 ray.init("local", num_cpus=1, include_dashboard=False, logging_level="error")

@@ -19,7 +19,7 @@ from embedkit_core.embedder import Embedder
 from embedkit_core.fleet.column_embedder import ColumnEmbedder
 from embedkit_core.fleet.columns import refuse_name
 from embedkit_core.fleet.ray.driver import Run, driver
-from embedkit_core.fleet.ray.worker import MAX_ATTEMPTS, Worker
+from embedkit_core.fleet.ray.worker import Worker
 from embedkit_core.observability.progress import ProgressOption, check_progress
 
 BLOCK_ROWS = 4096
@@ -129,7 +129,7 @@ def embed(
 def _pool_arguments(workers: int, threads: int) -> dict[str, Any]:
     """Return the arguments of `map_batches` for the pool, as this version of Ray names them."""
     pool: dict[str, Any] = {"size": workers, "enable_true_multi_threading": True}
-    arguments: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_ATTEMPTS}
+    arguments: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}  # while a machine dies, too
     if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
         pool["max_concurrent_calls_per_actor"] = threads
     else:
@@ -146,7 +146,9 @@ def _extend_patience(dataset: Dataset) -> None:
 
 def _cpus_for(workers: int) -> float:
     """Return the CPUs to reserve for a worker. If the workers took parts of all CPUs, nothing could be read."""
-    cpus = [float(node["Resources"].get("CPU", 0.0)) for node in _machines()]
+    cpus = [cpus for node in _machines() if (cpus := float(node["Resources"].get("CPU", 0.0)))]
+    if not cpus:  # a cluster that adds machines when they are needed
+        return CPUS
     on_each = math.ceil(workers / len(cpus))  # Ray Data spreads them
     return min(CPUS, max(0.0, math.floor((max(cpus) - 1) / on_each * 10_000) / 10_000))
 

@@ -66,7 +66,8 @@ class Driver:
 
     def __init__(self, session: tuple[str, str] | None) -> None:
         self.session = session
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Not soft: Ray 2.60 then ignores a machine without CPUs, such as the head of many clusters.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, "scheduling_strategy": here}
         options |= {"max_restarts": -1, "max_task_retries": -1}
         self.ledger: Any = ray.remote(Ledger).options(**options).remote()
