@@ -136,6 +136,7 @@ def test_an_error_reaches_the_driver_without_texts_and_vectors(server, embedder)
         ({"dataset": [{"text": "a"}]}, r"dataset: must be a ray.data.Dataset \(got list\)"),
         ({"concurrency": 2}, "concurrency: is set by embed. Use workers="),
         ({"batch_size": 10}, "batch_size: is set by embed. Use block_rows="),
+        ({"block_row": 10}, "block_row: is no argument of embed; did you mean 'block_rows'"),
     ],
 )
 def test_invalid_arguments_are_refused(embedder, arguments, message):

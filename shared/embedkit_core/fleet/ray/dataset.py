@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -13,8 +14,9 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.data.dataset import MaterializedDataset
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import InputType
-from embedkit_core.common.validation import check_integer
+from embedkit_core.common.validation import MIN_SIMILARITY, check_integer
 from embedkit_core.embedder import Embedder
 from embedkit_core.fleet.column_embedder import ColumnEmbedder
 from embedkit_core.fleet.columns import refuse_name
@@ -90,8 +92,7 @@ def embed(
             f"dataset: must be a ray.data.Dataset (got {type(dataset).__name__}). Create one with, for "
             "example, ray.data.read_parquet or ray.data.from_pandas."
         )
-    for name in OWN_NAMES.keys() & options.keys():
-        raise ConfigurationError(f"{name}: is set by embed. Use {OWN_NAMES[name]}=.")
+    _check_options(options)
     embedder = Embedder(embedder) if isinstance(embedder, str) else embedder
     embed_column = ColumnEmbedder(embedder, column, vector_column, input_type=input_type, error_column=error_column)
     for name, value in {"workers": workers, "threads": threads, "block_rows": block_rows}.items():
@@ -124,6 +125,16 @@ def embed(
         )
     _extend_patience(embedded)
     return embedded
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Check that no option is one that `embed` sets, or a misspelled argument of `embed`; Ray checks the others."""
+    for name in options:
+        if name in OWN_NAMES:
+            raise ConfigurationError(f"{name}: is set by embed. Use {OWN_NAMES[name]}=.")
+        hint = suggest(name, inspect.signature(embed).parameters.keys(), cutoff=MIN_SIMILARITY)
+        if hint and name not in inspect.signature(Dataset.map_batches).parameters:
+            raise ConfigurationError(f"{name}: is no argument of embed; {hint}")
 
 
 def _pool_arguments(workers: int, threads: int) -> dict[str, Any]:
