@@ -149,7 +149,7 @@ def _pool_arguments(workers: int, threads: int) -> dict[str, Any]:
 
 
 def _extend_patience(dataset: Dataset) -> None:
-    """Let a run wait longer for its first blocks than Ray does by default: a low limit per minute makes them slow."""
+    """Extend Ray's default time without a finished block: a low limit per minute makes the first blocks slow."""
     context = dataset.context
     if getattr(context, "execution_no_progress_timeout_s", None) == RAYS_PATIENCE:
         context.execution_no_progress_timeout_s = PATIENCE

@@ -79,7 +79,7 @@ class Ledger:
             return new
 
     async def close(self) -> None:
-        """Let the driver's last call of `collect` return."""
+        """End the driver's last call of `collect`."""
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
