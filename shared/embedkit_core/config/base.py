@@ -18,7 +18,7 @@ from embedkit_core.cache.embedder_cache import CacheArgument, EmbedderCache, che
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
 from embedkit_core.common.threads import BULK, WakeFlag, off_loop
-from embedkit_core.common.types import EmptyText, InputType, LongText, RateLimiter, RateSettings
+from embedkit_core.common.types import NO_LIMITS, EmptyText, InputType, LongText, RateLimiter, RateSettings
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import (
     check_choice,
@@ -30,7 +30,14 @@ from embedkit_core.common.validation import (
 from embedkit_core.common.vectors import DType, VectorSpace
 from embedkit_core.config.cached_variants import ResolvedModel, resolve_model
 from embedkit_core.config.coordination import CoordinationArgument, check_budget_is_shared, make_coordination
-from embedkit_core.config.pickling import PickledSecrets, from_pickle, identity_arguments, snapshot_arguments, to_pickle
+from embedkit_core.config.pickling import (
+    PickledSecrets,
+    check_limiter_can_be_sent,
+    from_pickle,
+    identity_arguments,
+    snapshot_arguments,
+    to_pickle,
+)
 from embedkit_core.config.resolve import resolve_provider
 from embedkit_core.config.roles import CallSettings, InputTypeSpec, OnError, make_input_type_spec
 from embedkit_core.costs.meter import Meter
@@ -300,6 +307,13 @@ class BaseEmbedder:
             ConfigurationError: They cannot, or it has.
         """
         self._secrets.check_can_be_sent(self.provider.key_variable)
+        check_limiter_can_be_sent(self.rate_limiter)
+        if self._coordination is None and self.settings.rates != NO_LIMITS:
+            logger.warning(
+                "requests_per_minute and tokens_per_minute of %s apply to each worker, since the workers have no "
+                "coordinator. Use a cache folder without coordination=False, or coordination='redis://host:6379/0'.",
+                self.model,
+            )
 
 
 @functools.cache

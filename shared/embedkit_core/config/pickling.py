@@ -70,6 +70,19 @@ class PickledSecrets:
                 )
 
 
+def check_limiter_can_be_sent(limiter: object) -> None:
+    """Check that other processes get a rate limiter.
+
+    Raises:
+        ConfigurationError: It would not be pickled.
+    """
+    if limiter is not None and not _can_pickle(limiter):
+        raise ConfigurationError(
+            f"rate_limiter: the {type(limiter).__name__} cannot be pickled, so workers would have none. Use "
+            "requests_per_minute= or tokens_per_minute=, which they share."
+        )
+
+
 def snapshot_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments without secrets; mappings are copied, so that later changes by the caller have no effect."""
     kept = {name: value for name, value in arguments.items() if name not in SECRET_ARGUMENTS}

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -34,6 +35,17 @@ KEY = "sk-of-the-environment"
 def key_of_module() -> str:
     """Return the key, as a function of a user's module would."""
     return KEY
+
+
+class LockedLimiter:
+    """A rate limiter that cannot be pickled, such as LangChain's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Permit a request."""
+        return True
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +139,7 @@ def test_a_key_function_of_a_module_is_sent(server):
         ({"headers": {"X-Team": "search"}}, "headers: is not sent .* Set pickle_api_key=True"),
         ({"proxy": "http://user:secret@proxy:80"}, "proxy: is not sent .* Set pickle_api_key=True"),
         ({"budget_tokens": 10}, "budget_usd, budget_tokens: .* Set budget_name="),
+        ({"rate_limiter": LockedLimiter()}, "rate_limiter: the LockedLimiter cannot be pickled"),
         ({"cache": DictCache()}, "cache: an embedder with a cache object"),
     ],
 )
@@ -134,6 +147,14 @@ def test_what_workers_would_not_get_is_refused(options, message):
     with pytest.raises(ConfigurationError, match=message) as raised:
         ColumnEmbedder(embedder(**options))
     assert "secret" not in str(raised.value).replace("hold a secret", "")
+
+
+def test_limits_that_workers_do_not_share_are_warned_of(tmp_path, caplog):
+    ColumnEmbedder(embedder(cache=tmp_path, requests_per_minute=10))
+    ColumnEmbedder(embedder())
+    assert not caplog.text
+    ColumnEmbedder(embedder(requests_per_minute=10))
+    assert "requests_per_minute and tokens_per_minute of" in caplog.text
 
 
 def test_headers_are_sent_on_request(server):
