@@ -152,6 +152,14 @@ def test_a_run_may_wait_for_a_low_limit_longer_than_by_ray_s_default(embedder):
     assert embed(own, "text", embedder, workers=1).context.execution_no_progress_timeout_s == 60
 
 
+def test_a_budget_that_workers_would_not_keep_is_refused(embedder):
+    with (
+        track_usage(budget_tokens=10),
+        pytest.raises(ConfigurationError, match="budget of a block does not limit workers"),
+    ):
+        embed(dataset(["a"]), "text", embedder, workers=1)
+
+
 @pytest.mark.parametrize(
     ("cpus", "workers", "expected"),
     [

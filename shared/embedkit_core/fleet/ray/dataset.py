@@ -17,6 +17,7 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import InputType
 from embedkit_core.common.validation import MIN_SIMILARITY, check_integer
+from embedkit_core.costs.tracker import active_trackers
 from embedkit_core.embedder import Embedder
 from embedkit_core.fleet.column_embedder import ColumnEmbedder
 from embedkit_core.fleet.columns import refuse_name
@@ -102,6 +103,11 @@ def embed(
     schema = dataset.schema(fetch_if_missing=False)
     if schema is not None and column not in schema.names:
         refuse_name("column", column, schema.names)
+    if any(tracker.budget is not None for tracker in active_trackers()):
+        raise ConfigurationError(
+            "track_usage: the budget of a block does not limit workers. Omit it, and create the embedder with "
+            "budget_usd= or budget_tokens=, and budget_name=."
+        )
     _warn_of_machines(embedder)
     run = Run(
         embedder,
