@@ -13,6 +13,11 @@ VECTORS = np.arange(6, dtype=np.float32).reshape(3, 2)
 NAN = float("nan")
 
 
+def name_of(batch: object) -> str:
+    """Return the name of a batch, the same in each process: pytest numbers equal ones."""
+    return f"{type(batch).__module__.partition('.')[0]}-{type(batch).__name__}"
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -28,7 +33,7 @@ NAN = float("nan")
         pd.DataFrame({"text": pd.Series(["a", NAN, "b"], dtype=object)}),
         pd.DataFrame({"text": pd.Series(TEXTS, dtype="category")}),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_a_column_is_read_with_none_for_nulls(batch):
     assert read_column(batch, "text") == TEXTS
@@ -70,7 +75,7 @@ def test_a_frame_gets_arrays_and_keeps_its_index():
 
 
 @pytest.mark.parametrize(
-    "batch", [{"vector": [1, 2], "text": ["a", "b"]}, pa.table({"vector": [1, 2], "text": ["a", "b"]})], ids=str
+    "batch", [{"vector": [1, 2], "text": ["a", "b"]}, pa.table({"vector": [1, 2], "text": ["a", "b"]})], ids=name_of
 )
 def test_an_existing_column_is_replaced(batch):
     added = add_columns(batch, {"vector": VECTORS[:2]}, {})
@@ -87,7 +92,7 @@ def test_a_batch_without_rows_stays_without_rows(batch, rows):
     assert len(add_columns(batch, {"vector": rows}, {"error": []})["vector"]) == 0
 
 
-@pytest.mark.parametrize("batch", [{"id": [1]}, pa.table({"id": [1]}), pd.DataFrame({"id": [1]})], ids=str)
+@pytest.mark.parametrize("batch", [{"id": [1]}, pa.table({"id": [1]}), pd.DataFrame({"id": [1]})], ids=name_of)
 def test_a_missing_column_is_named_with_those_that_are_there(batch):
     with pytest.raises(ConfigurationError, match=r"text_column: there is no column 'text'\. The columns are 'id'\."):
         read_column(batch, "text")
