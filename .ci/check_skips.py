@@ -11,6 +11,7 @@ EXPECTED = [
     "the suite names no",
     "does not define fail(",  # a local model has no server
     "does not define requests_seen()",
+    "persistent = False",  # a byte store in memory
 ]
 
 if sys.version_info < (3, 12):
