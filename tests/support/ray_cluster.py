@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +51,11 @@ def _environment() -> Iterator[None]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it warns of otherwise
         ray.data.DataContext.get_current().enable_progress_bars = False
-        yield
+        try:
+            yield
+        finally:
+            with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+                gc.collect()  # what Ray has left open, which would be an error in the next test
 
 
 def worker_pids() -> list[int]:
