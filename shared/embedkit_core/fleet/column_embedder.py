@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +15,7 @@ from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice
+from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Meter
 from embedkit_core.costs.tracker import active_trackers
 from embedkit_core.embedder import Embedder
@@ -164,11 +166,13 @@ class ColumnEmbedder:
         return vectors, errors
 
 
-def meters_of(embedder: Embedder, input_type: InputType) -> list[Meter]:
+def meters_of(embedder: Embedder, input_type: InputType) -> Sequence[Meter]:
     """Return the meters of an embedder and of the `track_usage` blocks around the caller."""
     price = embedder.price.usd_per_million
-    trackers = active_trackers()
-    return [embedder.meter, *(tracker.meter(embedder.model, input_type, price) for tracker in trackers)]
+    billing = CallBilling.of_call(
+        *(embedder.meter, embedder.budget, price, active_trackers()), model=embedder.model, input_type=input_type
+    )
+    return billing.meters
 
 
 def _embedder_of(pickled: bytes, *, raises: bool) -> Embedder:

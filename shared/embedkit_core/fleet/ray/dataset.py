@@ -96,9 +96,10 @@ def embed(
     _check_options(options)
     embedder = Embedder(embedder) if isinstance(embedder, str) else embedder
     embed_column = ColumnEmbedder(embedder, column, vector_column, input_type=input_type, error_column=error_column)
-    for name, value in {"workers": workers, "threads": threads, "block_rows": block_rows}.items():
-        if value is not None or name != "block_rows":
-            check_integer(name, value, 1)
+    check_integer("workers", workers, 1)
+    check_integer("threads", threads, 1)
+    if block_rows is not None:
+        check_integer("block_rows", block_rows, 1)
     check_progress(progress)
     schema = dataset.schema(fetch_if_missing=False)
     if schema is not None and column not in schema.names:
@@ -115,7 +116,8 @@ def embed(
         embedder.settings.progress if progress is None else progress,
         dataset.count() if isinstance(dataset, MaterializedDataset) else None,
     )
-    driver().add(run)
+    here = driver()
+    here.add(run)
     if block_rows is not None:
         exactly = {"strict": True} if "strict" in inspect.signature(Dataset.repartition).parameters else {}
         dataset = dataset.repartition(target_num_rows_per_block=block_rows, **exactly)
@@ -123,7 +125,7 @@ def embed(
         warnings.filterwarnings("ignore", "`ray_remote_args`")  # restarts have no other name yet
         embedded = dataset.map_batches(
             Worker,
-            fn_constructor_args=(embed_column, run.name, driver().ledger),
+            fn_constructor_args=(embed_column, run.name, here.ledger),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_cpus_for(workers) if num_cpus is None else num_cpus,
