@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from benchmarks.processes.shared_redis import RedisBench
 from benchmarks.speed.bench import Bench as Server
 from benchmarks.speed.control import add_texts
 from benchmarks.speed.corpus import make_texts
+from tests.support.ray_workers import worker_pids
 from tests.support.redis_server import RedisServer
 
 TEXTS = 120_000
@@ -53,16 +53,10 @@ class FleetBench(RedisBench):
 
 
 def ray_workers(driver: int) -> list[int]:
-    """Return the process ids of the workers of a driver that runs Ray on this machine."""
+    """Return the process ids of the workers of a driver that runs Ray on this machine, as soon as there are any."""
     end = time.monotonic() + MAX_SECONDS
     while time.monotonic() < end:
-        for raylet in _pgrep("-P", str(driver), "-f", "raylet/raylet"):
-            if pids := _pgrep("-P", str(raylet), "-f", "ray::MapWorker"):
-                return pids
+        if pids := worker_pids(driver):
+            return pids
         time.sleep(0.05)
     raise RuntimeError("Ray has no workers")
-
-
-def _pgrep(*arguments: str) -> list[int]:
-    done = subprocess.run(["pgrep", *arguments], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in done.stdout.split()]

@@ -13,7 +13,8 @@ import ray
 from support.embedders import numbered
 from support.openai_client import expected
 from support.openai_server import Fault
-from support.ray_cluster import local_ray, worker_pids
+from support.ray_cluster import local_ray
+from support.ray_workers import worker_pids
 
 from embedkit_core import ConfigurationError, Embedder, track_usage
 from embedkit_core.fleet.ray import embed

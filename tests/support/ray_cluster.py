@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,19 +53,3 @@ def _environment() -> Iterator[None]:
         finally:
             with warnings.catch_warnings(action="ignore", category=ResourceWarning):
                 gc.collect()  # what Ray has left open, which would be an error in the next test
-
-
-def worker_pids() -> list[int]:
-    """Return the process IDs of the workers that embed, oldest first, of the Ray of this process."""
-    found = subprocess.run(["pgrep", "-f", "^ray::MapWorker"], capture_output=True, text=True, check=False)
-    return [pid for pid in map(int, found.stdout.split()) if os.getpid() in _ancestors(pid)]
-
-
-def _ancestors(pid: int) -> Iterator[int]:
-    """Yield the parent process, its parent and so on."""
-    while pid > 1:
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        yield pid
