@@ -165,7 +165,7 @@ def use_ray():
 
     from embedkit_core.fleet.ray import embed
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     server = FakeServer()  # only this process has it, so nothing is embedded
     embedder = Embedder("fake:any", base_url=server.url, cache=False)
     dataset = embed(ray.data.from_items([{"text": "x"}]), "text", embedder, workers=1)
