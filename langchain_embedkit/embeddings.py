@@ -74,6 +74,7 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     account: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
+    task: Literal["classification", "clustering", "similarity", "code"] | None = None
     on_long_text: Literal["truncate", "error", "mean"] = "truncate"
     on_empty_text: Literal["error", "zero"] = "error"
     max_concurrency: int = 16

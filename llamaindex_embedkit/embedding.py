@@ -82,6 +82,7 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     account: str | None = Field(default=None, exclude=True, frozen=True)
     query_prompt: str | None = Field(default=None, frozen=True)
     document_prompt: str | None = Field(default=None, frozen=True)
+    task: Literal["classification", "clustering", "similarity", "code"] | None = Field(default=None, frozen=True)
     on_long_text: Literal["truncate", "error", "mean"] = Field(default="truncate", frozen=True)
     on_empty_text: Literal["error", "zero"] = Field(default="error", exclude=True, frozen=True)
     max_concurrency: int = Field(default=16, exclude=True, frozen=True)

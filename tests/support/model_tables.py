@@ -51,7 +51,7 @@ def _api(rows: tuple[ModelInfo, ...], provider: str) -> str:
                 "all" if row.dtypes == ALL_TYPES else ", ".join(row.dtypes),
                 _count(row.limits.text_tokens),
                 f"{_count(row.limits.texts)} texts, {_count(row.limits.tokens)} tokens",
-                f"[{row.usd_per_million}]({row.price_source})" if row.price_source else "?",
+                _price(row),
                 str(row.usd_per_million_batch or "?"),
                 row.checked_on or "?",
                 row.note or "",
@@ -94,6 +94,12 @@ def _fields() -> str:
 def _status(row: ModelInfo) -> str:
     said = f"{row.status} {row.retired}" if row.retired else row.status
     return f"{said}: `{row.successor}`" if row.successor else said
+
+
+def _price(row: ModelInfo) -> str:
+    """Return the price with its source; one that is not the provider's own is in parentheses."""
+    price = f"[{row.usd_per_million}]({row.price_source})" if row.price_source else "?"
+    return price if row.confirmed else f"({price})"
 
 
 def _dimensions(row: ModelInfo) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict
 
 from embedkit_core.cache.embedder_cache import CacheArgument
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.types import EmptyText, LongText, RateLimiter
+from embedkit_core.common.types import EmptyText, LongText, RateLimiter, Task
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
 from embedkit_core.config.coordination import CoordinationArgument
@@ -75,6 +75,7 @@ class EmbedderOptions(TypedDict, total=False):
     account: str | None
     query_prompt: str | None
     document_prompt: str | None
+    task: Task | None
     on_long_text: LongText
     on_empty_text: EmptyText
     max_concurrency: int

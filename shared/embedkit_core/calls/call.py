@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from embedkit_core.calls.failures import attribute_refusals, call_error, error_name, unknown_price_error
+from embedkit_core.calls.failures import attribute_refusals, call_error, error_name, price_error
 from embedkit_core.calls.lookup import CacheLookup
 from embedkit_core.calls.plan import plan_call, unknown_width_error
 from embedkit_core.calls.rows import ListBuffer, MatrixBuffer
@@ -106,7 +106,7 @@ class Call:
         self._billing = CallBilling.of_call(
             embedder.meter,
             embedder.budget,
-            embedder.price.usd_per_million,
+            embedder.price,
             active_trackers() if tracked is None else tracked,
             model=embedder.model,
             input_type=spec.input_type,
@@ -246,8 +246,8 @@ class Call:
 
     def _refusal(self) -> BudgetError | None:
         """Return the error of a budget that can pay for no text. None if all budgets can be used."""
-        if self._billing.price_is_missing:
-            return unknown_price_error(self._embedder.model)
+        if self._billing.needs_price:
+            return price_error(self._embedder.model, self._billing.price)
         return open_budgets(self._billing.budgets, self._spec.request_spec.coordination)
 
     def _check_lengths(self, misses: Sequence[int], limit: int) -> None:

@@ -61,7 +61,7 @@ class Estimate:
         seconds: The expected duration at the known rate limits, None for a local model that has not run in this
             process.
         token_source: How the tokens were determined.
-        price_source: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
+        price_source: "prices=", "catalogue", "catalogue, unconfirmed", "genai-prices", "this machine" or "unknown".
     """
 
     model: str

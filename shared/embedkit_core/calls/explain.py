@@ -29,7 +29,7 @@ class Explanation:
         served_from: "memory", "cache" or "provider".
         estimated_tokens: The estimated length of the text.
         usd_per_million: USD per million input tokens, None if unknown.
-        price_source: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
+        price_source: "prices=", "catalogue", "catalogue, unconfirmed", "genai-prices", "this machine" or "unknown".
     """
 
     model: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 
 from embedkit_core.common.errors import (
     BadRequestError,
@@ -76,11 +77,15 @@ def error_name(failed: Mapping[int, EmbedKitError], n: int) -> str | None:
     return type(errors[0]).__name__ if len(errors) == n else PartialFailureError.__name__
 
 
-def unknown_price_error(model: str) -> BudgetError:
-    """Return the error for a budget in USD and a model without a known price."""
+def price_error(model: str, price: Decimal | None) -> BudgetError:
+    """Return the error for a budget in USD and a model whose price is unknown, or is not from the provider."""
+    flaw, example = "is unknown", "0.02"
+    if price is not None:
+        flaw = f"is only known from another source than the provider (${format_usd(price)} per million tokens)"
+        example = format_usd(price)
     return BudgetError(
-        f"budget_usd: the price of {model} is unknown; nothing was sent. Set it in USD per million tokens, as in "
-        f"prices={{{model!r}: 0.02}}, or use budget_tokens=."
+        f"budget_usd: the price of {model} {flaw}; nothing was sent. Set the provider's price in USD per million "
+        f"tokens, as in prices={{{model!r}: {example}}}, or use budget_tokens=."
     )
 
 

@@ -15,6 +15,7 @@ Vectors: TypeAlias = npt.NDArray[Any]  # float32 by default, see DType
 InputType: TypeAlias = Literal["document", "query"]
 LongText: TypeAlias = Literal["truncate", "error", "mean"]
 EmptyText: TypeAlias = Literal["error", "zero"]
+Task: TypeAlias = Literal["classification", "clustering", "similarity", "code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class ModelInfo:
             stay as they are.
         asymmetric: True if a text has different vectors as a query and as a document.
         prompts: Prefixes that the library adds to texts, by input type.
+        tasks: By task, what replaces `prompts` for a model with prompts, else the values of the provider's role field.
         space: Name of the vector space. Only vectors of models in the same space are comparable.
         tokenizer: "tiktoken:encoding" or "huggingface:name". None if unknown.
         released: Release date of the model.
@@ -73,6 +75,8 @@ class ModelInfo:
         retired: Date since which the model is no longer available.
         successor: Replacement that the provider recommends. Its vectors are not comparable with this model's.
         note: Anything else that a user of the model needs.
+        confirmed: False if the prices or limits are not from a page of the provider. A budget in USD refuses such a
+            price.
     """
 
     provider: str
@@ -89,6 +93,7 @@ class ModelInfo:
     unit_length: bool | None = None
     asymmetric: bool = False
     prompts: Mapping[InputType, str] = field(default_factory=dict, hash=False)
+    tasks: Mapping[Task, Mapping[InputType, str]] = field(default_factory=dict, hash=False)
     space: str | None = None
     tokenizer: str | None = None
     released: str | None = None
@@ -97,6 +102,7 @@ class ModelInfo:
     retired: str | None = None
     successor: str | None = None
     note: str | None = None
+    confirmed: bool = True
 
 
 class RateSettings(NamedTuple):

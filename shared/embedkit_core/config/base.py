@@ -18,7 +18,7 @@ from embedkit_core.cache.embedder_cache import CacheArgument, EmbedderCache, che
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
 from embedkit_core.common.threads import BULK, WakeFlag, off_loop
-from embedkit_core.common.types import NO_LIMITS, EmptyText, InputType, LongText, RateLimiter, RateSettings
+from embedkit_core.common.types import NO_LIMITS, EmptyText, InputType, LongText, RateLimiter, RateSettings, Task
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import (
     check_choice,
@@ -76,6 +76,7 @@ class BaseEmbedder:
         account: str | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
+        task: Task | None = None,
         on_long_text: LongText = "truncate",
         on_empty_text: EmptyText = "error",
         max_concurrency: int = 16,
@@ -195,7 +196,7 @@ class BaseEmbedder:
     def fingerprint(self) -> str:
         """Digest of everything that changes a vector besides the text, 32 hexadecimal digits.
 
-        It covers the model, endpoint, dimensions, dtype, prompts, `provider_options` and `on_long_text`.
+        It covers the model, endpoint, dimensions, dtype, prompts, task, `provider_options` and `on_long_text`.
         """
         return hashlib.sha256(b"".join(spec.key_prefix for spec in self._specs.values())).hexdigest()[:32]
 

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
-from embedkit_core.common.types import EmptyText, LongText, ModelInfo
+from embedkit_core.common.types import EmptyText, InputType, LongText, ModelInfo, Task
 from embedkit_core.common.validation import check_choice, check_integer, is_valid_text
 from embedkit_core.common.vectors import DType
 from embedkit_core.config.output_spec import OutputSpec, resolve_output_spec
@@ -89,6 +89,7 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
     info = _catalogue_entry(provider_cls, provider_cls.catalogue_name(name), base_url, arguments["model_info"])
     if provider_cls.is_own_host(base_url) and not provider_cls.is_local:
         _check_available(provider, name, info)
+    _check_task(arguments, f"{provider}:{name}", info, takes_roles=provider_cls.takes_roles)
     provider_cls.check_installed()
     return ResolvedProvider(
         provider_cls,
@@ -98,6 +99,7 @@ def resolve_provider(arguments: Mapping[str, Any]) -> ResolvedProvider:
             base_url=base_url,
             query_prompt=_prompt(arguments, "query"),
             document_prompt=_prompt(arguments, "document"),
+            task=arguments["task"],
             on_long_text=arguments["on_long_text"],
             options=_options(provider_cls, arguments["provider_options"]),
             info=info,
@@ -198,6 +200,24 @@ def _other_spelling(model: str, known: list[str]) -> str | None:
         return None
     provider = PROVIDER_SPELLINGS.get(parts[1].lower(), parts[1].lower())
     return f"{provider}:{parts[2]}" if provider in known else None
+
+
+def _check_task(arguments: Mapping[str, Any], model: str, info: ModelInfo | None, *, takes_roles: bool) -> None:
+    """Reject a task that the model does not offer, and a task beside prompts, which would replace what it sends."""
+    task = arguments["task"]
+    if task is None:
+        return
+    check_choice("task", task, get_args(Task))
+    for input_type in get_args(InputType):
+        if _prompt(arguments, input_type) is not None:
+            raise ConfigurationError(f"task: contradicts {input_type}_prompt (got {task!r}). Pass one of them.")
+    offered = info.tasks if info is not None and (info.prompts or takes_roles) else {}
+    if task not in offered:
+        known = f"it offers {', '.join(map(repr, offered))}" if offered else "no tasks of it are known"
+        raise ConfigurationError(
+            f"task: {model} does not offer {task!r}; {known}. Omit task= for retrieval, or pass the instruction of the "
+            "model's documentation as query_prompt= and document_prompt=."
+        )
 
 
 def _prompt(arguments: Mapping[str, Any], input_type: str) -> str | None:

@@ -14,6 +14,7 @@ from embedkit_core.common.usage import Usage
 from embedkit_core.costs.amounts import BudgetStatus, to_usd
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter, TextCounts, usage_of
+from embedkit_core.costs.prices import Price
 from embedkit_core.costs.tokens import cost_or_zero
 from embedkit_core.costs.tracker import UsageTracker
 
@@ -26,18 +27,20 @@ class CallBilling:
         meters: Meters of the embedder and of the active trackers.
         price: USD per million tokens. None if unknown.
         budgets: Budgets of the embedder and of the active trackers.
+        has_confirmed_price: True if the price is known and is the provider's or the user's.
     """
 
     meters: Sequence[Meter] = ()
     price: Decimal | None = None
     budgets: Sequence[Budget] = ()
+    has_confirmed_price: bool = True
 
     @classmethod
     def of_call(
         cls,
         meter: Meter,
         budget: Budget | None,
-        price: Decimal | None,
+        price: Price,
         trackers: Sequence[UsageTracker],
         *,
         model: str,
@@ -47,15 +50,16 @@ class CallBilling:
         meters = [meter]
         budgets = [] if budget is None else [budget]
         for tracker in trackers:
-            meters.append(tracker.meter(model, input_type, price))
+            meters.append(tracker.meter(model, input_type, price.usd_per_million))
             if tracker.budget is not None:
                 budgets.append(tracker.budget)
-        return cls(meters, price, budgets)
+        return cls(meters, price.usd_per_million, budgets, price.is_confirmed)
 
     @property
-    def price_is_missing(self) -> bool:
-        """True if a budget limits USD and the price of the model is unknown."""
-        return self.price is None and any(budget.limit_usd is not None for budget in self.budgets)
+    def needs_price(self) -> bool:
+        """True if a budget limits USD and the price of the model is unknown or not confirmed."""
+        has_price = self.price is not None and self.has_confirmed_price
+        return not has_price and any(budget.limit_usd is not None for budget in self.budgets)
 
     @property
     def named_budgets(self) -> dict[str, Budget]:

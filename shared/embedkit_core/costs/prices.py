@@ -34,11 +34,13 @@ class Price(NamedTuple):
 
     Attributes:
         usd_per_million: USD per million tokens. None if unknown.
-        source: "prices=", "catalogue", "genai-prices", "this machine" or "unknown".
+        source: "prices=", "catalogue", "catalogue, unconfirmed", "genai-prices", "this machine" or "unknown".
+        is_confirmed: False if the catalogue has the price from another source than the provider.
     """
 
     usd_per_million: Decimal | None
     source: str
+    is_confirmed: bool = True
 
 
 def price_of(provider: Provider, prices: Mapping[str, Any] | None) -> Price:
@@ -61,7 +63,9 @@ def price_of(provider: Provider, prices: Mapping[str, Any] | None) -> Price:
             return Price(user_prices[name], "prices=")
     _warn_of_misspelled_names(provider, user_prices)
     if provider.usd_per_million is not None:
-        return Price(provider.usd_per_million, "this machine" if provider.is_local else "catalogue")
+        confirmed = "catalogue" if provider.has_confirmed_price else "catalogue, unconfirmed"
+        source = "this machine" if provider.is_local else confirmed
+        return Price(provider.usd_per_million, source, provider.has_confirmed_price)
     if not provider.endpoint and (found := _genai_price(provider.cache_key_provider, provider.model)) is not None:
         return Price(found, "genai-prices")
     return Price(None, "unknown")

@@ -168,9 +168,10 @@ class ColumnEmbedder:
 
 def meters_of(embedder: Embedder, input_type: InputType) -> Sequence[Meter]:
     """Return the meters of an embedder and of the `track_usage` blocks around the caller."""
-    price = embedder.price.usd_per_million
     billing = CallBilling.of_call(
-        *(embedder.meter, embedder.budget, price, active_trackers()), model=embedder.model, input_type=input_type
+        *(embedder.meter, embedder.budget, embedder.price, active_trackers()),
+        model=embedder.model,
+        input_type=input_type,
     )
     return billing.meters
 

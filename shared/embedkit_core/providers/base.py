@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, Protocol
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
-from embedkit_core.common.types import Batch, InputType, Limits, LongText, ModelInfo, Reply
+from embedkit_core.common.types import Batch, InputType, Limits, LongText, ModelInfo, Reply, Task
 from embedkit_core.common.vectors import DType
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Hidden, Secret
@@ -37,6 +37,7 @@ class ProviderSettings:
         dtype: Dtype to request.
         query_prompt: The user's prompt before each query, None for the default.
         document_prompt: The user's prompt before each document, None for the default.
+        task: The user's task, None for retrieval. The model's row has values for it.
         on_long_text: How texts over the model's limit are handled.
         options: The user's `provider_options`: additional fields of the request.
         info: The model's row of the catalogue, None if it has none.
@@ -50,6 +51,7 @@ class ProviderSettings:
     dtype: DType = "float32"
     query_prompt: str | None = None
     document_prompt: str | None = None
+    task: Task | None = None
     on_long_text: LongText = "truncate"
     options: Mapping[str, Any] = field(default_factory=dict)
     info: ModelInfo | None = None
@@ -102,10 +104,21 @@ class ProviderSettings:
 
     @property
     def prompts(self) -> dict[InputType, str]:
-        """Prompt of each input type: the user's, else the catalogue's, else an empty string."""
+        """Prompt of each input type: the user's, else that of the task, else the catalogue's, else an empty string."""
         defaults = self.info.prompts if self.info else {}
+        if self.info and defaults and self.task:
+            defaults = self.info.tasks[self.task]
         passed: dict[InputType, str | None] = {"query": self.query_prompt, "document": self.document_prompt}
         return {name: defaults.get(name, "") if prompt is None else prompt for name, prompt in passed.items()}
+
+    def role_values(self, defaults: Mapping[InputType, str]) -> Mapping[InputType, str]:
+        """Return the values of the provider's field for the input type: those of the task, else `defaults`.
+
+        The tasks of a model with prompts are prompts, so it keeps `defaults`.
+        """
+        if self.task is None or self.info is None or self.info.prompts:
+            return defaults
+        return self.info.tasks[self.task]
 
 
 class Client(Protocol):
@@ -139,6 +152,7 @@ class Provider(ABC):
         reserved_fields: Fields that `provider_options` may not set.
         dtypes: Dtypes that can be requested from a model without a catalogue row.
         takes_dimensions: True if dimensions can be requested from a model with a catalogue row.
+        takes_roles: True if requests have a field for the input type, whose values are in `settings.role_values`.
         catalogue_providers: Providers whose catalogue rows apply to this one, its own first.
         returns_normalized: False if vectors of models without a catalogue row must be normalized locally.
         default_limits: Limits of models without a catalogue row.
@@ -153,6 +167,7 @@ class Provider(ABC):
         connection: Headers, proxy and CA bundle of the user.
         dimensions: Width of the vectors, None if only a reply shows it.
         usd_per_million: Price in USD per million input tokens, None if unknown.
+        has_confirmed_price: False if the price is from another source than the provider.
         encodings: Encodings that requests ask for, for telemetry; empty if the provider has no choice.
     """
 
@@ -165,6 +180,7 @@ class Provider(ABC):
     reserved_fields: ClassVar[frozenset[str]] = frozenset({"model", "input", "dimensions", "prompt", "role"})
     dtypes: ClassVar[tuple[DType, ...]] = ("float32",)
     takes_dimensions: ClassVar[bool] = True
+    takes_roles: ClassVar[bool] = False
     catalogue_providers: ClassVar[tuple[str, ...]] = ()
     returns_normalized: ClassVar[bool] = True
     default_limits: ClassVar[Limits] = Limits()
@@ -181,6 +197,7 @@ class Provider(ABC):
     connection: Connection = Connection()
     dimensions: int | None = None
     usd_per_million: Decimal | None = None
+    has_confirmed_price: bool = True
     encodings: tuple[str, ...] = ()
 
     @abstractmethod

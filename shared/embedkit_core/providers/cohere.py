@@ -68,6 +68,7 @@ class Cohere(HTTPProvider):
     key_variable: ClassVar[str | None] = KEY_VARIABLE
     default_limits: ClassVar[Limits] = Limits(texts=96, tokens=128_000)  # those of every model in the catalogue
     dtypes: ClassVar[tuple[DType, ...]] = ("float32", "int8", "uint8", "binary", "ubinary")
+    takes_roles: ClassVar[bool] = True
     returns_normalized: ClassVar[bool] = False
     reserved_fields: ClassVar[frozenset[str]] = HTTPProvider.reserved_fields | {
         *("texts", "images", "inputs", "embedding_types", "output_dimension", "truncate", "stream")
@@ -79,6 +80,7 @@ class Cohere(HTTPProvider):
         canonical, secret = canonical_url(self.address), settings.find_key(KEY_VARIABLE, LANGCHAIN_KEY_VARIABLE)
         super().__init__(settings, canonical, secret, needs_key=False)
         self.encodings = (EMBEDDING_TYPES[settings.dtype],)
+        self._roles = settings.role_values(INPUT_TYPES)
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -88,7 +90,7 @@ class Cohere(HTTPProvider):
     def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request body without texts; the client adds `prompt` before each text and does not send it."""
         return self.request_fields(
-            input_type, input_type=INPUT_TYPES[input_type], embedding_types=[*self.encodings], truncate="NONE"
+            input_type, input_type=self._roles[input_type], embedding_types=[*self.encodings], truncate="NONE"
         )
 
     def truncating_body(self, input_type: InputType) -> dict[str, Any]:

@@ -77,6 +77,16 @@ def test_an_unknown_price_is_refused_before_the_first_request_and_hits_are_serve
     assert fake_embedder(server, budget_usd=1, prices={"model": "0.02"}).embed(["new"]).usage.sent == 1
 
 
+def test_a_price_that_is_not_from_the_provider_is_estimated_with_and_refused_by_a_budget():
+    info = {"usd_per_million": "0.10", "confirmed": False}
+    settings = {"model": "openai:m", "api_key": "k", "base_url": "http://localhost:1/v1", "cache": False}
+    estimate = Embedder(**settings, model_info=info, budget_usd=1).estimate(["a text"])
+    assert (estimate.cost_usd > 0, estimate.price_source) == (True, "catalogue, unconfirmed")
+    with pytest.raises(BudgetError, match=r"from another source than the provider \(\$0\.1 per .* nothing was sent"):
+        Embedder(**settings, model_info=info, budget_usd=1).embed(["a text"])
+    assert Embedder(**settings, model_info=info, prices={"m": "0.10"}).price.is_confirmed
+
+
 def test_a_free_model_works_with_a_budget_of_zero():
     assert fake_embedder(FakeServer(usd_per_million=Decimal(0)), budget_usd=0).embed(texts_of(100)).usage.sent == 100
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
-from embedkit_core.common.types import InputType, Limits, ModelInfo
+from embedkit_core.common.types import InputType, Limits, ModelInfo, Task
 from embedkit_core.common.vectors import Cut, DType
 
 MAX_DIMENSIONS = 1 << 20  # more than any model has
@@ -51,6 +51,8 @@ def merge_fields(base: ModelInfo, overrides: Mapping[str, Any], where: str) -> M
         except _FieldError as expected:
             raise ConfigurationError(f"{where}: {name} must be {expected} (got {value!r:.60})") from None
         (limits if name in _LIMITS else fields)[_LIMITS.get(name, name)] = checked
+    if "usd_per_million" in fields:  # a price is as good as the row that states it
+        fields.setdefault("confirmed", True)
     row = replace(base, limits=replace(base.limits, **limits), **fields)
     if row.dimensions and row.allowed_dimensions and row.dimensions not in row.allowed_dimensions:
         if "allowed_dimensions" in overrides:
@@ -72,7 +74,9 @@ def as_json(row: ModelInfo) -> dict[str, Any]:
     fields = {name: getattr(row, name) for name in _FIELDS if name not in _LIMITS}
     fields |= {name: getattr(row.limits, limit) for name, limit in _LIMITS.items()}
     prices = {n: None if v is None else str(v) for n, v in fields.items() if n.startswith("usd_")}
-    return fields | prices | {"allowed_dimensions": allowed, "prompts": dict(row.prompts), "dtypes": list(row.dtypes)}
+    tasks = {task: dict(values) for task, values in row.tasks.items()}
+    lists = {"allowed_dimensions": allowed, "dtypes": list(row.dtypes)}
+    return fields | prices | lists | {"prompts": dict(row.prompts), "tasks": tasks}
 
 
 def _whole(value: Any, maximum: int = 10**12) -> int:
@@ -117,6 +121,31 @@ def _prompts(value: Any) -> dict[InputType, str]:
     return dict(value)
 
 
+def _tasks(value: Any) -> dict[Task, dict[InputType, str]]:
+    names, error = (
+        get_args(Task),
+        _FieldError(
+            'a mapping from tasks to a string, or to one per input type, such as {"clustering": "clustering", "code": '
+            '{"query": "code.query", "document": "code.passage"}}'
+        ),
+    )
+    if not isinstance(value, Mapping):
+        raise error
+    tasks: dict[Task, dict[InputType, str]] = {}
+    for name, given in value.items():
+        of_input_types = dict.fromkeys(get_args(InputType), given) if isinstance(given, str) else given
+        if name not in names or not isinstance(of_input_types, Mapping):
+            raise error
+        if set(of_input_types) != set(get_args(InputType)) or not all(map(_is_string, of_input_types.values())):
+            raise error
+        tasks[name] = dict(of_input_types)
+    return tasks
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _dtypes(value: Any) -> tuple[DType, ...]:
     known = get_args(DType)
     if isinstance(value, str) or not isinstance(value, Sequence) or not value or not all(v in known for v in value):
@@ -146,7 +175,7 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 # Fields that do not change vectors.
 NON_VECTOR_FIELDS = frozenset(
     {"text_tokens", "request_texts", "request_tokens", "usd_per_million", "usd_per_million_batch", "price_source"}
-    | {"status", "released", "retired", "successor", "tokenizer", "checked_on", "source", "note"}
+    | {"status", "released", "retired", "successor", "tokenizer", "checked_on", "source", "note", "confirmed"}
 )
 _LIMITS = {"text_tokens": "text_tokens", "request_texts": "texts", "request_tokens": "tokens"}
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
@@ -161,6 +190,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "unit_length": _one_of(True, False, None),
     "asymmetric": _one_of(True, False),
     "prompts": _prompts,
+    "tasks": _tasks,
     "space": _optional(_string),
     "tokenizer": _optional(_string),
     "text_tokens": _optional(_whole),
@@ -172,4 +202,5 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "source": _string,
     "price_source": _optional(_string),
     "note": _optional(_string),
+    "confirmed": _one_of(True, False),
 }

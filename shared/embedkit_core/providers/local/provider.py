@@ -49,7 +49,7 @@ class Local(Provider):
         self._truncates = settings.on_long_text == "truncate"
         self._max_tokens = self._options.max_seq_length or folder_info.max_tokens
         self._asymmetric = folder_info.asymmetric
-        self._prompts = settings.prompts | (folder_info.prompts or {}) | _user_prompts(settings)
+        self._prompts = settings.prompts | _folder_prompts(settings, folder_info) | _user_prompts(settings)
         self.dimensions = _width(settings, folder_info)
 
     @classmethod
@@ -88,6 +88,11 @@ def _limits(options: LocalOptions) -> Limits:
     """Return the limits of a request; only a single CPU needs a token limit, because it is slow."""
     max_tokens = MAX_REQUEST_TOKENS if options.is_cpu and not options.is_pool else None
     return Limits(texts=MAX_REQUEST_TEXTS, tokens=max_tokens, in_flight=1)
+
+
+def _folder_prompts(settings: ProviderSettings, folder_info: FolderInfo) -> dict[InputType, str]:
+    """Return the prompts of the model's folder, which are for retrieval and override those of the catalogue."""
+    return {} if settings.task is not None else folder_info.prompts or {}
 
 
 def _user_prompts(settings: ProviderSettings) -> dict[InputType, str]:
