@@ -26,11 +26,15 @@ ADAPTERS = {
     "llamaindex": ("llamaindex_embedkit", "EmbedKitEmbedding", "llama-index-core"),
 }
 PROVIDERS = {"openai": "openai", "voyage": "voyageai", "cohere": "cohere", "local": "sentence-transformers"}
+PROVIDERS |= {"nomic": "httpx", "hf-inference": "httpx"}  # without an SDK
+WITHOUT_SDK = ("httpx", "pydantic_core", "pybase64")  # what they need, which other extras may bring
 BRINGS = {"voyage": {"langchain"}}  # its SDK depends on langchain-core
 VECTOR = [0.6, 0.8]
 ENCODED = base64.b64encode(struct.pack("<2f", *VECTOR)).decode()
 OPENAIS = {"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens": 1}}  # and Voyage's
+HF_PATH = "/v1/models/any/pipeline/feature-extraction"
 UNUSED_REDIS = "redis://127.0.0.1:1/0"  # a port that nothing listens on
+NOMICS = {"embeddings": [VECTOR], "usage": {"total_tokens": 1}}
 COHERES = {"embeddings": {"base64": [ENCODED]}, "meta": {"billed_units": {"input_tokens": 1}}}
 
 
@@ -39,7 +43,8 @@ class Server(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
-        body = json.dumps(COHERES if self.path == "/v2/embed" else OPENAIS).encode()
+        replies = {"/v2/embed": COHERES, "/v1/embedding/text": NOMICS, HF_PATH: [VECTOR]}
+        body = json.dumps(replies.get(self.path, OPENAIS)).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -67,6 +72,11 @@ def refused(attempt, extra, what):
         sys.exit(f"{what} works without the extra {extra}")
 
 
+def has_needs(provider):
+    """Return True if another extra has brought all that a provider without an SDK needs."""
+    return PROVIDERS[provider] == "httpx" and all(map(importlib.util.find_spec, WITHOUT_SDK))
+
+
 def use_api(provider):
     server = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -90,6 +100,8 @@ def use_adapter(extra):
     vectors = embed(["x", "y", "x"])
     expect(vectors[0] == vectors[2] and type(vectors[0][0]) is float, f"{name} works with {host} alone")
     for provider in PROVIDERS:
+        if has_needs(provider):
+            continue
         make = partial(door, model=f"{provider}:any", api_key="x", cache=False)
         refused(make, provider, f"{name} with the provider {provider}")
 
@@ -221,7 +233,7 @@ def main():
             statement = f"from {package} import {door}"
             refused(partial(exec, statement), name, statement)
     for provider in PROVIDERS:
-        if provider != extra:
+        if provider != extra and not has_needs(provider):
             make = partial(Embedder, f"{provider}:any", api_key="x", cache=False)
             refused(make, provider, f"Embedder with the provider {provider}")
     if extra in ADAPTERS:

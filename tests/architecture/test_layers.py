@@ -65,6 +65,8 @@ PROVIDER_NAMES = {
     "fake",
     "voyage",
     "cohere",
+    "nomic",
+    "hf-inference",
     "azure",
     "ollama",
     "vllm",

@@ -13,6 +13,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from support.cohere_server import LENGTH, CohereServer, cohere_vector
 from support.embedders import MINILM, error_texts, long_text, needs_local_model, numbered, reference_vectors
 from support.embeddings_server import EmbeddingsServer
+from support.json_servers import HFInferenceServer, NomicServer, hf_vector, nomic_vector
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer, tokens_of, vector_of
 from support.voyage_server import VoyageServer, voyage_vector
@@ -45,6 +46,7 @@ class Family:
     most_texts: int
     most_tokens: int
     other: dict[str, Any]  # settings that change vectors
+    tells: bool = True  # a text is refused or reported if it is too long
 
     def vector(self, text, role="document"):
         if self.server is None:
@@ -53,6 +55,10 @@ class Family:
             return voyage_vector(text, role)
         if self.server is CohereServer:
             return cohere_vector(text, f"search_{role}") / LENGTH
+        if self.server is NomicServer:
+            return nomic_vector(text, f"search_{role}")
+        if self.server is HFInferenceServer:
+            return hf_vector(text)
         return vector_of(text)
 
 
@@ -62,6 +68,12 @@ FAMILIES = {
     ),
     "voyage": Family("voyage:voyage-4", "VOYAGE_API_KEY", VoyageServer, True, 1000, 320_000, {"dimensions": 256}),
     "cohere": Family("cohere:embed-v4.0", "CO_API_KEY", CohereServer, True, 96, 128_000, {"dimensions": 256}),
+    "nomic": Family(
+        "nomic:nomic-embed-text-v1.5", "NOMIC_API_KEY", NomicServer, True, 50, 409_600, {"dimensions": 256}, tells=False
+    ),
+    "hf-inference": Family(
+        "hf-inference:BAAI/bge-m3", "HF_TOKEN", HFInferenceServer, False, 32, 10_000_000, {"document_prompt": "doc: "}
+    ),
     "local": Family(MINILM, None, None, False, 10_000, 10_000_000, {"document_prompt": "passage: "}),
 }
 SERVED = [name for name, family in FAMILIES.items() if family.server]
@@ -76,6 +88,8 @@ def host(request):
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch):
     for name in ("OPENAI_API_KEY", "VOYAGE_API_KEY", "VOYAGE_API_KEY_PATH", "CO_API_KEY", "COHERE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NOMIC_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -295,7 +309,7 @@ def short_limit(family, far_end):
     if far_end is None:
         return long_text(600), {}
     far_end.max_tokens_per_text = 40
-    return long_text(60), {"model_info": {"text_tokens": 100}}
+    return long_text(60), {"model_info": {"text_tokens": 100 if family.tells else 40}}
 
 
 def test_a_long_text_is_truncated_and_reported(host, family, far_end, short_limit, caplog):

@@ -8,6 +8,7 @@ import sys
 import pytest
 from support.cohere_server import CohereServer
 from support.embedders import numbered
+from support.json_servers import NomicServer
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
 from support.voyage_server import VoyageServer
@@ -16,7 +17,12 @@ from embedkit_core import BadReplyError, BadRequestError, Embedder, UnavailableE
 from embedkit_core.common.types import Batch
 from embedkit_core.providers.http.bodies import BodyLimits
 
-FAMILIES = {"openai:new-model": OpenAIServer, "voyage:new-model": VoyageServer, "cohere:new-model": CohereServer}
+FAMILIES = {
+    "openai:new-model": OpenAIServer,
+    "voyage:new-model": VoyageServer,
+    "cohere:new-model": CohereServer,
+    "nomic:new-model": NomicServer,
+}
 families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 MIB = 1 << 20
 BOMB_MIB = 512
@@ -83,7 +89,8 @@ def test_an_oversized_reply_is_final_and_ends_the_call(model, kind):
 @families
 def test_a_compressed_reply_and_a_compressed_refusal_are_read(model, kind):
     with kind() as server:
-        plain = b'{"data": [{"embedding": [0.5, 0.5]}], "embeddings": {"base64": ["AAAAPwAAAD8="]}}'
+        rows = b"[[0.5, 0.5]]" if kind is NomicServer else b'{"base64": ["AAAAPwAAAD8="]}'
+        plain = b'{"data": [{"embedding": [0.5, 0.5]}], "embeddings": ' + rows + b"}"
         server.faults = [Fault(raw=gzip.compress(plain), headers=GZIP)]
         assert made(model, server).embed(["a"]).vectors.shape == (1, 2)
         assert server.requests[0].headers["accept-encoding"] == "gzip"

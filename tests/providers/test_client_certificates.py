@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.cohere_server import CohereServer
 from support.embedders import error_texts, numbered
+from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
 from support.proxy import Relay, certificate, key_pair
 from support.voyage_server import VoyageServer
@@ -17,7 +18,12 @@ from embedkit_core.providers.openai.servers import PRESETS
 TEXTS = numbered(3)
 PASSWORD = "swordfish-of-a-key"
 MODELS = {f"{preset}:m": OpenAIServer for preset in PRESETS}
-MODELS |= {"openai:m": OpenAIServer, "voyage:voyage-4": VoyageServer, "cohere:embed-v4.0": CohereServer}
+MODELS |= {
+    "openai:m": OpenAIServer,
+    "voyage:voyage-4": VoyageServer,
+    "cohere:embed-v4.0": CohereServer,
+    "nomic:nomic-embed-text-v1.5": NomicServer,
+}
 
 
 class Files:

@@ -4,13 +4,19 @@ import os
 
 import pytest
 from support.cohere_server import CohereServer
+from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
 from support.proxy import Relay, certificate
 from support.voyage_server import VoyageServer
 
 from embedkit_core import Embedder, UnavailableError
 
-FAMILIES = {"openai:m": OpenAIServer, "voyage:voyage-4": VoyageServer, "cohere:embed-v4.0": CohereServer}
+FAMILIES = {
+    "openai:m": OpenAIServer,
+    "voyage:voyage-4": VoyageServer,
+    "cohere:embed-v4.0": CohereServer,
+    "nomic:nomic-embed-text-v1.5": NomicServer,
+}
 families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 
 

@@ -3,6 +3,7 @@
 import pytest
 from support.cohere_server import CohereServer
 from support.embedders import error_texts
+from support.json_servers import NomicServer
 from support.openai_server import Fault, OpenAIServer
 from support.voyage_server import VoyageServer
 
@@ -24,7 +25,12 @@ CUSTOM_HEADERS = "\n".join(
     f"{name}: {HOSTILE}" for name in ("Authorization", "X-Custom", "User-Agent", "X-Stainless-Lang", "OpenAI-Project")
 )
 MODELS = {f"{name}:m": OpenAIServer for name in PRESETS}
-MODELS |= {"openai:m": OpenAIServer, "voyage:voyage-4": VoyageServer, "cohere:embed-v4.0": CohereServer}
+MODELS |= {
+    "openai:m": OpenAIServer,
+    "voyage:voyage-4": VoyageServer,
+    "cohere:embed-v4.0": CohereServer,
+    "nomic:nomic-embed-text-v1.5": NomicServer,
+}
 OWN_NAMES = {"openai-organization", "openai-project"}  # sent to every server of the provider "openai"
 
 

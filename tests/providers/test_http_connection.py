@@ -12,6 +12,7 @@ import pytest
 from langchain_core.load import dumpd
 from support.cohere_server import CohereServer
 from support.embedders import MINILM, error_texts, needs_local_model, numbered
+from support.json_servers import NomicServer
 from support.openai_server import Fault, OpenAIServer
 from support.proxy import Relay
 from support.voyage_server import VoyageServer
@@ -33,8 +34,9 @@ FAMILIES = {
     "openai:text-embedding-3-small": OpenAIServer,
     "voyage:voyage-4": VoyageServer,
     "cohere:embed-v4.0": CohereServer,
+    "nomic:nomic-embed-text-v1.5": NomicServer,
 }
-families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere"])
+families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere", "nomic"])
 
 
 def made(model, server, **settings):

@@ -10,6 +10,7 @@ import pytest
 from support.cohere_server import CohereServer
 from support.embedders import numbered
 from support.http import Response
+from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
 from support.proxy import Relay
 from support.voyage_server import VoyageServer
@@ -21,6 +22,7 @@ FAMILIES = {
     "openai:text-embedding-3-small": OpenAIServer,
     "voyage:voyage-4": VoyageServer,
     "cohere:embed-v4.0": CohereServer,
+    "nomic:nomic-embed-text-v1.5": NomicServer,
 }
 
 
@@ -74,7 +76,7 @@ def check_rows(embedder, reference):
 
 
 HOW = ["together", "chunked", "head together", "partly"]
-families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere"])
+families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere", "nomic"])
 
 
 def embedder(model, server, **settings):

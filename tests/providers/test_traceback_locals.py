@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 from rich.traceback import Traceback
 from support.cohere_server import CohereServer
+from support.json_servers import NomicServer
 from support.openai_server import Fault, OpenAIServer
 from support.voyage_server import VoyageServer
 
@@ -183,7 +184,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
     ("model", "kind"),
-    {"openai:m": OpenAIServer, "voyage:voyage-4": VoyageServer, "cohere:embed-v4.0": CohereServer}.items(),
+    {
+        "openai:m": OpenAIServer,
+        "voyage:voyage-4": VoyageServer,
+        "cohere:embed-v4.0": CohereServer,
+        "nomic:nomic-embed-text-v1.5": NomicServer,
+    }.items(),
 )
 def test_the_traceback_of_a_failed_call_shows_no_secret(model, kind, fault):
     with kind(api_key=None) as server:

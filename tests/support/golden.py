@@ -50,6 +50,14 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
     "Cohere, a document": ({"model": "cohere:embed-v4.0"}, "document", "hello"),
     "Cohere, a query": ({"model": "cohere:embed-v4.0"}, "query", "hello"),
     "Cohere, another type": ({"model": "cohere:embed-v4.0", "dtype": "binary"}, "document", "hello"),
+    "Nomic, a document": ({"model": "nomic:nomic-embed-text-v1.5"}, "document", "hello"),
+    "Nomic, a query of fewer dimensions": (
+        {"model": "nomic:nomic-embed-text-v1.5", "dimensions": 256},
+        "query",
+        "hello",
+    ),
+    "hf-inference, a query": ({"model": "hf-inference:intfloat/multilingual-e5-large"}, "query", "hello"),
+    "hf-inference, an unknown model": ({"model": "hf-inference:an/unknown-model"}, "document", "hello"),
     "an open model at a compatible server": (
         {"model": "vllm:nomic-ai/nomic-embed-text-v1.5", "dimensions": 256},
         "query",

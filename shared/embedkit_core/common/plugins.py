@@ -26,6 +26,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "openai": "embedkit_core.providers.openai.provider:OpenAI",
         "voyage": "embedkit_core.providers.voyage:Voyage",
         "cohere": "embedkit_core.providers.cohere:Cohere",
+        "nomic": "embedkit_core.providers.nomic:Nomic",
+        "hf-inference": "embedkit_core.providers.hf_inference:HFInference",
         "local": "embedkit_core.providers.local.provider:Local",
         "azure": "embedkit_core.providers.openai.presets:Azure",
         "ollama": "embedkit_core.providers.openai.presets:Ollama",

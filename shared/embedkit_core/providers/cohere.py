@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import (
     BadReplyError,
@@ -28,7 +27,8 @@ from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import SDK_TIMEOUT_SECONDS, HTTPProvider, sdk_timeout
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
+from embedkit_core.providers.http.refusals import Refusal, shorten_message
+from embedkit_core.providers.http.transport import open_transport, unreachable
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
 
 if TYPE_CHECKING:
@@ -103,22 +103,6 @@ class Cohere(HTTPProvider):
         self.secret.reveal()
         return CohereClient(self)
 
-    def open_transport(self) -> httpx.AsyncClient:
-        """Return the transport of the SDK's client."""
-        import httpx
-
-        from embedkit_core.providers.http.bodies import ACCEPT_ENCODING, limiting_hook
-
-        connection = self.connection
-        return httpx.AsyncClient(
-            headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
-            event_hooks={"response": [limiting_hook(httpx.AsyncByteStream)]},
-            proxy=connection.proxy,
-            follow_redirects=False,  # a redirect would send the user's headers to another host
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-            verify=connection.ssl_context(httpx.create_ssl_context),
-        )
-
     def open_sdk(self, transport: httpx.AsyncClient) -> AsyncClientV2:
         """Return the SDK's client. `CohereClient` sets the current key on each request."""
         import cohere
@@ -145,7 +129,7 @@ class CohereClient:
         self._headers = {_sdk_spelling(name): value for name, value in provider.connection.headers.items()}
         self._timeout_error = httpx.TimeoutException
         self._connection_errors = (httpx.RequestError, OSError)  # httpcore passes errors of TLS while reading on
-        self._transport = provider.open_transport()
+        self._transport = open_transport(provider.connection)
         self._sdk: Any = provider.open_sdk(self._transport)
         self._http: Any = getattr(getattr(self._sdk, "_client_wrapper", None), "httpx_client", None)
         self._send = self._send_bytes
@@ -165,9 +149,7 @@ class CohereClient:
         except self._timeout_error:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._connection_errors as error:
-            host = urlsplit(self._provider.address).netloc
-            message = f"Server at {host} could not be reached ({root_cause(error)})."
-            raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
+            raise unreachable(self._provider.address, error, is_custom=bool(self._provider.endpoint)) from None
         if response.status != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}
             reply = self._read_refusal(response.body)

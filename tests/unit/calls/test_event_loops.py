@@ -15,6 +15,7 @@ from blockbuster import blockbuster_ctx
 from support.caches import DictCache, GatedCache
 from support.cohere_server import CohereServer
 from support.embedders import MINILM, core_embedder, fake_embedder, needs_local_model, openai_embedder
+from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
 from support.scripts import finish, start
 from support.voyage_server import VoyageServer
@@ -109,8 +110,9 @@ assert embedder.usage.sent == 202
         ("openai:text-embedding-3-small", OpenAIServer),
         ("voyage:voyage-4", VoyageServer),
         ("cohere:embed-v4.0", CohereServer),
+        ("nomic:nomic-embed-text-v1.5", NomicServer),
     ],
-    ids=["openai", "voyage", "cohere"],
+    ids=["openai", "voyage", "cohere", "nomic"],
 )
 def test_the_first_request_of_a_process_does_not_block_an_event_loop(model, server_class, tmp_path):
     """The SDK is imported, certificates are read and the platform's name is determined on other threads."""
