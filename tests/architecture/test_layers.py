@@ -67,6 +67,8 @@ PROVIDER_NAMES = {
     "cohere",
     "nomic",
     "hf-inference",
+    "google",
+    "vertex",
     "azure",
     "ollama",
     "vllm",

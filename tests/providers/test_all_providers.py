@@ -13,6 +13,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from support.cohere_server import LENGTH, CohereServer, cohere_vector
 from support.embedders import MINILM, error_texts, long_text, needs_local_model, numbered, reference_vectors
 from support.embeddings_server import EmbeddingsServer
+from support.google_server import GoogleServer, VertexServer, google_vector
 from support.json_servers import HFInferenceServer, NomicServer, hf_vector, nomic_vector
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer, tokens_of, vector_of
@@ -59,6 +60,8 @@ class Family:
             return nomic_vector(text, f"search_{role}")
         if self.server is HFInferenceServer:
             return hf_vector(text)
+        if self.server in (GoogleServer, VertexServer):
+            return google_vector(text, f"RETRIEVAL_{role.upper()}", model=self.model.partition(":")[2])
         return vector_of(text)
 
 
@@ -74,6 +77,12 @@ FAMILIES = {
     "hf-inference": Family(
         "hf-inference:BAAI/bge-m3", "HF_TOKEN", HFInferenceServer, False, 32, 10_000_000, {"document_prompt": "doc: "}
     ),
+    "google": Family(
+        "google:gemini-embedding-001", "GOOGLE_API_KEY", GoogleServer, True, 100, 20_000, {"dimensions": 256}
+    ),
+    "vertex": Family(
+        "vertex:text-embedding-005", "GOOGLE_API_KEY", VertexServer, True, 250, 20_000, {"dimensions": 256}
+    ),
     "local": Family(MINILM, None, None, False, 10_000, 10_000_000, {"document_prompt": "passage: "}),
 }
 SERVED = [name for name, family in FAMILIES.items() if family.server]
@@ -87,7 +96,8 @@ def host(request):
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch):
-    for name in ("OPENAI_API_KEY", "VOYAGE_API_KEY", "VOYAGE_API_KEY_PATH", "CO_API_KEY", "COHERE_API_KEY"):
+    names = ("OPENAI_API_KEY", "VOYAGE_API_KEY", "VOYAGE_API_KEY_PATH", "CO_API_KEY", "COHERE_API_KEY")
+    for name in (*names, "GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION"):
         monkeypatch.delenv(name, raising=False)
     for name in ("NOMIC_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)

@@ -28,6 +28,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "cohere": "embedkit_core.providers.cohere:Cohere",
         "nomic": "embedkit_core.providers.nomic:Nomic",
         "hf-inference": "embedkit_core.providers.hf_inference:HFInference",
+        "google": "embedkit_core.providers.google.provider:Google",
+        "vertex": "embedkit_core.providers.google.provider:Vertex",
         "local": "embedkit_core.providers.local.provider:Local",
         "azure": "embedkit_core.providers.openai.presets:Azure",
         "ollama": "embedkit_core.providers.openai.presets:Ollama",

@@ -24,9 +24,13 @@ from embedkit_core.providers.secrets import KEY_PREFIXES, Hidden, Secret, reveal
 
 PROVIDER_SPELLINGS = {
     "azure_openai": "azure",
+    "gemini": "google",
+    "google_genai": "google",
+    "google_vertexai": "vertex",
     "hf": "local",
     "huggingface": "local",
     "sentence-transformers": "local",
+    "vertex_ai": "vertex",
     "voyageai": "voyage",
 }
 

@@ -278,5 +278,13 @@ class Provider(ABC):
         Raises:
             MissingExtraError: A package is missing.
         """
-        if any(importlib.util.find_spec(package) is None for package in cls.needs):
+        if not all(map(_is_installed, cls.needs)):
             raise MissingExtraError(f"the {cls.name} provider", cls.extra or cls.name)
+
+
+def _is_installed(package: str) -> bool:
+    """Return True if a package can be found; the parents of one with a dot are imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
