@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from embedkit_core.common.errors import (
+    AuthenticationError,
     BadReplyError,
     BadTextError,
     ConfigurationError,
@@ -35,6 +36,7 @@ HOST = "https://router.huggingface.co/hf-inference"
 KEY_VARIABLE = "HF_TOKEN"
 OTHER_KEY_VARIABLES = ("HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")  # of huggingface_hub and of LangChain
 ABOUT_MODEL = re.compile(r"\bmodel\b|\btask\b|\bpipeline\b", re.I)
+NO_POOLING = "Models without pooling do so there. Use a model of sentence-transformers, or run this one as 'local:...'."
 NOT_SERVED = "Does hf-inference serve this model? See huggingface.co/models?inference_provider=hf-inference."
 
 
@@ -48,6 +50,7 @@ class HFInference(JSONProvider):
     default_limits: ClassVar[Limits] = Limits(texts=32)  # the default of text-embeddings-inference
     returns_normalized: ClassVar[bool] = False  # `normalize` is for models that text-embeddings-inference serves
     takes_dimensions: ClassVar[bool] = False
+    oversized_hint: ClassVar[str] = f"It may be a vector of each token. {NO_POOLING}"
     reserved_fields: ClassVar[frozenset[str]] = JSONProvider.reserved_fields | {
         *("inputs", "normalize", "truncate", "prompt_name")
     }
@@ -86,10 +89,7 @@ class HFInference(JSONProvider):
         if not isinstance(reply, list) or not all(isinstance(row, list) for row in reply):
             raise not_a_list()
         if any(isinstance(number, list) for row in reply for number in row[:1]):
-            error = BadReplyError(
-                "Server returned a vector of each token: the model has no pooling there. Use a model of "
-                "sentence-transformers, or run this one with local:."
-            )
+            error = BadReplyError(f"Server returned a vector of each token. {NO_POOLING}")
             error.lasts = True
             raise error
         return reader.read_rows(reply, n_texts, NUMPY_FLOAT32, None)
@@ -100,6 +100,12 @@ class HFInference(JSONProvider):
 
     def to_error(self, refusal: Refusal, body: Any) -> ProviderError:
         """Return the error for an error response. A model that is being loaded states the seconds that it needs."""
+        if refusal.status == 403:
+            return AuthenticationError(
+                f"Token was refused for {refusal.model} (HTTP 403). Does it have the permission for Inference "
+                "Providers? See huggingface.co/settings/tokens.",
+                **refusal.error_fields,
+            )
         fix = NOT_SERVED if ABOUT_MODEL.search(refusal.message) or refusal.status in (404, 410) else ""
         error = to_provider_error(refusal, read_detail(body), KEY_VARIABLE, dimensions=None, fix=fix)
         if fix and isinstance(error, BadTextError):

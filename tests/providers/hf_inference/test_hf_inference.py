@@ -52,9 +52,10 @@ def expected(texts, model="BAAI/bge-m3"):
 
 
 class TestHFInference(ProviderSuite):
-    """A server that repeats text and key in every refusal."""
+    """A model that the hub documents with prompts; the server repeats text and key in every refusal."""
 
-    model = MODEL
+    model = E5
+    asymmetric = True
     api_key = "hf_test-key-of-mine"
     other_model = "hf-inference:sentence-transformers/all-MiniLM-L6-v2"
     wrong_dimensions = 1023
@@ -91,13 +92,6 @@ class TestHFInference(ProviderSuite):
             "unavailable": Fault(status=503, body=loading),
         }
         self.server.fault_for(fault)
-
-
-class TestHFInferenceWithPrompts(TestHFInference):
-    """A model that the hub documents with prompts."""
-
-    model = E5
-    asymmetric = True
 
 
 async def test_the_request_is_that_of_the_hubs_own_client_with_the_documented_fields(server, monkeypatch):
@@ -175,10 +169,17 @@ def test_vectors_of_tokens_are_an_error_and_never_taken_for_vectors_of_texts(ser
     server.fault_for(lambda texts, number: Fault(raw=json.dumps(rows[: len(texts)]).encode()))
     made = hf(server, "hf-inference:google-bert/bert-base-uncased", cache=tmp_path)
     for texts in (["x", "y"], ["x"]):
-        with pytest.raises(BadReplyError, match="no pooling"):
+        with pytest.raises(BadReplyError, match="without pooling"):
             made.embed(texts)
     assert len(server.requests) == 2
     assert made.usage.cache_hits == 0
+
+
+def test_a_reply_that_is_too_large_may_be_vectors_of_tokens(server):
+    server.fault_for(lambda texts, number: Fault(raw=json.dumps([[[0.123456789] * 768] * 512]).encode()))
+    with pytest.raises(BadReplyError, match=r"larger than .* vector of each token.*without pooling"):
+        hf(server, "hf-inference:google-bert/bert-base-uncased").embed(["x"])
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_vectors_of_tokens_are_an_error_and_never_taken_for_vectors_of_texts(ser
         (400, {"error": "Model x doesn't support task 'feature-extraction'"}, BadRequestError, "serve this model"),
         (401, {"error": "Invalid username or password."}, AuthenticationError, "HF_TOKEN"),
         (402, {"error": CREDITS}, QuotaError, "no credit"),
-        (403, {"error": "insufficient permissions"}, AuthenticationError, "HTTP 403"),
+        (403, {"error": "insufficient permissions"}, AuthenticationError, "permission for Inference Providers"),
         (404, "Not Found", BadRequestError, "serve this model"),
         (429, {"error": "Model is overloaded", "error_type": "Overloaded"}, RateLimitError, "HTTP 429"),
         (500, {"error": "Internal Server Error"}, UnavailableError, "HTTP 500"),

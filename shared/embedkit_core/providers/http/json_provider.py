@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from embedkit_core.common.errors import ProviderError, TimedOutError
+from embedkit_core.common.errors import BadReplyError, ProviderError, TimedOutError
 from embedkit_core.common.types import Batch, Reply
 from embedkit_core.providers.base import Client
 from embedkit_core.providers.http.decoding import ReplyReader
@@ -17,8 +17,13 @@ from embedkit_core.providers.secrets import Secret
 
 
 class JSONProvider(HTTPProvider):
-    """A model behind an API with a bearer key. A subclass builds the requests and reads replies and error responses."""
+    """A model behind an API with a bearer key. A subclass builds the requests and reads replies and error responses.
 
+    Attributes:
+        oversized_hint: What else a reply may be that is larger than vectors of texts.
+    """
+
+    oversized_hint: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ("httpx", "pydantic_core", "pybase64")
 
     address: str
@@ -116,6 +121,12 @@ class JSONClient:
                 },
                 timeout=batch.timeout,
             )
+        except BadReplyError as error:
+            if not (error.lasts and provider.oversized_hint):
+                raise
+            hinted = BadReplyError(f"{error}. {provider.oversized_hint}")
+            hinted.lasts = True
+            raise hinted from None
         except self._timeout_error:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._connection_errors as error:
