@@ -27,6 +27,8 @@ ADAPTERS = {
 }
 PROVIDERS = {"openai": "openai", "voyage": "voyageai", "cohere": "cohere", "local": "sentence-transformers"}
 PROVIDERS |= {"nomic": "httpx", "hf-inference": "httpx"}  # without an SDK
+PROVIDERS |= {"bedrock": "botocore"}
+MODELS = {"bedrock": "amazon.titan-embed-text-any"}
 WITHOUT_SDK = ("httpx", "pydantic_core", "pybase64")  # what they need, which other extras may bring
 BRINGS = {"voyage": {"langchain"}}  # its SDK depends on langchain-core
 VECTOR = [0.6, 0.8]
@@ -35,6 +37,8 @@ OPENAIS = {"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens"
 HF_PATH = "/v1/models/any/pipeline/feature-extraction"
 UNUSED_REDIS = "redis://127.0.0.1:1/0"  # a port that nothing listens on
 NOMICS = {"embeddings": [VECTOR], "usage": {"total_tokens": 1}}
+TITANS = {"embedding": VECTOR, "inputTextTokenCount": 1}
+TITAN_PATH = f"/v1/model/{MODELS['bedrock']}/invoke"
 COHERES = {"embeddings": {"base64": [ENCODED]}, "meta": {"billed_units": {"input_tokens": 1}}}
 
 
@@ -43,7 +47,7 @@ class Server(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
-        replies = {"/v2/embed": COHERES, "/v1/embedding/text": NOMICS, HF_PATH: [VECTOR]}
+        replies = {"/v2/embed": COHERES, "/v1/embedding/text": NOMICS, HF_PATH: [VECTOR], TITAN_PATH: TITANS}
         body = json.dumps(replies.get(self.path, OPENAIS)).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
@@ -80,7 +84,8 @@ def has_needs(provider):
 def use_api(provider):
     server = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with Embedder(f"{provider}:any", base_url=f"http://127.0.0.1:{server.server_port}/v1", cache=False) as embedder:
+    model, address = f"{provider}:{MODELS.get(provider, 'any')}", f"http://127.0.0.1:{server.server_port}/v1"
+    with Embedder(model, base_url=address, api_key="x", cache=False) as embedder:
         vector = embedder.embed_query("x").tolist()
     server.shutdown()
     expect([round(number, 6) for number in vector] == VECTOR, f"a server that speaks the API of {provider} is asked")

@@ -26,8 +26,8 @@ NAMES = {
 }
 HOSTS = {"langchain_embedkit": "langchain_core.embeddings.embeddings", "llamaindex_embedkit": "llama_index.core"}
 HEAVY = {
-    "openai", "voyageai", "cohere", "aiohttp", "httpx", "httpx2", "torch", "transformers", "sentence_transformers",
-    "tokenizers", "tiktoken", "huggingface_hub", "orjson", "pybase64", "scipy", "sklearn",
+    "openai", "voyageai", "cohere", "botocore", "aiohttp", "httpx", "httpx2", "torch", "transformers",
+    "sentence_transformers", "tokenizers", "tiktoken", "huggingface_hub", "orjson", "pybase64", "scipy", "sklearn",
 }  # fmt: skip
 FRAMEWORKS = {"langchain_core", "langchain", "llama_index", "llama_index_instrumentation", "pydantic"}
 
@@ -65,8 +65,11 @@ def test_opentelemetry_is_imported_by_instrument_only():
 
 @pytest.mark.parametrize(
     "model",
-    [OPENAI, "voyage:voyage-4", "cohere:embed-v4.0", pytest.param(MINILM, marks=needs_local_model)],
-    ids=["openai", "voyage", "cohere", "local"],
+    [
+        *(OPENAI, "voyage:voyage-4", "cohere:embed-v4.0", "bedrock:amazon.titan-embed-text-v2:0"),
+        pytest.param(MINILM, marks=needs_local_model),
+    ],
+    ids=["openai", "voyage", "cohere", "bedrock", "local"],
 )
 def test_making_an_embedder_imports_no_sdk_and_no_framework(model):
     made = "from embedkit_core import Embedder; Embedder({!r}, cache=False).explain('x')"

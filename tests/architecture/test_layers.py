@@ -69,6 +69,7 @@ PROVIDER_NAMES = {
     "hf-inference",
     "google",
     "vertex",
+    "bedrock",
     "azure",
     "ollama",
     "vllm",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
+from support.bedrock_server import COHERE_4, BedrockServer, bedrock_vector
 from support.cohere_server import LENGTH, CohereServer, cohere_vector
 from support.embedders import MINILM, error_texts, long_text, needs_local_model, numbered, reference_vectors
 from support.embeddings_server import EmbeddingsServer
@@ -34,6 +35,7 @@ from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
 KEY = "test-key"
+AWS = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_REGION", "AWS_PROFILE")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Family:
             return hf_vector(text)
         if self.server in (GoogleServer, VertexServer):
             return google_vector(text, f"RETRIEVAL_{role.upper()}", model=self.model.partition(":")[2])
+        if self.server is BedrockServer:
+            return bedrock_vector(text, COHERE_4, f"search_{role}") / LENGTH
         return vector_of(text)
 
 
@@ -83,6 +87,9 @@ FAMILIES = {
     "vertex": Family(
         "vertex:text-embedding-005", "GOOGLE_API_KEY", VertexServer, True, 250, 20_000, {"dimensions": 256}
     ),
+    "bedrock": Family(
+        *(f"bedrock:{COHERE_4}", "AWS_BEARER_TOKEN_BEDROCK", BedrockServer, True, 96, 128_000, {"dimensions": 256})
+    ),
     "local": Family(MINILM, None, None, False, 10_000, 10_000_000, {"document_prompt": "passage: "}),
 }
 SERVED = [name for name, family in FAMILIES.items() if family.server]
@@ -97,7 +104,7 @@ def host(request):
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch):
     names = ("OPENAI_API_KEY", "VOYAGE_API_KEY", "VOYAGE_API_KEY_PATH", "CO_API_KEY", "COHERE_API_KEY")
-    for name in (*names, "GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION"):
+    for name in (*names, "GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", *AWS):
         monkeypatch.delenv(name, raising=False)
     for name in ("NOMIC_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)

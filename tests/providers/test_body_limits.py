@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import numbered
 from support.json_servers import NomicServer
@@ -22,6 +23,7 @@ FAMILIES = {
     "voyage:new-model": VoyageServer,
     "cohere:new-model": CohereServer,
     "nomic:new-model": NomicServer,
+    "bedrock:cohere.embed-new": BedrockServer,
 }
 families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 MIB = 1 << 20
@@ -89,7 +91,7 @@ def test_an_oversized_reply_is_final_and_ends_the_call(model, kind):
 @families
 def test_a_compressed_reply_and_a_compressed_refusal_are_read(model, kind):
     with kind() as server:
-        rows = b"[[0.5, 0.5]]" if kind is NomicServer else b'{"base64": ["AAAAPwAAAD8="]}'
+        rows = b'{"base64": ["AAAAPwAAAD8="], "float": [[0.5, 0.5]]}' if kind is not NomicServer else b"[[0.5, 0.5]]"
         plain = b'{"data": [{"embedding": [0.5, 0.5]}], "embeddings": ' + rows + b"}"
         server.faults = [Fault(raw=gzip.compress(plain), headers=GZIP)]
         assert made(model, server).embed(["a"]).vectors.shape == (1, 2)

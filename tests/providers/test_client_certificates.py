@@ -5,6 +5,7 @@ import ssl
 from pathlib import Path
 
 import pytest
+from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import error_texts, numbered
 from support.json_servers import NomicServer
@@ -23,6 +24,7 @@ MODELS |= {
     "voyage:voyage-4": VoyageServer,
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
+    "bedrock:cohere.embed-v4:0": BedrockServer,
 }
 
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
@@ -16,6 +17,7 @@ FAMILIES = {
     "voyage:voyage-4": VoyageServer,
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
+    "bedrock:cohere.embed-v4:0": BedrockServer,
 }
 families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 

@@ -1,6 +1,7 @@
 """Environment variables of SDKs and HTTP clients: none reaches a server that it was not meant for."""
 
 import pytest
+from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import error_texts
 from support.json_servers import NomicServer
@@ -31,6 +32,7 @@ MODELS |= {
     "voyage:voyage-4": VoyageServer,
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
+    "bedrock:cohere.embed-v4:0": BedrockServer,
 }
 OWN_NAMES = {"openai-organization", "openai-project"}  # sent to every server of the provider "openai"
 

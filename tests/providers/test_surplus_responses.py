@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 import httpx2
 import pytest
+from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import numbered
 from support.http import Response
@@ -23,6 +24,7 @@ FAMILIES = {
     "voyage:voyage-4": VoyageServer,
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
+    "bedrock:cohere.embed-v4:0": BedrockServer,
 }
 
 
@@ -76,7 +78,9 @@ def check_rows(embedder, reference):
 
 
 HOW = ["together", "chunked", "head together", "partly"]
-families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere", "nomic"])
+families = pytest.mark.parametrize(
+    ("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere", "nomic", "bedrock"]
+)
 
 
 def embedder(model, server, **settings):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 from rich.traceback import Traceback
+from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.json_servers import NomicServer
 from support.openai_server import Fault, OpenAIServer
@@ -189,6 +190,7 @@ FAULTS = {
         "voyage:voyage-4": VoyageServer,
         "cohere:embed-v4.0": CohereServer,
         "nomic:nomic-embed-text-v1.5": NomicServer,
+        "bedrock:cohere.embed-v4:0": BedrockServer,
     }.items(),
 )
 def test_the_traceback_of_a_failed_call_shows_no_secret(model, kind, fault):

@@ -68,6 +68,35 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
     "Vertex AI, a query": ({"model": "vertex:gemini-embedding-001"}, "query", "hello"),
     "Vertex AI, an older model": ({"model": "vertex:text-embedding-005"}, "document", "hello"),
     "Vertex AI, Gemini 2": ({"model": "vertex:gemini-embedding-2", "dimensions": 768}, "document", "hello"),
+    "Bedrock, Titan 1": ({"model": "bedrock:amazon.titan-embed-text-v1"}, "query", "hello"),
+    "Bedrock, Titan 2": ({"model": "bedrock:amazon.titan-embed-text-v2:0"}, "document", "hello"),
+    "Bedrock, Titan 2 of fewer dimensions": (
+        {"model": "bedrock:amazon.titan-embed-text-v2:0", "dimensions": 256},
+        "document",
+        "hello",
+    ),
+    "Bedrock, Nova, a document": ({"model": "bedrock:amazon.nova-2-multimodal-embeddings-v1:0"}, "document", "hello"),
+    "Bedrock, Nova, a query": ({"model": "bedrock:amazon.nova-2-multimodal-embeddings-v1:0"}, "query", "hello"),
+    "Bedrock, Cohere 3, a query": ({"model": "bedrock:cohere.embed-english-v3"}, "query", "hello"),
+    "Bedrock, Cohere 4, a document": ({"model": "bedrock:cohere.embed-v4:0"}, "document", "hello"),
+    "Bedrock, Cohere 4 in another region": (
+        {"model": "bedrock:eu.cohere.embed-v4:0", "base_url": "https://bedrock-runtime.eu-west-1.amazonaws.com"},
+        "document",
+        "hello",
+    ),
+    "Bedrock, Cohere 4, another type and width": (
+        {"model": "bedrock:cohere.embed-v4:0", "dtype": "int8", "dimensions": 256},
+        "document",
+        "hello",
+    ),
+    "Bedrock, an opaque ARN": (
+        {
+            "model": "bedrock:arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc",
+            "model_info": {"like": "bedrock:cohere.embed-v4:0"},
+        },
+        "document",
+        "hello",
+    ),
     "an open model at a compatible server": (
         {"model": "vllm:nomic-ai/nomic-embed-text-v1.5", "dimensions": 256},
         "query",

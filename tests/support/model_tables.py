@@ -14,7 +14,7 @@ ALL_TYPES = ("float32", "int8", "uint8", "binary", "ubinary")
 def tables() -> dict[str, str]:
     """Return the text between `<!-- name -->` and `<!-- end -->`, by name."""
     rows = models()
-    found = {name: _api(rows, name) for name in ("openai", "voyage", "cohere", "nomic")}
+    found = {name: _api(rows, name) for name in ("openai", "voyage", "cohere", "nomic", "bedrock")}
     return found | {"local": _local(rows), "fields": _fields()}
 
 

@@ -262,6 +262,7 @@ class TextTooLongError(BadRequestError):
         limit: The model's limit in tokens. None if the provider does not state it.
         positions: Set by a provider for the engine: position in the request of each text that is too long, with its
             length in tokens or None. Empty if the provider does not state which texts are too long.
+        unit: What `tokens`, `limit` and `positions` count: "tokens", or "characters" if the limit is on these.
     """
 
     def __init__(
@@ -270,13 +271,14 @@ class TextTooLongError(BadRequestError):
         tokens: int | None = None,
         limit: int | None = None,
         positions: Mapping[int, int | None] | None = None,
+        unit: str = "tokens",
         provider: str = "",
         model: str = "",
         status: int | None = None,
         request_id: str | None = None,
     ) -> None:
         known = tokens is not None and limit is not None
-        problem = f"has {tokens} tokens, over the limit of {limit}" if known else "is longer than the model's limit"
+        problem = f"has {tokens} {unit}, over the limit of {limit}" if known else "is longer than the model's limit"
         super().__init__(
             f"A text {problem}. Set on_long_text='truncate' or 'mean' to embed it.",
             provider=provider,
@@ -287,12 +289,14 @@ class TextTooLongError(BadRequestError):
         self.tokens = tokens
         self.limit = limit
         self.positions = dict(positions or {})
+        self.unit = unit
 
     def for_text(self, tokens: int | None) -> TextTooLongError:
         """Return the same error for a single text of this length in tokens, None if the length is unknown."""
         return TextTooLongError(
             tokens=tokens,
             limit=self.limit,
+            unit=self.unit,
             provider=self.provider,
             model=self.model,
             status=self.status,

@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "hf-inference": "embedkit_core.providers.hf_inference:HFInference",
         "google": "embedkit_core.providers.google.provider:Google",
         "vertex": "embedkit_core.providers.google.provider:Vertex",
+        "bedrock": "embedkit_core.providers.bedrock.provider:Bedrock",
         "local": "embedkit_core.providers.local.provider:Local",
         "azure": "embedkit_core.providers.openai.presets:Azure",
         "ollama": "embedkit_core.providers.openai.presets:Ollama",

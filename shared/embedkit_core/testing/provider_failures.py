@@ -94,8 +94,9 @@ class FailureCases(ProviderCases):
         self.fail(kind)
         before = self.requests_before()
         embedder = self.embedder(max_retries=max_retries, **settings)
+        one_request = SECRET_TEXTS[: embedder.provider.limits.texts]
         with captured_logs() as log_lines:
-            error = raised_error(embedder.embed, SECRET_TEXTS)
+            error = raised_error(embedder.embed, one_request)
         assert isinstance(error, expected), (
             f"fail({kind!r}) raises {type(error).__name__} instead of {expected.__name__}: {error}"
         )

@@ -12,6 +12,7 @@ import anyio
 import numpy as np
 import pytest
 from blockbuster import blockbuster_ctx
+from support.bedrock_server import BedrockServer
 from support.caches import DictCache, GatedCache
 from support.cohere_server import CohereServer
 from support.embedders import MINILM, core_embedder, fake_embedder, needs_local_model, openai_embedder
@@ -111,8 +112,9 @@ assert embedder.usage.sent == 202
         ("voyage:voyage-4", VoyageServer),
         ("cohere:embed-v4.0", CohereServer),
         ("nomic:nomic-embed-text-v1.5", NomicServer),
+        ("bedrock:amazon.titan-embed-text-v2:0", BedrockServer),
     ],
-    ids=["openai", "voyage", "cohere", "nomic"],
+    ids=["openai", "voyage", "cohere", "nomic", "bedrock"],
 )
 def test_the_first_request_of_a_process_does_not_block_an_event_loop(model, server_class, tmp_path):
     """The SDK is imported, certificates are read and the platform's name is determined on other threads."""

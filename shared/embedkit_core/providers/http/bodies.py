@@ -52,40 +52,65 @@ def limit_bodies(batch: Batch) -> BodyLimits:
     return limits
 
 
-async def read_decompressed(
-    chunks: AsyncIterable[bytes], *, status: int, encoding: str, limits: BodyLimits
-) -> AsyncIterator[bytes]:
-    """Yield the decompressed chunks of a response body.
+class LimitedBody:
+    """Decompression of one response body, up to its limit.
 
     A refusal is cut off where it exceeds its limit or cannot be decompressed: its status is enough for an error.
 
     Args:
-        chunks: The body as it was received.
         status: HTTP status.
         encoding: The Content-Encoding header, "" for none.
         limits: Limits of the request.
 
+    Attributes:
+        is_cut: True if the rest of the body is not needed.
+
     Raises:
-        BadReplyError: A reply exceeds its limit, or its compression was not requested.
-        UnavailableError: The compressed bytes of a reply are damaged.
+        BadReplyError: The compression of a reply was not requested.
     """
-    is_reply = 200 <= status < 300
-    limit = room = limits.reply if is_reply else limits.refusal
+
+    def __init__(self, status: int, encoding: str, limits: BodyLimits) -> None:
+        self._is_reply = 200 <= status < 300
+        self._limit = self._room = limits.reply if self._is_reply else limits.refusal
+        self.is_cut = False
+        try:
+            self._decompress = _decompressor(encoding)
+        except BadReplyError:
+            self.is_cut = True
+            if self._is_reply:
+                raise
+
+    def read(self, chunk: bytes) -> bytes:
+        """Return the decompressed chunk.
+
+        Raises:
+            BadReplyError: A reply exceeds its limit.
+            UnavailableError: The compressed bytes of a reply are damaged.
+        """
+        try:
+            part = self._decompress(chunk, self._room + 1)
+        except zlib.error:
+            self.is_cut = True
+            if self._is_reply:
+                raise UnavailableError("Server response was damaged: it cannot be decompressed") from None
+            return b""
+        kept, self._room = part[: self._room], self._room - len(part)
+        if self._room < 0:
+            self.is_cut = True
+            if self._is_reply:
+                raise _oversized(self._limit)
+        return kept
+
+
+async def read_decompressed(
+    chunks: AsyncIterable[bytes], *, status: int, encoding: str, limits: BodyLimits
+) -> AsyncIterator[bytes]:
+    """Yield the chunks of a response body as `LimitedBody` reads them, and raise its errors."""
     received = chunks.__aiter__()
     try:
-        decompress = _decompressor(encoding)
-        async for chunk in received:
-            part = decompress(chunk, room + 1)
-            yield part[:room]
-            room -= len(part)
-            if room < 0:
-                raise _oversized(limit)
-    except BadReplyError:
-        if is_reply:
-            raise
-    except zlib.error:
-        if is_reply:
-            raise UnavailableError("Server response was damaged: it cannot be decompressed") from None
+        body = LimitedBody(status, encoding, limits)
+        while not body.is_cut and (chunk := await anext(received, None)) is not None:
+            yield body.read(chunk)
     finally:
         if isinstance(received, AsyncGenerator):
             await received.aclose()

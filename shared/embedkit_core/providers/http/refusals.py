@@ -154,9 +154,10 @@ class Refusal:
         )
 
 
-# Names of exceptions of httpx, aiohttp and the system. If one is among the causes of an error, no byte was sent.
+# Names of exceptions of httpx, aiohttp, urllib3 and the system: if one is among the causes, no byte was sent.
 UNSENT_CAUSES = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "gaierror"})
 UNSENT_CAUSES |= {"ClientConnectorError", "ClientConnectorDNSError", "ClientProxyConnectionError"}
+UNSENT_CAUSES |= {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"}
 UNSENT_CAUSES |= {"ConnectionRefusedError", "SSLCertVerificationError", "ClientConnectorCertificateError"}
 
 
