@@ -26,6 +26,7 @@ ADAPTERS = {
     "llamaindex": ("llamaindex_embedkit", "EmbedKitEmbedding", "llama-index-core"),
 }
 PROVIDERS = {"openai": "openai", "voyage": "voyageai", "cohere": "cohere", "local": "sentence-transformers"}
+PROVIDERS |= {"google": "google-genai"}  # and Vertex AI
 PROVIDERS |= {"nomic": "httpx", "hf-inference": "httpx"}  # without an SDK
 PROVIDERS |= {"bedrock": "botocore"}
 MODELS = {"bedrock": "amazon.titan-embed-text-any"}
@@ -34,6 +35,8 @@ BRINGS = {"voyage": {"langchain"}}  # its SDK depends on langchain-core
 VECTOR = [0.6, 0.8]
 ENCODED = base64.b64encode(struct.pack("<2f", *VECTOR)).decode()
 OPENAIS = {"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens": 1}}  # and Voyage's
+GEMINI_PATH = "/v1/models/any:batchEmbedContents"
+GEMINIS = {"embeddings": [{"values": VECTOR}]}
 HF_PATH = "/v1/models/any/pipeline/feature-extraction"
 UNUSED_REDIS = "redis://127.0.0.1:1/0"  # a port that nothing listens on
 NOMICS = {"embeddings": [VECTOR], "usage": {"total_tokens": 1}}
@@ -48,6 +51,7 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
         replies = {"/v2/embed": COHERES, "/v1/embedding/text": NOMICS, HF_PATH: [VECTOR], TITAN_PATH: TITANS}
+        replies[GEMINI_PATH] = GEMINIS
         body = json.dumps(replies.get(self.path, OPENAIS)).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")

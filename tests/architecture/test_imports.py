@@ -44,7 +44,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 def loads(code: str, *, after: str = "") -> set[str]:
     """Return the packages that code imports in a new process, without those of `after`."""
     command = [sys.executable, "-W", "error", "-c", LOADED, after, code]
-    env = os.environ | {"OPENAI_API_KEY": "x", "VOYAGE_API_KEY": "x", "CO_API_KEY": "x"}
+    env = os.environ | {"OPENAI_API_KEY": "x", "VOYAGE_API_KEY": "x", "CO_API_KEY": "x", "GOOGLE_API_KEY": "x"}
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=env)
     assert (run.returncode, run.stderr) == (0, "")
     return set(json.loads(run.stdout))
@@ -66,10 +66,11 @@ def test_opentelemetry_is_imported_by_instrument_only():
 @pytest.mark.parametrize(
     "model",
     [
-        *(OPENAI, "voyage:voyage-4", "cohere:embed-v4.0", "bedrock:amazon.titan-embed-text-v2:0"),
+        *(OPENAI, "voyage:voyage-4", "cohere:embed-v4.0"),
+        *("bedrock:amazon.titan-embed-text-v2:0", "google:gemini-embedding-2"),
         pytest.param(MINILM, marks=needs_local_model),
     ],
-    ids=["openai", "voyage", "cohere", "bedrock", "local"],
+    ids=["openai", "voyage", "cohere", "bedrock", "google", "local"],
 )
 def test_making_an_embedder_imports_no_sdk_and_no_framework(model):
     made = "from embedkit_core import Embedder; Embedder({!r}, cache=False).explain('x')"

@@ -9,6 +9,7 @@ import pytest
 from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import numbered
+from support.google_server import GoogleServer
 from support.json_servers import NomicServer
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
@@ -24,6 +25,7 @@ FAMILIES = {
     "cohere:new-model": CohereServer,
     "nomic:new-model": NomicServer,
     "bedrock:cohere.embed-new": BedrockServer,
+    "google:new-model": GoogleServer,
 }
 families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 MIB = 1 << 20
@@ -91,7 +93,9 @@ def test_an_oversized_reply_is_final_and_ends_the_call(model, kind):
 @families
 def test_a_compressed_reply_and_a_compressed_refusal_are_read(model, kind):
     with kind() as server:
-        rows = b'{"base64": ["AAAAPwAAAD8="], "float": [[0.5, 0.5]]}' if kind is not NomicServer else b"[[0.5, 0.5]]"
+        rows = {NomicServer: b"[[0.5, 0.5]]", GoogleServer: b'[{"values": [0.5, 0.5]}]'}.get(
+            kind, b'{"base64": ["AAAAPwAAAD8="], "float": [[0.5, 0.5]]}'
+        )
         plain = b'{"data": [{"embedding": [0.5, 0.5]}], "embeddings": ' + rows + b"}"
         server.faults = [Fault(raw=gzip.compress(plain), headers=GZIP)]
         assert made(model, server).embed(["a"]).vectors.shape == (1, 2)

@@ -8,6 +8,7 @@ import pytest
 from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import error_texts, numbered
+from support.google_server import GoogleServer
 from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
 from support.proxy import Relay, certificate, key_pair
@@ -25,6 +26,7 @@ MODELS |= {
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
     "bedrock:cohere.embed-v4:0": BedrockServer,
+    "google:gemini-embedding-001": GoogleServer,
 }
 
 

@@ -5,6 +5,7 @@ import os
 import pytest
 from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
+from support.google_server import GoogleServer
 from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
 from support.proxy import Relay, certificate
@@ -18,6 +19,7 @@ FAMILIES = {
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
     "bedrock:cohere.embed-v4:0": BedrockServer,
+    "google:gemini-embedding-001": GoogleServer,
 }
 families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 

@@ -4,6 +4,7 @@ import pytest
 from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import error_texts
+from support.google_server import GoogleServer, VertexServer
 from support.json_servers import NomicServer
 from support.openai_server import Fault, OpenAIServer
 from support.voyage_server import VoyageServer
@@ -13,16 +14,18 @@ from embedkit_core.providers.openai.servers import PRESETS
 
 HOSTILE = "leak-of-the-environment"
 KEY = "key-of-the-user"
-# Every variable that openai 2.16 to 3.57, cohere 5.13 to 7.3, voyageai 0.3.7 to 0.5, httpx, httpx2, aiohttp and
-# requests read, except the addresses of proxies and of certificates, which are meant for every host.
+# Every variable that openai 2.16 to 3.57, cohere 5.13 to 7.3, voyageai 0.3.7 to 0.5, google-genai 2.0 to 3.6, httpx,
+# httpx2, aiohttp and requests read, except the addresses of proxies and certificates, which are meant for every host.
 VARIABLES = [
     *("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_ORGANIZATION", "OPENAI_PROJECT_ID"),
     *("OPENAI_WEBHOOK_SECRET", "OPENAI_API_TYPE", "OPENAI_API_VERSION"),
     *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "AWS_BEARER_TOKEN_BEDROCK", "AWS_REGION", "AWS_DEFAULT_REGION"),
-    *("CO_API_KEY", "COHERE_API_KEY", "VOYAGE_API_KEY", "HF_TOKEN"),
+    *("CO_API_KEY", "COHERE_API_KEY", "VOYAGE_API_KEY", "HF_TOKEN", "GOOGLE_API_KEY", "GEMINI_API_KEY"),
+    *("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", "GOOGLE_GENAI_API_VERSION", "GOOGLE_GENAI_USE_VERTEXAI"),
     *("NOMIC_API_KEY", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN"),
 ]
 ADDRESSES = ["OPENAI_API_BASE", "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", "AWS_BEDROCK_BASE_URL", "CO_API_URL"]
+ADDRESSES += ["GOOGLE_GEMINI_BASE_URL", "GOOGLE_VERTEX_BASE_URL"]
 CUSTOM_HEADERS = "\n".join(
     f"{name}: {HOSTILE}" for name in ("Authorization", "X-Custom", "User-Agent", "X-Stainless-Lang", "OpenAI-Project")
 )
@@ -33,6 +36,8 @@ MODELS |= {
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
     "bedrock:cohere.embed-v4:0": BedrockServer,
+    "google:gemini-embedding-001": GoogleServer,
+    "vertex:text-embedding-005": VertexServer,
 }
 OWN_NAMES = {"openai-organization", "openai-project"}  # sent to every server of the provider "openai"
 

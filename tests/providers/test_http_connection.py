@@ -13,6 +13,7 @@ from langchain_core.load import dumpd
 from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import MINILM, error_texts, needs_local_model, numbered
+from support.google_server import GoogleServer
 from support.json_servers import NomicServer
 from support.openai_server import Fault, OpenAIServer
 from support.proxy import Relay
@@ -37,10 +38,9 @@ FAMILIES = {
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
     "bedrock:cohere.embed-v4:0": BedrockServer,
+    "google:gemini-embedding-001": GoogleServer,
 }
-families = pytest.mark.parametrize(
-    ("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere", "nomic", "bedrock"]
-)
+families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 
 
 def made(model, server, **settings):

@@ -4,13 +4,19 @@ import json
 
 import pytest
 from support.cohere_server import CohereServer
+from support.google_server import GoogleServer
 from support.openai_replies import Fault
 from support.openai_server import OpenAIServer
 from support.voyage_server import VoyageServer
 
 from embedkit_core import Embedder, ProviderError, RequestTooLargeError, TextTooLongError
 
-FAMILIES = {"openai:m": OpenAIServer, "voyage:voyage-4": VoyageServer, "cohere:embed-v4.0": CohereServer}
+FAMILIES = {
+    "openai:m": OpenAIServer,
+    "voyage:voyage-4": VoyageServer,
+    "cohere:embed-v4.0": CohereServer,
+    "google:gemini-embedding-001": GoogleServer,
+}
 families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 TOO_LARGE = "the total tokens are too long: maximum 5 tokens per request, max allowed tokens per batch"
 

@@ -10,6 +10,7 @@ import pytest
 from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
 from support.embedders import numbered
+from support.google_server import GoogleServer
 from support.http import Response
 from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
@@ -25,6 +26,7 @@ FAMILIES = {
     "cohere:embed-v4.0": CohereServer,
     "nomic:nomic-embed-text-v1.5": NomicServer,
     "bedrock:cohere.embed-v4:0": BedrockServer,
+    "google:gemini-embedding-001": GoogleServer,
 }
 
 
@@ -78,9 +80,7 @@ def check_rows(embedder, reference):
 
 
 HOW = ["together", "chunked", "head together", "partly"]
-families = pytest.mark.parametrize(
-    ("model", "kind"), FAMILIES.items(), ids=["openai", "voyage", "cohere", "nomic", "bedrock"]
-)
+families = pytest.mark.parametrize(("model", "kind"), FAMILIES.items(), ids=[name.split(":")[0] for name in FAMILIES])
 
 
 def embedder(model, server, **settings):

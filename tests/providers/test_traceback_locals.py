@@ -10,6 +10,7 @@ import pytest
 from rich.traceback import Traceback
 from support.bedrock_server import BedrockServer
 from support.cohere_server import CohereServer
+from support.google_server import GoogleServer
 from support.json_servers import NomicServer
 from support.openai_server import Fault, OpenAIServer
 from support.voyage_server import VoyageServer
@@ -191,6 +192,7 @@ FAULTS = {
         "cohere:embed-v4.0": CohereServer,
         "nomic:nomic-embed-text-v1.5": NomicServer,
         "bedrock:cohere.embed-v4:0": BedrockServer,
+        "google:gemini-embedding-001": GoogleServer,
     }.items(),
 )
 def test_the_traceback_of_a_failed_call_shows_no_secret(model, kind, fault):

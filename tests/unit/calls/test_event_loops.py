@@ -16,6 +16,7 @@ from support.bedrock_server import BedrockServer
 from support.caches import DictCache, GatedCache
 from support.cohere_server import CohereServer
 from support.embedders import MINILM, core_embedder, fake_embedder, needs_local_model, openai_embedder
+from support.google_server import GoogleServer
 from support.json_servers import NomicServer
 from support.openai_server import OpenAIServer
 from support.scripts import finish, start
@@ -113,8 +114,9 @@ assert embedder.usage.sent == 202
         ("cohere:embed-v4.0", CohereServer),
         ("nomic:nomic-embed-text-v1.5", NomicServer),
         ("bedrock:amazon.titan-embed-text-v2:0", BedrockServer),
+        ("google:gemini-embedding-2", GoogleServer),
     ],
-    ids=["openai", "voyage", "cohere", "nomic", "bedrock"],
+    ids=["openai", "voyage", "cohere", "nomic", "bedrock", "google"],
 )
 def test_the_first_request_of_a_process_does_not_block_an_event_loop(model, server_class, tmp_path):
     """The SDK is imported, certificates are read and the platform's name is determined on other threads."""

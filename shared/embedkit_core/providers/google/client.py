@@ -54,7 +54,6 @@ class GoogleClient:
         self._limit_bodies = limit_bodies
         self._reader = ReplyReader()
         self._provider = provider
-        self._headers = {name.lower(): value for name, value in provider.connection.headers.items()}
         self._timeout_error = self._httpx.TimeoutException
         self._connection_errors = (self._httpx.RequestError, OSError)
         self._credentials: Any = None
@@ -104,9 +103,13 @@ class GoogleClient:
         from embedkit_core.providers.http.bodies import ACCEPT_ENCODING, limiting_hook
 
         connection, httpx = self._provider.connection, self._httpx
+
+        async def add_headers(request: Any) -> None:  # here, because the SDK extends a User-Agent
+            request.headers.update(connection.headers)
+
         return httpx.AsyncClient(
-            headers=dict(connection.with_defaults({"accept-encoding": ACCEPT_ENCODING}).headers),
-            event_hooks={"response": [limiting_hook(httpx.AsyncByteStream)]},
+            headers={"accept-encoding": ACCEPT_ENCODING},
+            event_hooks={"request": [add_headers], "response": [limiting_hook(httpx.AsyncByteStream)]},
             proxy=connection.proxy,
             follow_redirects=False,  # a redirect would send the user's headers to another host
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
@@ -163,7 +166,7 @@ class GoogleClient:
         if batch.timeout is not None:
             headers["X-Server-Timeout"] = str(max(ceil(batch.timeout), MIN_SERVER_TIMEOUT))
         timeout = None if batch.timeout is None else max(1, ceil(batch.timeout * 1000))
-        return {"headers": headers | self._headers, "timeout": timeout}
+        return {"headers": headers, "timeout": timeout}
 
     async def _send_private(self, batch: Batch, texts: list[str], key: Secret) -> RawResponse:
         """Send a request through the SDK's internal client."""
@@ -209,8 +212,8 @@ class GoogleClient:
             error = read_error(self._reader.load(response.body))
         except ValueError:
             error = {}
-        headers = with_retry_info({name.lower(): value for name, value in response.headers.items()}, error)
         message = shorten_message(str(error.get("message") or ""))
+        headers = with_retry_info({name.lower(): value for name, value in response.headers.items()}, error, message)
         secrets = provider.connection.secrets_with(key)
         if self._credentials is not None and self._credentials.token:
             secrets.append(self._credentials.token)

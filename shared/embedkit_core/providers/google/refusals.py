@@ -23,9 +23,12 @@ TOO_LONG = re.compile(r"(exceeds|over|longer than).{0,40}(token|length|limit)|to
 KEY_REFUSED = re.compile(r"API key (not valid|expired|not found)|API_KEY_(INVALID|EXPIRED)", re.I)
 REQUEST_TOKENS = 20_000  # the limit of a request; no model takes texts of so many tokens
 PER_DAY = re.compile(r"per_?day", re.I)
-NO_QUOTA = re.compile(r"\blimit: 0\b")
-RETRY_IN = re.compile(r"retry in (\d+(?:\.\d+)?)s", re.I)
-ABOUT_TEXT = re.compile(r"\bcontents?\b(?!_)|\binstances?\[|\bparts?\b|\btexts?\b(?!-)|empty", re.I)
+NO_QUOTA = re.compile(r"\blimit: 0(?![\d.])")
+RETRY_IN = re.compile(r"retry in ((?:\d+(?:\.\d+)?(?:ms|h|m|s))+)", re.I)
+# "Request contains an invalid argument." is all that Google says of many requests, whatever is wrong.
+ABOUT_TEXT = re.compile(
+    r"\bcontents?\b(?!_)|\binstances?\[|\bparts?\b|\btexts?\b(?!-)|empty|contains an invalid argument", re.I
+)
 ABOUT_REQUEST = re.compile(r"task_?type|output_?dimensionality|auto_?truncate|\bmodels?/|\bmodel\b|unknown name", re.I)
 
 
@@ -43,12 +46,12 @@ def details_of(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in details if isinstance(one, Mapping)] if isinstance(details, list) else []
 
 
-def with_retry_info(headers: Mapping[str, str], error: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers with the delay of the error's `RetryInfo`: Google sends no Retry-After."""
+def with_retry_info(headers: Mapping[str, str], error: Mapping[str, Any], message: str) -> dict[str, str]:
+    """Return the headers with the delay in the error's `RetryInfo` or message: Google sends no Retry-After."""
     given = next((one["retryDelay"] for one in details_of(error) if "retryDelay" in one), None)
     seconds = parse_duration(given) if isinstance(given, str) else None
-    if seconds is None and (match := RETRY_IN.search(str(error.get("message") or ""))):
-        seconds = float(match[1])
+    if seconds is None and (match := RETRY_IN.search(message)):
+        seconds = parse_duration(match[1])
     return {**({} if seconds is None else {"retry-after": str(seconds)}), **headers}
 
 
