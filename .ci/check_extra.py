@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 
-from embedkit_core import Embedder, MissingExtraError
+from embedkit_core import ConfigurationError, Embedder, MissingExtraError
 from embedkit_core.testing import FakeServer
 
 ADAPTERS = {
@@ -29,6 +29,7 @@ PROVIDERS = {"openai": "openai", "voyage": "voyageai", "cohere": "cohere", "loca
 PROVIDERS |= {"google": "google-genai"}  # and Vertex AI
 PROVIDERS |= {"nomic": "httpx", "hf-inference": "httpx"}  # without an SDK
 PROVIDERS |= {"bedrock": "botocore"}
+PROVIDERS |= {"fastembed": "fastembed", "model2vec": "model2vec"}
 MODELS = {"bedrock": "amazon.titan-embed-text-any"}
 WITHOUT_SDK = ("httpx", "pydantic_core", "pybase64")  # what they need, which other extras may bring
 BRINGS = {"voyage": {"langchain"}}  # its SDK depends on langchain-core
@@ -98,6 +99,42 @@ def use_api(provider):
 def use_local(folder):
     with Embedder(f"local:{folder}", cache=False) as embedder:
         expect(embedder.embed_documents(["x", "y"]).shape == (2, embedder.dimensions), "a model in a folder is loaded")
+    if importlib.util.find_spec("optimum") is not None:
+        use_onnx_backend(folder)
+
+
+def use_onnx_backend(folder):
+    """Compare with PyTorch. `.ci/extra` installs what the backend needs after the first check."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["x", "a longer text"]
+    with tempfile.TemporaryDirectory() as scratch:
+        SentenceTransformer(folder, backend="onnx", local_files_only=True).save_pretrained(scratch)
+        onnx = Embedder(f"local:{scratch}", cache=False, provider_options={"backend": "onnx"})
+        with onnx, Embedder(f"local:{folder}", cache=False) as torch:
+            rows = [embedder.embed_documents(texts) for embedder in (onnx, torch)]
+    expect(np.allclose(*rows, atol=1e-5), "the ONNX backend returns the vectors of PyTorch")
+
+
+def use_fastembed(_):
+    try:
+        Embedder("fastembed:BAAI/bge-small-en-v1.5", cache=False)
+    except ConfigurationError as error:
+        expect("No files of" in str(error) and "FASTEMBED_CACHE_PATH" in str(error), "fastembed downloads nothing")
+
+
+def use_model2vec(folder):
+    from model2vec import StaticModel
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    vectors = load_file(Path(folder) / "model.safetensors")["embeddings.word_embeddings.weight"]
+    with tempfile.TemporaryDirectory() as scratch:
+        StaticModel(vectors, Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))).save_pretrained(scratch)
+        with Embedder(f"model2vec:{scratch}", cache=False) as embedder:
+            rows = embedder.embed_documents(["x", "y"])
+    expect(rows.shape == (2, vectors.shape[1]), "a static model in a folder is loaded")
 
 
 def use_adapter(extra):
@@ -194,6 +231,7 @@ def use_ray():
     ray.shutdown()
 
 
+LOCALS = {"local": use_local, "fastembed": use_fastembed, "model2vec": use_model2vec}
 OTHERS = {
     "prices": use_prices,
     "progress": use_progress,
@@ -247,8 +285,8 @@ def main():
             refused(make, provider, f"Embedder with the provider {provider}")
     if extra in ADAPTERS:
         use_adapter(extra)
-    elif extra == "local":
-        use_local(folder)
+    elif extra in LOCALS:
+        LOCALS[extra](folder)
     elif extra in PROVIDERS:
         use_api(extra)
     elif extra in OTHERS:

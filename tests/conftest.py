@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 from support import redis_server
+from support.local_models import export_to_onnx, save_static
 from support.openai_server import OpenAIServer
 from support.plugin import install_example
 from support.proxy import certificate
@@ -26,6 +27,18 @@ def _load(path):
 def acme(tmp_path_factory):
     """The folder in which the example plugin is installed."""
     return install_example(tmp_path_factory.mktemp("acme"))
+
+
+@pytest.fixture(scope="session")
+def onnx_model(tmp_path_factory):
+    """The folder of MiniLM as an ONNX file."""
+    return export_to_onnx(tmp_path_factory.mktemp("onnx") / "MiniLM")
+
+
+@pytest.fixture(scope="session")
+def static_model(tmp_path_factory):
+    """The folder of a model of model2vec."""
+    return save_static(tmp_path_factory.mktemp("static") / "static")
 
 
 @pytest.fixture(scope="module")

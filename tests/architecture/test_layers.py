@@ -62,6 +62,8 @@ IO_MODULES = {"asyncio", "concurrent", "multiprocessing", "os", "queue", "socket
 PROVIDER_NAMES = {
     "openai",
     "local",
+    "fastembed",
+    "model2vec",
     "fake",
     "voyage",
     "cohere",

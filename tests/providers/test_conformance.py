@@ -103,6 +103,25 @@ class TestLocalWithPrompts(ProviderSuite):
             yield
 
 
+@needs_local_model
+class TestFastEmbed(ProviderSuite):
+    wrong_dimensions = 385
+    tolerance = 1e-5  # padding changes the rounding
+
+    @pytest.fixture(autouse=True)
+    def folder(self, onnx_model):
+        self.model = f"fastembed:{onnx_model}"
+
+
+@needs_local_model
+class TestModel2Vec(ProviderSuite):
+    wrong_dimensions = 65
+
+    @pytest.fixture(autouse=True)
+    def folder(self, static_model):
+        self.model = f"model2vec:{static_model}"
+
+
 class TestFake(ProviderSuite):
     model = "fake:model"
     api_key = "sk-fake-key-of-mine"

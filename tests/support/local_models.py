@@ -1,8 +1,10 @@
-"""Copies of MiniLM: in a Hugging Face cache, under another name, with other settings."""
+"""Copies of MiniLM: in a Hugging Face cache, under another name, with other settings, in other formats."""
 
 import json
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 from .embedders import FOLDER, WEIGHTS
 
@@ -41,4 +43,48 @@ def static_model(folder: Path) -> Path:
     weights = np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), 32)).astype(np.float32)
     module = StaticEmbedding(tokenizer, embedding_weights=weights)
     SentenceTransformer(modules=[module], device="cpu").save(str(folder), create_model_card=False)
+    return folder
+
+
+def export_to_onnx(folder: Path) -> Path:
+    """Copy MiniLM with an ONNX file and without PyTorch's weights, as sentence-transformers names it."""
+    import torch
+    from transformers import AutoModel
+
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns(WEIGHTS))
+    (folder / "onnx").mkdir()
+
+    class Layers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = AutoModel.from_pretrained(FOLDER, local_files_only=True, attn_implementation="eager")
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            return self.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
+
+    inputs, output = ["input_ids", "attention_mask", "token_type_ids"], "last_hidden_state"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the other exporter takes 20 s, and packages of its own
+        torch.onnx.export(
+            Layers().eval(),
+            (torch.ones(2, 5, dtype=torch.long),) * 3,
+            str(folder / "onnx" / "model.onnx"),
+            input_names=inputs,
+            output_names=[output],
+            dynamic_axes={name: {0: "texts", 1: "tokens"} for name in [*inputs, output]},
+            opset_version=17,
+            dynamo=False,
+        )
+    return folder
+
+
+def save_static(folder: Path, width: int = 64, **settings: object) -> Path:
+    """Save a model of model2vec: the vectors of MiniLM's tokens, before its layers."""
+    from model2vec import StaticModel
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    vectors = load_file(Path(FOLDER) / WEIGHTS)["embeddings.word_embeddings.weight"][:, :width]
+    StaticModel(vectors, Tokenizer.from_file(str(Path(FOLDER) / "tokenizer.json"))).save_pretrained(folder)
+    configure(folder, "config.json", **settings)
     return folder

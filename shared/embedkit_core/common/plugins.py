@@ -32,6 +32,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "vertex": "embedkit_core.providers.google.provider:Vertex",
         "bedrock": "embedkit_core.providers.bedrock.provider:Bedrock",
         "local": "embedkit_core.providers.local.provider:Local",
+        "fastembed": "embedkit_core.providers.local.fastembed:FastEmbed",
+        "model2vec": "embedkit_core.providers.local.model2vec:Model2Vec",
         "azure": "embedkit_core.providers.openai.presets:Azure",
         "ollama": "embedkit_core.providers.openai.presets:Ollama",
         "vllm": "embedkit_core.providers.openai.presets:VLLM",

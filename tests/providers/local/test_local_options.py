@@ -15,7 +15,7 @@ from embedkit_core import Embedder
 from embedkit_core.common.errors import BadRequestError, ConfigurationError, UnavailableError
 from embedkit_core.common.types import Batch
 from embedkit_core.providers.local.batches import BATCH_COST_CHARACTERS, MAX_BATCH_CHARACTERS, batches
-from embedkit_core.providers.local.folder import folder_digest
+from embedkit_core.providers.local.digest import folder_digest
 from embedkit_core.providers.local.options import LocalOptions
 from embedkit_core.providers.local.pool import PooledModel
 

@@ -1,1 +1,1 @@
-"""Local sentence-transformers models."""
+"""Models on this machine: sentence-transformers, fastembed and model2vec."""

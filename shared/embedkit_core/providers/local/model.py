@@ -1,41 +1,45 @@
-"""A loaded sentence-transformers model: encoding, truncation and errors."""
+"""A model that is loaded on this machine: truncation, order of batches and errors, for all libraries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from embedkit_core.common.errors import BadRequestError, ProviderError, RequestTooLargeError, TextTooLongError
-from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.types import Batch, Reply
-from embedkit_core.providers.local.batches import batches
-from embedkit_core.providers.local.folder import CUSTOM_CODE, folder_digest
-from embedkit_core.providers.local.options import LocalOptions
-from embedkit_core.providers.local.token_count import TokenCount
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from embedkit_core.providers.local.digest import folder_digest
+from embedkit_core.providers.local.folder import CUSTOM_CODE
 
 EncodedRows = npt.NDArray[np.float32]
 CHARACTERS_PER_TOKEN = 5  # a model ignores the characters of a text beyond this multiple of its limit
 MAX_ERROR_CHARACTERS = 200  # of the message of a model that cannot be loaded
+# Messages of PyTorch, which has an exception class only for CUDA, and of ONNX Runtime, which has none
+# (microsoft/onnxruntime, core/framework/bfc_arena.cc, read 2026-11-30).
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "Failed to allocate memory")
 
 
-class LocalModel:
-    """One model, loaded at the first request. Not thread-safe."""
+class LocalModel(ABC):
+    """One model, loaded at the first request. Not thread-safe.
 
-    def __init__(self, folder: Path, digest: str, options: LocalOptions) -> None:
+    Args:
+        folder: The folder of the model.
+        digest: Its digest when the embedder was created.
+        files: Patterns of the files in the digest, besides those that every digest has.
+    """
+
+    device = "this machine"
+    memory_advice = "Truncate texts with provider_options={'max_seq_length': ...}."
+
+    def __init__(self, folder: Path, digest: str, files: tuple[str, ...] = ()) -> None:
         self.name = folder.name
-        self.options = options
-        self.model: SentenceTransformer | None = None
-        self._folder = folder
+        self.folder = folder
         self._digest = digest
-        self._token_count = TokenCount()
+        self._files = files
 
     def embed(self, batch: Batch) -> Reply:
         """Return the vectors and tokens of a batch's texts, and the positions of truncated texts.
@@ -46,15 +50,14 @@ class LocalModel:
             BadRequestError: The model cannot be loaded.
             ProviderError: The model fails.
         """
-        if self.model is None:
-            self.model = self._load_checked()
-        texts, limit = batch.texts_with_prompt(), _limit(self.model)
+        if not self.is_loaded:
+            self._load_checked()
+        texts, limit = batch.texts_with_prompt(), self.limit
         truncates = bool(batch.body["truncation"])
         if not truncates:  # checked first to save work: a text rarely has more tokens than bytes
             check_lengths(texts, self.measure([text for text in texts if len(text.encode()) > limit]), limit)
-        self._token_count.clear()
         try:
-            rows, lengths = self.encode_batch(batch, texts, limit)
+            rows, lengths = self.encode_batch(batch, texts)
         except Exception as error:  # its message may contain a text
             raise self.to_provider_error(error, len(texts)) from None
         if not truncates:
@@ -62,110 +65,46 @@ class LocalModel:
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         truncated = tuple(position for position, text in enumerate(texts) if lengths[text] > limit)
         tokens = int(sum(min(lengths[text], limit) for text in texts))
-        return Reply(rows if self.is_exact else _normalized(rows), tokens, truncated)
-
-    def close(self) -> None:
-        """Release the model."""
-        self.model = None
-
-    # Loading
-
-    def _load_checked(self) -> SentenceTransformer:
-        if not self._folder.is_dir():
-            raise BadRequestError(f"The folder of the model {self.name} no longer exists: {self._folder}")
-        try:
-            model = self.load()
-        except Exception as error:  # its message contains no text
-            raise BadRequestError(f"The model {self.name} cannot be loaded: {loading_error(error)}") from None
-        if folder_digest(self._folder) != self._digest:
-            raise BadRequestError(
-                f"The model {self.name} has changed since the embedder was created. Create a new embedder."
-            )
-        return model
-
-    def load(self, device: str | None = None) -> SentenceTransformer:
-        """Load the model to a device, by default the first one of the options."""
-        torch, transformers = import_module("torch"), import_module("transformers")
-        sentence_transformers = import_module("sentence_transformers", "SentenceTransformer")
-        # The default is the dtype of the weights since transformers 5, and float32 before.
-        version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-        dtype_argument = "dtype" if version >= (4, 56) else "torch_dtype"
-        model: SentenceTransformer = sentence_transformers.SentenceTransformer(
-            str(self._folder),
-            device=device or next(iter(self.options.device), None),
-            local_files_only=True,
-            model_kwargs={dtype_argument: getattr(torch, self.options.precision)},
-        )
-        if self.options.max_seq_length is not None:
-            model.max_seq_length = self.options.max_seq_length
-        self.record_token_counts(model)
-        return model
-
-    def record_token_counts(self, model: SentenceTransformer) -> None:
-        """Record the token counts of the texts that the model tokenizes."""
-        self._token_count.attach(model)
-
-    # Encoding
+        return Reply(rows if self.is_normalized else _normalized(rows), tokens, truncated)
 
     @property
-    def is_exact(self) -> bool:
-        """Return True if the model returns float32, which it can normalize without loss of precision."""
-        return self.options.precision == "float32"
+    def is_normalized(self) -> bool:
+        """Return True if `encode_batch` returns normalized float32 vectors."""
+        return False
 
-    def encode_batch(self, batch: Batch, texts: list[str], limit: float) -> tuple[EncodedRows, dict[str, int]]:
+    @property
+    @abstractmethod
+    def is_loaded(self) -> bool:
+        """Return True if the model is loaded."""
+
+    @property
+    @abstractmethod
+    def limit(self) -> float:
+        """Maximum tokens of a text, with its prompt and special tokens."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load the model."""
+
+    @abstractmethod
+    def encode_batch(self, batch: Batch, texts: list[str]) -> tuple[EncodedRows, Mapping[str, int]]:
         """Encode a batch.
 
         Args:
             batch: The request.
             texts: Its texts with their prompts.
-            limit: Maximum tokens of a text.
 
         Returns:
             The vectors in the order of the texts, and the length of each text in tokens.
         """
-        assert self.model is not None
-        batch_size = self.options.batch_size
-        without_prompt = list(batch.texts)
-        if self.model.device.type != "cpu":  # on a GPU, padding costs less than another batch
-            return self.encode(batch.body, without_prompt, batch_size=batch_size), self._lengths(texts, limit)
-        parts = list(batches(character_lengths(texts, limit), batch_size))
-        rows = [
-            self.encode(batch.body, [without_prompt[position] for position in part], batch_size=len(part))
-            for part in parts
-        ]
-        return restore_order(rows, parts), self._lengths(texts, limit)
 
-    def encode(self, body: Mapping[str, Any], texts: list[str], **arguments: Any) -> EncodedRows:
-        """Encode texts without prompts with the model."""
-        assert self.model is not None
-        encode = self.model.encode_query if body.get("role") == "query" else self.model.encode_document
-        rows: EncodedRows = np.asarray(
-            encode(
-                texts,
-                prompt=body.get("prompt", ""),
-                show_progress_bar=False,
-                normalize_embeddings=self.is_exact,
-                **arguments,
-            )
-        )
-        return rows
-
-    def _lengths(self, texts: Sequence[str], limit: float) -> dict[str, int]:
-        """Return the tokens of each text: recorded by the model or, at the limit, measured without truncation."""
-        recorded = self._token_count.lengths
-        measured = self.measure([text for text in texts if recorded.get(text, limit) >= limit])
-        # A text at the limit that is shorter alone was in a chat template: it was most likely truncated.
-        truncated = {text: max(n, int(limit) + 1) for text, n in measured.items() if n < recorded.get(text, 0)}
-        return recorded | measured | truncated
-
+    @abstractmethod
     def measure(self, texts: list[str]) -> dict[str, int]:
         """Return the tokens of each text without truncation, including special tokens."""
-        assert self.model is not None
-        tokenizer = self.model.tokenizer
-        if not texts or not callable(tokenizer):  # static embeddings have another tokenizer and do not truncate
-            return dict.fromkeys(texts, 0)
-        ids = tokenizer(texts, truncation=False, padding=False, verbose=False, return_attention_mask=False)["input_ids"]
-        return {text: len(row) for text, row in zip(texts, ids, strict=True)}
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the model."""
 
     def to_provider_error(self, error: Exception, n_texts: int) -> ProviderError:
         """Return the error for an exception of the model, without its message."""
@@ -173,15 +112,39 @@ class LocalModel:
             return error
         if not _is_out_of_memory(error):
             return ProviderError(f"The model {self.name} failed with {type(error).__name__}")
-        device = ", ".join(self.options.device) or "its device"
         if n_texts > 1:
             return RequestTooLargeError(
-                f"The memory of {device} has no room for {count_noun(n_texts, 'text')} with {self.name}"
+                f"The memory of {self.device} has no room for {count_noun(n_texts, 'text')} with {self.name}"
             )
         return ProviderError(
-            f"A single text does not fit into the memory of {device} with {self.name}. Truncate texts with "
-            "provider_options={'max_seq_length': ...}, or reduce the model's size with {'precision': 'bfloat16'}."
+            f"A single text does not fit into the memory of {self.device} with {self.name}. {self.memory_advice}"
         )
+
+    def _load_checked(self) -> None:
+        if not self.folder.is_dir():
+            raise BadRequestError(f"The folder of the model {self.name} no longer exists: {self.folder}")
+        try:
+            self.load()
+        except Exception as error:  # its message contains no text
+            raise BadRequestError(f"The model {self.name} cannot be loaded: {loading_error(error)}") from None
+        if folder_digest(self.folder, *self._files) != self._digest:
+            self.close()
+            raise BadRequestError(
+                f"The model {self.name} has changed since the embedder was created. Create a new embedder."
+            )
+
+
+def encode_parts(
+    encode: Callable[[list[str]], EncodedRows], texts: Sequence[str], parts: Sequence[Sequence[int]]
+) -> EncodedRows:
+    """Encode texts in batches, and return their vectors in the order of the texts.
+
+    Args:
+        encode: Function that encodes a batch.
+        texts: The texts.
+        parts: The positions of each batch's texts.
+    """
+    return restore_order([encode([texts[position] for position in part]) for part in parts], parts)
 
 
 def restore_order(parts: Sequence[EncodedRows], positions: Iterable[Sequence[int]]) -> EncodedRows:
@@ -204,9 +167,12 @@ def check_lengths(texts: Sequence[str], lengths: Mapping[str, int], limit: float
         raise TextTooLongError(limit=int(limit), positions=long)
 
 
-def _limit(model: SentenceTransformer) -> float:
-    limit: float | None = model.max_seq_length
-    return float("inf") if limit is None else limit
+def loading_error(error: Exception) -> str:
+    """Return a description of an error in loading, which contains no text of the user."""
+    message = str(error)
+    if "trust_remote_code" in message:
+        return CUSTOM_CODE
+    return f"{type(error).__name__}: {' '.join(message.split())[:MAX_ERROR_CHARACTERS]}"
 
 
 def _normalized(rows: EncodedRows) -> EncodedRows:
@@ -217,15 +183,8 @@ def _normalized(rows: EncodedRows) -> EncodedRows:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return True if memory ran out. PyTorch has an exception class for CUDA, and only a message elsewhere."""
-    message = str(error) if isinstance(error, RuntimeError) else ""
-    is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_memory_error or "out of memory" in message or "DefaultCPUAllocator" in message
-
-
-def loading_error(error: Exception) -> str:
-    """Return a description of an error in loading, which contains no text of the user."""
-    message = str(error)
-    if "trust_remote_code" in message:
-        return CUSTOM_CODE
-    return f"{type(error).__name__}: {' '.join(message.split())[:MAX_ERROR_CHARACTERS]}"
+    """Return True if memory ran out. Messages of other exceptions may contain a text of the user."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    is_library = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    return is_library and any(message in str(error) for message in OUT_OF_MEMORY)

@@ -5,34 +5,32 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from embedkit_core.common.errors import BadRequestError, ProviderError, UnavailableError
 from embedkit_core.common.types import Batch
-from embedkit_core.providers.local.model import EncodedRows, LocalModel, character_lengths, loading_error, restore_order
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from embedkit_core.providers.local.model import EncodedRows, character_lengths, loading_error, restore_order
+from embedkit_core.providers.local.sentence_transformer import SentenceTransformerModel
 
 POLL_SECONDS = 1.0  # between two checks that the processes are alive
 
 
-class PooledModel(LocalModel):
+class PooledModel(SentenceTransformerModel):
     """A model that is loaded in this process and copied to worker processes, which start at the first request."""
 
     _pool: Any = None  # dictionary of sentence-transformers with queues and processes
 
-    def load(self, device: str | None = None) -> SentenceTransformer:  # noqa: ARG002 - each process has its own
-        """Load the model to the CPU, from which it is copied to the processes."""
-        return super().load("cpu")
+    def load(self) -> None:
+        """Load the model to the CPU, from which it is copied to the processes.
 
-    def record_token_counts(self, model: SentenceTransformer) -> None:
-        """Record nothing: the processes tokenize the texts, and a model with a recorder cannot be pickled."""
+        Token counts are not recorded: the processes tokenize the texts, and a model with a recorder cannot be pickled.
+        """
+        self.model = self.load_to("cpu")
 
-    def encode_batch(self, batch: Batch, texts: list[str], limit: float) -> tuple[EncodedRows, dict[str, int]]:
+    def encode_batch(self, batch: Batch, texts: list[str]) -> tuple[EncodedRows, dict[str, int]]:
         """Encode a batch in the processes, and count its tokens in this process meanwhile."""
         pool = self._start()
-        lengths, size = character_lengths(texts, limit), self.options.batch_size
+        lengths, size = character_lengths(texts, self.limit), self.options.batch_size
         positions = sorted(range(len(texts)), key=lambda position: -lengths[position])
         without_prompt = [batch.texts[position] for position in positions]
         with ThreadPoolExecutor(1, thread_name_prefix="embedkit-count") as counter:
