@@ -91,14 +91,6 @@ class TestGoogle(ProviderSuite):
         self.server.fault_for(fault)
 
 
-class TestGoogleModelThatIsNotKnown(TestGoogle):
-    """A later model: it takes no task type, and its prompts are not known."""
-
-    model = "google:gemini-embedding-9"
-    wrong_dimensions = None
-    asymmetric = False
-
-
 def test_each_text_is_a_content_of_its_own_and_gets_its_own_vector(server):
     """One content with several parts would get one vector."""
     result = google(server, NEWER).embed(TEXTS)

@@ -1,11 +1,13 @@
 """Vertex AI: requests, truncation, addresses and credentials, with the real SDK and a local server."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.oauth2 import service_account as service_account_credentials
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.google_server import VertexServer, google_vector
 from support.openai_replies import Fault
@@ -200,10 +202,18 @@ def service_account(server, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("service_account")
 async def test_credentials_are_used_without_a_key_and_refreshed_off_the_event_loop(server, monkeypatch):
+    threads, refresh = [], service_account_credentials.Credentials.refresh
+
+    def observed(self, request):
+        threads.append(threading.current_thread().name)
+        refresh(self, request)
+
+    monkeypatch.setattr(service_account_credentials.Credentials, "refresh", observed)
     monkeypatch.setenv("GOOGLE_CLOUD_LOCATION", "us-central1")
     made = vertex(server, api_key=None)
     assert len((await made.aembed(numbered(6))).vectors) == 6
-    assert server.token_requests == 1
+    assert (server.token_requests, len(threads)) == (1, 1)
+    assert threads[0] not in ("embedkit-engine", "MainThread")
     assert set(server.paths) == {f"/v1beta1/{PROJECT}/us-central1/{PUBLISHED}/text-embedding-005:predict"}
     for request in server.requests:
         assert request.headers["authorization"] == "Bearer ya29.secret-access-token"

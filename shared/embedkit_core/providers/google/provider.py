@@ -74,7 +74,8 @@ class Vertex(GoogleProvider):
     default_limits: ClassVar[Limits] = Limits(texts=250, tokens=20_000)
     is_vertex: ClassVar[bool] = True
     credentials_fix: ClassVar[str] = (
-        "Check that the project has the Vertex AI API enabled and the account has the role roles/aiplatform.user."
+        f"Check api_key=, {KEY_VARIABLE} or the Google Cloud credentials, that the Vertex AI API is enabled, and "
+        "that the account has the role roles/aiplatform.user."
     )
 
     def __init__(self, settings: ProviderSettings) -> None:

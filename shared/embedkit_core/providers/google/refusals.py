@@ -71,9 +71,10 @@ def to_provider_error(refusal: Refusal, error: Mapping[str, Any], *, variable: s
             f"API key was refused for {refusal.model} (HTTP {refusal.status}). Check api_key= or {variable}.",
             **refusal.error_fields,
         )
-    if refusal.status == 403:
+    if refusal.status in (401, 403):
+        said = refusal.server_message.removesuffix(".")
         return AuthenticationError(
-            f"Access to {refusal.model} was refused (HTTP 403){refusal.server_message}. {credentials}",
+            f"Access to {refusal.model} was refused (HTTP {refusal.status}){said}. {credentials}",
             **refusal.error_fields,
         )
     if refusal.status == 429 and (PER_DAY.search(_quotas(details)) or NO_QUOTA.search(message)):
