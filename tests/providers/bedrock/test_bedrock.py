@@ -1,5 +1,6 @@
 """Amazon Bedrock's wire formats, names, credentials and refusals, with boto3 and a local server."""
 
+import asyncio
 import logging
 import os
 import threading
@@ -102,6 +103,10 @@ def expected(texts, model=TITAN_2, input_type="document", dimensions=None, role=
     role = role or ROLES.get(model, {}).get(input_type, "")
     rows = np.stack([bedrock_vector(text, model, role, dimensions) for text in texts])
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def request_threads():
+    return {thread for thread in threading.enumerate() if thread.name == "embedkit-bedrock"}
 
 
 def body_of(request):
@@ -259,20 +264,18 @@ def test_many_texts_are_sent_at_the_same_time_one_in_each_request(server):
     np.testing.assert_allclose(result.vectors, expected(texts), atol=1e-6)
     assert result.usage.requests == 200
     assert 16 < server.peak_in_flight <= 64
-    threads = [thread for thread in threading.enumerate() if thread.name == "embedkit-bedrock"]
-    assert threads
-    assert all(thread.daemon for thread in threads)
+    assert request_threads()
+    assert all(thread.daemon for thread in request_threads())
 
 
 def test_a_closed_embedder_ends_its_threads(server):
-    before = {thread.ident for thread in threading.enumerate()}
+    before = request_threads()
     made = bedrock(server)
     made.embed(TEXTS)
     made.close()
-    for thread in threading.enumerate():
-        if thread.name == "embedkit-bedrock" and thread.ident not in before:
-            thread.join(5)
-            assert not thread.is_alive()
+    for thread in request_threads() - before:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 # Names
@@ -442,6 +445,26 @@ def test_a_server_that_does_not_answer_is_a_timeout_for_each_setting_of_its_own(
     with pytest.raises(TimedOutError, match="timeout="):
         hasty.embed(["hanging"])
     server.wait_in_flight(0)
+
+
+def test_a_body_that_never_ends_does_not_keep_its_thread():
+    class Slow(BedrockServer):
+        async def answer(self, request, connection):
+            connection.writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            while not connection.client_left:
+                connection.writer.write(b"1\r\n \r\n")
+                await connection.writer.drain()
+                await asyncio.sleep(0.01)
+
+    before = request_threads()
+    with Slow() as slow:
+        made = bedrock(slow, timeout=0.2, max_retries=0)
+        with pytest.raises(TimedOutError):
+            made.embed(["x"])
+        made.close()
+        for thread in request_threads() - before:
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 def test_a_body_over_its_limit_is_not_read_to_its_end(server):

@@ -28,7 +28,7 @@ TOO_MANY_TEXTS = re.compile(
 NEEDS_PROFILE = re.compile(r"on-demand throughput", re.I)
 UNKNOWN_MODEL = re.compile(r"model identifier is invalid|model id", re.I)
 ABOUT_REQUEST = re.compile(
-    r"malformed input request|input_type|embedding_types?|dimension|embeddingPurpose|truncat|operation not allowed",
+    r"malformed (input )?request|input_type|embedding_types?|dimension|embeddingPurpose|truncat|operation not allowed",
     re.I,
 )
 

@@ -8,9 +8,11 @@ response. Importing this module imports both.
 from __future__ import annotations
 
 import io
+import math
 import os
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -19,6 +21,7 @@ import urllib3
 from botocore.awsrequest import AWSResponse
 from botocore.httpsession import get_cert_path
 
+from embedkit_core.common.errors import TimedOutError
 from embedkit_core.common.types import Batch
 from embedkit_core.providers.http.bodies import ACCEPT_ENCODING, BodyLimits, LimitedBody
 from embedkit_core.providers.http.connection import Connection
@@ -66,6 +69,7 @@ class Transport:
     def begin(self, batch: Batch, authorization: Hidden) -> None:
         """Set what this thread sends next, and the Authorization header that replaces the SDK's if it is not None."""
         self._current.timeout = urllib3.Timeout(total=batch.timeout)
+        self._current.deadline = math.inf if batch.timeout is None else time.monotonic() + batch.timeout
         self._current.limits = BodyLimits.of(batch)
         self._current.authorization = authorization
         self._current.response = None
@@ -105,7 +109,7 @@ class Transport:
             decode_content=False,
         )
         try:
-            body = b"".join(_read(received, current.limits))
+            body = b"".join(_read(received, current.limits, current.deadline))
         except BaseException:
             received.close()
             raise
@@ -126,11 +130,17 @@ class _ReadBody(io.BytesIO):
         yield self.read()
 
 
-def _read(received: Any, limits: BodyLimits) -> Iterator[bytes]:
-    """Yield the chunks of a body, decompressed, up to its limit."""
+def _read(received: Any, limits: BodyLimits, deadline: float) -> Iterator[bytes]:
+    """Yield the chunks of a body, decompressed, up to its limit.
+
+    Raises:
+        TimedOutError: The deadline has passed; urllib3's timeout is for each chunk, which would keep the thread.
+    """
     body = LimitedBody(received.status, received.headers.get("content-encoding", ""), limits)
     chunks = received.stream(CHUNK_BYTES, decode_content=False)
     while not body.is_cut and (chunk := next(chunks, None)) is not None:
+        if time.monotonic() > deadline:
+            raise TimedOutError("Server did not respond in time. Increase timeout=.")
         yield body.read(chunk)
     if body.is_cut:
         received.close()

@@ -115,8 +115,9 @@ COHERE_4 = Wire(
     **_COHERE,
 )
 
-WIRES: Mapping[str, Wire] = {  # by the beginning of a model's name, the longest first
+WIRES: Mapping[str, Wire] = {  # by the beginning of a model's name, the first that fits
     "amazon.titan-embed-text-v1": TITAN_1,
+    "amazon.titan-embed-g1-text-": TITAN_1,
     "amazon.titan-embed-text-": TITAN_2,
     "amazon.nova-": NOVA,
     "cohere.embed-english-v3": COHERE_3,
