@@ -5,7 +5,7 @@ import re
 from importlib.resources import files
 
 import jsonschema
-from support.model_tables import DOCUMENT, tables, written
+from support.model_tables import DOCUMENT, shown_name, tables, written
 from support.rows import check_rows
 
 from embedkit_core import Embedder, models
@@ -20,7 +20,7 @@ def test_the_tables_of_the_page_are_those_of_the_catalogue():
 
 
 def check_line(row):
-    [line] = [line for line in TEXT.splitlines() if line.startswith(f"| [`{row.name}`]")]
+    [line] = [line for line in TEXT.splitlines() if line.startswith(f"| [`{shown_name(row)}`]")]
     assert f"({row.source})" in line
     assert str(row.dimensions) in line
     if row.usd_per_million is not None:

@@ -8,14 +8,17 @@ from pathlib import Path
 from embedkit_core import ModelInfo, models
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+OWN_TABLE = ("openai", "voyage", "cohere")
 ALL_TYPES = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
 def tables() -> dict[str, str]:
     """Return the text between `<!-- name -->` and `<!-- end -->`, by name."""
     rows = models()
-    found = {name: _api(rows, name) for name in ("openai", "voyage", "cohere", "nomic", "bedrock")}
-    return found | {"local": _local(rows), "fields": _fields()}
+    found = {name: _api([row for row in rows if row.provider == name]) for name in OWN_TABLE}
+    others = [row for row in rows if row.provider not in (*OWN_TABLE, "local")]
+    others.sort(key=lambda row: row.provider)
+    return found | {"others": _api(others), "local": _local(rows), "fields": _fields()}
 
 
 def written(text: str) -> str:
@@ -28,7 +31,12 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *lines])
 
 
-def _api(rows: tuple[ModelInfo, ...], provider: str) -> str:
+def shown_name(row: ModelInfo) -> str:
+    """Return the name of a model in the table of its provider, or in the one of several providers."""
+    return row.name if row.provider in (*OWN_TABLE, "local") else f"{row.provider}:{row.name}"
+
+
+def _api(rows: list[ModelInfo]) -> str:
     head = [
         "model",
         "status",
@@ -45,19 +53,18 @@ def _api(rows: tuple[ModelInfo, ...], provider: str) -> str:
         head,
         [
             [
-                f"[`{row.name}`]({row.source})",
+                f"[`{shown_name(row)}`]({row.source})",
                 _status(row),
                 _dimensions(row),
                 "all" if row.dtypes == ALL_TYPES else ", ".join(row.dtypes),
                 _count(row.limits.text_tokens),
-                f"{_count(row.limits.texts)} texts, {_count(row.limits.tokens)} tokens",
+                _request(row),
                 _price(row),
                 str(row.usd_per_million_batch or "?"),
                 row.checked_on or "?",
                 row.note or "",
             ]
             for row in rows
-            if row.provider == provider
         ],
     )
 
@@ -94,6 +101,12 @@ def _fields() -> str:
 def _status(row: ModelInfo) -> str:
     said = f"{row.status} {row.retired}" if row.retired else row.status
     return f"{said}: `{row.successor}`" if row.successor else said
+
+
+def _request(row: ModelInfo) -> str:
+    """Return the limits of a request; those that are not the provider's own are in parentheses."""
+    limits = f"{_count(row.limits.texts)} texts, {_count(row.limits.tokens)} tokens"
+    return limits if row.limits_confirmed else f"({limits})"
 
 
 def _price(row: ModelInfo) -> str:

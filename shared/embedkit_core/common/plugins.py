@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 PROVIDERS = "embedkit_core.providers"
 CACHES = "embedkit_core.caches"
 _DISTRIBUTION = "rag-embedkit"
+COMPATIBLE = (  # servers with OpenAI's API: rows of `providers.openai.presets`
+    *("ollama", "vllm", "tei", "infinity", "lmstudio", "llamacpp", "sglang", "xinference", "localai", "docker"),
+    *("litellm", "databricks", "mistral", "nvidia", "openrouter", "vercel", "jina", "fireworks", "together"),
+    *("nebius", "deepinfra", "dashscope", "perplexity", "zhipu", "siliconflow", "cloudflare", "mixedbread"),
+    *("scaleway", "novita"),
+)
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     PROVIDERS: {
         "openai": "embedkit_core.providers.openai.provider:OpenAI",
@@ -34,12 +40,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "local": "embedkit_core.providers.local.provider:Local",
         "fastembed": "embedkit_core.providers.local.fastembed:FastEmbed",
         "model2vec": "embedkit_core.providers.local.model2vec:Model2Vec",
-        "azure": "embedkit_core.providers.openai.presets:Azure",
-        "ollama": "embedkit_core.providers.openai.presets:Ollama",
-        "vllm": "embedkit_core.providers.openai.presets:VLLM",
-        "tei": "embedkit_core.providers.openai.presets:TEI",
-        "infinity": "embedkit_core.providers.openai.presets:Infinity",
-        "lmstudio": "embedkit_core.providers.openai.presets:LMStudio",
+        "azure": "embedkit_core.providers.openai.azure:Azure",
+        **{name: f"embedkit_core.providers.openai.presets:{name}" for name in COMPATIBLE},
         "fake": "embedkit_core.testing:Fake",
     },
     CACHES: {

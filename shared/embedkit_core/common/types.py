@@ -75,8 +75,8 @@ class ModelInfo:
         retired: Date since which the model is no longer available.
         successor: Replacement that the provider recommends. Its vectors are not comparable with this model's.
         note: Anything else that a user of the model needs.
-        confirmed: False if the prices or limits are not from a page of the provider. A budget in USD refuses such a
-            price.
+        confirmed: False if the prices are not from a page of the provider. A budget in USD refuses such a price.
+        limits_confirmed: False if the limits are not from a page of the provider.
     """
 
     provider: str
@@ -103,6 +103,7 @@ class ModelInfo:
     successor: str | None = None
     note: str | None = None
     confirmed: bool = True
+    limits_confirmed: bool = True
 
 
 class RateSettings(NamedTuple):

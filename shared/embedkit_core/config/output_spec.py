@@ -76,8 +76,9 @@ def resolve_output_spec(
         ConfigurationError: The model does not offer these dimensions or this dtype.
     """
     _check_dimensions(model, info, dimensions)
-    if dtype not in (*provider_dtypes, *LOCAL_DTYPES):
-        listed = ", ".join(dict.fromkeys((*provider_dtypes, *LOCAL_DTYPES)))
+    offered = tuple(dict.fromkeys(("float32", *provider_dtypes, *LOCAL_DTYPES)))
+    if dtype not in offered:
+        listed = ", ".join(offered)
         raise ConfigurationError(f"dtype: {model} does not offer {dtype!r}; it offers {listed}.")
     default = info.dimensions if info else None
     wanted = dimensions or default
@@ -85,7 +86,7 @@ def resolve_output_spec(
         raise ConfigurationError(
             f"dtype: {dtype!r} packs eight dimensions into a number; {wanted} is not a multiple of 8."
         )
-    source: DType = dtype if dtype in provider_dtypes else "float32"
+    source: DType = dtype if dtype in provider_dtypes else _floats(provider_dtypes)
     truncates_locally = dimensions is not None and info is not None and not accepts_dimensions and dimensions != default
     if truncates_locally and dtype in PROVIDER_QUANTIZED:
         raise ConfigurationError(
@@ -101,7 +102,8 @@ def resolve_output_spec(
     post_processing = PostProcessing(
         truncate_to=truncate_to,
         center=truncation_is_documented and info is not None and info.cut == "centered",
-        normalize=(info.unit_length is False if info else not returns_normalized) and source in ("float32", "float16"),
+        normalize=(info.unit_length is False if info else not returns_normalized)
+        and (source in ("float32", "float16") or source != dtype),
         restore_length=truncate_to is not None
         and info is not None
         and info.unit_length is True
@@ -119,6 +121,11 @@ def resolve_output_spec(
         fallback_width=default if may_be_ignored else None,
         is_known=info is not None,
     )
+
+
+def _floats(provider_dtypes: tuple[DType, ...]) -> DType:
+    """Return the type from which others are computed: int8 for a provider that returns only this type of numbers."""
+    return "int8" if "int8" in provider_dtypes and "float32" not in provider_dtypes else "float32"
 
 
 def _check_dimensions(model: str, info: ModelInfo | None, dimensions: int | None) -> None:

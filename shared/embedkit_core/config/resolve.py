@@ -52,7 +52,7 @@ class ResolvedProvider:
     def output_spec(self, dimensions: int | None, dtype: DType) -> OutputSpec:
         """Return what to request and what to compute locally for these dimensions and this dtype."""
         info, provider_cls = self.info, self.provider
-        is_own = info is not None and info.provider == provider_cls.cache_key_provider
+        is_own = info is not None and info.provider in (provider_cls.name, provider_cls.cache_key_provider)
         supported = info.dtypes if info is not None and is_own else provider_cls.dtypes
         return resolve_output_spec(
             self.settings.name,
@@ -117,19 +117,18 @@ def _catalogue_entry(
 ) -> ModelInfo | None:
     """Return what is known about a model.
 
-    At the provider's own endpoint only its own models count; another server may serve the models of all its
-    `catalogue_providers`. A model that only the user describes belongs to the last of these: open models are truncated
-    locally.
+    A model that only the user describes belongs to the provider at its own address, and otherwise to the last of the
+    providers whose rows apply: open models are truncated locally.
     """
-    providers, default = provider_cls.catalogue_providers or (provider_cls.name,), provider_cls.default_info(name)
-    if provider_cls.is_own_host(base_url):
-        return catalogue.find_for(name, providers[:1], given, default)
-    return catalogue.find_for(name, providers, given, replace(default, provider=providers[-1]))
+    providers, default = provider_cls.catalogue_providers_at(base_url), provider_cls.default_info(name)
+    if not provider_cls.is_own_host(base_url):
+        default = replace(default, provider=providers[-1])
+    return catalogue.find_for(name, providers, given, default)
 
 
 def _check_available(provider: str, name: str, info: ModelInfo | None) -> None:
     """Reject misspelled and retired models. New models are accepted without a release of this library."""
-    other = catalogue.find(name) if info is None else None
+    other = catalogue.find(name) if info is None and "/" not in name else None  # owner/name has several hosts
     if other is not None and not provider_class(other.provider).is_local:
         raise ConfigurationError(f"model: {provider} does not serve {name!r}; did you mean '{other.provider}:{name}'?")
     if info is None and (hint := catalogue.suggest_model(name, provider)):
@@ -164,17 +163,29 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
         if not name.strip():
             raise ConfigurationError(f"model: names a provider and no model (got {model!r}). Use 'provider:model'.")
         return provider, name
-    info = catalogue.find(model)
-    if info is not None and not is_provider(info.provider):
-        raise ConfigurationError(
-            f"model: the provider {info.provider!r} in the catalogue entry of {model!r} is not installed. Install its "
-            "package."
-        )
-    if info is not None and (base_url is None or not provider_class(info.provider).is_local):
-        return info.provider, model
+    if serving := _provider_of(model, base_url):
+        return serving, model
     if base_url is not None:
         return "openai", model
     raise ConfigurationError(_unknown_model(model, provider if colon else None, provider_names()))
+
+
+def _provider_of(model: str, base_url: str | None) -> str | None:
+    """Return the provider of a model of the catalogue, None if a name alone does not tell it.
+
+    A name with an owner is that of a local model. With `base_url`, it is a name at that address.
+    """
+    found = [(one, is_provider(one) and provider_class(one).is_local) for one in catalogue.providers_of(model)]
+    serving = [one for one, is_local in found if (not is_local or base_url is None) and ("/" not in model or is_local)]
+    if serving and not is_provider(serving[0]):
+        raise ConfigurationError(
+            f"model: the provider {serving[0]!r} in the catalogue entry of {model!r} is not installed. Install its "
+            "package."
+        )
+    if len(serving) > 1:
+        listed = " or ".join(repr(f"{one}:{model}") for one in serving)
+        raise ConfigurationError(f"model: several providers serve {model!r}. Name one: {listed}.")
+    return serving[0] if serving else None
 
 
 def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:

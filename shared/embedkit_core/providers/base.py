@@ -267,6 +267,11 @@ class Provider(ABC):
         return name
 
     @classmethod
+    def catalogue_providers_at(cls, base_url: str | None) -> tuple[str, ...]:  # noqa: ARG003 - used by overrides
+        """Return the providers whose catalogue rows apply at an address, its own first."""
+        return cls.catalogue_providers or (cls.name,)
+
+    @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
         """Return True if an address is the provider's own, whose models are in the catalogue."""
         return base_url is None

@@ -12,7 +12,7 @@ from support.openai_server import OpenAIServer, vector_of
 from embedkit_core import BadReplyError, ConfigurationError, Embedder
 from embedkit_core.common.types import Batch
 from embedkit_core.providers.base import ProviderSettings
-from embedkit_core.providers.openai.presets import Azure
+from embedkit_core.providers.openai.azure import Azure
 from embedkit_core.providers.openai.provider import OpenAI
 from embedkit_core.providers.secrets import Secret
 

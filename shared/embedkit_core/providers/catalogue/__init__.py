@@ -55,13 +55,33 @@ def models(provider: str | None = None, *, status: str | None = None, name: str 
 def rows() -> tuple[ModelInfo, ...]:
     """Return all rows: those of the user's file, then the built-in ones that it does not replace."""
     file = os.environ.get(FILE_VARIABLE)
-    return _rows_with_file(file) if file else _builtin_rows()
+    return _rows_with_file(file) if file else tuple(_builtin_rows())
 
 
 @cache
-def _builtin_rows() -> tuple[ModelInfo, ...]:
-    text = Path(__file__).with_name("models.json").read_text(encoding="utf-8")
-    return tuple(_parse_rows(json.loads(text)["models"], "the catalogue", {}))
+def _builtin_by_provider() -> Mapping[str, list[dict[str, Any]]]:
+    """Return the built-in rows as in the file. Only those of the providers in use are parsed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in json.loads(Path(__file__).with_name("models.json").read_text(encoding="utf-8"))["models"]:
+        found.setdefault(row["provider"], []).append(row)
+    return found
+
+
+@cache
+def _builtin_rows_of(provider: str) -> Mapping[str, ModelInfo]:
+    """Return the built-in rows of a provider by name."""
+    found = {}
+    for raw in _builtin_by_provider().get(provider, ()):
+        fields = {field: value for field, value in raw.items() if field not in ("provider", "name")}
+        name = raw["name"]
+        like = replace(_apply_like(unknown_model(provider, name), fields, "the catalogue"), provider=provider)
+        found[name] = merge_fields(like, fields, f"the catalogue, model {provider}:{name}")
+    return found
+
+
+def _builtin_rows() -> Iterator[ModelInfo]:
+    for provider in _builtin_by_provider():
+        yield from _builtin_rows_of(provider).values()
 
 
 @cache
@@ -103,14 +123,14 @@ def _parse_rows(raw: Sequence[Any], where: str, known: Mapping[tuple[str, str], 
 
 
 def _apply_like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInfo:
-    """Remove `like` from `fields` and return the row that it names, with the name of `base`."""
+    """Remove `like` from `fields` and return the built-in row that it names, with the name of `base`."""
     like = fields.pop("like", None)
     if like is None:
         return base
     provider, _, name = like.partition(":") if isinstance(like, str) else ("", "", "")
-    row = next((row for row in _builtin_rows() if (row.provider, row.name) == (provider, name)), None)
+    row = _builtin_rows_of(provider).get(name)
     if row is None:
-        hint = suggest_model(name or like, among=_builtin_rows()) if isinstance(like, str) else ""
+        hint = suggest_model(name or like, among=tuple(_builtin_rows())) if isinstance(like, str) else ""
         hint = hint or "use provider:model from embedkit_core.models()"
         raise ConfigurationError(f"{where}: like must name a model in the catalogue (got {like!r:.80}); {hint}")
     return replace(row, name=base.name)
@@ -118,10 +138,17 @@ def _apply_like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInf
 
 def find(name: str, provider: str | None = None) -> ModelInfo | None:
     """Return the row of a model, of any provider if `provider` is None."""
-    for row in rows():
-        if row.name == name and provider in (None, row.provider):
-            return row
-    return None
+    if not os.environ.get(FILE_VARIABLE):
+        providers = _builtin_by_provider() if provider is None else (provider,)
+        return next((row for one in providers if (row := _builtin_rows_of(one).get(name))), None)
+    return next((row for row in rows() if row.name == name and provider in (None, row.provider)), None)
+
+
+def providers_of(name: str) -> list[str]:
+    """Return the providers with a row of a model."""
+    if not os.environ.get(FILE_VARIABLE):
+        return [one for one, found in _builtin_by_provider().items() if any(row["name"] == name for row in found)]
+    return [row.provider for row in rows() if row.name == name]
 
 
 def find_for(
@@ -149,6 +176,7 @@ def find_for(
     if base.provider != providers[0]:
         limits = replace(default.limits, text_tokens=base.limits.text_tokens)
         base = replace(base, limits=limits, usd_per_million=None, usd_per_million_batch=None)
+        base = replace(base, unit_length=default.unit_length) if base.unit_length is None else base
     row = merge_fields(base, fields, "model_info")
     if known is not None and known.dimensions and "like" not in (model_info or {}):
         _check_default_dimensions(known, row)

@@ -175,7 +175,18 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 # Fields that do not change vectors.
 NON_VECTOR_FIELDS = frozenset(
     {"text_tokens", "request_texts", "request_tokens", "usd_per_million", "usd_per_million_batch", "price_source"}
-    | {"status", "released", "retired", "successor", "tokenizer", "checked_on", "source", "note", "confirmed"}
+    | {
+        "status",
+        "released",
+        "retired",
+        "successor",
+        "tokenizer",
+        "checked_on",
+        "source",
+        "note",
+        "confirmed",
+        "limits_confirmed",
+    }
 )
 _LIMITS = {"text_tokens": "text_tokens", "request_texts": "texts", "request_tokens": "tokens"}
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
@@ -203,4 +214,5 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "price_source": _optional(_string),
     "note": _optional(_string),
     "confirmed": _one_of(True, False),
+    "limits_confirmed": _one_of(True, False),
 }

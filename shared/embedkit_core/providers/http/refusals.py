@@ -125,11 +125,13 @@ class Refusal:
         if self.status == 402:
             return self.quota()
         if self.status in (401, 403):
-            return AuthenticationError(
-                f"API key was refused for {self.model} (HTTP {self.status}). Check api_key="
-                + (f" or {variable}." if variable else "."),
-                **self.error_fields,
-            )
+            if self.secrets:
+                problem, fix = f"API key was refused for {self.model}", "Check api_key="
+                others = f" or {variable}." if variable else "."
+            else:
+                problem, fix = f"Server needs an API key for {self.model}, and no API key was sent", "Pass api_key="
+                others = f" or set the environment variable {variable}." if variable else "."
+            return AuthenticationError(f"{problem} (HTTP {self.status}). {fix}{others}", **self.error_fields)
         if self.status == 429:
             return self.rate_limit()
         if self.status in (408, 409) or self.status >= 500:

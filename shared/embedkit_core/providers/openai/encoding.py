@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from embedkit_core.providers.http.decoding import NUMPY_FLOAT32
-
-BASE64, FLOATS = "base64", "float"  # values of `encoding_format`
+from embedkit_core.providers.openai.servers import BASE64, FLOATS
 
 
 class EncodingNegotiation:

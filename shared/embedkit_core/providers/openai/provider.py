@@ -23,15 +23,16 @@ from embedkit_core.common.errors import (
     UnavailableError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
+from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.connection import header_flaw
-from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, UnreadableEncodingError
+from embedkit_core.providers.http.decoding import ReplyReader, UnreadableEncodingError
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
 from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
-from embedkit_core.providers.openai.servers import OPENAI, Server
+from embedkit_core.providers.openai.servers import BASE64, FLOATS, OPENAI, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 from embedkit_core.providers.secrets import Hidden, Secret, reveal
 
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from embedkit_core.providers.openai.encoding import EncodingNegotiation
     from embedkit_core.providers.openai.sdk import IsolatedClient
 
-BASE64 = "base64"
 KEY_VARIABLE = "OPENAI_API_KEY"
 CUSTOM_HEADERS_VARIABLE = "OPENAI_CUSTOM_HEADERS"
+SERVER_PROMPT_TOKENS = 64  # that a server may add for an input type
 OTHER_CAUSE_STATUSES = (401, 402, 403, 408, 409, 429)  # never caused by the encoding
 
 
@@ -62,9 +63,9 @@ class OpenAI(HTTPProvider):
         *("encoding_format", "embed_dtype", "endianness"),
         *("api_key", "extra_body", "extra_headers", "extra_query", "timeout"),
     }
-    encodings = (BASE64,)  # a server that refuses it gets requests for floats from then on
     server: ClassVar[Server] = OPENAI
     default_limits: ClassVar[Limits] = OPENAI.limits
+    dtype: DType
 
     def __init__(self, settings: ProviderSettings) -> None:
         address = self.locate(settings.base_url)
@@ -73,7 +74,18 @@ class OpenAI(HTTPProvider):
         settings = replace(settings, connection=settings.connection.with_defaults(environment_headers))
         super().__init__(settings, canonical, secret, needs_key=self.server.needs_key)
         self._base_url = address.strip()
-        self.may_truncate_silently = bool(self.endpoint) and not self.server.refuses_long_texts
+        server, info = self.server, settings.info
+        self.dtype = settings.dtype
+        may_truncate = not server.refuses_long_texts and server.truncation is None
+        self.may_truncate_silently = may_truncate and not self.is_openai
+        self._fields = dict(server.always)
+        if server.dtype_field is not None and settings.dtype in server.dtypes:
+            self._fields[server.dtype_field] = server.dtypes[settings.dtype]
+        is_listed = info is not None and info.provider == self.name
+        has_role = info.asymmetric if info and is_listed else server.role and server.role.is_for_unknown_models
+        self._role = server.role if has_role else None
+        self._roles = settings.role_values(server.role.values if server.role else {})
+        self.encodings = (BASE64,) if server.encoding_field and server.base64 is not False else ()
         self._uses_openai_tokens = settings.info is not None and settings.info.provider == self.cache_key_provider
 
     @classmethod
@@ -85,6 +97,12 @@ class OpenAI(HTTPProvider):
     def is_own_host(cls, base_url: str | None) -> bool:
         """Return True if `base_url`, or else the environment's address, is OpenAI's own."""
         return canonical_url(cls.locate(base_url)) == OPENAI.address
+
+    @classmethod
+    def catalogue_providers_at(cls, base_url: str | None) -> tuple[str, ...]:
+        """Return the providers whose catalogue rows apply: at OpenAI's own address only OpenAI."""
+        is_openai = cls.server is OPENAI and cls.is_own_host(base_url)
+        return cls.catalogue_providers[:1] if is_openai else cls.catalogue_providers
 
     def _environment_headers(self, base_url: str | None) -> dict[str, str]:
         """Return the headers in OpenAI's environment variables, which no other server receives.
@@ -103,13 +121,37 @@ class OpenAI(HTTPProvider):
         return headers
 
     @property
+    def is_openai(self) -> bool:
+        """True at OpenAI's own service."""
+        return self.server is OPENAI and not self.endpoint
+
+    @property
+    def negotiates(self) -> bool:
+        """True if requests may ask for base64 of float32."""
+        return bool(self.encodings) and self.dtype == "float32"
+
+    @property
     def url(self) -> str | None:
         """Address of the requests, including OpenAI's own."""
         return self._base_url
 
     def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request body without texts; the client adds `prompt` before each text and does not send it."""
-        return self.request_fields(input_type)
+        fields = dict(self._fields)
+        if self._role is not None:
+            fields[self._role.field] = self._roles[input_type]
+        if self.server.truncation is not None:
+            fields[self.server.truncation.field] = self.server.truncation.refuse
+        return self.request_fields(input_type, **fields)
+
+    def truncating_body(self, input_type: InputType) -> dict[str, Any] | None:
+        """Return the request body with truncation by the server, None if it has no field for it."""
+        truncation = self.server.truncation
+        return truncation and self.request_body(input_type) | {truncation.field: truncation.truncate}
+
+    def overhead_tokens(self, input_type: InputType) -> int:
+        """Return the maximum number of billed tokens per text besides its own, with a prompt of the server."""
+        return super().overhead_tokens(input_type) + (SERVER_PROMPT_TOKENS if self._role else 0)
 
     def count_tokens(self, text: str) -> int | None:
         """Count the tokens of OpenAI's models with tiktoken, if it is installed and its vocabulary is cached."""
@@ -199,7 +241,7 @@ class OpenAIClient:
         key, texts = self._provider.secret.constant(), batch.texts_with_prompt()
         self._limit_bodies(batch)
         negotiation = self._negotiation(fields, batch)
-        encoding = negotiation.choose()
+        encoding = negotiation.choose() if self._provider.negotiates else FLOATS
         try:
             sent = SentBatch(fields, texts, encoding, negotiation, key, batch.timeout)
             response = await self._post(sent)
@@ -217,7 +259,7 @@ class OpenAIClient:
         if key not in self._negotiations:
             provider = self._provider
             self._negotiations[key] = self._new_negotiation(
-                is_documented=not provider.endpoint or provider.server.documents_base64,
+                is_documented=provider.is_openai or provider.server.base64 is True,
                 widths=batch.widths,
                 requests_dimensions=provider.dimensions_field in fields,
             )
@@ -226,7 +268,9 @@ class OpenAIClient:
     async def _post(self, sent: SentBatch) -> Any:
         """Return the response to a request, read as a whole."""
         self._sdk.api_key = sent.key.reveal()  # it may have changed
-        body = self._reader.dump({**sent.fields, "input": sent.texts, "encoding_format": sent.encoding})
+        encoding_field = self._provider.server.encoding_field
+        encoding = {} if encoding_field is None else {encoding_field: sent.encoding}
+        body = self._reader.dump({**encoding, **sent.fields, "input": sent.texts})
         try:
             return await self._sdk.post(
                 "/embeddings", content=body, cast_to=self._response, options={"timeout": sent.timeout}
@@ -250,7 +294,8 @@ class OpenAIClient:
         proxy = " through proxy=" if self._provider.connection.proxy else ""
         message = f"Server at {host} could not be reached{proxy} ({root_cause(error)})."
         fix = CHECK_ADDRESS if self._provider.endpoint else ""
-        return connection_error(message, error, fix if server is OPENAI else f"Is {server.title} running there?")
+        is_users_own = server is not OPENAI and not server.is_service
+        return connection_error(message, error, f"Is {server.title} running there?" if is_users_own else fix)
 
     def _address_fix(self) -> str:
         """Return advice about the path of the address, "" if it is the usual one."""
@@ -266,10 +311,10 @@ class OpenAIClient:
             decoded = self._reader.read_data(
                 reply,
                 len(sent.texts),
-                NUMPY_FLOAT32,
+                NUMPY_DTYPES[self._provider.dtype],
                 "total_tokens",
                 "prompt_tokens",
-                accepts=sent.negotiation.is_float32,
+                accepts=sent.negotiation.is_float32 if self._provider.dtype == "float32" else None,
             )
         except UnreadableEncodingError as error:
             if sent.encoding != BASE64:
@@ -294,7 +339,7 @@ class OpenAIClient:
             secrets=provider.connection.secrets_with(sent.key),
             request_id=headers.get("x-request-id"),
         )
-        about_encoding = "encoding_format" in str(body) or "base64" in detail.message
+        about_encoding = str(provider.server.encoding_field) in str(body) or "base64" in detail.message
         if sent.encoding == BASE64 and about_encoding and status < 500 and status not in OTHER_CAUSE_STATUSES:
             sent.negotiation.refused()
             return EncodingRefusedError(f"Server refused base64 (HTTP {status})", **refusal.error_fields)
@@ -302,6 +347,6 @@ class OpenAIClient:
             refusal,
             detail,
             provider.key_variable,
-            dimensions=sent.fields.get("dimensions") if provider.endpoint else None,
+            dimensions=None if provider.is_openai else sent.fields.get(provider.dimensions_field),
             fix=self._address_fix() if status == 404 and "model" not in detail.message.lower() else "",
         )

@@ -15,6 +15,14 @@ Formats and their sources, read 2026-11-25:
   openrouter.ai/docs/api/reference/errors-and-debugging, read 2026-11-29.
 - MiniMax: {"base_resp": {"status_code", "status_msg"}} with HTTP 200; platform.minimax.io/docs/api-reference/errorcode,
   read 2026-11-29.
+- Jina: {"detail": "[AUTHZ_INSUFFICIENT_BALANCE] ..."}; api.jina.ai/openapi.json, read 2026-11-30.
+- Mistral: OpenAI's fields without "error"; mistralai/platform-docs-public, error-glossary, read 2026-11-30.
+- NVIDIA: {"error": "..."}; elastic/elasticsearch, NvidiaEmbeddingsResponseHandler, read 2026-11-30.
+- Zhipu AI: OpenAI's with a number as "code", 429 also without credit; docs.bigmodel.cn/cn/api/api-code, read
+  2026-11-30.
+- SiliconFlow: {"code", "message", "data"}, 413 for too many texts; coze-dev/coze-studio#291, read 2026-11-30.
+- Cloudflare: {"errors": [{"code", "message"}], "success": false}; developers.cloudflare.com/fundamentals/api, read
+  2026-11-30.
 - GitHub's models: 413 "Request body too large for ... Max size: 64000 tokens"; nlweb-ai/NLWeb#164.
 """
 
@@ -30,13 +38,20 @@ from embedkit_core.common.vectors import truncation_hint
 from embedkit_core.providers.http.refusals import Refusal
 
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+QUOTA_CODES |= {"1113", "1304", "1308", "1309", "1310"}  # of Zhipu AI
+QUOTA_CODES |= {"Arrearage"}  # of Alibaba Cloud
+QUOTA_MESSAGE = re.compile(r"AUTHZ_INSUFFICIENT_BALANCE|insufficient account balance", re.I)
 TOO_LONG = re.compile(
     r"maximum context length|max context \d+|too long|(larger|longer) than the max\w{0,9} (context|model)"
     r"|exceeds? .{0,40}(context|max\w{0,9} (input|sequence)) ?(length|size)|exceed n_ctx"
-    r"|must have less than \d+ (tokens|characters)|should have at most \d+ characters|too large to process",
+    r"|must have less than \d+ (tokens|characters)|should have at most \d+ characters|too large to process"
+    r"|exceeds (the )?(model's )?maximum (of|allowed) (\d+ tokens|token size)|INPUT_TOKEN_LIMIT_EXCEEDED",
     re.I,
 )
-TOO_LARGE = re.compile(r"max\w{0,9} .{0,20}tokens per request|body too large|length limit exceeded", re.I)
+TOO_LARGE = re.compile(
+    r"max\w{0,9} .{0,20}tokens per request|body too large|length limit exceeded|too many tokens (overall|in batch)",
+    re.I,
+)
 TOO_MANY_TEXTS = re.compile(r"batch size|array (is )?too long|too many inputs|should have at most \d+ items", re.I)
 TOO_LONG_LIST = re.compile(r"array (is )?too long|should have at most \d+ items", re.I)
 COUNTS = re.compile(
@@ -44,7 +59,8 @@ COUNTS = re.compile(
     r"|less than (?P<limit2>\d+) tokens. Given: (?P<tokens2>\d+)"
     r"|\((?P<tokens3>\d+) tokens\) is too large .*batch size: (?P<limit3>\d+)"
     r"|\(length (?P<tokens4>\d+)\) is longer than the maximum model length of (?P<limit4>\d+)"
-    r"|\((?P<tokens5>\d+) tokens\) exceeds the available context size \((?P<limit5>\d+)",
+    r"|\((?P<tokens5>\d+) tokens\) exceeds the available context size \((?P<limit5>\d+)"
+    r"|length (?P<tokens6>\d+) exceeds maximum allowed token size (?P<limit6>\d+)",
     re.I,
 )
 ABOUT_REQUEST = re.compile(
@@ -84,6 +100,8 @@ class ErrorDetail:
 def read_detail(body: object) -> ErrorDetail:
     """Read an error response in any of the formats of this module's docstring."""
     inner = body.get("error") or body.get("base_resp") or body if isinstance(body, Mapping) else body
+    if isinstance(inner, Mapping) and isinstance(errors := inner.get("errors"), list) and errors:
+        inner = errors[0]
     if isinstance(inner, Mapping) and isinstance(findings := inner.get("detail"), Sequence):
         return ErrorDetail(findings) if isinstance(findings, str) else _findings(findings)
     if not isinstance(inner, Mapping):
@@ -130,7 +148,7 @@ def to_provider_error(
         dimensions: Dimensions requested from a compatible server, None for OpenAI or the default dimensions.
         fix: Advice about the address for a request that is refused, "" if there is none.
     """
-    if detail.code in QUOTA_CODES or detail.type in QUOTA_CODES:
+    if detail.code in QUOTA_CODES or detail.type in QUOTA_CODES or QUOTA_MESSAGE.search(detail.message):
         return refusal.quota()
     if refusal.status == 429:
         limited = refusal.rate_limit()
@@ -152,7 +170,7 @@ def _input_error(refusal: Refusal, detail: ErrorDetail, fix: str) -> ProviderErr
     message, status = detail.message, refusal.status
     if detail.is_about_texts and TOO_LONG.search(message) and not TOO_LONG_LIST.search(message):
         counts = COUNTS.search(message)
-        values = {name.rstrip("12345"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
+        values = {name.rstrip("123456"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
         return TextTooLongError(tokens=values.get("tokens"), limit=values.get("limit"), **refusal.error_fields)
     about_request = ABOUT_REQUEST.search(message) or detail.code in NO_SUCH_MODEL or detail.type in NO_SUCH_MODEL
     out_of_memory, too_many = status == 424 and not about_request, TOO_MANY_TEXTS.search(message)

@@ -1,42 +1,79 @@
-"""Default addresses, request limits and keys of servers with OpenAI's embeddings API. No network I/O.
+"""Servers with OpenAI's embeddings API: how their requests differ, and their defaults. No network I/O.
 
-These are the defaults of each server; the user overrides them with `base_url`, `api_key` and `max_batch_texts`. Each
-fact has its source, read 2026-11-25.
+These are the defaults of each kind of server; the user overrides them with `base_url`, `api_key` and `max_batch_texts`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.types import Limits
+from embedkit_core.common.types import InputType, Limits
+from embedkit_core.common.vectors import DType
 
 DEFAULT_REQUEST_TEXTS = 256  # for servers that state no limit
+BASE64, FLOATS = "base64", "float"  # values of the field for the encoding
+VARIABLE = re.compile(r"\{(\w+)\}")
+
+
+class Role(NamedTuple):
+    """The request field for the input type.
+
+    Attributes:
+        field: Name of the field.
+        values: Its value for each input type.
+        is_for_unknown_models: True if models that are not in the catalogue have the field. Those in the catalogue have
+            it if they are asymmetric.
+    """
+
+    field: str
+    values: Mapping[InputType, str]
+    is_for_unknown_models: bool = True
+
+
+class Truncation(NamedTuple):
+    """The request field that decides what happens to a text over the model's limit: its name and its two values."""
+
+    field: str
+    refuse: Any
+    truncate: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Defaults of one kind of server.
+    """One kind of server.
 
     Attributes:
         title: Name of the server in messages.
-        address: Default address, None if the user must pass one.
+        address: Default address, None if the user must pass one. {NAME} stands for an environment variable.
         path: Path of the API.
         address_variables: Environment variables with the address, the first one set is used.
         key_variables: Environment variables with the API key, the first one set is used.
-        needs_key: True if the server needs an API key.
+        needs_key: True if the server needs an API key at every address. A service needs one at its own.
         texts: Maximum texts of a request, None if the server states no limit.
         tokens: Maximum tokens of a request, None if the server states no limit.
+        in_flight: Maximum requests in flight, None if the server states no limit.
         takes_openai_names: True if the server uses OpenAI's organizations and projects.
         completes: True if `path` is added to an address without a path.
         refuses_long_texts: True if the server refuses texts over the model's limit. False if it may truncate them
             without notice.
-        documents_base64: True if base64 is documented to be float32, at every address.
+        base64: True if base64 is documented to be float32, at every address. False if base64 is never requested. None
+            if it is requested once the width of the vectors is known, which shows the type.
+        encoding_field: Request field for the encoding, None if the server has none; it then replies with numbers.
+        dimensions_field: Request field for the dimensions, None if the server has none.
+        role: Request field for the input type, None if the server has none.
+        truncation: Request field for the truncation of texts, None if the server has none.
+        always: Further fields of each request.
+        dtype_field: Request field for the type of the vectors, None if the server has none.
+        dtypes: Values of `dtype_field` for types other than float32.
+        has_float32: True if the server returns float32, without `dtype_field`.
+        host_option: Request field that selects the host of a model at a gateway. Different hosts may return different
+            vectors, so a model that is not in the catalogue needs it in `provider_options`.
     """
 
     title: str
@@ -47,10 +84,45 @@ class Server:
     needs_key: bool = False
     texts: int | None = None
     tokens: int | None = None
+    in_flight: int | None = None
     takes_openai_names: bool = False
     completes: bool = True
     refuses_long_texts: bool = False
-    documents_base64: bool = False
+    base64: bool | None = None
+    encoding_field: str | None = "encoding_format"
+    dimensions_field: str | None = "dimensions"
+    role: Role | None = None
+    truncation: Truncation | None = None
+    always: Mapping[str, Any] = field(default_factory=dict)
+    dtype_field: str | None = None
+    dtypes: Mapping[DType, str] = field(default_factory=dict)
+    has_float32: bool = True
+    host_option: str | None = None
+
+    @property
+    def is_service(self) -> bool:
+        """True if there is one such server for everybody. Its name identifies its models in cache keys.
+
+        The models of other servers, which users run, are identified by the address.
+        """
+        return self.address is not None and self.address.startswith("https://")
+
+    @property
+    def offered_dtypes(self) -> tuple[DType, ...]:
+        """Types of the vectors that can be requested."""
+        return (*(("float32",) if self.has_float32 else ()), *self.dtypes)
+
+    @property
+    def own_fields(self) -> frozenset[str]:
+        """Request fields that the library sets for this server."""
+        names = [self.encoding_field, self.dimensions_field, self.dtype_field, *self.always]
+        names += [part.field for part in (self.role, self.truncation) if part is not None]
+        return frozenset(name for name in names if name is not None)
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of a request for models without own limits."""
+        return Limits(self.texts or DEFAULT_REQUEST_TEXTS, self.tokens, in_flight=self.in_flight)
 
     def find(self, base_url: str | None) -> str:
         """Return the address: `base_url`, else the environment's, else the default.
@@ -63,17 +135,29 @@ class Server:
         for variable in self.address_variables:
             if address := os.environ.get(variable):
                 return self._with_defaults(address.strip()) if self.completes else address
-        if self.address is not None:
-            return self.address
-        raise ConfigurationError(
-            f"base_url: the address of {self.title} is missing. Pass base_url= or set the environment variable "
-            f"{self.address_variables[0]}."
-        )
+        if self.address is None:
+            raise ConfigurationError(
+                f"base_url: the address of {self.title} is missing. Pass base_url= or set the environment variable "
+                f"{self.address_variables[0]}."
+            )
+        return VARIABLE.sub(lambda found: self._part(found[1]), self.address)
 
-    @property
-    def limits(self) -> Limits:
-        """Limits of a request for models that are not OpenAI's own."""
-        return Limits(self.texts or DEFAULT_REQUEST_TEXTS, self.tokens)
+    def is_at(self, address: str) -> bool:
+        """Return True if a canonical address is the default one, with any values of its variables."""
+        parts = VARIABLE.split(self.address or "")[::2]
+        return re.fullmatch(r"[\w.-]+".join(map(re.escape, parts)), address) is not None
+
+    def _part(self, variable: str) -> str:
+        """Return the part of the address that is in an environment variable."""
+        value = os.environ.get(variable, "").strip()
+        if not value:
+            raise ConfigurationError(
+                f"base_url: the address of {self.title} needs the environment variable {variable}. Set it, or pass "
+                "base_url= with the whole address."
+            )
+        if not re.fullmatch(r"[\w.-]+", value):
+            raise ConfigurationError(f"The environment variable {variable} is not a part of an address. Correct it.")
+        return value
 
     def _with_path(self, address: str) -> str:
         """Return an address with the server's path if it has no path."""
@@ -111,45 +195,4 @@ OPENAI: Final = Server(
     key_variables=("OPENAI_API_KEY",),
     takes_openai_names=True,
     completes=False,
-)
-
-PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
-    {
-        # The v1 endpoint needs no api-version. The key is a bearer token, the model is the deployment's name.
-        # learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle; variables: openai-python's AzureOpenAI.
-        "azure": Server(
-            "the Azure OpenAI resource",
-            None,
-            path="/openai/v1",
-            address_variables=("AZURE_OPENAI_ENDPOINT",),
-            key_variables=("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"),
-            needs_key=True,
-            refuses_long_texts=True,
-            documents_base64=True,
-        ),
-        # Strings only, never token ids. The server truncates or refuses long texts by num_ctx. Any key is accepted.
-        # github.com/ollama/ollama, openai/openai.go, envconfig/config.go, docs/openai.md.
-        "ollama": Server(
-            "Ollama",
-            "http://localhost:11434/v1",
-            address_variables=("OLLAMA_HOST",),
-            key_variables=("OLLAMA_API_KEY",),
-        ),
-        # `dimensions` only for models configured as Matryoshka models; long texts are refused; docs.vllm.ai, "vllm
-        # serve".
-        "vllm": Server("vLLM", "http://localhost:8000/v1", key_variables=("VLLM_API_KEY",), refuses_long_texts=True),
-        # 32 texts (--max-client-batch-size) and 2 MB (--payload-limit) per request; 2 MB of text are at least 500,000
-        # estimated tokens. `dimensions` is ignored, `encoding_format` is supported. The server's own key variable,
-        # API_KEY, is not read because its name is too general.
-        # github.com/huggingface/text-embeddings-inference, router/src/main.rs, http/server.rs, README.md (port 8080).
-        "tei": Server("text-embeddings-inference", "http://localhost:8080/v1", texts=32, tokens=500_000),
-        # No /v1; 2048 texts; long texts are truncated without notice. github.com/michaelfeil/infinity,
-        # infinity_emb/env.py, fastapi_schemas/pymodels.py.
-        "infinity": Server(
-            "infinity", "http://localhost:7997", path="", key_variables=("INFINITY_API_KEY",), texts=2048
-        ),
-        # Strings only; always answers with floats (lmstudio-bug-tracker#756). lmstudio.ai/docs/api/openai-api,
-        # /docs/developer/core/authentication.
-        "lmstudio": Server("LM Studio", "http://localhost:1234/v1", key_variables=("LM_API_TOKEN",)),
-    }
 )
