@@ -28,6 +28,7 @@ HOSTS = {"langchain_embedkit": "langchain_core.embeddings.embeddings", "llamaind
 HEAVY = {
     "openai", "voyageai", "cohere", "botocore", "aiohttp", "httpx", "httpx2", "torch", "transformers",
     "sentence_transformers", "tokenizers", "tiktoken", "huggingface_hub", "orjson", "pybase64", "scipy", "sklearn",
+    "fastembed", "onnxruntime", "model2vec",
 }  # fmt: skip
 FRAMEWORKS = {"langchain_core", "langchain", "llama_index", "llama_index_instrumentation", "pydantic"}
 

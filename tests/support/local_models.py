@@ -85,6 +85,8 @@ def save_static(folder: Path, width: int = 64, **settings: object) -> Path:
     from tokenizers import Tokenizer
 
     vectors = load_file(Path(FOLDER) / WEIGHTS)["embeddings.word_embeddings.weight"][:, :width]
-    StaticModel(vectors, Tokenizer.from_file(str(Path(FOLDER) / "tokenizer.json"))).save_pretrained(folder)
+    tokenizer = Tokenizer.from_file(str(Path(FOLDER) / "tokenizer.json"))
+    tokenizer.no_padding()  # which model2vec ignores since 0.10
+    StaticModel(vectors, tokenizer).save_pretrained(folder)
     configure(folder, "config.json", **settings)
     return folder

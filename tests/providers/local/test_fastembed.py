@@ -165,7 +165,8 @@ def test_a_folder_with_other_layers_is_refused(copy):
 
 
 def test_a_known_model_in_the_cache_of_fastembed_has_the_prompt_of_the_catalogue(cache, onnx_model):
-    download(cache, "Qdrant/bge-small-en-v1.5-onnx-Q", "model_optimized.onnx", onnx_model)
+    """The folder is spelled as by fastembed before version 0.9."""
+    download(cache, "qdrant/bge-small-en-v1.5-onnx-q", "model_optimized.onnx", onnx_model)
     with made(BGE) as embedder, made(BGE, max_seq_length=64) as short:
         assert embedder.provider.max_text_tokens == 512
         vectors = [embedder.embed_query("cats"), embedder.embed_documents([f"{BGE_PROMPT}cats"])[0]]
@@ -180,7 +181,6 @@ def test_a_known_model_in_the_cache_of_fastembed_has_the_prompt_of_the_catalogue
         (BGE, rf"No files of '{BGE}' in fastembed's cache .*FASTEMBED_CACHE_PATH.*TextEmbedding\('{BGE}'\)"),
         ("BAAI/bge-small-en", "needs prompts, which the catalogue does not have"),
         ("baai/BGE-small-en-v1.5", f"did you mean '{BGE}'"),
-        ("minishlab/potion-base-8M", "is a static model.*Use 'model2vec:minishlab/potion-base-8M'"),
         ("no-such/model", r"No model 'no-such/model' on this machine.*\(fastembed:/path/to/model\)"),
     ],
 )
@@ -188,6 +188,14 @@ def test_a_model_that_cannot_be_used_is_refused_before_any_request(cache, model,
     with pytest.raises(ConfigurationError, match=message):
         made(model)
     assert not cache.exists()
+
+
+def test_a_static_model_is_refused_with_its_provider(monkeypatch):
+    """fastembed knows some since version 0.9."""
+    potion = {"model": "minishlab/potion-base-8M", "model_file": "model.safetensors"}
+    monkeypatch.setattr("embedkit_core.providers.local.fastembed._known_models", lambda: [potion])
+    with pytest.raises(ConfigurationError, match=r"is a static model.*Use 'model2vec:minishlab/potion-base-8M'"):
+        made("minishlab/potion-base-8M")
 
 
 def test_catalogue_names_are_those_of_the_hub():

@@ -11,7 +11,10 @@ from embedkit_core.common.errors import BadTextError, ConfigurationError, TextTo
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
-pytestmark = needs_local_model
+pytestmark = [
+    needs_local_model,
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # of model2vec before 0.10
+]
 
 TEXTS = ["the cat sits on the mat", "a query about cats", "x", "two\nlines", "word " * 30]
 

@@ -296,7 +296,8 @@ def _folder_source(folder: Path, name: str, file_name: str | None) -> Source:
 def _check_prompts(settings: ProviderSettings, description: str) -> None:
     """Reject a model without known prompts that needs them, according to fastembed's description of it."""
     has_prompts = bool(settings.info and settings.info.prompts) or settings.query_prompt or settings.document_prompt
-    if "documents: necessary" in description and not has_prompts:
+    needs_prompts = "documents: necessary" in description or "{" in description  # or it has a template
+    if needs_prompts and not has_prompts:
         raise ConfigurationError(
             f"model: {settings.name} needs prompts, which the catalogue does not have. Pass those of its model card "
             "as query_prompt= and document_prompt=."
@@ -309,9 +310,13 @@ def _cached_folder(name: str, repository: str, file: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     # As fastembed does: fastembed/common/utils.py, version 0.9.1.
-    cache = os.environ.get("FASTEMBED_CACHE_PATH") or str(Path(tempfile.gettempdir()) / "fastembed_cache")
+    cache = Path(os.environ.get("FASTEMBED_CACHE_PATH") or Path(tempfile.gettempdir()) / "fastembed_cache")
+    # Earlier versions spelled repositories in lower case.
+    wanted = f"models--{repository.replace('/', '--')}"
+    found = sorted(path.name for path in cache.glob("models--*") if path.name.lower() == wanted.lower())
+    spelled = (wanted if wanted in found or not found else found[0]).removeprefix("models--").replace("--", "/")
     try:
-        folder = Path(snapshot_download(repository, cache_dir=cache, local_files_only=True)).absolute()
+        folder = Path(snapshot_download(spelled, cache_dir=cache, local_files_only=True)).absolute()
     except (LocalEntryNotFoundError, OSError):
         folder = None
     if folder is None or not (folder / file).is_file():
