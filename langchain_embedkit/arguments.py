@@ -3,6 +3,11 @@
 Covered: langchain-openai's OpenAIEmbeddings and AzureOpenAIEmbeddings (read at 1.7.4), langchain-voyageai's
 VoyageAIEmbeddings (0.4.1) and langchain-cohere's CohereEmbeddings (0.6.0). docs/langchain.md shows this table; a test
 compares it with the installed classes.
+
+Of the classes for other providers, it has the names that their examples use: langchain-google-genai 4.4.3,
+langchain-google-vertexai 3.2.5, langchain-aws 1.9.1, langchain-mistralai 1.1.6, langchain-nvidia-ai-endpoints 1.5.0,
+langchain-fireworks 1.7.1, langchain-together 0.4.0, langchain-nomic 1.0.1, langchain-huggingface 1.2.3, and
+JinaEmbeddings, DashScopeEmbeddings and DeepInfraEmbeddings of langchain-community 0.4.2, read 2026-11-30.
 """
 
 from __future__ import annotations
@@ -11,9 +16,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from embedkit_core.adapters.arguments import (
+    AWS_KEYS,
     AZURE,
+    BACKOFF,
     COMMON_RULES,
     ONE_CLIENT,
+    ROLE_FIX,
     Alias,
     ApiKey,
     CommonOptions,
@@ -26,7 +34,6 @@ from embedkit_core.adapters.arguments import (
 )
 
 TOKENIZER = "No tokenizer is used: texts are sent as strings, which compatible servers accept too."
-BACKOFF = "Retries wait for the server's Retry-After, else back off exponentially with full jitter, across all callers."
 
 RULES: Final[Mapping[str, Rule]] = {
     **COMMON_RULES,
@@ -69,6 +76,29 @@ RULES: Final[Mapping[str, Rule]] = {
     "azure_ad_async_token_provider": Unsupported(
         "Use azure_ad_token_provider= with a sync function: it is called on a worker thread."
     ),
+    "model_id": Alias("model", required=True),
+    "repo_id": Alias("model"),
+    "endpoint": Alias("base_url"),
+    "endpoint_url": Alias("base_url"),
+    "together_api_base": Alias("base_url"),
+    "deepinfra_api_token": Alias("api_key"),
+    "dimensionality": Alias("dimensions"),
+    "max_batch_size": Alias("max_batch_texts"),
+    "max_concurrent_requests": Alias("max_concurrency"),
+    "additional_headers": Alias("headers", none_if_empty),
+    "wait_time": Ignored(BACKOFF),
+    "tokenizer": Ignored(TOKENIZER),
+    "inference_mode": Unsupported(
+        "For a model on this machine, use for example model='local:nomic-ai/nomic-embed-text-v1.5'.", ("remote",)
+    ),
+    "provider": Unsupported("The prefix of the model names it, as in model='bedrock:...' or model='together:...'."),
+    "credentials_profile_name": Unsupported(AWS_KEYS),
+    "project": Unsupported("Set the environment variable GOOGLE_CLOUD_PROJECT, and use model='vertex:...'."),
+    "location": Unsupported("Set the environment variable GOOGLE_CLOUD_LOCATION, and use model='vertex:...'."),
+    "credentials": Unsupported(
+        "Set the environment variable GOOGLE_APPLICATION_CREDENTIALS to the file, and use model='vertex:...'."
+    ),
+    "vertexai": Unsupported("Use model='vertex:...'.", (False,)),
 }
 
 
@@ -80,6 +110,8 @@ CALL_RULES: Final[Mapping[str, Rule]] = {
     "extra_headers": Unsupported("Set headers= when you create the object.", ({},)),
     "extra_body": Unsupported("Set provider_options= when you create the object.", ({},)),
     "extra_query": Unsupported("Custom URL queries are not sent.", ({},)),
+    "embeddings_task_type": Unsupported(ROLE_FIX),
+    "titles": Unsupported("Write each title at the beginning of its text."),
     "user": Unsupported("Set provider_options={'user': ...} when you create the object. It is part of the cache key."),
 }
 
@@ -94,6 +126,18 @@ class LangChainOptions(CommonOptions, total=False):
     embed_instruction: str | None
     openai_proxy: str | None
     azure_ad_token: ApiKey
+    model_id: str
+    repo_id: str | None
+    endpoint: str | None
+    endpoint_url: str | None
+    together_api_base: str | None
+    deepinfra_api_token: ApiKey
+    dimensionality: int | None
+    max_batch_size: int | None
+    max_concurrent_requests: int | None
+    additional_headers: Mapping[str, str] | None
+    wait_time: object
+    tokenizer: object
     deployment: object
     check_embedding_ctx_length: object
     embedding_ctx_length: object

@@ -39,11 +39,18 @@ SAMPLES = {
     "openai_proxy": "http://localhost:1", "default_headers": {"a": "b"}, "azure_ad_token": "k",
     "azure_ad_token_provider": "k", "embedding_types": ["binary"], "embedding_type": "binary", "output_dtype": "binary",
     "api_base": "http://localhost:1/v1", "openai_api_key": "k", "voyage_api_key": "k", "cohere_api_key": "k",
+    **dict.fromkeys(("google_api_key", "mistral_api_key", "nvidia_api_key", "nomic_api_key", "jina_api_key"), "k"),
+    **dict.fromkeys(("fireworks_api_key", "together_api_key", "dashscope_api_key", "deepinfra_api_token"), "k"),
+    **dict.fromkeys(("huggingfacehub_api_token", "token", "api_token"), "k"),
+    **dict.fromkeys(("endpoint", "endpoint_url", "together_api_base"), "http://localhost:1/v1"),
+    "output_dimensionality": 256, "dimensionality": 256, "max_batch_size": 7, "max_concurrent_requests": 7,
+    "retries": 7, "additional_headers": {"a": "b"}, "query_prefix": "q: ", "text_prefix": "d: ", "repo_id": MODEL,
 }  # fmt: skip
 MEANT = {
     "max_batch_texts": 7, "dimensions": 256, "timeout": 5.0, "on_long_text": "error", "provider_options": {"user": "u"},
     "query_prompt": "q: ", "document_prompt": "d: ", "base_url": "http://localhost:1/v1", "api_key": SecretStr("k"),
-    "proxy": "http://localhost:1", "headers": {"a": "b"}, "dtype": "binary", "progress": True,
+    "proxy": "http://localhost:1", "headers": {"a": "b"}, "dtype": "binary", "progress": True, "model": MODEL,
+    "max_concurrency": 7, "max_retries": 7,
 }  # fmt: skip
 
 
@@ -142,7 +149,8 @@ def test_an_alias_sets_the_argument_that_it_stands_for():
     check_rows(((host, name, rule) for host, name, rule in rules_of(Alias) if not rule.required), check_alias)
 
 
-@pytest.mark.parametrize(("host", "alias"), [(EmbedKitEmbeddings, "model_name"), (EmbedKitEmbedding, "model_name")])
+@pytest.mark.parametrize("alias", ["model_name", "model_id"])
+@pytest.mark.parametrize("host", [EmbedKitEmbeddings, EmbedKitEmbedding])
 def test_the_model_may_be_passed_as_model_name_or_first_argument(host, alias):
     assert host(**{alias: MODEL}, api_key="k", cache=False).embedder.model == f"openai:{MODEL}"
     assert host(MODEL, api_key="k", cache=False).embedder.model == f"openai:{MODEL}"
@@ -191,6 +199,43 @@ def test_the_defaults_of_the_replaced_class_are_accepted(host, peer):
     }
     model = made(host, **defaults)
     assert model.embedder.dimensions == 1536
+
+
+@pytest.mark.parametrize(
+    ("host", "written", "space"),
+    [
+        (
+            EmbedKitEmbeddings,
+            {"model": "google:models/gemini-embedding-001", "google_api_key": "k", "output_dimensionality": 768},
+            "google:gemini-embedding-001/768/float32",
+        ),
+        (
+            EmbedKitEmbeddings,
+            {"model_id": "amazon.titan-embed-text-v2:0", "endpoint_url": "https://bedrock-runtime.eu-west-1.api.aws"},
+            "bedrock:amazon.titan-embed-text-v2:0/1024/float32",
+        ),
+        (EmbedKitEmbeddings, {"model": "mistral-embed", "mistral_api_key": "k"}, "mistral:mistral-embed/1024/float32"),
+        (
+            EmbedKitEmbeddings,
+            {"model": "nomic-embed-text-v1.5", "nomic_api_key": "k", "dimensionality": 256, "inference_mode": "remote"},
+            "nomic:nomic-embed-text-v1.5/256/float32/9daf6ac0",  # with its prompts
+        ),
+        (EmbedKitEmbedding, {"model_name": "mistral-embed", "api_key": "k"}, "mistral:mistral-embed/1024/float32"),
+        (
+            EmbedKitEmbedding,
+            {"model_name": "hf-inference:BAAI/bge-m3", "token": "k", "query_instruction": "q: "},
+            "hf-inference:BAAI/bge-m3/1024/float32",
+        ),
+        (
+            EmbedKitEmbedding,
+            {"model": "jina-embeddings-v3", "api_key": "k", "late_chunking": False},
+            "jina:jina-embeddings-v3/1024/float32",
+        ),
+    ],
+)
+def test_the_arguments_of_other_providers_classes_need_little_change(host, written, space):
+    """As in the examples of their documentation; most models need no prefix."""
+    assert host(**written, cache=False).embedder.space == space
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,13 @@ from embedkit_core.providers.http.connection import ClientCert
 from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Hidden, hide, mask_key, mask_login, reveal
 
 __all__ = [
+    "AWS_KEYS",
     "AZURE",
+    "BACKOFF",
     "COMMON_RULES",
     "NOT_GIVEN",
     "ONE_CLIENT",
+    "ROLE_FIX",
     "Alias",
     "ApiKey",
     "CommonOptions",
@@ -101,8 +104,18 @@ class CommonOptions(EmbedderOptions, total=False):
     openai_api_key: ApiKey
     voyage_api_key: ApiKey
     cohere_api_key: ApiKey
+    google_api_key: ApiKey
+    mistral_api_key: ApiKey
+    nvidia_api_key: ApiKey
+    nomic_api_key: ApiKey
+    jina_api_key: ApiKey
+    fireworks_api_key: ApiKey
+    together_api_key: ApiKey
+    dashscope_api_key: ApiKey
+    huggingfacehub_api_token: ApiKey
     openai_api_base: str | None
     output_dimension: int | None
+    output_dimensionality: int | None
     chunk_size: int | None
     truncation: bool | None
     truncate: Literal["END", "NONE"] | None
@@ -331,14 +344,33 @@ AZURE = (
     "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for the deployed model, "
     "and api_key= for the Azure key."
 )
+BACKOFF = "Retries wait for the server's Retry-After, else back off exponentially with full jitter, across all callers."
+ROLE_FIX = (
+    "Queries and documents have different vectors without it, by the method that is called. For another task, use task="
+    "'classification', 'clustering', 'similarity' or 'code'."
+)
+AWS_KEYS = (
+    "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, in the environment. Or pass "
+    "an API key of Bedrock as api_key=."
+)
 
 # Arguments of classes in both frameworks.
 COMMON_RULES: Final[Mapping[str, Rule]] = {
     "openai_api_key": Alias("api_key"),
     "voyage_api_key": Alias("api_key"),
     "cohere_api_key": Alias("api_key"),
+    "google_api_key": Alias("api_key"),
+    "mistral_api_key": Alias("api_key"),
+    "nvidia_api_key": Alias("api_key"),
+    "nomic_api_key": Alias("api_key"),
+    "jina_api_key": Alias("api_key"),
+    "fireworks_api_key": Alias("api_key"),
+    "together_api_key": Alias("api_key"),
+    "dashscope_api_key": Alias("api_key"),
+    "huggingfacehub_api_token": Alias("api_key"),
     "openai_api_base": Alias("base_url"),
     "output_dimension": Alias("dimensions"),
+    "output_dimensionality": Alias("dimensions"),
     "chunk_size": Alias("max_batch_texts"),
     "truncation": Alias("on_long_text", long_text_policy),
     "truncate": Alias("on_long_text", long_text_policy),
@@ -359,4 +391,13 @@ COMMON_RULES: Final[Mapping[str, Rule]] = {
     "azure_ad_token_provider": Alias("api_key"),
     "embedding_types": Alias("dtype", single_dtype),
     "output_dtype": Alias("dtype", single_dtype),
+    "task_type": Unsupported(ROLE_FIX),
+    "input_type": Unsupported(ROLE_FIX),
+    "title": Unsupported("Write the title at the beginning of the text.", ("",)),
+    "region_name": Unsupported(
+        "Set the environment variable AWS_REGION, or base_url='https://bedrock-runtime.REGION.amazonaws.com'."
+    ),
+    "aws_access_key_id": Unsupported(AWS_KEYS),
+    "aws_secret_access_key": Unsupported(AWS_KEYS),
+    "aws_session_token": Unsupported(AWS_KEYS),
 }

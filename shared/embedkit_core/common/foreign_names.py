@@ -13,7 +13,8 @@ _QUERIES = "pass it to embed(), or use embed_query() and embed_documents()"
 MEANT: Mapping[str, tuple[str, ...]] = {
     "api_key": (
         *("openai_api_key", "voyage_api_key", "cohere_api_key", "google_api_key", "mistral_api_key", "key", "token"),
-        *("nomic_api_key", "huggingfacehub_api_token", "azure_ad_token_provider"),
+        *("nvidia_api_key", "nomic_api_key", "jina_api_key", "fireworks_api_key", "together_api_key"),
+        *("dashscope_api_key", "huggingfacehub_api_token", "azure_ad_token_provider"),
     ),
     "model": ("model_name", "model_id", "repo_id", "model_name_or_path", "engine", "deployment", "deployment_name"),
     "base_url": ("openai_api_base", "api_base", "endpoint", "endpoint_url", "url", "host", "azure_endpoint"),
@@ -40,7 +41,7 @@ MEANT: Mapping[str, tuple[str, ...]] = {
 ADVICE: Mapping[str, str] = {
     **{name: f"use {argument}=" for argument, names in MEANT.items() for name in names},
     **{name: _LOCAL.format(name) for name in ("device", "precision", "max_seq_length")},
-    **dict.fromkeys(("input_type", "task", "task_type", "mode"), _QUERIES),
+    **dict.fromkeys(("input_type", "task_type", "mode"), _QUERIES),
     **dict.fromkeys(("cache_folder", "cache_dir"), "models are in HF_HUB_CACHE; for the cache of vectors, use cache="),
     "trust_remote_code": "the code of a model is never run here",
     **dict.fromkeys(("normalize", "normalize_embeddings"), "vectors have length 1 if the model documents it"),
