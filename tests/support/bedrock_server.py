@@ -7,6 +7,7 @@ It knows the families of models that the library does, by their documented reque
 
 import json
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +15,16 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from embedkit_core import Embedder
+
 from .embeddings_server import EmbeddingsServer
 from .http import Connection, Exchange, Request, Response
 from .openai_replies import Json, tokens_of, vector_of, yield_to_loop
 from .voyage_server import to_dtype
 
 INVOKE = re.compile(r"/model/([^/]+)/invoke")
-ACCESS_KEY = "AKIAEXAMPLEOFTHETESTS"
+ACCESS_KEY, SECRET_KEY = "AKIAEXAMPLEOFTHETESTS", "Zx81Qp77LmSecretKeyOfAWS"
+SESSION_TOKEN = "Qw55SessionTokenOfAWS"
 TITAN_1, TITAN_2 = "amazon.titan-embed-text-v1", "amazon.titan-embed-text-v2:0"
 NOVA = "amazon.nova-2-multimodal-embeddings-v1:0"
 COHERE_4, COHERE_3 = "cohere.embed-v4:0", "cohere.embed-english-v3"
@@ -57,6 +61,17 @@ def bedrock_vector(text: str, model: str = COHERE_4, role: str = "", dimensions:
     return unit if model == TITAN_2 else unit * LENGTH
 
 
+def bedrock(server: "BedrockServer", model=TITAN_2, **settings: Any) -> Embedder:
+    """Return an embedder of a model that asks the server."""
+    settings = {"base_url": server.base_url, "api_key": server.api_key, "cache": False, **settings}
+    return Embedder(f"bedrock:{model}", **settings)
+
+
+def request_threads() -> set[threading.Thread]:
+    """Return the threads that send requests."""
+    return {thread for thread in threading.enumerate() if thread.name == "embedkit-bedrock"}
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class BedrockServer(EmbeddingsServer):
     path = "/"
@@ -69,6 +84,7 @@ class BedrockServer(EmbeddingsServer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.paths: list[str] = []  # as they were sent
+        self.bodies: list[bytes] = []
 
     @property
     def base_url(self) -> str:
@@ -91,6 +107,7 @@ class BedrockServer(EmbeddingsServer):
         found = INVOKE.fullmatch(request.path)
         if found is not None:
             self.paths.append(request.path)
+            self.bodies.append(request.body)
             body = {**json.loads(request.body), "modelId": unquote(found[1])}
             request = replace(request, path=self.path, body=json.dumps(body).encode())
         response = await super().answer(request, connection)

@@ -46,6 +46,12 @@ ADVICE: Mapping[str, str] = {
     "trust_remote_code": "the code of a model is never run here",
     **dict.fromkeys(("normalize", "normalize_embeddings"), "vectors have length 1 if the model documents it"),
     **dict.fromkeys(("organization", "openai_organization"), "set the environment variable OPENAI_ORG_ID"),
+    **dict.fromkeys(("region_name", "region", "aws_region"), "set the environment variable AWS_REGION"),
+    **dict.fromkeys(("credentials_profile_name", "profile_name"), "set the environment variable AWS_PROFILE"),
+    **{
+        name: f"set the environment variable {name.upper()}"
+        for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    },
     **dict.fromkeys(
         ("api_version", "openai_api_version"), "Azure's v1 endpoint needs none; use model='azure:DEPLOYMENT'"
     ),

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedkit_core.providers.secrets import SALT, Hidden, reveal
+from embedkit_core.providers.secrets import PLACEHOLDER_KEY, SALT, Hidden, Secret, reveal
 
 if TYPE_CHECKING:
     import botocore.session
@@ -38,6 +38,13 @@ class Chain:
         found = Hidden({name: os.environ[name] for name in VARIABLES if os.environ.get(name)})
         digest = hashlib.sha256(SALT + repr(sorted(reveal(found).items())).encode()).hexdigest()
         return cls(found, digest)
+
+    @property
+    def identity(self) -> Secret:
+        """The access key ID or the profile, which stands for the AWS account in limits of all processes."""
+        get = reveal(self._variables).get
+        profile = get("AWS_PROFILE") or get("AWS_DEFAULT_PROFILE")
+        return Secret(get("AWS_ACCESS_KEY_ID") or (f"profile {profile}" if profile else PLACEHOLDER_KEY))
 
     def open_session(self) -> botocore.session.Session:
         """Return a session with the keys or the profile of the environment in which the provider was created.

@@ -17,7 +17,7 @@ from embedkit_core.providers.bedrock.credentials import Chain
 from embedkit_core.providers.bedrock.wires import WIRES, Wire, bare_name, find_wire
 from embedkit_core.providers.http.provider import HTTPProvider
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
+from embedkit_core.providers.secrets import Secret
 
 KEY_VARIABLE = "AWS_BEARER_TOKEN_BEDROCK"
 
@@ -49,12 +49,12 @@ class Bedrock(HTTPProvider):
         address = find_address(settings.base_url)
         canonical = canonical_url(address) if address is not None else ""
         self.token: Secret | None = settings.find_key(KEY_VARIABLE)
-        super().__init__(settings, canonical, self.token or Secret(PLACEHOLDER_KEY), needs_key=False)
+        self.chain: Chain = Chain.of_environment()
+        super().__init__(settings, canonical, self.token or self.chain.identity, needs_key=False)
         self.wire: Wire = _wire(settings)
         self.kind: str = _embedding_type(self.wire, settings)
         self.address = canonical or None
         self.region: str | None = find_region(canonical, self.model)
-        self.chain: Chain = Chain.of_environment()
         self.account = (  # a client sends to one model, and quotas are per model and region
             *(self.name, canonical, self.region, self.model, self.secret.fingerprint, self.connection.fingerprint),
             self.chain.fingerprint if self.token is None else "",
