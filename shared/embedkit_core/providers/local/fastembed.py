@@ -295,9 +295,10 @@ def _folder_source(folder: Path, name: str, file_name: str | None) -> Source:
 
 def _check_prompts(settings: ProviderSettings, description: str) -> None:
     """Reject a model without known prompts that needs them, according to fastembed's description of it."""
-    has_prompts = bool(settings.info and settings.info.prompts) or settings.query_prompt or settings.document_prompt
+    is_known = settings.info is not None and bool(settings.info.prompts)
+    is_passed = settings.query_prompt is not None or settings.document_prompt is not None
     needs_prompts = "documents: necessary" in description or "{" in description  # or it has a template
-    if needs_prompts and not has_prompts:
+    if needs_prompts and not is_known and not is_passed:
         raise ConfigurationError(
             f"model: {settings.name} needs prompts, which the catalogue does not have. Pass those of its model card "
             "as query_prompt= and document_prompt=."

@@ -33,7 +33,7 @@ DEFAULT_MAX_TOKENS = 512  # model2vec/model.py, version 0.10.0
 FILES = ("model.safetensors", "0_StaticEmbedding/model.safetensors")
 MATRICES = ("embeddings", "embedding.weight")
 MODULES = ("StaticEmbedding", "Normalize")
-# A request with this many tokens takes about 0.1 s.
+# A request with this many tokens takes about 0.15 s on two cores.
 LIMITS = Limits(texts=1024, tokens=65_536, in_flight=1)
 
 
