@@ -22,16 +22,27 @@ from embedkit_core.providers.http.connection import make_connection
 from embedkit_core.providers.registry import is_provider, provider_class, provider_names
 from embedkit_core.providers.secrets import KEY_PREFIXES, Hidden, Secret, reveal
 
-PROVIDER_SPELLINGS = {
+PROVIDER_SPELLINGS = {  # of LiteLLM, LangChain and the providers themselves
+    "aws": "bedrock",
     "azure_openai": "azure",
+    "fireworks_ai": "fireworks",
     "gemini": "google",
     "google_genai": "google",
     "google_vertexai": "vertex",
     "hf": "local",
     "huggingface": "local",
+    "jina_ai": "jina",
+    "lm_studio": "lmstudio",
+    "mistralai": "mistral",
+    "nvidia_nim": "nvidia",
+    "qwen": "dashscope",
     "sentence-transformers": "local",
+    "together_ai": "together",
+    "vercel_ai_gateway": "vercel",
     "vertex_ai": "vertex",
     "voyageai": "voyage",
+    "workers-ai": "cloudflare",
+    "zai": "zhipu",
 }
 
 CONNECTION_ARGUMENTS = ("headers", "proxy", "ca_bundle", "client_cert")

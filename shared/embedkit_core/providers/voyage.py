@@ -81,6 +81,7 @@ class Voyage(HTTPProvider):
         *("output_dimension", "output_dtype", "truncation", "encoding_format", "api_key", "base_url", "headers")
     }
     dimensions_field: ClassVar[str] = "output_dimension"
+    takes_roles: ClassVar[bool] = True
     encodings = (ENCODING,)  # for every dtype
 
     def __init__(self, settings: ProviderSettings) -> None:
@@ -97,6 +98,7 @@ class Voyage(HTTPProvider):
         if self.usd_per_million is not None and GEOGRAPHY_HOST.fullmatch(canonical):
             self.usd_per_million = USD.multiply(self.usd_per_million, GEOGRAPHY_PRICE_FACTOR)
         self._dtype = settings.dtype
+        self._roles = settings.role_values({"query": "query", "document": "document"})
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:
@@ -107,7 +109,7 @@ class Voyage(HTTPProvider):
     def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request body without texts; the client adds `prompt` before each text and does not send it."""
         dtype = {} if self._dtype == "float32" else {"output_dtype": self._dtype}
-        return self.request_fields(input_type, input_type=input_type, truncation=False, **dtype)
+        return self.request_fields(input_type, input_type=self._roles[input_type], truncation=False, **dtype)
 
     def truncating_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request body with truncation by Voyage."""
