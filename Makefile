@@ -87,7 +87,7 @@ invariants: $(INSTALLED)
 	@$(BIN)/python tests/invariants/remove_invariants.py $(ARGS)
 
 live: $(INSTALLED)
-	@test -n "$(PROVIDER)" || { echo "name the provider whose key you have: make live PROVIDER=openai, voyage or cohere" >&2; exit 2; }
+	@test -n "$(PROVIDER)" || { echo "name the provider whose key you have: make live PROVIDER=openai, or any other that is a service" >&2; exit 2; }
 	@$(BIN)/python examples/live.py $(PROVIDER) $(ARGS)
 
 soak: $(INSTALLED)
