@@ -78,6 +78,15 @@ def export_to_onnx(folder: Path) -> Path:
     return folder
 
 
+def quantize(folder: Path) -> str:
+    """Add a file in int8 to an exported model, whose activations are quantized at run time; return its name."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    name = "onnx/model_qint8.onnx"
+    quantize_dynamic(str(folder / "onnx" / "model.onnx"), str(folder / name))
+    return name
+
+
 def save_static(folder: Path, width: int = 64, **settings: object) -> Path:
     """Save a model of model2vec: the vectors of MiniLM's tokens, before its layers."""
     from model2vec import StaticModel

@@ -1,5 +1,6 @@
 """ONNX models without PyTorch, through fastembed."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.embedders import MINILM, needs_local_model, reference_vectors
-from support.local_models import REVISION, configure
+from support.local_models import REVISION, configure, quantize
 
 from embedkit_core import Embedder, PartialFailureError
 from embedkit_core.common.errors import BadRequestError, ConfigurationError, TextTooLongError
@@ -123,6 +124,16 @@ def test_options_that_do_not_change_vectors_are_not_in_the_key(onnx_model, optio
     with made(onnx_model, **options) as embedder:
         assert embedder.explain("x").key == made(onnx_model).explain("x").key
         np.testing.assert_allclose(embedder.embed(TEXTS).vectors, reference_vectors(TEXTS), atol=1e-5)
+
+
+def test_a_text_has_one_vector_in_every_batch_of_a_quantized_model(onnx_model, tmp_path):
+    """The activations of a batch have one scale."""
+    shutil.copytree(onnx_model, tmp_path / "copy")
+    with made(tmp_path / "copy", file_name=quantize(tmp_path / "copy")) as embedder:
+        together = embedder.embed(TEXTS).vectors
+        alone = np.concatenate([embedder.embed([text]).vectors for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert np.einsum("ij,ij->i", together, reference_vectors(TEXTS)).min() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import mmap
 from pathlib import Path, PurePosixPath
 
 from embedkit_core.common.errors import ConfigurationError
@@ -48,3 +49,13 @@ def data_files(file: Path) -> tuple[str, ...]:
     """Return patterns of the files of an export: itself, and the external data of an ONNX file."""
     name = f"{glob.escape(file.parent.name)}/{glob.escape(file.name)}"
     return (name, f"{name}_data*", f"{name}.data*")
+
+
+def depends_on_batch(file: Path) -> bool:
+    """Return True if a vector depends on the other texts of its batch: if activations are quantized at run time.
+
+    Their scale is that of the whole batch. With MiniLM in int8, one text alone and among 63 others has a cosine of
+    0.993 (measured 2026-11-30); without quantization it is 1. The names of operators are plain text in the file.
+    """
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"DynamicQuantize") >= 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.fork_safety import import_module
+from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.formatting import suggest
 from embedkit_core.common.types import Batch
 from embedkit_core.providers.base import Client, ProviderSettings
@@ -22,7 +21,7 @@ from embedkit_core.providers.local.base import LocalProvider, check_width, choos
 from embedkit_core.providers.local.batches import batches
 from embedkit_core.providers.local.client import LocalClient
 from embedkit_core.providers.local.digest import folder_digest
-from embedkit_core.providers.local.exports import data_files, find_export
+from embedkit_core.providers.local.exports import data_files, depends_on_batch, find_export
 from embedkit_core.providers.local.folder import FolderInfo, find_folder, hub_name, read_json
 from embedkit_core.providers.local.model import EncodedRows, LocalModel, character_lengths, encode_parts
 from embedkit_core.providers.local.options import (
@@ -46,7 +45,7 @@ REPLACEMENTS = COMMON_REPLACEMENTS | {
 }
 # Pooling modes of sentence-transformers, and their names in fastembed.
 POOLING = {"mean": "MEAN", "cls": "CLS", "lasttoken": "LAST_TOKEN"}
-_registration = threading.Lock()
+_registration = ForkLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +152,7 @@ class FastEmbedModel(LocalModel):
         self._source = source
         self._name = source.known_as or f"embedkit/{digest}-{source.file}"
         self._options = options
+        self._batch_size = options.batch_size
         self._limit = max_tokens
         self._model: TextEmbedding | None = None
         self._counter: Tokenizer | None = None  # counts tokens without truncation
@@ -185,13 +185,15 @@ class FastEmbedModel(LocalModel):
         self._counter.no_padding()
         if self._limit is not None:
             tokenizer.enable_truncation(**(tokenizer.truncation or {}) | {"max_length": self._limit})
+        if depends_on_batch(self._source.root / self._source.file):
+            self._batch_size = 1
         self._model = model
 
     def _register(self, text_embedding: type[TextEmbedding]) -> None:
         """Add the folder to the models that fastembed knows in this process."""
         from fastembed.common.model_description import ModelSource, PoolingType
 
-        with _registration:
+        with _registration.lock:
             if any(known["model"] == self._name for known in text_embedding.list_supported_models()):
                 return
             text_embedding.add_custom_model(
@@ -211,7 +213,7 @@ class FastEmbedModel(LocalModel):
         rows = encode_parts(
             lambda part: np.stack(list(encode(part, batch_size=len(part)))),
             texts,
-            list(batches(character_lengths(texts, self.limit), self._options.batch_size)),
+            list(batches(character_lengths(texts, self.limit), self._batch_size)),
         )
         return rows, self.measure(texts)
 

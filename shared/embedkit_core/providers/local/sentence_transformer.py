@@ -11,6 +11,8 @@ import numpy as np
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.types import Batch
 from embedkit_core.providers.local.batches import batches
+from embedkit_core.providers.local.exports import depends_on_batch
+from embedkit_core.providers.local.folder import FolderInfo
 from embedkit_core.providers.local.model import EncodedRows, LocalModel, character_lengths, encode_parts
 from embedkit_core.providers.local.options import LocalOptions
 from embedkit_core.providers.local.token_count import TokenCount
@@ -27,6 +29,7 @@ class SentenceTransformerModel(LocalModel):
     def __init__(self, folder: Path, digest: str, options: LocalOptions, files: tuple[str, ...] = ()) -> None:
         super().__init__(folder, digest, files)
         self.options = options
+        self._batch_size = options.batch_size
         self.model: SentenceTransformer | None = None
         self.device = ", ".join(options.device) or "its device"
         if options.backend == "torch":
@@ -62,6 +65,9 @@ class SentenceTransformerModel(LocalModel):
         """Load the model to the first device of the options."""
         self.model = self.load_to(next(iter(self.options.device), None))
         self._token_count.attach(self.model)
+        file = FolderInfo(self.folder).transformer / (self.options.file_name or "")
+        if self.options.backend == "onnx" and depends_on_batch(file):
+            self._batch_size = 1
 
     def load_to(self, device: str | None) -> SentenceTransformer:
         """Load the model to a device."""
@@ -98,7 +104,7 @@ class SentenceTransformerModel(LocalModel):
         """Encode a batch in parts of texts of similar length."""
         assert self.model is not None
         self._token_count.clear()
-        batch_size = self.options.batch_size
+        batch_size = self._batch_size
         without_prompt = list(batch.texts)
         if self.model.device.type != "cpu":  # on a GPU, padding costs less than another batch
             return self.encode(batch.body, without_prompt, batch_size=batch_size), self._lengths(texts)
