@@ -32,7 +32,7 @@ PROVIDERS |= {"bedrock": "botocore"}
 PROVIDERS |= {"fastembed": "fastembed", "model2vec": "model2vec"}
 MODELS = {"bedrock": "amazon.titan-embed-text-any"}
 WITHOUT_SDK = ("httpx", "pydantic_core", "pybase64")  # what they need, which other extras may bring
-BRINGS = {"voyage": {"langchain"}}  # its SDK depends on langchain-core
+BRINGS = {"voyage": {"langchain"}, "azure": {"openai"}}  # Voyage's SDK depends on langchain-core
 VECTOR = [0.6, 0.8]
 ENCODED = base64.b64encode(struct.pack("<2f", *VECTOR)).decode()
 OPENAIS = {"data": [{"index": 0, "embedding": VECTOR}], "usage": {"total_tokens": 1}}  # and Voyage's
@@ -94,6 +94,12 @@ def use_api(provider):
         vector = embedder.embed_query("x").tolist()
     server.shutdown()
     expect([round(number, 6) for number in vector] == VECTOR, f"a server that speaks the API of {provider} is asked")
+
+
+def use_azure():
+    with Embedder("azure:any", base_url="http://127.0.0.1:9", api_key="azure-identity", cache=False) as embedder:
+        expect("no key" not in repr(embedder), "the sign-in with Entra ID is at hand")
+    use_api("azure")
 
 
 def use_local(folder):
@@ -233,6 +239,7 @@ def use_ray():
 
 LOCALS = {"local": use_local, "fastembed": use_fastembed, "model2vec": use_model2vec}
 OTHERS = {
+    "azure": use_azure,
     "prices": use_prices,
     "progress": use_progress,
     "otel": use_otel,
@@ -280,7 +287,7 @@ def main():
             statement = f"from {package} import {door}"
             refused(partial(exec, statement), name, statement)
     for provider in PROVIDERS:
-        if provider != extra and not has_needs(provider):
+        if provider != extra and provider not in BRINGS.get(extra, ()) and not has_needs(provider):
             make = partial(Embedder, f"{provider}:any", api_key="x", cache=False)
             refused(make, provider, f"Embedder with the provider {provider}")
     if extra in ADAPTERS:

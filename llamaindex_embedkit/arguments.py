@@ -28,6 +28,7 @@ from embedkit_core.adapters.arguments import (
     Rule,
     Unsupported,
     request_options,
+    sign_in,
     single_dtype,
 )
 
@@ -44,7 +45,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "mode": Ignored("The models it selects were retired. Current models have one name for queries and documents."),
     "reuse_client": Ignored("All callers share one client, which works from any event loop."),
     "deployment_name": Unsupported(AZURE),
-    "use_azure_ad": Unsupported(AZURE, (False,)),
+    "use_azure_ad": Alias("api_key", sign_in, only="azure:", fix=AZURE),
     "max_length": Unsupported("The limit of the model applies. on_long_text= decides how longer texts are handled."),
     "async_http_client": Unsupported(ONE_CLIENT),
     "model_id": Alias("model_name", required=True),
@@ -90,5 +91,6 @@ class LlamaIndexOptions(CommonOptions, total=False):
     retries: int | None
     retry_min_seconds: object
     retry_max_seconds: object
+    use_azure_ad: bool | None
     mode: object
     reuse_client: object

@@ -45,12 +45,14 @@ SAMPLES = {
     **dict.fromkeys(("endpoint", "endpoint_url", "together_api_base"), "http://localhost:1/v1"),
     "output_dimensionality": 256, "dimensionality": 256, "max_batch_size": 7, "max_concurrent_requests": 7,
     "retries": 7, "additional_headers": {"a": "b"}, "query_prefix": "q: ", "text_prefix": "d: ", "repo_id": MODEL,
+    "azure_endpoint": "http://localhost:1/v1", "use_azure_ad": True,
 }  # fmt: skip
 MEANT = {
     "max_batch_texts": 7, "dimensions": 256, "timeout": 5.0, "on_long_text": "error", "provider_options": {"user": "u"},
     "query_prompt": "q: ", "document_prompt": "d: ", "base_url": "http://localhost:1/v1", "api_key": SecretStr("k"),
     "proxy": "http://localhost:1", "headers": {"a": "b"}, "dtype": "binary", "progress": True, "model": MODEL,
     "max_concurrency": 7, "max_retries": 7,
+    "use_azure_ad": SecretStr("azure-identity"),
 }  # fmt: skip
 
 
@@ -137,8 +139,12 @@ def test_the_documentation_shows_the_table(document, rules):
 
 def check_alias(row):
     host, name, rule = row
-    model = made(host, **{name: SAMPLES[name]})
-    assert getattr(model, rule.to) == MEANT[rule.to]
+    of_azure = {"model": "azure:m", "base_url": None if rule.to == "base_url" else "http://localhost:1/v1"}
+    model = made(host, **{name: SAMPLES[name], **(of_azure if rule.only else {})})
+    assert getattr(model, rule.to) == MEANT.get(name, MEANT[rule.to])
+    if rule.only:
+        with pytest.raises(ConfigurationError, match=f": {name}= is not supported. Use Azure's v1 endpoint"):
+            made(host, **{name: SAMPLES[name]})
     assert made(host, **{name: None}).model_dump() == made(host).model_dump()
     if rule.to in ("max_batch_texts", "dimensions"):
         with pytest.raises(ConfigurationError, match=f"{rule.to}= and {name}= are the same argument"):

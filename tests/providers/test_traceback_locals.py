@@ -91,7 +91,7 @@ def test_the_traceback_of_a_constructor_shows_no_secret(embedder_class, wrong):
     assert_no_leak(failed.value)
 
 
-@pytest.mark.parametrize("name", ["openai_api_key", "default_headers", "azure_endpoint", "http_client", "nonsense"])
+@pytest.mark.parametrize("name", ["openai_api_key", "default_headers", "azure_deployment", "http_client", "nonsense"])
 @pytest.mark.parametrize("kind", [EmbedKitEmbeddings, EmbedKitEmbedding])
 def test_the_traceback_shows_no_secret_in_an_argument_of_a_replaced_class(kind, name):
     with pytest.raises(EmbedKitError) as failed:
@@ -235,6 +235,9 @@ def test_a_hidden_value_is_neither_shown_nor_pickled():
         pickle.dumps(Hidden(KEY))
 
 
-@pytest.mark.parametrize("url", ["http://a.example:80/v1", "nowhere", "", None, 5, "http://[::1]/v1", "//x"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://a.example:80/v1", "nowhere", "", None, 5, "http://[::1]/v1", "//x", "//x?api-version=2024-10-21-preview"],
+)
 def test_an_address_without_a_login_or_query_is_not_masked(url):
     assert mask_login(url) == url

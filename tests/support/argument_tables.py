@@ -15,7 +15,7 @@ def argument_table(rules: Mapping[str, Rule]) -> str:
 
     def effect(rule: Rule) -> str:
         if isinstance(rule, Alias):
-            return f"same as `{rule.to}`"
+            return f"same as `{rule.to}`" + (f", with a model `{rule.only}...`" if rule.only else "")
         return f"no effect. {rule.reason}" if isinstance(rule, Ignored) else f"not supported. {rule.fix}"
 
     ordered = sorted(rules.items(), key=lambda item: ["Alias", "Ignored", "Unsupported"].index(type(item[1]).__name__))

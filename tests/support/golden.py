@@ -104,6 +104,30 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
         "document",
         "hello",
     ),
+    "Azure, the v1 endpoint": ({"model": "azure:dep", "base_url": "https://r.openai.azure.com"}, "document", "hello"),
+    "Azure, the older route of the deployment": (
+        {
+            "model": "azure:dep",
+            "base_url": "https://r.openai.azure.com/openai/deployments/dep/embeddings?api-version=2024-10-21",
+        },
+        "document",
+        "hello",
+    ),
+    "Azure, the deployment in a project": (
+        {"model": "azure:dep", "base_url": "https://r.services.ai.azure.com/api/projects/p"},
+        "document",
+        "hello",
+    ),
+    "Azure, a query of a model of Cohere": (
+        {
+            "model": "azure:dep",
+            "base_url": "https://r.openai.azure.com",
+            "model_info": {"like": "cohere:embed-v4.0"},
+            "dimensions": 256,
+        },
+        "query",
+        "hello",
+    ),
     "an open model at a compatible server": (
         {"model": "vllm:nomic-ai/nomic-embed-text-v1.5", "dimensions": 256},
         "query",

@@ -25,6 +25,7 @@ class Request:
     path: str
     headers: dict[str, str]  # names in lower case
     body: bytes
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Connection:
             body = await self.reader.readexactly(int(headers.get("content-length", "0")))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
-        return Request(method, target.partition("?")[0], headers, body)
+        path, _, query = target.partition("?")
+        return Request(method, path, headers, body, query)
 
     async def write(self, response: Response) -> None:
         self.writer.write(response.head())

@@ -19,7 +19,7 @@ from embedkit_core.common.vectors import DType
 from embedkit_core.config.coordination import CoordinationArgument
 from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.providers.http.connection import ClientCert
-from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Hidden, hide, mask_key, mask_login, reveal
+from embedkit_core.providers.secrets import SECRET_ARGUMENTS, SIGN_IN, Hidden, hide, mask_key, mask_login, reveal
 
 __all__ = [
     "AWS_KEYS",
@@ -43,6 +43,7 @@ __all__ = [
     "none_if_empty",
     "request_options",
     "seconds",
+    "sign_in",
     "single_dtype",
     "take_arguments",
 ]
@@ -123,6 +124,7 @@ class CommonOptions(EmbedderOptions, total=False):
     show_progress: bool | None
     query_instruction: str | None
     default_headers: Mapping[str, str] | None
+    azure_endpoint: str | None
     azure_ad_token_provider: Callable[[], str] | None
     embedding_types: Sequence[str] | None
     output_dtype: str | None
@@ -136,11 +138,15 @@ class Alias:
         to: Name of the embedkit argument.
         convert: Function of the name and the value that returns the embedkit value, or None to leave it unset.
         required: If False, None means "not set", which is its meaning in the replaced classes.
+        only: Beginning of the names of the models that have the argument.
+        fix: What to do for other models.
     """
 
     to: str
     convert: Callable[[str, Any], Any] | None = None
     required: bool = False
+    only: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +240,11 @@ def take_arguments(
             continue
         values[target] = copy.deepcopy(value) if type(value) is dict else value
         spelling[target] = name
+    model = values.get("model", values.get("model_name"))
+    for name in spelling.values():
+        rule = rules.get(name)
+        if isinstance(rule, Alias) and not str(model).startswith(rule.only):
+            raise ConfigurationError(f"{class_name}: {name}= is not supported. {rule.fix}")
     return values
 
 
@@ -309,6 +320,13 @@ def single_dtype(name: str, value: Any) -> str:
     return "float32" if names[0] == "float" else names[0]
 
 
+def sign_in(name: str, value: Any) -> str | None:
+    """Return `api_key` for LlamaIndex's `use_azure_ad`."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}: must be True or False (got {type(value).__name__}).")
+    return SIGN_IN if value else None
+
+
 def none_if_empty(name: str, value: Any) -> Any:  # noqa: ARG001 - the signature of a conversion
     """Return `value`, or None if it is empty."""
     return value or None
@@ -342,7 +360,8 @@ ONE_CLIENT = "All callers share one client. Configure it with headers=, proxy=, 
 AZURE = (
     "Use Azure's v1 endpoint, which needs no API version: model='azure:DEPLOYMENT', base_url="
     "'https://NAME.openai.azure.com', model_info={'like': 'openai:text-embedding-3-small'} for the deployed model, "
-    "and api_key= for the Azure key."
+    "and api_key= for the Azure key, or api_key='azure-identity' for Entra ID. A gateway without the v1 endpoint takes "
+    "the version in its address: base_url='https://GATEWAY?api-version=2024-10-21'."
 )
 BACKOFF = "Retries wait for the server's Retry-After, else back off exponentially with full jitter, across all callers."
 ROLE_FIX = (
@@ -386,7 +405,7 @@ COMMON_RULES: Final[Mapping[str, Rule]] = {
     "default_headers": Alias("headers", none_if_empty),
     "http_client": Unsupported(ONE_CLIENT),
     "api_version": Unsupported(AZURE, ("",)),
-    "azure_endpoint": Unsupported(AZURE),
+    "azure_endpoint": Alias("base_url", only="azure:", fix=AZURE),
     "azure_deployment": Unsupported(AZURE),
     "azure_ad_token_provider": Alias("api_key"),
     "embedding_types": Alias("dtype", single_dtype),

@@ -15,7 +15,7 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.vectors import VectorFormat
 from embedkit_core.providers.catalogue.rows import NON_VECTOR_FIELDS
 from embedkit_core.providers.http.connection import Connection
-from embedkit_core.providers.secrets import SECRET_ARGUMENTS, Secret, hide, hide_secrets, reveal
+from embedkit_core.providers.secrets import SECRET_ARGUMENTS, SIGN_IN, Secret, hide, hide_secrets, is_sign_in, reveal
 
 if TYPE_CHECKING:
     from embedkit_core.providers.base import Provider
@@ -39,7 +39,7 @@ class PickledSecrets:
     def to_pickle(self) -> dict[str, Any]:
         """Return the secrets for a pickle; True replaces a secret that is not pickled."""
         if not self._may_pickle:
-            return dict.fromkeys(self._given, True)
+            return {name: SIGN_IN if is_sign_in(value) else True for name, value in self._given.items()}
         given = {name: reveal(value) for name, value in self._given.items()}
         revealed = {n: v.reveal() if isinstance(v, Secret) and not v.is_lost else v for n, v in given.items()}
         return {n: v if isinstance(v, (str, dict, tuple)) or _can_pickle(v) else True for n, v in revealed.items()}
@@ -54,7 +54,7 @@ class PickledSecrets:
             ConfigurationError: An API key was given, or something that would not be pickled.
         """
         variable = key_variable or "the provider's variable"
-        for name in self._given:
+        for name in (name for name, value in self._given.items() if not is_sign_in(value)):
             if name == "api_key" and not callable(reveal(self._given[name])):
                 raise ConfigurationError(
                     f"api_key: no key is sent to workers. Omit it and set {variable} in their environment, or pass "
@@ -106,7 +106,7 @@ def identity_arguments(arguments: Mapping[str, Any], provider: Provider, vector_
     info = {n: v for n, v in (arguments["model_info"] or {}).items() if n not in NON_VECTOR_FIELDS}
     return {
         "model_name": f"{provider.name}:{provider.model}",
-        "base_url": provider.endpoint or None,
+        "base_url": provider.identity_url,
         "dimensions": vector_format.dimensions,
         "provider_options": json.loads(json.dumps(options, sort_keys=True)) if options else None,
         "model_info": {n: _plain(v) for n, v in sorted(info.items())} or None,

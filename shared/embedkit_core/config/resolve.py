@@ -63,7 +63,8 @@ class ResolvedProvider:
     def output_spec(self, dimensions: int | None, dtype: DType) -> OutputSpec:
         """Return what to request and what to compute locally for these dimensions and this dtype."""
         info, provider_cls = self.info, self.provider
-        is_own = info is not None and info.provider in (provider_cls.name, provider_cls.cache_key_provider)
+        own = (provider_cls.name, provider_cls.cache_key_provider, *provider_cls.served_providers)
+        is_own = info is not None and info.provider in own
         supported = info.dtypes if info is not None and is_own else provider_cls.dtypes
         return resolve_output_spec(
             self.settings.name,

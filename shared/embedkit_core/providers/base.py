@@ -154,6 +154,7 @@ class Provider(ABC):
         takes_dimensions: True if dimensions can be requested from a model with a catalogue row.
         takes_roles: True if requests have a field for the input type, whose values are in `settings.role_values`.
         catalogue_providers: Providers whose catalogue rows apply to this one, its own first.
+        served_providers: Other providers whose models it serves, with its own field for dimensions.
         returns_normalized: False if vectors of models without a catalogue row must be normalized locally.
         default_limits: Limits of models without a catalogue row.
         cache_key_provider: Provider name in cache keys. Two names of one service share it.
@@ -182,6 +183,7 @@ class Provider(ABC):
     takes_dimensions: ClassVar[bool] = True
     takes_roles: ClassVar[bool] = False
     catalogue_providers: ClassVar[tuple[str, ...]] = ()
+    served_providers: ClassVar[tuple[str, ...]] = ()
     returns_normalized: ClassVar[bool] = True
     default_limits: ClassVar[Limits] = Limits()
     cache_key_provider: ClassVar[str]
@@ -243,6 +245,11 @@ class Provider(ABC):
         """Address of the requests, None if there is none or it depends on the key of each request."""
         return self.address or self.endpoint or None
 
+    @property
+    def identity_url(self) -> str | None:
+        """Canonical spelling of the user's `base_url`, None for the provider's default host."""
+        return self.endpoint or None
+
     def overhead_tokens(self, input_type: InputType) -> int:
         """Return the maximum number of billed tokens per text besides its own: the prompt and special tokens.
 
@@ -283,11 +290,11 @@ class Provider(ABC):
         Raises:
             MissingExtraError: A package is missing.
         """
-        if not all(map(_is_installed, cls.needs)):
+        if not all(map(is_installed, cls.needs)):
             raise MissingExtraError(f"the {cls.name} provider", cls.extra or cls.name)
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """Return True if a package can be found; the parents of one with a dot are imported."""
     try:
         return importlib.util.find_spec(package) is not None

@@ -16,6 +16,9 @@ SECRET_ARGUMENTS = ("api_key", "headers", "proxy", "client_cert")  # arguments o
 KEY_PREFIXES = ("sk-", "pa-", "al-")  # of OpenAI's and Voyage's keys
 MASK = "**********"
 PLACEHOLDER_KEY = "no-key-needed"  # sent to servers that need no key; not a secret
+SIGN_IN = "azure-identity"  # as a key: the package that signs in instead; not a secret
+# The one query that an address may have: that of a deployment at Azure.
+API_VERSION = re.compile(r"api-version=(\d{4}-\d{2}-\d{2}(?:-preview)?)")
 
 
 class Hidden:
@@ -54,6 +57,12 @@ def hide_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: hide(value) if name in SECRET_ARGUMENTS else value for name, value in arguments.items()}
 
 
+def is_sign_in(key: Any) -> bool:
+    """Return True if a key, which may be hidden, names the package that signs in."""
+    key = reveal(key)
+    return (key._value if isinstance(key, Secret) and key.source is None else key) == SIGN_IN
+
+
 def mask_key(model: Any) -> Any:
     """Return a model name; of an API key passed as the model, only the prefix, by which it is refused."""
     prefix = next((one for one in KEY_PREFIXES if isinstance(model, str) and model.strip().startswith(one)), None)
@@ -61,10 +70,15 @@ def mask_key(model: Any) -> Any:
 
 
 def mask_login(url: Any) -> Any:
-    """Return an address with user name, password and query masked; addresses with any of them are refused."""
+    """Return an address with user name, password and query masked; addresses with any of them are refused.
+
+    An API version alone is not masked.
+    """
     if not isinstance(url, str):
         return url
-    return re.sub(r"//[^/]*@", f"//{MASK}@", re.sub(r"\?.+", f"?{MASK}", url, flags=re.S))
+    if not API_VERSION.fullmatch(url.partition("?")[2].strip()):
+        url = re.sub(r"\?.+", f"?{MASK}", url, flags=re.S)
+    return re.sub(r"//[^/]*@", f"//{MASK}@", url)
 
 
 def key_flaw(key: str) -> str:

@@ -81,24 +81,8 @@ def test_a_preset_without_a_default_address_says_what_is_missing(monkeypatch):
     with pytest.raises(ConfigurationError, match=r"address of the Azure .* is missing.* AZURE_OPENAI_ENDPOINT"):
         Embedder("azure:my-deployment", cache=False)
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", f"{AZURE}/")
-    with pytest.raises(ConfigurationError, match=r"No API key for azure:my-deployment\. .* AZURE_OPENAI_API_KEY"):
-        Embedder("azure:my-deployment", cache=False)
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
     assert Embedder("azure:my-deployment", cache=False).provider.endpoint == f"{AZURE}/openai/v1"
-
-
-@pytest.mark.parametrize("given", [AZURE, f"{AZURE}/", f"{AZURE}/openai/v1", f" {AZURE}/openai/v1/ "])
-@pytest.mark.parametrize("where", ["argument", "environment"])
-def test_the_azure_endpoint_is_the_v1_endpoint(given, where, monkeypatch):
-    settings = {"base_url": given} if where == "argument" else {}
-    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", given if where == "environment" else "https://another.example")
-    embedder = Embedder("azure:my-deployment", api_key="k", cache=False, **settings)
-    assert embedder.provider.endpoint == f"{AZURE}/openai/v1"
-
-
-def test_an_azure_endpoint_with_a_deployment_is_refused_with_the_fix():
-    with pytest.raises(ConfigurationError, match="the deployment as the model, as in 'azure:my-deployment'"):
-        Embedder("azure:x", api_key="k", base_url=f"{AZURE}/openai/deployments/my-deployment", cache=False)
 
 
 def test_an_entra_token_of_the_environment_is_used_as_the_key(monkeypatch):

@@ -51,6 +51,7 @@ class OpenAI(HTTPProvider):
 
     Attributes:
         server: Defaults of the kind of server.
+        documents_base64: True if base64 is float32 by the documentation of the server.
     """
 
     name: ClassVar[str] = "openai"
@@ -66,6 +67,7 @@ class OpenAI(HTTPProvider):
     server: ClassVar[Server] = OPENAI
     default_limits: ClassVar[Limits] = OPENAI.limits
     dtype: DType
+    documents_base64: bool
 
     def __init__(self, settings: ProviderSettings) -> None:
         address = self.locate(settings.base_url)
@@ -86,6 +88,7 @@ class OpenAI(HTTPProvider):
         self._role = server.role if has_role else None
         self._roles = settings.role_values(server.role.values if server.role else {})
         self.encodings = (BASE64,) if server.encoding_field and server.base64 is not False else ()
+        self.documents_base64 = self.is_openai or server.base64 is True
         self._uses_openai_tokens = settings.info is not None and settings.info.provider == self.cache_key_provider
 
     @classmethod
@@ -182,7 +185,19 @@ class OpenAI(HTTPProvider):
             headers={"accept-encoding": ACCEPT_ENCODING},
             event_hooks={"response": [limiting_hook(http_package().AsyncByteStream)]},
         )
-        return IsolatedClient(self.connection.headers, base_url=self._base_url, http_client=transport, max_retries=0)
+        arguments = {"base_url": self._base_url, "http_client": transport, "max_retries": 0, **self.sdk_arguments()}
+        return IsolatedClient(self.connection.headers, **arguments)
+
+    def sdk_arguments(self) -> dict[str, Any]:
+        """Return further arguments of `IsolatedClient`."""
+        return {}
+
+    def address_fix(self, path: str) -> str:
+        """Return advice about an address that was not found, "" if its path is the usual one."""
+        usual = self.server.path or "/v1"  # infinity has none by default, and this one behind a gateway or by an option
+        if not path.endswith(usual):
+            return f"Should base_url end in {usual}?"
+        return "" if self.server.path else f"Should base_url end without {usual}?"
 
 
 def _custom_headers() -> dict[str, str]:
@@ -259,7 +274,7 @@ class OpenAIClient:
         if key not in self._negotiations:
             provider = self._provider
             self._negotiations[key] = self._new_negotiation(
-                is_documented=provider.is_openai or provider.server.base64 is True,
+                is_documented=provider.documents_base64,
                 widths=batch.widths,
                 requests_dimensions=provider.dimensions_field in fields,
             )
@@ -273,7 +288,10 @@ class OpenAIClient:
         body = self._reader.dump({**encoding, **sent.fields, "input": sent.texts})
         try:
             return await self._sdk.post(
-                "/embeddings", content=body, cast_to=self._response, options={"timeout": sent.timeout}
+                "/embeddings",
+                content=body,
+                cast_to=self._response,
+                options={"timeout": sent.timeout, "headers": self._sdk.request_headers},
             )
         except self._openai.APIStatusError as error:
             raise self._to_provider_error(error.status_code, error.body, error.response.headers, sent) from None
@@ -296,15 +314,6 @@ class OpenAIClient:
         fix = CHECK_ADDRESS if self._provider.endpoint else ""
         is_users_own = server is not OPENAI and not server.is_service
         return connection_error(message, error, f"Is {server.title} running there?" if is_users_own else fix)
-
-    def _address_fix(self) -> str:
-        """Return advice about the path of the address, "" if it is the usual one."""
-        path = self._provider.server.path
-        usual = path or "/v1"  # infinity has no path by default, and this one behind a gateway or by an option
-        has_usual = self._sdk.base_url.path.rstrip("/").endswith(usual)
-        if not has_usual:
-            return f"Should base_url end in {usual}?"
-        return "" if path else f"Should base_url end without {usual}?"
 
     def _decode(self, reply: Mapping[str, Any], sent: SentBatch) -> Reply:
         try:
@@ -333,7 +342,7 @@ class OpenAIClient:
         """Return the error for an error response, or for a reply with an error instead of vectors."""
         provider, detail = self._provider, read_detail(body)
         detail = replace(detail, message=shorten_message(detail.message))
-        headers = {name.lower(): value for name, value in headers.items()}
+        headers, path = {name.lower(): value for name, value in headers.items()}, self._sdk.base_url.path.rstrip("/")
         refusal = Refusal(
             *(provider.name, str(sent.fields.get("model")), status, detail.message, headers, sent.texts),
             secrets=provider.connection.secrets_with(sent.key),
@@ -348,5 +357,5 @@ class OpenAIClient:
             detail,
             provider.key_variable,
             dimensions=None if provider.is_openai else sent.fields.get(provider.dimensions_field),
-            fix=self._address_fix() if status == 404 and "model" not in detail.message.lower() else "",
+            fix=provider.address_fix(path) if status == 404 and "model" not in detail.message.lower() else "",
         )
