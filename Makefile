@@ -1,6 +1,7 @@
 # Everything works in a fresh clone: each command makes .venv and installs into it by itself, the first time.
 #
 #   make demo                              examples/demo.py, on this machine; MODEL=openai:text-embedding-3-small uses the API
+#   make demo FAST=1                       the same with a static model, without PyTorch: an eighth of the download
 #   make test                              lint, types and every test; ARGS="-k cache" picks some, WORKERS=8 is for a larger machine
 #   make lint | make types                 ruff | mypy, alone
 #   make test-extras                       each extra alone, from the wheel, and none from the sdist; EXTRAS="openai bare" picks some
@@ -34,6 +35,7 @@ export HF_HUB_OFFLINE
 
 # Set on the command line only; a variable of the same name in the environment is somebody else's.
 MODEL =
+FAST =
 DATA =
 BASE =
 PROVIDER =
@@ -51,14 +53,15 @@ EXTRAS = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pypro
 SIDE_BY_SIDE = PYTHON="$(PYTHON)" DIST="$(abspath $(DIST))" $(PYTHON) .ci/side_by_side.py $(AT_ONCE)
 
 INSTALLED = $(VENV)/.installed
+FAST_INSTALLED = $(VENV)-fast/.installed
 BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 BUILT = $(DIST)/.built
 SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
 .PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-fleet bench-compare install torch dist clean distclean
 
-demo: $(INSTALLED)
-	@$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+demo: $(if $(FAST),$(FAST_INSTALLED),$(INSTALLED))
+	@$(if $(FAST),$(VENV)-fast/bin,$(BIN))/python examples/demo.py $(if $(FAST),--fast) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: lint types
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
@@ -128,6 +131,14 @@ $(INSTALLED): pyproject.toml
 	@$(PIP) install --editable ".[dev]"
 	@touch $(INSTALLED)
 
+# wordllama carries a static model of 16 MB.
+$(FAST_INSTALLED): pyproject.toml
+	@test -e $(FAST_INSTALLED) || echo "first time: installing into $(VENV)-fast, less than a minute"
+	@test -x $(VENV)-fast/bin/python || $(PYTHON) -m venv $(VENV)-fast
+	@$(VENV)-fast/bin/python -m pip --disable-pip-version-check -qq install --upgrade pip
+	@$(VENV)-fast/bin/python -m pip --disable-pip-version-check -qq install --editable ".[langchain,llamaindex,model2vec]" "wordllama==0.4.0.post1"
+	@touch $(FAST_INSTALLED)
+
 # Into an environment that exists.
 torch:
 	@$(PIP_TORCH) "$(TORCH)+cpu" 2>/dev/null || { echo "no CPU build of $(TORCH) in the index: installing $(TORCH)"; $(PIP_TORCH) "$(TORCH)"; }
@@ -145,4 +156,4 @@ clean:
 	rm -rf .demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-fast

