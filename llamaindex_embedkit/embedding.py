@@ -143,7 +143,10 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
         `fingerprint` covers settings that are not arguments, such as a base URL from the environment or the content
         of a model folder.
         """
-        return {**super().to_dict(**kwargs), **self._embedder.identity()}
+        settings = {**super().to_dict(**kwargs), **self._embedder.identity()}
+        if self.task is None:  # of older versions, whose hashes must stay
+            settings.pop("task", None)
+        return settings
 
     def to_payload(self) -> dict[str, Any]:
         """Return the description of this model for events."""
