@@ -71,6 +71,7 @@ def resolve_model(
         post_processing = PostProcessing(
             vector_format.dimensions,
             output.post_processing.must_center(alternative.post_processing),
+            normalize=output.post_processing.normalize and not alternative.post_processing.normalize,
             source=alternative.format.dtype,
             dtype=dtype,
         )
@@ -85,7 +86,7 @@ def _candidates(
     info, width = resolved.info, output.format.dimensions
     if output.format.dtype != output.dtype:
         yield dimensions, output.dtype
-    if info is None or info.cut is None or width is None or output.format.dtype in PROVIDER_QUANTIZED:
+    if info is None or info.cut is None or width is None or output.dtype in PROVIDER_QUANTIZED:
         return
     allowed = info.allowed_dimensions or ()
     longer = [
