@@ -412,12 +412,22 @@ def test_rows_of_a_users_file_come_first(file):
                         "dimensions": 512,
                     },
                     {"provider": "voyage", "name": "voyage-9", "dimensions": 64},
+                    {
+                        "provider": "deepinfra",
+                        "name": "m",
+                        "like": "local:BAAI/bge-base-en-v1.5",
+                        "usd_per_million": "0.02",
+                    },
                 ]
             }
         )
     )
-    assert [row.name for row in models()[:3]] == ["text-embedding-3-small", "text-embedding-9", "voyage-9"]
-    assert len(models()) == len(ROWS) + 2
+    assert [row.name for row in models()[:4]] == ["text-embedding-3-small", "text-embedding-9", "voyage-9", "m"]
+    assert len(models()) == len(ROWS) + 3
+    hosted = Embedder("deepinfra:m", api_key="k", cache=False)
+    assert (hosted.price.usd_per_million, hosted.dimensions, hosted.is_normalized) == (Decimal("0.02"), 768, True)
+    assert (models()[3].provider, hosted.provider.limits.texts) == ("deepinfra", 1024)
+    assert made("voyage-9").provider.limits.texts == made("voyage-4").provider.limits.texts
     assert made().provider.usd_per_million == Decimal("0.01")
     assert made().dimensions == 1536
     assert made("text-embedding-9").dimensions == 512

@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
+from embedkit_core.common.plugins import COMPATIBLE
 from embedkit_core.common.types import EmptyText, InputType, LongText, ModelInfo, Task
 from embedkit_core.common.validation import check_choice, check_integer, is_valid_text
 from embedkit_core.common.vectors import DType
@@ -30,8 +31,10 @@ PROVIDER_SPELLINGS = {  # of LiteLLM, LangChain and the providers themselves
     "google_genai": "google",
     "google_vertexai": "vertex",
     "hf": "local",
+    "hosted_vllm": "vllm",
     "huggingface": "local",
     "jina_ai": "jina",
+    "litellm_proxy": "litellm",
     "lm_studio": "lmstudio",
     "mistralai": "mistral",
     "nvidia_nim": "nvidia",
@@ -185,10 +188,13 @@ def split_model(model: str, base_url: str | None) -> tuple[str, str]:
 def _provider_of(model: str, base_url: str | None) -> str | None:
     """Return the provider of a model of the catalogue, None if a name alone does not tell it.
 
-    A name with an owner is that of a local model. With `base_url`, it is a name at that address.
+    A name with an owner is that of a local model. With `base_url`, the names of local models and of services with
+    OpenAI's API are names at that address.
     """
     found = [(one, is_provider(one) and provider_class(one).is_local) for one in catalogue.providers_of(model)]
-    serving = [one for one, is_local in found if (not is_local or base_url is None) and ("/" not in model or is_local)]
+    if base_url is not None:
+        found = [(one, is_local) for one, is_local in found if not is_local and one not in COMPATIBLE]
+    serving = [one for one, is_local in found if "/" not in model or is_local]
     if serving and not is_provider(serving[0]):
         raise ConfigurationError(
             f"model: the provider {serving[0]!r} in the catalogue entry of {model!r} is not installed. Install its "

@@ -22,6 +22,7 @@ from embedkit_core import (
     ConfigurationError,
     Embedder,
     PartialFailureError,
+    QuotaError,
     RateLimitError,
     RequestTooLargeError,
     TextTooLongError,
@@ -481,6 +482,20 @@ def refused(status, body):
         (400, {"error": "input length exceeds maximum context length"}, TextTooLongError, (None, None)),
         (400, {"error": {"code": 400, "message": "Illegal param: prefill 744 tokens exceed n_ctx_per_seq, try "
          "increasing total context size", "type": "invalid_request_error"}}, TextTooLongError, (None, None)),
+        (400, {"error": {"message": "<400> InternalError.Algo.InvalidParameter: Range of input length should be "
+         "[1, 8192]", "type": "InvalidParameter", "code": "InvalidParameter"}}, TextTooLongError, (None, None)),
+        (400, {"code": 20015, "message": "length of prompt_tokens (600) must be less than max_seq_len (512).",
+         "data": None}, TextTooLongError, (600, 512)),
+        (400, {"error": {"code": "1261", "message": "Prompt \u8d85\u957f"}}, TextTooLongError, (None, None)),
+        (403, {"code": 30001, "message": "Sorry, your account balance is insufficient", "data": None}, QuotaError,
+         None),
+        (429, {"errors": [{"code": 3036, "message": "You have used up your daily free allocation of 10,000 neurons."}]},
+         QuotaError, None),
+        (429, {"errors": [{"code": 3040, "message": "Capacity temporarily exceeded"}]}, RateLimitError, None),
+        (400, {"errors": [{"code": 5007, "message": "No such model x or task"}]}, BadRequestError, None),
+        (400, {"code": 20012, "message": "Model does not exist. Please check it carefully.", "data": None},
+         BadRequestError, None),
+        (400, {"detail": {"error": "extra fields not permitted: ['encoding_format']"}}, BadRequestError, None),
         (424, {"message": "Backend error: model is not an embedding model", "type": "Backend"}, BadRequestError, None),
         (404, {"error": {"code": "DeploymentNotFound", "message": "The API deployment for this resource does not "
          "exist."}}, BadRequestError, None),

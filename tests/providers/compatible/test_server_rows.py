@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.http import Exchange
-from support.openai_replies import Json, as_json, error, vector_of
+from support.openai_replies import Fault, Json, as_json, error, vector_of
 from support.openai_server import OpenAIServer
 from support.rows import check_rows
 
@@ -138,6 +138,65 @@ def test_the_host_of_a_model_at_a_gateway_must_be_selected_unless_only_its_maker
     with pytest.raises(ConfigurationError, match=r"several hosts at OpenRouter.*provider_options=\{.provider.: "):
         Embedder("openrouter:qwen/qwen3-embedding-8b", api_key="k", cache=False)
     assert Embedder("openrouter:openai/text-embedding-3-small", api_key="k", cache=False).dimensions == 1536
+
+
+def test_facts_from_the_user_keep_the_role_and_the_choice_of_a_host(monkeypatch, tmp_path):
+    def body(model, **settings):
+        return Embedder(model, api_key="k", cache=False, **settings).provider.request_body("query")
+
+    facts = {"text_tokens": 9}
+    assert body("nvidia:m", model_info=facts) == body("nvidia:m") | {"input_type": "query"}
+    assert "task" not in body("jina:m", model_info={"asymmetric": False})
+    tasks = {"asymmetric": False, "tasks": {"clustering": "separation"}}
+    assert body("jina:m", model_info=tasks, task="clustering")["task"] == "separation"
+    like = body("nvidia:m", model_info={"like": "local:intfloat/e5-base-v2"})
+    assert ("input_type" in like, like["prompt"]) == (False, "query: ")
+    with pytest.raises(ConfigurationError, match="several hosts at OpenRouter"):
+        body("openrouter:qwen/qwen3-embedding-8b", model_info=facts)
+    (tmp_path / "models.json").write_text(
+        json.dumps({"models": [{"provider": name, "name": "m", **facts} for name in ("nvidia", "perplexity")]})
+    )
+    monkeypatch.setenv("RAG_EMBEDKIT_MODELS", str(tmp_path / "models.json"))
+    described = Embedder("perplexity:m", api_key="k", cache=False).provider
+    assert (described.dtype, described.limits.texts, described.limits.text_tokens) == ("int8", 512, 9)
+    assert body("nvidia:m")["input_type"] == "query"
+
+
+def test_a_model_name_with_another_address_is_not_that_of_a_service():
+    for name in ("mistral-embed", "qwen3-embedding-8b"):
+        embedder = Embedder(name, base_url="http://localhost:1234/v1", api_key="k", cache=False)
+        assert embedder.model == f"openai:{name}"
+    assert Embedder("mistral-embed", api_key="k", cache=False).model == "mistral:mistral-embed"
+
+
+def test_another_host_of_a_service_gets_its_path():
+    embedder = Embedder("dashscope:m", base_url="https://dashscope.aliyuncs.com", api_key="k", cache=False)
+    assert embedder.provider.endpoint == "https://dashscope.aliyuncs.com/compatible-mode/v1"
+    embedder = Embedder("cloudflare:m", base_url="https://api.cloudflare.com/", api_key="k", cache=False)
+    assert (embedder.provider.endpoint, "/my-account/" in embedder.provider.url) == ("", True)
+
+
+@pytest.mark.parametrize("dimensions", [None, 256])
+def test_vectors_from_cached_int8_are_those_from_a_reply(dimensions, tmp_path):
+    row = {"document": {"model": "pplx-embed-v1-0.6b", "input": ["a text"], "encoding_format": "base64_int8"}}
+    row |= {"reply": "base64_int8", "width": dimensions or 1024}
+    row["document"] |= {"dimensions": dimensions} if dimensions else {}
+    with RowServer(api_key="k", row=row) as server:
+        settings = {"api_key": "k", "base_url": server.base_url, "dimensions": dimensions}
+        settings["model"] = "perplexity:pplx-embed-v1-0.6b"
+        for dtype in ("int8", "float32"):
+            from_cache = Embedder(**settings, dtype=dtype, cache=tmp_path).embed(["a text"])
+        assert (len(server.requests), from_cache.usage.cache_hits) == (1, 1)
+        np.testing.assert_array_equal(from_cache.vectors, Embedder(**settings, cache=False).embed(["a text"]).vectors)
+
+
+def test_a_limit_per_minute_of_alibaba_cloud_is_not_a_missing_credit():
+    body = error("You exceeded your current quota, please check your plan.", code="insufficient_quota")
+    with RowServer(api_key="k", row=REQUESTS["dashscope"]) as server:
+        server.faults = [Fault(status=429, body=body, headers={"retry-after-ms": "1"})]
+        settings = REQUESTS["dashscope"]["settings"] | {"model": "dashscope:text-embedding-v4"}
+        result = Embedder(**settings, api_key="k", base_url=server.base_url, cache=False).embed(["a text"])
+    assert result.usage.retries == 1
 
 
 def test_an_address_with_a_variable_needs_it(monkeypatch):

@@ -85,12 +85,20 @@ def _builtin_rows() -> Iterator[ModelInfo]:
 
 
 @cache
+def _user_rows(file: str) -> Mapping[tuple[str, str], tuple[ModelInfo, Mapping[str, Any]]]:
+    """Return the rows of the user's file and the fields that they set. It is read once per process."""
+    return {
+        (row.provider, row.name): (row, fields)
+        for row, fields in _parse_rows(_load_file(file), f"{FILE_VARIABLE}={file}")
+    }
+
+
+@cache
 def _rows_with_file(file: str) -> tuple[ModelInfo, ...]:
-    """Return all rows with those of the user's file, which is read once per process."""
-    builtin = {(row.provider, row.name): row for row in _builtin_rows()}
-    parsed = _parse_rows(_load_file(file), f"{FILE_VARIABLE}={file}", builtin)
-    user = {(row.provider, row.name): row for row in parsed}
-    return tuple({**user, **{key: row for key, row in builtin.items() if key not in user}}.values())
+    """Return all rows: those of the user's file, then the built-in ones that it does not replace."""
+    user = _user_rows(file)
+    builtin = (row for row in _builtin_rows() if (row.provider, row.name) not in user)
+    return (*(row for row, _ in user.values()), *builtin)
 
 
 def _load_file(file: str) -> list[Any]:
@@ -111,15 +119,17 @@ def _load_file(file: str) -> list[Any]:
     raise ConfigurationError(f"{FILE_VARIABLE}: the file {file} cannot be used: {flaw}")
 
 
-def _parse_rows(raw: Sequence[Any], where: str, known: Mapping[tuple[str, str], ModelInfo]) -> Iterator[ModelInfo]:
+def _parse_rows(raw: Sequence[Any], where: str) -> Iterator[tuple[ModelInfo, Mapping[str, Any]]]:
     for position, raw_row in enumerate(raw):
         fields = dict(raw_row) if isinstance(raw_row, dict) else {}
         provider, name = fields.pop("provider", None), fields.pop("name", None)
         if not isinstance(provider, str) or not isinstance(name, str):
             raise ConfigurationError(f"{where}, model {position + 1}: provider and name are required")
-        where_row = f"{where}, model {provider}:{name}"
-        base = known.get((provider, name)) or unknown_model(provider, name)
-        yield merge_fields(_apply_like(base, fields, where_row), fields, where_row)
+        where_row, rest = f"{where}, model {provider}:{name}", dict(fields)
+        base = _builtin_rows_of(provider).get(name) or unknown_model(provider, name)
+        row = _apply_like(base, rest, where_row)
+        row = row if row.provider == provider else replace(_elsewhere(row, base), provider=provider)
+        yield merge_fields(row, rest, where_row), fields
 
 
 def _apply_like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInfo:
@@ -136,12 +146,24 @@ def _apply_like(base: ModelInfo, fields: dict[str, Any], where: str) -> ModelInf
     return replace(row, name=base.name)
 
 
+def _elsewhere(row: ModelInfo, default: ModelInfo) -> ModelInfo:
+    """Return a row as that of another provider: without its price, and with the limits of a request of `default`."""
+    limits = replace(default.limits, text_tokens=row.limits.text_tokens)
+    unit_length = default.unit_length if row.unit_length is None else row.unit_length
+    return replace(row, limits=limits, usd_per_million=None, usd_per_million_batch=None, unit_length=unit_length)
+
+
 def find(name: str, provider: str | None = None) -> ModelInfo | None:
     """Return the row of a model, of any provider if `provider` is None."""
     if not os.environ.get(FILE_VARIABLE):
         providers = _builtin_by_provider() if provider is None else (provider,)
         return next((row for one in providers if (row := _builtin_rows_of(one).get(name))), None)
     return next((row for row in rows() if row.name == name and provider in (None, row.provider)), None)
+
+
+def is_listed(provider: str, name: str) -> bool:
+    """Return True if a model has a built-in row."""
+    return name in _builtin_rows_of(provider)
 
 
 def providers_of(name: str) -> list[str]:
@@ -171,16 +193,23 @@ def find_for(
     known = next((row for provider in providers if (row := find(name, provider))), None)
     if model_info is None and known is None:
         return None
-    fields = dict(model_info or {})
-    base = _apply_like(known or default, fields, "model_info")
+    base, fields = known or default, dict(model_info or {})
+    if (described := _described_fields(providers[0], name)) is not None:
+        base, fields = replace(default, provider=providers[0]), {**described, **fields}
+    base = _apply_like(base, fields, "model_info")
     if base.provider != providers[0]:
-        limits = replace(default.limits, text_tokens=base.limits.text_tokens)
-        base = replace(base, limits=limits, usd_per_million=None, usd_per_million_batch=None)
-        base = replace(base, unit_length=default.unit_length) if base.unit_length is None else base
+        base = _elsewhere(base, default)
     row = merge_fields(base, fields, "model_info")
     if known is not None and known.dimensions and "like" not in (model_info or {}):
         _check_default_dimensions(known, row)
     return row
+
+
+def _described_fields(provider: str, name: str) -> Mapping[str, Any] | None:
+    """Return what the user's file says about a model without a built-in row; all else is as the provider assumes."""
+    file = os.environ.get(FILE_VARIABLE)
+    found = _user_rows(file).get((provider, name)) if file and not is_listed(provider, name) else None
+    return None if found is None else found[1]
 
 
 def _check_default_dimensions(known: ModelInfo, row: ModelInfo) -> None:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.types import ModelInfo
+from embedkit_core.providers import catalogue
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.openai.provider import OpenAI
@@ -203,6 +206,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             key_variables=("DASHSCOPE_API_KEY", "ALIBABA_API_KEY"),
             texts=10,
             base64=False,
+            rate_limit_codes=frozenset({"insufficient_quota"}),
         ),
         # Vectors are int8, not normalized; binary is packed from the lowest bit, so it is computed here.
         # docs.perplexity.ai/docs/embeddings; SDK perplexityai 0.46.1.
@@ -292,13 +296,19 @@ class Preset(OpenAI):
                 f"locally with model_info={{'dimensions': ..., 'allowed_dimensions': [{settings.dimensions}], 'cut': "
                 "'prefix'}, where dimensions is the width of the model."
             )
-        is_listed = info is not None and info.provider == self.name
-        if server.host_option is not None and not is_listed and server.host_option not in settings.options:
+        has_one_host = server.host_option is None or catalogue.is_listed(self.name, settings.name)
+        if not has_one_host and server.host_option not in settings.options:
             raise ConfigurationError(
                 f"provider_options: {settings.name} may have several hosts at {server.title}, and their vectors may "
                 f"differ. Select one with provider_options={{{server.host_option!r}: ...}}."
             )
         super().__init__(settings)
+
+    @classmethod
+    def default_info(cls, name: str) -> ModelInfo:
+        """Return the assumptions about a model without a catalogue row: it has the role that is usual there."""
+        role = cls.server.role
+        return replace(super().default_info(name), asymmetric=role is not None and role.is_for_unknown_models)
 
     @classmethod
     def is_own_host(cls, base_url: str | None) -> bool:

@@ -32,7 +32,7 @@ from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_n
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
 from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
-from embedkit_core.providers.openai.servers import BASE64, FLOATS, OPENAI, Server
+from embedkit_core.providers.openai.servers import BASE64, FLOATS, OPENAI, Role, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 from embedkit_core.providers.secrets import Hidden, Secret, reveal
 
@@ -76,16 +76,14 @@ class OpenAI(HTTPProvider):
         settings = replace(settings, connection=settings.connection.with_defaults(environment_headers))
         super().__init__(settings, canonical, secret, needs_key=self.server.needs_key)
         self._base_url = address.strip()
-        server, info = self.server, settings.info
+        server = self.server
         self.dtype = settings.dtype
         may_truncate = not server.refuses_long_texts and server.truncation is None
         self.may_truncate_silently = may_truncate and not self.is_openai
         self._fields = dict(server.always)
         if server.dtype_field is not None and settings.dtype in server.dtypes:
             self._fields[server.dtype_field] = server.dtypes[settings.dtype]
-        is_listed = info is not None and info.provider == self.name
-        has_role = info.asymmetric if info and is_listed else server.role and server.role.is_for_unknown_models
-        self._role = server.role if has_role else None
+        self._role = server.role if server.role and self._has_role(server.role, settings) else None
         self._roles = settings.role_values(server.role.values if server.role else {})
         self.encodings = (BASE64,) if server.encoding_field and server.base64 is not False else ()
         self.documents_base64 = self.is_openai or server.base64 is True
@@ -106,6 +104,17 @@ class OpenAI(HTTPProvider):
         """Return the providers whose catalogue rows apply: at OpenAI's own address only OpenAI."""
         is_openai = cls.server is OPENAI and cls.is_own_host(base_url)
         return cls.catalogue_providers[:1] if is_openai else cls.catalogue_providers
+
+    def _has_role(self, role: Role, settings: ProviderSettings) -> bool:
+        """Return True if the requests for a model have a field for the input type.
+
+        A model with the row of another provider has prompts instead, if that row has any.
+        """
+        info = settings.info
+        if info is None:
+            return role.is_for_unknown_models
+        is_own = info.provider == self.name
+        return (info.asymmetric or settings.task is not None) and (is_own or not info.prompts)
 
     def _environment_headers(self, base_url: str | None) -> dict[str, str]:
         """Return the headers in OpenAI's environment variables, which no other server receives.
@@ -194,10 +203,13 @@ class OpenAI(HTTPProvider):
 
     def address_fix(self, path: str) -> str:
         """Return advice about an address that was not found, "" if its path is the usual one."""
-        usual = self.server.path or "/v1"  # infinity has none by default, and this one behind a gateway or by an option
+        if not self.endpoint:
+            return ""
+        known = self.server.usual_path
+        usual = known or "/v1"  # infinity has none by default, and this one behind a gateway or by an option
         if not path.endswith(usual):
             return f"Should base_url end in {usual}?"
-        return "" if self.server.path else f"Should base_url end without {usual}?"
+        return "" if known else f"Should base_url end without {usual}?"
 
 
 def _custom_headers() -> dict[str, str]:
@@ -358,4 +370,5 @@ class OpenAIClient:
             provider.key_variable,
             dimensions=None if provider.is_openai else sent.fields.get(provider.dimensions_field),
             fix=provider.address_fix(path) if status == 404 and "model" not in detail.message.lower() else "",
+            rate_limit_codes=provider.server.rate_limit_codes,
         )

@@ -20,16 +20,21 @@ Formats and their sources, read 2026-11-25:
 - NVIDIA: {"error": "..."}; elastic/elasticsearch, NvidiaEmbeddingsResponseHandler, read 2026-11-30.
 - Zhipu AI: OpenAI's with a number as "code", 429 also without credit; docs.bigmodel.cn/cn/api/api-code, read
   2026-11-30.
-- SiliconFlow: {"code", "message", "data"}, 413 for too many texts; coze-dev/coze-studio#291, read 2026-11-30.
-- Cloudflare: {"errors": [{"code", "message"}], "success": false}; developers.cloudflare.com/fundamentals/api, read
-  2026-11-30.
+- Alibaba Cloud: OpenAI's, with 429 and "insufficient_quota" for a limit on tokens per minute;
+  help.aliyun.com/en/model-studio/error-code-start and rate-limit; 400 "Range of input length should be [1, 2048]";
+  agentscope-ai/agentscope#1242, read 2026-11-30.
+- SiliconFlow: {"code", "message", "data"}, 413 for too many texts; coze-dev/coze-studio#291, 403 also without credit;
+  docs.siliconflow.cn/cn/faqs/error-code; "length of prompt_tokens (600) must be less than max_seq_len (512)";
+  chatboxai/chatbox#2060, read 2026-11-30.
+- Cloudflare: {"errors": [{"code", "message"}], "success": false}; developers.cloudflare.com/fundamentals/api; 429 and
+  3036 for the free allocation of a day, 3040 without capacity; workers-ai/platform/errors, read 2026-11-30.
 - GitHub's models: 413 "Request body too large for ... Max size: 64000 tokens"; nlweb-ai/NLWeb#164.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +44,18 @@ from embedkit_core.providers.http.refusals import Refusal
 
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 QUOTA_CODES |= {"1113", "1304", "1308", "1309", "1310"}  # of Zhipu AI
-QUOTA_CODES |= {"Arrearage"}  # of Alibaba Cloud
-QUOTA_MESSAGE = re.compile(r"AUTHZ_INSUFFICIENT_BALANCE|insufficient account balance", re.I)
+QUOTA_CODES |= {"Arrearage", "AllocationQuota.FreeTierOnly"}  # of Alibaba Cloud
+QUOTA_CODES |= {"3036"}  # of Cloudflare
+QUOTA_MESSAGE = re.compile(
+    r"AUTHZ_INSUFFICIENT_BALANCE|(insufficient|not enough) (account )?balance|balance is insufficient", re.I
+)
+TOO_LONG_CODES = {"1261"}  # of Zhipu AI
 TOO_LONG = re.compile(
     r"maximum context length|max context \d+|too long|(larger|longer) than the max\w{0,9} (context|model)"
     r"|exceeds? .{0,40}(context|max\w{0,9} (input|sequence)) ?(length|size)|exceed n_ctx"
     r"|must have less than \d+ (tokens|characters)|should have at most \d+ characters|too large to process"
-    r"|exceeds (the )?(model's )?maximum (of|allowed) (\d+ tokens|token size)|INPUT_TOKEN_LIMIT_EXCEEDED",
+    r"|exceeds (the )?(model's )?maximum (of|allowed) (\d+ tokens|token size)|INPUT_TOKEN_LIMIT_EXCEEDED"
+    r"|range of input length should be|length of prompt_tokens .{0,20}must be less than",
     re.I,
 )
 TOO_LARGE = re.compile(
@@ -60,12 +70,14 @@ COUNTS = re.compile(
     r"|\((?P<tokens3>\d+) tokens\) is too large .*batch size: (?P<limit3>\d+)"
     r"|\(length (?P<tokens4>\d+)\) is longer than the maximum model length of (?P<limit4>\d+)"
     r"|\((?P<tokens5>\d+) tokens\) exceeds the available context size \((?P<limit5>\d+)"
-    r"|length (?P<tokens6>\d+) exceeds maximum allowed token size (?P<limit6>\d+)",
+    r"|length (?P<tokens6>\d+) exceeds maximum allowed token size (?P<limit6>\d+)"
+    r"|length of prompt_tokens \((?P<tokens7>\d+)\) must be less than max_seq_len \((?P<limit7>\d+)\)",
     re.I,
 )
 ABOUT_REQUEST = re.compile(
     r"unrecognized request argument|not support specifying|unknown (field|parameter)|not an embedding model|no model"
-    r"|invalid model name|no healthy deployments|no connected db",
+    r"|invalid model name|no healthy deployments|no connected db|no such model|model does not exist|model_not_found"
+    r"|extra (fields|inputs) (are )?not permitted|unsupportedparamserror|parameter is required",
     re.I,
 )
 ABOUT_DIMENSIONS = re.compile(r"matryoshka|\bdimensions?\b", re.I)
@@ -80,6 +92,7 @@ STATUSES = {
     **dict.fromkeys(("overloaded_error", "service_unavailable"), 503),
 }
 NO_SUCH_MODEL = {"model_not_found", "invalid_model", "DeploymentNotFound", "not_found_error"}
+NO_SUCH_MODEL |= {"1211"}  # of Zhipu AI
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,8 @@ def read_detail(body: object) -> ErrorDetail:
         inner = errors[0]
     if isinstance(inner, Mapping) and isinstance(findings := inner.get("detail"), Sequence):
         return ErrorDetail(findings) if isinstance(findings, str) else _findings(findings)
+    if isinstance(inner, Mapping) and isinstance(nested := inner.get("detail"), Mapping):
+        return read_detail(nested)
     if not isinstance(inner, Mapping):
         return ErrorDetail(inner if isinstance(inner, str) else "")
     fields = {name: inner.get(name) for name in ("message", "type", "param", "code")}
@@ -137,7 +152,13 @@ def _findings(findings: Sequence[object]) -> ErrorDetail:
 
 
 def to_provider_error(
-    refusal: Refusal, detail: ErrorDetail, variable: str | None, *, dimensions: int | None, fix: str
+    refusal: Refusal,
+    detail: ErrorDetail,
+    variable: str | None,
+    *,
+    dimensions: int | None,
+    fix: str,
+    rate_limit_codes: Set[str] = frozenset(),
 ) -> ProviderError:
     """Return the error for an error response, by status, code and message.
 
@@ -147,8 +168,10 @@ def to_provider_error(
         variable: Environment variable of the API key.
         dimensions: Dimensions requested from a compatible server, None for OpenAI or the default dimensions.
         fix: Advice about the address for a request that is refused, "" if there is none.
+        rate_limit_codes: Codes that mean a limit per minute, though with other servers they mean no credit.
     """
-    if detail.code in QUOTA_CODES or detail.type in QUOTA_CODES or QUOTA_MESSAGE.search(detail.message):
+    is_quota = {detail.code, detail.type} & (QUOTA_CODES - rate_limit_codes) or QUOTA_MESSAGE.search(detail.message)
+    if is_quota:
         return refusal.quota()
     if refusal.status == 429:
         limited = refusal.rate_limit()
@@ -168,9 +191,10 @@ def to_provider_error(
 
 def _input_error(refusal: Refusal, detail: ErrorDetail, fix: str) -> ProviderError:
     message, status = detail.message, refusal.status
-    if detail.is_about_texts and TOO_LONG.search(message) and not TOO_LONG_LIST.search(message):
+    is_too_long = TOO_LONG.search(message) or detail.code in TOO_LONG_CODES
+    if detail.is_about_texts and is_too_long and not TOO_LONG_LIST.search(message):
         counts = COUNTS.search(message)
-        values = {name.rstrip("123456"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
+        values = {name.rstrip("1234567"): int(n) for name, n in counts.groupdict().items() if n} if counts else {}
         return TextTooLongError(tokens=values.get("tokens"), limit=values.get("limit"), **refusal.error_fields)
     about_request = ABOUT_REQUEST.search(message) or detail.code in NO_SUCH_MODEL or detail.type in NO_SUCH_MODEL
     out_of_memory, too_many = status == 424 and not about_request, TOO_MANY_TEXTS.search(message)

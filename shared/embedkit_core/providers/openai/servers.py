@@ -28,7 +28,7 @@ class Role(NamedTuple):
         field: Name of the field.
         values: Its value for each input type.
         is_for_unknown_models: True if models that are not in the catalogue have the field. Those in the catalogue have
-            it if they are asymmetric.
+            it if they are asymmetric or are used for a task.
     """
 
     field: str
@@ -51,7 +51,7 @@ class Server:
     Attributes:
         title: Name of the server in messages.
         address: Default address, None if the user must pass one. {NAME} stands for an environment variable.
-        path: Path of the API.
+        path: Path of the API of servers that users run; that of a service is in its address.
         address_variables: Environment variables with the address, the first one set is used.
         key_variables: Environment variables with the API key, the first one set is used.
         needs_key: True if the server needs an API key at every address. A service needs one at its own.
@@ -76,6 +76,7 @@ class Server:
         has_float32: True if the server returns float32, without `dtype_field`.
         host_option: Request field that selects the host of a model at a gateway. Different hosts may return different
             vectors, so a model that is not in the catalogue needs it in `provider_options`.
+        rate_limit_codes: Codes of errors that mean a limit per minute, though with other servers they mean no credit.
     """
 
     title: str
@@ -101,6 +102,7 @@ class Server:
     dtypes: Mapping[DType, str] = field(default_factory=dict)
     has_float32: bool = True
     host_option: str | None = None
+    rate_limit_codes: frozenset[str] = frozenset()
 
     @property
     def is_service(self) -> bool:
@@ -127,6 +129,11 @@ class Server:
         """Limits of a request for models without own limits."""
         return Limits(self.texts or DEFAULT_REQUEST_TEXTS, self.tokens, in_flight=self.in_flight)
 
+    @property
+    def usual_path(self) -> str:
+        """Path of the API."""
+        return urlsplit(self.address).path if self.address and self.is_service else self.path
+
     def find(self, base_url: str | None) -> str:
         """Return the address: `base_url`, else the environment's, else the default.
 
@@ -143,12 +150,15 @@ class Server:
                 f"base_url: the address of {self.title} is missing. Pass base_url= or set the environment variable "
                 f"{self.address_variables[0]}."
             )
-        return VARIABLE.sub(lambda found: self._part(found[1]), self.address)
+        return self._filled(self.address)
 
     def is_at(self, address: str) -> bool:
         """Return True if a canonical address is the default one, with any values of its variables."""
         parts = VARIABLE.split(self.address or "")[::2]
         return re.fullmatch(r"[\w.-]+".join(map(re.escape, parts)), address) is not None
+
+    def _filled(self, address: str) -> str:
+        return VARIABLE.sub(lambda found: self._part(found[1]), address)
 
     def _part(self, variable: str) -> str:
         """Return the part of the address that is in an environment variable."""
@@ -166,7 +176,7 @@ class Server:
         """Return an address with the server's path if it has no path."""
         if not self.completes or not isinstance(address, str) or _path(address):
             return address
-        return address.strip().rstrip("/") + self.path
+        return address.strip().rstrip("/") + self._filled(self.usual_path)
 
     def _with_defaults(self, address: str) -> str:
         """Return the address of an environment variable with the default scheme, port and path if they are missing.
