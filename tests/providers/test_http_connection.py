@@ -265,6 +265,17 @@ def test_headers_are_pickled_only_with_pickle_api_key():
         assert server.requests[-1].headers["x-key"] == SECRET
 
 
+def test_an_embedder_without_its_headers_does_not_use_the_client_of_one_that_had_none(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    with OpenAIServer() as server:
+        model = "openai:text-embedding-3-small"
+        plain = made(model, server, api_key=None)
+        plain.embed(TEXTS)
+        lost = pickle.loads(pickle.dumps(made(model, server, api_key=None, headers={"x-key": SECRET})))
+        with pytest.raises(AuthenticationError, match="headers and proxy were not pickled"):
+            lost.embed(["another text"])
+
+
 def constant_key():
     return "test-key"
 

@@ -44,7 +44,7 @@ class Connection:
     @property
     def fingerprint(self) -> str:
         """Salted digest that distinguishes connections within this process."""
-        parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle, self.client_cert))
+        parts = repr((sorted(self.headers.items()), self.proxy, self.ca_bundle, self.client_cert, self.lost))
         return hashlib.sha256(SALT + parts.encode()).hexdigest()
 
     @property
