@@ -128,6 +128,9 @@ class BaseEmbedder:
         if budget_name is not None and self.budget is not None:
             check_budget_is_shared(self.budget, self._coordination)
         self._format = resolved_model.format
+        has_unit_length = self._info is not None and self._info.unit_length is not None
+        is_float = self._format.dtype in ("float32", "float16")
+        self._is_normalized = is_float and (has_unit_length or resolved_model.output.post_processing.normalize)
         self._accounts: dict[Account, weakref.finalize[Any, Any]] = {}
         self.truncation_logged = WakeFlag()
         limiter = LimiterAdapter(rate_limiter) if rate_limiter is not None else None
@@ -166,7 +169,7 @@ class BaseEmbedder:
 
         The zero vectors of empty texts are an exception.
         """
-        return self._info is not None and self._info.unit_length is not None
+        return self._is_normalized
 
     @property
     def space(self) -> str:

@@ -13,7 +13,7 @@ from support.openai_replies import Fault, Json, as_json, error, vector_of
 from support.openai_server import OpenAIServer
 from support.rows import check_rows
 
-from embedkit_core import AuthenticationError, ConfigurationError, Embedder, models
+from embedkit_core import AuthenticationError, BadReplyError, ConfigurationError, Embedder, models
 from embedkit_core.common.plugins import COMPATIBLE
 from embedkit_core.providers.openai.presets import PRESETS
 from langchain_embedkit import EmbedKitEmbeddings
@@ -188,6 +188,26 @@ def test_vectors_from_cached_int8_are_those_from_a_reply(dimensions, tmp_path):
             from_cache = Embedder(**settings, dtype=dtype, cache=tmp_path).embed(["a text"])
         assert (len(server.requests), from_cache.usage.cache_hits) == (1, 1)
         np.testing.assert_array_equal(from_cache.vectors, Embedder(**settings, cache=False).embed(["a text"]).vectors)
+
+
+def test_base64_of_float32_is_not_read_as_int8():
+    row = {"document": {"model": "pplx-embed-v1-0.6b", "input": ["a text"], "encoding_format": "base64_int8"}}
+    row["document"] |= {"dimensions": 256}
+    row |= {"reply": "base64", "width": 256}  # as many bytes as int8 of the model's 1024 dimensions
+    with RowServer(api_key="k", row=row) as server:
+        settings = {"api_key": "k", "base_url": server.base_url, "dimensions": 256, "cache": False}
+        with pytest.raises(BadReplyError, match="base64 of an unknown type"):
+            Embedder("perplexity:pplx-embed-v1-0.6b", **settings).embed(["a text"])
+
+
+def test_floats_are_normalized_without_a_row_and_int8_never():
+    def is_normalized(model, **settings):
+        return Embedder(model, api_key="k", cache=False, **settings).is_normalized
+
+    assert is_normalized("perplexity:m")
+    assert is_normalized("perplexity:pplx-embed-v1-4b")
+    assert not is_normalized("perplexity:pplx-embed-v1-4b", dtype="int8")
+    assert not is_normalized("ollama:m")
 
 
 def test_a_limit_per_minute_of_alibaba_cloud_is_not_a_missing_credit():

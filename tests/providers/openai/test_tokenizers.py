@@ -29,6 +29,8 @@ def test_tokens_are_counted_with_a_local_vocabulary(vocabulary):
     chosen = Embedder("openai:text-embedding-3-small", api_key="k", cache=False)
     assert chosen.provider.count_tokens("tiktoken is great!") == 6
     assert chosen.provider.count_tokens("<|endoftext|>") == 7  # text, not a special token
+    other = Embedder("mistral:mistral-embed", api_key="k", cache=False)
+    assert other.provider.count_tokens("tiktoken is great!") is None  # its tokenizer is another one
 
 
 @pytest.mark.parametrize("folder", ["", "empty"])

@@ -37,6 +37,7 @@ class EncodingNegotiation:
         is_ambiguous = any(factor * width in widths for width in widths for factor in (2, 4))
         is_ambiguous |= requests_dimensions and len(widths) == 1
         self._widths = () if is_ambiguous else tuple(widths)
+        self._bytes = tuple(widths[:1] if is_ambiguous else widths)
         self._is_refused = self._is_accepted = self._is_trying = False
 
     def choose(self) -> str:
@@ -50,6 +51,10 @@ class EncodingNegotiation:
     def is_float32(self, n_bytes: int) -> bool:
         """Return True if base64 with so many bytes per row is float32."""
         return self._is_documented or n_bytes / NUMPY_FLOAT32.itemsize in self._widths
+
+    def is_one_byte_per_number(self, n_bytes: int) -> bool:
+        """Return True if base64 with so many bytes per row is int8, uint8 or packed, or if nothing is known of it."""
+        return not self._bytes or n_bytes in self._bytes
 
     def accepted(self, encoding: str, width: int) -> None:
         """Accept that a reply was read and has rows of this width."""

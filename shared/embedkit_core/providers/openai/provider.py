@@ -87,7 +87,7 @@ class OpenAI(HTTPProvider):
         self._roles = settings.role_values(server.role.values if server.role else {})
         self.encodings = (BASE64,) if server.encoding_field and server.base64 is not False else ()
         self.documents_base64 = self.is_openai or server.base64 is True
-        self._uses_openai_tokens = settings.info is not None and settings.info.provider == self.cache_key_provider
+        self._uses_openai_tokens = settings.info is not None and settings.info.tokenizer == "tiktoken:cl100k_base"
 
     @classmethod
     def locate(cls, base_url: str | None) -> str:
@@ -328,6 +328,7 @@ class OpenAIClient:
         return connection_error(message, error, f"Is {server.title} running there?" if is_users_own else fix)
 
     def _decode(self, reply: Mapping[str, Any], sent: SentBatch) -> Reply:
+        negotiation, is_float32 = sent.negotiation, self._provider.dtype == "float32"
         try:
             decoded = self._reader.read_data(
                 reply,
@@ -335,7 +336,7 @@ class OpenAIClient:
                 NUMPY_DTYPES[self._provider.dtype],
                 "total_tokens",
                 "prompt_tokens",
-                accepts=sent.negotiation.is_float32 if self._provider.dtype == "float32" else None,
+                accepts=negotiation.is_float32 if is_float32 else negotiation.is_one_byte_per_number,
             )
         except UnreadableEncodingError as error:
             if sent.encoding != BASE64:
