@@ -137,6 +137,7 @@ def test_models_and_explain_print_text_and_json(shell):
     code, out, _ = shell("models", "cohere")
     assert code == 0
     assert "cohere:embed-v4.0" in out
+    assert "(0.20)" in shell("models", "google")[1]
     listed = json.loads(shell("models", "--json")[1])
     assert any(row["model"] == MODEL and row["usd_per_million"] == "0.02" for row in listed)
     told = json.loads(shell("explain", "a text", "-m", MODEL, "--json")[1])

@@ -238,6 +238,8 @@ def test_models_filters_by_provider_status_and_name():
     assert [row.provider for row in models(name="embed-v4.0")] == ["cohere"]
     with pytest.raises(ConfigurationError, match=r"provider 'voyge'; did you mean 'voyage'\?"):
         models("voyge")
+    with pytest.raises(ConfigurationError, match=r"provider 'gemini'; did you mean 'google'\?"):
+        models("gemini")
     with pytest.raises(ConfigurationError, match=r"status 'curent'; did you mean 'current'\?"):
         models(status="curent")
 
@@ -287,6 +289,8 @@ def test_a_model_newer_than_the_catalogue_is_accepted(model):
     [
         ("voyage:text-embedding-3-small", "did you mean 'openai:text-embedding-3-small'"),
         ("openai:voyage-4", "did you mean 'voyage:voyage-4'"),
+        ("cloudflare:bge-m3", "did you mean 'cloudflare:@cf/baai/bge-m3'"),
+        ("bedrock:amazon.titan-embed-text-v2", "did you mean 'bedrock:amazon.titan-embed-text-v2:0'"),
         ("voyage:voyage-context-3", "endpoint, which is not supported"),
         ("voyage:voyage-multimodal-3.5", "endpoint, which is not supported"),
         ("pa-secret-key-of-mine", "looks like an API key"),

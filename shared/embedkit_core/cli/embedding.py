@@ -114,7 +114,10 @@ def models(
     provider: Annotated[str | None, typer.Argument(help="List models of this provider only.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """List the models of the catalogue with dimensions, limits, prices and, with --json, dtypes."""
+    """List the models of the catalogue with dimensions, limits, prices and, with --json, dtypes.
+
+    A price in parentheses is not from a page of the provider; a budget in USD then needs --price.
+    """
     listed: list[dict[str, Any]] = [
         {
             "model": f"{m.provider}:{m.name}",
@@ -122,6 +125,7 @@ def models(
             "text_tokens": m.limits.text_tokens,
             "dtypes": list(m.dtypes),
             "usd_per_million": _list_price(m),
+            "confirmed": m.confirmed,
             "status": m.status,
         }
         for m in _catalogue_rows(provider)
@@ -129,6 +133,9 @@ def models(
     columns = ("model", "dimensions", "text_tokens", "usd_per_million", "status")
     shown = {None: "?", "0": "free"}
     cells = [[str(shown.get(row[name], row[name])) for name in columns] for row in listed]
+    price = columns.index("usd_per_million")
+    for line, row in zip(cells, listed, strict=True):
+        line[price] = f"({line[price]})" if not row["confirmed"] and row["usd_per_million"] else line[price]
     text = table(["model", "dimensions", "max tokens", "USD per 1M tokens", "status"], cells)
     show(text if listed else f"The catalogue has no models of {provider!r}.", listed, as_json=as_json)
 

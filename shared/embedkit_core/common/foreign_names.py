@@ -1,18 +1,22 @@
-"""Names of arguments in other libraries, with the argument of `Embedder` that is meant. No I/O.
+"""Names in other libraries: of arguments, with the argument of `Embedder` that is meant, and of providers. No I/O.
 
-The adapters accept many of these names. Elsewhere, the error for an unknown argument shows the advice.
+The adapters accept many of the arguments. Elsewhere, the error for an unknown argument shows the advice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 _LOCAL = "for a local model, pass provider_options={{{0!r}: ...}}"
+_LOCAL_OPTIONS = ("device", "precision", "max_seq_length", "backend", "file_name", "threads", "providers")
+_GOOGLE_CLOUD = "set the environment variable {0}, and use model='vertex:...'"
 _QUERIES = "pass it to embed(), or use embed_query() and embed_documents()"
 
 MEANT: Mapping[str, tuple[str, ...]] = {
     "api_key": (
         *("openai_api_key", "voyage_api_key", "cohere_api_key", "google_api_key", "mistral_api_key", "key", "token"),
+        "api_token",
         *("nvidia_api_key", "nomic_api_key", "jina_api_key", "fireworks_api_key", "together_api_key"),
         *("dashscope_api_key", "huggingfacehub_api_token", "azure_ad_token_provider"),
     ),
@@ -40,7 +44,7 @@ MEANT: Mapping[str, tuple[str, ...]] = {
 }
 ADVICE: Mapping[str, str] = {
     **{name: f"use {argument}=" for argument, names in MEANT.items() for name in names},
-    **{name: _LOCAL.format(name) for name in ("device", "precision", "max_seq_length")},
+    **{name: _LOCAL.format(name) for name in _LOCAL_OPTIONS},
     **dict.fromkeys(("input_type", "task_type", "mode"), _QUERIES),
     **dict.fromkeys(("cache_folder", "cache_dir"), "models are in HF_HUB_CACHE; for the cache of vectors, use cache="),
     "trust_remote_code": "the code of a model is never run here",
@@ -62,5 +66,58 @@ ADVICE: Mapping[str, str] = {
         ),
         "use headers=, proxy=, ca_bundle= and client_cert=",
     ),
+    **dict.fromkeys(("client_options", "http_options", "client_args"), "use base_url=, headers= and proxy="),
+    **dict.fromkeys(("project", "project_id"), _GOOGLE_CLOUD.format("GOOGLE_CLOUD_PROJECT")),
+    "location": _GOOGLE_CLOUD.format("GOOGLE_CLOUD_LOCATION"),
+    "credentials": _GOOGLE_CLOUD.format("GOOGLE_APPLICATION_CREDENTIALS to the file"),
+    "vertexai": "use model='vertex:...'",
+    "account_id": "set the environment variable CLOUDFLARE_ACCOUNT_ID",
     **dict.fromkeys(("user", "encoding_format"), "additional fields of the request are provider_options="),
 }
+_PROVIDERS: Mapping[str, str] = {  # of LiteLLM, LangChain and the providers themselves, without separators
+    "aigateway": "vercel",
+    "alibaba": "dashscope",
+    "aws": "bedrock",
+    "amazon": "bedrock",
+    "azureopenai": "azure",
+    "bigmodel": "zhipu",
+    "cf": "cloudflare",
+    "fireworksai": "fireworks",
+    "gemini": "google",
+    "googleai": "google",
+    "googlegenai": "google",
+    "googlevertexai": "vertex",
+    "hf": "local",
+    "hostedvllm": "vllm",
+    "huggingface": "local",
+    "jinaai": "jina",
+    "litellmproxy": "litellm",
+    "llamaserver": "llamacpp",
+    "mistralai": "mistral",
+    "models": "google",  # the Gemini API's "models/gemini-embedding-001"
+    "nim": "nvidia",
+    "nvidianim": "nvidia",
+    "perplexityai": "perplexity",
+    "pplx": "perplexity",
+    "qwen": "dashscope",
+    "sentencetransformers": "local",
+    "textembeddingsinference": "tei",
+    "togetherai": "together",
+    "vercelaigateway": "vercel",
+    "vertexai": "vertex",
+    "voyageai": "voyage",
+    "workersai": "cloudflare",
+    "zai": "zhipu",
+    "zhipuai": "zhipu",
+}
+
+
+def provider_meant(name: str, known: Iterable[str]) -> str | None:
+    """Return the known provider that another library or spelling calls `name`, None if there is none."""
+    plain = {_without_separators(one): one for one in known}
+    written = _without_separators(name)
+    return plain.get(_PROVIDERS.get(written, written))
+
+
+def _without_separators(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name).lower()

@@ -46,7 +46,7 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
         listed = ", ".join(map(repr, names))
-        hint = suggest(value, names) if isinstance(value, str) else ""
+        hint = suggest(value.lower(), names) if isinstance(value, str) else ""
         raise ConfigurationError(f"{name}: must be one of {listed} (got {value!r}){hint and f'; {hint}'}")
 
 

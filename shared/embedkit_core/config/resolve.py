@@ -23,31 +23,6 @@ from embedkit_core.providers.http.connection import make_connection
 from embedkit_core.providers.registry import is_provider, provider_class, provider_names
 from embedkit_core.providers.secrets import KEY_PREFIXES, Hidden, Secret, reveal
 
-PROVIDER_SPELLINGS = {  # of LiteLLM, LangChain and the providers themselves
-    "aws": "bedrock",
-    "azure_openai": "azure",
-    "fireworks_ai": "fireworks",
-    "gemini": "google",
-    "google_genai": "google",
-    "google_vertexai": "vertex",
-    "hf": "local",
-    "hosted_vllm": "vllm",
-    "huggingface": "local",
-    "jina_ai": "jina",
-    "litellm_proxy": "litellm",
-    "lm_studio": "lmstudio",
-    "mistralai": "mistral",
-    "nvidia_nim": "nvidia",
-    "qwen": "dashscope",
-    "sentence-transformers": "local",
-    "together_ai": "together",
-    "vercel_ai_gateway": "vercel",
-    "vertex_ai": "vertex",
-    "voyageai": "voyage",
-    "workers-ai": "cloudflare",
-    "zai": "zhipu",
-}
-
 CONNECTION_ARGUMENTS = ("headers", "proxy", "ca_bundle", "client_cert")
 
 
@@ -143,13 +118,13 @@ def _catalogue_entry(
 
 def _check_available(provider: str, name: str, info: ModelInfo | None) -> None:
     """Reject misspelled and retired models. New models are accepted without a release of this library."""
-    other = catalogue.find(name) if info is None and "/" not in name else None  # owner/name has several hosts
-    if other is not None and not provider_class(other.provider).is_local:
-        raise ConfigurationError(f"model: {provider} does not serve {name!r}; did you mean '{other.provider}:{name}'?")
     if info is None and (hint := catalogue.suggest_model(name, provider)):
         raise ConfigurationError(
             f"model: unknown model {name!r} of {provider}; {hint} If the name is right, pass model_info={{}}."
         )
+    other = catalogue.find(name) if info is None and "/" not in name else None  # owner/name has several hosts
+    if other is not None and not provider_class(other.provider).is_local:
+        raise ConfigurationError(f"model: {provider} does not serve {name!r}; did you mean '{other.provider}:{name}'?")
     if info is not None and info.status == "retired":
         date = f" on {info.retired}" if info.retired else ""
         successor = f"; the successor '{provider}:{info.successor}' has other vectors" if info.successor else ""
@@ -211,6 +186,8 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
         return f"model: {model!r} is a folder. Use 'local:{model}'."
     if meant := _other_spelling(model, known):
         return f"model: unknown model {model!r}; did you mean {meant!r}?"
+    if model.strip().lower() in known:
+        return f"model: names a provider and no model (got {model!r}). Use '{model.strip().lower()}:MODEL'."
     name = model.partition(":")[2]
     if provider and (hint := suggest(provider, {other: f"{other}:{name}" for other in known}, cutoff=0.6)):
         return f"model: unknown provider {provider!r}; {hint}"
@@ -228,11 +205,21 @@ def _unknown_model(model: str, provider: str | None, known: list[str]) -> str:
 
 
 def _other_spelling(model: str, known: list[str]) -> str | None:
-    """Return the model string for LiteLLM's "provider/model", another case, or another library's provider name."""
-    if (parts := re.match(r"\s*([\w-]+)[:/](.*\S)", model)) is None:
+    """Return the model string for LiteLLM's "provider/model", another case, or another library's provider name.
+
+    "owner/name" may be the whole name of a model, of the Hugging Face hub or of NVIDIA.
+    """
+    from embedkit_core.common.foreign_names import provider_meant  # only errors need it
+
+    if (parts := re.match(r"\s*([\w.-]+)([:/])(.*\S)", model)) is None:
         return None
-    provider = PROVIDER_SPELLINGS.get(parts[1].lower(), parts[1].lower())
-    return f"{provider}:{parts[2]}" if provider in known else None
+    provider, name = provider_meant(parts[1], known), parts[3]
+    if parts[2] == "/" and (provider is None or catalogue.find(name, provider) is None):
+        hosts = [one for one in catalogue.providers_of_owner(parts[1]) if one in known]
+        local = next((one for one in hosts if provider_class(one).is_local and parts[1] not in known), None)
+        if provider in hosts or local is not None:
+            return f"{provider if provider in hosts else local}:{model.strip()}"
+    return f"{provider}:{name}" if provider is not None else None
 
 
 def _check_task(arguments: Mapping[str, Any], model: str, info: ModelInfo | None, *, takes_roles: bool) -> None:
@@ -240,13 +227,19 @@ def _check_task(arguments: Mapping[str, Any], model: str, info: ModelInfo | None
     task = arguments["task"]
     if task is None:
         return
-    check_choice("task", task, get_args(Task))
+    try:
+        check_choice("task", task, get_args(Task))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}{'' if str(error).endswith('?') else '.'} Omit it for retrieval.") from None
     for input_type in get_args(InputType):
         if _prompt(arguments, input_type) is not None:
             raise ConfigurationError(f"task: contradicts {input_type}_prompt (got {task!r}). Pass one of them.")
     offered = info.tasks if info is not None and (info.prompts or takes_roles) else {}
     if task not in offered:
         known = f"it offers {', '.join(map(repr, offered))}" if offered else "no tasks of it are known"
+        rows = [row for row in catalogue.rows() if row.provider == model.partition(":")[0] and row.status == "current"]
+        if others := [f"'{row.provider}:{row.name}'" for row in rows if task in row.tasks]:
+            known += f"; models that do: {', '.join(others[:3])}"
         raise ConfigurationError(
             f"task: {model} does not offer {task!r}; {known}. Omit task= for retrieval, or pass the instruction of the "
             "model's documentation as query_prompt= and document_prompt=."

@@ -36,6 +36,9 @@ def test_the_name_of_an_argument_in_another_library_gets_the_name_here():
         ("cache_folder", "models are in HF_HUB_CACHE; for the cache of vectors, use cache="),
         ("google_api_key", "use api_key="),
         ("httpx_client", "use headers=, proxy=, ca_bundle= and client_cert="),
+        ("threads", "for a local model, pass provider_options={'threads': ...}"),
+        ("account_id", "set the environment variable CLOUDFLARE_ACCOUNT_ID"),
+        ("location", "set the environment variable GOOGLE_CLOUD_LOCATION, and use model='vertex:...'"),
         ("timout", "did you mean 'timeout'?"),
     ]
     check_rows(rows, check)
@@ -71,9 +74,20 @@ def test_a_model_string_in_another_spelling_gets_the_one_here():
         ("cohere/embed-v4.0", "cohere:embed-v4.0"),
         ("voyageai:voyage-4", "voyage:voyage-4"),
         ("azure_openai:deployment", "azure:deployment"),
+        ("azure-openai:deployment", "azure:deployment"),
         ("huggingface:owner/name", "local:owner/name"),
+        ("hugging_face:owner/name", "local:owner/name"),
+        ("llama.cpp:m", "llamacpp:m"),
+        ("models/gemini-embedding-001", "google:gemini-embedding-001"),
+        ("google/gemini-embedding-2", "google:gemini-embedding-2"),
+        ("nvidia/llama-3.2-nv-embedqa-1b-v2", "nvidia:nvidia/llama-3.2-nv-embedqa-1b-v2"),
+        ("sentence-transformers/some-model", "local:sentence-transformers/some-model"),
     ]
     check_rows(rows, check)
+
+
+def test_the_name_of_a_provider_alone_is_refused_with_the_form_of_a_model_string():
+    assert error(model="ollama").endswith("names a provider and no model (got 'ollama'). Use 'ollama:MODEL'.")
 
 
 def test_a_model_string_with_a_slash_is_a_name_at_a_given_address():

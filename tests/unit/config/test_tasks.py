@@ -47,6 +47,9 @@ def test_no_task_changes_no_key():
     ("settings", "message"),
     [
         ({"task": "summarize"}, "task: must be one of"),
+        ({"task": "CLUSTERING"}, r"did you mean 'clustering'\? Omit it"),
+        ({"task": "retrieval"}, r"\(got 'retrieval'\)\. Omit it for retrieval\."),
+        ({"task": "code", "model": "jina:jina-embeddings-v3"}, "models that do: 'jina:jina-embeddings-v4', 'jina:jina"),
         ({"task": "code"}, "does not offer 'code'; it offers 'classification', 'clustering'"),
         ({"task": "clustering", "query_prompt": "q: "}, "contradicts query_prompt"),
         ({"task": "clustering", "model": f"vllm:{E5}", "document_prompt": ""}, "contradicts document_prompt"),

@@ -46,7 +46,10 @@ def models(provider: str | None = None, *, status: str | None = None, name: str 
     for field, value in (("provider", provider), ("status", status)):
         known = {getattr(row, field) for row in rows()}
         if value is not None and value not in known:
-            hint = suggest(value, known) or f"use {', '.join(sorted(known))}"
+            from embedkit_core.common.foreign_names import provider_meant  # only errors need it
+
+            meant = provider_meant(value, known) if field == "provider" else None
+            hint = f"did you mean {meant!r}?" if meant else suggest(value, known) or f"use {', '.join(sorted(known))}"
             raise ConfigurationError(f"{field}: no model in the catalogue has the {field} {value!r:.60}; {hint}")
     used = {field: value for field, value in filters.items() if value is not None}
     return tuple(row for row in rows() if all(getattr(row, field) == value for field, value in used.items()))
@@ -173,6 +176,11 @@ def providers_of(name: str) -> list[str]:
     return [row.provider for row in rows() if row.name == name]
 
 
+def providers_of_owner(owner: str) -> set[str]:
+    """Return the providers with models whose names begin with an owner of the Hugging Face hub."""
+    return {row.provider for row in rows() if row.name.startswith(f"{owner}/")}
+
+
 def find_for(
     name: str, providers: Sequence[str], model_info: Mapping[str, Any] | None, default: ModelInfo
 ) -> ModelInfo | None:
@@ -224,7 +232,8 @@ def _check_default_dimensions(known: ModelInfo, row: ModelInfo) -> None:
 def suggest_model(name: str, provider: str | None = None, *, among: tuple[ModelInfo, ...] | None = None) -> str:
     """Return "did you mean 'provider:model'?" if `name` is close to a model of the catalogue, else "".
 
-    A name that differs in a number is not close, because it may be a model newer than the catalogue.
+    A name that differs in a number is not close, because it may be a model newer than the catalogue. A name without its
+    owner is, if `provider` is given.
     """
     normalized, numbers = _normalized_name(name), _numbers(name)
     names = {
@@ -232,12 +241,15 @@ def suggest_model(name: str, provider: str | None = None, *, among: tuple[ModelI
         for row in reversed(rows() if among is None else among)
         if provider in (None, row.provider) and _numbers(row.name) == numbers
     }
+    of_owners = [one for one in names.values() if provider and one.lower().endswith(f"/{name.strip().lower()}")]
+    if of_owners:
+        return f"did you mean {of_owners[0]!r}?"
     return suggest(normalized, names, cutoff=MIN_SIMILARITY)
 
 
 def _numbers(name: str) -> list[str]:
     """Return the numbers in a name; 4.0 counts as 4."""
-    return re.findall(r"\d+", re.sub(r"(?<=\d)[.-]0(?!\d)", "", name))
+    return re.findall(r"\d+", re.sub(r"(?<=\d)[.:-]0(?!\d)", "", name))
 
 
 def _normalized_name(name: str) -> str:

@@ -25,6 +25,7 @@ from embedkit_core.providers.openai.provider import OpenAI
 from embedkit_core.providers.openai.servers import Role, Server, Truncation
 
 CAUTIOUS_TEXTS = 64  # of a request, for services that state no limit
+HOST_OPTIONS = {"provider": {"only": ["HOST"]}, "providerOptions": {"gateway": {"only": ["HOST"]}}}  # of gateways
 
 PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
     {
@@ -296,11 +297,12 @@ class Preset(OpenAI):
                 f"locally with model_info={{'dimensions': ..., 'allowed_dimensions': [{settings.dimensions}], 'cut': "
                 "'prefix'}, where dimensions is the width of the model."
             )
-        has_one_host = server.host_option is None or catalogue.is_listed(self.name, settings.name)
-        if not has_one_host and server.host_option not in settings.options:
+        option = None if catalogue.is_listed(self.name, settings.name) else server.host_option
+        if option is not None and option not in settings.options:
+            fix = {option: HOST_OPTIONS[option]}
             raise ConfigurationError(
                 f"provider_options: {settings.name} may have several hosts at {server.title}, and their vectors may "
-                f"differ. Select one with provider_options={{{server.host_option!r}: ...}}."
+                f"differ. Select one with provider_options={fix!r}."
             )
         super().__init__(settings)
 
