@@ -183,9 +183,10 @@ class BaseEmbedder:
         endpoint = f"@{self.provider.endpoint}" if self.provider.endpoint else ""
         options_parts = {name: body[name] for name in options or {} if name in body}
         local_parts = {name: value for name, value in resolved_model.output.key_parts().items() if name == "centred"}
-        digest = ""
-        if options_parts or local_parts:
-            digest = hashlib.sha256(json.dumps([options_parts, local_parts], sort_keys=True).encode()).hexdigest()[:8]
+        task = self._arguments["task"]
+        digest, parts = "", [options_parts, local_parts, *([task] if task else [])]
+        if any(parts):
+            digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         return VectorSpace(f"{self.provider.cache_key_provider}:{identity}{endpoint}", self._format.dtype, digest)
 
     def identity(self) -> dict[str, Any]:

@@ -39,6 +39,12 @@ def test_the_task_code_keeps_two_values():
     assert [both[name]["input_type"] for name in both] == ["code.query", "code.passage"]
 
 
+def test_vectors_of_different_tasks_are_in_different_spaces():
+    spaces = {embedder(task=task).space for task in (None, "clustering", "classification")}
+    assert len(spaces) == 3
+    assert embedder().space == "cohere:embed-v4.0@http://localhost:1/1536/float32"
+
+
 def test_no_task_changes_no_key():
     assert embedder(task=None).explain("x").key == embedder().explain("x").key
 
