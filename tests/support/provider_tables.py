@@ -26,6 +26,19 @@ OTHER_CREDENTIALS = {
     "bedrock": "or AWS's chain of credentials",
     "azure": "or Entra ID",
 }
+TITLES = {
+    "openai": "OpenAI",
+    "voyage": "Voyage AI",
+    "cohere": "Cohere",
+    "google": "Gemini API",
+    "vertex": "Vertex AI",
+    "bedrock": "Amazon Bedrock",
+    "nomic": "Nomic",
+    "hf-inference": "Hugging Face Inference",
+    "local": "sentence-transformers",
+    "fastembed": "FastEmbed",
+    "model2vec": "model2vec",
+}
 EXERCISED = {
     "openai": "`openai` 2.16 to 3.57",
     "voyage": "`voyageai` 0.3.7 to 0.5",
@@ -42,11 +55,10 @@ EXERCISED = {
 
 
 def table() -> str:
-    """Return the table in Markdown."""
-    head = ["provider", "extra", "API key", "models", "input types", "tasks", "dimensions", "data types", "a request"]
-    head += ["USD", "USD (batch)", "exercised with"]
-    lines = [head, ["---"] * len(head), *(_line(name) for name in provider_names())]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    """Return the table in Markdown: services, servers that users run, and models on this machine."""
+    head = ["provider; run with", "API key", "models", "input types; tasks", "dimensions; types", "a request; USD"]
+    names = sorted(provider_names(), key=lambda name: (_group(name), name))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *map(_line, names)])
 
 
 def written(text: str) -> str:
@@ -54,35 +66,42 @@ def written(text: str) -> str:
     return re.sub(r"(<!-- providers -->\n)(?:.*?\n)??(<!-- end -->)", lambda m: m[1] + table() + m[2], text, flags=re.S)
 
 
+def _group(name: str) -> int:
+    """Return 0 for a service, 1 for a server that users run, 2 for models on this machine."""
+    return 2 if provider_class(name).is_local else int(name in PRESETS and not PRESETS[name].is_service)
+
+
 def _line(name: str) -> list[str]:
     kind = provider_class(name)
     rows = [row for row in models() if row.provider == name and row.status != "retired"]
+    title = PRESETS[name].title.removeprefix("the ") if name in PRESETS else TITLES.get(name, "")
+    tasks = sorted({task for row in rows for task in row.tasks})
+    shown = [task if all(task in row.tasks for row in rows) else f"({task})" for task in tasks]
     return [
-        f"`{name}:`",
-        kind.extra or "",
+        _lines(f"`{name}:`", title, EXERCISED.get(name, "`openai`")),
         _keys(name),
         _models(rows),
-        _input_types(kind, rows),
-        ", ".join(sorted({task for row in rows for task in row.tasks})),
-        _dimensions(kind, rows),
-        "all" if len(kind.dtypes) == N_DTYPES else ", ".join(kind.dtypes),
-        "" if kind.is_local else _request(kind, rows),
-        "this machine" if kind.is_local else _prices(rows, "usd_per_million"),
-        "" if kind.is_local else _prices(rows, "usd_per_million_batch"),
-        EXERCISED.get(name, "`openai`"),
+        _lines(_input_types(kind, rows), *shown),
+        _lines(_dimensions(kind, rows), "all types" if len(kind.dtypes) == N_DTYPES else ", ".join(kind.dtypes)),
+        "this machine" if kind.is_local else _lines(*_request(kind, rows), *_prices(rows)),
     ]
+
+
+def _lines(*parts: str) -> str:
+    return "<br>".join(filter(None, parts))
 
 
 def _keys(name: str) -> str:
     names = PRESETS[name].key_variables if name in PRESETS else KEYS.get(name, ())
-    return " ".join([", ".join(f"`{one}`" for one in names), OTHER_CREDENTIALS.get(name, "")]).strip()
+    return _lines(*(f"`{one}`" for one in names), OTHER_CREDENTIALS.get(name, ""))
 
 
 def _models(rows: list[ModelInfo]) -> str:
     if not rows:
         return "any"
-    first = next((row for row in rows if row.status == "current"), rows[0])
-    return f"`{first.name}`" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
+    usual = [row for row in rows if row.status == "current" and row.name.count("/") <= 1]  # others widen the column
+    first = (usual or rows)[0]
+    return f"`{first.name}`" + (f"<br>and {len(rows) - 1} more" if len(rows) > 1 else "")
 
 
 def _input_types(kind: type[Provider], rows: list[ModelInfo]) -> str:
@@ -96,22 +115,24 @@ def _dimensions(kind: type[Provider], rows: list[ModelInfo]) -> str:
     return "requested" if not rows or any(len(row.allowed_dimensions or ()) > 1 for row in rows) else ""
 
 
-def _request(kind: type[Provider], rows: list[ModelInfo]) -> str:
+def _request(kind: type[Provider], rows: list[ModelInfo]) -> list[str]:
     """Return the limits of a request: those of the model that takes most, else those of the provider."""
     limits = max(
         (row.limits for row in rows), key=lambda one: (one.texts, one.tokens or 0), default=kind.default_limits
     )
-    return f"{limits.texts:,} texts" + (f", {limits.tokens:,} tokens" if limits.tokens else "")
+    return [f"{limits.texts:,} texts", *([f"{limits.tokens:,} tokens"] if limits.tokens else [])]
 
 
-def _prices(rows: list[ModelInfo], field: str) -> str:
-    """Return the range of the prices, in parentheses if any of them is not the provider's own."""
-    priced = [row for row in rows if getattr(row, field) is not None]
-    found: list[Decimal] = sorted({getattr(row, field) for row in priced})
-    if not found:
-        return "?"
-    text = f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
-    return text if all(row.confirmed for row in priced) else f"({text})"
+def _prices(rows: list[ModelInfo]) -> list[str]:
+    """Return the range of the prices and that of batches, in parentheses if any is not the provider's own."""
+    found = []
+    for field, label in (("usd_per_million", "$"), ("usd_per_million_batch", "batch $")):
+        priced = [row for row in rows if getattr(row, field) is not None]
+        prices: list[Decimal] = sorted({getattr(row, field) for row in priced})
+        if prices:
+            text = label + (f"{prices[0]}" if len(prices) == 1 else f"{prices[0]} to {prices[-1]}")
+            found.append(text if all(row.confirmed for row in priced) else f"({text})")
+    return found
 
 
 if __name__ == "__main__":

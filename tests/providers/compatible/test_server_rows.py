@@ -35,7 +35,8 @@ class RowServer(OpenAIServer):
             return 401, error("Incorrect API key provided.")
         sent = exchange.body | {"input": [text.replace(LONG, "a text") for text in exchange.texts]}
         if sent not in [self.row.get(name) for name in ("document", "query", "truncated")]:
-            return 422, {"detail": [{"loc": ["body"], "msg": "Extra inputs are not permitted"}]}
+            fields = json.dumps({name: value for name, value in sent.items() if name != "input"})
+            return 422, {"detail": [{"loc": ["body"], "msg": f"Extra inputs are not permitted: {fields}"}]}
         if LONG in exchange.texts[0] and sent != self.row.get("truncated"):
             return 400, error("Input length 515 exceeds maximum allowed token size 512")
         return None
