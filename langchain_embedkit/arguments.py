@@ -57,7 +57,9 @@ RULES: Final[Mapping[str, Rule]] = {
     "user_agent": Ignored("It does not affect vectors."),
     "validate_base_url": Ignored("The URL is always validated."),
     "encode_kwargs": Unsupported(
-        "Use provider_options= for batch_size, precision and device, and dtype= for smaller types.", ({},)
+        "Use provider_options= for batch_size, precision and device, and dtype= for smaller types. Vectors of local "
+        "models have length 1.",
+        ({}, {"normalize_embeddings": True}),
     ),
     "embed_instruction": Alias("document_prompt"),
     "skip_empty": Unsupported(

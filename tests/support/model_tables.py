@@ -37,32 +37,19 @@ def shown_name(row: ModelInfo) -> str:
 
 
 def _api(rows: list[ModelInfo]) -> str:
-    head = [
-        "model",
-        "status",
-        "dimensions",
-        "dtypes",
-        "tokens per text",
-        "per request",
-        "USD",
-        "USD (batch)",
-        "checked",
-        "notes",
-    ]
+    head = ["model", "dimensions", "types", "tokens per text", "per request", "USD", "notes", "checked"]
     return _table(
         head,
         [
             [
-                f"[`{shown_name(row)}`]({row.source})",
-                _status(row),
+                f"[`{shown_name(row)}`]({row.source})<br>{_status(row)}",
                 _dimensions(row),
                 "all" if row.dtypes == ALL_TYPES else ", ".join(row.dtypes),
                 _count(row.limits.text_tokens),
                 _request(row),
                 _price(row),
-                str(row.usd_per_million_batch or "?"),
+                "; ".join(filter(None, [row.note, f"tasks: {', '.join(row.tasks)}" if row.tasks else ""])),
                 row.checked_on or "?",
-                row.note or "",
             ]
             for row in rows
         ],
@@ -105,13 +92,14 @@ def _status(row: ModelInfo) -> str:
 
 def _request(row: ModelInfo) -> str:
     """Return the limits of a request; those that are not the provider's own are in parentheses."""
-    limits = f"{_count(row.limits.texts)} texts, {_count(row.limits.tokens)} tokens"
+    limits = f"{_count(row.limits.texts)} texts<br>{_count(row.limits.tokens)} tokens"
     return limits if row.limits_confirmed else f"({limits})"
 
 
 def _price(row: ModelInfo) -> str:
-    """Return the price with its source; one that is not the provider's own is in parentheses."""
+    """Return the price with its source, and that of a batch, in parentheses if not the provider's own."""
     price = f"[{row.usd_per_million}]({row.price_source})" if row.price_source else "?"
+    price += f"<br>batch {row.usd_per_million_batch}" if row.usd_per_million_batch else ""
     return price if row.confirmed else f"({price})"
 
 

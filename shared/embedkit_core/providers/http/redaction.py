@@ -44,6 +44,8 @@ def canonical_url(url: str) -> str:
         name = None
     if not name:
         raise ConfigurationError(f"base_url: not a valid address (got {_without_login(url)!r}). {EXAMPLE_FIX}")
+    if "api-version=" in parts.query:
+        raise ConfigurationError("base_url: with an api-version, it is one of Azure. Use model='azure:DEPLOYMENT'.")
     if parts.query or parts.fragment:
         raise ConfigurationError("base_url: contains a query or fragment, which requests would drop. Remove it.")
     if parts.path.rstrip("/").endswith("/embeddings"):
