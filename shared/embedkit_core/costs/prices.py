@@ -76,7 +76,8 @@ def _warn_of_misspelled_names(provider: Provider, names: Iterable[str]) -> None:
     spellings = {name.lower(): name for name in (f"{provider.name}:{provider.model}", provider.model)}
     for name in names:
         owner, _, model = name.partition(":")
-        is_listed = find_model(name) is not None or find_model(model, owner) is not None
+        # A gateway's names have the owner in front; here they may be meant for the owner's own model.
+        is_listed = ("/" not in name and find_model(name) is not None) or find_model(model, owner) is not None
         has_same_digits = DIGITS.findall(name) == DIGITS.findall(provider.model)
         if not is_listed and has_same_digits and (hint := suggest(name.lower(), spellings, cutoff=MIN_SIMILARITY)):
             warn_of_name(name, hint)
