@@ -96,7 +96,7 @@ def test_a_wrong_key_is_one_line_after_one_request(monkeypatch):
     ("arguments", "message"),
     [
         (["voyage"], "VOYAGE_API_KEY"),
-        (["mixedbread"], "Name a model with --model: mixedbread-ai/mxbai-embed-large-v1."),
+        (["mixedbread"], "Name a model with --model: mixedbread-ai/mxbai-embed-large-v1, "),
         (["ollama"], "Name a model with --model."),
         (["model2vec"], "Models of model2vec: run on this machine. Name a service."),
     ],

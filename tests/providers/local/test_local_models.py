@@ -157,6 +157,7 @@ def test_a_changed_file_changes_the_keys_of_an_open_embedder():
         ("local:/no/such/folder", {}, "No model '/no/such/folder' on this machine"),
         ("local:.", {}, "has no modules.json"),
         ("local:no-such-model", {}, "No model 'no-such-model' on this machine"),
+        ("thenlper/gte-large", {}, "services have it: .*'fireworks:thenlper/gte-large'"),
         (MINILM, {"dimensions": 100}, r"^dimensions: .* does not offer 100 dimensions; it offers 384"),
         (MINILM, {"base_url": "http://localhost/v1"}, "base_url: not supported by the model"),
         (MINILM.removeprefix("local:"), {}, "is a folder. Use 'local:"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import InputType
+from embedkit_core.providers import catalogue
 
 CUSTOM_CODE = (
     "the model has custom code, which is never run here. Serve it with text-embeddings-inference or vLLM and pass "
@@ -68,9 +69,11 @@ def find_folder(
                 f"{name} in the local Hugging Face cache has no {files[0]}: it is not {kind}, or its download is "
                 "incomplete. Download it with: hf download OWNER/NAME"
             )
+    hosts = ", ".join(f"'{one}:{name}'" for one in catalogue.providers_of(name) if one != "local")
     raise ConfigurationError(
         f"No model {name!r} on this machine. Pass an existing folder ({provider}:/path/to/model), or download the "
         "model once (hf download OWNER/NAME). Nothing is downloaded at run time."
+        + (f" These services have it: {hosts}." if hosts else "")
     )
 
 
