@@ -7,6 +7,7 @@ import pytest
 from support.cohere_server import CohereServer, cohere_vector
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.openai_replies import Fault
+from support.provider_suites import ServedSuite
 from support.voyage_server import to_dtype
 
 from embedkit_core import (
@@ -25,7 +26,6 @@ from embedkit_core.common.vectors import NUMPY_DTYPES
 from embedkit_core.providers import Secret
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.cohere import Cohere
-from embedkit_core.testing import ProviderSuite
 
 MODEL = "cohere:embed-v4.0"
 TEXTS = numbered(5)
@@ -56,9 +56,10 @@ def expected(texts, input_type="search_document", dimensions=1536):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-class TestCohere(ProviderSuite):
+class TestCohere(ServedSuite):
     """The real SDK, with a server that repeats text and key in every refusal."""
 
+    server_class = CohereServer
     model = MODEL
     api_key = "co-test-key-of-mine"
     other_model = "cohere:embed-multilingual-v9.0"
@@ -66,36 +67,15 @@ class TestCohere(ProviderSuite):
     wrong_dimensions = 300
     asymmetric = True
 
-    @pytest.fixture(autouse=True)
-    def far_end(self):
-        with CohereServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
-            yield
-
-    @property
-    def settings(self):
-        return {"base_url": self.server.base_url}
-
     @property
     def options(self):
         return {"input_type": "clustering"}
 
-    def requests_seen(self):
-        return len(self.server.requests)
-
-    def fail(self, kind):
-        def fault(texts, number):
-            return None if kind is None or (kind == "bad_text" and self.bad_text not in texts) else faults[kind]
-
-        faults = {
-            "auth": Fault(status=401),
-            "quota": Fault(status=402),
+    def faults(self):
+        return {
             "bad_request": Fault(status=404, body=self.server.error("model 'x' not found")),
             "bad_text": Fault(status=400, body=self.server.error("texts contains an element that is not valid")),
-            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
-            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
-            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
         }
-        self.server.fault_for(fault)
 
 
 class TestCohereModelThatIsNotKnown(TestCohere):

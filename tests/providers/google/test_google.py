@@ -7,6 +7,7 @@ import pytest
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.google_server import GoogleServer, google_vector
 from support.openai_replies import Fault
+from support.provider_suites import ServedSuite
 
 from embedkit_core import (
     AuthenticationError,
@@ -20,7 +21,6 @@ from embedkit_core import (
     UnavailableError,
 )
 from embedkit_core.providers.google.client import GoogleClient
-from embedkit_core.testing import ProviderSuite
 
 MODEL, NEWER = "google:gemini-embedding-001", "google:gemini-embedding-2"
 QUERY, DOCUMENT = "task: search result | query: ", "title: none | text: "
@@ -48,9 +48,10 @@ def expected(texts, task="RETRIEVAL_DOCUMENT", dimensions=None, model="gemini-em
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-class TestGoogle(ProviderSuite):
+class TestGoogle(ServedSuite):
     """The real SDK, with a server that repeats text and key in every refusal."""
 
+    server_class = GoogleServer
     model = MODEL
     api_key = "AIza-test-key-of-mine"
     other_model = NEWER
@@ -58,37 +59,17 @@ class TestGoogle(ProviderSuite):
     wrong_dimensions = 100
     asymmetric = True
 
-    @pytest.fixture(autouse=True)
-    def far_end(self):
-        with GoogleServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
-            yield
-
-    @property
-    def settings(self):
-        return {"base_url": self.server.base_url}
-
     @property
     def options(self):
         return {"taskType": "CLUSTERING"}
 
-    def requests_seen(self):
-        return len(self.server.requests)
-
-    def fail(self, kind):
-        def fault(texts, number):
-            return None if kind is None or (kind == "bad_text" and self.bad_text not in texts) else faults[kind]
-
+    def faults(self):
         refused = self.server.error
-        faults = {
+        return {
             "auth": Fault(status=400, body=refused("API key not valid. Please pass a valid API key.")),
-            "quota": Fault(status=402),
             "bad_request": Fault(status=404, body=refused("models/x is not found", 404, "NOT_FOUND")),
             "bad_text": Fault(status=400, body=refused("EmbedContentRequest.content contains an empty Part.")),
-            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
-            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
-            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
         }
-        self.server.fault_for(fault)
 
 
 def test_each_text_is_a_content_of_its_own_and_gets_its_own_vector(server):

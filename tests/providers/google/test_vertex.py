@@ -11,10 +11,10 @@ from google.oauth2 import service_account as service_account_credentials
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.google_server import VertexServer, google_vector
 from support.openai_replies import Fault
+from support.provider_suites import ServedSuite
 
 from embedkit_core import AuthenticationError, Embedder, PartialFailureError, TextTooLongError, UnavailableError
 from embedkit_core.providers.google.client import GoogleClient
-from embedkit_core.testing import ProviderSuite
 
 OLDER, GEMINI, NEWER = "vertex:text-embedding-005", "vertex:gemini-embedding-001", "vertex:gemini-embedding-2"
 VARIABLES = ("GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION")
@@ -41,9 +41,10 @@ def vertex(server, model=OLDER, **settings):
     return Embedder(model, **{"base_url": server.base_url, "api_key": "test-key", "cache": False, **settings})
 
 
-class TestVertex(ProviderSuite):
+class TestVertex(ServedSuite):
     """A model of `predict`, with a server that repeats text and key in every refusal."""
 
+    server_class = VertexServer
     model = OLDER
     api_key = "AQ-test-key-of-mine"
     other_model = "vertex:text-multilingual-embedding-002"
@@ -51,38 +52,18 @@ class TestVertex(ProviderSuite):
     wrong_dimensions = 769
     asymmetric = True
 
-    @pytest.fixture(autouse=True)
-    def far_end(self):
-        with VertexServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
-            yield
-
-    @property
-    def settings(self):
-        return {"base_url": self.server.base_url}
-
     @property
     def options(self):
         return {"taskType": "CLUSTERING"}
 
-    def requests_seen(self):
-        return len(self.server.requests)
-
-    def fail(self, kind):
-        def fault(texts, number):
-            passes = kind == "bad_text" and not any(self.bad_text in text for text in texts)
-            return None if kind is None or passes else faults[kind]
-
+    def faults(self):
         refused = self.server.error
-        faults = {
+        return {
             "auth": Fault(status=403, body=refused("Permission denied", 403, "PERMISSION_DENIED")),
-            "quota": Fault(status=402),
             "bad_request": Fault(status=404, body=refused("Publisher Model was not found", 404, "NOT_FOUND")),
             "bad_text": Fault(status=400, body=refused("Empty instances.")),
             "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1] or [{"embedding": None}]}),
-            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
-            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
         }
-        self.server.fault_for(fault)
 
 
 def test_a_gemini_model_gets_one_text_per_request(server):

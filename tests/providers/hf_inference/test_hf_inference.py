@@ -8,6 +8,7 @@ from huggingface_hub import AsyncInferenceClient
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.json_servers import HFInferenceServer, hf_vector
 from support.openai_replies import Fault
+from support.provider_suites import ServedSuite
 
 from embedkit_core import (
     AuthenticationError,
@@ -22,7 +23,6 @@ from embedkit_core import (
     TextTooLongError,
     UnavailableError,
 )
-from embedkit_core.testing import ProviderSuite
 
 MODEL = "hf-inference:BAAI/bge-m3"
 E5 = "hf-inference:intfloat/multilingual-e5-large"
@@ -51,47 +51,28 @@ def expected(texts, model="BAAI/bge-m3"):
     return np.stack([hf_vector(text, model) for text in texts])
 
 
-class TestHFInference(ProviderSuite):
+class TestHFInference(ServedSuite):
     """A model that the hub documents with prompts; the server repeats text and key in every refusal."""
 
+    server_class = HFInferenceServer
     model = E5
     asymmetric = True
     api_key = "hf_test-key-of-mine"
     other_model = "hf-inference:sentence-transformers/all-MiniLM-L6-v2"
     wrong_dimensions = 1023
 
-    @pytest.fixture(autouse=True)
-    def far_end(self):
-        with HFInferenceServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
-            yield
-
-    @property
-    def settings(self):
-        return {"base_url": self.server.base_url}
-
     @property
     def options(self):
         return {"truncation_direction": "Left"}
 
-    def requests_seen(self):
-        return len(self.server.requests)
-
-    def fail(self, kind):
-        def fault(texts, number):
-            passes = kind is None or (kind == "bad_text" and not any(text.endswith(self.bad_text) for text in texts))
-            return None if passes else faults[kind]
-
+    def faults(self):
         loading = {"error": "Model BAAI/bge-m3 is currently loading", "estimated_time": 0.001}
-        faults = {
-            "auth": Fault(status=401),
+        return {
             "quota": Fault(status=402, body=self.server.error(CREDITS)),
             "bad_request": Fault(status=400, body=self.server.error("Model x doesn't support task feature-extraction")),
             "bad_text": Fault(status=422, body=self.server.error("Tokenization error")),
-            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
-            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
             "unavailable": Fault(status=503, body=loading),
         }
-        self.server.fault_for(fault)
 
 
 async def test_the_request_is_that_of_the_hubs_own_client_with_the_documented_fields(server, monkeypatch):

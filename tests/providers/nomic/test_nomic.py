@@ -8,6 +8,7 @@ import pytest
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.json_servers import NomicServer, invalid, nomic_vector
 from support.openai_replies import Fault
+from support.provider_suites import ServedSuite
 
 from embedkit_core import (
     AuthenticationError,
@@ -22,7 +23,6 @@ from embedkit_core import (
     TextTooLongError,
     UnavailableError,
 )
-from embedkit_core.testing import ProviderSuite
 
 MODEL = "nomic:nomic-embed-text-v1.5"
 TEXTS = numbered(5)
@@ -54,9 +54,10 @@ def expected(texts, task="search_document", dimensions=768):
     return np.stack([nomic_vector(text, task, dimensions) for text in texts])
 
 
-class TestNomic(ProviderSuite):
+class TestNomic(ServedSuite):
     """A server that repeats text and key in every refusal."""
 
+    server_class = NomicServer
     model = MODEL
     api_key = "nk-test-key-of-mine"
     other_model = "nomic:nomic-embed-text-v1"
@@ -64,36 +65,16 @@ class TestNomic(ProviderSuite):
     wrong_dimensions = 63
     asymmetric = True
 
-    @pytest.fixture(autouse=True)
-    def far_end(self):
-        with NomicServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
-            yield
-
-    @property
-    def settings(self):
-        return {"base_url": self.server.base_url}
-
     @property
     def options(self):
         return {"task_type": "clustering"}
 
-    def requests_seen(self):
-        return len(self.server.requests)
-
-    def fail(self, kind):
-        def fault(texts, number):
-            return None if kind is None or (kind == "bad_text" and self.bad_text not in texts) else faults[kind]
-
-        faults = {
-            "auth": Fault(status=401),
+    def faults(self):
+        return {
             "quota": Fault(status=400, body=self.server.error(QUOTA)),
             "bad_request": Fault(status=404, body=self.server.error("model 'x' not found")),
             "bad_text": Fault(status=422, body=invalid("texts", "not valid")),
-            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
-            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
-            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
         }
-        self.server.fault_for(fault)
 
 
 def test_the_request_and_the_reply_are_as_documented(server):

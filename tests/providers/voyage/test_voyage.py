@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.embedders import error_texts, long_text, numbered, statuses
 from support.openai_replies import Fault
+from support.provider_suites import ServedSuite
 from support.voyage_server import VoyageServer, to_dtype, voyage_vector
 
 from embedkit_core import (
@@ -20,7 +21,6 @@ from embedkit_core import (
 )
 from embedkit_core.common.errors import BadTextError, RequestTooLargeError
 from embedkit_core.common.vectors import NUMPY_DTYPES
-from embedkit_core.testing import ProviderSuite
 
 MODEL = "voyage:voyage-4"
 TEXTS = numbered(5)
@@ -54,9 +54,10 @@ def expected(texts, input_type="document", dimensions=1024):
     return np.stack([voyage_vector(text, input_type, dimensions) for text in texts])
 
 
-class TestVoyage(ProviderSuite):
+class TestVoyage(ServedSuite):
     """The real client, with a server that repeats text and key in every refusal."""
 
+    server_class = VoyageServer
     model = MODEL
     api_key = "pa-test-key-of-mine"
     other_model = "voyage:voyage-3.5-lite"
@@ -65,36 +66,14 @@ class TestVoyage(ProviderSuite):
     asymmetric = True
     dtype = "float32"
 
-    @pytest.fixture(autouse=True)
-    def far_end(self):
-        with VoyageServer(api_key=self.api_key, echo_input_in_errors=True) as self.server:
-            yield
-
-    @property
-    def settings(self):
-        return {"base_url": self.server.base_url}
-
     @property
     def options(self):
         return {"input_type": None}
 
-    def requests_seen(self):
-        return len(self.server.requests)
-
-    def fail(self, kind):
-        def fault(texts, number):
-            return None if kind is None or (kind == "bad_text" and self.bad_text not in texts) else faults[kind]
-
-        faults = {
-            "auth": Fault(status=401),
-            "quota": Fault(status=402),
-            "bad_request": Fault(status=404),
+    def faults(self):
+        return {
             "bad_text": Fault(status=400, body={"detail": "Input cannot contain empty strings or empty lists"}),
-            "bad_reply": Fault(transform=lambda reply: reply | {"data": reply["data"][:-1]}),
-            "rate_limit": Fault(status=429, headers={"retry-after-ms": "1"}),
-            "unavailable": Fault(status=503, headers={"retry-after-ms": "1"}),
         }
-        self.server.fault_for(fault)
 
 
 class TestVoyageThatAnswersOutOfTurn(TestVoyage):
