@@ -4,8 +4,10 @@ import importlib
 import sys
 import time
 
-SDKS = {"openai", "voyageai", "cohere", "aiohttp", "httpx", "httpx2", "requests"}
+SDKS = {"openai", "voyageai", "cohere", "botocore", "google.genai", "azure.identity"}
+SDKS |= {"aiohttp", "httpx", "httpx2", "requests"}
 HEAVY = SDKS | {"torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken", "huggingface_hub"}
+HEAVY |= {"fastembed", "onnxruntime", "model2vec"}
 FRAMEWORKS = {"langchain_core", "llama_index"}
 ENGINES = {"ray", "dask", "distributed", "pyarrow", "pandas"}
 OWN_FRAMEWORK = {"langchain_embedkit": "langchain_core", "llamaindex_embedkit": "llama_index"}

@@ -12,6 +12,7 @@ from pathlib import Path
 import embedkit_core
 from embedkit_core import cache
 from embedkit_core.adapters import arguments, base
+from embedkit_core.common.plugins import COMPATIBLE
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "shared" / "embedkit_core"
@@ -73,12 +74,8 @@ PROVIDER_NAMES = {
     "vertex",
     "bedrock",
     "azure",
-    "ollama",
-    "vllm",
-    "tei",
-    "infinity",
-    "lmstudio",
 }
+PROVIDER_NAMES |= {*COMPATIBLE}
 MAX_LINES = 450
 LONGER_FILES: dict[str, str] = {}  # path: why it is not split
 MAX_ROOT_ENTRIES = 17  # the layers, four files and the entry points for people: cli, tools, fleet, testing

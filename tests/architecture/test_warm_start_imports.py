@@ -13,8 +13,8 @@ from embedkit_core import Embedder
 SETTINGS = {"model": "text-embedding-3-small", "dimensions": 8, "api_key": "x", "base_url": "http://127.0.0.1:9/v1"}
 TEXTS = ["one text", "another text"]
 
-SDKS = {"openai", "voyageai", "cohere", "botocore", "aiohttp", "httpx", "httpx2", "requests"}
-LOCAL = {"torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken"}
+SDKS = {"openai", "voyageai", "cohere", "botocore", "google.genai", "aiohttp", "httpx", "httpx2", "requests"}
+LOCAL = {"torch", "transformers", "sentence_transformers", "tokenizers", "tiktoken", "fastembed", "model2vec"}
 ENGINE = {
     f"embedkit_core.engine.{name}" for name in ("runtime.account", "runtime.engine", "scheduler.scheduler")
 }  # threads and requests
