@@ -29,6 +29,7 @@ def cohere_vector(text: str, input_type: str = "search_document", dimensions: in
 @dataclass(kw_only=True, eq=False, repr=False)
 class CohereServer(EmbeddingsServer):
     path = "/v2/embed"
+    texts_field = "texts"
 
     max_inputs: int = 96
     max_tokens_per_text: int = 128_000
@@ -43,10 +44,6 @@ class CohereServer(EmbeddingsServer):
 
     def echo(self, body: Json, seen: str) -> Json:
         return {**body, "message": f"{body.get('message')}{seen}"}
-
-    def texts_of(self, body: Json) -> tuple[str, ...]:
-        given = body.get("texts")
-        return tuple(given) if isinstance(given, list) and all(isinstance(text, str) for text in given) else ()
 
     def refusal(self, exchange: Exchange) -> tuple[int, Json] | None:
         body, texts = exchange.body, exchange.texts

@@ -21,6 +21,7 @@ class EmbeddingsServer(LocalServer):
     """A server that can fail, hold requests, and count what it received, answered and billed."""
 
     path = "/v1/embeddings"
+    texts_field = "input"  # of a request
 
     latency: float = 0.0  # seconds of work for a request that is not refused
     latency_per_token: float = 0.0
@@ -49,7 +50,8 @@ class EmbeddingsServer(LocalServer):
 
     def texts_of(self, body: Json) -> tuple[str, ...]:
         """Return the texts of a request; empty if the input is not made of strings."""
-        raise NotImplementedError
+        given = body.get(self.texts_field)
+        return tuple(given) if isinstance(given, list) and all(isinstance(text, str) for text in given) else ()
 
     def refusal(self, exchange: Exchange) -> tuple[int, Json] | None:
         """Return the status and body of the refusal of a request, or None."""

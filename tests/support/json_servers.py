@@ -47,6 +47,7 @@ class NomicServer(EmbeddingsServer):
     """`POST /v1/embedding/text`, which truncates long texts without notice."""
 
     path = "/v1/embedding/text"
+    texts_field = "texts"
 
     max_inputs: int = 50
     max_tokens_per_text: int = 8192
@@ -61,10 +62,6 @@ class NomicServer(EmbeddingsServer):
 
     def echo(self, body: Json, seen: str) -> Json:
         return {"detail": f"{body['detail']}{seen}"}
-
-    def texts_of(self, body: Json) -> tuple[str, ...]:
-        given = body.get("texts")
-        return tuple(given) if isinstance(given, list) and all(isinstance(text, str) for text in given) else ()
 
     def refusal(self, exchange: Exchange) -> tuple[int, Json] | None:
         body, texts = exchange.body, exchange.texts
@@ -109,6 +106,7 @@ class HFInferenceServer(EmbeddingsServer):
     """`POST /hf-inference/models/{model}/pipeline/feature-extraction`; the model is recorded as a header."""
 
     path = "/pipeline"  # of every model, after `answer` has read it
+    texts_field = "inputs"
 
     max_inputs: int = 32
     max_tokens_per_text: int = 8192
@@ -128,10 +126,6 @@ class HFInferenceServer(EmbeddingsServer):
 
     def echo(self, body: Json, seen: str) -> Json:
         return {**body, "error": f"{body['error']}{seen}"}
-
-    def texts_of(self, body: Json) -> tuple[str, ...]:
-        given = body.get("inputs")
-        return tuple(given) if isinstance(given, list) and all(isinstance(text, str) for text in given) else ()
 
     def refusal(self, exchange: Exchange) -> tuple[int, Json] | None:
         body, texts = exchange.body, exchange.texts

@@ -57,10 +57,6 @@ class VoyageServer(EmbeddingsServer):
     def echo(self, body: Json, seen: str) -> Json:
         return {**body, "detail": f"{body['detail']}{seen}"} if isinstance(body.get("detail"), str) else body
 
-    def texts_of(self, body: Json) -> tuple[str, ...]:
-        given = body.get("input")
-        return tuple(given) if isinstance(given, list) and all(isinstance(text, str) for text in given) else ()
-
     def refusal(self, exchange: Exchange) -> tuple[int, Json] | None:
         if found := self._malformed(exchange.body):
             return 400, self.error(MALFORMED + found)

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import (
     BadReplyError,
@@ -27,8 +28,8 @@ from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import SDK_TIMEOUT_SECONDS, HTTPProvider, sdk_timeout
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import Refusal, shorten_message
-from embedkit_core.providers.http.transport import open_transport, unreachable
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, shorten_message
+from embedkit_core.providers.http.transport import open_transport
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class CohereClient:
         except self._timeout_error:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._connection_errors as error:
-            raise unreachable(self._provider.address, error, is_custom=bool(self._provider.endpoint)) from None
+            host, fix = urlsplit(self._provider.address).netloc, CHECK_ADDRESS if self._provider.endpoint else ""
+            raise connection_error(host, error, fix) from None
         if response.status != 200:
             headers = {name.lower(): value for name, value in response.headers.items()}
             reply = self._read_refusal(response.body)

@@ -4,8 +4,7 @@ Wire format: POST {base_url}/models/{model}/pipeline/feature-extraction; sources
 huggingface.co/docs/inference-providers/tasks/feature-extraction and .../pricing, huggingface_hub 2.4
 (inference/_providers/hf_inference.py), and text-embeddings-inference, from whose API the task is generated
 (router/src/http/server.rs). huggingface_hub is not used: it asks the hub about the model on the event loop, and makes
-one array of whatever the server replies. Tested against a local server that follows these sources, not against the live
-service.
+one array of any reply. Tested against a local server that follows these sources, not against the live service.
 """
 
 from __future__ import annotations

@@ -40,7 +40,6 @@ from embedkit_core.providers.http.refusals import (
     REDIRECT_FIX,
     Refusal,
     connection_error,
-    root_cause,
     shorten_message,
 )
 from embedkit_core.providers.secrets import Hidden, Secret
@@ -225,8 +224,8 @@ class VoyageClient:
         except (self._errors.Timeout, TimeoutError):
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except (self._errors.APIConnectionError, *self._connection_errors) as error:
-            message = f"Server at {urlsplit(address).netloc} could not be reached ({root_cause(error)})."
-            raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
+            fix = CHECK_ADDRESS if self._provider.endpoint else ""
+            raise connection_error(urlsplit(address).netloc, error, fix) from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
             message = shorten_message(self._read_message(response.body))

@@ -5,22 +5,19 @@ quoted, "no" for a reply made from the documentation. None was recorded.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.bedrock_server import BedrockServer
 from support.openai_replies import Fault
+from support.recorded import recorded
 
 from embedkit_core import Embedder
 from embedkit_core.common import errors
 from embedkit_core.common.types import Batch
 from embedkit_core.common.vectors import NUMPY_DTYPES
 
-GOLDEN = sorted((Path(__file__).parents[2] / "fixtures" / "recorded" / "bedrock").glob("*.json"))
-PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}
-ANSWERED = [name for name, pair in PAIRS.items() if "vectors" in pair]
-REFUSED = [name for name, pair in PAIRS.items() if "error" in pair]
+PAIRS, ANSWERED, REFUSED = recorded("bedrock")
 
 
 @pytest.fixture

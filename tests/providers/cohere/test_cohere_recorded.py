@@ -5,12 +5,12 @@ Each file of tests/fixtures/recorded/cohere has a source. Its field `recorded` i
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.cohere_server import CohereServer
 from support.openai_replies import Fault
+from support.recorded import recorded
 
 from embedkit_core import Embedder
 from embedkit_core.common import errors
@@ -20,10 +20,7 @@ from embedkit_core.providers import Secret
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.cohere import Cohere
 
-GOLDEN = sorted((Path(__file__).parents[2] / "fixtures" / "recorded" / "cohere").glob("*.json"))
-PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}
-ANSWERED = [name for name, pair in PAIRS.items() if "vectors" in pair]
-REFUSED = [name for name, pair in PAIRS.items() if "error" in pair]
+PAIRS, ANSWERED, REFUSED = recorded("cohere")
 
 
 @pytest.fixture

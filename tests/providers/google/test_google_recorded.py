@@ -5,12 +5,12 @@ the service, "no" for a reply made from the documentation.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.google_server import GoogleServer, VertexServer
 from support.openai_replies import Fault
+from support.recorded import recorded
 
 from embedkit_core.common import errors
 from embedkit_core.common.types import Batch
@@ -19,10 +19,7 @@ from embedkit_core.providers.catalogue import find
 from embedkit_core.providers.google.provider import Google, Vertex
 from embedkit_core.providers.secrets import Secret
 
-GOLDEN = sorted((Path(__file__).parents[2] / "fixtures" / "recorded" / "google").glob("*.json"))
-PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}
-ANSWERED = [name for name, pair in PAIRS.items() if "vectors" in pair]
-REFUSED = [name for name, pair in PAIRS.items() if "error" in pair]
+PAIRS, ANSWERED, REFUSED = recorded("google")
 
 
 def test_there_are_answers_and_refusals_of_both_apis_with_their_sources():

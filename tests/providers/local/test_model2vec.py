@@ -45,7 +45,7 @@ def test_vectors_are_those_of_sentence_transformers(static_model):
 
 
 def test_a_text_is_truncated_to_tokens_and_not_to_characters(static_model):
-    """model2vec itself also cuts a text to 6 characters per token here, whatever its tokens."""
+    """model2vec itself also truncates a text to 6 characters per token of the limit."""
     fits, long = "international " * 512, "international " * 513
     with made(static_model) as embedder, made(static_model, max_seq_length=3) as short:
         result = embedder.embed([fits, long, "x"])

@@ -5,12 +5,11 @@ Each file of tests/fixtures/recorded/voyage has a source. Its field `recorded` i
 """
 
 import hashlib
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.openai_replies import Fault
+from support.recorded import recorded
 from support.voyage_server import VoyageServer
 
 from embedkit_core import Embedder
@@ -21,10 +20,7 @@ from embedkit_core.providers import Secret
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.voyage import Voyage
 
-GOLDEN = sorted((Path(__file__).parents[2] / "fixtures" / "recorded" / "voyage").glob("*.json"))
-PAIRS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in GOLDEN}
-ANSWERED = [name for name, pair in PAIRS.items() if "vectors" in pair]
-REFUSED = [name for name, pair in PAIRS.items() if "error" in pair]
+PAIRS, ANSWERED, REFUSED = recorded("voyage")
 
 
 @pytest.fixture

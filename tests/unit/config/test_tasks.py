@@ -1,4 +1,4 @@
-"""Tasks: what the model is told instead of query and document, by the role field or by prompts."""
+"""Tasks replace the input types query and document, in the role field or as prompts."""
 
 import pytest
 from support.cohere_server import CohereServer

@@ -27,7 +27,7 @@ from embedkit_core.providers.bedrock.wires import Wire
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.public_sdk import RawResponse
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, shorten_message
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Hidden, Secret, reveal
 
 SERVICE = "bedrock-runtime"
@@ -185,9 +185,8 @@ class BedrockClient:
         if isinstance(error, urllib3.exceptions.TimeoutError) and not unconnected:
             return TimedOutError("Server did not respond in time. Increase timeout=.")
         if isinstance(error, (urllib3.exceptions.HTTPError, OSError)):
-            message = f"Server at {self._host} could not be reached ({root_cause(error)})."
             fix = CHECK_ADDRESS if self._target.address else "Check AWS_REGION and the network."
-            return connection_error(message, error, fix)
+            return connection_error(self._host, error, fix)
         return ProviderError(f"The request to {self._target.model} failed with {name}")
 
     def _refusal(self, response: RawResponse, batch: Batch, token: Secret | None) -> ProviderError:

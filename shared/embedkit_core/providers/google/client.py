@@ -21,7 +21,7 @@ from embedkit_core.providers.google.wire import BatchEmbedContents, Predict, Wir
 from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader
 from embedkit_core.providers.http.provider import cache_platform_names
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, shorten_message
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret
 
 if TYPE_CHECKING:
@@ -80,9 +80,8 @@ class GoogleClient:
         except self._timeout_error:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._connection_errors as error:
-            host = urlsplit(self._provider.place.host).netloc
-            message = f"Server at {host} could not be reached ({root_cause(error)})."
-            raise connection_error(message, error, CHECK_ADDRESS if self._provider.endpoint else "") from None
+            host, fix = urlsplit(self._provider.place.host).netloc, CHECK_ADDRESS if self._provider.endpoint else ""
+            raise connection_error(host, error, fix) from None
         except self._auth_errors.GoogleAuthError as error:
             kind, retryable = type(error).__name__, bool(getattr(error, "retryable", False))
             retryable = retryable or isinstance(error, self._auth_errors.TransportError)

@@ -25,7 +25,7 @@ REQUEST_TOKENS = 20_000  # the limit of a request; no model takes texts of so ma
 PER_DAY = re.compile(r"per_?day", re.I)
 NO_QUOTA = re.compile(r"\blimit: 0(?![\d.])")
 RETRY_IN = re.compile(r"retry in ((?:\d+(?:\.\d+)?(?:ms|h|m|s))+)", re.I)
-# "Request contains an invalid argument." is all that Google says of many requests, whatever is wrong.
+# Google sends "Request contains an invalid argument." for many kinds of errors.
 ABOUT_TEXT = re.compile(
     r"\bcontents?\b(?!_)|\binstances?\[|\bparts?\b|\btexts?\b(?!-)|empty|contains an invalid argument", re.I
 )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import BadReplyError, ProviderError, TimedOutError
 from embedkit_core.common.types import Batch, Reply
 from embedkit_core.providers.base import Client
 from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider
-from embedkit_core.providers.http.refusals import Refusal, shorten_message
-from embedkit_core.providers.http.transport import open_transport, unreachable
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, shorten_message
+from embedkit_core.providers.http.transport import open_transport
 from embedkit_core.providers.secrets import Secret
 
 
@@ -130,4 +131,5 @@ class JSONClient:
         except self._timeout_error:
             raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._connection_errors as error:
-            raise unreachable(provider.address, error, is_custom=bool(provider.endpoint)) from None
+            host, fix = urlsplit(provider.address).netloc, CHECK_ADDRESS if provider.endpoint else ""
+            raise connection_error(host, error, fix) from None

@@ -166,8 +166,16 @@ UNSENT_CAUSES |= {"ConnectionRefusedError", "SSLCertVerificationError", "ClientC
 CHECK_ADDRESS = "Check base_url=."
 
 
-def connection_error(message: str, failure: BaseException, fix: str) -> UnavailableError:
-    """Return the error for a failed connection; it is `unsent` if nothing was sent before the failure."""
+def connection_error(host: str, failure: BaseException, fix: str, *, through: str = "") -> UnavailableError:
+    """Return the error for a server that could not be reached; it is `unsent` if nothing was sent before the failure.
+
+    Args:
+        host: Host and port of the requests.
+        failure: Exception of the HTTP client, or of TLS while reading.
+        fix: What to do, as a sentence, "" if there is no advice.
+        through: What the requests go through, such as " through proxy=".
+    """
+    message = f"Server at {host} could not be reached{through} ({root_cause(failure)})."
     error = UnavailableError(f"{message} {fix}".rstrip())
     cause: BaseException | None = failure
     for _ in range(20):

@@ -1,15 +1,12 @@
-"""Client of httpx with the connection settings of the user, and the errors of its requests."""
+"""Client of httpx with the connection settings of the user."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from embedkit_core.common.errors import UnavailableError
 from embedkit_core.providers.http.connection import Connection
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, connection_error, root_cause
 
 if TYPE_CHECKING:
     import httpx
@@ -31,15 +28,3 @@ def open_transport(connection: Connection) -> httpx.AsyncClient:
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         verify=connection.ssl_context(httpx.create_ssl_context),
     )
-
-
-def unreachable(address: str, failure: BaseException, *, is_custom: bool) -> UnavailableError:
-    """Return the error for a server that could not be reached.
-
-    Args:
-        address: Address of the requests.
-        failure: Exception of httpx, or of TLS while reading.
-        is_custom: True if the user has passed the address.
-    """
-    message = f"Server at {urlsplit(address).netloc} could not be reached ({root_cause(failure)})."
-    return connection_error(message, failure, CHECK_ADDRESS if is_custom else "")

@@ -72,7 +72,7 @@ NAMES = tuple(field.name for field in fields(FastEmbedOptions))
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model is, and what is known about it without loading it.
+    """Location and properties of a model that is not loaded.
 
     Attributes:
         folder: The folder of the model.

@@ -41,7 +41,7 @@ class Address:
     """Where the requests for a deployment go.
 
     Attributes:
-        endpoint: The v1 endpoint of the resource, which identifies it in cache keys, whatever form the address has.
+        endpoint: The v1 endpoint of the resource, which identifies it in cache keys for every form of the address.
         base: The address without the path of the operation.
         version: The API version of an older route, None for the v1 endpoint.
         scope: What a token of Entra ID must be valid for.

@@ -30,7 +30,7 @@ from embedkit_core.providers.http.decoding import ReplyReader, UnreadableEncodin
 from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.redaction import canonical_url
-from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, root_cause, shorten_message
+from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, shorten_message
 from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import BASE64, FLOATS, OPENAI, Role, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
@@ -321,11 +321,11 @@ class OpenAIClient:
     def _connection_error(self, error: BaseException) -> UnavailableError:
         url, server = self._sdk.base_url, self._provider.server
         host = f"{url.host}:{url.port}" if url.port else url.host
-        proxy = " through proxy=" if self._provider.connection.proxy else ""
-        message = f"Server at {host} could not be reached{proxy} ({root_cause(error)})."
+        through = " through proxy=" if self._provider.connection.proxy else ""
         fix = CHECK_ADDRESS if self._provider.endpoint else ""
-        is_users_own = server is not OPENAI and not server.is_service
-        return connection_error(message, error, f"Is {server.title} running there?" if is_users_own else fix)
+        if server is not OPENAI and not server.is_service:
+            fix = f"Is {server.title} running there?"
+        return connection_error(host, error, fix, through=through)
 
     def _decode(self, reply: Mapping[str, Any], sent: SentBatch) -> Reply:
         negotiation, is_float32 = sent.negotiation, self._provider.dtype == "float32"
