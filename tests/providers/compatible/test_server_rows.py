@@ -116,8 +116,8 @@ def test_a_row_with_roles_works_in_both_frameworks(host):
 def test_the_name_of_a_service_identifies_its_models_and_not_its_address():
     def check(name):
         settings = {"model": f"{name}:m", "api_key": "k", "cache": False, "provider_options": {}}
-        if PRESETS[name].host_option:
-            settings["provider_options"] = {PRESETS[name].host_option: {}}
+        if PRESETS[name].host_options:
+            settings["provider_options"] = {**PRESETS[name].host_options}
         embedder = Embedder(**settings)
         assert (embedder.provider.endpoint, embedder.space.partition(":")[0]) == ("", name)
         assert Embedder(**settings, base_url=embedder.provider.url).explain("x").key == embedder.explain("x").key
@@ -130,7 +130,7 @@ def test_the_name_of_a_service_identifies_its_models_and_not_its_address():
 def test_a_service_without_a_key_names_its_variable():
     def check(name):
         with pytest.raises(ConfigurationError, match=rf"No API key for {name}:m\. .*{PRESETS[name].key_variables[0]}"):
-            Embedder(f"{name}:m", cache=False, provider_options={PRESETS[name].host_option or "user": "x"})
+            Embedder(f"{name}:m", cache=False, provider_options=PRESETS[name].host_options or {"user": "x"})
 
     check_rows(SERVICES, check)
 

@@ -25,7 +25,6 @@ from embedkit_core.providers.openai.provider import OpenAI
 from embedkit_core.providers.openai.servers import Role, Server, Truncation
 
 CAUTIOUS_TEXTS = 64  # of a request, for services that state no limit
-HOST_OPTIONS = {"provider": {"only": ["HOST"]}, "providerOptions": {"gateway": {"only": ["HOST"]}}}  # of gateways
 
 PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
     {
@@ -140,7 +139,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             texts=CAUTIOUS_TEXTS,
             base64=False,
             role=Role("input_type", {"query": "search_query", "document": "search_document"}, False),
-            host_option="provider",
+            host_options={"provider": {"only": ["HOST"]}},
         ),
         # vercel.com/docs/ai-gateway/sdks-and-apis/openai-chat-completions/embeddings.
         "vercel": Server(
@@ -149,7 +148,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             key_variables=("AI_GATEWAY_API_KEY", "VERCEL_OIDC_TOKEN", "VERCEL_AI_GATEWAY_API_KEY"),
             texts=CAUTIOUS_TEXTS,
             base64=False,
-            host_option="providerOptions",
+            host_options={"providerOptions": {"gateway": {"only": ["HOST"]}}},
         ),
         # Unknown fields are refused, such as encoding_format (QuantumNous/new-api#1941). 2048 texts are those of
         # llama-index-embeddings-jinaai. api.jina.ai/openapi.json.
@@ -297,12 +296,11 @@ class Preset(OpenAI):
                 f"locally with model_info={{'dimensions': ..., 'allowed_dimensions': [{settings.dimensions}], 'cut': "
                 "'prefix'}, where dimensions is the width of the model."
             )
-        option = None if catalogue.is_listed(self.name, settings.name) else server.host_option
-        if option is not None and option not in settings.options:
-            fix = {option: HOST_OPTIONS[option]}
+        lacks_host = bool(server.host_options.keys() - settings.options.keys())
+        if lacks_host and not catalogue.is_listed(self.name, settings.name):
             raise ConfigurationError(
                 f"provider_options: {settings.name} may have several hosts at {server.title}, and their vectors may "
-                f"differ. Select one with provider_options={fix!r}."
+                f"differ. Select one with provider_options={server.host_options!r}."
             )
         super().__init__(settings)
 

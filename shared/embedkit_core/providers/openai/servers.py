@@ -74,8 +74,8 @@ class Server:
         dtype_field: Request field for the type of the vectors, None if the server has none.
         dtypes: Values of `dtype_field` for types other than float32.
         has_float32: True if the server returns float32, without `dtype_field`.
-        host_option: Request field that selects the host of a model at a gateway. Different hosts may return different
-            vectors, so a model that is not in the catalogue needs it in `provider_options`.
+        host_options: Example of the request fields that select the host of a model at a gateway. Different hosts may
+            return different vectors, so a model that is not in the catalogue needs these fields in `provider_options`.
         rate_limit_codes: Codes of errors that mean a limit per minute, though with other servers they mean no credit.
     """
 
@@ -101,7 +101,7 @@ class Server:
     dtype_field: str | None = None
     dtypes: Mapping[DType, str] = field(default_factory=dict)
     has_float32: bool = True
-    host_option: str | None = None
+    host_options: Mapping[str, Any] = field(default_factory=dict)
     rate_limit_codes: frozenset[str] = frozenset()
 
     @property
