@@ -23,11 +23,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# uv installs in seconds what takes pip minutes, but does not read pip's configuration: where it fails, pip has its turn.
+# Compiled once here, as pip does, and not again by each process where Python must not write its caches. Copied, not
+# linked to uv's cache: nltk, which LlamaIndex uses, refuses files with several links.
+export UV_COMPILE_BYTECODE = 1
+export UV_LINK_MODE = copy
+PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(PACKAGES) || $(PIP) install $(PACKAGES)
+
 # Torch comes in its CPU build where the package index has one, else as it is. TORCH_INDEX names an extra index to look in.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
-PIP_TORCH = $(PIP) install $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
+PIP_TORCH = $(PIP) install --no-deps $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
 # The model of the demo and the tests is a Python package: nothing needs the model hub.
 HF_HUB_OFFLINE ?= 1
@@ -50,7 +57,7 @@ DIST = dist
 VERSIONS = oldest 3.12 3.13 newest
 EXTRAS = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	print(*(extra for extra in extras if extra not in ("all", "test", "dev")), "bare")')
-SIDE_BY_SIDE = PYTHON="$(PYTHON)" DIST="$(abspath $(DIST))" $(PYTHON) .ci/side_by_side.py $(AT_ONCE)
+SIDE_BY_SIDE = PYTHON="$(PYTHON)" UV="$(abspath $(BIN))/uv" DIST="$(abspath $(DIST))" $(PYTHON) .ci/side_by_side.py $(AT_ONCE)
 
 INSTALLED = $(VENV)/.installed
 FAST_INSTALLED = $(VENV)-fast/.installed
@@ -119,6 +126,7 @@ bench-compare: $(BENCHMARKS_INSTALLED)
 install: $(INSTALLED)
 	@:
 
+$(INSTALLED): PACKAGES = --editable ".[dev]"
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "rag-embedkit needs Python 3.11 or newer, and $(PYTHON) is not: name one that is, as in 'make PYTHON=python3.12'" >&2; \
@@ -126,30 +134,33 @@ $(INSTALLED): pyproject.toml
 	@test -e $(INSTALLED) || echo "first time: installing into $(VENV), one or two minutes"
 	@test ! -e $(INSTALLED) || echo "pyproject.toml has changed: bringing $(VENV) up to date"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --upgrade pip # that of Python 3.11 takes far longer to find versions that fit together
+	@$(PIP) install --upgrade pip uv # the pip of Python 3.11 takes far longer to find versions that fit together
 	@$(MAKE) --no-print-directory torch
-	@$(PIP) install --editable ".[dev]"
+	@$(INSTALL)
 	@touch $(INSTALLED)
 
 # wordllama carries a static model of 16 MB.
+$(FAST_INSTALLED): BIN = $(VENV)-fast/bin
+$(FAST_INSTALLED): PACKAGES = --editable ".[langchain,llamaindex,model2vec]" "wordllama==0.4.0.post1"
 $(FAST_INSTALLED): pyproject.toml
 	@test -e $(FAST_INSTALLED) || echo "first time: installing into $(VENV)-fast, less than a minute"
-	@test -x $(VENV)-fast/bin/python || $(PYTHON) -m venv $(VENV)-fast
-	@$(VENV)-fast/bin/python -m pip --disable-pip-version-check -qq install --upgrade pip
-	@$(VENV)-fast/bin/python -m pip --disable-pip-version-check -qq install --editable ".[langchain,llamaindex,model2vec]" "wordllama==0.4.0.post1"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)-fast
+	@$(PIP) install --upgrade pip uv
+	@$(INSTALL)
 	@touch $(FAST_INSTALLED)
 
-# Into an environment that exists.
+# Into an environment that exists. What it needs comes with the packages that need it.
 torch:
 	@$(PIP_TORCH) "$(TORCH)+cpu" 2>/dev/null || { echo "no CPU build of $(TORCH) in the index: installing $(TORCH)"; $(PIP_TORCH) "$(TORCH)"; }
 
 $(BUILT): $(INSTALLED) $(SHIPPED)
 	@mkdir -p $(DIST) && rm -f $(DIST)/rag_embedkit-*
-	@$(BIN)/python -m build --outdir $(DIST) > $(DIST)/build.log 2>&1 || { cat $(DIST)/build.log >&2; exit 1; }
+	@$(BIN)/python -m build --installer uv --outdir $(DIST) > $(DIST)/build.log 2>&1 || { cat $(DIST)/build.log >&2; exit 1; }
 	@touch $(BUILT)
 
+$(BENCHMARKS_INSTALLED): PACKAGES = --requirement benchmarks/requirements.txt
 $(BENCHMARKS_INSTALLED): benchmarks/requirements.txt $(INSTALLED)
-	@$(PIP) install --requirement benchmarks/requirements.txt
+	@$(INSTALL)
 	@touch $(BENCHMARKS_INSTALLED)
 
 clean:
