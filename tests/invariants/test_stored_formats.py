@@ -5,9 +5,11 @@ again what they have paid for: keep the format, or keep reading the old one.
 """
 
 import base64
+import contextlib
 import gzip
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,8 @@ from llama_index.core.schema import TextNode
 
 from embedkit_core import Embedder
 from embedkit_core.cache.maintenance import CacheFolder
+from embedkit_core.coordination.local.coordinator import LocalCoordinator
+from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 from llamaindex_embedkit import EmbedKitEmbedding
 
 STORED = Path(__file__).parents[1] / "fixtures" / "stored"
@@ -68,6 +72,24 @@ def test_the_stored_cases_cover_each_type_and_a_truncated_text():
     types = {np.dtype(case["dtype"]) for case in EXPECTED["cases"]}
     assert types == {np.dtype(name) for name in ("float32", "float16", "int8", "uint8")}
     assert any(case["truncated"] for case in EXPECTED["cases"])
+
+
+def test_a_stored_coordination_file_of_version_1_is_upgraded_in_place(tmp_path):
+    """Its named budgets are kept. A process of version 1 refuses it from then on, by its version."""
+    folder = tmp_path / "embedkit-coordination-v1"
+    folder.mkdir(mode=0o700)
+    file = folder / "coordination.db"
+    file.write_bytes(gzip.decompress((STORED / "coordination" / "coordination.db.gz").read_bytes()))
+    file.chmod(0o600)
+    limit, spent = BudgetLimit(1000, None), {"spent": Amount(100, 5), "lost": Amount(40, 2)}
+    for reopened in range(2):
+        coordinator = LocalCoordinator(folder)
+        held = Amount(860, 9) if reopened else Amount()
+        assert coordinator.budgets() == [BudgetStatus("ingest", limit, **spent, held=held, holds=held)]
+        assert coordinator.hold("batch", "ingest", limit, Amount(860, 9)) is None
+        coordinator.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
 
 
 READ_ONLY = """

@@ -9,7 +9,7 @@ from typing import Any
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.coordination.local.coordinator import LocalCoordinator
 from embedkit_core.coordination.opening import LOCAL_FOLDER
-from embedkit_core.coordination.port import Grant
+from embedkit_core.coordination.port import NO_AMOUNT, Grant
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 
@@ -38,6 +38,12 @@ class LoneCoordinator:
             raise self.failure
         if self.limits.setdefault(name, limit) != limit:
             raise ConfigurationError(f"budget_name: {name!r} exists with another budget")
+
+    def hold(self, hold: str, budget: str, limit: BudgetLimit, amount: Amount) -> BudgetStatus | None:
+        raise AssertionError("no test holds anything here")
+
+    def settle(self, hold: str, budget: str, billed: Amount, lost: Amount = NO_AMOUNT, *, is_final: bool) -> None:
+        raise AssertionError("no test holds anything here")
 
     def close(self) -> None:
         self.is_closed = True

@@ -11,7 +11,7 @@ from embedkit_core.coordination.redis.coordinator import RedisCoordinator
 from embedkit_core.coordination.redis.scripts import KEYS, microseconds
 from support.redis_server import RedisServer
 
-META, OWNERS, HORIZONS, LEASES, ACTIVE, FORGET, CLAIMS, MODELS, USED, BUDGETS, ATTEMPTS = KEYS
+META, OWNERS, HORIZONS, LEASES, ACTIVE, FORGET, CLAIMS, MODELS, USED, BUDGETS, ATTEMPTS, HOLDS = KEYS
 
 
 def connection(server: RedisServer) -> RedisConnection:

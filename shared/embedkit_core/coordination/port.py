@@ -20,6 +20,7 @@ LEASE_SECONDS = 10.0  # until the leases of an owner that does not renew them co
 RENEW_SECONDS = 3.0
 KEEP_SECONDS = 5.0  # that an ended lease is kept, for processes that looked into the cache before
 MODEL_SECONDS = 120.0  # that a model's requests of the last minute are kept after its last use
+NO_AMOUNT = Amount()
 PREFIX_BYTES = 8  # of a key, that are stored: texts that are in flight together do not share them by chance
 
 
@@ -154,7 +155,7 @@ class End:
 class Coordinator(Protocol):
     """Interface of a coordinator. Its methods may block.
 
-    `open_budget` and `close` are called on any thread, the others on one thread. They raise
+    `open_budget`, `hold`, `settle` and `close` are called on any thread, the others on one thread. They raise
     `CoordinationError` if the coordinator cannot be reached. Then requests are sent without it: texts may be paid for
     twice, and named budgets refuse.
     """
@@ -179,6 +180,39 @@ class Coordinator(Protocol):
 
         Raises:
             ConfigurationError: It exists with other limits.
+        """
+        ...
+
+    def hold(self, hold: str, budget: str, limit: BudgetLimit, amount: Amount) -> BudgetStatus | None:
+        """Reserve an upper bound in a named budget for work that outlives this process, such as a batch.
+
+        The reservation belongs to no process, and lasts until its final settlement. A repeated call with the same ID
+        and budget changes nothing.
+
+        Args:
+            hold: The ID, which is unique for the budget.
+            budget: The name of the budget.
+            limit: Its limits.
+            amount: The upper bound.
+
+        Returns:
+            None if it is reserved, else the budget, which has no room for it.
+        """
+        ...
+
+    def settle(self, hold: str, budget: str, billed: Amount, lost: Amount = NO_AMOUNT, *, is_final: bool) -> None:
+        """Count what was billed so far of the work of a hold, in place of what is held.
+
+        Amounts are totals, so that repeated and overtaken calls change nothing. They may exceed what is held; what was
+        billed is counted even if the hold is unknown. After the final settlement, no call changes anything. But if
+        nothing was billed or lost, the hold is forgotten, and its ID may be used again.
+
+        Args:
+            hold: The ID of the hold.
+            budget: The name of the budget.
+            billed: What was billed in total so far.
+            lost: What was possibly billed besides, in a final settlement.
+            is_final: True to release what is held beyond that, and to end the hold.
         """
         ...
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.coordination.port import MAX_WAIT_AHEAD, Begin, Bill, End, Grant, LeaseID
+from embedkit_core.coordination.port import MAX_WAIT_AHEAD, NO_AMOUNT, Begin, Bill, End, Grant, LeaseID
 from embedkit_core.coordination.sliding_window import Demand, MinuteUsage
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
-NOTHING, NO_BILL = Amount(), Bill()
+NOTHING, NO_BILL = NO_AMOUNT, Bill()
 
 
 class Claims(NamedTuple):
@@ -65,6 +65,20 @@ class Lease:
     lost: bool = False
 
 
+class Hold(NamedTuple):
+    """A reservation in a named budget that belongs to no process.
+
+    Attributes:
+        held: What is still reserved.
+        billed: What was billed so far.
+        is_ended: True after its final settlement.
+    """
+
+    held: Amount = NOTHING
+    billed: Amount = NOTHING
+    is_ended: bool = False
+
+
 class Transaction(Protocol):
     """The storage of a coordinator, inside a transaction.
 
@@ -106,6 +120,14 @@ class Transaction(Protocol):
 
     def save_budget(self, budget: BudgetStatus) -> None:
         """Store a named budget."""
+        ...
+
+    def hold(self, hold: str, budget: str) -> Hold | None:
+        """Return a hold in a named budget. None if there is none of that ID."""
+        ...
+
+    def save_hold(self, hold: str, budget: str, state: Hold | None) -> None:
+        """Store a hold for good, until None removes it."""
         ...
 
     def add(self, lease: Lease) -> LeaseID:
@@ -173,6 +195,41 @@ def end(transaction: Transaction, request: End) -> None:
     transaction.save_model(lease.account, lease.model, state)
 
 
+def hold(transaction: Transaction, key: str, name: str, limit: BudgetLimit, amount: Amount) -> BudgetStatus | None:
+    """Reserve an amount in a named budget under an ID, once. Return the budget if it has no room."""
+    if transaction.hold(key, name) is not None:
+        return None
+    budget = _usable_budget(transaction, name, limit)
+    if not budget.allows(amount):
+        return budget
+    transaction.save_hold(key, name, Hold(amount))
+    transaction.save_budget(budget._replace(held=budget.held.plus(amount), holds=budget.holds.plus(amount)))
+    return None
+
+
+def settle(transaction: Transaction, key: str, name: str, billed: Amount, lost: Amount, *, is_final: bool) -> None:
+    """Count what is new in the bill of a hold as spent, and release as much; all that is left if it is final."""
+    known = transaction.hold(key, name) or Hold()
+    if known.is_ended:
+        return
+    lost = lost if is_final else NOTHING
+    new = billed.beyond(known.billed)
+    left = NOTHING if is_final else known.held.beyond(new)
+    released, total = known.held.minus(left), known.billed.plus(new)
+    before = transaction.budget(name) or BudgetStatus(name, BudgetLimit())
+    budget = before._replace(
+        spent=before.spent.plus(new),
+        lost=before.lost.plus(lost),
+        held=before.held.beyond(released),
+        holds=before.holds.beyond(released),
+    )
+    if budget != before:
+        transaction.save_budget(budget)
+    # One that has cost something is kept: a repeated settlement must not count it again.
+    is_empty = left == total == lost == NOTHING
+    transaction.save_hold(key, name, None if is_empty else Hold(left, total, is_final))
+
+
 def check_limit(budget: BudgetStatus, limit: BudgetLimit) -> None:
     """Raise a ConfigurationError if a named budget has another limit."""
     if budget.limit != limit:
@@ -185,8 +242,7 @@ def check_limit(budget: BudgetStatus, limit: BudgetLimit) -> None:
 def _settle(budget: BudgetStatus, lease: Lease, reserved: Amount, bill: Bill) -> BudgetStatus:
     """Return a budget with a bill instead of a reservation, which may be counted as lost already."""
     if lease.lost:
-        left = budget.lost.minus(reserved)  # negative if the budget was reset meanwhile
-        budget = budget._replace(lost=Amount(max(0, left.nano_usd), max(0, left.tokens)))
+        budget = budget._replace(lost=budget.lost.beyond(reserved))  # less was lost if the budget was reset meanwhile
     else:
         budget = budget._replace(held=budget.held.minus(reserved))
     return budget._replace(spent=budget.spent.plus(bill.billed), lost=budget.lost.plus(bill.lost))
@@ -215,8 +271,7 @@ def _reserve(
     if not request.reservations:
         return budgets, reserved, unfunded
     for reservation in request.reservations:
-        budget = transaction.budget(reservation.budget) or BudgetStatus(reservation.budget, BudgetLimit())
-        budgets[reservation.budget] = budget if budget.has_limit else budget._replace(limit=reservation.limit)
+        budgets[reservation.budget] = _usable_budget(transaction, reservation.budget, reservation.limit)
     totals: dict[str, Amount] = {}
     for name, _, amounts in request.reservations:
         paid = [amounts[index] for index in mine if index in amounts]
@@ -238,6 +293,12 @@ def _reserve(
             budgets[name] = budgets[name]._replace(held=budgets[name].held.plus(amount))
             reserved[name] = reserved.get(name, NOTHING).plus(amount)
     return budgets, reserved, unfunded
+
+
+def _usable_budget(transaction: Transaction, name: str, limit: BudgetLimit) -> BudgetStatus:
+    """Return a budget with the limits that are in force: `limit` if it has none, or was removed."""
+    budget = transaction.budget(name) or BudgetStatus(name, BudgetLimit())
+    return budget if budget.has_limit else budget._replace(limit=limit)
 
 
 def _model_state(transaction: Transaction, request: Begin, account: str) -> ModelState | None:

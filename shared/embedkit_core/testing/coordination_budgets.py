@@ -159,6 +159,92 @@ class BudgetCases(CoordinationCases):
         if spent < 1000:
             _granted(reserve(last, NAME, LIMIT, Amount(1000 - spent, 1)))
 
+    # Holds
+
+    def test_a_hold_is_reserved_once_for_all_participants(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        for coordinator in (one, one, two):
+            assert coordinator.hold("batch", NAME, LIMIT, Amount(600, 6)) is None
+        status = status_of(two, NAME, LIMIT)
+        assert (status.held, status.holds, status.left.nano_usd) == (Amount(600, 6), Amount(600, 6), 400)
+        lease = _granted(reserve(two, NAME, LIMIT, Amount(400, 4)))
+        status = status_of(one, NAME, LIMIT)
+        assert (status.held, status.holds) == (Amount(1000, 10), Amount(600, 6))
+        cancel(two, lease)
+
+    def test_a_hold_without_room_is_refused_with_the_status_of_its_budget(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        assert one.hold("first", NAME, LIMIT, Amount(600, 6)) is None
+        status = two.hold("second", NAME, LIMIT, Amount(401, 1))
+        assert status is not None
+        assert (status.name, status.limit, status.held) == (NAME, LIMIT, Amount(600, 6))
+        assert two.hold("second", NAME, LIMIT, Amount(400, 1)) is None
+        assert one.hold("third", NAME, LIMIT, Amount(1, 1)) is not None
+
+    def test_the_same_id_in_two_budgets_is_two_holds(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        one.open_budget("small", BudgetLimit(500, None))
+        assert one.hold("batch", NAME, LIMIT, Amount(600, 6)) is None
+        assert one.hold("batch", "small", BudgetLimit(500, None), Amount(600, 6)) is not None
+        assert one.hold("batch", "small", BudgetLimit(500, None), Amount(500, 5)) is None
+        two.settle("batch", "small", NOTHING, is_final=True)
+        assert status_of(two, NAME, LIMIT).holds == Amount(600, 6)
+        assert status_of(two, "small", BudgetLimit(500, None)).holds == NOTHING
+
+    def test_what_is_new_in_the_bill_of_a_hold_is_spent(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        one.hold("batch", NAME, LIMIT, Amount(600, 6))
+        for coordinator, billed in ((one, Amount(100, 1)), (two, Amount(250, 2)), (one, Amount(100, 1))):
+            coordinator.settle("batch", NAME, billed, is_final=False)
+        status = status_of(two, NAME, LIMIT)
+        assert (status.spent, status.lost) == (Amount(250, 2), NOTHING)
+        assert (status.held, status.holds) == (Amount(350, 4), Amount(350, 4))
+
+    def test_a_final_settlement_releases_the_rest_and_nothing_changes_afterwards(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        one.hold("batch", NAME, LIMIT, Amount(600, 6))
+        one.settle("batch", NAME, Amount(250, 2), is_final=False)
+        for coordinator in (one, two):
+            coordinator.settle("batch", NAME, Amount(300, 3), Amount(20, 2), is_final=True)
+        two.settle("batch", NAME, Amount(900, 9), is_final=False)
+        assert two.hold("batch", NAME, LIMIT, Amount(600, 6)) is None
+        status = status_of(one, NAME, LIMIT)
+        assert (status.spent, status.lost) == (Amount(300, 3), Amount(20, 2))
+        assert (status.held, status.holds) == (NOTHING, NOTHING)
+
+    def test_a_hold_that_has_cost_nothing_is_forgotten(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        two.settle("batch", NAME, NOTHING, is_final=True)
+        for _ in range(2):
+            assert one.hold("batch", NAME, LIMIT, Amount(600, 6)) is None
+            assert status_of(two, NAME, LIMIT).holds == Amount(600, 6)
+            two.settle("batch", NAME, NOTHING, is_final=True)
+        status = status_of(one, NAME, LIMIT)
+        assert (status.spent, status.lost, status.held, status.holds) == (NOTHING, NOTHING, NOTHING, NOTHING)
+
+    def test_a_bill_above_a_hold_or_without_one_is_spent_all_the_same(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        one.hold("batch", NAME, LIMIT, Amount(600, 6))
+        lease = _granted(reserve(two, NAME, LIMIT, Amount(100, 1)))
+        one.settle("batch", NAME, Amount(700, 5), is_final=False)
+        one.settle("unknown", NAME, Amount(50, 5), is_final=False)
+        status = status_of(two, NAME, LIMIT)
+        assert (status.spent, status.held, status.holds) == (Amount(750, 10), Amount(100, 2), Amount(0, 1))
+        one.settle("batch", NAME, Amount(800, 7), is_final=True)
+        status = status_of(two, NAME, LIMIT)
+        assert (status.spent, status.held, status.holds) == (Amount(850, 12), Amount(100, 1), NOTHING)
+        end(two, lease)
+
+    def test_a_hold_outlives_a_killed_participant(self, tmp_path: Path) -> None:
+        one, two = self._open(tmp_path)
+        one.hold("batch", NAME, LIMIT, Amount(600, 6))
+        _granted(reserve(one, NAME, LIMIT, Amount(100, 1)))
+        self.kill(one)
+        status = status_of(two, NAME, LIMIT)
+        assert (status.lost, status.held, status.holds) == (Amount(100, 1), Amount(600, 6), Amount(600, 6))
+        two.settle("batch", NAME, Amount(500, 5), is_final=True)
+        assert status_of(two, NAME, LIMIT).spent == Amount(500, 5)
+
     # Lost leases
 
     def test_the_reservations_of_a_killed_participant_count_as_possibly_billed(self, tmp_path: Path) -> None:

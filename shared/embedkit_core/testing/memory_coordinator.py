@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from embedkit_core.common.errors import CoordinationError
 from embedkit_core.common.fork_safety import ForkLock
 from embedkit_core.coordination import rules
-from embedkit_core.coordination.port import LEASE_SECONDS, Begin, End, Grant, LeaseID
-from embedkit_core.coordination.rules import Claims, Lease, ModelState
+from embedkit_core.coordination.port import LEASE_SECONDS, NO_AMOUNT, Begin, End, Grant, LeaseID
+from embedkit_core.coordination.rules import Claims, Hold, Lease, ModelState
 from embedkit_core.coordination.sliding_window import MINUTE
-from embedkit_core.costs.amounts import BudgetLimit, BudgetStatus
+from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class _Shared:
     backlog: dict[tuple[str, str], dict[MemoryCoordinator, tuple[float, int, int]]] = field(default_factory=dict)
     models: dict[tuple[str, str], ModelState] = field(default_factory=dict)
     budgets: dict[str, BudgetStatus] = field(default_factory=dict)
+    holds: dict[tuple[str, str], Hold] = field(default_factory=dict)
 
 
 class MemoryCoordinator:
@@ -88,8 +89,20 @@ class MemoryCoordinator:
         """Create a named budget, or check the limits of an existing one."""
         with self._transaction() as transaction:
             budget = transaction.budget(name) or BudgetStatus(name, limit)
+            if not budget.has_limit:
+                budget = budget._replace(limit=limit)
             rules.check_limit(budget, limit)
             transaction.save_budget(budget)
+
+    def hold(self, hold: str, budget: str, limit: BudgetLimit, amount: Amount) -> BudgetStatus | None:
+        """Reserve an upper bound in a named budget, until its final settlement. Return the budget if it has no room."""
+        with self._transaction() as transaction:
+            return rules.hold(transaction, hold, budget, limit, amount)
+
+    def settle(self, hold: str, budget: str, billed: Amount, lost: Amount = NO_AMOUNT, *, is_final: bool) -> None:
+        """Count what was billed so far of the work of a hold, in place of what is held."""
+        with self._transaction() as transaction:
+            rules.settle(transaction, hold, budget, billed, lost, is_final=is_final)
 
     def budgets(self) -> list[BudgetStatus]:
         """Return the named budgets."""
@@ -180,6 +193,16 @@ class _Transaction:
     def save_budget(self, budget: BudgetStatus) -> None:
         """Store a named budget."""
         self._shared.budgets[budget.name] = budget
+
+    def hold(self, hold: str, budget: str) -> Hold | None:
+        """Return a hold, or None."""
+        return self._shared.holds.get((hold, budget))
+
+    def save_hold(self, hold: str, budget: str, state: Hold | None) -> None:
+        """Store a hold, or remove it."""
+        self._shared.holds.pop((hold, budget), None)
+        if state is not None:
+            self._shared.holds[hold, budget] = state
 
     def add(self, lease: Lease) -> LeaseID:
         """Store a lease of this participant."""

@@ -34,6 +34,12 @@ class RecordingCoordinator:
     def open_budget(self, name, limit):
         pass
 
+    def hold(self, hold, budget, limit, amount):
+        pass
+
+    def settle(self, hold, budget, billed, lost=None, *, is_final):
+        pass
+
     def close(self):
         pass
 

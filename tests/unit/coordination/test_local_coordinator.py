@@ -13,7 +13,7 @@ from embedkit_core.common.types import RateSettings
 from embedkit_core.coordination.local import owners
 from embedkit_core.coordination.local.coordinator import LocalCoordinator
 from embedkit_core.coordination.port import Begin, Bill, End, ProviderAccount
-from embedkit_core.costs.amounts import Amount, BudgetLimit
+from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 from embedkit_core.providers.secrets import Secret
 
 
@@ -177,7 +177,7 @@ def test_a_named_budget_is_shared(coordinators, clock):
     first.exchange([], [End(lease, clock(), 5, bills={"ingest": Bill(Amount(100, 5))})])
     second.exchange([], [End(grant.lease, bills={"ingest": Bill(lost=Amount(400, 10))})])
     (budget,) = second.budgets()
-    assert budget[1:] == (LIMIT, Amount(100, 5), Amount(400, 10), Amount())
+    assert budget == BudgetStatus("ingest", LIMIT, Amount(100, 5), Amount(400, 10))
 
 
 def test_another_limit_for_an_existing_budget_is_refused(coordinators):
@@ -233,7 +233,7 @@ def test_a_stopped_process_loses_its_claims_and_settles_late(coordinators, clock
     clock.now += 20
     first.exchange([], [End(lease, clock(), 5, bills={"ingest": Bill(Amount(500, 5))})])
     (budget,) = second.budgets()
-    assert budget[2:] == (Amount(500, 5), Amount(), Amount())
+    assert budget == BudgetStatus("ingest", LIMIT, Amount(500, 5))
     assert list(begin(second, clock, "a", since=looked_up_at).recheck) == [0]
 
 

@@ -78,10 +78,10 @@ def test_an_empty_file_was_not_created_by_this_library(closed, coordinator):
 
 
 def test_a_file_of_another_version_is_refused_with_both_versions(closed, coordinator):
-    sql(closed, "PRAGMA user_version = 2")
-    with pytest.raises(CoordinationError, match=r"has version 2, and this process uses version 1\."):
+    sql(closed, "PRAGMA user_version = 3")
+    with pytest.raises(CoordinationError, match=r"has version 3, and this process uses version 2\."):
         begin(coordinator, "a")
-    sql(closed, "PRAGMA user_version = 1")
+    sql(closed, "PRAGMA user_version = 2")
     assert begin(coordinator, "a").lease is not None
 
 

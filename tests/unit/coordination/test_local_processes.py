@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
-from support.coordination import begin, go_on, reservation, start, told
+from support.coordination import LIMIT, begin, go_on, reservation, start, told
 
 from embedkit_core.common.errors import CoordinationError
 from embedkit_core.coordination.local import rows, store
-from embedkit_core.costs.amounts import Amount
+from embedkit_core.costs.amounts import Amount, BudgetStatus
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs use signals and forks")
 
@@ -161,7 +161,7 @@ def test_a_stopped_process_loses_its_claims_and_settles_when_it_goes_on(run, coo
     program.send_signal(signal.SIGCONT)
     go_on(program)
     assert told(program) == "settled"
-    assert coordinator.budgets()[0][2:] == (Amount(70, 7), Amount(), Amount())
+    assert coordinator.budgets() == [BudgetStatus("ingest", LIMIT, Amount(70, 7))]
 
 
 # Forked, spawned, ended

@@ -10,7 +10,7 @@ import pytest
 from embedkit_core.common.errors import CoordinationError
 from embedkit_core.coordination import rules
 from embedkit_core.coordination.port import LEASE_SECONDS
-from embedkit_core.coordination.rules import Claims
+from embedkit_core.coordination.rules import Claims, Hold
 from embedkit_core.costs.amounts import BudgetStatus
 from embedkit_core.testing import CoordinationSuite, MemoryCoordinator
 from embedkit_core.testing.coordination_cases import begin, claim, new_keys, request
@@ -66,7 +66,7 @@ def test_a_suite_without_kill_and_stop_skips_the_tests_that_need_them(tmp_path):
             return self.coordinators[folder].process()
 
     cases = [name for name in suite_tests(Suite) if "killed" in name or "stopped" in name]
-    assert len(cases) == 4
+    assert len(cases) == 5
     for case in cases:
         with pytest.raises(pytest.skip.Exception):
             getattr(Suite(), case)(tmp_path / case)
@@ -84,7 +84,7 @@ def first_failure(folder: Path) -> str | None:
     return None
 
 
-CLAIMS = _Transaction.claims
+CLAIMS, HOLD, SAVE_HOLD = _Transaction.claims, _Transaction.hold, _Transaction.save_hold
 DEFECTS = [
     (_Transaction, "claims", lambda self, keys, since: Claims({}, CLAIMS(self, keys, since).recheck)),
     (_Transaction, "claims", lambda self, keys, since: Claims(CLAIMS(self, keys, since).others, [])),
@@ -98,6 +98,12 @@ DEFECTS = [
     (rules, "_settle", lambda budget, lease, reserved, bill: budget),
     (rules, "lose", lambda transaction, lease: replace(lease, lost=True)),
     (BudgetStatus, "allows", lambda self, amount: True),
+    (rules, "hold", lambda transaction, key, name, limit, amount: None),
+    (rules, "settle", lambda transaction, key, name, billed, lost, *, is_final: None),
+    (_Transaction, "hold", lambda self, hold, budget: None),
+    (_Transaction, "hold", lambda self, hold, budget: HOLD(self, "one", budget)),
+    (_Transaction, "hold", lambda self, hold, budget: HOLD(self, hold, "one")),
+    (_Transaction, "save_hold", lambda self, hold, budget, state: SAVE_HOLD(self, hold, budget, state or Hold())),
     (MemoryCoordinator, "ended", lambda self, leases: []),
     (MemoryCoordinator, "ended", lambda self, leases: leases),
     (MemoryCoordinator, "open_budget", lambda self, name, limit: None),

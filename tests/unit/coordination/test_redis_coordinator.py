@@ -12,6 +12,7 @@ from support.redis_coordinators import (
     BUDGETS,
     CLAIMS,
     FORGET,
+    HOLDS,
     HORIZONS,
     LEASES,
     META,
@@ -452,11 +453,13 @@ def test_nothing_expires_and_nothing_secret_is_stored(redis):
     one.exchange([suite_request(keys[:1], limits=RateSettings(9, 9))], [])
     stop(redis, one)
     begin(coordinator(redis), "a", reservations=[reservation(1)])
+    one.hold("batch", "ingest", LIMIT, Amount(1, 1))
     secrets = [API_KEY.encode(), hashlib.sha256(API_KEY.encode()).digest(), *keys]
     with redis.client() as client:
         found = client.keys()
         assert {key.decode() for key in found} <= set(KEYS)
-        assert {META, OWNERS, HORIZONS, LEASES, ACTIVE, FORGET, CLAIMS, MODELS, USED, BUDGETS, ATTEMPTS} == set(KEYS)
+        names = {META, OWNERS, HORIZONS, LEASES, ACTIVE, FORGET, CLAIMS, MODELS, USED, BUDGETS, ATTEMPTS, HOLDS}
+        assert names == set(KEYS)
         for key in found:
             assert client.ttl(key) == -1
             assert not any(secret in client.dump(key) for secret in secrets)
@@ -471,6 +474,8 @@ def test_a_server_that_may_evict_is_refused_for_named_budgets_and_warned_about(n
     for _ in range(2):
         with pytest.raises(CoordinationError, match=r"may evict named budgets \(maxmemory-policy allkeys-lru\)\. Set"):
             one.open_budget("ingest", LIMIT)
+        with pytest.raises(CoordinationError, match="may evict named budgets"):
+            one.hold("batch", "ingest", LIMIT, Amount(1, 1))
     assert begin(one, "a").lease is not None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "may evict what processes coordinate by (maxmemory-policy allkeys-lru)" in caplog.text

@@ -43,12 +43,22 @@ END = st.fixed_dictionaries(
         "bill": st.tuples(st.integers(0, 400), st.integers(0, 9), st.integers(0, 50)),
     }
 )
+HOLD = st.fixed_dictionaries(
+    {
+        "hold": st.sampled_from(["one", "two"]),
+        "budget": st.sampled_from(["both", "usd", "removed"]),
+        "amount": st.tuples(st.integers(0, 400), st.integers(0, 9)),
+        "lost": st.integers(0, 9),
+        "kind": st.sampled_from(["hold", "hold", "settle", "end"]),
+    }
+)
 PARTICIPANTS = st.integers(0, 2)
 OPERATION = st.one_of(
     st.tuples(st.just("exchange"), PARTICIPANTS, st.lists(BEGIN, min_size=1, max_size=2), st.just([])),
     st.tuples(st.just("exchange"), PARTICIPANTS, st.lists(BEGIN, max_size=2), st.lists(END, min_size=1, max_size=2)),
     st.tuples(st.just("pass"), st.sampled_from([1, 1, 10, 64, 200, 400, 700])),
     st.tuples(st.just("ended"), PARTICIPANTS),
+    st.tuples(st.just("hold_or_settle"), PARTICIPANTS, HOLD),
 )
 
 
@@ -134,6 +144,20 @@ class Pair:
         others = {index: numbers[lease] for index, lease in grant.others.items()}
         lease = None if grant.lease is None else numbers[grant.lease]
         return lease, others, sorted(grant.recheck), dict(grant.unfunded), grant.processes
+
+    def hold_or_settle(self, number, one) -> None:
+        self.exchange(number, [], [])  # which shows that this participant runs
+        hold, budget, amount, lost = one["hold"], one["budget"], Amount(*one["amount"]), Amount(one["lost"], 1)
+        for participants in (self.memory, self.redis):
+            if one["kind"] == "hold":
+                full = participants[number].hold(hold, budget, BUDGETS.get(budget, BudgetLimit(500, None)), amount)
+            else:
+                full = None
+                participants[number].settle(hold, budget, amount, lost, is_final=one["kind"] == "end")
+            if participants is self.memory:
+                expected = full
+        assert full == expected
+        assert sorted(self.memory[0].budgets()) == self.redis[0].budgets()
 
     def ended(self, number) -> None:
         self.exchange(number, [], [])  # which shows that this participant runs

@@ -18,7 +18,7 @@ from embedkit_core.coordination.local import owners, rows
 from embedkit_core.coordination.local.mirror import Mirror
 from embedkit_core.coordination.local.store import Store, error_for, open_store
 from embedkit_core.coordination.local.transaction import LocalTransaction
-from embedkit_core.coordination.port import Begin, End, Grant, LeaseID, ProviderAccount
+from embedkit_core.coordination.port import NO_AMOUNT, Begin, End, Grant, LeaseID, ProviderAccount
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 RENEW_AFTER_SECONDS = 1.0  # so that not every request writes a sign of life
@@ -96,6 +96,25 @@ class LocalCoordinator:
         """
         limit = rows.storable(limit)
         rules.check_limit(self._run(lambda store: self._open_budget(store, name, limit)), limit)
+
+    def hold(self, hold: str, budget: str, limit: BudgetLimit, amount: Amount) -> BudgetStatus | None:
+        """Reserve an upper bound in a named budget, until its final settlement. Return the budget if it has no room."""
+        limit = rows.storable(limit)
+
+        def work(store: Store) -> BudgetStatus | None:
+            with store.transaction(durable=True):
+                return rules.hold(self._begin(store), hold, budget, limit, amount)
+
+        return self._run(work)
+
+    def settle(self, hold: str, budget: str, billed: Amount, lost: Amount = NO_AMOUNT, *, is_final: bool) -> None:
+        """Count what was billed so far of the work of a hold, in place of what is held."""
+
+        def work(store: Store) -> None:
+            with store.transaction(durable=True):
+                rules.settle(self._begin(store), hold, budget, billed, lost, is_final=is_final)
+
+        self._run(work)
 
     def budgets(self) -> list[BudgetStatus]:
         """Return all named budgets, by name. Nothing is created."""
@@ -208,7 +227,8 @@ class LocalCoordinator:
                 transaction.forget()
                 self._forget_at = now + FORGET_EVERY_SECONDS
             # What dead owners hold of a budget is lost: requests that wait for it must not wait longer.
-            if now >= self._check_at and any(budget.held != Amount() for g in grants for budget in g.unfunded.values()):
+            refused = [budget for grant in grants for budget in grant.unfunded.values()]
+            if now >= self._check_at and any(budget.held != budget.holds for budget in refused):
                 transaction.lose_all()
                 self._check_at = now + CHECK_EVERY_SECONDS
         return grants
@@ -263,7 +283,7 @@ class LocalCoordinator:
 
     def _read_budgets(self, store: Store) -> list[BudgetStatus]:
         budgets = rows.read_budgets(store.execute)
-        if any(budget.held != Amount() for budget in budgets):
+        if any(budget.held != budget.holds for budget in budgets):
             with store.transaction(durable=False):
                 self._begin(store).lose_all()
             budgets = rows.read_budgets(store.execute)

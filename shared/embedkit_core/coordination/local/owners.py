@@ -15,13 +15,15 @@ FOLDER = "owners"
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(descriptor: int) -> None:
+    def lock_descriptor(descriptor: int) -> None:
+        """Lock an open file without waiting. Raises OSError if another process holds the lock."""
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 
 else:
     import fcntl
 
-    def _lock(descriptor: int) -> None:
+    def lock_descriptor(descriptor: int) -> None:
+        """Lock an open file without waiting. Raises OSError if another process holds the lock."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -42,7 +44,7 @@ class OwnerLock:
             # Not inherited by programs that this process starts. A forked child closes it.
             self._descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             try:
-                _lock(self._descriptor)
+                lock_descriptor(self._descriptor)
                 status = os.fstat(self._descriptor)
                 self._file = Identity(status.st_dev, status.st_ino)
             except BaseException as error:
@@ -88,7 +90,7 @@ def remove_if_dead(folder: Path, name: str) -> bool:
     except OSError:  # such as too many open files
         return False
     try:
-        _lock(descriptor)
+        lock_descriptor(descriptor)
         if os.name == "posix":  # while it is locked, so that a process which creates it just now sees that it is gone
             path.unlink(missing_ok=True)
     except OSError:

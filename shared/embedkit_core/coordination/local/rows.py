@@ -9,11 +9,15 @@ from typing import Any, NamedTuple, Protocol
 
 from embedkit_core.coordination.local.schema import ACTIVE, LOST
 from embedkit_core.coordination.port import LEASE_SECONDS, LeaseID
-from embedkit_core.coordination.rules import Lease
+from embedkit_core.coordination.rules import Hold, Lease
 from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 LEASE = "account, model, permit_at, permit_tokens, reserved, state"  # the columns that `lease_of` reads
-_BUDGET = "name, usd, tokens, spent_usd, spent_tokens, lost_usd, lost_tokens, held_usd, held_tokens"
+_HOLDS = "(SELECT coalesce(sum({0}), 0) FROM Holds WHERE budget = name AND is_ended = 0)"
+_BUDGET = (
+    "name, usd, tokens, spent_usd, spent_tokens, lost_usd, lost_tokens, held_usd, held_tokens, "
+    f"{_HOLDS.format('Holds.held_usd')}, {_HOLDS.format('Holds.held_tokens')}"
+)
 _MAX_INTEGER = 2**63 - 1
 _IDS_PER_SELECT = 500  # SQLite may be built with a limit of 999 parameters
 
@@ -104,8 +108,8 @@ def read_budgets(execute: Execute) -> list[BudgetStatus]:
 
 
 def save_budget(execute: Execute, budget: BudgetStatus) -> None:
-    """Store a named budget."""
-    name, limit, *amounts = budget
+    """Store a named budget. The sum of its holds is not stored: it is that of their rows."""
+    name, limit, *amounts, _ = budget
     numbers = [number for pair in (limit, *amounts) for number in pair]
     stored = [None if number is None else min(number, _MAX_INTEGER) for number in numbers]
     execute("INSERT OR REPLACE INTO Budgets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, *stored))
@@ -118,5 +122,23 @@ def storable(limit: BudgetLimit) -> BudgetLimit:
 
 def _budget_of(row: Sequence[Any]) -> BudgetStatus:
     name, usd, tokens, *amounts = row
-    spent, lost, held = (Amount(*amounts[at : at + 2]) for at in (0, 2, 4))
-    return BudgetStatus(name, BudgetLimit(usd, tokens), spent, lost, held)
+    spent, lost, held, holds = (Amount(*amounts[at : at + 2]) for at in (0, 2, 4, 6))
+    return BudgetStatus(name, BudgetLimit(usd, tokens), spent, lost, held, holds)
+
+
+def read_hold(execute: Execute, hold: str, budget: str) -> Hold | None:
+    """Return a hold in a named budget. None if there is none of that ID."""
+    row = execute(
+        "SELECT held_usd, held_tokens, billed_usd, billed_tokens, is_ended FROM Holds WHERE id = ? AND budget = ?",
+        (hold, budget),
+    ).fetchone()
+    return None if row is None else Hold(Amount(*row[:2]), Amount(*row[2:4]), bool(row[4]))
+
+
+def save_hold(execute: Execute, hold: str, budget: str, state: Hold | None) -> None:
+    """Store a hold, or remove it."""
+    if state is None:
+        execute("DELETE FROM Holds WHERE id = ? AND budget = ?", (hold, budget))
+        return
+    stored = [min(number, _MAX_INTEGER) for number in (*state.held, *state.billed)]
+    execute("INSERT OR REPLACE INTO Holds VALUES (?, ?, ?, ?, ?, ?, ?)", (hold, budget, *stored, state.is_ended))

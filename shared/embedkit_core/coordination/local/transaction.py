@@ -204,6 +204,14 @@ class LocalTransaction:
         """Store a named budget."""
         rows.save_budget(self._execute, budget)
 
+    def hold(self, hold: str, budget: str) -> rules.Hold | None:
+        """Return a hold in a named budget. None if there is none of that ID."""
+        return rows.read_hold(self._execute, hold, budget)
+
+    def save_hold(self, hold: str, budget: str, state: rules.Hold | None) -> None:
+        """Store a hold, or remove it."""
+        rows.save_hold(self._execute, hold, budget, state)
+
     def add(self, lease: rules.Lease) -> LeaseID:
         """Store a lease of this process."""
         has_all = PREFIX_BYTES * len(lease.keys) == len(self._packed)  # of the keys of the request
@@ -280,7 +288,10 @@ class LocalTransaction:
         return bool(has_leases)
 
     def reset_budget(self, name: str) -> BudgetStatus | None:
-        """Reset what was spent of a budget, and its limits. Return it as it was, None if there is none."""
+        """Reset what was spent of a budget, and its limits. Return it as it was, None if there is none.
+
+        What is reserved stays: it is settled into the budget as it is then.
+        """
         budget = self.budget(name)
         if budget is None:
             return None

@@ -15,10 +15,10 @@ from embedkit_core.cache.redis.failures import RedisAccessError
 from embedkit_core.common.errors import CoordinationError
 from embedkit_core.common.fork_safety import ForkLock, register_after_fork
 from embedkit_core.coordination import rules
-from embedkit_core.coordination.port import Begin, End, Grant, LeaseID
+from embedkit_core.coordination.port import NO_AMOUNT, Begin, End, Grant, LeaseID
 from embedkit_core.coordination.redis import checks, messages
 from embedkit_core.coordination.redis.scripts import OWNER_DIGITS, VERSION, microseconds, script
-from embedkit_core.costs.amounts import BudgetLimit, BudgetStatus
+from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 T = TypeVar("T")
 _Fields: TypeAlias = dict[str, Any]
@@ -115,6 +115,23 @@ class RedisCoordinator:
             (reply,) = self._ask("open_budget", lambda _: ({"name": name, **messages.limit_request(limit)}, []))
             rules.check_limit(messages.status_of(reply), limit)
             self._opened_budgets[name] = limit
+
+    def hold(self, hold: str, budget: str, limit: BudgetLimit, amount: Amount) -> BudgetStatus | None:
+        """Reserve an upper bound in a named budget, until its final settlement. Return the budget if it has no room."""
+        fields = {"hold": hold, "name": budget, **messages.limit_request(limit), "amount": messages.numbers(amount)}
+        with self._guard.lock:
+            self._check_budgets_are_safe()
+            self._has_exchanged = True
+            (full,) = self._ask("hold", lambda _: ({"owner": self._owner, **fields}, []))
+        return messages.status_of(full[0]) if full else None
+
+    def settle(self, hold: str, budget: str, billed: Amount, lost: Amount = NO_AMOUNT, *, is_final: bool) -> None:
+        """Count what was billed so far of the work of a hold, in place of what is held."""
+        amounts = {"billed": messages.numbers(billed), "lost": messages.numbers(lost)}
+        fields = {"hold": hold, "name": budget, **amounts, "is_final": is_final}
+        with self._guard.lock:
+            self._has_exchanged = True
+            self._ask("settle", lambda _: ({"owner": self._owner, **fields}, []))
 
     def budgets(self) -> list[BudgetStatus]:
         """Return all named budgets, by name. Nothing is created."""

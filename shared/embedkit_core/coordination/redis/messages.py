@@ -123,5 +123,5 @@ def status_of(reply: Sequence[Any]) -> BudgetStatus:
     """Return a budget."""
     name, usd, tokens, *amounts = reply
     limit = BudgetLimit(*(None if value < 0 else value for value in (usd, tokens)))
-    spent, lost, held = (Amount(*amounts[at : at + 2]) for at in (0, 2, 4))
-    return BudgetStatus(name.decode(), limit, spent, lost, held)
+    spent, lost, held, holds = (Amount(*amounts[at : at + 2]) for at in (0, 2, 4, 6))
+    return BudgetStatus(name.decode(), limit, spent, lost, held, holds)

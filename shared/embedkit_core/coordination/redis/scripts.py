@@ -25,6 +25,7 @@ LATE_SECONDS = 86_400.0  # that a lost lease is kept, for its bill
 MAX_INTEGER = 2**53 - 1  # that Lua represents exactly
 
 _NAMES = ["meta", "owners", "horizons", "leases", "active", "forget", "claims", "models", "used", "budgets", "attempts"]
+_NAMES += ["holds"]
 KEYS = [f"embedkit:{{coordination-v{VERSION}}}:{name}" for name in _NAMES]  # with one hash tag; none of them expires
 
 

@@ -85,26 +85,9 @@ local function find_claims(packed, since)
   return found, ended_at, prefixes
 end
 
-local function allows(budget, amount)
-  local limits = { budget.usd or false, budget.tokens or false }
-  for unit = 1, 2 do
-    local limit = limits[unit]
-    if limit and amount[unit] > limit - budget.spent[unit] - budget.lost[unit] - budget.held[unit] then
-      return false
-    end
-  end
-  return true
-end
-
 local function add(amounts, name, usd, tokens)
   local sum = amounts[name] or { 0, 0 }
   amounts[name] = { sum[1] + usd, sum[2] + tokens } -- not exact if it is above all limits
-end
-
-local function hold(budget, amount)
-  for unit = 1, 2 do
-    budget.held[unit] = math.min(MAX_INTEGER, budget.held[unit] + amount[unit])
-  end
 end
 
 -- Return copies of the budgets that pay for a request, with the limits that are in force.
@@ -148,7 +131,7 @@ local function reserve(one, taken)
   local reserved, unfunded = {}, {}
   if fits then
     for name, total in pairs(totals) do
-      hold(paying[name], total)
+      add_to(paying[name].held, total)
       if total[1] > 0 or total[2] > 0 then
         reserved[name] = total
       end
@@ -185,7 +168,7 @@ local function reserve(one, taken)
         unfunded[#unfunded + 1] = { text_index, unpack(status(refusing, paying[refusing])) }
       else
         for name, part in pairs(parts) do
-          hold(paying[name], part)
+          add_to(paying[name].held, part)
           add(reserved, name, part[1], part[2])
         end
       end

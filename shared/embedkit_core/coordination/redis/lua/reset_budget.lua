@@ -14,7 +14,7 @@ if budget and not is_hidden(budget) then
     local reset = new_budget()
     -- What is lost was taken by the reset: a late settlement must not take it again.
     reset.epoch = math.max(now, budget.epoch + 1)
-    reset.held, reset.is_restored = budget.held, budget.is_restored
+    reset.held, reset.holds, reset.is_restored = budget.held, budget.holds, budget.is_restored
     put(budgets, request.name, reset)
   end
 end

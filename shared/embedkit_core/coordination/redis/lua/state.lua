@@ -3,7 +3,7 @@
 -- What a script changes is written at its end, and first with commands that need memory: if Redis has none left, the
 -- first one fails and nothing is changed.
 
-local META, OWNERS, HORIZONS, LEASES, ACTIVE, FORGET, CLAIMS, MODELS, USED, BUDGETS, ATTEMPTS = unpack(KEYS)
+local META, OWNERS, HORIZONS, LEASES, ACTIVE, FORGET, CLAIMS, MODELS, USED, BUDGETS, ATTEMPTS, HOLDS = unpack(KEYS)
 local LOST, ENDED = 1, 2 -- states of a lease; an active one has none
 local GONE = 'gone' -- stands for all owners that are gone: its horizon is the greatest of theirs
 local MAX_STALE_OWNERS, MAX_LOST_LEASES = 10, 200 -- that one script loses
@@ -19,7 +19,7 @@ end
 local function hash(key)
   return { key = key, known = {}, changed = {} }
 end
-local leases, models, budgets = hash(LEASES), hash(MODELS), hash(BUDGETS)
+local leases, models, budgets, holds = hash(LEASES), hash(MODELS), hash(BUDGETS), hash(HOLDS)
 local attempts = hash(ATTEMPTS) -- of strings
 local claims = {} -- that are to be written, by prefix; false removes one
 local scores = { [OWNERS] = {}, [HORIZONS] = {}, [ACTIVE] = {}, [FORGET] = {}, [USED] = {} } -- false removes a member
@@ -77,7 +77,7 @@ local function write()
     removals[#removals + 1] = { remove, key, removed }
   end
   store(CLAIMS, claims, 'HSET', 'HDEL')
-  for _, from in ipairs({ leases, models, budgets, attempts }) do
+  for _, from in ipairs({ leases, models, budgets, holds, attempts }) do
     local values = {}
     for field in pairs(from.changed) do
       local record = from.known[field]
@@ -258,11 +258,35 @@ local function has_limit(budget)
   return budget.usd ~= nil or budget.tokens ~= nil
 end
 
+-- Return true if a budget has room for an amount.
+local function allows(budget, amount)
+  local limits = { budget.usd or false, budget.tokens or false }
+  for unit = 1, 2 do
+    local limit = limits[unit]
+    if limit and amount[unit] > limit - budget.spent[unit] - budget.lost[unit] - budget.held[unit] then
+      return false
+    end
+  end
+  return true
+end
+
+-- Add an amount to another one, up to the largest integer.
+local function add_to(sum, amount)
+  for unit = 1, 2 do
+    sum[unit] = math.min(MAX_INTEGER, sum[unit] + amount[unit])
+  end
+end
+
+-- Return what an amount exceeds another one by, 0 of the unit in which it does not.
+local function beyond(amount, other)
+  return { math.max(0, amount[1] - other[1]), math.max(0, amount[2] - other[2]) }
+end
+
 -- Return a budget as it is replied: -1 for no limit.
 local function status(name, budget)
   local spent, lost, held = budget.spent, budget.lost, budget.held
-  local usd, tokens = budget.usd or -1, budget.tokens or -1
-  return { name, usd, tokens, spent[1], spent[2], lost[1], lost[2], held[1], held[2] }
+  local usd, tokens, on_hold = budget.usd or -1, budget.tokens or -1, budget.holds or { 0, 0 }
+  return { name, usd, tokens, spent[1], spent[2], lost[1], lost[2], held[1], held[2], on_hold[1], on_hold[2] }
 end
 
 -- A budget that was reset after Redis had lost its data is kept, so that it is not restored again.
