@@ -91,6 +91,7 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
     budget_name: str | None = None
     prices: Mapping[str, Any] | None = None
     progress: SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(default=None, exclude=True)
+    in_batch: Literal["pay", "wait", "error"] = "pay"
     pickle_api_key: bool = False
 
     _embedder: Embedder = PrivateAttr()

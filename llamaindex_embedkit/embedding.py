@@ -101,6 +101,7 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     progress: json_schema.SkipJsonSchema[bool | Callable[[Progress], object] | None] = Field(
         default=None, exclude=True, frozen=True
     )
+    in_batch: Literal["pay", "wait", "error"] = Field(default="pay", exclude=True, frozen=True)
     pickle_api_key: bool = Field(default=False, exclude=True, frozen=True)
 
     _overridden: ClassVar[frozenset[str]] = frozenset()  # of LlamaIndex's hooks, see `hooks`

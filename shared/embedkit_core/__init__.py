@@ -1,5 +1,7 @@
 """Embeddings for retrieval, with a cache, batching, retries, rate limits and budgets. Each text is paid for once."""
 
+from typing import TYPE_CHECKING
+
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.calls.explain import Explanation
 from embedkit_core.calls.import_vectors import ImportReport
@@ -9,12 +11,14 @@ from embedkit_core.common.errors import (
     BadReplyError,
     BadRequestError,
     BadTextError,
+    BatchNotFoundError,
     BudgetError,
     CacheError,
     ConfigurationError,
     CoordinationError,
     EmbedKitError,
     InputError,
+    JobError,
     MissingExtraError,
     PartialFailureError,
     ProviderError,
@@ -35,6 +39,23 @@ from embedkit_core.observability.progress import Progress
 from embedkit_core.observability.snapshot import Snapshot, snapshot
 from embedkit_core.providers.catalogue import models
 
+if TYPE_CHECKING:
+    from embedkit_core.batches.job import BatchJob
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what only programs with batch jobs need."""
+        if name == "BatchJob":
+            from embedkit_core.batches.job import BatchJob
+
+            return BatchJob
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        """Return the names for completion, also before their import."""
+        return sorted({*globals(), *__all__})
+
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -42,6 +63,8 @@ __all__ = [
     "BadReplyError",
     "BadRequestError",
     "BadTextError",
+    "BatchJob",
+    "BatchNotFoundError",
     "BudgetError",
     "CacheError",
     "CacheVerification",
@@ -56,6 +79,7 @@ __all__ = [
     "ImportReport",
     "InputError",
     "InputType",
+    "JobError",
     "MissingExtraError",
     "ModelInfo",
     "PartialFailureError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from embedkit_core.cache.embedder_cache import EmbedderCache
 from embedkit_core.calls.call import Call
@@ -13,16 +13,20 @@ from embedkit_core.calls.import_vectors import ImportReport, import_vectors
 from embedkit_core.calls.plan import as_list
 from embedkit_core.calls.stream import Stream
 from embedkit_core.calls.verify_cache import CacheVerification, verify_cache
+from embedkit_core.common.errors import JobError
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.results import EmbeddingResult
-from embedkit_core.common.threads import BULK, off_loop
+from embedkit_core.common.threads import BULK, JOBS, off_loop
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.validation import check_input_type, check_integer
 from embedkit_core.config.base import BaseEmbedder
+from embedkit_core.config.roles import Leftovers, SubmitOptions
+from embedkit_core.costs.tracker import active_trackers
 from embedkit_core.engine.runtime.process import refuse_engine_thread
 from embedkit_core.observability.progress import ProgressOption, check_progress
 
 if TYPE_CHECKING:
+    from embedkit_core.batches.job import BatchJob, JobStore
     from embedkit_core.calls.async_stream import AsyncStream
 
 
@@ -80,6 +84,8 @@ class Embedder(BaseEmbedder):
             `budget_usd` and `budget_tokens`.
         prices: USD per million tokens, such as {"openai:my-model": 0.02}. They override the catalogue.
         progress: True for a bar, or a function that receives a `Progress`, on the caller's thread or event loop.
+        in_batch: What a call does with documents that are in an open batch job (see `submit`): "pay" for a normal
+            request, "wait" for the job and collect it, or "error". Queries are always sent.
         pickle_api_key: Whether an `api_key` that was passed is pickled. A key from the environment never is.
 
     Raises:
@@ -256,6 +262,87 @@ class Embedder(BaseEmbedder):
         """Embed documents without blocking the event loop. The result and errors are those of `embed_documents`."""
         return (await self.aembed(texts)).vectors
 
+    def submit(
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: InputType = "document",
+        keep_texts: bool = True,
+        leftovers: Leftovers = "batch",
+        endpoint: str | None = None,
+    ) -> BatchJob:
+        """Submit texts to the provider's batch endpoint, which embeds them within hours at a lower price.
+
+        Only texts that the cache lacks and that are in no other open job are sent. `job.wait()` or `job.collect()`
+        writes the vectors to the cache, in this process or in another one; then normal calls find them there.
+
+        Args:
+            texts: The texts, also more than fit in memory.
+            input_type: "document" or "query".
+            keep_texts: Whether the texts stay in the cache folder, readable by this user only, until they are
+                collected. If False, they are deleted once the provider has them, and what fails is not sent again.
+            leftovers: What happens to texts that the provider did not embed, for example because the job expired:
+                "batch" for another batch, "request" for normal requests, or "leave".
+            endpoint: The name of a batch endpoint without a published lower price, such as "embed-jobs" of Cohere.
+
+        Returns:
+            The job. Its `id` finds it again in any process: `embedder.job(id)`.
+
+        Raises:
+            ConfigurationError: The provider has no batch endpoint, or there is no cache folder.
+            InputError: Some texts cannot be embedded. Nothing was sent.
+            BudgetError: The job could exceed a budget, or a budget in USD cannot know its price. Nothing was sent.
+            ProviderError: The provider refused the first batch. The job was removed.
+            JobError: The journal of jobs cannot be used.
+
+        Example:
+            ```python
+            print(embedder.estimate(texts))  # with both prices
+            job = embedder.submit(texts)
+            job.wait()
+            vectors = embedder.embed_documents(texts)  # all from the cache
+            ```
+        """
+        refuse_engine_thread("submit")
+        return self._job_store().submit(
+            texts,
+            active_trackers(),
+            input_type=input_type,
+            keep_texts=keep_texts,
+            leftovers=leftovers,
+            endpoint=endpoint,
+        )
+
+    async def asubmit(self, texts: Iterable[str], **options: Unpack[SubmitOptions]) -> BatchJob:
+        """Submit texts without blocking the event loop. The arguments, result and errors are those of `submit`."""
+        store, trackers = self._job_store(), active_trackers()
+        return await off_loop(lambda: store.submit(texts, trackers, **options), JOBS)
+
+    def jobs(self) -> list[BatchJob]:
+        """Return the batch jobs in the cache folder that this embedder can collect, the oldest first.
+
+        Raises:
+            JobError: The journal of jobs cannot be used.
+        """
+        return self._job_store().jobs()
+
+    async def ajobs(self) -> list[BatchJob]:
+        """Return the batch jobs without blocking the event loop. The result and errors are those of `jobs`."""
+        return await off_loop(self._job_store().jobs, JOBS)
+
+    def job(self, job_id: str) -> BatchJob:
+        """Return the batch job with an ID.
+
+        Raises:
+            JobError: There is none, or it was submitted with other settings.
+        """
+        return self._job_store().job(job_id)
+
+    async def ajob(self, job_id: str) -> BatchJob:
+        """Return the batch job with an ID without blocking the event loop. The errors are those of `job`."""
+        store = self._job_store()
+        return await off_loop(lambda: store.job(job_id), JOBS)
+
     def import_vectors(
         self,
         texts: Iterable[str],
@@ -378,6 +465,22 @@ class Embedder(BaseEmbedder):
         """
         check_input_type(input_type)
         return explain(self.provider, self.price, self.vector_cache, self._specs[input_type], text)
+
+    def collect_job(self, job_id: str) -> bool:
+        """Collect a batch job, for a call that waits for its texts. Return True if nothing of it is open."""
+        job = self.job(job_id)
+        try:
+            job.collect()
+        except JobError as error:
+            if not error.is_busy:
+                raise
+        return job.is_finished
+
+    def _job_store(self) -> JobStore:
+        """Return the batch jobs of the cache folder."""
+        service = import_module("embedkit_core.batches.service").JobService(self, self._specs, self.embed)
+        store: JobStore = import_module("embedkit_core.batches.job").JobStore(service)
+        return store
 
     def _progress_option(self, progress: ProgressOption) -> ProgressOption:
         """Return where a call reports: its own option, else the object's."""

@@ -19,6 +19,7 @@ import langchain_embedkit.arguments
 import llamaindex_embedkit.arguments
 from embedkit_core import ConfigurationError, Embedder
 from embedkit_core.adapters.arguments import Alias, EmbedderOptions, Ignored, SecretString, Unsupported
+from embedkit_core.config.roles import SubmitOptions
 from embedkit_core.providers.http.connection import Connection
 from embedkit_core.providers.secrets import Hidden, Secret
 from embedkit_core.testing import FakeServer
@@ -113,6 +114,14 @@ def test_the_options_are_the_keyword_arguments_of_the_embedder():
     assert list(options) == names
     assert options.pop("api_key") == Union[without_types_of_the_core(meant["api_key"]), SecretString]  # noqa: UP007
     assert options == {name: without_types_of_the_core(meant[name]) for name in options}
+
+
+def test_the_typed_options_of_submit_are_its_arguments(framework_class):
+    arguments = [p for p in inspect.signature(Embedder.submit).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    typed = {name: annotation.__forward_arg__ for name, annotation in SubmitOptions.__annotations__.items()}
+    assert typed == {argument.name: argument.annotation for argument in arguments}
+    for method in (Embedder.asubmit, framework_class.submit, framework_class.asubmit):
+        assert method.__annotations__["options"] == "Unpack[SubmitOptions]"
 
 
 @pytest.mark.parametrize(

@@ -117,12 +117,13 @@ def test_every_package_is_marked_as_typed(package):
 def test_all_lists_names_that_exist(package):
     module = __import__(package)
     assert NAMES[package] in module.__all__
+    assert set(module.__all__) <= set(dir(module))
     assert all(hasattr(module, name) for name in module.__all__)
 
 
 def test_every_error_class_is_exported_and_documented():
     defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    defined -= {"EncodingRefusedError"}  # the engine answers it with another encoding
+    defined -= {"EncodingRefusedError", "FileNotReadyError"}  # answered with another encoding, and with a retry
     assert defined <= {*embedkit_core.__all__}
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert [name for name in sorted(defined) if f"\n| `{name}`" not in page] == []

@@ -33,6 +33,7 @@ LAYERS = [
     "embedkit_core.adapters",
     "embedkit_core",  # its __init__.py: the public names
     "embedkit_core.embedder",
+    "embedkit_core.batches",
     "embedkit_core.calls",
     "embedkit_core.config",
     "embedkit_core.observability",
@@ -77,8 +78,8 @@ PROVIDER_NAMES = {
 }
 PROVIDER_NAMES |= {*COMPATIBLE}
 MAX_LINES = 450
-LONGER_FILES: dict[str, str] = {}  # path: why it is not split
-MAX_ROOT_ENTRIES = 17  # the layers, four files and the entry points for people: cli, tools, fleet, testing
+LONGER_FILES = {"embedkit_core.embedder": "one class; most lines document its methods"}  # why they are not split
+MAX_ROOT_ENTRIES = 18  # the layers, four files and the entry points for people: cli, tools, fleet, testing
 
 
 def modules() -> dict[str, Path]:

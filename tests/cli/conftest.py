@@ -7,14 +7,19 @@ from embedkit_core.cli.run import run
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def running():
+    with OpenAIServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running, tmp_path, monkeypatch):
     """A server, its key in the environment, and temporary folders."""
-    with OpenAIServer() as running:
-        monkeypatch.setenv("OPENAI_API_KEY", running.api_key)
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield running
+    monkeypatch.setenv("OPENAI_API_KEY", running.api_key)
+    monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return running
 
 
 @pytest.fixture

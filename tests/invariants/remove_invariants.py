@@ -338,6 +338,13 @@ INVARIANTS = [
         "invariants/test_coordination_invariants.py",
     ),
     Invariant(
+        21,
+        "coordination/rules.py",
+        "new = billed.beyond(known.billed)",
+        "new = billed",
+        "invariants/test_coordination_invariants.py",
+    ),
+    Invariant(
         19,
         "coordination/redis/lua/exchange.lua",
         "elseif next(stored) then",
@@ -360,7 +367,7 @@ INVARIANTS = [
     ),
     Invariant(
         21,
-        "coordination/redis/lua/exchange.lua",
+        "coordination/redis/lua/state.lua",
         "if limit and amount[unit] > limit - budget.spent[unit] - budget.lost[unit] - budget.held[unit] then",
         "if false then",
         "invariants/test_redis_invariants.py",

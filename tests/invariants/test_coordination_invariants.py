@@ -26,6 +26,7 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.types import Limits, RateSettings, Reply
 from embedkit_core.coordination.port import LEASE_SECONDS
+from embedkit_core.costs.amounts import Amount
 from embedkit_core.costs.budget import Budget
 from embedkit_core.engine.scheduler.queues import Request
 from embedkit_core.testing import MemoryCoordinator, fake_vector
@@ -77,6 +78,7 @@ class CoordinationMachine(RuleBasedStateMachine):
         self.sent: list[tuple[float, int]] = []
         self.billed = 0
         self.was_cut_off = False
+        self.held: dict[str, tuple[int, int]] = {}  # of batches: the tokens that are held, and those that were billed
         self.processes = [self.new_process() for _ in range(n)]
         if self.budget is not None:
             self.coordinator.open_budget(BUDGET, Budget(None, self.budget).limit)
@@ -210,6 +212,28 @@ class CoordinationMachine(RuleBasedStateMachine):
         process.scheduler.failed(request, FAILURES[failure], self.now)
         process.pump()
 
+    # Batches
+
+    @precondition(lambda self: self.budget is not None)
+    @rule(batch=st.sampled_from(["one", "two"]), tokens=st.integers(0, 20), is_final=st.booleans())
+    def hold_or_settle(self, batch: str, tokens: int, is_final: bool) -> None:
+        """Reserve a budget for a batch, or settle a part of it; then do it once more, which changes nothing."""
+        if batch not in self.held:
+            limit, amount = Budget(None, self.budget).limit, Amount(0, tokens)
+            if self.coordinator.hold(batch, BUDGET, limit, amount) is None:
+                self.coordinator.hold(batch, BUDGET, limit, amount)
+                self.held[batch] = (tokens, 0)
+            return
+        held, before = self.held[batch]
+        billed = min(held, before + tokens)
+        for _ in range(2):
+            self.coordinator.settle(batch, BUDGET, Amount(0, billed), is_final=is_final)
+        self.billed += billed - before
+        self.held[batch] = (
+            billed if is_final else held,
+            billed,
+        )  # an ended one holds no more
+
     # Processes
 
     def excuse(self, process: Process) -> None:
@@ -341,6 +365,7 @@ class CoordinationMachine(RuleBasedStateMachine):
         assert min(status.spent + status.lost + status.held) >= 0
         used = status.spent.plus(status.lost).plus(status.held)
         assert self.billed <= used.tokens <= self.budget
+        assert status.holds.tokens == sum(held - billed for held, billed in self.held.values())
 
     @invariant()
     def every_waiting_caller_is_woken_later(self) -> None:
@@ -359,6 +384,9 @@ class CoordinationMachine(RuleBasedStateMachine):
         """Invariant 22: if the server replies, every caller is served, with or without the coordinator."""
         if not hasattr(self, "processes"):
             return
+        for batch, (_, billed) in self.held.items():
+            self.coordinator.settle(batch, BUDGET, Amount(0, billed), is_final=True)
+            self.held[batch] = (billed, billed)
         for process in self.processes:
             self.wake_up(process)
             for lookup, _, _ in process.lookups:
@@ -382,6 +410,7 @@ class CoordinationMachine(RuleBasedStateMachine):
         assert not any(process.waits for process in self.processes)
         for process in self.processes:
             process.coordinator.is_reachable = True
+            process.coordinator.renew()  # the next call after a lost reply releases what it has granted
             for _ in range(3):
                 process.pump()
                 self.settle_down(process)

@@ -21,6 +21,11 @@ NATIVE = 1536
 LENGTH = np.float32(1.25)
 
 
+def native_of(model: str) -> int:
+    """Return the dimensions of a model."""
+    return 1024 if model.endswith("-v3.0") else NATIVE
+
+
 def cohere_vector(text: str, input_type: str = "search_document", dimensions: int = NATIVE, model: str = "embed-v4.0"):
     """Return the vector of a text: float32 (dimensions,), not normalized."""
     return vector_of(f"{input_type}\0{text}", dimensions, NATIVE, model) * LENGTH
@@ -84,7 +89,8 @@ class CohereServer(EmbeddingsServer):
             await yield_to_loop(n)
             words = text.split()
             kept = text if tokens_of(text) <= limit else " ".join(words[:limit])
-            rows.append(cohere_vector(kept, body["input_type"], body.get("output_dimension") or NATIVE, body["model"]))
+            width = body.get("output_dimension") or native_of(body["model"])
+            rows.append(cohere_vector(kept, body["input_type"], width, body["model"]))
         billed = sum(min(tokens_of(text), limit) for text in exchange.texts)
         return {
             "id": "5807ee2e-0cda-445a-9ec8-864c60a06606",

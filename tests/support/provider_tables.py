@@ -83,7 +83,7 @@ def _line(name: str) -> list[str]:
         _models(rows),
         _lines(_input_types(kind, rows), *shown),
         _lines(_dimensions(kind, rows), "all types" if len(kind.dtypes) == N_DTYPES else ", ".join(kind.dtypes)),
-        "this machine" if kind.is_local else _lines(*_request(kind, rows), *_prices(rows)),
+        "this machine" if kind.is_local else _lines(*_request(kind, rows), *_prices(rows), _batches(name, kind)),
     ]
 
 
@@ -121,6 +121,14 @@ def _request(kind: type[Provider], rows: list[ModelInfo]) -> list[str]:
         (row.limits for row in rows), key=lambda one: (one.texts, one.tokens or 0), default=kind.default_limits
     )
     return [f"{limits.texts:,} texts", *([f"{limits.tokens:,} tokens"] if limits.tokens else [])]
+
+
+def _batches(name: str, kind: type[Provider]) -> str:
+    """Return how `submit` can be used, "" if it cannot."""
+    server = getattr(kind, "server", None)
+    if kind.batch_endpoint is None and (server is None or server.batch is None):
+        return ""
+    return "`submit`, on request" if name == "cohere" else "`submit`"
 
 
 def _prices(rows: list[ModelInfo]) -> list[str]:

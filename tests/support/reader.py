@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from .cohere_server import CohereServer
-from .openai_server import OpenAIServer
+from .openai_batch_server import OpenAIBatchServer
 from .voyage_server import VoyageServer
 
 
@@ -23,9 +23,9 @@ def local_providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @contextmanager
-def reader_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
+def reader_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIBatchServer]:
     """Set key, address, cache and home folder for the examples; yield the local server."""
-    with OpenAIServer() as server:
+    with OpenAIBatchServer() as server:
         monkeypatch.setenv("OPENAI_API_KEY", "test-key")
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -17,6 +17,7 @@ from embedkit_core.common.types import EmptyText, LongText, RateLimiter, Task
 from embedkit_core.common.validation import unknown_argument
 from embedkit_core.common.vectors import DType
 from embedkit_core.config.coordination import CoordinationArgument
+from embedkit_core.config.roles import InBatch
 from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.providers.http.connection import ClientCert
 from embedkit_core.providers.secrets import SECRET_ARGUMENTS, SIGN_IN, Hidden, hide, mask_key, mask_login, reveal
@@ -96,6 +97,7 @@ class EmbedderOptions(TypedDict, total=False):
     budget_name: str | None
     prices: Mapping[str, float | str | Decimal] | None
     progress: ProgressOption
+    in_batch: InBatch
     pickle_api_key: bool
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, Unpack
 
 from embedkit_core.adapters.arguments import Rule, errors_name, hide_arguments, plain, same_value, take_arguments
 from embedkit_core.calls.estimate import Estimate
@@ -15,10 +15,14 @@ from embedkit_core.common.threads import running_loop
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import parameter_names
+from embedkit_core.config.roles import SubmitOptions
 from embedkit_core.costs.tracker import UsageAccumulator, usage_by_model
 from embedkit_core.embedder import Embedder
 from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.providers.secrets import hide, hide_secrets, reveal
+
+if TYPE_CHECKING:
+    from embedkit_core.batches.job import BatchJob
 
 __all__ = [
     "EmbedderMixin",
@@ -180,6 +184,30 @@ class EmbedderMixin:
         """Estimate as `estimate` does, without blocking the caller's event loop."""
         return await self.embedder.aestimate(texts, input_type=input_type)
 
+    def submit(self, texts: Iterable[str], **options: Unpack[SubmitOptions]) -> BatchJob:
+        """Submit texts to the provider's batch endpoint: see `embedkit_core.Embedder.submit`."""
+        return self.embedder.submit(texts, **options)
+
+    async def asubmit(self, texts: Iterable[str], **options: Unpack[SubmitOptions]) -> BatchJob:
+        """Submit texts as `submit` does, without blocking the caller's event loop."""
+        return await self.embedder.asubmit(texts, **options)
+
+    def jobs(self) -> list[BatchJob]:
+        """Return the batch jobs of these settings: see `embedkit_core.Embedder.jobs`."""
+        return self.embedder.jobs()
+
+    async def ajobs(self) -> list[BatchJob]:
+        """Return the batch jobs as `jobs` does, without blocking the caller's event loop."""
+        return await self.embedder.ajobs()
+
+    def job(self, job_id: str) -> BatchJob:
+        """Return the batch job with an ID: see `embedkit_core.Embedder.job`."""
+        return self.embedder.job(job_id)
+
+    async def ajob(self, job_id: str) -> BatchJob:
+        """Return the batch job with an ID as `job` does, without blocking the caller's event loop."""
+        return await self.embedder.ajob(job_id)
+
     def import_vectors(
         self,
         texts: Iterable[str],
@@ -268,7 +296,7 @@ def for_call(model: M, fields: Mapping[str, Any]) -> M:
     Its usage counts as that of `model`, with which it shares the vectors in memory and what is logged once.
     """
     other = changed_copy(model, fields)
-    shared = ["meter", "truncation_logged"]
+    shared = ["meter", "truncation_logged", "batch_logged"]
     if "cache" not in fields:
         shared.append("vector_cache")
     for name in shared:

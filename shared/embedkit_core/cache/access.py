@@ -38,6 +38,15 @@ class BlockReads(Protocol):
         ...
 
 
+@runtime_checkable
+class SyncedCache(Protocol):
+    """A built-in cache whose commits survive a killed process, and a power cut once they are synced."""
+
+    def sync(self) -> None:
+        """Write all commits to the disk. Raises CacheError if it cannot."""
+        ...
+
+
 class DeferredWrites(ABC):
     """A built-in cache of several, whose rows this process can read before other machines can.
 

@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Literal, TypeAlias
 
 from embedkit_core.cache import urls
-from embedkit_core.cache.access import CacheReader, DeferredWrites, Found, OpenCache
+from embedkit_core.cache.access import CacheReader, DeferredWrites, Found, OpenCache, SyncedCache
 from embedkit_core.cache.memory import MemoryTier
 from embedkit_core.cache.opening import default_folder, open_cache, open_folder
 from embedkit_core.common.errors import ConfigurationError
@@ -91,6 +91,12 @@ class EmbedderCache:
         """Wait until all caches of a list have what was written, for up to `timeout` seconds."""
         if isinstance(self.backend, DeferredWrites):
             self.backend.flush(timeout)
+
+    def sync(self) -> None:
+        """Write to the disk what built-in caches in folders have received, so that it survives a power cut."""
+        for tier in self.tiers:
+            if tier.trusted and isinstance(tier.cache, SyncedCache):
+                tier.cache.sync()
 
     def close(self) -> None:
         """Clear the memory tier and close the cache if it is owned; other users of the folder open it again."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from embedkit_core.calls.call_info import call_info
 from embedkit_core.calls.failures import attribute_refusals, call_error, error_name, price_error
 from embedkit_core.calls.lookup import CacheLookup
 from embedkit_core.calls.plan import plan_call, unknown_width_error
@@ -19,6 +20,7 @@ from embedkit_core.calls.shared_budgets import check_budgets, open_budgets, unop
 from embedkit_core.calls.waiting import await_, wait
 from embedkit_core.common.errors import BudgetError, EmbedKitError, ProviderError
 from embedkit_core.common.float_lists import relaxed_gc
+from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.threads import BULK, LOOKUPS, SLOW_LOOKUPS, off_loop, running_loop
 from embedkit_core.common.types import Vectors
@@ -175,8 +177,9 @@ class Call:
             self.prepare()
             return [] if self.needs_engine or self._left else [finish()]
 
+        pool = self._embedder.bulk_pool(self._spec.input_type)
         queries = SLOW_LOOKUPS if self._embedder.vector_cache.may_block else LOOKUPS
-        return await off_loop(steps, queries if is_small else BULK)
+        return await off_loop(steps, queries if is_small and pool is BULK else pool)
 
     def _info(self) -> CallInfo:
         return call_info(self._embedder, self._spec, self._texts)
@@ -230,6 +233,11 @@ class Call:
         assert lookup is not None
         try:
             lookup.run()
+            # Queries are always sent.
+            if lookup.misses and self._spec.input_type == "document" and self._embedder.jobs_folder is not None:
+                heed_jobs = import_module("embedkit_core.calls.in_batch").heed_jobs
+                if heed_jobs(self._embedder, self._plan, lookup, self._deadline, self._has_left):
+                    lookup.run()
             # A cancelled caller may have left while this ran on a worker thread.
             is_done = not lookup.misses or self._left
             refusal = None if is_done else self._refusal()
@@ -243,6 +251,9 @@ class Call:
             self._failed = dict.fromkeys(lookup.misses, refusal)
         elif limit := self._spec.request_spec.limits.text_tokens:
             self._check_lengths(lookup.misses, limit)
+
+    def _has_left(self) -> bool:
+        return self._left
 
     def _refusal(self) -> BudgetError | None:
         """Return the error of a budget that can pay for no text. None if all budgets can be used."""
@@ -433,18 +444,3 @@ class Call:
         if result.failed and self._embedder.settings.on_error == "raise":
             needed = sum(max_tokens_to_send(self._plan.texts[index], self._spec.request_spec) for index in self._failed)
             raise call_error(result, needed, is_cached=self._embedder.vector_cache.backend is not None)
-
-
-def call_info(embedder: BaseEmbedder, spec: InputTypeSpec, texts: object = None) -> CallInfo:
-    """Return what observers receive when a call or a stream begins; `texts` only if it is a list or a tuple."""
-    provider = embedder.provider
-    return CallInfo(
-        provider=provider.telemetry_name,
-        model=provider.model,
-        address=provider.url,
-        input_type=spec.input_type,
-        dimensions=embedder.dimensions,
-        dtype=spec.format.dtype,
-        encodings=provider.encodings,
-        texts=texts if isinstance(texts, (list, tuple)) else None,
-    )

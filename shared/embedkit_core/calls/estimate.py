@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from embedkit_core.calls.lookup import CacheLookup, NullRows
-from embedkit_core.calls.plan import Plan, input_error, iterate_texts, plan_call, reason_for
-from embedkit_core.common.errors import InputError
+from embedkit_core.calls.plan import Plan, plan_chunks
+from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.formatting import count_noun, format_usd
 from embedkit_core.common.usage import decimal_context
 from embedkit_core.config.base import BaseEmbedder
@@ -60,6 +59,9 @@ class Estimate:
         requests: The expected number of requests, without retries.
         seconds: The expected duration at the known rate limits, None for a local model that has not run in this
             process.
+        batch_cost_usd: The cost of `tokens` at the price of the provider's batch endpoint (`submit`) in USD, None if
+            there is none or its price is unknown.
+        batch_seconds: The time within which the batch endpoint embeds them, None without a batch endpoint.
         token_source: How the tokens were determined.
         price_source: "prices=", "catalogue", "catalogue, unconfirmed", "genai-prices", "this machine" or "unknown".
     """
@@ -77,6 +79,8 @@ class Estimate:
     cost_per_text_usd: Decimal | None
     requests: int
     seconds: float | None
+    batch_cost_usd: Decimal | None
+    batch_seconds: float | None
     token_source: str
     price_source: str
 
@@ -94,6 +98,9 @@ class Estimate:
             else:
                 parts.append(f"about ${format_usd(self.cost_usd)}, ${format_usd(self.max_cost_usd)} at most")
             parts.append("time unknown" if self.seconds is None else f"about {self.seconds:,.1f} s")
+            if self.batch_seconds is not None:
+                cost = "price unknown" if self.batch_cost_usd is None else f"about ${format_usd(self.batch_cost_usd)}"
+                parts.append(f"as a batch {cost} within {self.batch_seconds / 3600:g} h")
         if self.saved_usd:
             parts.append(f"the cache saves ${format_usd(self.saved_usd)}")
         return ", ".join(parts)
@@ -109,7 +116,7 @@ def estimate(embedder: BaseEmbedder, spec: InputTypeSpec, texts: Iterable[str], 
     controller = _rate_controller(embedder, spec)
     calibration = controller if calibrated else None
     totals = _Totals()
-    for plan in _plans(texts, spec):
+    for plan in plan_chunks(texts, spec.key_prefix, TEXTS_PER_CHUNK, allows_empty=spec.allows_empty):
         totals.add(embedder, spec, plan, calibration)
     price = embedder.price.usd_per_million
     cost = cost_or_none(totals.tokens, price)
@@ -128,6 +135,8 @@ def estimate(embedder: BaseEmbedder, spec: InputTypeSpec, texts: Iterable[str], 
         cost_per_text_usd=None if cost is None or not totals.texts else SIX_DIGITS.divide(cost, totals.texts),
         requests=requests,
         seconds=_seconds(embedder, controller, requests, totals.tokens),
+        batch_cost_usd=cost_or_none(totals.tokens, embedder.batch_price.usd_per_million),
+        batch_seconds=import_module("embedkit_core.providers.batch_endpoint").batch_window(embedder.provider),
         token_source=totals.source or _estimated_source(calibration),
         price_source=embedder.price.source,
     )
@@ -156,25 +165,6 @@ class _Totals:
         self.tokens += sum(sizes)
         self.max_tokens += sum(max_tokens_to_send(plan.texts[index], spec.request_spec) for index in misses)
         self.saved += sum(plan.sizes[index] for index in hits)
-
-
-def _plans(texts: Iterable[str], spec: InputTypeSpec) -> Iterator[Plan]:
-    """Yield the plan of each chunk.
-
-    Raises:
-        InputError: Some texts cannot be embedded, with the positions of all of them.
-    """
-    stream, start, reasons = iterate_texts(texts), 0, dict[int, str]()
-    while chunk := list(itertools.islice(stream, TEXTS_PER_CHUNK)):
-        try:
-            plan = plan_call(chunk, spec.key_prefix, allows_empty=spec.allows_empty)
-        except InputError as error:
-            reasons.update({start + position: reason_for(chunk[position]) for position in error.indices})
-        start += len(chunk)
-        if not reasons:
-            yield plan
-    if reasons:
-        raise input_error(reasons, start)
 
 
 def _rate_controller(embedder: BaseEmbedder, spec: InputTypeSpec) -> RateController | None:

@@ -7,6 +7,7 @@ a neutral value are left out, so that a later version can add fields without cha
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
@@ -205,3 +206,23 @@ def iterate_texts(texts: Iterable[str]) -> Iterator[str]:
         return iter(texts)
     except TypeError:
         raise not_iterable_error(texts) from None
+
+
+def plan_chunks(texts: Iterable[str], prefix: bytes, chunk_texts: int, *, allows_empty: bool = False) -> Iterator[Plan]:
+    """Yield the plan of each chunk of texts, which are read chunk by chunk.
+
+    Raises:
+        InputError: Some texts cannot be embedded, with the positions of all of them. Plans that were yielded before
+            must not be used then.
+    """
+    stream, start, reasons = iterate_texts(texts), 0, dict[int, str]()
+    while chunk := list(itertools.islice(stream, chunk_texts)):
+        try:
+            plan = plan_call(chunk, prefix, allows_empty=allows_empty)
+        except InputError as error:
+            reasons.update({start + position: reason_for(chunk[position]) for position in error.indices})
+        start += len(chunk)
+        if not reasons:
+            yield plan
+    if reasons:
+        raise input_error(reasons, start)

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from embedkit_core.calls.call import Call, call_info
+from embedkit_core.calls.call import Call
+from embedkit_core.calls.call_info import call_info
 from embedkit_core.calls.plan import EMPTY_FIX, EMPTY_REASON, is_empty, reason_for
 from embedkit_core.calls.waiting import await_
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
@@ -79,7 +80,7 @@ class StreamChunk:
     async def run(self) -> None:
         """Run all steps without blocking the caller's event loop."""
         try:
-            if not await off_loop(self._prepare_and_finish, BULK):
+            if not await off_loop(self._prepare_and_finish, self._embedder.bulk_pool(self._spec.input_type)):
                 await await_(self._call)
                 await off_loop(self.finish, BULK)
         except Exception as error:

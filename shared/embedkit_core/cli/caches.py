@@ -17,6 +17,7 @@ from embedkit_core.cache.urls import open_url, scheme_of
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, wording
 from embedkit_core.cli.embedding import embed_all
+from embedkit_core.cli.jobs import check_no_open_jobs
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun
@@ -181,6 +182,7 @@ def clear(
 ) -> None:
     """Delete all vectors, or those of a model; embedding their texts again is billed again."""
     folder = _folder(cache)
+    check_no_open_jobs(folder.folder, cache)
     stats = folder.stats()
     stats.check()
     known = _known_model(stats, model)

@@ -33,10 +33,16 @@ cache_app = typer.Typer(help="Inspect and maintain the cache.", no_args_is_help=
 app.add_typer(cache_app, name="cache")
 budget_app = typer.Typer(help="Show and reset the budgets that processes share.", no_args_is_help=True)
 app.add_typer(budget_app, name="budget")
+batch_app = typer.Typer(help="Embed texts at the provider's batch endpoint, at a lower price.", no_args_is_help=True)
+app.add_typer(batch_app, name="batch")
 
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 wording = Wording()
+
+
+class StoppedError(Exception):
+    """A command was interrupted, and a message says how to go on."""
 
 
 class LogHandler(logging.Handler):

@@ -7,15 +7,23 @@ import re
 from collections.abc import Mapping
 
 from embedkit_core.config.base import parameter_names
+from embedkit_core.config.roles import SubmitOptions
 from embedkit_core.tools import bench, choose, compare
 
 # Except `model`: it reads well, may be an argument of the command, and appears in the messages of servers.
 ARGUMENTS = {
     "input_type",
     *parameter_names(),
+    *SubmitOptions.__annotations__,
     *(name for tool in (bench, choose, compare) for name in inspect.signature(tool).parameters),
 } - {"model"}
-PHRASES = {"Pass api_key= or set": "Set", "api_key=": "the API key"}  # a key is not passed on a command line
+PHRASES = {
+    "Pass api_key= or set": "Set",  # a key is not passed on a command line
+    "api_key=": "the API key",
+    "embed()": "`embed`",
+    "submit()": "`batch submit`",
+    "wait() and collect() send": "`batch collect` sends",
+}
 _PHRASE = re.compile("|".join(map(re.escape, PHRASES)))
 _VALUE = r"\{[^{}]*\}|\([^()]*\)|'[^']*'|[\w$-]+(?:\.\w+)*"
 

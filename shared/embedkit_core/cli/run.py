@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from embedkit_core.cli import budgets, caches, embedding, tools  # noqa: F401 - registers the commands
-from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, USAGE, app, err, wording
+from embedkit_core.cli import batches, budgets, caches, embedding, tools  # noqa: F401 - registers the commands
+from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, USAGE, StoppedError, app, err, wording
 from embedkit_core.common.errors import (
     AuthenticationError,
     BudgetError,
@@ -33,6 +33,8 @@ def run(arguments: list[str] | None = None) -> int:
         code = end.exit_code
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except StoppedError as stop:
+        return _fail(f"stopped. {stop}", INTERRUPTED)
     except COMMAND_LINE as error:
         error.show()
         return USAGE

@@ -153,6 +153,21 @@ class CacheError(EmbedKitError):
     """The cache could not be read or written. Embedding calls continue without it."""
 
 
+class JobError(EmbedKitError):
+    """A batch job cannot go on, or its texts cannot be embedded because they are in the job.
+
+    Attributes:
+        job_id: The job. None if there is none.
+        is_busy: True if another process or thread is working on the job.
+    """
+
+    is_busy = False
+
+    def __init__(self, message: str, job_id: str | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
 class PartialFailureError(EmbedKitError):
     """Some texts failed and others succeeded. Finished texts are in `result` and in the cache.
 
@@ -345,6 +360,16 @@ class UnavailableError(ProviderError):
     """The provider is overloaded, fails or cannot be reached."""
 
     retryable = True
+
+
+class FileNotReadyError(UnavailableError):
+    """The provider does not know an uploaded file yet, so it created no batch from it."""
+
+    unsent = True
+
+
+class BatchNotFoundError(ProviderError):
+    """The provider does not know a batch, or has deleted its results."""
 
 
 class TimedOutError(ProviderError):

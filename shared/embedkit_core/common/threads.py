@@ -131,6 +131,7 @@ class WorkerPool:
 LOOKUPS = WorkerPool("embedkit-lookup", 2)
 SLOW_LOOKUPS = WorkerPool("embedkit-slow-lookup", 16)  # each may wait for a network
 BULK = WorkerPool("embedkit-work", 2)
+JOBS = WorkerPool("embedkit-jobs", 16)  # of batch jobs; each may upload or download a file
 
 
 async def off_loop(work: Callable[[], T], pool: WorkerPool) -> T:

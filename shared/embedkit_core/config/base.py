@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, Self, get_args
 
 from embedkit_core.cache.embedder_cache import CacheArgument, EmbedderCache, check_cache, open_embedder_cache
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
-from embedkit_core.common.threads import BULK, WakeFlag, off_loop
+from embedkit_core.common.threads import BULK, JOBS, WakeFlag, WorkerPool, off_loop
 from embedkit_core.common.types import NO_LIMITS, EmptyText, InputType, LongText, RateLimiter, RateSettings, Task
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import (
@@ -29,19 +30,26 @@ from embedkit_core.common.validation import (
 )
 from embedkit_core.common.vectors import DType, VectorSpace
 from embedkit_core.config.cached_variants import ResolvedModel, resolve_model
-from embedkit_core.config.coordination import CoordinationArgument, check_budget_is_shared, make_coordination
+from embedkit_core.config.coordination import (
+    CoordinationArgument,
+    check_budget_is_shared,
+    make_account,
+    make_coordination,
+)
 from embedkit_core.config.pickling import (
     PickledSecrets,
     check_limiter_can_be_sent,
     from_pickle,
     identity_arguments,
+    job_arguments,
     snapshot_arguments,
     to_pickle,
 )
 from embedkit_core.config.resolve import resolve_provider
-from embedkit_core.config.roles import CallSettings, InputTypeSpec, OnError, make_input_type_spec
+from embedkit_core.config.roles import CallSettings, InBatch, InputTypeSpec, OnError, make_input_type_spec
+from embedkit_core.coordination.opening import Coordination
 from embedkit_core.costs.meter import Meter
-from embedkit_core.costs.prices import parse_prices, price_of
+from embedkit_core.costs.prices import batch_price_of, parse_prices, price_of
 from embedkit_core.costs.tracker import make_budget
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.runtime.process import engine
@@ -94,6 +102,7 @@ class BaseEmbedder:
         budget_name: str | None = None,
         prices: Mapping[str, float | str | Decimal] | None = None,
         progress: ProgressOption = None,
+        in_batch: InBatch = "pay",
         pickle_api_key: bool = False,
         **unknown: Never,
     ) -> None:
@@ -109,9 +118,10 @@ class BaseEmbedder:
         self._secrets = PickledSecrets(arguments)
         self.rate_limiter = rate_limiter
         check_choice("on_error", on_error, get_args(OnError))
+        check_choice("in_batch", in_batch, get_args(InBatch))
         check_limiter(rate_limiter)
         rates = RateSettings(requests_per_minute, tokens_per_minute)
-        self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error, progress)
+        self.settings = CallSettings(max_concurrency, rates, max_retries, deadline, on_error, progress, in_batch)
         check_progress(progress)
         check_cache(cache)
         parse_prices(prices)
@@ -122,9 +132,12 @@ class BaseEmbedder:
         self._info = resolved.info
         self.model = f"{self.provider.name}:{self.provider.model}"
         self.price = price_of(self.provider, prices)
+        self.batch_price = batch_price_of(self.provider)
         self.meter = Meter(self.price.usd_per_million)
         self.vector_cache: EmbedderCache = open_embedder_cache(cache)
         self._coordination = make_coordination(coordination, account, self.provider, self.vector_cache.tiers)
+        self.provider_account = make_account(self.provider, account)
+        self.batch_logged = WakeFlag()
         if budget_name is not None and self.budget is not None:
             check_budget_is_shared(self.budget, self._coordination)
         self._format = resolved_model.format
@@ -196,6 +209,10 @@ class BaseEmbedder:
             "fingerprint": self.fingerprint,
         }
 
+    def job_arguments(self) -> dict[str, Any]:
+        """Return the arguments for an embedder that can work on the jobs of this one, as JSON types without secrets."""
+        return job_arguments(self._arguments, parameter_defaults(), self.provider)
+
     @property
     def fingerprint(self) -> str:
         """Digest of everything that changes a vector besides the text, 32 hexadecimal digits.
@@ -207,6 +224,24 @@ class BaseEmbedder:
     def learn_dimensions(self, dimensions: int) -> None:
         """Set the dimensions of a model that is not in the catalogue, from its first reply."""
         self._format = replace(self._format, dimensions=dimensions)
+
+    @property
+    def jobs_folder(self) -> Path | None:
+        """The cache folder that has the journal of batch jobs. None without a cache folder."""
+        return next((folder for tier in self.vector_cache.tiers if (folder := tier.folder) is not None), None)
+
+    @property
+    def coordination(self) -> Coordination | None:
+        """The coordination with other processes. None for none."""
+        return self._coordination
+
+    def bulk_pool(self, input_type: str) -> WorkerPool:
+        """Return the threads on which an async call does bulk work, which may wait for batch jobs."""
+        return JOBS if input_type == "document" and self.settings.in_batch == "wait" else BULK
+
+    def collect_job(self, job_id: str) -> bool:
+        """Collect a batch job, for a call that waits for its texts. Return True if nothing of it is open."""
+        raise NotImplementedError
 
     def warn_of_truncation(self, positions: Sequence[int], n_texts: int, *, count: int | None = None) -> None:
         """Log a warning for the first call or stream with truncated texts.

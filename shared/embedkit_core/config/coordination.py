@@ -80,8 +80,12 @@ def make_coordination(
     handle, has_claims = _handle_and_claims(coordination, caches)
     if handle is None:
         return None
-    provider_account = ProviderAccount(provider.name, provider.endpoint, provider.secret, account)
-    return Coordination(handle, provider_account, has_claims)
+    return Coordination(handle, make_account(provider, account), has_claims)
+
+
+def make_account(provider: Provider, name: str | None) -> ProviderAccount:
+    """Return the provider's account that requests are sent on; `name` is the user's name for it."""
+    return ProviderAccount(provider.name, provider.endpoint, provider.secret, name)
 
 
 def _handle_and_claims(coordination: object, caches: Sequence[OpenCache]) -> tuple[CoordinatorHandle | None, bool]:

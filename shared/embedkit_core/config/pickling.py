@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("embedkit_core")
 T = TypeVar("T")
+JOB_ARGUMENTS = (
+    *("model", "dimensions", "dtype", "model_info", "account", "provider_options"),
+    *("query_prompt", "document_prompt", "task", "on_long_text"),
+)
 
 
 class PickledSecrets:
@@ -115,6 +119,22 @@ def identity_arguments(arguments: Mapping[str, Any], provider: Provider, vector_
 
 def _plain(value: Any) -> Any:
     return {"min": value.start, "max": value.stop - 1} if isinstance(value, range) else value
+
+
+def job_arguments(arguments: Mapping[str, Any], defaults: Mapping[str, Any], provider: Provider) -> dict[str, Any]:
+    """Return the arguments for an embedder that can work on a job, as JSON types: those that are not the defaults.
+
+    Without the API key and other secrets, the cache and what matters to the process only.
+    """
+    kept = {name: arguments[name] for name in JOB_ARGUMENTS} | {"base_url": provider.url}
+    kept = {name: value for name, value in kept.items() if not _is_same(value, defaults[name])}
+    as_json: dict[str, Any] = json.loads(json.dumps(kept, default=_to_json))
+    return as_json
+
+
+def _to_json(value: object) -> object:
+    plain = _plain(value)
+    return str(value) if plain is value else plain
 
 
 def to_pickle(arguments: Mapping[str, Any], defaults: Mapping[str, Any], provider: Provider) -> dict[str, Any]:

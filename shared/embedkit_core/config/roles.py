@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from embedkit_core.cache.key import key_parts, key_prefix
 from embedkit_core.common.types import EmptyText, InputType, LongText, RateSettings
@@ -18,6 +18,17 @@ from embedkit_core.observability.progress import ProgressOption
 from embedkit_core.providers.base import Provider
 
 OnError = Literal["raise", "return"]
+InBatch = Literal["pay", "wait", "error"]  # what a call does with documents in open batch jobs
+Leftovers = Literal["batch", "request", "leave"]  # what becomes of texts that a batch did not embed
+
+
+class SubmitOptions(TypedDict, total=False):
+    """The keyword arguments of `Embedder.submit`."""
+
+    input_type: InputType
+    keep_texts: bool
+    leftovers: Leftovers
+    endpoint: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,7 @@ class CallSettings:
     deadline: float | None
     on_error: OnError
     progress: ProgressOption = None
+    in_batch: InBatch = "pay"
 
 
 @dataclass(frozen=True, slots=True)

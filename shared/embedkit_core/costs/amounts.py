@@ -26,6 +26,10 @@ class Amount(NamedTuple):
         """Return the difference."""
         return Amount(self.nano_usd - other.nano_usd, self.tokens - other.tokens)
 
+    def beyond(self, other: Amount) -> Amount:
+        """Return what exceeds another amount, 0 of the unit in which nothing does."""
+        return Amount(max(0, self.nano_usd - other.nano_usd), max(0, self.tokens - other.tokens))
+
 
 class BudgetLimit(NamedTuple):
     """The limits of a named budget; None for no limit. A budget without both was reset: the next user sets them."""
@@ -48,7 +52,8 @@ class BudgetStatus(NamedTuple):
         limit: Its limits.
         spent: What was billed.
         lost: What was possibly billed: reserved for requests whose outcome is unknown.
-        held: What is reserved for requests in flight.
+        held: What is reserved: for requests in flight, and by holds.
+        holds: The part of `held` that is reserved by holds. It may be released only after hours.
     """
 
     name: str
@@ -56,6 +61,7 @@ class BudgetStatus(NamedTuple):
     spent: Amount = Amount()
     lost: Amount = Amount()
     held: Amount = Amount()
+    holds: Amount = Amount()
 
     @property
     def has_limit(self) -> bool:

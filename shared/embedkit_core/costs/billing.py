@@ -18,6 +18,8 @@ from embedkit_core.costs.prices import Price
 from embedkit_core.costs.tokens import cost_or_zero
 from embedkit_core.costs.tracker import UsageTracker
 
+THE_BATCH = "the batch"  # in errors, in place of a text
+
 
 @dataclass(slots=True)
 class CallBilling:
@@ -65,6 +67,11 @@ class CallBilling:
     def named_budgets(self) -> dict[str, Budget]:
         """The budgets that several processes share, by name."""
         return {budget.name: budget for budget in self.budgets if budget.name is not None}
+
+    @property
+    def own_budgets(self) -> list[Budget]:
+        """The budgets of this process."""
+        return [budget for budget in self.budgets if budget.name is None]
 
     def count(self, counts: TextCounts) -> None:
         """Add the outcomes of the call's texts to all meters."""
@@ -133,18 +140,18 @@ class _Balance(NamedTuple):
     spent_tokens: int | None = None
 
 
-def budget_error(budget: Budget, tokens: int, price: Decimal | None) -> BudgetError:
-    """Return the error for a text of at most `tokens` tokens that does not fit into a budget of this process."""
+def budget_error(budget: Budget, tokens: int, price: Decimal | None, what: str = "a text") -> BudgetError:
+    """Return the error for a text, or a batch, of at most `tokens` tokens without room in a budget of this process."""
     balance = _Balance(budget.limit_usd, budget.left_usd, budget.limit_tokens, budget.left_tokens)
     if budget.name is None:
         balance = balance._replace(
             spent_usd=budget.used_usd, spent_tokens=budget.spent_tokens + budget.unconfirmed_tokens
         )
-    return _error_of(budget.name, balance, tokens, price)
+    return _error_of(budget.name, balance, tokens, price, what)
 
 
-def shared_budget_error(status: BudgetStatus, tokens: int, price: Decimal | None) -> BudgetError:
-    """Return the error for a text of at most `tokens` tokens that does not fit into a named budget."""
+def shared_budget_error(status: BudgetStatus, tokens: int, price: Decimal | None, what: str = "a text") -> BudgetError:
+    """Return the error for a text, or a batch, of at most `tokens` tokens without room in a named budget."""
     limit_usd, limit_tokens = status.limit
     left_usd, left_tokens = status.left
     balance = _Balance(
@@ -155,7 +162,7 @@ def shared_budget_error(status: BudgetStatus, tokens: int, price: Decimal | None
         to_usd(status.used.nano_usd),
         status.used.tokens,
     )
-    return _error_of(status.name, balance, tokens, price)
+    return _error_of(status.name, balance, tokens, price, what)
 
 
 def unchecked_budget_error(name: str, reason: str) -> BudgetError:
@@ -165,16 +172,16 @@ def unchecked_budget_error(name: str, reason: str) -> BudgetError:
     )
 
 
-def _error_of(name: str | None, balance: _Balance, tokens: int, price: Decimal | None) -> BudgetError:
+def _error_of(name: str | None, balance: _Balance, tokens: int, price: Decimal | None, what: str) -> BudgetError:
     usd, left = balance.left_usd, balance.left_tokens
     title = "The budget" if name is None else f"The budget {name!r}"
     has = "has" if balance.spent_tokens is not None else "has at most"
     if usd is not None and balance.limit_usd is not None and (price is None or cost_or_zero(tokens, price) > usd):
         cost = "has an unknown price" if price is None else f"may cost up to ${format_usd(cost_or_zero(tokens, price))}"
-        problem = f"{title} of ${format_usd(balance.limit_usd)} {has} ${format_usd(usd)} left, but a text {cost}."
+        problem = f"{title} of ${format_usd(balance.limit_usd)} {has} ${format_usd(usd)} left, but {what} {cost}."
     else:
         most = count_noun(tokens, "token")
-        problem = f"{title} of {balance.limit_tokens:,} tokens {has} {left:,} left, but a text may need up to {most}."
+        problem = f"{title} of {balance.limit_tokens:,} tokens {has} {left:,} left, but {what} may need up to {most}."
     if price is None and usd is not None:
         fix = "Set prices=."
     elif name is None:

@@ -39,14 +39,16 @@ class Budget:
         spent_tokens: Billed tokens.
         unconfirmed_usd: USD of requests with an unknown outcome.
         unconfirmed_tokens: Tokens of requests with an unknown outcome.
-        reserved_usd: USD reserved for requests in flight.
-        reserved_tokens: Tokens reserved for requests in flight.
+        reserved_usd: USD reserved for requests in flight and for batches.
+        reserved_tokens: Tokens reserved for requests in flight and for batches.
+        held_tokens: The part of `reserved_tokens` that is reserved for batches. No text waits for its release.
         waiting: Ledgers to notify when a reservation is released.
     """
 
     __slots__ = (
         "__weakref__",
         "coordinator",
+        "held_tokens",
         "limit_tokens",
         "limit_usd",
         "name",
@@ -73,7 +75,7 @@ class Budget:
 
     def after_fork_in_child(self) -> None:
         """Drop all reservations: the parent settles them."""
-        self.reserved_tokens = 0
+        self.reserved_tokens = self.held_tokens = 0
         self.reserved_usd = Decimal(0)
         self.waiting: set[BudgetWaiter] = set()
 
@@ -84,8 +86,8 @@ class Budget:
 
     @property
     def has_reservations(self) -> bool:
-        """True if there are reservations, which may be released."""
-        return bool(self.reserved_tokens)
+        """True if there are reservations for requests in flight, which may be released."""
+        return self.reserved_tokens > self.held_tokens
 
     @property
     def left_usd(self) -> Decimal | None:
@@ -119,6 +121,17 @@ class Budget:
         """Reserve `tokens`."""
         self.reserved_tokens += tokens
         self.reserved_usd = _add(self.reserved_usd, cost_or_zero(tokens, price))
+
+    def hold(self, tokens: int, price: Decimal | None) -> None:
+        """Reserve `tokens` for a batch, which may take a day."""
+        self.held_tokens += tokens
+        self.reserve(tokens, price)
+
+    def end_hold(self, tokens: int) -> int:
+        """Turn a part of what is held into a reservation, to be settled. Return it; 0 in a forked child."""
+        ended = min(tokens, self.held_tokens)
+        self.held_tokens -= ended
+        return ended
 
     def settle(self, reserved: int, billed: int, price: Decimal | None) -> None:
         """Replace a reservation by the billed tokens."""

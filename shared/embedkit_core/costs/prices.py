@@ -71,6 +71,15 @@ def price_of(provider: Provider, prices: Mapping[str, Any] | None) -> Price:
     return Price(None, "unknown")
 
 
+def batch_price_of(provider: Provider) -> Price:
+    """Return the price of a provider's batch endpoint. `prices=` has none of these."""
+    price = provider.usd_per_million_batch
+    if provider.batch_endpoint is None or price is None:
+        return Price(None, "unknown")
+    source = "catalogue" if provider.has_confirmed_price else "catalogue, unconfirmed"
+    return Price(price, source, provider.has_confirmed_price)
+
+
 def _warn_of_misspelled_names(provider: Provider, names: Iterable[str]) -> None:
     """Log a warning if a name without effect is like the model's. A table of prices may have other models, too."""
     spellings = {name.lower(): name for name in (f"{provider.name}:{provider.model}", provider.model)}

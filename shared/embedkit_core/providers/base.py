@@ -167,7 +167,9 @@ class Provider(ABC):
         secret: API key. If it has a source, it is refreshed before each request.
         connection: Headers, proxy and CA bundle of the user.
         dimensions: Width of the vectors, None if only a reply shows it.
+        batch_endpoint: Its batch endpoint as "module:class", a `BatchEndpoint`. None if it has none.
         usd_per_million: Price in USD per million input tokens, None if unknown.
+        usd_per_million_batch: Price of the batch endpoint, None if unknown.
         has_confirmed_price: False if the price is from another source than the provider.
         encodings: Encodings that requests ask for, for telemetry; empty if the provider has no choice.
     """
@@ -198,7 +200,9 @@ class Provider(ABC):
     secret: Secret | None = None
     connection: Connection = Connection()
     dimensions: int | None = None
+    batch_endpoint: str | None = None
     usd_per_million: Decimal | None = None
+    usd_per_million_batch: Decimal | None = None
     has_confirmed_price: bool = True
     encodings: tuple[str, ...] = ()
 

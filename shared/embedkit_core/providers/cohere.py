@@ -61,7 +61,11 @@ PER_MONTH = re.compile(r"month", re.I)
 
 
 class Cohere(HTTPProvider):
-    """A model of Cohere, or of a server at `base_url` with the same API."""
+    """A model of Cohere, or of a server at `base_url` with the same API.
+
+    Attributes:
+        on_long_text: How texts over the model's limit are handled.
+    """
 
     name: ClassVar[str] = "cohere"
     extra: ClassVar[str | None] = "cohere"
@@ -75,12 +79,14 @@ class Cohere(HTTPProvider):
         *("texts", "images", "inputs", "embedding_types", "output_dimension", "truncate", "stream")
     }
     dimensions_field: ClassVar[str] = "output_dimension"
+    batch_endpoint: str | None = "embedkit_core.providers.cohere_batch:CohereEmbedJobs"
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.address: str = _address(settings.base_url)
         canonical, secret = canonical_url(self.address), settings.find_key(KEY_VARIABLE, LANGCHAIN_KEY_VARIABLE)
         super().__init__(settings, canonical, secret, needs_key=False)
         self.encodings = (EMBEDDING_TYPES[settings.dtype],)
+        self.on_long_text = settings.on_long_text
         self._roles = settings.role_values(INPUT_TYPES)
 
     @classmethod
@@ -167,7 +173,7 @@ class CohereClient:
                 secrets=self._provider.connection.secrets_with(key),
                 request_id=reply["id"] or headers.get("x-request-id"),
             )
-            raise _to_provider_error(refusal)
+            raise to_provider_error(refusal)
         [embedding_type] = fields["embedding_types"]
         return self._decode(response.body, len(texts), embedding_type)
 
@@ -241,7 +247,7 @@ def _sdk_spelling(name: str) -> str:
     return spellings.get(name.lower(), name)
 
 
-def _to_provider_error(refusal: Refusal) -> ProviderError:
+def to_provider_error(refusal: Refusal) -> ProviderError:
     """Return the error for an error response, by status and message."""
     message = refusal.message
     if refusal.status == 429 and PER_MONTH.search(message):

@@ -82,6 +82,8 @@ class Voyage(HTTPProvider):
     dimensions_field: ClassVar[str] = "output_dimension"
     takes_roles: ClassVar[bool] = True
     encodings = (ENCODING,)  # for every dtype
+    batch_endpoint: str | None = "embedkit_core.providers.voyage_batch:VoyageBatches"
+    dtype: DType
 
     def __init__(self, settings: ProviderSettings) -> None:
         if other := OTHER_ENDPOINT.match(settings.name):
@@ -94,9 +96,10 @@ class Voyage(HTTPProvider):
         self.address = settings.base_url.strip().rstrip("/") if settings.base_url is not None else default
         canonical = "" if self.address is None else canonical_url(self.address)
         super().__init__(settings, canonical, secret, needs_key=False)
-        if self.usd_per_million is not None and GEOGRAPHY_HOST.fullmatch(canonical):
-            self.usd_per_million = USD.multiply(self.usd_per_million, GEOGRAPHY_PRICE_FACTOR)
-        self._dtype = settings.dtype
+        if GEOGRAPHY_HOST.fullmatch(canonical):
+            self.usd_per_million = _geography_price(self.usd_per_million)
+            self.usd_per_million_batch = _geography_price(self.usd_per_million_batch)
+        self.dtype = settings.dtype
         self._roles = settings.role_values({"query": "query", "document": "document"})
 
     @classmethod
@@ -107,7 +110,7 @@ class Voyage(HTTPProvider):
 
     def request_body(self, input_type: InputType) -> dict[str, Any]:
         """Return the request body without texts; the client adds `prompt` before each text and does not send it."""
-        dtype = {} if self._dtype == "float32" else {"output_dtype": self._dtype}
+        dtype = {} if self.dtype == "float32" else {"output_dtype": self.dtype}
         return self.request_fields(input_type, input_type=self._roles[input_type], truncation=False, **dtype)
 
     def truncating_body(self, input_type: InputType) -> dict[str, Any]:
@@ -163,6 +166,10 @@ class Voyage(HTTPProvider):
 async def _refuse_redirect(session: object, context: object, redirect: Any) -> None:  # noqa: ARG001 - aiohttp's hook
     """Reject a redirect, because it would send the user's headers to another host."""
     raise BadRequestError(f"Server answered with a redirect (HTTP {redirect.response.status}), {REDIRECT_FIX}")
+
+
+def _geography_price(price: Decimal | None) -> Decimal | None:
+    return None if price is None else USD.multiply(price, GEOGRAPHY_PRICE_FACTOR)
 
 
 def _own_host(key: str) -> str:
@@ -228,7 +235,7 @@ class VoyageClient:
             raise connection_error(urlsplit(address).netloc, error, fix) from None
         if response.status >= 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            message = shorten_message(self._read_message(response.body))
+            message = read_message(self._reader, response.body)
             refusal = Refusal(
                 *("voyage", str(fields.get("model")), response.status, message, headers, texts),
                 secrets=self._provider.connection.secrets_with(key),
@@ -287,20 +294,6 @@ class VoyageClient:
             raise BadReplyError("Server response could not be read by the voyageai package") from None
         return RawResponse(200, {}, self._reader.dump(reply))
 
-    def _read_message(self, body: bytes) -> str:
-        """Return the message of {"detail": ..., "error_code": ...} or of a gateway's {"error": {"message": ...}}.
-
-        The detail may be a list of findings, each with its location in `loc`.
-        """
-        try:
-            fields = self._reader.load(body)
-            detail = next(fields[name] for name in ("detail", "error", "message") if name in fields)
-        except (ValueError, TypeError, StopIteration):
-            return ""
-        findings = detail if isinstance(detail, list) else [detail]
-        code = fields.get("error_code")
-        return "; ".join(map(_finding, findings)) + (f" ({code})" if isinstance(code, str) else "")
-
 
 def _find_requestor() -> Any:
     """Return the SDK's class that sends a request with a session, None if it has moved."""
@@ -314,6 +307,21 @@ def _find_requestor() -> Any:
     return APIRequestor if needed <= parameters.keys() else None
 
 
+def read_message(reader: ReplyReader, body: bytes) -> str:
+    """Return the message of {"detail": ..., "error_code": ...} or of a gateway's {"error": {"message": ...}}.
+
+    The detail may be a list of findings, each with its location in `loc`.
+    """
+    try:
+        fields = reader.load(body)
+        detail = next(fields[name] for name in ("detail", "error", "message") if name in fields)
+    except (ValueError, TypeError, StopIteration):
+        return ""
+    findings = detail if isinstance(detail, list) else [detail]
+    code = fields.get("error_code")
+    return shorten_message("; ".join(map(_finding, findings)) + (f" ({code})" if isinstance(code, str) else ""))
+
+
 def _finding(finding: object) -> str:
     if not isinstance(finding, Mapping):
         return str(finding)
@@ -321,10 +329,10 @@ def _finding(finding: object) -> str:
     return f"{'.'.join(map(str, location))}: {message}" if isinstance(location, list) else message
 
 
-def _to_provider_error(refusal: Refusal, address: str) -> ProviderError:
-    """Return the error for an error response, by status and message."""
-    status, message = refusal.status, refusal.message
-    if status == 429 and NO_PAYMENT.search(message):
+def account_error(refusal: Refusal, address: str) -> ProviderError | None:
+    """Return the error for an error response that no text has caused, None if a text may have caused it."""
+    status = refusal.status
+    if status == 429 and NO_PAYMENT.search(refusal.message):
         return refusal.rate_limit("Account has no payment method, which limits it to a few requests per minute")
     if status == 403 and Voyage.is_own_host(address):
         return AuthenticationError(
@@ -332,7 +340,13 @@ def _to_provider_error(refusal: Refusal, address: str) -> ProviderError:
             f"al- at {MONGODB_HOST} or at the host of its geography, and any other key at {HOST}.",
             **refusal.error_fields,
         )
-    if (error := refusal.common_error(KEY_VARIABLE)) is not None:
+    return refusal.common_error(KEY_VARIABLE)
+
+
+def _to_provider_error(refusal: Refusal, address: str) -> ProviderError:
+    """Return the error for an error response, by status and message."""
+    status, message = refusal.status, refusal.message
+    if (error := account_error(refusal, address)) is not None:
         return error
     if match := TOO_LONG.search(message):
         limit = int(match[3]) if match[3] else None
@@ -344,10 +358,11 @@ def _to_provider_error(refusal: Refusal, address: str) -> ProviderError:
     about_texts = ABOUT_TEXTS.search(message) or (status == 400 and not ABOUT_REQUEST.search(message))
     if status in (400, 422) and about_texts:
         return refusal.bad_text()
-    return refusal.bad_request(_fix(status, address))
+    return refusal.bad_request(address_fix(status, address))
 
 
-def _fix(status: int, address: str) -> str:
+def address_fix(status: int, address: str) -> str:
+    """Return advice about a model or an address that was not found, "" if there is none."""
     if status == 410:
         return "The model has been retired. Use another one."
     return "Should base_url end in /v1?" if status == 404 and not address.endswith("/v1") else ""

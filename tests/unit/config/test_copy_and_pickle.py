@@ -1,11 +1,13 @@
 """Pickles, copies, and spawned and forked processes: the same model and cache, and no API key by default."""
 
 import copy
+import json
 import logging
 import pickle
 import subprocess
 import sys
 import textwrap
+from decimal import Decimal
 
 import pytest
 from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -35,6 +37,23 @@ def made(class_, server, **options):
 
 def pickled_copy(model):
     return pickle.loads(pickle.dumps(model))
+
+
+def test_an_embedder_made_from_the_arguments_in_a_job_has_the_same_vectors_and_account():
+    info = {"dimensions": 64, "allowed_dimensions": range(1, 65), "usd_per_million": Decimal("0.5")}
+    secrets = {"api_key": KEY, "headers": {"x-key": KEY}, "proxy": f"http://user:{KEY}@localhost:1"}
+    for options in (
+        {"model": "text-embedding-3-small", "dtype": "binary", "account": "team"},
+        {"model": "mine", "base_url": "http://localhost:1/v1", "model_info": info, "query_prompt": "q: "},
+        {"model": "voyage:voyage-4", "on_long_text": "mean", "provider_options": {"n": [1]}},
+        {"model": "google:gemini-embedding-001", "task": "classification"},
+    ):
+        submitted = Embedder(**options, **secrets, cache=False)
+        stored = json.dumps(submitted.job_arguments())
+        restored = Embedder(**json.loads(stored), api_key=KEY, cache=False)
+        assert restored.fingerprint == submitted.fingerprint
+        assert restored.provider_account.digest(b"salt") == submitted.provider_account.digest(b"salt")
+        assert KEY not in stored
 
 
 def test_a_key_argument_is_not_pickled_and_is_missing_at_the_first_request(embedder_class, server, monkeypatch):

@@ -8,12 +8,12 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.common.fork_safety import holds_lock
-from embedkit_core.common.threads import TIERS_THREAD, start_thread
+from embedkit_core.common.threads import TIERS_THREAD, WakeFlag, start_thread
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.engine.runtime.account import USER_CODE_THREAD, Account
 from embedkit_core.engine.runtime.cache_writer import CacheWriter
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 EXIT_GRACE_SECONDS = 10.0  # at exit, for requests in flight: they are billed anyway
 CLOSE_SECONDS = 2.0  # at exit, for closing clients and for the loop
 IDLE_SECONDS = 30.0  # until the client of an account without embedders is closed
+ALIVE_SECONDS = 0.5  # after which a caller that waits looks whether the loop has ended
+T = TypeVar("T")
 
 
 class Engine:
@@ -96,11 +98,7 @@ class Engine:
         """
         if self._closing:
             raise EmbedKitError("The interpreter is shutting down. No more requests are sent")
-        if holds_lock():
-            raise EmbedKitError(
-                "A signal handler or finalizer has interrupted this library where it cannot wait for a reply. Embed "
-                "new texts outside of it, for example after it has set a flag."
-            )
+        _refuse_interrupted("Embed new texts")
         self.call(account, lambda: account.submit(ticket, spec, texts, too_long, lookup))
 
     def withdraw(self, account: Account, ticket: Ticket, lookup: object) -> None:
@@ -135,14 +133,46 @@ class Engine:
     def call(self, account: Account, action: Callable[[], None]) -> None:
         """Schedule an action of an account on the loop thread."""
         self._inbox.append((account, action))
-        # Always: an interrupt could leave a flag "already woken" behind.
+        self.post(self._drain)  # always: an interrupt could leave a flag "already woken" behind
+
+    def run(self, action: Callable[[], T]) -> T:
+        """Return what a function returns that runs on the loop thread, such as a change of budgets. Wait for it.
+
+        A caller that is interrupted meanwhile does not know whether it has run. If the loop has ended, at exit or in a
+        forked child, it runs on the thread of the caller.
+
+        Raises:
+            EmbedKitError: A signal handler has interrupted the library.
+        """
+        if threading.current_thread() is self.thread:
+            return action()
+        _refuse_interrupted("Do this")
+        done, results = WakeFlag(), list[T]()
+        errors: list[BaseException] = []
+
+        def perform() -> None:
+            try:
+                results.append(action())
+            except BaseException as error:
+                errors.append(error)
+            done.set()
+
+        self.post(perform)
+        while not done.wait(ALIVE_SECONDS):
+            if not self.thread.is_alive() and not done.is_set():
+                return action()
+        if errors:
+            raise errors.pop()
+        return results.pop()
+
+    def post(self, action: Callable[[], object]) -> None:
+        """Schedule a function on the loop thread, after those that were scheduled before."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(self._drain)
+            self._loop.call_soon_threadsafe(action)
 
     def inspect_accounts(self, action: Callable[[list[Account]], None]) -> None:
         """Schedule a function of all accounts on the loop thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(lambda: action(list(self._accounts.values())))
+        self.post(lambda: action(list(self._accounts.values())))
 
     def owns(self, thread: threading.Thread) -> bool:
         """Return True if a thread belongs to the engine."""
@@ -231,3 +261,16 @@ class Engine:
 
     async def _close_clients(self) -> None:
         await asyncio.gather(*(a.aclose() for a in self._accounts.values()), return_exceptions=True)
+
+
+def _refuse_interrupted(action: str) -> None:
+    """Check that no signal handler or finalizer has interrupted the library on this thread.
+
+    Raises:
+        EmbedKitError: One has, and the engine may wait for a lock that this thread holds.
+    """
+    if holds_lock():
+        raise EmbedKitError(
+            f"A signal handler or finalizer has interrupted this library where it cannot wait for a reply. {action} "
+            "outside of it, for example after it has set a flag."
+        )

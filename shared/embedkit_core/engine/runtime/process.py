@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError
 from embedkit_core.common.fork_safety import ForkLock, import_module
-from embedkit_core.common.threads import BULK, LOOKUPS, SLOW_LOOKUPS
+from embedkit_core.common.threads import BULK, JOBS, LOOKUPS, SLOW_LOOKUPS
 
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.engine import Engine
@@ -59,7 +59,7 @@ def _after_fork() -> None:
 def _at_exit() -> None:
     if _engine is not None:
         _engine.shut_down()
-    for pool in (LOOKUPS, SLOW_LOOKUPS, BULK):
+    for pool in (LOOKUPS, SLOW_LOOKUPS, BULK, JOBS):
         pool.stop()
 
 

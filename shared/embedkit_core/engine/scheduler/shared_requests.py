@@ -21,7 +21,7 @@ from embedkit_core.common.errors import BudgetError
 from embedkit_core.common.types import Cache, Entry
 from embedkit_core.coordination.opening import CoordinatorHandle
 from embedkit_core.coordination.port import LEASE_SECONDS, MAX_WAIT_AHEAD, Begin, End, Grant, LeaseID
-from embedkit_core.costs.amounts import Amount, BudgetStatus
+from embedkit_core.costs.amounts import BudgetStatus
 from embedkit_core.costs.billing import shared_budget_error, unchecked_budget_error
 from embedkit_core.engine.scheduler.dispatch import Dispatcher
 from embedkit_core.engine.scheduler.funding import BudgetLedger, reservations
@@ -330,7 +330,7 @@ class SharedRequests:
         """Ask again for a text whose budget is held by other requests; refuse it if the budget is used up."""
         assert request.begin is not None
         (amount,) = (r.amounts[index] for r in request.begin.reservations if r.budget == status.name)
-        if status.held != Amount() and status._replace(held=Amount()).allows(amount):
+        if status.held != status.holds and status._replace(held=status.holds).allows(amount):
             self._settle_pieces(item.root)
             self._retry_queue.add([item], until=now + BUDGET_PAUSE * self._rng.uniform(0.5, 1.0))
             return

@@ -33,6 +33,7 @@ class Google(GoogleProvider):
     default_limits: ClassVar[Limits] = Limits(texts=100, tokens=20_000)
     is_vertex: ClassVar[bool] = False
     credentials_fix: ClassVar[str] = f"Check api_key= or {KEY_VARIABLE}, and the restrictions of the key."
+    batch_endpoint: str | None = "embedkit_core.providers.google.batch:GeminiBatches"
     may_truncate_silently: bool = True  # the API has no documented field or refusal for a text that is too long
 
     def __init__(self, settings: ProviderSettings) -> None:

@@ -52,6 +52,11 @@ def limit_bodies(batch: Batch) -> BodyLimits:
     return limits
 
 
+def limit_bodies_to(size: int) -> None:
+    """Set the limit of a reply without vectors, such as the content of a file, for the `limiting_hook` in this task."""
+    _limits.set(BodyLimits(size, BYTES_BESIDES))
+
+
 class LimitedBody:
     """Decompression of one response body, up to its limit.
 

@@ -66,6 +66,7 @@ class HTTPProvider(Provider):
         self.dimensions = settings.dimensions or default
         self.limits = info.limits if info else self.default_limits
         self.usd_per_million = info.usd_per_million if info else None
+        self.usd_per_million_batch = info.usd_per_million_batch if info else None
         self.has_confirmed_price = info.confirmed if info else True
         self._sent_dimensions = self.dimensions if self.dimensions != default else None
         self._options = dict(settings.options)

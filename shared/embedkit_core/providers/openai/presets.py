@@ -22,7 +22,7 @@ from embedkit_core.providers import catalogue
 from embedkit_core.providers.base import ProviderSettings
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.openai.provider import OpenAI
-from embedkit_core.providers.openai.servers import Role, Server, Truncation
+from embedkit_core.providers.openai.servers import BatchRules, Role, Server, Truncation
 
 CAUTIOUS_TEXTS = 64  # of a request, for services that state no limit
 
@@ -106,7 +106,7 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
         #
         # Unknown fields are refused. 256 texts (rig-core 0.42, tried live) and 16,000 tokens (langchain-mistralai
         # 1.1.6) per request. Base64 is answered with floats (Mintplex-Labs/anything-llm#5794).
-        # mistralai/platform-docs-public, openapi.yaml at 222f4ba.
+        # mistralai/platform-docs-public, openapi.yaml at 222f4ba. Batches: see mistral_batch.
         "mistral": Server(
             "Mistral",
             "https://api.mistral.ai/v1",
@@ -117,6 +117,9 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             dimensions_field="output_dimension",
             dtype_field="output_dtype",
             dtypes={"int8": "int8", "uint8": "uint8", "binary": "binary", "ubinary": "ubinary"},
+            batch=BatchRules(
+                "embedkit_core.providers.openai.mistral_batch:MistralBatches", texts=100_000, lines=100_000
+            ),
         ),
         # 50 texts are the default of langchain-nvidia-ai-endpoints 1.5.0. Also for a NIM at NVIDIA_BASE_URL.
         # docs.nvidia.com/nim/nemo-retriever/embedding/2.4/reference.
@@ -184,19 +187,23 @@ PRESETS: Final[Mapping[str, Server]] = MappingProxyType(
             dimensions_field=None,
         ),
         # Its former address is api.studio.nebius.com. docs.agno.com and docs.pixeltable.com, not its own docs.
+        # Batches: docs.tokenfactory.nebius.com/ai-models-inference/batch-inference, with higher limits than OpenAI's.
         "nebius": Server(
             "Nebius Token Factory",
             "https://api.tokenfactory.nebius.com/v1",
             key_variables=("NEBIUS_API_KEY",),
             texts=CAUTIOUS_TEXTS,
             base64=False,
+            batch=BatchRules(),
         ),
         # Long texts are truncated without notice. docs.deepinfra.com/api-reference/openai-embeddings-1.
+        # Batches: docs.deepinfra.com/batch/introduction, which states no limits.
         "deepinfra": Server(
             "DeepInfra",
             "https://api.deepinfra.com/v1/openai",
             key_variables=("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN", "DEEPINFRA_API_TOKEN"),
             texts=1024,
+            batch=BatchRules(),
         ),
         # Input types only at the native API. alibabacloud.com/help/en/model-studio,
         # embedding-interfaces-compatible-with-openai.

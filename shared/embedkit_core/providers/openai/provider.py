@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -20,7 +20,6 @@ from embedkit_core.common.errors import (
     EncodingRefusedError,
     ProviderError,
     TimedOutError,
-    UnavailableError,
 )
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
@@ -31,7 +30,7 @@ from embedkit_core.providers.http.headers import rate_limit_status
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, shorten_message
-from embedkit_core.providers.openai.refusals import error_status, read_detail, to_provider_error
+from embedkit_core.providers.openai.refusals import ErrorDetail, error_status, read_detail, to_provider_error
 from embedkit_core.providers.openai.servers import BASE64, FLOATS, OPENAI, Role, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 from embedkit_core.providers.secrets import Hidden, Secret, reveal
@@ -87,6 +86,7 @@ class OpenAI(HTTPProvider):
         self._roles = settings.role_values(server.role.values if server.role else {})
         self.encodings = (BASE64,) if server.encoding_field and server.base64 is not False else ()
         self.documents_base64 = self.is_openai or server.base64 is True
+        self.batch_endpoint = server.batch.endpoint if server.batch else None
         self._uses_openai_tokens = settings.info is not None and settings.info.tokenizer == "tiktoken:cl100k_base"
 
     @classmethod
@@ -172,11 +172,19 @@ class OpenAI(HTTPProvider):
 
     def connect(self) -> Client:
         """Open the SDK's async client."""
+        self.check_not_lost()
+        return OpenAIClient(self)
+
+    def check_not_lost(self) -> None:
+        """Check that credentials passed in another process are not needed in this one.
+
+        Raises:
+            AuthenticationError: They were not pickled.
+        """
         self.connection.check_not_lost()
         if self.secret.is_lost:
             fix = f"Set the environment variable {self.key_variable}" if self.key_variable else "Pass api_key="
             raise AuthenticationError(f"The api_key was not pickled. {fix} in this process.")
-        return OpenAIClient(self)
 
     def open_sdk(self) -> IsolatedClient:
         """Return the SDK's client without its retries and with its defaults for connections."""
@@ -210,6 +218,40 @@ class OpenAI(HTTPProvider):
         if not path.endswith(usual):
             return f"Should base_url end in {usual}?"
         return "" if known else f"Should base_url end without {usual}?"
+
+    def transport_error(self, error: Exception, url: Any) -> ProviderError:
+        """Return the error for a request without a response.
+
+        Args:
+            error: The exception of the SDK or of its HTTP client.
+            url: The client's base URL.
+        """
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            return TimedOutError("Server did not respond in time. Increase timeout=.")
+        if isinstance(error.__cause__, ProviderError):  # SDK 2 wraps every exception
+            return error.__cause__
+        host = f"{url.host}:{url.port}" if url.port else url.host
+        through = " through proxy=" if self.connection.proxy else ""
+        fix = CHECK_ADDRESS if self.endpoint else ""
+        if self.server is not OPENAI and not self.server.is_service:
+            fix = f"Is {self.server.title} running there?"
+        return connection_error(host, error, fix, through=through)
+
+    def read_refusal(
+        self, status: int, body: object, headers: Mapping[str, str], key: Secret, texts: Sequence[str] = ()
+    ) -> tuple[Refusal, ErrorDetail]:
+        """Return an error response, or a reply with an error instead of vectors, and its fields."""
+        detail = read_detail(body)
+        detail = replace(detail, message=shorten_message(detail.message))
+        headers = {name.lower(): value for name, value in headers.items()}
+        refusal = Refusal(
+            *(self.name, self.model, status, detail.message, headers, texts),
+            secrets=self.connection.secrets_with(key),
+            request_id=headers.get("x-request-id"),
+        )
+        return refusal, detail
 
 
 def _custom_headers() -> dict[str, str]:
@@ -307,25 +349,12 @@ class OpenAIClient:
             )
         except self._openai.APIStatusError as error:
             raise self._to_provider_error(error.status_code, error.body, error.response.headers, sent) from None
-        except self._openai.APITimeoutError:
-            raise TimedOutError("Server did not respond in time. Increase timeout=.") from None
         except self._openai.APIConnectionError as error:
-            if isinstance(error.__cause__, ProviderError):  # SDK 2 wraps every exception
-                raise error.__cause__ from None
-            raise self._connection_error(error) from None
+            raise self._provider.transport_error(error, self._sdk.base_url) from None
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._sdk.close()
-
-    def _connection_error(self, error: BaseException) -> UnavailableError:
-        url, server = self._sdk.base_url, self._provider.server
-        host = f"{url.host}:{url.port}" if url.port else url.host
-        through = " through proxy=" if self._provider.connection.proxy else ""
-        fix = CHECK_ADDRESS if self._provider.endpoint else ""
-        if server is not OPENAI and not server.is_service:
-            fix = f"Is {server.title} running there?"
-        return connection_error(host, error, fix, through=through)
 
     def _decode(self, reply: Mapping[str, Any], sent: SentBatch) -> Reply:
         negotiation, is_float32 = sent.negotiation, self._provider.dtype == "float32"
@@ -353,14 +382,8 @@ class OpenAIClient:
         self, status: int, body: object, headers: Mapping[str, str], sent: SentBatch
     ) -> ProviderError:
         """Return the error for an error response, or for a reply with an error instead of vectors."""
-        provider, detail = self._provider, read_detail(body)
-        detail = replace(detail, message=shorten_message(detail.message))
-        headers, path = {name.lower(): value for name, value in headers.items()}, self._sdk.base_url.path.rstrip("/")
-        refusal = Refusal(
-            *(provider.name, str(sent.fields.get("model")), status, detail.message, headers, sent.texts),
-            secrets=provider.connection.secrets_with(sent.key),
-            request_id=headers.get("x-request-id"),
-        )
+        provider, path = self._provider, self._sdk.base_url.path.rstrip("/")
+        refusal, detail = provider.read_refusal(status, body, headers, sent.key, sent.texts)
         about_encoding = str(provider.server.encoding_field) in str(body) or "base64" in detail.message
         if sent.encoding == BASE64 and about_encoding and status < 500 and status not in OTHER_CAUSE_STATUSES:
             sent.negotiation.refused()

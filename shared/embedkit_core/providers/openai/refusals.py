@@ -170,23 +170,37 @@ def to_provider_error(
         fix: Advice about the address for a request that is refused, "" if there is none.
         rate_limit_codes: Codes that mean a limit per minute, though with other servers they mean no credit.
     """
-    is_quota = {detail.code, detail.type} & (QUOTA_CODES - rate_limit_codes) or QUOTA_MESSAGE.search(detail.message)
-    if is_quota:
-        return refusal.quota()
-    if refusal.status == 429:
-        limited = refusal.rate_limit()
-        limited.counts_requests = bool(REQUEST_LIMIT.search(detail.message) and not TOKEN_LIMIT.search(detail.message))
-        return limited
-    if "too large to process" not in detail.message:  # llama.cpp refuses a long text with 500
-        error = refusal.common_error(variable)
-        if error is not None:
-            return error
+    is_long_text = "too large to process" in detail.message  # llama.cpp refuses a long text with 500
+    error = _limit_error(refusal, detail, rate_limit_codes) or (
+        None if is_long_text else refusal.common_error(variable)
+    )
+    if error is not None:
+        return error
     if dimensions is not None and (detail.param == "dimensions" or ABOUT_DIMENSIONS.search(detail.message)):
         return refusal.bad_request(
             "For a model in the catalogue, embed the texts once without dimensions= into the same cache; "
             f"{truncation_hint(dimensions)}."
         )
     return _input_error(refusal, detail, fix)
+
+
+def error_without_texts(
+    refusal: Refusal, detail: ErrorDetail, variable: str | None, *, fix: str, rate_limit_codes: Set[str] = frozenset()
+) -> ProviderError:
+    """Return the error for an error response to a request that has no texts; arguments as for `to_provider_error`."""
+    error = _limit_error(refusal, detail, rate_limit_codes) or refusal.common_error(variable)
+    return error or refusal.bad_request(fix, field=detail.param)
+
+
+def _limit_error(refusal: Refusal, detail: ErrorDetail, rate_limit_codes: Set[str]) -> ProviderError | None:
+    """Return the error for an account without credit, or for a limit per minute."""
+    if {detail.code, detail.type} & (QUOTA_CODES - rate_limit_codes) or QUOTA_MESSAGE.search(detail.message):
+        return refusal.quota()
+    if refusal.status != 429:
+        return None
+    limited = refusal.rate_limit()
+    limited.counts_requests = bool(REQUEST_LIMIT.search(detail.message) and not TOKEN_LIMIT.search(detail.message))
+    return limited
 
 
 def _input_error(refusal: Refusal, detail: ErrorDetail, fix: str) -> ProviderError:

@@ -44,6 +44,29 @@ class Truncation(NamedTuple):
     truncate: Any
 
 
+class BatchRules(NamedTuple):
+    """A server's batch endpoint and its limits; the defaults are OpenAI's.
+
+    Source: developers.openai.com/api/docs/guides/batch, read 2026-11-30. A line may have 2048 texts, but one bad text
+    fails its line.
+
+    Attributes:
+        endpoint: The endpoint as "module:class".
+        window: Seconds in which the server completes a batch, or ends it.
+        texts: Maximum texts of a batch.
+        lines: Maximum lines of a batch.
+        file_bytes: Maximum size of its file.
+        line_texts: Maximum texts of a line, unless a request may have fewer.
+    """
+
+    endpoint: str = "embedkit_core.providers.openai.batch:OpenAIBatches"
+    window: float = 24 * 3600
+    texts: int = 50_000
+    lines: int = 50_000
+    file_bytes: int = 200 * 10**6
+    line_texts: int = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """One kind of server.
@@ -77,6 +100,7 @@ class Server:
         host_options: Example of the request fields that select the host of a model at a gateway. Different hosts may
             return different vectors, so a model that is not in the catalogue needs these fields in `provider_options`.
         rate_limit_codes: Codes of errors that mean a limit per minute, though with other servers they mean no credit.
+        batch: Its batch endpoint, None if it has none for embeddings.
     """
 
     title: str
@@ -103,6 +127,7 @@ class Server:
     has_float32: bool = True
     host_options: Mapping[str, Any] = field(default_factory=dict)
     rate_limit_codes: frozenset[str] = frozenset()
+    batch: BatchRules | None = None
 
     @property
     def is_service(self) -> bool:
@@ -208,4 +233,5 @@ OPENAI: Final = Server(
     key_variables=("OPENAI_API_KEY",),
     takes_openai_names=True,
     completes=False,
+    batch=BatchRules(),  # also at a user's address: gateways pass files and batches on
 )

@@ -1,0 +1,1 @@
+"""Batch jobs: the providers' asynchronous batch endpoints, whose vectors go into the same cache."""
