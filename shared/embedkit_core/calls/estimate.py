@@ -105,6 +105,12 @@ class Estimate:
             parts.append(f"the cache saves ${format_usd(self.saved_usd)}")
         return ", ".join(parts)
 
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        from embedkit_core.common.html_tables import html_fields  # only notebooks need it
+
+        return html_fields([{f.name: getattr(self, f.name) for f in fields(self)}])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON types: USD amounts as strings (exact), None if unknown."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

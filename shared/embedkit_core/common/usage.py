@@ -20,6 +20,7 @@ def decimal_context(prec: int) -> Context:
 
 # For all arithmetic with amounts: operators use the context of the thread, which an application may set to one digit.
 USD = decimal_context(50)
+ALWAYS_SHOWN = ("texts", "requests", "cost_usd")  # in notebooks, also if they are 0
 TWO_DIGITS = decimal_context(2)  # for estimates, which are not more exact
 
 
@@ -105,6 +106,13 @@ class Usage:
             most = "" if self.possibly_billed_usd is None else f" (${format_usd(self.possibly_billed_usd)})"
             parts.append(f"up to {count_noun(self.possibly_billed_tokens, 'token')}{most} possibly billed")
         return ", ".join(parts)
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook, without zero counts."""
+        from embedkit_core.common.html_tables import html_fields  # only notebooks need it
+
+        values = {name: getattr(self, name) for name in (*USAGE_FIELDS, "cost_usd")}
+        return html_fields([{name: v for name, v in values.items() if v != 0 or name in ALWAYS_SHOWN}])
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(_sum(getattr(self, name), getattr(other, name)) for name in USAGE_FIELDS))

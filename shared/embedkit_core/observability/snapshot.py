@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from embedkit_core.common.errors import EmbedKitError
@@ -62,6 +62,21 @@ class Snapshot:
     processes: int
     uncoordinated_requests: int
 
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        return SnapshotList([self])._repr_html_()
+
+
+class SnapshotList(list[Snapshot]):
+    """A list that notebooks show as a table, with a column for each model."""
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        from embedkit_core.common.html_tables import html_fields  # only notebooks need it
+
+        names = [f.name for f in fields(Snapshot)]
+        return html_fields([{name: getattr(one, name) for name in names} for one in self]) if self else repr(self)
+
 
 def snapshot() -> list[Snapshot]:
     """Return a snapshot of each model used recently in this process. Safe to call from any thread but the engine's.
@@ -79,10 +94,10 @@ def snapshot() -> list[Snapshot]:
         ```
     """
     if not is_running():
-        return []
+        return SnapshotList()
     if threading.current_thread() is engine().thread:  # the threads of limiters and the cache may wait
         raise EmbedKitError("snapshot() would wait for the thread it runs on. Call it from another thread.")
-    found: list[Snapshot] = []
+    found = SnapshotList()
     done = WakeFlag()
 
     def collect(accounts: list[Account]) -> None:
@@ -93,7 +108,8 @@ def snapshot() -> list[Snapshot]:
     engine().inspect_accounts(collect)
     if not done.wait(MAX_WAIT_SECONDS):
         raise EmbedKitError(f"The engine did not answer within {MAX_WAIT_SECONDS:.0f} s.")
-    return sorted(found, key=lambda one: (one.model, one.endpoint))
+    found.sort(key=lambda one: (one.model, one.endpoint))
+    return found
 
 
 def _account_snapshots(account: Account) -> list[Snapshot]:

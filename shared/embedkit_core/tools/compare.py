@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
 from embedkit_core.common.formatting import count_noun, escape_markdown, format_usd, shorten_model_name
+from embedkit_core.common.html_tables import html_table
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice, check_integer
 from embedkit_core.common.vectors import DType
@@ -27,7 +29,7 @@ from embedkit_core.tools.charts import QualityPoint, draw_comparison, save
 from embedkit_core.tools.comparison_plan import log_estimates, variant_settings
 from embedkit_core.tools.extra import check_installed
 from embedkit_core.tools.report import write_report
-from embedkit_core.tools.tables import quiet, table
+from embedkit_core.tools.tables import number_columns, quiet, table
 from embedkit_core.tools.tasks import Task
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MAIN_MEASURE = "nDCG@10"
 KS = (10, 100)  # of recall@k
+LEGEND = "scores: mean and 95 % confidence interval; p: p-value of the difference to the best model"
 DTYPES: tuple[DType, ...] = get_args(DType)
 
 
@@ -112,32 +115,33 @@ class Comparison:
 
     def table(self) -> str:
         """Return the results as a Markdown table, with the validity of the scores."""
-        measures = list(next((c.scores for c in self.candidates if c.scores), {}))
-        head = [
-            "model",
-            "dimensions",
-            "dtype",
-            *measures,
-            "p",
-            "corpus tokens",
-            "corpus cost",
-            "billed now",
-            "seconds",
-            "bytes/vector",
-        ]
-        rows = [_cells(candidate, measures) for candidate in self.candidates if candidate.error is None]
-        notes = "".join(f"\n{escape_markdown(c.name)}: {c.error}" for c in self.candidates if c.error is not None)
-        notes += "".join(
-            f"\n{escape_markdown(c.name)}: {count_noun(c.truncated, 'text')} truncated to the model's limit"
-            for c in self.candidates
-            if c.truncated
-        )
+        notes = "".join(f"\n{escape_markdown(name)}: {note}" for name, note in self._notes())
+        return f"{escape_markdown(self.task.name)}: {self._size}\n{LEGEND}\n\n{table(*self._table_cells())}{notes}"
+
+    def _repr_html_(self) -> str:
+        """Return the table and its notes for a notebook."""
+        head, rows = self._table_cells()
+        title = f"{self.task.name}: {self._size}; {LEGEND}"
+        notes = "".join(f"<div>{html.escape(f'{name}: {note}')}</div>" for name, note in self._notes())
+        return html_table(head, rows, number_columns(rows), caption=title) + notes
+
+    @property
+    def _size(self) -> str:
         size = count_noun(len(self.task.documents), "document")
-        size += f", {count_noun(len(self.task.queries), 'query', 'queries')}"
-        legend = "scores: mean and 95 % confidence interval; p: p-value of the difference to the best model"
-        return (
-            f"{escape_markdown(self.task.name)}: {size}; {self.task.validity}\n{legend}\n\n{table(head, rows)}{notes}"
-        )
+        return f"{size}, {count_noun(len(self.task.queries), 'query', 'queries')}; {self.task.validity}"
+
+    def _table_cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the head of the table and a row for each candidate that did not fail."""
+        measures = list(next((c.scores for c in self.candidates if c.scores), {}))
+        costs = ["p", "corpus tokens", "corpus cost", "billed now", "seconds", "bytes/vector"]
+        rows = [_cells(candidate, measures) for candidate in self.candidates if candidate.error is None]
+        return ["model", "dimensions", "dtype", *measures, *costs], rows
+
+    def _notes(self) -> list[tuple[str, str]]:
+        """Return the names of candidates with what is to be noted of them."""
+        failed = [(c.name, c.error) for c in self.candidates if c.error is not None]
+        truncated = [(c.name, c.truncated) for c in self.candidates if c.truncated]
+        return failed + [(name, f"{count_noun(n, 'text')} truncated to the model's limit") for name, n in truncated]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON-compatible values."""

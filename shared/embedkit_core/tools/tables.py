@@ -15,8 +15,12 @@ def quiet(line: str) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table with columns of numbers aligned to the right."""
-    columns = range(len(head))
-    return markdown_table(head, rows, [c for c in columns if rows and all(_is_number(row[c]) for row in rows)])
+    return markdown_table(head, rows, number_columns(rows))
+
+
+def number_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the indices of the columns of numbers."""
+    return [index for index, column in enumerate(zip(*rows, strict=True)) if all(map(_is_number, column))]
 
 
 def _is_number(cell: str) -> bool:

@@ -22,6 +22,23 @@ MIN_SIMILARITY = 0.87  # difflib ratio from which a name counts as misspelled
 SEPARATORS = re.compile(r"[-_./: ]+")
 
 
+class ModelTuple(tuple[ModelInfo, ...]):
+    """A tuple of models that notebooks show as a table, with a row for each model."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        from embedkit_core.common.html_tables import format_value, html_table  # only notebooks need it
+
+        head = ["model", "dimensions", "max tokens", "USD per 1M tokens", "status"]
+        values = [
+            (f"{row.provider}:{row.name}", row.dimensions, row.limits.text_tokens, row.usd_per_million, row.status)
+            for row in self
+        ]
+        return html_table(head, [[*map(format_value, line)] for line in values], (1, 2, 3))
+
+
 def models(provider: str | None = None, *, status: str | None = None, name: str | None = None) -> tuple[ModelInfo, ...]:
     """Return the models of the catalogue that match all arguments, those of the user's file first.
 
@@ -52,7 +69,7 @@ def models(provider: str | None = None, *, status: str | None = None, name: str 
             hint = f"did you mean {meant!r}?" if meant else suggest(value, known) or f"use {', '.join(sorted(known))}"
             raise ConfigurationError(f"{field}: no model in the catalogue has the {field} {value!r:.60}; {hint}")
     used = {field: value for field, value in filters.items() if value is not None}
-    return tuple(row for row in rows() if all(getattr(row, field) == value for field, value in used.items()))
+    return ModelTuple(row for row in rows() if all(getattr(row, field) == value for field, value in used.items()))
 
 
 def rows() -> tuple[ModelInfo, ...]:
