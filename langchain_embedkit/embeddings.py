@@ -112,7 +112,7 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
         variable = self._embedder.provider.key_variable
         if self.api_key is None and variable is not None:
             self.__pydantic_fields_set__.discard("api_key")
-            self.__dict__["api_key"] = secret_from_env(variable, default=None)()
+            vars(self)["api_key"] = secret_from_env(variable, default=None)()
 
     @classmethod
     def _arguments(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,5 +189,5 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
+        vars(self).update(rate_limiter=self._embedder.rate_limiter, progress=self._embedder.settings.progress)
         self._set_key_from_environment()

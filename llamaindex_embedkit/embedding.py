@@ -286,12 +286,12 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings for pickle, with an explicit API key only if `pickle_api_key` is set."""
         self._embedder.__reduce__()  # raises; LlamaIndex would silently drop what cannot be pickled
-        twin = BaseModel.__copy__(self)  # LlamaIndex removes fields that cannot be pickled from the object
-        twin.__dict__ |= fields_not_pickled(self)
+        twin = super().__copy__()  # LlamaIndex removes fields that cannot be pickled from the object
+        vars(twin).update(fields_not_pickled(self))
         state: dict[str, Any] = super(EmbedKitEmbedding, twin).__getstate__()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         BaseModel.__setstate__(self, state)  # LlamaIndex would call the constructor without arguments
-        self.__dict__.setdefault("callback_manager", CallbackManager([]))
-        self.__dict__ |= {"rate_limiter": self._embedder.rate_limiter, "progress": self._embedder.settings.progress}
+        vars(self).setdefault("callback_manager", CallbackManager([]))
+        vars(self).update(rate_limiter=self._embedder.rate_limiter, progress=self._embedder.settings.progress)

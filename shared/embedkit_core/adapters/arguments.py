@@ -55,6 +55,7 @@ class SecretString(Protocol):
 
     def get_secret_value(self) -> str:
         """Return the value."""
+        ...
 
 
 ApiKey: TypeAlias = str | SecretString | Callable[[], str] | None

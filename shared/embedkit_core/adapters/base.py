@@ -137,7 +137,7 @@ class EmbedderMixin:
         try:
             super().__setattr__(name, reveal(value))
         except ValueError as error:
-            kinds = {one["type"] for one in error.errors(include_input=False)} if hasattr(error, "errors") else set()
+            kinds = {one["type"] for one in _problems(error) or ()}
             problem = error.with_traceback(None)  # without pydantic's frames, which show the value
             if kinds and kinds <= {"frozen_field", "frozen_instance"}:
                 problem = AttributeError(
@@ -269,15 +269,21 @@ def validate_with_core(model: _Model, fields: Mapping[str, Any], validate: Calla
     try:
         validate(**{name: reveal(value) for name, value in fields.items()})
     except ValueError as error:
-        if not hasattr(error, "errors"):
+        problems = _problems(error)
+        if problems is None:
             raise
-        problems = error.errors(include_input=False)
     if problems is not None:  # raised outside of `except`: as its context, pydantic's error would expose the values
         reasons = [".".join(map(str, one["loc"])) + ": " * bool(one["loc"]) + one["msg"] for one in problems]
         raise ConfigurationError(f"{type(model).__name__}: {'; '.join(reasons)}")
     validated = hide_secrets(model._arguments(dict(model)))
     changed = any(not same_value(arguments.get(name), validated.get(name)) for name in parameter_names())
     return make_embedder(validated) if changed else embedder  # a validator of a subclass may change an argument
+
+
+def _problems(error: ValueError) -> list[Any] | None:
+    """Return what a ValidationError of pydantic lists, without the rejected values. None for another error."""
+    errors = getattr(error, "errors", None)
+    return None if errors is None else errors(include_input=False)
 
 
 def fields_not_pickled(model: _Model) -> dict[str, None]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 
@@ -26,7 +26,7 @@ class RawDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
         >>> embedder = Embedder(model, cache=diskcache.Cache("folder", disk=RawDisk))
     """
 
-    def put(self, key: object) -> tuple[memoryview, bool]:
+    def put(self, key: object) -> tuple[memoryview, Literal[True]]:
         """Return the columns of a key. Raises TypeError if it is not bytes."""
         return sqlite3.Binary(_only_bytes(key)), True
 
@@ -34,7 +34,9 @@ class RawDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
         """Return the key of a row. Raises TypeError if it is not bytes."""
         return _only_bytes(key)
 
-    def store(self, value: object, read: bool, key: object = UNKNOWN) -> tuple[int, int, None, memoryview]:
+    def store(
+        self, value: object, read: bool, key: object = UNKNOWN
+    ) -> tuple[Literal[0], Literal[1], None, memoryview]:
         """Return the columns of a value. Raises TypeError if it is not bytes."""
         return 0, MODE_RAW, None, sqlite3.Binary(_only_bytes(value))
 

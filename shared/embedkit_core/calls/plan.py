@@ -221,8 +221,9 @@ def plan_chunks(texts: Iterable[str], prefix: bytes, chunk_texts: int, *, allows
             plan = plan_call(chunk, prefix, allows_empty=allows_empty)
         except InputError as error:
             reasons.update({start + position: reason_for(chunk[position]) for position in error.indices})
+        else:
+            if not reasons:
+                yield plan
         start += len(chunk)
-        if not reasons:
-            yield plan
     if reasons:
         raise input_error(reasons, start)

@@ -197,6 +197,7 @@ class _Parquet:
     def finish(self) -> None:
         if self._records or self._writer is None:
             self._flush()
+        assert self._writer is not None
         self._writer.close()
 
     def discard(self) -> None:

@@ -134,7 +134,7 @@ class BudgetError(EmbedKitError):
         self.needed_tokens = needed_tokens
         self.usd_per_million = usd_per_million
         self.budget_name = budget_name
-        self.failed = dict(failed or {})
+        self.failed: dict[int, EmbedKitError] = dict(failed or {})
         self.succeeded: Sequence[int] = succeeded if isinstance(succeeded, range) else tuple(succeeded)
         self.result = result
 

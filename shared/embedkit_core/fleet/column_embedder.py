@@ -87,7 +87,7 @@ class ColumnEmbedder:
         embedder.check_can_be_sent()
         self._pickle = pickle.dumps(embedder)
         self.text_column, self.vector_column, self.error_column = text_column, vector_column, error_column
-        self._input_type = input_type
+        self._input_type: InputType = input_type
 
     @property
     def embedder(self) -> Embedder:

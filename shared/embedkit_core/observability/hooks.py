@@ -64,6 +64,7 @@ class CallObserver(Protocol):
 
     def begin(self, info: CallInfo) -> CallSpan:
         """Called when a call begins, in the caller's context."""
+        ...
 
 
 observers: tuple[CallObserver, ...] = ()

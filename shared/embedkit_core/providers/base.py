@@ -133,6 +133,7 @@ class Client(Protocol):
         Raises:
             ProviderError: The provider refused or failed the request.
         """
+        ...
 
     async def aclose(self) -> None:
         """Close the connection."""

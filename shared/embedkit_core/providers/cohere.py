@@ -82,7 +82,7 @@ class Cohere(HTTPProvider):
     batch_endpoint: str | None = "embedkit_core.providers.cohere_batch:CohereEmbedJobs"
 
     def __init__(self, settings: ProviderSettings) -> None:
-        self.address: str = _address(settings.base_url)
+        self.address: str = _address(settings.base_url)  # pyright: ignore[reportIncompatibleVariableOverride]  # set once, by the constructor
         canonical, secret = canonical_url(self.address), settings.find_key(KEY_VARIABLE, LANGCHAIN_KEY_VARIABLE)
         super().__init__(settings, canonical, secret, needs_key=False)
         self.encodings = (EMBEDDING_TYPES[settings.dtype],)

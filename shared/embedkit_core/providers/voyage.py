@@ -180,17 +180,15 @@ def _find_secret(settings: ProviderSettings) -> Secret | None:
     path = os.environ.get(KEY_FILE_VARIABLE)
     if not path or (settings.api_key is not None and not settings.api_key.is_lost):
         return settings.find_key(KEY_VARIABLE)
-    flaw = None
     try:
         key = Hidden(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         flaw = type(error).__name__
-    if flaw is not None:
-        raise ConfigurationError(
-            f"The file named by the environment variable {KEY_FILE_VARIABLE} cannot be read ({flaw}). Correct or unset "
-            "it."
-        )
-    return Secret.checked(key, f"file named by {KEY_FILE_VARIABLE}")
+    else:
+        return Secret.checked(key, f"file named by {KEY_FILE_VARIABLE}")
+    raise ConfigurationError(
+        f"The file named by the environment variable {KEY_FILE_VARIABLE} cannot be read ({flaw}). Correct or unset it."
+    )
 
 
 class VoyageClient:

@@ -96,11 +96,12 @@ def begin(coordinator: Coordinator, one: Begin) -> Grant:
 
 def claim(coordinator: Coordinator, keys: Sequence[bytes]) -> LeaseID:
     """Claim keys that no participant is sending, as often as they must be looked up again."""
+    grant = begin(coordinator, request(keys))
     for _ in range(100):
-        grant = begin(coordinator, request(keys))
         if not grant.recheck:
             break
         time.sleep(0.02)
+        grant = begin(coordinator, request(keys))
     assert grant.lease is not None, f"texts that no participant is sending are not granted: {grant}"
     assert not grant.others
     assert not grant.recheck

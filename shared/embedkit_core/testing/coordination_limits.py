@@ -122,7 +122,8 @@ class LimitCases(CoordinationCases):
             if grant.lease is None:
                 break
             waits.append(grant.wait)
-        assert grant.lease is None, "200 of 600 requests a minute are granted at once to a job of 3,000"
+        else:
+            raise AssertionError("200 of 600 requests a minute are granted at once to a job of 3,000")
         assert MAX_WAIT_AHEAD < grant.wait < 5
         assert waits[0] == 0.0
         assert max(waits) <= MAX_WAIT_AHEAD

@@ -227,8 +227,8 @@ def compare(
     check_installed("compare()")
     _check_arguments(task, dimensions, dtypes, ks, seed)
     check_progress(progress)
-    models = [models] if isinstance(models, (str, Mapping)) else models
-    arguments_of_models = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in models]
+    listed: Iterable[Any] = [models] if isinstance(models, (str, Mapping)) else models
+    arguments_of_models = [dict(model) if isinstance(model, Mapping) else {"model": model} for model in listed]
     if not arguments_of_models:
         raise ConfigurationError("models: at least one model is required, such as 'openai:text-embedding-3-small'.")
     results: list[tuple[Candidate, Mapping[str, ranking.Numbers]]] = []

@@ -19,6 +19,7 @@ class HasSpace(Protocol):
     @property
     def space(self) -> str:
         """Name of the vector space."""
+        ...
 
 
 class HasEmbedder(Protocol):
@@ -27,6 +28,7 @@ class HasEmbedder(Protocol):
     @property
     def embedder(self) -> HasSpace:
         """The core embedder."""
+        ...
 
 
 Checked = TypeVar("Checked", bound=HasSpace | HasEmbedder)

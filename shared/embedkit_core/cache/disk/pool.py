@@ -78,7 +78,7 @@ class Pool:
     def __init__(
         self, path: Path, mode: Mode, file: Identity, first: sqlite3.Connection, *, old_triggers: bool = False
     ) -> None:
-        self.mode = mode
+        self.mode: Mode = mode
         self.file = file
         self._old_triggers = old_triggers
         self._path = path

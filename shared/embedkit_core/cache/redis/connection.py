@@ -21,6 +21,7 @@ from embedkit_core.common.threads import start_thread
 try:
     import redis
     from redis.backoff import NoBackoff
+    from redis.exceptions import NoScriptError, ReadOnlyError
     from redis.retry import Retry
 except ModuleNotFoundError:
     raise MissingExtraError("A redis:// address", "redis") from None
@@ -108,7 +109,7 @@ class RedisConnection:
         while True:
             try:
                 result = operation(self._opened())
-            except redis.exceptions.NoScriptError:
+            except NoScriptError:
                 raise
             except (redis.RedisError, OSError) as error:
                 if is_lost_connection(error) and not is_retry:
@@ -152,7 +153,7 @@ class RedisConnection:
         """Return the error to raise; if the server is down, open the circuit breaker and log it."""
         reason = f"Redis {self.name} cannot be used: {reason_of(error, ANSWER_SECONDS)}."
         if not is_down(error):
-            if isinstance(error, redis.exceptions.ReadOnlyError):  # after a failover, its name may have another address
+            if isinstance(error, ReadOnlyError):  # after a failover, its name may have another address
                 self.close()
             return RedisAccessError(reason)
         with self._lock.lock:

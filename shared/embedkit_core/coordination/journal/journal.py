@@ -298,7 +298,7 @@ def _claimed(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[int, str]:
             f" WHERE prefix IN ({marks}) AND state <> 'preparing'"
         )
         for prefix, job in db.execute(query, list(prefixes)):
-            found.update(dict.fromkeys(prefixes[prefix], job))
+            found.update((index, job) for index in prefixes[prefix])
     return found
 
 

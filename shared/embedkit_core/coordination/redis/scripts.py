@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import redis
+from redis.exceptions import NoScriptError
 
 from embedkit_core.coordination.port import (
     KEEP_SECONDS,
@@ -71,7 +72,7 @@ class Script(NamedTuple):
         values = [*KEYS, *arguments]
         try:
             reply: Any = client.evalsha(self.digest, len(KEYS), *values)
-        except redis.exceptions.NoScriptError:
+        except NoScriptError:
             reply = client.eval(self.source, len(KEYS), *values)
         assert isinstance(reply, list)
         return reply
@@ -81,7 +82,7 @@ class Script(NamedTuple):
 def script(name: str) -> Script:
     """Return the script of an operation."""
     constants = [f"local {constant} = {value}" for constant, value in _CONSTANTS.items()]
-    folder = resources.files(__package__) / "lua"
+    folder = resources.files("embedkit_core.coordination.redis") / "lua"
     texts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("state", name)]
     source = "\n".join([*constants, *texts])
     return Script(source, hashlib.sha1(source.encode()).hexdigest())  # noqa: S324 - Redis names scripts so

@@ -29,7 +29,8 @@ def engine() -> Engine:
         module = import_module("embedkit_core.engine.runtime.engine")
         with _lock.lock:
             if _engine is None:
-                _engine = module.Engine()
+                started: Engine = module.Engine()
+                _engine = started
     return _engine
 
 

@@ -53,7 +53,8 @@ def validate(reply: Reply, n_texts: int, width: int | None, spec: RequestSpec) -
         raise bad(f"returned an array of {vectors.dtype} with {vectors.ndim} axes instead of {element} with 2")
     if vectors.shape[0] != n_texts:
         raise bad(f"returned {count_noun(len(vectors), 'vector')} for {count_noun(n_texts, 'text')}")
-    found, vector_format = vectors.shape[1], VectorFormat(spec.dtype)
+    found: int = vectors.shape[1]
+    vector_format = VectorFormat(spec.dtype)
     dimensions = vector_format.dimensions_of(found)
     if found == 0 or (width is not None and found not in (width, spec.fallback_width)):
         expected = vector_format.dimensions_of(width) if width else 0

@@ -119,7 +119,9 @@ def embed(
     here = driver()
     here.add(run)
     if block_rows is not None:
-        exactly = {"strict": True} if "strict" in inspect.signature(Dataset.repartition).parameters else {}
+        exactly: dict[str, Any] = (
+            {"strict": True} if "strict" in inspect.signature(Dataset.repartition).parameters else {}
+        )
         dataset = dataset.repartition(target_num_rows_per_block=block_rows, **exactly)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args`")  # restarts have no other name yet

@@ -45,7 +45,7 @@ class Worker:
         """
         texts = read_column(table, self._embed.text_column)
         batch = hashlib.sha256("\0".join(map(str, texts)).encode("utf-8", "surrogatepass")).digest()
-        attempts = ray.get(self._ledger.begin.remote(self._life, batch))
+        attempts: Any = ray.get(self._ledger.begin.remote(self._life, batch))
         try:
             if attempts > MAX_ATTEMPTS:
                 raise EmbedKitError(
@@ -81,6 +81,6 @@ class Worker:
 
 def _without_rows(error: PartialFailureError | BudgetError) -> EmbedKitError:
     """Return an error for the driver, without the vectors, which are in the cache."""
-    error.result = None
+    error.result = None  # pyright: ignore[reportAttributeAccessIssue]  # only here; a None for users to check otherwise
     error.failed = {}
     return error

@@ -18,7 +18,7 @@ from embedkit_core.common.errors import (
 )
 from embedkit_core.common.threads import WorkerPool, off_loop
 from embedkit_core.common.types import Batch, Reply
-from embedkit_core.common.vectors import NUMPY_DTYPES
+from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.bedrock.addresses import own_region
 from embedkit_core.providers.bedrock.credentials import Chain
 from embedkit_core.providers.bedrock.refusals import CREDENTIALS, error_code, to_provider_error
@@ -227,7 +227,7 @@ class BedrockClient:
                 raise TypeError("no list of rows")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadReplyError(f"Server response has no embeddings of type {kind}") from None
-        dtype = next(name for name, value in wire.types.items() if value == kind)
+        dtype: DType = next(name for name, value in wire.types.items() if value == kind)
         counted = response.headers.get(TOKEN_HEADER, "")
         tokens = int(counted) if counted.isdecimal() else read_tokens(reply, *filter(None, [wire.count_field]))
         return self._reader.read_rows(rows, len(batch.texts), NUMPY_DTYPES[dtype], tokens)

@@ -82,7 +82,7 @@ def _nova_rows(reply: Any, _kind: str) -> Any:
 
 def _cohere_rows(reply: Any, kind: str) -> Any:
     rows = reply["embeddings"]
-    return rows if isinstance(rows, list) and kind == "float" else rows[kind]
+    return rows if isinstance(rows, list) and kind == "float" else reply["embeddings"][kind]
 
 
 # Titan has no field for truncation. Its embeddingTypes "binary" is not requested: AWS does not document how the bits

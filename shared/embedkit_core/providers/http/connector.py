@@ -15,9 +15,9 @@ class ExactConnector(aiohttp.TCPConnector):
     response.
     """
 
-    async def _get(self, *arguments: Any) -> Any:
+    async def _get(self, *arguments: Any, **keywords: Any) -> Any:
         """Return a pooled connection, or None if there is none."""
-        while (connection := await super()._get(*arguments)) is not None:
+        while (connection := await super()._get(*arguments, **keywords)) is not None:
             protocol = connection.protocol
             if protocol is None or not (protocol.should_close or _is_readable(protocol.transport)):
                 break

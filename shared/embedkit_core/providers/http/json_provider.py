@@ -27,7 +27,7 @@ class JSONProvider(HTTPProvider):
     oversized_hint: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ("httpx", "pydantic_core", "pybase64")
 
-    address: str
+    address: str  # pyright: ignore[reportIncompatibleVariableOverride]  # set once, by the constructor
 
     @abstractmethod
     def request(self, fields: Mapping[str, Any], texts: list[str]) -> tuple[str, dict[str, Any]]:

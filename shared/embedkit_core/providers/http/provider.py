@@ -60,7 +60,8 @@ class HTTPProvider(Provider):
                 f"No API key for {self.name}:{self.model}. Pass api_key= or set the environment variable "
                 f"{self.key_variable}."
             )
-        self.secret = secret or Secret(PLACEHOLDER_KEY)
+        # Set once, here, so that no code makes it None.
+        self.secret = secret or Secret(PLACEHOLDER_KEY)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.connection = settings.connection
         self.account = (self.name, canonical, self.secret.fingerprint, self.connection.fingerprint)
         self.dimensions = settings.dimensions or default

@@ -41,7 +41,7 @@ def canonical_url(url: str) -> str:
         is_valid = parts.scheme in ("http", "https") and not any(map(str.isspace, url.strip()))
         port, name = parts.port, parts.hostname if is_valid else None
     except ValueError:
-        name = None
+        parts, port, name = urlsplit(""), None, None
     if not name:
         raise ConfigurationError(f"base_url: not a valid address (got {_without_login(url)!r}). {EXAMPLE_FIX}")
     if "api-version=" in parts.query:

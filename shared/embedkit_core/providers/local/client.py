@@ -22,6 +22,7 @@ class Model(Protocol):
 
     def embed(self, batch: Batch) -> Reply:
         """Return the vectors and tokens of a batch's texts."""
+        ...
 
     def close(self) -> None:
         """Release the model."""

@@ -180,9 +180,9 @@ class FastEmbedModel(LocalModel):
             local_files_only=True,
         )
         tokenizer = model.model.tokenizer
-        self._counter = deepcopy(tokenizer)
-        self._counter.no_truncation()
-        self._counter.no_padding()
+        self._counter = counter = deepcopy(tokenizer)
+        counter.no_truncation()
+        counter.no_padding()
         if self._limit is not None:
             tokenizer.enable_truncation(**(tokenizer.truncation or {}) | {"max_length": self._limit})
         if depends_on_batch(self._source.root / self._source.file):

@@ -98,9 +98,9 @@ class Model2VecModel(LocalModel):
         Its own one first cuts a text to a number of characters, so that a text below the limit may be truncated.
         """
         model = import_module("model2vec", "StaticModel").StaticModel.from_pretrained(str(self.folder))
-        self._tokenizer = deepcopy(model.tokenizer)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = tokenizer = deepcopy(model.tokenizer)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         unknown = model.unk_token_id
 
         def tokenize(sentences: Sequence[str], max_length: int | None = None) -> list[list[int]]:  # noqa: ARG001

@@ -144,5 +144,5 @@ class SentenceTransformerModel(LocalModel):
         tokenizer = self.model.tokenizer
         if not texts or not callable(tokenizer):  # static embeddings have another tokenizer and do not truncate
             return dict.fromkeys(texts, 0)
-        ids = tokenizer(texts, truncation=False, padding=False, verbose=False, return_attention_mask=False)["input_ids"]
-        return {text: len(row) for text, row in zip(texts, ids, strict=True)}
+        encoded: Any = tokenizer(texts, truncation=False, padding=False, verbose=False, return_attention_mask=False)
+        return {text: len(row) for text, row in zip(texts, encoded["input_ids"], strict=True)}
