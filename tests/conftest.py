@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 from importlib import import_module
 
 import pytest
@@ -10,6 +11,8 @@ from support.plugin import install_example
 from support.proxy import certificate
 
 collect_ignore = ["fixtures/plugin_example"]  # its tests run where the package is installed
+
+os.environ.pop("RAG_EMBEDKIT_CACHE", None)  # of the developer; the tests have caches of their own
 
 CORE = "embedkit_core:Embedder"
 FRAMEWORKS = {

@@ -51,8 +51,8 @@ class Embedder(BaseEmbedder):
         dtype: The data type of the vectors: "float32", "float16", "int8", "uint8", "binary" or "ubinary". The binary
             ones hold eight dimensions per byte, like np.packbits.
         model_info: Facts about the model that override the catalogue or are missing there; see `embedkit_core.models`.
-        cache: A folder; None for the user's cache folder; False for no cache; the address of a registered cache
-            ("scheme://..."); or an object with the methods of `Cache`.
+        cache: A folder; None for the cache that RAG_EMBEDKIT_CACHE names, else the user's cache folder; False for no
+            cache; the address of a registered cache ("scheme://..."); or an object with the methods of `Cache`.
         coordination: None for coordination with all processes that use the same cache folder, if there is one: a text
             that another process is sending is not sent again, and limits per minute apply to all processes together.
             False for none; or an object with the methods of `Coordinator`.

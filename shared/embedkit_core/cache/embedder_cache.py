@@ -12,7 +12,14 @@ from typing import Literal, TypeAlias
 from embedkit_core.cache import urls
 from embedkit_core.cache.access import CacheReader, DeferredWrites, Found, OpenCache, SyncedCache
 from embedkit_core.cache.memory import MemoryTier
-from embedkit_core.cache.opening import default_folder, open_cache, open_folder
+from embedkit_core.cache.opening import (
+    CACHE_VARIABLE,
+    cache_errors_name,
+    default_folder,
+    environment_cache,
+    open_cache,
+    open_folder,
+)
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.redis_clients import RedisClient, is_redis_client
@@ -33,14 +40,17 @@ class EmbedderCache:
 
     Args:
         cache: The cache. None for no cache; then there is no memory tier either.
+        environment: The folder or address, if RAG_EMBEDKIT_CACHE named it.
 
     Attributes:
         backend: The cache that the engine writes to. None for no cache.
+        environment: As the argument.
         may_block: True if a look-up may take long, as on a network.
     """
 
-    def __init__(self, cache: OpenCache | None) -> None:
+    def __init__(self, cache: OpenCache | None, environment: str | None = None) -> None:
         self._opened = cache
+        self.environment = environment
         self._reader = None if cache is None else CacheReader(cache)
         self._memory = None if cache is None else MemoryTier()
         self.backend = None if cache is None else cache.cache
@@ -50,6 +60,15 @@ class EmbedderCache:
     def tiers(self) -> Sequence[OpenCache]:
         """The caches behind the memory tier, in the order in which they are read; none without a cache."""
         return () if self._opened is None else self._opened.tiers
+
+    @property
+    def description(self) -> str:
+        """The folders and addresses of the caches, "none" without a cache, and the environment variable if it was used.
+
+        Other caches are described by their class, since their address may have a secret.
+        """
+        places = [str(tier.folder or tier.redis_connection or type(tier.cache).__name__) for tier in self.tiers]
+        return (", ".join(places) or "none") + f" ({CACHE_VARIABLE})" * (self.environment is not None)
 
     def from_memory(self, keys: Sequence[bytes]) -> Found:
         """Return the entries that are in memory; none for bulk look-ups."""
@@ -128,7 +147,10 @@ def open_embedder_cache(cache: CacheArgument) -> EmbedderCache:
     if cache is False:
         return EmbedderCache(None)
     if cache is None:
-        return EmbedderCache(OpenCache(open_cache(default_folder())))
+        if (named := environment_cache()) is None:
+            return EmbedderCache(OpenCache(open_cache(default_folder())))
+        with cache_errors_name(CACHE_VARIABLE):
+            return EmbedderCache(_open(named), named)
     if isinstance(cache, (list, tuple)):
         tiers = import_module("embedkit_core.cache.tiers")
         return EmbedderCache(OpenCache(tiers.open_tiers([_open(one) for one in cache])))

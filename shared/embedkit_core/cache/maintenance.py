@@ -21,7 +21,14 @@ from embedkit_core.cache.disk import records
 from embedkit_core.cache.disk.cache import DiskCache
 from embedkit_core.cache.disk.folder import OWN_FOLDER, identity
 from embedkit_core.cache.disk.pool import RENEW_AFTER_SECONDS
-from embedkit_core.cache.opening import default_folder, open_folder
+from embedkit_core.cache.opening import (
+    CACHE_VARIABLE,
+    cache_errors_name,
+    default_folder,
+    environment_cache,
+    open_folder,
+)
+from embedkit_core.cache.urls import scheme_of
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun, suggest
 from embedkit_core.common.types import Cache, Entry
@@ -106,15 +113,22 @@ class CacheFolder:
     """Maintenance operations on a cache folder.
 
     Args:
-        folder: The folder, as in `cache=`. None for the user's cache folder.
+        folder: The folder, as in `cache=`. None for the one in RAG_EMBEDKIT_CACHE, else the user's cache folder.
 
     Attributes:
         folder: Absolute path of the folder.
+
+    Raises:
+        ConfigurationError: It cannot be a folder.
     """
 
     def __init__(self, folder: str | PathLike[str] | None) -> None:
-        folder = default_folder() if folder is None else folder
-        cache = open_folder(folder)
+        named = environment_cache() if folder is None else None
+        if scheme_of(named) is not None:
+            raise ConfigurationError(f"{CACHE_VARIABLE}: a folder is needed (got an address). Name the folder instead.")
+        folder = folder or named or default_folder()
+        with cache_errors_name("cache" if named is None else CACHE_VARIABLE):
+            cache = open_folder(folder)
         assert isinstance(cache, DiskCache)
         self._cache = cache
         self.folder = Path(folder).expanduser().resolve()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,7 @@ from embedkit_core.common.types import Cache
 if TYPE_CHECKING:
     from embedkit_core.cache.disk.cache import DiskCache
 
+CACHE_VARIABLE = "RAG_EMBEDKIT_CACHE"
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]+://", re.I)  # a single letter is a Windows drive
 _open_caches: weakref.WeakValueDictionary[Path, DiskCache] = weakref.WeakValueDictionary()
 _lock = ForkLock()
@@ -31,9 +35,26 @@ def open_cache(folder: Path | str) -> Cache:
         return cache
 
 
+def environment_cache() -> str | None:
+    """Return the default cache that RAG_EMBEDKIT_CACHE names, a folder or an address. None if it is unset or empty."""
+    return os.environ.get(CACHE_VARIABLE) or None
+
+
 def default_folder() -> Path:
-    """Return the cache folder of the user."""
+    """Return the cache folder of the user, which is the default cache if the environment names none."""
     return Path(import_module("platformdirs").user_cache_dir("rag-embedkit", appauthor=False))
+
+
+@contextmanager
+def cache_errors_name(source: str) -> Iterator[None]:
+    """Begin the message of a ConfigurationError about `cache` with what named the cache: an option or a variable."""
+    try:
+        yield
+    except ConfigurationError as error:
+        argument, colon, rest = str(error).partition(":")
+        if argument == "cache" and colon:
+            error.args = (f"{source}:{rest}",)
+        raise
 
 
 def open_folder(name: str | PathLike[str]) -> Cache:

@@ -27,6 +27,7 @@ class Explanation:
         key: The cache key, as 64 hexadecimal digits.
         key_parts: What the key covers besides the text.
         served_from: "memory", "cache" or "provider".
+        cache: The folder or address of the cache, or "none", with "(RAG_EMBEDKIT_CACHE)" if this variable names it.
         estimated_tokens: The estimated length of the text.
         usd_per_million: USD per million input tokens, None if unknown.
         price_source: "prices=", "catalogue", "catalogue, unconfirmed", "genai-prices", "this machine" or "unknown".
@@ -38,6 +39,7 @@ class Explanation:
     key: str
     key_parts: Mapping[str, Any]
     served_from: str
+    cache: str
     estimated_tokens: int
     usd_per_million: Decimal | None
     price_source: str
@@ -59,6 +61,7 @@ def explain(
         key=plan.keys[0].hex(),
         key_parts=dict(spec.key_parts),
         served_from=next((tier for tier in tiers if tier != "provider"), "provider"),
+        cache=vector_cache.description,
         estimated_tokens=plan.sizes[0],
         usd_per_million=price.usd_per_million,
         price_source=price.source,

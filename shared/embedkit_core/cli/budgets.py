@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import typer
 
+from embedkit_core.cache.opening import CACHE_VARIABLE, environment_cache
 from embedkit_core.cache.urls import scheme_of
 from embedkit_core.cli import options as o
 from embedkit_core.cli.caches import opened
@@ -108,7 +109,8 @@ def _open(cache: str | None, coordination: str | None) -> BudgetStore:
     """
     if coordination is not None and scheme_of(coordination) not in REDIS_SCHEMES:
         raise ConfigurationError("--coordination: must be an address. Use redis://host:6379/0, or rediss:// for TLS.")
-    for option, address in (("--coordination", coordination), ("--cache", cache)):
+    default = environment_cache() if cache is None else None
+    for option, address in (("--coordination", coordination), ("--cache", cache), (CACHE_VARIABLE, default)):
         if scheme_of(address) in REDIS_SCHEMES:
             handle = coordinator_of_redis(redis_connection(address, option))
             return BudgetStore(str(handle), _budgets_of(handle))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,6 +12,7 @@ from typing import Annotated
 import typer
 
 from embedkit_core.cache.maintenance import CacheFolder, CacheStats
+from embedkit_core.cache.opening import CACHE_VARIABLE, cache_errors_name, environment_cache
 from embedkit_core.cache.urls import open_url, scheme_of
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, wording
@@ -35,7 +35,8 @@ ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors
 def stats_command(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
     """Show the cached vectors by vector space, with their size and last use."""
     stats = _folder(cache).stats()
-    lines = [f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"]
+    where = f"{stats.folder} ({CACHE_VARIABLE})" if cache is None and environment_cache() else stats.folder
+    lines = [f"{where}: {count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"]
     lines += [
         f"  {space.space or 'unknown'}: {count_noun(space.vectors, 'vector')}, {_megabytes(space.bytes)}, "
         f"last used {_date(space.last_used)}"
@@ -105,7 +106,7 @@ def opened(path: str | None, option: str) -> CacheFolder:
     """Return the cache at `path`, which need not exist; an error names the option or argument of the path."""
     if scheme_of(path) is not None:
         raise ConfigurationError(f"{option}: this command needs a folder (got an address). Use the path of a folder.")
-    with _named(option):
+    with cache_errors_name(option):
         return CacheFolder(path)
 
 
@@ -113,20 +114,8 @@ def _target(name: str) -> CacheFolder | Cache:
     """Return the cache to copy to, in a folder or at an address."""
     if scheme_of(name) is None:
         return opened(name, "TARGET")
-    with _named("TARGET"):
+    with cache_errors_name("TARGET"):
         return open_url(name)
-
-
-@contextmanager
-def _named(option: str) -> Iterator[None]:
-    """Name an option or an argument of the command in errors about the argument `cache`."""
-    problem: ConfigurationError | None = None
-    try:
-        yield
-    except ConfigurationError as error:
-        problem = ConfigurationError(f"{option}{str(error).removeprefix('cache')}")
-    if problem is not None:
-        raise problem
 
 
 def _known_model(stats: CacheStats, model: str | None) -> str | None:

@@ -175,6 +175,7 @@ def explain(
         "key": explanation.key,
         "key_parts": dict(explanation.key_parts),
         "served_from": explanation.served_from,
+        "cache": explanation.cache,
         "estimated_tokens": explanation.estimated_tokens,
         "usd_per_million": None if explanation.usd_per_million is None else str(explanation.usd_per_million),
         "price_source": explanation.price_source,

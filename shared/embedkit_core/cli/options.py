@@ -39,11 +39,12 @@ Dimensions = Annotated[
 DTypeOption = Annotated[
     str, typer.Option("--dtype", help="Type of the vectors: float32, float16, int8, uint8, binary or ubinary.")
 ]
+_DEFAULT_CACHE = "RAG_EMBEDKIT_CACHE or the user's cache folder"
 CacheOption = Annotated[
     str | None,
-    typer.Option("--cache", help="Cache folder, or redis://host:6379/0; the user's cache folder if omitted."),
+    typer.Option("--cache", help=f"Cache folder, or redis://host:6379/0; {_DEFAULT_CACHE} if omitted."),
 ]
-FolderOption = Annotated[str | None, typer.Option("--cache", help="Cache folder; the user's cache folder if omitted.")]
+FolderOption = Annotated[str | None, typer.Option("--cache", help=f"Cache folder; {_DEFAULT_CACHE} if omitted.")]
 CoordinationOption = Annotated[
     str | None,
     typer.Option(

@@ -337,7 +337,8 @@ class BaseEmbedder:
                 "spend the whole budget. Set budget_name= for one budget of all processes, or create an embedder with "
                 "a budget of its own in each process."
             )
-        arguments = to_pickle(self._arguments, parameter_defaults(), self.provider)
+        cache = self.vector_cache.environment or self._arguments["cache"]
+        arguments = to_pickle({**self._arguments, "cache": cache}, parameter_defaults(), self.provider)
         return from_pickle, (type(self), arguments, self._secrets.to_pickle())
 
     def check_can_be_sent(self) -> None:
