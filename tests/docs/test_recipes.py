@@ -1,5 +1,6 @@
 """The recipes in docs/recipes.md and docs/migrating.md run and print the output that they show."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,13 @@ import support.openai_server
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_openai import OpenAIEmbeddings
+from langgraph.store.base.embed import ensure_embeddings
+from langgraph.store.memory import InMemoryStore
 from llama_index.core import Settings
 from support.openai_server import vector_of
 from support.reader import reader_environment
+
+from langchain_embedkit import EmbedKitEmbeddings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("recipes.md", "migrating.md")]
@@ -22,6 +27,7 @@ RECIPES = {title: "\n".join(blocks) for title, blocks in RECIPES.items() if bloc
 ON_SCIFACT = ("Comparing models on SciFact", "Choosing within a budget")
 IN_BATCHES = ("LangChain's indexing API at half the price", "An IngestionPipeline at half the price")
 MOVING = "Move a CacheBackedEmbeddings folder"
+LANGGRAPH = "A LangGraph server"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.langchain-community. is being sunset:DeprecationWarning"),  # FAISS lives there
@@ -96,6 +102,35 @@ def test_a_recipe_prints_what_it_shows(server, title, capsys):
     if title in IN_BATCHES:  # the texts that were submitted are those that the framework embeds
         assert server.requests == []
         assert set(server.paid_texts.values()) == {1}
+
+
+async def test_the_files_of_a_langgraph_server_load(server):
+    """As langgraph-api's `resolve_embeddings` does: a path with a slash is executed, and the named object taken."""
+    (configuration,) = re.findall(r"^```json\n(.*?)^```", SECTIONS[LANGGRAPH], re.M | re.S)
+    configuration = json.loads(configuration)
+    Path("src").mkdir()
+    Path("src/app.py").write_text(RECIPES[LANGGRAPH], encoding="utf-8")
+
+    def load(address):
+        path, _, name = address.rpartition(":")
+        assert "/" in path  # without one, it would be the name of a module
+        spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", path), path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, name)
+
+    index = configuration["store"]["index"]
+    embeddings = ensure_embeddings(load(index["embed"]))
+    assert isinstance(embeddings, EmbedKitEmbeddings)
+    assert index["dims"] == embeddings.embedder.dimensions
+    store = InMemoryStore(index={**index, "embed": embeddings})
+    for key, text in enumerate(("Ann likes spicy food.", "Ann works at night.", "Bob likes rain.", "Bob is tall.")):
+        await store.aput(("memories",), str(key), {"text": text, "source": "not embedded"})
+    graph = load(configuration["graphs"]["agent"])
+    answer = await graph.copy(update={"store": store}).ainvoke({"question": "Which food does Ann like?"})
+    assert answer["facts"][0] == "Ann likes spicy food."
+    assert len(answer["facts"]) == 3
+    assert embeddings.usage.texts == 5
 
 
 def test_every_recipe_is_short_and_shows_its_output():
