@@ -10,6 +10,7 @@ import numpy as np
 import openai
 import pytest
 from langchain_classic.embeddings import CacheBackedEmbeddings, init_embeddings
+from langchain_classic.embeddings.base import _SUPPORTED_PROVIDERS
 from langchain_classic.storage import LocalFileStore
 from langchain_core.stores import InvalidKeyException
 from langchain_openai import OpenAIEmbeddings
@@ -102,6 +103,22 @@ async def loaders(server, folder):
     assert EmbedKitEmbedding.from_dict({**model.to_dict(), "api_key": "x"}).model_name == model.model_name
     with pytest.raises(ConfigurationError, match="did you mean 'local:owner/model'"):
         EmbedKitEmbeddings("huggingface:owner/model")
+
+
+def test_every_provider_of_init_embeddings_is_on_the_page():
+    """The same strings are taken, and the others are an error that names the prefix on the page."""
+    page = (DOCS / "langchain.md").read_text(encoding="utf-8")
+    section = page.partition("### init_embeddings\n")[2].partition("\n## ")[0]
+    (same,) = re.findall(r"The strings of (.*?) are the same", section)
+    rows = re.findall(r"^\| (`.*?) \| `(\w+):` \|$", section, re.M)
+    prefixes = {name: here for names, here in rows for name in re.findall(r"`(\w+):`", names)}
+    assert {*prefixes, *re.findall(r"`(\w+):`", same)} == {*_SUPPORTED_PROVIDERS}
+    for prefix in re.findall(r"`(\w+):`", same):
+        model = "amazon.titan-embed-text-v2:0" if prefix == "bedrock" else "some-model"
+        assert EmbedKitEmbeddings(f"{prefix}:{model}", api_key="unused").model == f"{prefix}:{model}"
+    for prefix, here in prefixes.items():
+        with pytest.raises(ConfigurationError, match=f"did you mean '{here}:some-model'"):
+            EmbedKitEmbeddings(f"{prefix}:some-model", api_key="unused")
 
 
 async def cancellation(server, folder):
