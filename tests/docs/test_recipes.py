@@ -1,32 +1,42 @@
 """The recipes in docs/recipes.md and docs/migrating.md run and print the output that they show."""
 
+import asyncio
+import csv
 import importlib.util
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import support.openai_server
+from chromadb.api.shared_system_client import SharedSystemClient
+from langchain_chroma import Chroma
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_openai import OpenAIEmbeddings
 from langgraph.store.base.embed import ensure_embeddings
 from langgraph.store.memory import InMemoryStore
 from llama_index.core import Settings
+from qdrant_client import QdrantClient
+from qdrant_client.models import Distance, PointStruct, VectorParams
 from support.openai_server import vector_of
 from support.reader import reader_environment
 
 from langchain_embedkit import EmbedKitEmbeddings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", ".langchain-community. is being sunset", DeprecationWarning)  # FAISS lives there
+    from langchain_community.vectorstores import FAISS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("recipes.md", "migrating.md")]
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", "\n".join(DOCUMENTS), re.M | re.S))
 RECIPES = {title: re.findall(r"^```python\n(.*?)^```", body, re.M | re.S) for title, body in SECTIONS.items()}
 RECIPES = {title: "\n".join(blocks) for title, blocks in RECIPES.items() if blocks}
-ON_SCIFACT = ("Comparing models on SciFact", "Choosing within a budget")
 IN_BATCHES = ("LangChain's indexing API at half the price", "An IngestionPipeline at half the price")
-MOVING = "Move a CacheBackedEmbeddings folder"
+PARTS = ("oil", "belt", "pump", "valve", "motor", "filter", "brake", "fuse", "lamp", "door")
 LANGGRAPH = "A LangGraph server"
 
 pytestmark = [
@@ -53,13 +63,56 @@ def server(tmp_path, monkeypatch):
 def _settings_as_they_were():
     yield
     Settings._embed_model = Settings._llm = None
+    SharedSystemClient.clear_system_cache()  # Chroma would open the folder of this name that another test has used
 
 
 def prepare_the_old_cache():
     """Fill LangChain's cache, as before a migration."""
-    embeddings = OpenAIEmbeddings(model="text-embedding-3-small", check_embedding_ctx_length=False)
+    embeddings = old_embeddings()
     old = CacheBackedEmbeddings.from_bytes_store(embeddings, LocalFileStore("my_cache"), namespace=embeddings.model)
     old.embed_documents([f"Paragraph {number}" for number in range(100)])
+
+
+MANUALS = [f"The {part} of machine {number}." for number in range(10) for part in PARTS]
+
+
+def old_embeddings():
+    """Return the class that filled a store before a migration."""
+    return OpenAIEmbeddings(model="text-embedding-3-small", check_embedding_ctx_length=False)
+
+
+def prepare_chroma():
+    Chroma("manuals", old_embeddings(), persist_directory="chroma").add_texts(MANUALS, [{"page": 1}] * len(MANUALS))
+
+
+def prepare_faiss():
+    FAISS.from_texts(MANUALS, old_embeddings()).save_local("faiss")
+
+
+def prepare_qdrant():
+    """Fill a collection as langchain-qdrant does."""
+    client = QdrantClient(path="qdrant")
+    client.create_collection("manuals", VectorParams(size=1536, distance=Distance.COSINE))
+    vectors = old_embeddings().embed_documents(MANUALS)
+    points = [
+        PointStruct(id=n, vector=vector, payload={"page_content": text, "metadata": {}})
+        for n, (text, vector) in enumerate(zip(MANUALS, vectors, strict=True))
+    ]
+    client.upsert("manuals", points)
+    client.close()
+
+
+def prepare_a_table():
+    """Write the file as psql does: pgvector's text has the shortest digits that are exact for float32."""
+    rows = np.array(old_embeddings().embed_documents(MANUALS), dtype=np.float32)
+    with Path("manuals.csv").open("w", newline="", encoding="utf-8") as file:
+        for text, row in zip(MANUALS, rows, strict=True):
+            csv.writer(file, lineterminator="\n").writerow([text, f"[{','.join(map(str, row))}]"])
+
+
+def prepare_an_imported_collection():
+    prepare_chroma()
+    exec(compile(RECIPES["Import a Chroma collection"], "docs", "exec"), {"print": lambda *_: None})
 
 
 def prepare_a_data_set():
@@ -86,6 +139,19 @@ def prepare_a_data_set():
     (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
 
 
+PREPARED = {
+    "Move a CacheBackedEmbeddings folder": prepare_the_old_cache,
+    "Keep a vector store": prepare_chroma,
+    "Import a Chroma collection": prepare_chroma,
+    "Import a FAISS index": prepare_faiss,
+    "Import a Qdrant collection": prepare_qdrant,
+    "Import a pgvector table": prepare_a_table,
+    "Change the model or the dimensions": prepare_an_imported_collection,
+    "Comparing models on SciFact": prepare_a_data_set,
+    "Choosing within a budget": prepare_a_data_set,
+}
+
+
 def promised(recipe):
     """Return the output in the comments behind each print."""
     return re.findall(r"^(?:print|asyncio\.run)\(.*\)  # (.*)$", recipe, re.M)
@@ -93,10 +159,8 @@ def promised(recipe):
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_recipe_prints_what_it_shows(server, title, capsys):
-    if title == MOVING:
-        prepare_the_old_cache()
-    if title in ON_SCIFACT:
-        prepare_a_data_set()
+    if title in PREPARED:
+        PREPARED[title]()
     exec(compile(RECIPES[title], f"docs: {title}", "exec"), {})
     assert capsys.readouterr().out.splitlines() == promised(RECIPES[title])
     if title in IN_BATCHES:  # the texts that were submitted are those that the framework embeds
@@ -104,7 +168,7 @@ def test_a_recipe_prints_what_it_shows(server, title, capsys):
         assert set(server.paid_texts.values()) == {1}
 
 
-async def test_the_files_of_a_langgraph_server_load(server):
+def test_the_files_of_a_langgraph_server_load(server):
     """As langgraph-api's `resolve_embeddings` does: a path with a slash is executed, and the named object taken."""
     (configuration,) = re.findall(r"^```json\n(.*?)^```", SECTIONS[LANGGRAPH], re.M | re.S)
     configuration = json.loads(configuration)
@@ -125,9 +189,9 @@ async def test_the_files_of_a_langgraph_server_load(server):
     assert index["dims"] == embeddings.embedder.dimensions
     store = InMemoryStore(index={**index, "embed": embeddings})
     for key, text in enumerate(("Ann likes spicy food.", "Ann works at night.", "Bob likes rain.", "Bob is tall.")):
-        await store.aput(("memories",), str(key), {"text": text, "source": "not embedded"})
-    graph = load(configuration["graphs"]["agent"])
-    answer = await graph.copy(update={"store": store}).ainvoke({"question": "Which food does Ann like?"})
+        store.put(("memories",), str(key), {"text": text, "source": "not embedded"})
+    graph = load(configuration["graphs"]["agent"]).copy(update={"store": store})
+    answer = asyncio.run(graph.ainvoke({"question": "Which food does Ann like?"}))
     assert answer["facts"][0] == "Ann likes spicy food."
     assert len(answer["facts"]) == 3
     assert embeddings.usage.texts == 5
