@@ -26,6 +26,7 @@ from embedkit_core.adapters.arguments import (
     ApiKey,
     CommonOptions,
     Ignored,
+    KnownModel,
     Rule,
     Unsupported,
     none_if_empty,
@@ -121,14 +122,14 @@ CALL_RULES: Final[Mapping[str, Rule]] = {
 class LangChainOptions(CommonOptions, total=False):
     """Keyword arguments of `EmbedKitEmbeddings`: those of `Embedder` and the accepted ones of `RULES`."""
 
-    model_name: str
+    model_name: KnownModel | str
     batch_size: int | None
     request_timeout: float | None
     model_kwargs: Mapping[str, Any] | None
     embed_instruction: str | None
     openai_proxy: str | None
     azure_ad_token: ApiKey
-    model_id: str
+    model_id: KnownModel | str
     repo_id: str | None
     endpoint: str | None
     endpoint_url: str | None

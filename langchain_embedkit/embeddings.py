@@ -15,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from embedkit_core import DType, Embedder, InputType, Progress, RateLimiter
 from embedkit_core.adapters.arguments import (
     NOT_GIVEN,
+    KnownModel,
     Rule,
     default_model,
     errors_name,
@@ -96,7 +97,7 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
 
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LangChainOptions]) -> None:
+    def __init__(self, model: KnownModel | str = NOT_GIVEN, **options: Unpack[LangChainOptions]) -> None:
         """Initialize from arguments in either spelling; see the class."""
         model, arguments = mask_key(model), self._hide(options)
         del options

@@ -25,6 +25,7 @@ from embedkit_core.adapters.arguments import (
     ApiKey,
     CommonOptions,
     Ignored,
+    KnownModel,
     Rule,
     Unsupported,
     request_options,
@@ -78,12 +79,12 @@ class LlamaIndexOptions(CommonOptions, total=False):
     embed_batch_size: int
     num_workers: int | None
     embeddings_cache: object
-    model_name: str
+    model_name: KnownModel | str
     api_base: str | None
     additional_kwargs: Mapping[str, Any] | None
     text_instruction: str | None
     embedding_type: str | None
-    model_id: str
+    model_id: KnownModel | str
     token: ApiKey
     api_token: ApiKey
     query_prefix: str | None

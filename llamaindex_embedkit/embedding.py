@@ -17,7 +17,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index_instrumentation import get_dispatcher
 
 from embedkit_core import DType, Embedder, EmbedKitError, InputType, Progress, RateLimiter
-from embedkit_core.adapters.arguments import NOT_GIVEN, Rule, default_model, errors_name, mask_key
+from embedkit_core.adapters.arguments import NOT_GIVEN, KnownModel, Rule, default_model, errors_name, mask_key
 from embedkit_core.adapters.base import (
     EmbedderMixin,
     aembed_lists,
@@ -107,7 +107,7 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
     _overridden: ClassVar[frozenset[str]] = frozenset()  # of LlamaIndex's hooks, see `hooks`
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str = NOT_GIVEN, **options: Unpack[LlamaIndexOptions]) -> None:
+    def __init__(self, model: KnownModel | str = NOT_GIVEN, **options: Unpack[LlamaIndexOptions]) -> None:
         """Initialize from arguments in either spelling; see the class."""
         # LlamaIndex's from_dict() passes on the entries of to_dict() that are not arguments.
         ignored = ("class_name", "fingerprint")

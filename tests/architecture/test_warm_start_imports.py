@@ -28,12 +28,13 @@ common.float_lists common.fork_safety common.formatting common.plugins common.re
 common.threads common.types common.usage common.validation common.vectors config config.base config.cached_variants
 config.coordination config.output_spec config.pickling config.resolve config.roles coordination coordination.opening
 coordination.port coordination.sliding_window costs costs.amounts costs.billing costs.budget costs.meter costs.prices
-costs.tokens costs.tracker embedder engine engine.batching engine.rate_limits engine.rate_limits.limiter
-engine.runtime engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
+costs.tokens costs.tracker embedder engine engine.batching engine.rate_limits engine.rate_limits.limiter engine.runtime
+engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
 observability.hooks observability.progress observability.snapshot providers providers.base providers.catalogue
-providers.catalogue.rows providers.http providers.http.connection providers.http.decoding providers.http.headers
-providers.http.provider providers.http.redaction providers.http.refusals providers.openai providers.openai.provider
-providers.openai.refusals providers.openai.servers providers.openai.tokenizer providers.registry providers.secrets
+providers.catalogue.known_models providers.catalogue.rows providers.http providers.http.connection
+providers.http.decoding providers.http.headers providers.http.provider providers.http.redaction providers.http.refusals
+providers.openai providers.openai.provider providers.openai.refusals providers.openai.servers providers.openai.tokenizer
+providers.registry providers.secrets
 """
 CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}
 LANGCHAIN = {

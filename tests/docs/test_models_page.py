@@ -5,6 +5,7 @@ import re
 from importlib.resources import files
 
 import jsonschema
+from support.known_models import MODULE, module_text
 from support.model_tables import DOCUMENT, shown_name, tables, written
 from support.rows import check_rows
 
@@ -17,6 +18,11 @@ def test_the_tables_of_the_page_are_those_of_the_catalogue():
     """Written by `python tests/support/model_tables.py`."""
     assert re.findall(r"<!-- (\w+) -->\n\|", TEXT) == [*tables()]
     assert written(TEXT) == TEXT
+
+
+def test_editors_complete_the_models_of_the_catalogue():
+    """Written by `python tests/support/known_models.py`."""
+    assert module_text() == MODULE.read_text("utf-8")
 
 
 def check_line(row):

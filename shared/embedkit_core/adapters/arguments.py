@@ -19,6 +19,7 @@ from embedkit_core.common.vectors import DType
 from embedkit_core.config.coordination import CoordinationArgument
 from embedkit_core.config.roles import InBatch
 from embedkit_core.observability.progress import ProgressOption
+from embedkit_core.providers.catalogue.known_models import KnownModel
 from embedkit_core.providers.http.connection import ClientCert
 from embedkit_core.providers.secrets import SECRET_ARGUMENTS, SIGN_IN, Hidden, hide, mask_key, mask_login, reveal
 
@@ -35,6 +36,7 @@ __all__ = [
     "CommonOptions",
     "EmbedderOptions",
     "Ignored",
+    "KnownModel",
     "Rule",
     "Unsupported",
     "default_model",

@@ -54,6 +54,7 @@ from embedkit_core.costs.tracker import make_budget
 from embedkit_core.engine.rate_limits.limiter import LimiterAdapter
 from embedkit_core.engine.runtime.process import engine
 from embedkit_core.observability.progress import ProgressOption, check_progress
+from embedkit_core.providers.catalogue.known_models import KnownModel
 from embedkit_core.providers.http.connection import ClientCert, Connection
 from embedkit_core.providers.secrets import Hidden, Secret, hide, mask_key, mask_login
 
@@ -68,7 +69,7 @@ class BaseEmbedder:
 
     def __init__(
         self,
-        model: str = "",
+        model: KnownModel | str = "",
         *positional: Never,
         api_key: str | Callable[[], str] | Secret | Hidden | None = None,
         base_url: str | None = None,
