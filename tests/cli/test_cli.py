@@ -232,6 +232,29 @@ def test_without_the_cli_extra_the_error_has_the_install_command(monkeypatch, ca
     assert 'pip install "rag-embedkit[cli]"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("package", "extra", "command"),
+    [
+        ("pyarrow", "parquet", ["embed", "in.txt", "-m", MODEL, "-y", "-o", "out.parquet"]),
+        ("pyarrow", "parquet", ["embed", "in.parquet", "-m", MODEL, "-y", "-o", "out.npy"]),
+        ("matplotlib", "tools", ["bench", MODEL, "-y"]),
+        ("ir_measures", "tools", ["compare", MODEL, "--texts", "in.txt", "-y"]),
+    ],
+)
+def test_parquet_and_tools_name_their_extra_before_anything_is_sent(
+    shell, server, tmp_path, monkeypatch, package, extra, command
+):
+    lines(tmp_path / "in.txt", ["one", "two"])
+    (tmp_path / "in.parquet").write_bytes(b"PAR1")
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = shell(*command)
+    assert code == USAGE
+    assert f'pip install "rag-embedkit[{extra}]"' in err
+    assert server.requests == []
+
+
 @needs_local_model
 def test_a_local_model_needs_no_confirmation(shell, tmp_path):
     code, _, _ = shell("embed", lines(tmp_path / "in.txt", TEXTS[:5]), "-o", "out.npy", "-m", MINILM)

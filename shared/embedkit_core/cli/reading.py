@@ -314,7 +314,7 @@ def _parquet_module() -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise MissingExtraError("Parquet", "cli") from None
+        raise MissingExtraError("Parquet", "parquet") from None
     return parquet
 
 

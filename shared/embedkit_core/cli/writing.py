@@ -168,7 +168,7 @@ class _Parquet:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise MissingExtraError("Parquet", "cli") from None
+            raise MissingExtraError("Parquet", "parquet") from None
         self._arrow = pyarrow
         self._path = path
         self._writer: Any = None
