@@ -4,6 +4,7 @@ Sessions without a virtual environment use the one that nox runs in, such as .ve
 install the wheel that `build` has put into dist/.
 """
 
+import hashlib
 import os
 import shutil
 import sys
@@ -37,6 +38,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Copied, not linked to uv's cache: nltk, which LlamaIndex uses, refuses files with several links.
 os.environ["UV_LINK_MODE"] = "copy"
 
+SCHEMAS = {
+    "github-workflows": ".github/workflows/*.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/[!c]*.yml",
+    "github-issue-config": ".github/ISSUE_TEMPLATE/config.yml",
+    "dependabot": ".github/dependabot.yml",
+    "citation-file-format": "CITATION.cff",
+}
 # What other versions of the frameworks and SDKs may change.
 FRAMEWORKS = [
     "tests/unit/config/test_configuration.py",
@@ -92,9 +100,12 @@ def install(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
-    """Check the code with ruff."""
+    """Check the code with ruff, and the workflows and other files of .github with zizmor and JSON schemas."""
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("zizmor", "--offline", "--quiet", ".github")
+    for schema, files in SCHEMAS.items():
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, ROOT.glob(files)))
 
 
 @nox.session(python=False)
@@ -120,10 +131,24 @@ def suite(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the wheel and the sdist into dist/."""
+    """Build the wheels and sdists of the project and its metapackages into dist/, twice, and check them."""
     session.install(*_group("build"))
+    if (ROOT / ".git").exists():
+        commit = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)
+        session.env["SOURCE_DATE_EPOCH"] = str(commit).strip()
+    again = Path(session.create_tmp()) / "again"
     shutil.rmtree(DIST, ignore_errors=True)
-    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(DIST), silent=True)
+    shutil.rmtree(again, ignore_errors=True)
+    for project in [ROOT, *sorted((ROOT / "metapackages").iterdir())]:
+        command = ["python", "-m", "build", "--no-isolation", str(project), "--outdir"]
+        session.run(*command, str(DIST), silent=True)  # the wheel from the sdist
+        session.run(*command, str(again), "--sdist", "--wheel", silent=True)  # both from the sources
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in DIST.iterdir()}
+    if digests != {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in again.iterdir()}:
+        session.error(f"the second build, in {again}, differs from the first, in {DIST}")
+    for name, digest in sorted(digests.items()):
+        session.log(f"{digest}  {name}")
+    session.run("twine", "check", "--strict", *map(str, DIST.iterdir()), silent=True)
     session.run("python", ".ci/check_wheel.py", str(_built("*.whl")))
 
 

@@ -1,11 +1,14 @@
-"""CI tests the versions and extras of pyproject.toml."""
+"""The metadata in pyproject.toml, and files that repeat parts of it."""
 
+import re
 import tomllib
 from itertools import chain
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import embedkit_core
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -31,3 +34,34 @@ def test_all_is_every_extra():
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"all"}))
 def test_only_the_extra_for_local_models_brings_torch(extra):
     assert ("torch" in {Requirement(line).name for line in EXTRAS[extra]}) is (extra == "local")
+
+
+def test_metapackages_have_the_version_of_the_project_and_need_it():
+    found = {}
+    for path in (ROOT / "metapackages").glob("*/pyproject.toml"):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        [needed] = map(Requirement, project["dependencies"])
+        assert needed.name == PROJECT["name"]
+        assert str(needed.specifier) == f">={project['version']}"
+        found[project["name"]] = (project["version"], *needed.extras)
+    assert found == {
+        "langchain-embedkit": (embedkit_core.__version__, "langchain"),
+        "llama-index-embeddings-embedkit": (embedkit_core.__version__, "llamaindex"),
+    }
+
+
+def test_the_addresses_of_the_project_are_those_of_its_metadata():
+    planned = {PROJECT["urls"]["Repository"], PROJECT["urls"]["Documentation"].rstrip("/")}
+    pattern = re.compile(
+        r"https://(?:github|raw\.githubusercontent)\.com/[\w-]+/rag-embedkit|https://[\w-]+\.github\.io/[\w-]+"
+    )
+    places = ["*.md", "*.toml", "*.cff", ".github/**/*.yml", "docs/**/*.md", "docs/**/*.py", "metapackages/**/*.*"]
+    texts = [path.read_text(encoding="utf-8") for place in places for path in ROOT.glob(place)]
+    addresses = {address for text in texts for address in pattern.findall(text) if "rag-embedkit" in address}
+    assert {one.replace("raw.githubusercontent", "github") for one in addresses} == planned
+
+
+def test_pre_commit_uses_the_tools_of_ci():
+    hooks = set(re.findall(r'"([\w-]+==[\d.]+)"', (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")))
+    assert hooks
+    assert hooks <= set(PYPROJECT["dependency-groups"]["lint"])

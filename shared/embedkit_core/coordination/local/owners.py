@@ -16,14 +16,17 @@ if sys.platform == "win32":
     import msvcrt
 
     def lock_descriptor(descriptor: int) -> None:
-        """Lock an open file without waiting. Raises OSError if another process holds the lock."""
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        """Lock an open file without waiting. Raises BlockingIOError if another process holds the lock."""
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(error.errno, error.strerror) from error
 
 else:
     import fcntl
 
     def lock_descriptor(descriptor: int) -> None:
-        """Lock an open file without waiting. Raises OSError if another process holds the lock."""
+        """Lock an open file without waiting. Raises BlockingIOError if another process holds the lock."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -59,7 +62,11 @@ class OwnerLock:
     @property
     def is_held(self) -> bool:
         """True if this process holds the lock, and others can see its file."""
-        return self._process == os.getpid() and identity(self._path) == self._file
+        if self._process != os.getpid():
+            return False
+        if sys.platform == "win32":  # an open file is not deleted there, and lstat may name another device than fstat
+            return self._path.exists()
+        return identity(self._path) == self._file
 
     def release(self) -> None:
         """Release the lock and delete the file."""
