@@ -171,6 +171,9 @@ def test_a_partial_failure_shows_neither_key_nor_text(server, tmp_path, caplog):
         thing.embed([TEXT, *(f"fine {i}" for i in range(20))])
     for error in chain(failed.value):
         assert_clean((str(error), repr(error), repr(vars(error))), KEY, PIECE, "fine 3")
+        assert_clean(pickle.dumps(error), KEY, PIECE, "fine 3")
+    result = thing.embed(["fine 3"])
+    assert_clean((repr(result), str(result)), KEY, "fine 3")
     assert_clean(caplog.text, KEY, PIECE, "fine 3")
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -433,6 +434,7 @@ class Call:
             maybe_truncated=self._positions(long),
             failed={p: self._failed[int(self._plan.source[p])] for p in failed},
             empty=tuple(self._plan.empty),
+            texts=self._plan.call_texts,
         )
 
     def _positions(self, indexes: Iterable[int]) -> tuple[int, ...]:
@@ -443,4 +445,5 @@ class Call:
     def _raise_failures(self, result: EmbeddingResult) -> None:
         if result.failed and self._embedder.settings.on_error == "raise":
             needed = sum(max_tokens_to_send(self._plan.texts[index], self._spec.request_spec) for index in self._failed)
+            result = replace(result, texts=())  # no error contains a text
             raise call_error(result, needed, is_cached=self._embedder.vector_cache.backend is not None)

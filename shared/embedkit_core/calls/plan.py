@@ -35,6 +35,7 @@ class Plan(NamedTuple):
         first: The position of each distinct text's first occurrence, shape (n_distinct,).
         source: The index of the text at each position, -1 for an empty text, shape (n,).
         empty: The positions of the empty texts, which have no key and get zero vectors.
+        call_texts: The texts of the call.
     """
 
     n: int
@@ -45,6 +46,7 @@ class Plan(NamedTuple):
     first: npt.NDArray[np.intp]
     source: npt.NDArray[np.intp]
     empty: list[int]
+    call_texts: list[str]
 
     @property
     def n_duplicates(self) -> int:
@@ -109,7 +111,7 @@ def plan_call(texts: Iterable[str], prefix: bytes, *, allows_empty: bool = False
         bad = sorted(bad + empty)
     if bad:
         raise input_error({position: reason_for(texts[position]) for position in bad}, len(texts))
-    return Plan(len(texts), keys, indexes, unique, sizes, np.array(first, dtype=np.intp), source, empty)
+    return Plan(len(texts), keys, indexes, unique, sizes, np.array(first, dtype=np.intp), source, empty, texts)
 
 
 def as_list(texts: Iterable[str]) -> list[str]:

@@ -176,7 +176,7 @@ def test_every_method_serves_a_query_from_memory_and_counts_it(known):
     before = embedder.usage
     rows = [
         embedder.embed_query("known").tolist(),
-        embedder.embed(["known"], input_type="query").row(0).tolist(),
+        embedder.embed(["known"], input_type="query")[0].tolist(),
         asyncio.run(embedder.aembed_query("known")).tolist(),
         embed_lists(embedder, ["known"], "query").rows[0],
         asyncio.run(aembed_lists(embedder, ["known"], "query")).rows[0],
