@@ -51,6 +51,7 @@ FRAMEWORKS = [
     "tests/providers/test_http_connection.py",
     "tests/unit/scheduler/test_failures.py",
     "tests/architecture/test_imports.py",
+    "tests/adapters/test_base_classes.py",
     "tests/adapters/langchain/test_langchain.py",
     "tests/unit/rate_limits/test_rate_limiters.py",
     "tests/adapters/llamaindex/test_llamaindex.py",

@@ -1,11 +1,9 @@
 """Subclasses of the LlamaIndex adapter, and the methods of LlamaIndex's base class that it must override."""
 
 import asyncio
-import inspect
 
 import pytest
 from llama_index.core import Document, VectorStoreIndex
-from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 
@@ -152,26 +150,3 @@ def test_the_usage_event_counts_what_an_overridden_method_embeds(fake):
         dispatcher.event_handlers.remove(handler)
     (usage,) = [event.usage for event in handler.events if isinstance(event, EmbeddingUsageEvent)]
     assert (usage.texts, usage.sent) == (2, 2)
-
-
-# A method of the base class that is not overridden would use embeddings_cache, split calls, and call the rate limiter
-# for cache hits. These need no override.
-INHERITED = {"similarity", "check_base_embeddings_class", "acall"}
-
-
-def test_every_public_method_of_the_base_class_is_overridden():
-    def declared(cls):
-        members = {name for name, member in vars(cls).items() if callable(member) or isinstance(member, classmethod)}
-        return {name for name in members if not name.startswith(("_", "model_"))}
-
-    assert declared(BaseEmbedding) >= {"get_query_embedding", "get_text_embedding_batch"}
-    assert declared(BaseEmbedding) - INHERITED <= declared(EmbedKitEmbedding)
-
-
-def test_the_hooks_are_those_of_the_base_class():
-    from llamaindex_embedkit.hooks import ASYNC_HOOKS, HOOKS
-
-    names = set().union(*HOOKS.values(), *ASYNC_HOOKS.values())
-    private = {name for name, _ in inspect.getmembers(BaseEmbedding, inspect.isroutine) if "_embedding" in name}
-    hooks = {name for name in private if name.startswith("_") and not name.endswith(("_cached", "_rate_limited"))}
-    assert hooks == names
