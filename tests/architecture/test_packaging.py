@@ -1,11 +1,13 @@
 """The metadata in pyproject.toml, and files that repeat parts of it."""
 
+import importlib
 import re
 import tomllib
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from packaging.requirements import Requirement
 
 import embedkit_core
@@ -48,6 +50,18 @@ def test_metapackages_have_the_version_of_the_project_and_need_it():
         "langchain-embedkit": (embedkit_core.__version__, "langchain"),
         "llama-index-embeddings-embedkit": (embedkit_core.__version__, "llamaindex"),
     }
+
+
+def test_llamahub_names_the_embedding_classes_that_can_be_imported():
+    """LlamaIndex's registry reads this table: its tools import the classes from `import_path`."""
+    path = ROOT / "metapackages/llama-index-embeddings-embedkit/pyproject.toml"
+    hub = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["llamahub"]
+    assert hub.keys() == {"contains_example", "import_path", "class_authors"}
+    module = importlib.import_module(hub["import_path"])
+    exported = {name: getattr(module, name) for name in module.__all__}
+    models = {name for name, cls in exported.items() if isinstance(cls, type) and issubclass(cls, BaseEmbedding)}
+    assert hub["class_authors"].keys() == models
+    assert set(hub["class_authors"].values()) == {PROJECT["urls"]["Repository"].split("/")[-2]}
 
 
 def test_the_addresses_of_the_project_are_those_of_its_metadata():
