@@ -20,7 +20,11 @@ from embedkit_core.costs.tokens import estimate_tokens
 
 MAX_SHOWN_POSITIONS = 10
 EMPTY_REASON = "empty or whitespace only"
-EMPTY_FIX = "Remove empty texts, or set on_empty_text='zero' for zero vectors."
+NOT_STRING_REASON = "not a string"
+FIXES = {  # by the beginning of a reason
+    EMPTY_REASON: "Remove empty texts, or set on_empty_text='zero' for zero vectors.",
+    NOT_STRING_REASON: "Pass strings, such as the page_content or text of each document.",
+}
 
 
 class Plan(NamedTuple):
@@ -161,9 +165,9 @@ def input_error(reasons: Mapping[int, str], n: int) -> InputError:
     for position, reason in reasons.items():
         by_reason.setdefault(reason, []).append(position)
     listed = "; ".join(f"{reason} at {_format_positions(found)}" for reason, found in by_reason.items())
-    fix = f". {EMPTY_FIX}" if EMPTY_REASON in by_reason else ""
+    listed += fixes_for(by_reason)
     return InputError(
-        f"{len(reasons)} of {count_noun(n, 'text')} cannot be embedded; nothing was sent: {listed}{fix}", list(reasons)
+        f"{len(reasons)} of {count_noun(n, 'text')} cannot be embedded; nothing was sent: {listed}", list(reasons)
     )
 
 
@@ -175,10 +179,17 @@ def is_empty(text: object) -> bool:
 def reason_for(text: object) -> str:
     """Return the reason why a rejected text cannot be embedded."""
     if not isinstance(text, str):
-        return f"not a string (got {type(text).__name__})"
+        return f"{NOT_STRING_REASON} (got {type(text).__name__})"
     if is_empty(text):
         return EMPTY_REASON
     return "not valid Unicode (a lone surrogate; decode with errors='replace')"
+
+
+def fixes_for(reasons: Iterable[str]) -> str:
+    """Return what to do about texts that cannot be embedded, as the end of a message: empty or ". <fix> <fix>"."""
+    reasons = list(reasons)
+    fixes = [fix for beginning, fix in FIXES.items() if any(reason.startswith(beginning) for reason in reasons)]
+    return ". " * bool(fixes) + " ".join(fixes)
 
 
 def unknown_width_error(model: str, empty: Iterable[int]) -> InputError:

@@ -11,7 +11,7 @@ import numpy as np
 
 from embedkit_core.calls.call import Call
 from embedkit_core.calls.call_info import call_info
-from embedkit_core.calls.plan import EMPTY_FIX, EMPTY_REASON, is_empty, reason_for
+from embedkit_core.calls.plan import fixes_for, is_empty, reason_for
 from embedkit_core.calls.waiting import await_
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
 from embedkit_core.common.results import EmbeddingResult
@@ -147,7 +147,7 @@ class StreamChunk:
         """Continue with the texts before one that cannot be embedded."""
         position = self.start + index
         reason = reason_for(self._texts[index])
-        fix = f". {EMPTY_FIX}" if reason == EMPTY_REASON else ""
+        fix = fixes_for([reason])
         self.error = InputError(f"The text at position {position} cannot be embedded: {reason}{fix}", [position])
         self._texts = self._texts[:index]
         self._call = call = Call(self._embedder, self._spec, self._texts, warns=False, tracked=self._tracked)

@@ -120,6 +120,7 @@ def test_many_invalid_texts_are_counted_and_the_first_are_listed():
     assert "empty or whitespace only at positions 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in message
     assert "not a string (got NoneType) at position 31" in message
     assert "lone surrogate" in message
+    assert message.endswith("zero vectors. Pass strings, such as the page_content or text of each document.")
 
 
 class Codec:
