@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from embedkit_core.cache.embedder_cache import EmbedderCache
 from embedkit_core.calls.call import Call
-from embedkit_core.calls.estimate import Estimate, estimate
+from embedkit_core.calls.estimate import Estimate, count_tokens, estimate
 from embedkit_core.calls.explain import Explanation, explain
 from embedkit_core.calls.import_vectors import ImportReport, import_vectors
 from embedkit_core.calls.plan import as_list
@@ -451,6 +451,31 @@ class Embedder(BaseEmbedder):
         check_input_type(input_type)
         listed = as_list(texts)
         return await off_loop(lambda: estimate(self, self._specs[input_type], listed, calibrated=calibrated), BULK)
+
+    def count_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
+        """Count the tokens of one text, or of all texts together, with the prompt of the input type.
+
+        The count is exact for OpenAI's models, if tiktoken is installed and has its vocabulary on this machine. Else it
+        is the estimate of `estimate`: from the UTF-8 bytes, corrected by earlier bills of this process. Nothing is sent
+        or downloaded. An empty text has no tokens.
+
+        Raises:
+            InputError: Some texts are not strings, or not valid Unicode.
+
+        Example:
+            ```python
+            if embedder.max_input_tokens and embedder.count_tokens(text) > embedder.max_input_tokens:
+                text = summarize(text)
+            ```
+        """
+        check_input_type(input_type)
+        return count_tokens(self, self._specs[input_type], texts)
+
+    async def acount_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
+        """Count tokens as `count_tokens` does, without blocking the event loop: it may load a tokenizer."""
+        check_input_type(input_type)
+        listed = texts if isinstance(texts, str) else as_list(texts)
+        return await off_loop(lambda: count_tokens(self, self._specs[input_type], listed), BULK)
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Explain one text without sending it: its request body, its cache key and where its vector would come from.

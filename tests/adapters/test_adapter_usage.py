@@ -130,6 +130,9 @@ def test_an_estimate_sends_no_request(host, tmp_path):
     told = made.model.estimate(["one", "two", "three"])
     assert (told.cache_hits, told.texts_to_send) == (2, 1)
     assert asyncio.run(made.model.aestimate(["one", "two", "three"])).cache_hits == 2
+    count = made.model.count_tokens("one")
+    assert 0 < count == asyncio.run(made.model.acount_tokens(["one"]))
+    assert made.model.max_input_tokens is None
     assert len(server.received) == 1
 
 

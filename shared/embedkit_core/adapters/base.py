@@ -184,6 +184,19 @@ class EmbedderMixin:
         """Estimate as `estimate` does, without blocking the caller's event loop."""
         return await self.embedder.aestimate(texts, input_type=input_type)
 
+    def count_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
+        """Count tokens without sending anything: see `embedkit_core.Embedder.count_tokens`."""
+        return self.embedder.count_tokens(texts, input_type=input_type)
+
+    async def acount_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
+        """Count tokens as `count_tokens` does, without blocking the caller's event loop."""
+        return await self.embedder.acount_tokens(texts, input_type=input_type)
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """The most tokens of a text: see `embedkit_core.Embedder.max_input_tokens`."""
+        return self.embedder.max_input_tokens
+
     def submit(self, texts: Iterable[str], **options: Unpack[SubmitOptions]) -> BatchJob:
         """Submit texts to the provider's batch endpoint: see `embedkit_core.Embedder.submit`."""
         return self.embedder.submit(texts, **options)

@@ -148,6 +148,16 @@ def estimate(embedder: BaseEmbedder, spec: InputTypeSpec, texts: Iterable[str], 
     )
 
 
+def count_tokens(embedder: BaseEmbedder, spec: InputTypeSpec, texts: str | Iterable[str]) -> int:
+    """Return the tokens of these texts with their prompts, duplicates included; 0 for empty texts."""
+    controller, total = _rate_controller(embedder, spec), 0
+    listed = [texts] if isinstance(texts, str) else texts
+    for plan in plan_chunks(listed, spec.key_prefix, TEXTS_PER_CHUNK, allows_empty=True):
+        sizes, _ = _counts(embedder, spec, plan.texts, plan.sizes, controller)
+        total += sum(sizes[index] for index in plan.source.tolist() if index >= 0)
+    return total
+
+
 class _Totals:
     """Sums over the chunks. A text that occurs again, also in another chunk, is counted once."""
 
@@ -183,18 +193,39 @@ def _sizes(
     embedder: BaseEmbedder, spec: InputTypeSpec, plan: Plan, indexes: Sequence[int], controller: RateController | None
 ) -> tuple[list[int], str]:
     """Return the tokens of each text to send and how they were determined."""
-    texts = [plan.texts[index] for index in indexes]
+    texts, estimates = [plan.texts[index] for index in indexes], [plan.sizes[index] for index in indexes]
+    sizes, source = _counts(embedder, spec, texts, estimates, controller)
+    limit = embedder.provider.max_text_tokens if spec.request_spec.long_text == "truncate" else None
+    return [size if limit is None else min(size, limit) for size in sizes], source
+
+
+def _counts(
+    embedder: BaseEmbedder,
+    spec: InputTypeSpec,
+    texts: Sequence[str],
+    estimates: Sequence[int],
+    controller: RateController | None,
+) -> tuple[list[int], str]:
+    """Return the tokens of each text with its prompt, truncated by nothing, and how they were determined.
+
+    Args:
+        embedder: The embedder.
+        spec: The input type's specification.
+        texts: The texts.
+        estimates: Their estimated tokens, which are corrected and used if they cannot be counted.
+        controller: What earlier bills were. None for estimates that they do not correct.
+    """
     counted = [embedder.provider.count_tokens(text) for text in texts]
     prompt = str(spec.request_spec.body.get("prompt", ""))
     prompt_tokens = estimate_tokens(prompt, prompt.encode()) if prompt else 0
     if counted and None not in counted:
         sizes, source = [n or 0 for n in counted], TOKENIZER_SOURCE
     else:
-        factor = controller.tokens_per_estimated if controller is not None and controller.has_bills else 1.0
-        sizes = [max(1, round(plan.sizes[index] * factor)) for index in indexes]
-        source = _estimated_source(controller)
-    limit = embedder.provider.max_text_tokens if spec.request_spec.long_text == "truncate" else None
-    return [size + prompt_tokens if limit is None else min(size + prompt_tokens, limit) for size in sizes], source
+        sizes, source = list(estimates), _estimated_source(controller)
+        if controller is not None and controller.has_bills:
+            # The bills include the prompts.
+            return [max(1, round(size * controller.tokens_per_estimated)) for size in estimates], source
+    return [size + prompt_tokens for size in sizes], source
 
 
 def _estimated_source(controller: RateController | None) -> str:

@@ -178,6 +178,11 @@ class BaseEmbedder:
         return self._format.dimensions
 
     @property
+    def max_input_tokens(self) -> int | None:
+        """The most tokens of a text, prompt included. None if the limit is unknown."""
+        return self.provider.max_text_tokens
+
+    @property
     def is_normalized(self) -> bool:
         """True if all vectors have length 1, as the model documents or because they are normalized locally.
 

@@ -206,3 +206,15 @@ def test_the_maximum_includes_the_prompt_of_each_chunk_of_a_long_text():
     assert spec.overhead_tokens >= len("passage: ")
     assert embedder.estimate([text]).max_tokens == len(text) + 2 * 30 * spec.overhead_tokens
     assert embedder.estimate(["short"]).max_tokens == 5 + spec.overhead_tokens
+
+
+async def test_without_a_tokenizer_tokens_are_estimated_and_corrected_by_bills(server):
+    embedder = openai_embedder(server, document_prompt="a prompt of several words: ")
+    texts = [f"a text about the number {i}" for i in range(100)]
+    assert embedder.count_tokens(texts) == embedder.estimate(texts).tokens
+    billed = embedder.embed(texts).usage.tokens
+    assert embedder.count_tokens(iter(texts)) == embedder.without_cache().estimate(texts).tokens
+    assert embedder.count_tokens(texts) == pytest.approx(billed, rel=0.2)
+    assert 2 * embedder.count_tokens(texts[0]) == embedder.count_tokens([texts[0]] * 2)
+    assert await embedder.acount_tokens([*texts, " "]) == embedder.count_tokens(texts)
+    assert embedder.max_input_tokens == 8192
