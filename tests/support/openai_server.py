@@ -40,6 +40,7 @@ class OpenAIServer(EmbeddingsServer):
     shuffle_index: bool = False  # rows out of order, each with its index
     omit_index: bool = False
     omit_usage: bool = False
+    reply_model: str | None = None
     requests_per_minute: int = 10_000  # sent in headers; enforced by a bucket only
     tokens_per_minute: int = 10_000_000
     bucket: Bucket | None = None  # enforces tokens; sends its state unless it is silent
@@ -101,7 +102,7 @@ class OpenAIServer(EmbeddingsServer):
         if self.omit_index:
             for item in data:
                 del item["index"]
-        reply = {"object": "list", "data": data, "model": model}
+        reply = {"object": "list", "data": data, "model": self.reply_model or model}
         if not self.omit_usage:
             reply["usage"] = {"prompt_tokens": exchange.tokens, "total_tokens": exchange.tokens}
         return reply

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from embedkit_core.calls.call_info import call_info
+from embedkit_core.calls.call_info import call_info, response_model
 from embedkit_core.calls.failures import attribute_refusals, call_error, error_name, price_error
 from embedkit_core.calls.lookup import CacheLookup
 from embedkit_core.calls.plan import plan_call, unknown_width_error
@@ -187,8 +187,9 @@ class Call:
 
     def _outcome(self) -> CallOutcome:
         if self._counts is not None:
-            return CallOutcome(self.usage, error_name(self._failed, len(self._plan.keys)))
-        return CallOutcome(Usage(texts=0 if self._lookup is None else self._plan.n) + self.progress()[1])
+            return CallOutcome(self.usage, error_name(self._failed, len(self._plan.keys)), response_model(self.ticket))
+        usage = Usage(texts=0 if self._lookup is None else self._plan.n) + self.progress()[1]
+        return CallOutcome(usage, response_model=response_model(self.ticket))
 
     def _may_block(self) -> bool:
         """Return True if the look-up or the result may read a file, start the engine or load a tokenizer."""

@@ -1,9 +1,10 @@
-"""What call observers receive when a call or a stream begins."""
+"""What call observers receive when a call or a stream begins and ends."""
 
 from __future__ import annotations
 
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
+from embedkit_core.engine.scheduler.items import Ticket
 from embedkit_core.observability.hooks import CallInfo
 
 
@@ -20,3 +21,8 @@ def call_info(embedder: BaseEmbedder, spec: InputTypeSpec, texts: object = None)
         encodings=provider.encodings,
         texts=texts if isinstance(texts, (list, tuple)) else None,
     )
+
+
+def response_model(ticket: Ticket | None) -> str | None:
+    """Return the name of the model as far as replies state it; None if nothing was sent."""
+    return None if ticket is None else ticket.response_model

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from embedkit_core.calls.call import Call
-from embedkit_core.calls.call_info import call_info
+from embedkit_core.calls.call_info import call_info, response_model
 from embedkit_core.calls.plan import fixes_for, is_empty, reason_for
 from embedkit_core.calls.waiting import await_
 from embedkit_core.common.errors import BudgetError, EmbedKitError, InputError, PartialFailureError, ProviderError
@@ -125,6 +125,11 @@ class StreamChunk:
             self.error = InputError(str(error), [self.start])
 
     @property
+    def response_model(self) -> str | None:
+        """The name of the model, as far as replies state it."""
+        return response_model(self._call.ticket)
+
+    @property
     def needs_width(self) -> bool:
         """Return True if only an earlier chunk can tell the width of the rows: all texts are empty."""
         return self._spec.allows_empty and self._embedder.dimensions is None and all(map(is_empty, self._texts))
@@ -186,6 +191,7 @@ class StreamWindow:
         self._truncated = 0
         self._first_truncated: list[int] = []
         self._usage = Usage()
+        self._response_model: str | None = None
         self._tracked = active_trackers()  # those active where the stream is created
         self._chunks: deque[StreamChunk] = deque()  # those whose rows were not all yielded
 
@@ -214,6 +220,7 @@ class StreamWindow:
         named = MAX_NAMED - len(self._first_truncated)
         self._first_truncated += [chunk.start + position for position in chunk.truncated[:named]]
         self._usage += chunk.usage
+        self._response_model = chunk.response_model or self._response_model
 
     # Progress and observers
 
@@ -250,7 +257,9 @@ class StreamWindow:
         return call_info(self._embedder, self._spec)
 
     def _outcome(self) -> CallOutcome:
-        return CallOutcome(sum((chunk.spent for chunk in self._chunks), self._usage))
+        usage = sum((chunk.spent for chunk in self._chunks), self._usage)
+        models = (chunk.response_model for chunk in self._chunks)
+        return CallOutcome(usage, response_model=self._response_model or next(filter(None, models), None))
 
     def error_after(self, chunk: StreamChunk) -> Exception | None:
         """Return the error to raise after the rows of a chunk, with positions in the stream."""

@@ -222,9 +222,11 @@ class Reply:
         tokens: Billed tokens. None if the provider does not state them.
         truncated: Positions in the batch of the texts that the provider truncated.
         rate_limits: Remaining rate limits. None if the provider does not state them.
+        model: Name of the model that replied, for telemetry. None if the provider does not state it.
     """
 
     vectors: Vectors
     tokens: int | None
     truncated: Sequence[int] = ()
     rate_limits: RateLimitStatus | None = None
+    model: str | None = None

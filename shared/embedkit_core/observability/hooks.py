@@ -46,10 +46,17 @@ class CallInfo:
 
 
 class CallOutcome(NamedTuple):
-    """The usage of a call, and the class name of its error, if any."""
+    """A call at its end.
+
+    Attributes:
+        usage: The usage of the call.
+        error: The class name of its error, None without an error.
+        response_model: The model that replied, as far as replies state it. None if nothing was sent.
+    """
 
     usage: Usage
     error: str | None = None
+    response_model: str | None = None
 
 
 class CallSpan(Protocol):

@@ -1,8 +1,7 @@
 """OpenTelemetry: a span for each call, and metrics, named by the conventions for generative AI. Needs the extra `otel`.
 
-Names follow semantic-conventions 1.36 by default, and semantic-conventions-genai (client-embeddings.md, read
-2026-11-25) if OTEL_SEMCONV_STABILITY_OPT_IN contains gen_ai_latest_experimental. Only the API is used: the program's
-SDK exports spans and metrics. No text, vector, key or error message is recorded, unless content capture is enabled.
+Names follow semantic-conventions-genai 0.1.0 (client-embeddings.md). Only the API is used: the program's SDK exports
+spans and metrics. No text, vector, key or error message is recorded, unless content capture is enabled.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-STABILITY_VARIABLE = "OTEL_SEMCONV_STABILITY_OPT_IN"
-LATEST_CONVENTIONS = "gen_ai_latest_experimental"
+# The core conventions. Those for generative AI are kept apart since, and have no published schema yet.
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 CAPTURE_VALUES = ("true", "1", "span_only", "span_and_event")
 DURATION_BUCKETS = [0.01 * 2**n for n in range(14)]
@@ -78,9 +77,8 @@ def instrument(
     if capture_content is None:
         capture_content = os.environ.get(CAPTURE_VARIABLE, "").strip().lower() in CAPTURE_VALUES
     instruments = _Instruments(
-        get_tracer("embedkit_core", version, tracer_provider),
-        get_meter("embedkit_core", version, meter_provider),
-        use_latest=LATEST_CONVENTIONS in os.environ.get(STABILITY_VARIABLE, "").replace(" ", "").split(","),
+        get_tracer("embedkit_core", version, tracer_provider, SCHEMA_URL),
+        get_meter("embedkit_core", version, meter_provider, SCHEMA_URL),
         capture_content=capture_content,
     )
     with _lock.lock:
@@ -111,22 +109,17 @@ def uninstrument() -> None:
 class _Instruments:
     """The tracer and the metric instruments, an observer of calls."""
 
-    def __init__(self, tracer: Tracer, meter: Meter, *, use_latest: bool, capture_content: bool) -> None:
-        self.token_type = {} if use_latest else {"gen_ai.token.type": "input"}
+    def __init__(self, tracer: Tracer, meter: Meter, *, capture_content: bool) -> None:
         self._capture_content = capture_content
-        self._provider_key = "gen_ai.provider.name" if use_latest else "gen_ai.system"
         self._tracer = tracer
-        histogram_names = ("gen_ai.client.embeddings.duration", "gen_ai.client.embeddings.operation.input_tokens")
-        if not use_latest:
-            histogram_names = ("gen_ai.client.operation.duration", "gen_ai.client.token.usage")
         self.duration = meter.create_histogram(
-            histogram_names[0],
+            "gen_ai.client.embeddings.duration",
             "s",
             "Duration of an embedding call.",
             explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
         )
         self.tokens = meter.create_histogram(
-            histogram_names[1],
+            "gen_ai.client.embeddings.operation.input_tokens",
             "{token}",
             "Billed input tokens of an embedding call.",
             explicit_bucket_boundaries_advisory=TOKEN_BUCKETS,
@@ -143,7 +136,7 @@ class _Instruments:
 
         metric_attributes: dict[str, Any] = {
             "gen_ai.operation.name": "embeddings",
-            self._provider_key: info.provider,
+            "gen_ai.provider.name": info.provider,
             "gen_ai.request.model": info.model,
             **_server_attributes(info.address),
         }
@@ -173,26 +166,26 @@ class _CallSpan:
         """End the span and record the metrics."""
         from opentelemetry.trace import Status, StatusCode
 
-        usage, error = outcome
+        usage, error, model = outcome
         error_attributes = {} if error is None else {"error.type": error}
+        model_attributes = {} if model is None else {"gen_ai.response.model": model}
         try:
             if error is not None:
                 self._span.set_status(Status(StatusCode.ERROR))
-            self._span.set_attributes({**_usage_attributes(usage), **error_attributes})
-            self._count(usage, error_attributes)
+            self._span.set_attributes({**_usage_attributes(usage), **error_attributes, **model_attributes})
+            self._count(usage, error_attributes, model_attributes)
         finally:
             self._span.end()
 
-    def _count(self, usage: Usage, error_attributes: Mapping[str, str]) -> None:
+    def _count(self, usage: Usage, error_attributes: Mapping[str, str], model_attributes: Mapping[str, str]) -> None:
         from opentelemetry.trace import set_span_in_context
 
         instruments, metric_attributes = self._instruments, self._metric_attributes
         context = set_span_in_context(self._span)
-        instruments.duration.record(
-            time.monotonic() - self._started, {**metric_attributes, **error_attributes}, context
-        )
+        attributes = {**metric_attributes, **model_attributes}
+        instruments.duration.record(time.monotonic() - self._started, {**attributes, **error_attributes}, context)
         if usage.tokens:
-            instruments.tokens.record(usage.tokens, {**metric_attributes, **instruments.token_type}, context)
+            instruments.tokens.record(usage.tokens, attributes, context)
         for outcome in OUTCOME_ATTRIBUTES:
             if texts := getattr(usage, outcome):
                 instruments.texts.add(texts, {**metric_attributes, "embedkit.outcome": outcome}, context)

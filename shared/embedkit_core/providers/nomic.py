@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from embedkit_core.common.errors import ProviderError, TextTooLongError
 from embedkit_core.common.types import InputType, Limits, Reply
 from embedkit_core.providers.base import ProviderSettings
-from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, not_a_list, read_tokens
+from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, not_a_list, read_model, read_tokens
 from embedkit_core.providers.http.json_provider import JSONProvider
 from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import Refusal
@@ -74,12 +75,12 @@ class Nomic(JSONProvider):
         return f"{self.address}/v1/embedding/text", {**fields, "texts": texts}
 
     def read_reply(self, reader: ReplyReader, reply: Any, n_texts: int) -> Reply:
-        """Read `{"embeddings": [[...]], "usage": {...}}`."""
+        """Read `{"embeddings": [[...]], "usage": {...}, "model": ...}`."""
         rows = reply.get("embeddings") if isinstance(reply, dict) else None
         if not isinstance(rows, list):
             raise not_a_list()
         tokens = read_tokens(reply.get("usage"), "total_tokens", "prompt_tokens")
-        return reader.read_rows(rows, n_texts, NUMPY_FLOAT32, tokens)
+        return replace(reader.read_rows(rows, n_texts, NUMPY_FLOAT32, tokens), model=read_model(reply))
 
     def read_message(self, body: Any) -> str:
         """Return the message of {"detail": ...}, which is a string, or findings with the location in `loc`."""

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,13 +37,14 @@ from embedkit_core import (
     ProviderError,
 )
 from embedkit_core.engine.runtime.process import engine
-from embedkit_core.observability.otel import instrument, uninstrument
+from embedkit_core.observability.otel import SCHEMA_URL, instrument, uninstrument
+from embedkit_core.observability.otel_instrumentor import EmbedKitInstrumentor
 from embedkit_core.testing import FakeServer
 from langchain_embedkit import EmbedKitEmbeddings
 from llamaindex_embedkit import EmbedKitEmbedding
 
 PRICE = Decimal("0.02")
-LATEST = "gen_ai_latest_experimental"
+SECONDS, TOKENS = "gen_ai.client.embeddings.duration", "gen_ai.client.embeddings.operation.input_tokens"
 
 
 class Recorded:
@@ -129,8 +131,9 @@ def test_a_call_is_a_span_with_the_names_of_the_semantic_conventions(recorded):
     assert (span.name, span.kind) == ("embeddings text-embedding-3-small", trace.SpanKind.CLIENT)
     assert dict(span.attributes) == {
         "gen_ai.operation.name": "embeddings",
-        "gen_ai.system": "openai",
+        "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "text-embedding-3-small",
+        "gen_ai.response.model": "text-embedding-3-small",
         "gen_ai.embeddings.dimension.count": 256,
         "gen_ai.request.encoding_formats": ("base64",),
         "gen_ai.usage.input_tokens": 4,
@@ -153,33 +156,69 @@ def test_a_call_is_a_span_with_the_names_of_the_semantic_conventions(recorded):
     }
 
 
-def test_metrics_have_the_names_of_both_generations(monkeypatch):
-    names = {}
-    for opted in ("", f"http, {LATEST}"):
-        monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
-        recorded = Recorded()
-        server = FakeServer(usd_per_million=PRICE)
-        fake_embedder(server).embed(["one two"])
-        names[opted] = set(recorded.points())
-        [tokens] = next(p for n, p in recorded.points().items() if n.endswith(("usage", "input_tokens")))
-        [seconds] = next(p for n, p in recorded.points().items() if n.endswith("duration"))
-        assert (tokens.sum, tokens.count, seconds.count) == (2, 1, 1)
-        assert tokens.explicit_bounds == (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304,
-                                          16777216, 67108864)  # fmt: skip
-        assert seconds.explicit_bounds == pytest.approx(
-            (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-        )
-        key = "gen_ai.provider.name" if opted else "gen_ai.system"
-        assert tokens.attributes[key] == recorded.spans[0].attributes[key] == "fake"
-        assert ("gen_ai.token.type" in tokens.attributes) is (not opted)
-        assert "gen_ai.embeddings.dimension.count" not in str(recorded.points())
-    uninstrument()
-    own = {"embedkit.texts", "embedkit.requests", "embedkit.cost"}
-    assert names[""] == own | {"gen_ai.client.operation.duration", "gen_ai.client.token.usage"}
-    assert names[f"http, {LATEST}"] == own | {
-        "gen_ai.client.embeddings.duration",
-        "gen_ai.client.embeddings.operation.input_tokens",
-    }
+def test_metrics_have_the_names_of_the_semantic_conventions(recorded):
+    with OpenAIServer() as server:
+        openai_embedder(server).embed(["one two"])
+    points = recorded.points()
+    assert set(points) == {SECONDS, TOKENS, "embedkit.texts", "embedkit.requests", "embedkit.cost"}
+    [tokens], [seconds] = points[TOKENS], points[SECONDS]
+    assert (tokens.sum, tokens.count, seconds.count) == (2, 1, 1)
+    assert tokens.explicit_bounds == (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304,
+                                      16777216, 67108864)  # fmt: skip
+    assert seconds.explicit_bounds == pytest.approx(
+        (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+    )
+    names = {"operation.name", "provider.name", "request.model", "response.model"}
+    assert set(tokens.attributes) == {f"gen_ai.{name}" for name in names} | {"server.address", "server.port"}
+    assert tokens.attributes == seconds.attributes
+
+
+def test_tracer_and_meter_name_the_schema(recorded):
+    fake_embedder(FakeServer()).embed(["one"])
+    [span], [metrics] = recorded.spans, recorded.reader.get_metrics_data().resource_metrics
+    assert {span.instrumentation_scope.schema_url, *(m.schema_url for m in metrics.scope_metrics)} == {SCHEMA_URL}
+
+
+def test_the_model_that_replied_is_recorded_as_far_as_the_reply_names_it(recorded, tmp_path):
+    """Of a call, a stream and a caller whose text another one is sending; not of a cache hit."""
+    with OpenAIServer(reply_model="text-embedding-3-small-2024") as server:
+        embedder = openai_embedder(server, cache=tmp_path)
+        embedder.embed(["one"])
+        list(embedder.embed_iter(["two"]))
+        embedder.embed(["one"])
+    with OpenAIServer(reply_model="x" * 10_000) as server:
+        openai_embedder(server).embed(["three"])
+    models = [span.attributes.get("gen_ai.response.model") for span in recorded.spans]
+    assert models == ["text-embedding-3-small-2024", "text-embedding-3-small-2024", None, None]
+
+
+def test_the_command_opentelemetry_instrument_records_without_a_change_of_the_program(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(INSTRUMENTED)
+    command = [shutil.which("opentelemetry-instrument", path=Path(sys.executable).parent), sys.executable, program]
+    environment = os.environ | {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none"}
+    environment |= {"OTEL_LOGS_EXPORTER": "none", "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ""}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["name"] == "embeddings my-model", run.stderr
+
+
+INSTRUMENTED = """
+from embedkit_core import Embedder
+from embedkit_core.testing import FakeServer
+
+server = FakeServer()
+Embedder("fake:my-model", base_url=server.url, cache=False).embed(["text"])
+"""
+
+
+def test_the_instrumentor_can_be_called_and_undone(recorded):
+    again = Recorded()
+    EmbedKitInstrumentor().instrument(tracer_provider=recorded.tracers)
+    fake_embedder(FakeServer()).embed(["text"])
+    EmbedKitInstrumentor().uninstrument()
+    fake_embedder(FakeServer()).embed(["text"])
+    assert (len(recorded.spans), len(again.spans)) == (1, 0)
 
 
 def test_hits_are_not_billable(recorded, tmp_path):
@@ -193,7 +232,7 @@ def test_hits_are_not_billable(recorded, tmp_path):
     assert second.attributes["embedkit.cache.hits"] == 1
     assert second.attributes["embedkit.saved.usd"] > 0
     points = recorded.points()
-    assert [point.sum for point in points["gen_ai.client.token.usage"]] == [2]
+    assert [point.sum for point in points[TOKENS]] == [2]
     assert {p.attributes["embedkit.outcome"]: p.value for p in points["embedkit.texts"]} == {"sent": 1, "cache_hits": 1}
 
 
@@ -206,7 +245,7 @@ async def test_tokens_of_a_coalesced_text_are_counted_once(recorded):
     server.release()
     await asked
     assert sum(span.attributes.get("gen_ai.usage.input_tokens", 0) for span in recorded.spans) == 5
-    assert [point.sum for point in recorded.points()["gen_ai.client.token.usage"]] == [5]
+    assert [point.sum for point in recorded.points()[TOKENS]] == [5]
 
 
 def test_the_parent_is_the_span_of_the_caller_in_tasks_and_threads(recorded):
@@ -261,7 +300,7 @@ def test_errors_are_named_without_their_message(recorded):
     ]
     assert all(span.status.status_code is trace.StatusCode.ERROR for span in recorded.spans)
     assert "flawed" not in recorded.everything()
-    errors = {p.attributes.get("error.type") for p in recorded.points()["gen_ai.client.operation.duration"]}
+    errors = {p.attributes.get("error.type") for p in recorded.points()[SECONDS]}
     assert errors == {"PartialFailureError", "InputError", "BudgetError"}
 
 
@@ -305,11 +344,9 @@ def test_recorded_texts_can_always_be_exported():
 KEY, HEADER, TEXT = "sk-not-to-be-seen", "a-header-not-to-be-seen", "The patient Jane Roe was seen on the 4th of May."
 
 
-@pytest.mark.parametrize("opted", ["", LATEST])
 @pytest.mark.parametrize("fault", [None, Fault(status=400), Fault(status=401), Fault(status=500), Fault(cut=True)])
-def test_no_key_header_text_or_message_is_recorded(monkeypatch, opted, fault):
+def test_no_key_header_text_or_message_is_recorded(fault):
     """The server repeats the request in its errors."""
-    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
     recorded = Recorded()
     settings = {"api_key": KEY, "headers": {"x-mine": HEADER}, "cache": False, "max_retries": 0}
     with OpenAIServer(api_key=KEY, echo_input_in_errors=True) as server:
@@ -347,7 +384,7 @@ def test_the_address_is_recorded_for_provider_hosts_too(recorded, tmp_path):
         attributes = recorded.spans[-1].attributes
         assert (attributes["server.address"], attributes["server.port"]) == (host, 443)
         assert attributes["gen_ai.request.encoding_formats"] == ("base64",)
-    assert attributes["gen_ai.system"] == "azure.ai.openai"
+    assert attributes["gen_ai.provider.name"] == "azure.ai.openai"
 
 
 def test_cohere_dtypes_are_recorded_as_encodings(recorded):
@@ -523,11 +560,9 @@ def test_instrumenting_again_records_once(recorded):
 ROW = re.compile(r"^\| (`.*?) \|", re.M)
 
 
-@pytest.mark.parametrize("opted", ["", LATEST])
-def test_the_page_names_every_attribute_and_metric_and_no_others(monkeypatch, tmp_path, opted):
+def test_the_page_names_every_attribute_and_metric_and_no_others(tmp_path):
     page = (Path(__file__).parents[3] / "docs" / "opentelemetry.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
-    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted)
     recorded = Recorded(capture_content=True)
     with OpenAIServer(faults=[Fault(status=500, headers={"retry-after": "0"}), None, Fault(status=401)]) as server:
         embedder = openai_embedder(server, cache=tmp_path)
@@ -538,11 +573,8 @@ def test_the_page_names_every_attribute_and_metric_and_no_others(monkeypatch, tm
     uninstrument()
     found = {name for span in recorded.spans for name in span.attributes}, set(recorded.points())
     for recorded_names, title in zip(found, ("Spans", "Metrics"), strict=True):
-        named = set()
-        for cell in ROW.findall(sections[title]):
-            old, _, new = cell.partition("; of the latest, ")
-            named |= set(re.findall(r"`([a-z_.]+\.[a-z_.]+)`", new if opted and new else old))
-        assert named - {"gen_ai.token.type"} == recorded_names
+        cells = " ".join(ROW.findall(sections[title]))
+        assert set(re.findall(r"`([a-z_.]+\.[a-z_.]+)`", cells)) == recorded_names
 
 
 def test_calls_of_both_frameworks_are_spans(recorded):

@@ -136,6 +136,7 @@ class Ticket:
         coalesced: Texts that shared the request of another caller.
         failed: The errors of failed texts, by index.
         truncated: The indices of truncated texts.
+        response_model: The name of the model, as far as replies state it.
         usage: The requests and tokens that this call pays for.
     """
 
@@ -157,6 +158,7 @@ class Ticket:
         "pending",
         "rate_controller",
         "rates",
+        "response_model",
         "rows",
         "sent",
         "submitted_at",
@@ -205,6 +207,7 @@ class Ticket:
         self.coalesced = 0
         self.failed: dict[int, EmbedKitError] = {}
         self.truncated: list[int] = []
+        self.response_model: str | None = None
         self.usage = Usage()
 
     def charge(self, usage: Usage) -> None:

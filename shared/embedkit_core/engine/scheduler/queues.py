@@ -34,6 +34,7 @@ class Request:
         done: The items that its reply completes.
         rows: Their vectors, (len(done), width); None before the reply.
         truncated: For each item in `done`, whether its text was truncated.
+        response_model: The name of the model, as far as the reply states it.
         written_to: The caches that have its rows, or that the writer thread is writing them to.
         unstored: The number of commits whose rows other machines cannot read yet.
         delivered: True if its rows were handed out.
@@ -51,6 +52,7 @@ class Request:
     done: list[Item] = field(default_factory=list)
     rows: Vectors | None = None
     truncated: list[bool] = field(default_factory=list)
+    response_model: str | None = None
     written_to: list[Cache] = field(default_factory=list)
     unstored: int = 0
     delivered: bool = False

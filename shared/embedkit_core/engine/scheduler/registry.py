@@ -127,6 +127,7 @@ class Registry:
         for ticket, (indices, rows) in rows_by_ticket.items():
             assert request.rows is not None
             vectors = request.rows if len(rows) == len(request.rows) else request.rows[rows]
+            ticket.response_model = request.response_model or ticket.response_model
             self._hand_out(ticket, indices, vectors, paid=paid[ticket])
 
     def _hand_out(self, ticket: Ticket, indices: list[int], vectors: Vectors, *, paid: int) -> None:

@@ -135,6 +135,7 @@ def check_width(vectors: Vectors, ticket: Ticket) -> None:
 def complete_items(request: Request, reply: Reply) -> None:
     """Set the items and rows that a reply completes: its texts, and split texts whose last piece it has."""
     truncated = set(reply.truncated)
+    request.response_model = reply.model
     whole: list[int] = []
     for index, item in enumerate(request.items):
         if item.parent is None:

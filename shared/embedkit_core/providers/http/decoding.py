@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from embedkit_core.common.types import Reply, Vectors
 Decode = Callable[[str], bytes]
 Check = Callable[[int], bool]  # of the bytes of a base64 row
 NUMPY_FLOAT32 = np.dtype(np.float32)
+MAX_MODEL_LENGTH = 200
 
 
 class UnreadableEncodingError(BadReplyError):
@@ -64,7 +66,7 @@ class ReplyReader:
         *token_fields: str,
         accepts: Check | None = None,
     ) -> Reply:
-        """Read `{"data": [{"embedding": ..., "index": ...}], "usage": {...}}`.
+        """Read `{"data": [{"embedding": ..., "index": ...}], "usage": {...}, "model": ...}`.
 
         Args:
             reply: The reply, parsed.
@@ -82,7 +84,8 @@ class ReplyReader:
         except (KeyError, TypeError, AttributeError):
             raise not_a_list() from None
         tokens = read_tokens(reply.get("usage"), *token_fields)
-        return self.read_rows(encoded, n_texts, element, tokens, indices=indices, accepts=accepts)
+        decoded = self.read_rows(encoded, n_texts, element, tokens, indices=indices, accepts=accepts)
+        return replace(decoded, model=read_model(reply))
 
     def read_rows(
         self,
@@ -189,3 +192,9 @@ def read_tokens(usage: object, *names: str) -> int | None:
     """Return the first of these counts in a reply's usage, None if it is missing or invalid."""
     count = next((usage[name] for name in names if name in usage), None) if isinstance(usage, dict) else None
     return count if type(count) is int and count >= 0 else None
+
+
+def read_model(reply: Mapping[str, Any]) -> str | None:
+    """Return the name of the model that a reply states, None if it is missing or is no name."""
+    model = reply.get("model")
+    return model if isinstance(model, str) and 0 < len(model) <= MAX_MODEL_LENGTH else None
