@@ -185,7 +185,7 @@ def extra(session: nox.Session, extra: str) -> None:
 def oldest(session: nox.Session) -> None:
     """Test the oldest supported versions of all dependencies but Ray's, which `fleet` tests."""
     _install_torch(session, _python(session))
-    others = [MODEL, "onnx>=1.19", "opentelemetry-sdk>=1.30"]
+    others = [MODEL, "onnx>=1.19", "opentelemetry-distro>=0.51b0", "opentelemetry-sdk>=1.30"]
     _install_oldest(session, [extra for extra in ALL if extra != "ray"], *others)
     _test_sdist(session, [*FRAMEWORKS, *ARRAYS], "no rate limiters in LlamaIndex")
 

@@ -28,7 +28,7 @@ MAX_GENERATIONS = 3  # of batches with leftovers of leftovers; each may take the
 # Of a file of texts that is not the one that was written.
 DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.batches")
 
 
 class Leftovers:

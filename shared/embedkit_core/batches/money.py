@@ -23,7 +23,7 @@ from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import TextCounts
 from embedkit_core.engine.runtime.batch_budgets import reserve_batch, settle_batch
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.batches")
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ MAX_TRIES = 12  # of sending a batch, before its error is raised
 LONGEST_SHOWN_ID = 100
 NOT_FOUND, LOST = "not found", "unknown to the provider"  # states of a batch in words of this library
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.batches")
 
 
 class JobRunner:

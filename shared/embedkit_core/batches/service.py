@@ -37,7 +37,7 @@ WARNING_SECONDS = 10.0  # of waiting for a lock, before a warning: its holder ma
 UNSENT_STEPS = ("PREPARED", "UPLOADING", "UPLOADED")
 
 _preparing = threading.local()  # folder: that of the job that this thread prepares
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.batches")
 
 
 class JobService:

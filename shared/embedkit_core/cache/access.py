@@ -19,7 +19,7 @@ from embedkit_core.common.vectors import NUMPY_DTYPES, VectorSpace
 if TYPE_CHECKING:
     from embedkit_core.cache.redis.connection import RedisConnection
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.cache")
 
 CACHED_DTYPES = frozenset(NUMPY_DTYPES.values())
 Found: TypeAlias = Mapping[bytes, Entry]

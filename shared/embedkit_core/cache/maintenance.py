@@ -34,7 +34,7 @@ from embedkit_core.common.formatting import count_noun, suggest
 from embedkit_core.common.types import Cache, Entry
 
 T = TypeVar("T")
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.cache")
 
 _ROWS_PER_DELETE = 5000  # in one transaction: other processes write in between
 _MAX_ROUNDS = 20  # of a deletion by size, while other processes may write

@@ -25,7 +25,7 @@ MAX_QUEUE_WAIT = 2.0  # seconds that a write waits for room in the queue; then i
 FLUSH_SECONDS = 5.0  # that `close` and the end of the process wait for the background thread
 IDLE_SECONDS = 5.0  # until the background thread ends
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.cache")
 
 
 class _Job(NamedTuple):

@@ -42,7 +42,7 @@ MAX_INLINE_TEXTS, MAX_INLINE_CHARACTERS = 64, 50_000
 NO_CONTEXT = contextlib.nullcontext()
 T = TypeVar("T")
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.engine")
 
 
 class Call:

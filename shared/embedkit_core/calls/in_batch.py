@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS, POLL_GROWTH = 5.0, 60.0, 1.5
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.batches")
 
 
 def heed_jobs(

@@ -52,7 +52,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
 }
 _GROUP_NOUNS = {PROVIDERS: "provider", CACHES: "cache"}
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.config")
 
 
 @cache

@@ -61,7 +61,7 @@ from embedkit_core.providers.secrets import Hidden, Secret, hide, mask_key, mask
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.account import Account
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.config")
 
 
 class BaseEmbedder:

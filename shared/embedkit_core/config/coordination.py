@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CoordinationArgument: TypeAlias = Literal[False] | str | RedisClient | Coordinator | None
 REDIS_SCHEMES = frozenset({"redis", "rediss"})
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.coordination")
 
 _logged: WeakSet[CoordinatorHandle] = WeakSet()  # coordinators whose processes share no cache
 

@@ -20,7 +20,7 @@ from embedkit_core.providers.secrets import SECRET_ARGUMENTS, SIGN_IN, Secret, h
 if TYPE_CHECKING:
     from embedkit_core.providers.base import Provider
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.config")
 T = TypeVar("T")
 JOB_ARGUMENTS = (
     *("model", "dimensions", "dtype", "model_info", "account", "provider_options"),

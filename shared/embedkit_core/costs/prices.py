@@ -26,7 +26,7 @@ GENAI_PRICES = "genai_prices"
 MIN_SIMILARITY = 0.9  # of a misspelled name
 DIGITS = re.compile(r"\d")
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.config")
 
 
 class Price(NamedTuple):

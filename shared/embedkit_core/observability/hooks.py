@@ -17,7 +17,7 @@ from embedkit_core.common.usage import Usage
 
 NO_OBSERVER = nullcontext()
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.observability")
 
 
 @dataclass(frozen=True, slots=True)

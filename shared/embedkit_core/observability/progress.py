@@ -18,7 +18,7 @@ from embedkit_core.common.fork_safety import import_module, progress_lock
 from embedkit_core.common.formatting import format_usd, shorten_model_name
 from embedkit_core.common.usage import TWO_DIGITS, Usage
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.observability")
 
 BAR_SHRINK_COLUMNS = 5  # how far a bar of ten columns shrinks before text beside it is dropped
 REPORT_INTERVAL = 0.1  # seconds between two reports, except before the last

@@ -30,8 +30,9 @@ class Snapshot:
         requests_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
         tokens_per_minute: The provider's limit, from its headers or inferred from HTTP 429; None if unknown.
         max_in_flight: The limit of concurrent requests that was inferred from overload; None if there is none.
-        user_requests_per_minute: The lowest `requests_per_minute=` of the callers with pending texts; None if none.
-        user_tokens_per_minute: The lowest `tokens_per_minute=` of the callers with pending texts; None if none.
+        user_requests_per_minute: The lowest `requests_per_minute=` of the callers with pending texts, or that of the
+            last caller if none has any; None without a limit.
+        user_tokens_per_minute: The same of `tokens_per_minute=`.
         max_concurrency: The lowest `max_concurrency=` of the account's callers with pending texts; None without any.
         texts_per_request: The most texts that one request may hold.
         tokens_per_request: The most tokens that one request may hold.
@@ -120,7 +121,7 @@ def _account_snapshots(account: Account) -> list[Snapshot]:
     for controller, queues in scheduler.dispatcher.by_rate_controller().items():
         limits = {limit.unit: limit.value for limit in controller.known_limits()}
         failure, max_in_flight = controller.last_failure, limits.get("requests in flight")
-        user_limits = controller.user_limits.strictest
+        user_limits = controller.user_limits.last
         capacities = [queue.capacity for queue in queues]
         snapshots.append(
             Snapshot(

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from support.embedders import fake_embedder, openai_embedder
@@ -41,7 +43,7 @@ def test_a_retry_is_logged_on_the_thread_of_the_caller(log):
     server.faults.append(UnavailableError("failed", status=500, retry_after=0.001))
     fake_embedder(server).embed(texts_of(3))
     logging.getLogger("embedkit_core").removeHandler(handler)
-    assert [(record.levelname, record.name) for record in log.records] == [("INFO", "embedkit_core")]
+    assert [(record.levelname, record.name) for record in log.records] == [("INFO", "embedkit_core.engine")]
     assert log.messages == ["fake:model: Retrying 3 texts in 0.0 s after UnavailableError (HTTP 500)"]
     assert threads == {threading.current_thread()}
 
@@ -234,7 +236,7 @@ def test_limits_from_headers_are_in_a_snapshot():
         assert KEY not in repr(shot)
 
 
-async def test_a_snapshot_has_the_lowest_limits_that_waiting_callers_set():
+async def test_a_snapshot_has_the_lowest_limits_that_waiting_callers_set_and_then_those_of_the_last_one():
     server = FakeServer()
     loose = fake_embedder(server, requests_per_minute=600, tokens_per_minute=60_000, max_concurrency=8)
     strict = fake_embedder(server, requests_per_minute=60, max_concurrency=2)
@@ -249,7 +251,24 @@ async def test_a_snapshot_has_the_lowest_limits_that_waiting_callers_set():
     await asyncio.gather(*tasks)
     await asyncio.to_thread(wait_until_idle, strict)
     shot = await asyncio.to_thread(snapshot_at, server)
-    assert (shot.user_requests_per_minute, shot.user_tokens_per_minute, shot.max_concurrency) == (None, None, None)
+    assert shot.max_concurrency is None
+    await loose.aembed(["c"])
+    shot = await asyncio.to_thread(snapshot_at, server)
+    assert (shot.user_requests_per_minute, shot.user_tokens_per_minute) == (600, 60_000)
+    await fake_embedder(server).aembed(["d"])
+    shot = await asyncio.to_thread(snapshot_at, server)
+    assert (shot.user_requests_per_minute, shot.user_tokens_per_minute) == (None, None)
+
+
+LOGGERS = re.compile(r'getLogger\("(embedkit_core\.\w+|langchain_embedkit)"\)')
+
+
+def test_the_page_lists_every_logger():
+    root = Path(__file__).parents[3]
+    code = [path for name in ("shared", "langchain_embedkit") for path in (root / name).rglob("*.py")]
+    found = {name for path in code for name in LOGGERS.findall(path.read_text(encoding="utf-8"))}
+    page = (root / "docs" / "observability.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `((?:embedkit_core\.|langchain_)\w+)` \|", page, re.M)) == found
 
 
 def test_a_snapshot_is_a_public_dataclass():

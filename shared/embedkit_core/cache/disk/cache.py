@@ -48,7 +48,7 @@ _CANNOT_WRITE = frozenset(
 )
 
 T = TypeVar("T")
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.cache")
 
 
 class DiskCache:

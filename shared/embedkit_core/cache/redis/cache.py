@@ -21,7 +21,7 @@ KEY_PREFIX = b"embedkit:v1:"  # of each key; a later format has another one
 MAX_KEYS_PER_READ = 500
 MAX_BYTES_PER_TRIP = 4_000_000  # of a read or a write: a larger one would block the server for other clients
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.cache")
 
 
 class RedisStore:

@@ -29,7 +29,7 @@ except ModuleNotFoundError:
 from embedkit_core.cache.redis.failures import RedisAccessError, is_down, is_lost_connection, reason_of
 
 T = TypeVar("T")
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.cache")
 
 # Two operations can fail one after the other before the circuit breaker opens: together at most 2.5 s.
 CONNECT_SECONDS = 1.0

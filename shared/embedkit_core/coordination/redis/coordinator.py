@@ -22,7 +22,7 @@ from embedkit_core.costs.amounts import Amount, BudgetLimit, BudgetStatus
 
 T = TypeVar("T")
 _Fields: TypeAlias = dict[str, Any]
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.coordination")
 
 OFFSET_SECONDS = 30.0  # that the difference to the server's clock is used; clocks drift and are set
 _MAX_DRIFT = 0.001

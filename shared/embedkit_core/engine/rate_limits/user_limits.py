@@ -42,11 +42,12 @@ class UserLimits:
 
     Attributes:
         strictest: The lowest limits among the callers with pending work.
+        last: The same, or those of the last caller if none has pending work.
         share: The number of processes that the limits are divided by.
     """
 
     def __init__(self) -> None:
-        self.strictest = NO_LIMITS
+        self.strictest = self.last = NO_LIMITS
         self.share = 1
         self._others_until = -math.inf
         self._callers: Counter[RateSettings] = Counter()
@@ -68,6 +69,8 @@ class UserLimits:
         requests = [one.requests_per_minute for one in self._callers if one.requests_per_minute is not None]
         tokens = [one.tokens_per_minute for one in self._callers if one.tokens_per_minute is not None]
         self.strictest = RateSettings(min(requests, default=None), min(tokens, default=None))
+        if self._callers:
+            self.last = self.strictest
 
     @property
     def limits(self) -> RateSettings:

@@ -19,7 +19,7 @@ from embedkit_core.common.types import Cache, Entry
 if TYPE_CHECKING:
     from embedkit_core.engine.scheduler.queues import Request
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.cache")
 
 MAX_ROWS_PER_COMMIT = 128  # a transaction with so many rows gets no further request
 

@@ -25,7 +25,7 @@ from embedkit_core.coordination.port import (
 )
 
 T = TypeVar("T")
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.coordination")
 
 OFF_SECONDS = 5.0  # after a failure, the coordinator is not asked again for so long
 MAX_UNSENT_ENDS = 10_000  # that are kept while the coordinator cannot be reached

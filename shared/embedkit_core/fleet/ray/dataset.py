@@ -32,7 +32,7 @@ PATIENCE = 6 * 3600.0
 OWN_NAMES = {"batch_size": "block_rows", "compute": "workers", "concurrency": "workers", "max_concurrency": "threads"}
 MAX_RESTARTS = 100  # of a worker; a batch that always ends its process ends the run after MAX_ATTEMPTS
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.fleet")
 
 
 def embed(

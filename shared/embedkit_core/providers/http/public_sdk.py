@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import NamedTuple
 
-logger = logging.getLogger("embedkit_core")
+logger = logging.getLogger("embedkit_core.providers")
 
 
 class RawResponse(NamedTuple):
