@@ -23,6 +23,8 @@ DOCUMENTS = [
         "docs/observability.md",
         "docs/production.md",
         "docs/opentelemetry.md",
+        "docs/errors.md",
+        "docs/monitoring.md",
         "docs/tools.md",
     ),
     pytest.param("docs/llamaindex.md", marks=needs_limiters),
