@@ -108,7 +108,7 @@ def test_an_interrupted_wait_says_that_the_job_goes_on(shell, server, submitted,
     assert (code, out) == (INTERRUPTED, "")
     assert err == f"rag-embedkit: stopped. The job goes on. Collect it with: {collect}\n"
     clock.sleep = lambda seconds: None
-    code, _, err = shell("batch", "collect", submitted, *CACHE, "--wait", "--timeout", "1", "-q")
+    code, _, err = shell("batch", "collect", submitted, *CACHE, "--wait", "--wait-timeout", "1", "-q")
     assert (code, "has not finished within 1 s: " in err, collect in err) == (FAILED, True, True)
 
 
@@ -134,8 +134,8 @@ def test_an_error_says_what_to_do(shell, server, submitted, tmp_path):
     messages = {
         f"status {submitted}0": f"JOB: {folder} has no job '{submitted}0'; did you mean '{submitted}'?",
         "collect ?": f"JOB: {folder} has no job '?'; its jobs: {submitted}",
-        f"collect {submitted} --timeout 1": "--timeout: needs --wait.",
-        f"{submit} --wait --timeout -5": "--timeout: must be a number of seconds above 0",
+        f"collect {submitted} --wait-timeout 1": "--wait-timeout: needs --wait.",
+        f"{submit} --wait --wait-timeout -5": "--wait-timeout: must be a number of seconds above 0",
         "submit in.txt -m ollama:x": "ollama:x has no batch endpoint here. Use `embed` instead of `batch submit`",
         f"{submit} --endpoint x": "--endpoint: openai has no batch endpoint of this name (got 'x').",
         f"{submit} --leftovers x": "--leftovers: must be one of 'batch', ",

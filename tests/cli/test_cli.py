@@ -51,7 +51,7 @@ from embedkit_core.cli.console import FAILED, PARTIAL, REFUSED, USAGE
             USAGE,
             "--months: must be an integer",
         ),
-        (["bench", MODEL, "--most", "0"], USAGE, "--most: must be an integer of at least 1 (got 0)"),
+        (["bench", "-m", MODEL, "--most", "0"], USAGE, "--most: must be an integer of at least 1 (got 0)"),
         (["models", "opnai"], USAGE, "no model in the catalogue has the provider 'opnai'; did you mean 'openai'?"),
         (
             ["embed", "in.txt", "-o", "x.npy", "-m", MODEL, "--no-cache", "--cache", "foo"],
@@ -59,20 +59,30 @@ from embedkit_core.cli.console import FAILED, PARTIAL, REFUSED, USAGE
             "--no-cache: contradicts --cache (got 'foo'). Remove one of them.",
         ),
         (["cache", "verify", "in.txt", "--live", "-3", "-m", MODEL], USAGE, "--live: must be an integer of at least 0"),
+        (
+            ["compare", MODEL, "--texts", "in.txt", "--dimensions", "all"],
+            USAGE,
+            "--dimensions: must be whole numbers or own, as in own,512,256 (got 'all').",
+        ),
+        (["compare", MODEL, "--texts", "in.txt", "--dimensions", ""], USAGE, "--dimensions: is empty."),
         (["compare", MODEL], USAGE, "Set exactly one of --data"),
         (["compare", MODEL, "--data", "nowhere"], USAGE, "Folder 'nowhere' does not exist."),
         (["choose", MODEL, "--texts", "in.txt"], USAGE, "Set --floor"),
-        (["bench", MODEL, "--sizes", "0"], USAGE, "--sizes: must be an integer of at least 1 (got 0)"),
-        (["bench", MODEL, "--sizes", ","], USAGE, "--sizes: contains no job size"),
-        (["bench", MODEL, "--sizes", "many"], USAGE, "--sizes: must be whole numbers, as in 100,500 (got 'many')"),
+        (["bench", "-m", MODEL, "--sizes", "0"], USAGE, "--sizes: must be an integer of at least 1 (got 0)"),
+        (["bench", "-m", MODEL, "--sizes", ","], USAGE, "--sizes: contains no job size"),
+        (
+            ["bench", "-m", MODEL, "--sizes", "many"],
+            USAGE,
+            "--sizes: must be whole numbers, as in 100,500 (got 'many')",
+        ),
         (["compare", MODEL, "--texts", "in.txt", "--chart", "x.gif"], USAGE, "one of .png, .svg, .pdf (got 'x.gif')"),
         (["compare", MODEL, "--texts", "in.txt", "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
         (["compare", MODEL, "--texts", "in.txt", "--csv", "no/x.csv"], USAGE, "--csv: folder 'no' does not exist"),
         (["compare", MODEL, "--texts", "in.txt", "--report", "."], USAGE, "--report: '.' is a folder"),
         (["compare", MODEL, "--questions", "in.csv", "--csv", "./in.csv"], USAGE, "--csv: would overwrite './in.csv'"),
         (["compare", MODEL, "--texts", "in.txt", "--csv", "in.txt"], USAGE, "--csv: would overwrite 'in.txt'"),
-        (["bench", MODEL, "--chart", "x.svg", "--report", "x.svg"], USAGE, "--report: would overwrite 'x.svg'"),
-        (["bench", MODEL, "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
+        (["bench", "-m", MODEL, "--chart", "x.svg", "--report", "x.svg"], USAGE, "--report: would overwrite 'x.svg'"),
+        (["bench", "-m", MODEL, "--chart", "no/x.png"], USAGE, "--chart: folder 'no' does not exist"),
         *(
             (["cache", *command, "--cache", "."], USAGE, "--cache: the folder contains no cache (got '.')")
             for command in (["stats"], ["verify"], ["clear", "-y"], ["export", "copy"])
@@ -237,7 +247,7 @@ def test_without_the_cli_extra_the_error_has_the_install_command(monkeypatch, ca
     [
         ("pyarrow", "parquet", ["embed", "in.txt", "-m", MODEL, "-y", "-o", "out.parquet"]),
         ("pyarrow", "parquet", ["embed", "in.parquet", "-m", MODEL, "-y", "-o", "out.npy"]),
-        ("matplotlib", "tools", ["bench", MODEL, "-y"]),
+        ("matplotlib", "tools", ["bench", "-m", MODEL, "-y"]),
         ("ir_measures", "tools", ["compare", MODEL, "--texts", "in.txt", "-y"]),
     ],
 )

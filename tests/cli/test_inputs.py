@@ -228,3 +228,58 @@ def test_the_home_of_an_unknown_user_is_a_folder_that_does_not_exist(shell, tmp_
     lines(tmp_path / "in.txt", ["one"])
     code, _, err = shell("embed", *arguments, "-m", MODEL, "-y")
     assert (code, err) == (USAGE, f"rag-embedkit: {message}\n")
+
+
+MARKDOWN = "# Title\n\nOne\nparagraph.\n\n```python\na = 1\n\nb = 2\n```\n\n~~~\n```\n\n~~~\nLast.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "per", "expected"),
+    [
+        ("notes.md", None, [("notes.md", MARKDOWN)]),
+        ("notes.md", "line", [(str(n), line) for n, line in enumerate(MARKDOWN.split("\n"), 1) if line]),
+        (
+            "notes.md",
+            "paragraph",
+            [
+                ("1", "# Title"),
+                ("3", "One\nparagraph."),
+                ("6", "```python\na = 1\n\nb = 2\n```"),
+                ("12", "~~~\n```\n\n~~~\nLast."),
+            ],
+        ),
+        ("notes.txt", "file", [("notes.txt", MARKDOWN)]),
+        ("folder", None, [("deep/notes.md", MARKDOWN)]),
+    ],
+)
+def test_a_text_is_a_file_a_line_or_a_paragraph(tmp_path, monkeypatch, name, per, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    for file in ("notes.md", "notes.txt", "folder/deep/notes.md"):
+        (tmp_path / file).write_text(MARKDOWN)
+    with RecordSource([name], "text", "id", per=per) as source:
+        assert [(record.id, record.text) for record in source.records()] == expected
+
+
+def test_paragraphs_of_files_in_a_folder_have_ids_of_their_own(tmp_path):
+    (tmp_path / "a.md").write_text("One.\n\nTwo.\n")
+    (tmp_path / "b.txt").write_text("\nThree.\n")
+    with RecordSource([str(tmp_path)], "text", "id", per="paragraph") as source:
+        records = [(record.id, record.text) for record in source.records()]
+    assert records == [("a.md#1", "One."), ("a.md#3", "Two."), ("b.txt#2", "Three.")]
+
+
+def test_per_without_an_input_that_it_applies_to_is_an_error(shell, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')
+    code, _, err = shell("estimate", "in.jsonl", "-m", MODEL, "--per", "line")
+    assert (code, "--per: no input is a .txt or .md file" in err) == (2, True)
+
+
+def test_rows_without_a_text_get_zero_vectors_on_request(shell, server, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": " "}\n')
+    job = ("embed", "in.jsonl", "-o", "out.npy", "-m", MODEL, "-y", "-q", "--on-empty-text", "zero")
+    code, _, err = shell(*job)
+    assert code == 0, err
+    assert np.linalg.norm(np.load(tmp_path / "out.npy"), axis=1).round(3).tolist() == [1, 0, 0]
+    code, _, err = shell(*job, "--skip-empty")
+    assert (code, "--skip-empty: contradicts --on-empty-text zero" in err) == (2, True)

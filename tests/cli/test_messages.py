@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from support.inputs import MODEL, lines
 
-from embedkit_core.cli.console import USAGE
+from embedkit_core.cli.console import USAGE, app
 from embedkit_core.cli.messages import Wording
+from embedkit_core.config.base import parameter_names
 
 OPTIONS = {
     "model": "--model", "dimensions": "--dimensions", "dtype": "--dtype", "base_url": "--base-url", "price": "--price",
@@ -40,6 +42,9 @@ OPTIONS = {
             "Set it as in prices={'openai:m': 0.02}, or use budget_tokens=.",
             "Set it as in --price 0.02, or use budget_tokens= (in Python).",
         ),
+        ("max_concurrency and base_url of x apply.", "--max-concurrency and --base-url of x apply."),
+        ("dimensions, dtype: contradict.", "--dimensions, dtype: contradict."),
+        ("Server says 'max_concurrency'; cache/base_url.", "Server says 'max_concurrency'; cache/base_url."),
         ("pass model_info={}.", "pass model_info={} (in Python)."),
         ("Use for example dimensions=(8, 4).", "Use for example --dimensions 8,4."),
         (
@@ -100,6 +105,46 @@ def test_an_unknown_price_names_the_option_that_sets_it(shell, server, tmp_path)
     assert "; price: --price\n" in shell("estimate", "in.txt", "-m", "openai:unheard", "--price", "$0.02")[1]
 
 
+def test_every_option_of_an_argument_is_named_in_messages(shell, server):
+    seen = set()
+    for words, command in commands(typer.main.get_command(app), ()):
+        options = {option.name: option.opts[0] for option in command.params}
+        wording = Wording()
+        wording.use(options)
+        for name, option in options.items():
+            if name in parameter_names() and name != "model" and option.startswith("--"):
+                seen.add(name)
+                shown = wording(f"{name}: is wrong. Set {name}=5, or another {name}=.")
+                assert shown == f"{option}: is wrong. Set {option} 5, or another {option}.", words
+    assert seen >= {"task", "on_long_text", "on_empty_text", "requests_per_minute", "tokens_per_minute", "timeout"}
+
+
+def commands(command, words):
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, (*words, name))
+    if not hasattr(command, "commands"):
+        yield words, command
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (("--on-long-text", "cut"), "--on-long-text: "),
+        (("--on-empty-text", "skip"), "--on-empty-text: must be one of 'error', 'zero'"),
+        (("--task", "x"), "--task: "),
+        (("--timeout", "0"), "--timeout: must be a number of seconds above 0 (got 0.0)"),
+        (("--requests-per-minute", "0"), "--requests-per-minute: must be an integer of at least 1 (got 0)"),
+        (("--tokens-per-minute", "0"), "--tokens-per-minute: must be an integer of at least 1 (got 0)"),
+        (("--per", "word"), "--per: must be one of 'file', 'line', 'paragraph'"),
+    ],
+)
+def test_an_invalid_setting_is_named_as_its_option(shell, server, tmp_path, value, message):
+    code, _, err = shell("estimate", lines(tmp_path / "in.txt", ["one"]), "-m", MODEL, *value)
+    assert (code, server.requests) == (USAGE, [])
+    assert err.startswith(f"rag-embedkit: {message}")
+    assert "(in Python)" not in err
+
+
 @pytest.mark.parametrize("option", ["--dimensions", "--max-concurrency"])
 def test_an_option_for_a_whole_number_refuses_other_text_in_plain_english(shell, tmp_path, option):
     code, _, err = shell("embed", lines(tmp_path / "in.txt", ["one"]), "-o", "x.npy", "-m", MODEL, option, "abc")
@@ -136,7 +181,7 @@ def test_a_warning_of_the_library_is_one_line_in_the_words_of_the_command(server
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
     assert done.stderr.startswith(f"rag-embedkit: {MODEL}: 1 of 1 text was truncated")
-    assert "on_long_text='mean' (in Python)" in done.stderr
+    assert "--on-long-text mean" in done.stderr
 
 
 def test_an_output_whose_name_is_not_unicode_is_written(server, tmp_path):

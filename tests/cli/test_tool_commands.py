@@ -17,10 +17,9 @@ BLOCKED = "import sys; sys.modules[sys.argv.pop(1)] = None; from embedkit_core.c
 
 @pytest.mark.parametrize("command", ["compare", "choose", "bench"])
 def test_without_the_tools_extra_a_command_sends_nothing(server, tmp_path, command):
-    options = (
-        [] if command == "bench" else ["--texts", str(pages(tmp_path)), *(["--floor", "0"] * (command == "choose"))]
-    )
-    arguments = [sys.executable, "-c", BLOCKED, "ir_measures", command, MODEL, "--yes", *options]
+    texts = [MODEL, "--texts", str(pages(tmp_path))]
+    options = {"compare": texts, "choose": [*texts, "--floor", "0"], "bench": ["-m", MODEL]}[command]
+    arguments = [sys.executable, "-c", BLOCKED, "ir_measures", command, "--yes", *options]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, server.requests) == (USAGE, "", [])
     assert done.stderr == (
@@ -32,7 +31,7 @@ def test_without_the_tools_extra_a_command_sends_nothing(server, tmp_path, comma
 def test_compare_choose_and_bench_print_their_results(shell, tmp_path):
     pages(tmp_path)
     pictures = ["--chart", "chart.svg", "--report", "report.html", "--csv", "numbers.csv"]
-    code, out, err = shell("compare", MODEL, "--texts", "pages", "--dimensions", "512,256,5000", "-y", *pictures)
+    code, out, err = shell("compare", MODEL, "--texts", "pages", "--dimensions", "own,256,5000", "-y", *pictures)
     assert code == 0, err
     assert out.count(f"| {MODEL}") == 2
     assert f"{MODEL} 5000 float32: dimensions: text-embedding-3-small does not offer 5000 dimensions" in out
@@ -44,7 +43,7 @@ def test_compare_choose_and_bench_print_their_results(shell, tmp_path):
     assert out.endswith(f'Embedder("{MODEL}", dimensions=1536, dtype="float32")\n')
     assert shell("choose", MODEL, "--texts", "pages", "--floor", "1", "-y", "-q")[0] == 1
     assert shell("compare", MODEL, "--texts", "pages", "--dimensions", "5000", "-y", "-q")[0] == 1
-    code, out, err = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y", "--chart", "bench.png")
+    code, out, err = shell("bench", "-m", MODEL, "--sizes", "20,40", "--most", "2", "-y", "--chart", "bench.png")
     assert code == 0, err
     assert "use max_concurrency=" in out
     assert (tmp_path / "bench.png").stat().st_size > 5000
@@ -62,9 +61,9 @@ def test_an_unwritable_file_is_one_error_line_and_the_table_is_printed(shell, tm
 
 
 def test_bench_asks_for_confirmation_with_its_estimate(shell, server):
-    asked = shell("bench", MODEL, "--sizes", "20,40", "--most", "2")
+    asked = shell("bench", "-m", MODEL, "--sizes", "20,40", "--most", "2")
     assert (asked[0], server.requests) == (REFUSED, [])
-    told = shell("bench", MODEL, "--sizes", "20,40", "--most", "2", "-y")[2].splitlines()[0]
+    told = shell("bench", "-m", MODEL, "--sizes", "20,40", "--most", "2", "-y")[2].splitlines()[0]
     assert asked[2] == f"rag-embedkit: confirmation required to measure {told}. Add --yes to proceed.\n"
     named = int(told.partition("up to ")[2].partition(" ")[0].replace(",", ""))
     assert server.billed_tokens <= named * 1.2

@@ -21,13 +21,14 @@ def main() -> None:
     # Loading a local model would draw further progress bars, even with --quiet.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        from embedkit_core.cli.completion import run_completion
         from embedkit_core.cli.console import LogHandler
         from embedkit_core.cli.run import run
 
         logging.getLogger("embedkit_core").addHandler(LogHandler())
         if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be valid Unicode
             sys.stdout.reconfigure(errors="backslashreplace")
-        code = run()
+        code = run_completion(run)
     except KeyboardInterrupt:  # while the command was loaded, or for the second time
         code = 130
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the wait for requests in flight without a traceback

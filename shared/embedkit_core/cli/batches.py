@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict, Unpack, get_args
 
 import typer
 
@@ -14,6 +15,7 @@ from embedkit_core.cli.jobs import JobFolder, command, format_time, to_dict
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError, JobError
 from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.types import InputType
 from embedkit_core.common.validation import check_choice, check_seconds
 from embedkit_core.config.roles import Leftovers
 from embedkit_core.coordination.journal.journal import Journal
@@ -24,23 +26,31 @@ from embedkit_core.tools.tables import table
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job, as `batch list` shows it.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job is collected. Ctrl-C stops the wait only.")]
-Timeout = Annotated[int | None, o.integer("With --wait: wait so many seconds at most.")]
+WaitTimeout = Annotated[float | None, o.number("With --wait: wait so many seconds at most.")]
+
+
+class JobSettings(TypedDict):
+    """Options for a job."""
+
+    cache: o.FolderOption
+    coordination: o.CoordinationOption
+    base_url: o.BaseUrl
+
+
+class CollectSettings(JobSettings, o.ServerSettings):
+    """Options of `batch collect`."""
+
+
+class SubmitSettings(o.InputSettings, o.ModelSettings, o.VectorSettings, CollectSettings, o.BudgetSettings):
+    """Options of `batch submit`."""
+
+    input_type: o.InputTypeOption
 
 
 @batch_app.command()
+@o.with_settings
 def submit(
     inputs: o.Inputs,
-    model: o.Model,
-    column: o.Column = "text",
-    skip_empty: o.SkipEmpty = False,
-    dimensions: o.Dimensions = None,
-    dtype: o.DTypeOption = "float32",
-    input_type: o.InputTypeOption = "document",
-    cache: o.FolderOption = None,
-    coordination: o.CoordinationOption = None,
-    base_url: o.BaseUrl = None,
-    budget_usd: o.BudgetOption = None,
-    budget_name: o.BudgetName = None,
     keep_texts: Annotated[
         bool,
         typer.Option(
@@ -49,17 +59,17 @@ def submit(
         ),
     ] = True,
     leftovers: Annotated[
-        str,
-        typer.Option(help="What happens to texts that the provider did not embed: batch, request or leave."),
+        str, o.choice(get_args(Leftovers), "What happens to texts that the provider did not embed")
     ] = "batch",
     endpoint: Annotated[
         str | None, typer.Option(help="Name of a batch endpoint without a published lower price: embed-jobs of Cohere.")
     ] = None,
     wait: Wait = False,
-    timeout: Timeout = None,
+    wait_timeout: WaitTimeout = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
+    **settings: Unpack[SubmitSettings],
 ) -> None:
     """Submit texts to the provider's batch endpoint, which embeds them within hours at a lower price.
 
@@ -67,43 +77,36 @@ def submit(
 
     Example: `rag-embedkit batch submit docs/ -m openai:text-embedding-3-small`
     """
-    _check_timeout(timeout, wait=wait)
+    _check_wait(wait_timeout, wait=wait)
     check_choice("leftovers", leftovers, get_args(Leftovers))
-    folder = opened(cache, "--cache").folder
-    with (
-        RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
-        o.make_embedder(
-            *(model, dimensions, dtype),
-            cache=cache,
-            coordination=coordination,
-            base_url=base_url,
-            budget_usd=budget_usd,
-            budget_name=budget_name,
-        ) as embedder,
-    ):
+    folder = opened(settings["cache"], "--cache").folder
+    input_type = o.as_input_type(settings["input_type"])
+    with o.record_source(inputs, settings) as source, o.make_embedder(settings) as embedder:
         open_endpoint(embedder.provider, endpoint)
         _confirm_submission(embedder, source, input_type, yes=yes, quiet=quiet)
         try:
             job = embedder.submit(
                 source.texts(),
-                input_type=o.as_input_type(input_type),
+                input_type=input_type,
                 keep_texts=keep_texts,
                 leftovers=leftovers,  # type: ignore[arg-type]
                 endpoint=endpoint,
             )
         except KeyboardInterrupt:
-            raise StoppedError(f"`{command('list', cache)}` shows whether the job was submitted.") from None
-        place = JobFolder(Journal(folder), cache, base_url, coordination)
+            raise StoppedError(
+                f"`{command('list', {'cache': settings['cache']})}` shows whether the job was submitted."
+            ) from None
+        place = JobFolder(Journal(folder), settings)
         if wait:
-            place.wait(job, timeout, quiet=quiet)
+            place.wait(job, wait_timeout, quiet=quiet)
         place.show(job, quiet=quiet, as_json=as_json)
         _exit_if_partial(job)
 
 
 @batch_app.command(name="list")
-def listcommand(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
+def list_command(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
     """List the batch jobs of a cache folder, the oldest first, as its journal has them. No provider is asked."""
-    place = _open(cache)
+    place = _open({"cache": cache})
     jobs = [JobView(place.journal, record) for record in place.records()]
     head = ["job", "status", "model", "texts", "sent", "done", "failed", "left", "billed", "submitted"]
     cells = [
@@ -119,15 +122,10 @@ def listcommand(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
 
 
 @batch_app.command()
-def status(
-    job: JobId,
-    cache: o.FolderOption = None,
-    coordination: o.CoordinationOption = None,
-    base_url: o.BaseUrl = None,
-    as_json: o.Json = False,
-) -> None:
+@o.with_settings
+def status(job: JobId, as_json: o.Json = False, **settings: Unpack[JobSettings]) -> None:
     """Ask the provider for the state of a job; show its texts, cost, deadline and errors."""
-    place = _open(cache, base_url, coordination)
+    place = _open(settings)
     with place.job(job) as found:
         if isinstance(found, BatchJob):
             try:
@@ -139,23 +137,22 @@ def status(
 
 
 @batch_app.command()
+@o.with_settings
 def collect(
     job: JobId,
     wait: Wait = False,
-    timeout: Timeout = None,
-    cache: o.FolderOption = None,
-    coordination: o.CoordinationOption = None,
-    base_url: o.BaseUrl = None,
+    wait_timeout: WaitTimeout = None,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
+    **settings: Unpack[CollectSettings],
 ) -> None:
     """Write the vectors of a job to the cache, where other commands find them. Run it again for the rest."""
-    _check_timeout(timeout, wait=wait)
-    place = _open(cache, base_url, coordination)
+    _check_wait(wait_timeout, wait=wait)
+    place = _open(settings)
     with place.job(job) as found:
         if isinstance(found, BatchJob):
             if wait:
-                place.wait(found, timeout, quiet=quiet)
+                place.wait(found, wait_timeout, quiet=quiet)
             else:
                 found.collect()
         place.show(found, quiet=quiet, as_json=as_json)
@@ -163,24 +160,21 @@ def collect(
 
 
 @batch_app.command()
-def cancel(
-    job: JobId,
-    cache: o.FolderOption = None,
-    coordination: o.CoordinationOption = None,
-    base_url: o.BaseUrl = None,
-    as_json: o.Json = False,
-) -> None:
+@o.with_settings
+def cancel(job: JobId, as_json: o.Json = False, **settings: Unpack[JobSettings]) -> None:
     """Cancel what the provider has not done yet. What it has done is billed, and `batch collect` writes it."""
-    place = _open(cache, base_url, coordination)
+    place = _open(settings)
     with place.job(job) as found:
         if isinstance(found, BatchJob):
             found.cancel()
         place.show(found, quiet=False, as_json=as_json)
 
 
-def _confirm_submission(embedder: Embedder, source: RecordSource, input_type: str, *, yes: bool, quiet: bool) -> None:
+def _confirm_submission(
+    embedder: Embedder, source: RecordSource, input_type: InputType, *, yes: bool, quiet: bool
+) -> None:
     """Show the estimate, and ask for confirmation if it costs money."""
-    estimated = embedder.estimate(source.texts(), input_type=o.as_input_type(input_type))
+    estimated = embedder.estimate(source.texts(), input_type=input_type)
     if not estimated.texts:
         raise ConfigurationError("The inputs have no texts.")
     cost = estimated.batch_cost_usd
@@ -192,19 +186,20 @@ def _confirm_submission(embedder: Embedder, source: RecordSource, input_type: st
         confirm(f"submit {count_noun(estimated.texts_to_send, 'text')} for {format_price(cost)}?", yes=yes)
 
 
-def _open(cache: str | None, base_url: str | None = None, coordination: str | None = None) -> JobFolder:
+def _open(settings: Mapping[str, Any]) -> JobFolder:
     """Return the jobs of a cache folder, which must exist unless it is the user's own."""
+    cache = settings["cache"]
     folder = opened(cache, "--cache").folder
     if cache is not None and not folder.is_dir():
         raise ConfigurationError(f"--cache: the folder does not exist (got {cache!r}). Use the folder of a cache.")
-    return JobFolder(Journal(folder), cache, base_url, coordination)
+    return JobFolder(Journal(folder), settings)
 
 
-def _check_timeout(timeout: int | None, *, wait: bool) -> None:
+def _check_wait(timeout: float | None, *, wait: bool) -> None:
     if timeout is not None and not wait:
-        raise ConfigurationError("--timeout: needs --wait. Add it, or remove --timeout.")
+        raise ConfigurationError("--wait-timeout: needs --wait. Add it, or remove --wait-timeout.")
     if timeout is not None:
-        check_seconds("timeout", timeout)
+        check_seconds("--wait-timeout", timeout)
 
 
 def _exit_if_partial(job: JobView) -> None:

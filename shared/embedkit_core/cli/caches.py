@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
@@ -18,16 +18,15 @@ from embedkit_core.cli import options as o
 from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, wording
 from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.jobs import check_no_open_jobs
-from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun
-from embedkit_core.common.types import Cache
+from embedkit_core.common.types import Cache, InputType
 from embedkit_core.common.usage import USD
 from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_OfModel = typer.Option("--model", "-m", help="Only vectors of this model or vector space, as `cache stats` lists it.")
+_OfModel = o.model_option("Only vectors of this model or vector space, as `cache stats` lists it.")
 ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors without asking for confirmation.")]
 
 
@@ -45,38 +44,39 @@ def stats_command(cache: o.FolderOption = None, as_json: o.Json = False) -> None
     _show_stats("\n".join(lines), stats, as_json=as_json)
 
 
+class VerifySettings(o.InputSettings, o.VectorSettings, o.ServerSettings, o.SharedSettings):
+    """Options of `cache verify`."""
+
+    dimensions: o.Dimensions
+    dtype: o.DTypeOption
+    input_type: o.InputTypeOption
+
+
 @cache_app.command()
+@o.with_settings
 def verify(
     inputs: Annotated[list[str] | None, typer.Argument(help="With --live: the cached texts.")] = None,
     live: Annotated[int, o.integer("Embed this many cached texts again and compare.")] = 0,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="With --live: the model, as provider:model.")
-    ] = None,
-    column: o.Column = "text",
-    skip_empty: o.SkipEmpty = False,
-    dimensions: o.Dimensions = None,
-    base_url: o.BaseUrl = None,
-    cache: o.CacheOption = None,
+    model: Annotated[str | None, o.model_option("With --live: the model, as provider:model.")] = None,
     yes: o.Yes = False,
     as_json: o.Json = False,
+    **settings: Unpack[VerifySettings],
 ) -> None:
     """Check every vector against its checksum; with --live, compare some with current vectors of the model."""
     check_integer("--live", live, 0)
     if live:
         if not inputs or model is None:
             raise ConfigurationError("--live: requires --model and the texts, since the cache does not store texts.")
-        with (
-            RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
-            o.make_embedder(model, dimensions, "float32", cache=cache, base_url=base_url) as embedder,
-        ):
+        input_type = o.as_input_type(settings["input_type"])
+        with o.record_source(inputs, settings) as source, o.make_embedder({**settings, "model": model}) as embedder:
             texts = list(source.texts())
-            _confirm_resend(embedder, texts, live, yes=yes)
-            verification = embedder.verify_cache(texts, sample=live)
+            _confirm_resend(embedder, texts, input_type, live, yes=yes)
+            verification = embedder.verify_cache(texts, input_type=input_type, sample=live)
         show(wording(str(verification)), asdict(verification), as_json=as_json)
         return
     if inputs or model is not None:
         raise ConfigurationError("--live: is required to compare texts with a model. Add for example --live 20.")
-    stats = _folder(cache).verify()
+    stats = _folder(settings["cache"]).verify()
     text = (
         f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.damaged:,} damaged (embedded again on next use)"
     )
@@ -130,7 +130,7 @@ def _known_model(stats: CacheStats, model: str | None) -> str | None:
         stats.of_model(model)
     except ConfigurationError as unknown:
         try:
-            model = o.make_embedder(model, None, "float32", cache=None, base_url=None, sends=False).vector_space.model
+            model = o.make_embedder({"model": model}, sends=False).vector_space.model
             stats.of_model(model)
         except ConfigurationError:
             raise ConfigurationError(f"--{unknown}") from None
@@ -156,10 +156,10 @@ def _date(seconds: float | None) -> str:
     return "unknown" if seconds is None else datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
-def _confirm_resend(embedder: Embedder, texts: list[str], sample: int, *, yes: bool) -> None:
+def _confirm_resend(embedder: Embedder, texts: list[str], input_type: InputType, sample: int, *, yes: bool) -> None:
     """Ask for confirmation before cached texts are sent and billed again."""
-    resent = min(sample, embedder.estimate(texts).cache_hits)
-    cost_per_text = embedder.without_cache().estimate(texts).cost_per_text_usd
+    resent = min(sample, embedder.estimate(texts, input_type=input_type).cache_hits)
+    cost_per_text = embedder.without_cache().estimate(texts, input_type=input_type).cost_per_text_usd
     cost = None if cost_per_text is None else USD.multiply(resent, cost_per_text)
     if resent and cost != 0:
         confirm(f"embed {count_noun(resent, 'cached text')} again for {format_price(cost)}?", yes=yes)
@@ -240,36 +240,35 @@ def import_command(
     err.print(f"{count_noun(copied, 'vector')} copied from {source}")
 
 
+class WarmSettings(
+    o.InputSettings,
+    o.ModelSettings,
+    o.VectorSettings,
+    o.ServerSettings,
+    o.SharedSettings,
+    o.BudgetSettings,
+    o.PriceSettings,
+):
+    """Options of `cache warm`."""
+
+    input_type: o.InputTypeOption
+    max_concurrency: o.Concurrency
+
+
 @cache_app.command()
+@o.with_settings
 def warm(
     inputs: o.Inputs,
-    model: o.Model,
-    column: o.Column = "text",
-    skip_empty: o.SkipEmpty = False,
-    dimensions: o.Dimensions = None,
-    dtype: o.DTypeOption = "float32",
-    input_type: o.InputTypeOption = "document",
-    cache: o.CacheOption = None,
-    base_url: o.BaseUrl = None,
-    budget_usd: o.BudgetOption = None,
-    budget_name: o.BudgetName = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
+    **settings: Unpack[WarmSettings],
 ) -> None:
     """Embed texts into the cache only, without an output file."""
-    with (
-        RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
-        o.make_embedder(
-            *(model, dimensions, dtype),
-            cache=cache,
-            base_url=base_url,
-            budget_usd=budget_usd,
-            budget_name=budget_name,
-        ) as embedder,
-    ):
+    input_type = o.as_input_type(settings["input_type"])
+    with o.record_source(inputs, settings) as source, o.make_embedder(settings) as embedder:
         before = _write_failures(embedder)
-        embed_all(embedder, source, None, o.as_input_type(input_type), yes=yes, quiet=quiet)
+        embed_all(embedder, source, None, input_type, yes=yes, quiet=quiet)
         usage, lost = embedder.usage, _write_failures(embedder) - before
     show(str(usage), usage.to_dict(), as_json=as_json)
     if lost:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import reduce
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from embedkit_core import __version__
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.cli.messages import Wording
 from embedkit_core.common.errors import BudgetError
@@ -23,9 +24,7 @@ FAILED, USAGE, BUDGET, PARTIAL, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 app = typer.Typer(
     name="rag-embedkit",
-    help="Embed files with a cache, estimate costs, and compare, choose and benchmark embedding models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -39,6 +38,21 @@ app.add_typer(batch_app, name="batch")
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 wording = Wording()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"rag-embedkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Embed files with a cache, estimate costs, and compare, choose and benchmark embedding models."""
 
 
 class StoppedError(Exception):

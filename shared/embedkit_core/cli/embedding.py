@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import typer
 
@@ -28,52 +28,41 @@ from embedkit_core.providers.registry import is_provider, provider_class
 from embedkit_core.tools.tables import table
 
 
+class RunSettings(
+    o.InputSettings, o.ModelSettings, o.VectorSettings, o.ServerSettings, o.PriceSettings, o.NoCacheSettings
+):
+    """Options of `embed` and `estimate`."""
+
+    input_type: o.InputTypeOption
+    on_empty_text: o.OnEmptyText
+    max_concurrency: o.Concurrency
+    cache: o.CacheOption
+
+
+class EmbedSettings(RunSettings, o.BudgetSettings):
+    """Options of `embed`."""
+
+    id_column: o.IdColumn
+    coordination: o.CoordinationOption
+
+
 @app.command()
+@o.with_settings
 def embed(
     inputs: o.Inputs,
     output: Annotated[str, typer.Option("--output", "-o", help="Output file: .parquet, .jsonl or .npy.")],
-    model: o.Model,
-    column: o.Column = "text",
-    id_column: o.IdColumn = "id",
-    skip_empty: o.SkipEmpty = False,
-    dimensions: o.Dimensions = None,
-    dtype: o.DTypeOption = "float32",
-    input_type: o.InputTypeOption = "document",
-    cache: o.CacheOption = None,
-    no_cache: o.NoCache = False,
-    coordination: o.CoordinationOption = None,
-    base_url: o.BaseUrl = None,
-    budget_usd: o.BudgetOption = None,
-    budget_name: o.BudgetName = None,
-    price: o.PriceOption = None,
-    max_concurrency: o.Concurrency = 16,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
+    **settings: Unpack[EmbedSettings],
 ) -> None:
     """Embed texts into a file. Show the cost and ask for confirmation first. A rerun sends only the remaining texts.
 
     Example: `rag-embedkit embed docs/ -o vectors.parquet -m openai:text-embedding-3-small`
     """
-    file = Output(output)
-    with (
-        RecordSource(inputs, column, id_column, output=output, skip_empty=skip_empty) as source,
-        o.make_embedder(
-            model,
-            dimensions,
-            dtype,
-            cache=cache,
-            no_cache=no_cache,
-            coordination=coordination,
-            base_url=base_url,
-            budget_usd=budget_usd,
-            budget_name=budget_name,
-            price=price,
-            max_concurrency=max_concurrency,
-        ) as embedder,
-        file,
-    ):
-        embed_all(embedder, source, file, o.as_input_type(input_type), yes=yes, quiet=quiet)
+    file, input_type = Output(output), o.as_input_type(settings["input_type"])
+    with o.record_source(inputs, settings, output=output) as source, o.make_embedder(settings) as embedder, file:
+        embed_all(embedder, source, file, input_type, yes=yes, quiet=quiet)
         usage, rows = embedder.usage, file.rows
     show(
         f"{output}: {count_noun(rows, 'row')}; {usage}",
@@ -83,28 +72,12 @@ def embed(
 
 
 @app.command()
-def estimate(
-    inputs: o.Inputs,
-    model: o.Model,
-    column: o.Column = "text",
-    skip_empty: o.SkipEmpty = False,
-    dimensions: o.Dimensions = None,
-    dtype: o.DTypeOption = "float32",
-    input_type: o.InputTypeOption = "document",
-    cache: o.CacheOption = None,
-    no_cache: o.NoCache = False,
-    base_url: o.BaseUrl = None,
-    price: o.PriceOption = None,
-    as_json: o.Json = False,
-) -> None:
+@o.with_settings
+def estimate(inputs: o.Inputs, as_json: o.Json = False, **settings: Unpack[RunSettings]) -> None:
     """Estimate cache hits, tokens, cost, requests and time of embedding texts. Send nothing."""
-    with (
-        RecordSource(inputs, column, "id", skip_empty=skip_empty) as source,
-        o.make_embedder(
-            model, dimensions, dtype, cache=cache, no_cache=no_cache, base_url=base_url, price=price, sends=False
-        ) as embedder,
-    ):
-        result = embedder.estimate(source.texts(), input_type=o.as_input_type(input_type))
+    input_type = o.as_input_type(settings["input_type"])
+    with o.record_source(inputs, settings) as source, o.make_embedder(settings, sends=False) as embedder:
+        result = embedder.estimate(source.texts(), input_type=input_type)
     text = f"{result.model}: {result}\ntokens: {result.token_source}; price: {result.price_source}"
     show(wording(text), result.to_dict(), as_json=as_json)
 
@@ -154,20 +127,24 @@ def _list_price(model: ModelInfo) -> str | None:
     return "0" if is_provider(model.provider) and provider_class(model.provider).is_local else None
 
 
+class ExplainSettings(o.ModelSettings, o.VectorSettings):
+    """Options of `explain`."""
+
+    input_type: o.InputTypeOption
+    cache: o.CacheOption
+    base_url: o.BaseUrl
+
+
 @app.command()
+@o.with_settings
 def explain(
     text: Annotated[str, typer.Argument(help="The text to explain.")],
-    model: o.Model,
-    dimensions: o.Dimensions = None,
-    dtype: o.DTypeOption = "float32",
-    input_type: o.InputTypeOption = "document",
-    cache: o.CacheOption = None,
-    base_url: o.BaseUrl = None,
     as_json: o.Json = False,
+    **settings: Unpack[ExplainSettings],
 ) -> None:
     """Show the request body, the cache key and the source of the vector for a text. Send nothing."""
-    with o.make_embedder(model, dimensions, dtype, cache=cache, base_url=base_url, sends=False) as embedder:
-        explanation = embedder.explain(text, input_type=o.as_input_type(input_type))
+    with o.make_embedder(settings, sends=False) as embedder:
+        explanation = embedder.explain(text, input_type=o.as_input_type(settings["input_type"]))
     data: dict[str, Any] = {
         "model": explanation.model,
         "endpoint": explanation.endpoint,

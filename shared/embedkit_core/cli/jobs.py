@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -21,21 +21,20 @@ from embedkit_core.costs.amounts import to_usd
 from embedkit_core.costs.tracker import format_cost
 from embedkit_core.embedder import Embedder
 
+ADDRESSES = ("cache", "base_url", "coordination")
+LIMITS = ("timeout", "requests_per_minute", "tokens_per_minute")
+
 
 class JobFolder(NamedTuple):
     """A cache folder with jobs.
 
     Attributes:
         journal: Its journal.
-        option: Its path as the command got it. None for the user's cache folder.
-        base_url: The address that the command got for the requests. None for that of the environment.
-        coordination: The address of the Redis that the command got, which has no password. None for the cache.
+        settings: The values of the command's options by name. `ADDRESSES` and `LIMITS` are arguments of `Embedder`.
     """
 
     journal: Journal
-    option: str | None
-    base_url: str | None = None
-    coordination: str | None = None
+    settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -65,7 +64,7 @@ class JobFolder(NamedTuple):
         with self._embedder_of(records[job_id]) as embedder:
             yield embedder.job(job_id)
 
-    def wait(self, job: BatchJob, timeout: int | None, *, quiet: bool) -> None:
+    def wait(self, job: BatchJob, timeout: float | None, *, quiet: bool) -> None:
         """Collect a job until nothing of it is open, with a progress bar on a terminal."""
         more = f"The job goes on. Collect it with: {self.command_of(job)} --wait"
         try:
@@ -83,7 +82,7 @@ class JobFolder(NamedTuple):
 
     def command_of(self, job: JobView) -> str:
         """Return the command that collects a job."""
-        return command(f"collect {job.id}", self.option, self.base_url, self.coordination)
+        return command(f"collect {job.id}", self.settings)
 
     def _embedder_of(self, record: JobRecord) -> Embedder:
         """Return an embedder with the settings of a job.
@@ -99,7 +98,7 @@ class JobFolder(NamedTuple):
         for name, nano_usd, tokens in record.options.get("budgets", ()):
             arguments |= {"budget_name": name, "budget_tokens": tokens}
             arguments["budget_usd"] = None if nano_usd is None else to_usd(nano_usd)
-        arguments |= {"base_url": self.base_url, "cache": self.option, "coordination": self.coordination}
+        arguments |= {name: self.settings[name] for name in (*ADDRESSES, *LIMITS) if name in self.settings}
         embedder = Embedder(**arguments)
         if embedder.provider.url != address:
             embedder.close()
@@ -128,21 +127,22 @@ def check_no_open_jobs(folder: Path, option: str | None) -> None:
     Raises:
         JobError: There are open jobs.
     """
-    place = JobFolder(Journal(folder), option)
+    settings = {"cache": option}
+    place = JobFolder(Journal(folder), settings)
     jobs = [record.id for record in place.records() if not JobView(place.journal, record).is_finished]
     if jobs:
         listed = ", ".join(jobs[:10]) + (", …" if len(jobs) > 10 else "")
         raise JobError(
             f"{count_noun(len(jobs), 'batch job')} of {place.name} {'is' if len(jobs) == 1 else 'are'} open "
-            f"({listed}). Collect or cancel them first, with: {command('collect', option)} JOB --wait",
+            f"({listed}). Collect or cancel them first, with: {command('collect', settings)} JOB --wait",
             jobs[0],
         )
 
 
-def command(words: str, cache: str | None, base_url: str | None = None, coordination: str | None = None) -> str:
+def command(words: str, settings: Mapping[str, Any]) -> str:
     """Return a command for the jobs of a cache folder, as a user writes it."""
-    options = {"--cache": cache, "--base-url": base_url, "--coordination": coordination}
-    given = [f" {name} {shlex.quote(value)}" for name, value in options.items() if value is not None]
+    values = {name: settings[name] for name in ADDRESSES if settings.get(name) is not None}
+    given = [f" --{name.replace('_', '-')} {shlex.quote(value)}" for name, value in values.items()]
     return f"rag-embedkit batch {words}{''.join(given)}"
 
 

@@ -20,6 +20,7 @@ ARGUMENTS = {
 PHRASES = {
     "Pass api_key= or set": "Set",  # a key is not passed on a command line
     "api_key=": "the API key",
+    ", or None for no limit": "",  # an option is omitted
     "embed()": "`embed`",
     "submit()": "`batch submit`",
     "wait() and collect() send": "`batch collect` sends",
@@ -41,14 +42,17 @@ class Wording:
             self._options["prices"] = options["price"]
         names = "|".join(ARGUMENTS)
         subjects = "|".join(self._options.keys() - {"model"}) or "(?!)"
-        self._subject = re.compile(rf"^({subjects})(?:\[[^]]*\])?: ")
+        self._subject = re.compile(rf"^({subjects})(?:\[[^]]*\])?(?=: |, [\w, ]+: )")
+        words = "|".join(name for name in self._options if "_" in name) or "(?!)"  # no English words
+        self._word = re.compile(rf"(?<![\w'\"=./-])({words})(?![\w'\"=./-]|\()")
         self._argument = re.compile(rf"(?<![\w'\"-])({names})(?:\['[^']*'\])?=({_VALUE})?")
 
     def __call__(self, message: str) -> str:
         """Return a message that names options. An argument without an option is marked as one of Python."""
         message = _PHRASE.sub(lambda found: PHRASES[found[0]], message)
-        message = self._subject.sub(lambda found: f"{self._options[found[1]]}: ", message)
-        return self._argument.sub(self._option, message)
+        message = self._subject.sub(lambda found: self._options[found[1]], message)
+        message = self._argument.sub(self._option, message)
+        return self._word.sub(lambda found: self._options[found[1]], message)
 
     def _option(self, found: re.Match[str]) -> str:
         name, value = found[1], found[2] or ""

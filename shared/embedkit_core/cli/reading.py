@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from embedkit_core.cli.inputs import STDIN, InputFile, expand_home
+from embedkit_core.cli.splitting import PER, split_text
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.validation import check_choice
 from embedkit_core.tools.tasks import MAX_CSV_FIELD
 
 DEFAULT_ID_COLUMN = "id"  # rows may lack this column
 MAX_LISTED_COLUMNS = 20  # in an error message
 MAX_LISTED_ROWS = 10
 NO_UNICODE = "not valid Unicode (a lone surrogate)"
-SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
+TEXT_SUFFIXES = (".txt", ".md")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".csv", ".parquet")
 
 
 class Record(NamedTuple):
@@ -77,7 +80,10 @@ class RecordSource:
         column: Column of the texts.
         id_column: Column of the ids.
         output: The output file, which is not read.
+        per: What one text of a .txt or .md file and of standard input is, one of `PER`. By default it is a line, but
+            a whole .md file, and a whole file in a folder.
         skip_empty: Skip rows whose text is null, empty or white space.
+        keep_empty: Read these rows as empty texts.
 
     Attributes:
         skipped: Number of skipped rows in the last iteration.
@@ -93,13 +99,22 @@ class RecordSource:
         id_column: str,
         *,
         output: str | None = None,
+        per: str | None = None,
         skip_empty: bool = False,
+        keep_empty: bool = False,
     ) -> None:
-        self._column, self._id_column, self._skip_empty = column, id_column, skip_empty
+        self._column, self._id_column = column, id_column
+        self._per, self._skip_empty, self._keep_empty = per, skip_empty, keep_empty
         self._output = None if output is None else expand_home(output)
         self._paths = [None if name == STDIN else self._path(name) for name in inputs]
         self._inputs: list[Path | InputFile] = []  # folders and files
         self.skipped = 0
+        if per is not None:
+            check_choice("--per", per, PER)
+            if all(path and path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES for path in self._paths):
+                raise ConfigurationError(
+                    "--per: no input is a .txt or .md file, a folder or standard input. Remove it."
+                )
 
     def _path(self, name: str) -> Path:
         path = expand_home(name)
@@ -165,16 +180,10 @@ class RecordSource:
                 if not _is_earlier_output(path):
                     raise ConfigurationError(f"--output: would overwrite {str(path)!r}. Use another name.")
             elif path.is_file() and path.suffix.lower() in SUFFIXES:
-                if path.suffix.lower() in (".txt", ".md"):
-                    text, name = _read(path), str(path.relative_to(folder))
-                    if not _is_unicode(name):
-                        yield InvalidRow(str(path), f"the file name is {NO_UNICODE}")
-                    elif text.strip():
-                        yield Record(name, text, str(path))
-                else:
-                    yield from self._file(InputFile.on_disk(path))
+                yield from self._file(InputFile.on_disk(path), folder)
 
-    def _file(self, file: InputFile) -> Iterator[Record | InvalidRow]:
+    def _file(self, file: InputFile, folder: Path | None = None) -> Iterator[Record | InvalidRow]:
+        """Yield the rows of a file, which is in `folder` if that was the input."""
         if file.suffix == ".parquet":
             yield from self._parquet(file)
             return
@@ -188,13 +197,29 @@ class RecordSource:
                             location = f"{file.name}, line {number}"
                             yield self._row(_json(line, location), number, location)
                 else:
-                    for number, line in enumerate(lines, 1):
-                        if line.strip():
-                            yield Record(str(number), line.rstrip("\r\n"), f"{file.name}, line {number}")
+                    yield from self._texts(lines, file, folder)
         except UnicodeDecodeError:
             raise ConfigurationError(f"{file.name} is not UTF-8. Convert it to UTF-8.") from None
         except OSError as error:
             raise ConfigurationError(f"{file.name} cannot be read ({error.strerror}).") from None
+
+    def _texts(self, lines: Iterable[str], file: InputFile, folder: Path | None) -> Iterator[Record | InvalidRow]:
+        """Yield the texts of a .txt or .md file, or of standard input.
+
+        The id of a whole file is its name, that of a line or paragraph its line number, after the name in a folder.
+        """
+        per = self._per or ("file" if folder is not None or file.suffix == ".md" else "line")
+        name = file.name if folder is None else str(Path(file.name).relative_to(folder))
+        for number, text in split_text(lines, per, is_markdown=file.suffix == ".md"):
+            if per == "file":
+                row_id, location = name, file.name
+            else:
+                row_id, location = f"{name}#{number}" if folder else str(number), f"{file.name}, line {number}"
+            if _is_unicode(row_id):
+                yield Record(row_id, text, location)
+            else:
+                yield InvalidRow(file.name, f"the file name is {NO_UNICODE}")
+                return
 
     def _csv(self, lines: Iterable[str], name: str) -> Iterator[Record | InvalidRow]:
         csv.field_size_limit(MAX_CSV_FIELD)
@@ -240,8 +265,11 @@ class RecordSource:
         text = row[self._column]
         if problem := _text_problem(text):
             is_empty = text is None or (isinstance(text, str) and not text.strip())
-            return InvalidRow(location, f"the text is {problem}", is_empty=is_empty)
-        return Record(name, text, location) if _is_unicode(name) else InvalidRow(location, f"the id is {NO_UNICODE}")
+            if not (is_empty and self._keep_empty):
+                return InvalidRow(location, f"the text is {problem}", is_empty=is_empty)
+        return (
+            Record(name, text or "", location) if _is_unicode(name) else InvalidRow(location, f"the id is {NO_UNICODE}")
+        )
 
     def _id(self, row: dict[str, Any], location: str) -> Any:
         """Return the id of a row, None if it has none. An explicit id column must exist."""
@@ -331,12 +359,3 @@ def _is_earlier_output(path: Path) -> bool:
     except Exception:  # not a readable output file
         return False
     return set(names) in ({"id", "text", "vector"}, set())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} is not UTF-8. Convert it to UTF-8.") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read ({error.strerror}).") from None
