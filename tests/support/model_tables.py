@@ -37,19 +37,16 @@ def shown_name(row: ModelInfo) -> str:
 
 
 def _api(rows: list[ModelInfo]) -> str:
-    head = ["model", "dimensions", "types", "tokens per text", "per request", "USD", "notes", "checked"]
+    head = ["model", "dimensions, types", "limits", "USD", "notes"]
     return _table(
         head,
         [
             [
-                f"[`{shown_name(row)}`]({row.source})<br>{_status(row)}",
-                _dimensions(row),
-                "all" if row.dtypes == ALL_TYPES else ", ".join(row.dtypes),
-                _count(row.limits.text_tokens),
-                _request(row),
+                f"[`{shown_name(row)}`]({row.source})<br>{_status(row)}<br>{row.checked_on or '?'}",
+                f"{_dimensions(row)}<br>{'all' if row.dtypes == ALL_TYPES else ', '.join(row.dtypes)}",
+                f"{_count(row.limits.text_tokens)} tokens<br>{_request(row)}",
                 _price(row),
                 "; ".join(filter(None, [row.note, f"tasks: {', '.join(row.tasks)}" if row.tasks else ""])),
-                row.checked_on or "?",
             ]
             for row in rows
         ],
@@ -57,7 +54,7 @@ def _api(rows: list[ModelInfo]) -> str:
 
 
 def _local(rows: tuple[ModelInfo, ...]) -> str:
-    head = ["model", "dimensions", "tokens", "query prompt", "document prompt", "notes"]
+    head = ["model", "dimensions", "tokens", "prompts", "notes"]
     return _table(
         head,
         [
@@ -65,8 +62,7 @@ def _local(rows: tuple[ModelInfo, ...]) -> str:
                 f"[`{row.name}`]({row.source})",
                 _dimensions(row),
                 _count(row.limits.text_tokens),
-                _prompt(row.prompts.get("query")),
-                _prompt(row.prompts.get("document")),
+                _prompts(row),
                 row.note or "",
             ]
             for row in rows
@@ -92,7 +88,8 @@ def _status(row: ModelInfo) -> str:
 
 def _request(row: ModelInfo) -> str:
     """Return the limits of a request; those that are not the provider's own are in parentheses."""
-    limits = f"{_count(row.limits.texts)} texts<br>{_count(row.limits.tokens)} tokens"
+    texts = "1 text" if row.limits.texts == 1 else f"{_count(row.limits.texts)} texts"
+    limits = f"{texts}, {_count(row.limits.tokens)} tokens"
     return limits if row.limits_confirmed else f"({limits})"
 
 
@@ -115,8 +112,9 @@ def _count(number: int | None) -> str:
     return "?" if number is None else f"{number:,}"
 
 
-def _prompt(prompt: str | None) -> str:
-    return f"`{json.dumps(prompt, ensure_ascii=False)}`" if prompt else ""
+def _prompts(row: ModelInfo) -> str:
+    prompts = {name: row.prompts.get(name) for name in ("query", "document")}
+    return "<br>".join(f"{name}: `{json.dumps(text, ensure_ascii=False)}`" for name, text in prompts.items() if text)
 
 
 if __name__ == "__main__":
