@@ -7,6 +7,7 @@
 #   make test-extras                       each extra alone, from the wheel, and none from the sdist; EXTRAS="openai bare" picks some
 #   make test-versions                     the oldest and newest versions of frameworks, other Pythons; VERSIONS="oldest tests-3.13"
 #   make test-fleet                        the oldest Ray that is supported; `make test` has the newest
+#   make docs                              the documentation site, in build/docs; a dead link is an error
 #   make dist                              the wheel and the sdist, in dist/
 #   make invariants                        check that each invariant's test fails without the code that ensures it; ARGS="2 9" picks some
 #   make soak                              everything at once for three minutes, against a server that fails; ARGS="--minutes 10"
@@ -51,7 +52,7 @@ INSTALLED = $(VENV)/.installed
 FAST_INSTALLED = $(VENV)-fast/.installed
 BENCHMARKS_INSTALLED = $(VENV)/.installed-benchmarks
 
-.PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-fleet bench-compare install dist clean distclean
+.PHONY: demo live test test-extras test-versions test-fleet lint types invariants soak bench-retrieval bench-speed bench-processes bench-redis bench-fleet bench-compare install docs dist clean distclean
 
 demo: $(if $(FAST),$(FAST_INSTALLED),$(INSTALLED))
 	@$(if $(FAST),$(VENV)-fast/bin,$(BIN))/python examples/demo.py $(if $(FAST),--fast) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -73,6 +74,9 @@ test-versions: $(INSTALLED)
 
 test-fleet: $(INSTALLED)
 	@$(NOX) --sessions fleet
+
+docs: $(INSTALLED)
+	@$(NOX) --sessions docs
 
 dist: $(INSTALLED)
 	@$(NOX) --sessions build

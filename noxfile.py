@@ -130,6 +130,14 @@ def suite(session: nox.Session) -> None:
     )
 
 
+@nox.session(python=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into build/docs; a warning is an error."""
+    shutil.rmtree(ROOT / "build" / "docs", ignore_errors=True)
+    options = ["--quiet", "--fail-on-warning", "--fresh-env", "--jobs", "auto", "--conf-dir", "docs"]
+    session.run("sphinx-build", *options, "--doctree-dir", "build/doctrees", ".", "build/docs")
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheels and sdists of the project and its metapackages into dist/, twice, and check them."""
