@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Never, Self, get_args
 
 from embedkit_core.cache.embedder_cache import CacheArgument, EmbedderCache, check_cache, open_embedder_cache
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
 from embedkit_core.common.threads import BULK, JOBS, WakeFlag, WorkerPool, off_loop
 from embedkit_core.common.types import NO_LIMITS, EmptyText, InputType, LongText, RateLimiter, RateSettings, Task
@@ -56,7 +57,7 @@ from embedkit_core.engine.runtime.process import engine
 from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.providers.catalogue.known_models import KnownModel
 from embedkit_core.providers.http.connection import ClientCert, Connection
-from embedkit_core.providers.secrets import Hidden, Secret, hide, mask_key, mask_login
+from embedkit_core.providers.secrets import Hidden, Secret, hide, hide_secrets, mask_key, mask_login
 
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.account import Account
@@ -214,6 +215,40 @@ class BaseEmbedder:
             **identity_arguments(self._arguments, self.provider, self._specs["document"].format),
             "fingerprint": self.fingerprint,
         }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | str | PathLike[str], **arguments: Any) -> Self:
+        """Create an embedder from arguments in a mapping or a file.
+
+        Args:
+            config: A mapping of the constructor's arguments, or the path of a TOML or JSON file with them. If the file
+                has a table "rag-embedkit", only this table is used.
+            arguments: Further arguments, such as `api_key`. They replace those of `config`.
+
+        Raises:
+            ConfigurationError: The file cannot be read; a key is unknown; a value is invalid; or it may be a secret:
+                `api_key`, `headers`, `proxy` or `client_cert`.
+
+        Example:
+            ```python
+            embedder = Embedder.from_config({"model": "openai:text-embedding-3-small", "dimensions": 256})
+            ```
+        """
+        config, arguments = hide(config), hide_secrets(arguments)
+        found = import_module("embedkit_core.config.files").read_config(config, parameter_defaults())
+        return cls(**{**found, **arguments})
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the arguments that are not the defaults as JSON types, for `from_config`.
+
+        `progress` and secrets are left out: `api_key`, `headers`, `proxy` and `client_cert`.
+
+        Raises:
+            ConfigurationError: A cache, the coordinator or the rate limiter is an object.
+        """
+        files = import_module("embedkit_core.config.files")
+        made: dict[str, Any] = files.make_config(self._arguments, parameter_defaults(), signs_in=self._secrets.signs_in)
+        return made
 
     def job_arguments(self) -> dict[str, Any]:
         """Return the arguments for an embedder that can work on the jobs of this one, as JSON types without secrets."""

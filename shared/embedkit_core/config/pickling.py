@@ -40,6 +40,11 @@ class PickledSecrets:
         self._given = {name: arguments[name] for name in SECRET_ARGUMENTS if arguments[name] is not None}
         self._may_pickle = may_pickle
 
+    @property
+    def signs_in(self) -> bool:
+        """True if a package signs in, so that there is no API key."""
+        return is_sign_in(self._given.get("api_key"))
+
     def to_pickle(self) -> dict[str, Any]:
         """Return the secrets for a pickle; True replaces a secret that is not pickled."""
         if not self._may_pickle:
@@ -127,9 +132,37 @@ def job_arguments(arguments: Mapping[str, Any], defaults: Mapping[str, Any], pro
     Without the API key and other secrets, the cache and what matters to the process only.
     """
     kept = {name: arguments[name] for name in JOB_ARGUMENTS} | {"base_url": provider.url}
-    kept = {name: value for name, value in kept.items() if not _is_same(value, defaults[name])}
+    return arguments_as_json(kept, defaults)
+
+
+def arguments_as_json(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are not the defaults, as JSON types."""
+    kept = {name: value for name, value in arguments.items() if not _is_same(value, defaults[name])}
     as_json: dict[str, Any] = json.loads(json.dumps(kept, default=_to_json))
     return as_json
+
+
+def check_has_no_objects(arguments: Mapping[str, Any], purpose: str) -> None:
+    """Check that caches and coordinator are named, so that another embedder can use the same ones.
+
+    Args:
+        arguments: The constructor arguments.
+        purpose: What an embedder with an object cannot do, for errors.
+
+    Raises:
+        ConfigurationError: One of them is an object.
+    """
+    if not isinstance(arguments["coordination"], (str, type(None), bool)):
+        raise ConfigurationError(
+            f"coordination: an embedder with a coordinator object or a client cannot {purpose}. Use an address, or "
+            "create an embedder in each process."
+        )
+    cache = arguments["cache"]
+    for one in cache if isinstance(cache, (list, tuple)) else [cache]:
+        if not isinstance(one, (str, PathLike, type(None), bool)):
+            raise ConfigurationError(
+                f"cache: an embedder with a cache object or a client cannot {purpose}. Use a folder or an address."
+            )
 
 
 def _to_json(value: object) -> object:
@@ -147,11 +180,7 @@ def to_pickle(arguments: Mapping[str, Any], defaults: Mapping[str, Any], provide
         ConfigurationError: A cache or the coordinator is an object: its copy would be another one.
     """
     cache, limiter = arguments["cache"], arguments["rate_limiter"]
-    if not isinstance(arguments["coordination"], (str, type(None), bool)):
-        raise ConfigurationError(
-            "coordination: an embedder with a coordinator object or a client cannot be pickled. Use an address, or "
-            "create an embedder in each process."
-        )
+    check_has_no_objects(arguments, "be pickled")
     cache = [_cache_to_pickle(one) for one in cache] if isinstance(cache, (list, tuple)) else _cache_to_pickle(cache)
     if limiter is not None and not _can_pickle(limiter):
         logger.warning("rate_limiter of %s:%s cannot be pickled; the copy has none", provider.name, provider.model)
@@ -174,10 +203,6 @@ def _is_same(value: object, default: object) -> bool:
 
 def _cache_to_pickle(cache: object) -> object:
     """Return one cache of an argument: a folder as an absolute path, anything else as it is."""
-    if not isinstance(cache, (str, PathLike, type(None), bool)):
-        raise ConfigurationError(
-            "cache: an embedder with a cache object or a client cannot be pickled. Use a folder or an address."
-        )
     if isinstance(cache, PathLike) or (isinstance(cache, str) and "://" not in cache):
         return Path(cache).expanduser().absolute()
     return cache
