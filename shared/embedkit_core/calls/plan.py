@@ -128,9 +128,15 @@ def as_list(texts: Iterable[str]) -> list[str]:
         return texts.copy()
     check_is_list(texts)
     try:
-        return list(texts)
+        return list(_python_values(texts))
     except TypeError:
         raise not_iterable_error(texts) from None
+
+
+def _python_values(texts: Iterable[str]) -> Iterable[str]:
+    """Return the strings of a column of pyarrow, which iterates over scalars of its own; anything else as it is."""
+    values: Iterable[str] = texts.to_pylist() if hasattr(texts, "to_pylist") else texts
+    return values
 
 
 def check_is_list(texts: object) -> None:
@@ -216,7 +222,7 @@ def iterate_texts(texts: Iterable[str]) -> Iterator[str]:
     """
     check_is_list(texts)
     try:
-        return iter(texts)
+        return iter(_python_values(texts))
     except TypeError:
         raise not_iterable_error(texts) from None
 

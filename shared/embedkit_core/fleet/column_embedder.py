@@ -75,14 +75,7 @@ class ColumnEmbedder:
             raise ConfigurationError(
                 f"embedder: must be an embedkit_core.Embedder or the name of a model (got {type(embedder).__name__})"
             )
-        names = {"text_column": text_column, "vector_column": vector_column, "error_column": error_column}
-        for argument, name in names.items():
-            if (name is not None or argument != "error_column") and (not isinstance(name, str) or not name):
-                raise ConfigurationError(f"{argument}: must be the name of a column (got {name!r:.80})")
-        if len(set(names.values())) < len(names):
-            raise ConfigurationError(
-                f"{', '.join(names)}: must be different (got {', '.join(map(repr, names.values()))})"
-            )
+        check_columns(text_column, vector_column, error_column)
         check_choice("input_type", input_type, get_args(InputType))
         embedder.check_can_be_sent()
         self._pickle = pickle.dumps(embedder)
@@ -103,11 +96,12 @@ class ColumnEmbedder:
         """Embed the texts of a batch in one call, with as many requests at a time as the embedder allows.
 
         Args:
-            batch: A mapping of column names to arrays or lists, a pyarrow.Table or a pandas.DataFrame.
+            batch: A mapping of column names to arrays or lists, a pyarrow.Table, or a DataFrame of pandas or polars.
 
         Returns:
             A batch of the same type with the column of vectors: in a mapping an array of shape (n_texts, dimensions),
-            in a table lists of fixed size, in a frame arrays. The other columns are unchanged.
+            in a table lists of fixed size, in a frame arrays (in polars of the type Array). The other columns are
+            unchanged.
 
         Raises:
             ConfigurationError: The batch is of another type, or has no column of that name.
@@ -125,45 +119,77 @@ class ColumnEmbedder:
         Returns:
             The vectors, shape (n_texts, dimensions), and the column of errors by its name, if there is to be one.
         """
-        embedder, errors = self.embedder, {}
-        if self.error_column is None:
-            try:
-                vectors = embedder.embed(texts, input_type=self._input_type, progress=progress).vectors
-            except InputError as error:
-                raise InputError(f"{str(error).rstrip('.')}. {INPUT_FIX}", error.indices) from None
-        else:
-            vectors, messages = self._embed_valid(embedder, texts, progress)
-            errors = {self.error_column: [messages.get(position) for position in range(len(texts))]}
+        embedder = self.embedder
+        vectors, errors = embed_values(embedder, texts, self._input_type, self.error_column, progress)
         embedder.vector_cache.flush(FLUSH_SECONDS)
         return vectors, errors
 
-    def _embed_valid(
-        self, embedder: Embedder, texts: list[Any], progress: ProgressOption
-    ) -> tuple[Vectors, dict[int, str]]:
-        """Return the vectors, and the messages of the texts that have none, by position."""
-        errors: dict[int, str] = {}
-        valid = [*range(len(texts))]
-        try:
-            result = embedder.embed(texts, input_type=self._input_type, progress=progress)
-        except InputError as error:
-            errors = {position: f"The text is {reason_for(texts[position])}." for position in error.indices}
-            for meter in meters_of(embedder, self._input_type):
-                meter.add(Usage(texts=len(errors), failed=len(errors)))
-            valid = [position for position in valid if position not in errors]
-            result = embedder.embed([texts[i] for i in valid], input_type=self._input_type, progress=progress)
-        for failure in result.failed.values():
-            if isinstance(failure, OF_ALL_BATCHES):
-                raise failure
-        width = result.vectors.shape[1]
-        if texts and not width:
-            raise next(iter(result.failed.values()), unknown_width_error(embedder.model, errors))
-        errors |= {valid[position]: str(failure) for position, failure in result.failed.items()}
-        if len(valid) == len(texts):
-            return result.vectors, errors
-        dtype = result.vectors.dtype
-        vectors = np.full((len(texts), width), np.nan if dtype.kind == "f" else 0, dtype)
-        vectors[valid] = result.vectors
-        return vectors, errors
+
+def check_columns(text_column: str, vector_column: str, error_column: str | None) -> None:
+    """Check the names of columns.
+
+    Raises:
+        ConfigurationError: One is no name, or two are equal.
+    """
+    names = {"text_column": text_column, "vector_column": vector_column, "error_column": error_column}
+    for argument, name in names.items():
+        if (name is not None or argument != "error_column") and (not isinstance(name, str) or not name):
+            raise ConfigurationError(f"{argument}: must be the name of a column (got {name!r:.80})")
+    if len(set(names.values())) < len(names):
+        raise ConfigurationError(f"{', '.join(names)}: must be different (got {', '.join(map(repr, names.values()))})")
+
+
+def embed_values(
+    embedder: Embedder, texts: list[Any], input_type: InputType, error_column: str | None, progress: ProgressOption
+) -> tuple[Vectors, dict[str, list[str | None]]]:
+    """Embed the values of a text column.
+
+    Args:
+        embedder: The embedder, with `on_error="return"` if there is an error column.
+        texts: The values, None for nulls.
+        input_type: "document" or "query".
+        error_column: The name of the column of errors. None for none.
+        progress: As in `Embedder.embed`.
+
+    Returns:
+        The vectors, shape (n_texts, dimensions), and the column of errors by its name, if there is to be one.
+    """
+    if error_column is not None:
+        vectors, messages = _embed_valid(embedder, texts, input_type, progress)
+        return vectors, {error_column: [messages.get(position) for position in range(len(texts))]}
+    try:
+        return embedder.embed(texts, input_type=input_type, progress=progress).vectors, {}
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}. {INPUT_FIX}", error.indices) from None
+
+
+def _embed_valid(
+    embedder: Embedder, texts: list[Any], input_type: InputType, progress: ProgressOption
+) -> tuple[Vectors, dict[int, str]]:
+    """Return the vectors, and the messages of the texts that have none, by position."""
+    errors: dict[int, str] = {}
+    valid = [*range(len(texts))]
+    try:
+        result = embedder.embed(texts, input_type=input_type, progress=progress)
+    except InputError as error:
+        errors = {position: f"The text is {reason_for(texts[position])}." for position in error.indices}
+        for meter in meters_of(embedder, input_type):
+            meter.add(Usage(texts=len(errors), failed=len(errors)))
+        valid = [position for position in valid if position not in errors]
+        result = embedder.embed([texts[i] for i in valid], input_type=input_type, progress=progress)
+    for failure in result.failed.values():
+        if isinstance(failure, OF_ALL_BATCHES):
+            raise failure
+    width = result.vectors.shape[1]
+    if texts and not width:
+        raise next(iter(result.failed.values()), unknown_width_error(embedder.model, errors))
+    errors |= {valid[position]: str(failure) for position, failure in result.failed.items()}
+    if len(valid) == len(texts):
+        return result.vectors, errors
+    dtype = result.vectors.dtype
+    vectors = np.full((len(texts), width), np.nan if dtype.kind == "f" else 0, dtype)
+    vectors[valid] = result.vectors
+    return vectors, errors
 
 
 def meters_of(embedder: Embedder, input_type: InputType) -> Sequence[Meter]:

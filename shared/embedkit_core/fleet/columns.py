@@ -1,4 +1,4 @@
-"""Batches of columns as engines pass them: a mapping of arrays, a pyarrow table or a pandas frame.
+"""Batches of columns: a mapping of arrays, a pyarrow table, or a frame of pandas or polars.
 
 Their packages are not imported: who has a table or a frame has imported them.
 """
@@ -14,11 +14,11 @@ import numpy as np
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import Vectors
 
-Batch: TypeAlias = Any  # a Mapping[str, array or list], a pyarrow.Table or a pandas.DataFrame
+Batch: TypeAlias = Any  # a Mapping[str, array or list], a pyarrow.Table, a pandas or polars DataFrame
 
 
-def read_column(batch: Batch, name: str) -> list[Any]:
-    """Return the values of a column as Python objects, with None for nulls.
+def read_column(batch: Batch, name: str, *, argument: str = "batch") -> list[Any]:
+    """Return the values of a column as Python objects, with None for nulls. Errors name the `argument`.
 
     Raises:
         ConfigurationError: There is no such column or more than one, or the batch is of another type.
@@ -29,18 +29,23 @@ def read_column(batch: Batch, name: str) -> list[Any]:
     if _is_frame(batch):
         _check_name(name, batch.columns.tolist())
         return _without_nulls(batch[name])
+    if _is_polars(batch):
+        _check_name(name, batch.columns)
+        values: list[Any] = batch[name].to_list()
+        return values
     if isinstance(batch, Mapping):
         _check_name(name, list(batch))
         column = batch[name]
         if isinstance(column, (str, bytes)):
             raise ConfigurationError(
-                f"batch: the column {name!r} is one {type(column).__name__}, so this is a row. Pass batches of rows: "
-                "for example, use map_batches instead of map."
+                f"{argument}: the column {name!r} is one {type(column).__name__}, so this is a row. Pass batches of "
+                "rows: for example, use map_batches instead of map."
             )
         return column.tolist() if isinstance(column, np.ndarray) else _to_list(column)
     raise ConfigurationError(
-        "batch: must be a mapping of column names to arrays, a pyarrow.Table or a pandas.DataFrame (got "
-        f"{type(batch).__module__}.{type(batch).__qualname__})"
+        f"{argument}: must be a mapping of column names to arrays, a pyarrow.Table, a pandas.DataFrame or a "
+        f"polars.DataFrame (got {type(batch).__module__}.{type(batch).__qualname__})"
+        f"{'. Call its collect() first.' * hasattr(batch, 'collect')}"
     )
 
 
@@ -50,7 +55,7 @@ def add_columns(batch: Batch, vectors: Mapping[str, Vectors], texts: Mapping[str
     Args:
         batch: The batch, with n rows.
         vectors: By name, arrays of shape (n, numbers): an array in a mapping, a column of lists of fixed size in a
-            table, a column of arrays in a frame.
+            table, a column of arrays in a frame of pandas, one of the type Array in a frame of polars.
         texts: By name, n texts or nulls.
     """
     if _is_table(batch):
@@ -62,9 +67,14 @@ def add_columns(batch: Batch, vectors: Mapping[str, Vectors], texts: Mapping[str
         strings = {name: arrow.array(values, arrow.string()) for name, values in texts.items()}
         return set_table_columns(batch, lists | strings)
     if _is_frame(batch):
-        series = sys.modules["pandas"].Series
+        pandas = sys.modules["pandas"]
         columns = {**vectors, **texts}
-        return batch.assign(**{n: series([*values], batch.index, dtype=object) for n, values in columns.items()})
+        return batch.assign(**{n: pandas.Series([*values], batch.index, dtype=object) for n, values in columns.items()})
+    if _is_polars(batch):
+        polars = sys.modules["polars"]
+        series = [polars.Series(name, rows if rows.shape[1] else []) for name, rows in vectors.items()]
+        series += [polars.Series(name, values, polars.String) for name, values in texts.items()]
+        return batch.with_columns(series)
     return {**batch, **vectors, **{name: np.array(values, dtype=object) for name, values in texts.items()}}
 
 
@@ -84,6 +94,10 @@ def _is_table(batch: Batch) -> bool:
 
 def _is_frame(batch: Batch) -> bool:
     return isinstance(batch, getattr(sys.modules.get("pandas"), "DataFrame", ()))
+
+
+def _is_polars(batch: Batch) -> bool:
+    return isinstance(batch, getattr(sys.modules.get("polars"), "DataFrame", ()))
 
 
 def _to_list(column: Any) -> list[Any]:
