@@ -10,7 +10,7 @@ import typer
 from embedkit_core.batches.job import BatchJob, JobView
 from embedkit_core.cli import options as o
 from embedkit_core.cli.caches import opened
-from embedkit_core.cli.console import PARTIAL, StoppedError, batch_app, confirm, err, format_price, show
+from embedkit_core.cli.console import PARTIAL, StoppedError, batch_app, confirm, err, format_price, show, table_width
 from embedkit_core.cli.jobs import JobFolder, command, format_time, to_dict
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError, JobError
@@ -104,7 +104,7 @@ def submit(
 
 
 @batch_app.command(name="list")
-def list_command(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
+def list_command(cache: o.FolderOption = None, wide: o.Wide = False, as_json: o.Json = False) -> None:
     """List the batch jobs of a cache folder, the oldest first, as its journal has them. No provider is asked."""
     place = _open({"cache": cache})
     jobs = [JobView(place.journal, record) for record in place.records()]
@@ -118,7 +118,8 @@ def list_command(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
         for job in jobs
         for counts in (job.counts,)
     ]
-    show(table(head, cells) if jobs else f"{place.name}: no jobs", [to_dict(job) for job in jobs], as_json=as_json)
+    text = table(head, cells, table_width(wide=wide)) if jobs else f"{place.name}: no jobs"
+    show(text, [to_dict(job) for job in jobs], as_json=as_json)
 
 
 @batch_app.command()

@@ -11,7 +11,7 @@ from embedkit_core.cache.opening import CACHE_VARIABLE, environment_cache
 from embedkit_core.cache.urls import scheme_of
 from embedkit_core.cli import options as o
 from embedkit_core.cli.caches import opened
-from embedkit_core.cli.console import budget_app, confirm, err, show
+from embedkit_core.cli.console import budget_app, confirm, err, show, table_width
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, format_usd, suggest
 from embedkit_core.config.coordination import REDIS_SCHEMES, redis_connection
@@ -29,7 +29,10 @@ ConfirmReset = Annotated[bool, typer.Option("--yes", "-y", help="Reset the budge
 
 @budget_app.command(name="list")
 def list_command(
-    cache: o.CacheOption = None, coordination: o.CoordinationOption = None, as_json: o.Json = False
+    cache: o.CacheOption = None,
+    coordination: o.CoordinationOption = None,
+    wide: o.Wide = False,
+    as_json: o.Json = False,
 ) -> None:
     """List the named budgets of a cache folder or a Redis: limits, and what all processes have spent and reserved."""
     store = _open(cache, coordination)
@@ -44,7 +47,7 @@ def list_command(
         ]
         for budget in budgets
     ]
-    text = table(head, cells) if budgets else f"{store.name}: no budgets"
+    text = table(head, cells, table_width(wide=wide)) if budgets else f"{store.name}: no budgets"
     show(text, [_to_dict(budget) for budget in budgets], as_json=as_json)
 
 

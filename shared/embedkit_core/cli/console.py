@@ -75,6 +75,11 @@ def show(text: str, data: Any, *, as_json: bool) -> None:
     out.print(json.dumps(data, ensure_ascii=False) if as_json else text)
 
 
+def table_width(*, wide: bool) -> int | None:
+    """Return the width for tables: that of the terminal, None for no limit with --wide or without a terminal."""
+    return out.width if out.is_terminal and not wide else None
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask for confirmation and exit with REFUSED without it. Without a terminal, only `yes` confirms."""
     if yes:

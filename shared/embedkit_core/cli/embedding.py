@@ -10,7 +10,7 @@ from typing import Annotated, Any, Unpack
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import app, check_budget, confirm, err, format_price, show, wording
+from embedkit_core.cli.console import app, check_budget, confirm, err, format_price, show, table_width, wording
 from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.writing import Output
 from embedkit_core.common.errors import (
@@ -85,6 +85,7 @@ def estimate(inputs: o.Inputs, as_json: o.Json = False, **settings: Unpack[RunSe
 @app.command()
 def models(
     provider: Annotated[str | None, typer.Argument(help="List models of this provider only.")] = None,
+    wide: o.Wide = False,
     as_json: o.Json = False,
 ) -> None:
     """List the models of the catalogue with dimensions, limits, prices and, with --json, dtypes.
@@ -109,7 +110,7 @@ def models(
     price = columns.index("usd_per_million")
     for line, row in zip(cells, listed, strict=True):
         line[price] = f"({line[price]})" if not row["confirmed"] and row["usd_per_million"] else line[price]
-    text = table(["model", "dimensions", "max tokens", "USD per 1M tokens", "status"], cells)
+    text = table(["model", "dimensions", "max tokens", "USD per 1M tokens", "status"], cells, table_width(wide=wide))
     show(text if listed else f"The catalogue has no models of {provider!r}.", listed, as_json=as_json)
 
 

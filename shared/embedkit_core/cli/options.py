@@ -123,6 +123,7 @@ BaseUrl = Annotated[str | None, typer.Option(help="Base URL of a compatible serv
 Concurrency = Annotated[int, integer("Maximum number of requests in flight.", rich_help_panel=_REQUESTS)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Spend money without asking for confirmation.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and estimates.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Show all columns on a narrow terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

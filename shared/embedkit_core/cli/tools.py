@@ -10,7 +10,18 @@ from typing import Annotated, Any, Unpack
 import typer
 
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import BUDGET, FAILED, app, check_budget, confirm, err, format_price, show, wording
+from embedkit_core.cli.console import (
+    BUDGET,
+    FAILED,
+    app,
+    check_budget,
+    confirm,
+    err,
+    format_price,
+    show,
+    table_width,
+    wording,
+)
 from embedkit_core.cli.outputs import Outputs
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun
@@ -80,6 +91,7 @@ def compare_command(
     csv_file: Annotated[str | None, typer.Option("--csv", help="Write all numbers to a CSV file.")] = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
+    wide: o.Wide = False,
     as_json: o.Json = False,
     **settings: Unpack[BudgetedSettings],
 ) -> None:
@@ -91,7 +103,7 @@ def compare_command(
     inputs = [*(settings["texts"] or ()), *filter(None, [settings["questions"]])]
     outputs = Outputs(chart, report, csv_file, inputs=inputs)
     comparison = _compare(models, _task(settings), settings, yes=yes, quiet=quiet)
-    show(wording(comparison.table()), comparison.to_dict(), as_json=as_json)
+    show(wording(comparison.table(width=table_width(wide=wide))), comparison.to_dict(), as_json=as_json)
     outputs.write(comparison)
     if any(candidate.over_budget for candidate in comparison.candidates):
         raise typer.Exit(BUDGET)
@@ -115,6 +127,7 @@ def choose_command(
     months: Annotated[int, o.integer("Number of months.")] = 12,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
+    wide: o.Wide = False,
     as_json: o.Json = False,
     **settings: Unpack[CompareSettings],
 ) -> None:
@@ -133,7 +146,7 @@ def choose_command(
     chosen = None if choice.chosen is None else choice.chosen.candidate
     output: dict[str, Any] = {"criteria": choice.criteria, "chosen": None}
     rejected = [option if not option.rejected else _reworded(option) for option in choice.options]
-    text = replace(choice, options=tuple(rejected)).table()
+    text = replace(choice, options=tuple(rejected)).table(width=table_width(wide=wide))
     if chosen is not None:
         output["chosen"] = _embedder_arguments(chosen)
         model, *others = (f"{name}={json.dumps(value)}" for name, value in _embedder_arguments(chosen).items())
@@ -152,6 +165,7 @@ def bench_command(
     report: ReportOption = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
+    wide: o.Wide = False,
     as_json: o.Json = False,
     **settings: Unpack[BenchSettings],
 ) -> None:
@@ -164,7 +178,7 @@ def bench_command(
         if cost.cost_usd is None or cost.cost_usd > 0:
             confirm(f"measure {cost}?", yes=yes)
     result = bench(sizes=jobs, most=most, log=_log(quiet), **settings)
-    show(result.table(), result.to_dict(), as_json=as_json)
+    show(result.table(width=table_width(wide=wide)), result.to_dict(), as_json=as_json)
     outputs.write(result)
 
 

@@ -95,8 +95,12 @@ class BenchResult:
         """Return the percentile (0 to 100) of the query latency, in seconds."""
         return float(np.percentile(self.query_seconds, percentile))
 
-    def table(self) -> str:
-        """Return the results as Markdown, with the recommended setting in the last line."""
+    def table(self, *, width: int | None = None) -> str:
+        """Return the results as Markdown, with the recommended setting in the last line.
+
+        Args:
+            width: Hide columns until the table has at most so many characters per line. None for no limit.
+        """
         head = ["texts", "in flight", "seconds", "texts/s", "speed-up", "requests", "tokens", "cost"]
         rows = [
             [
@@ -114,7 +118,7 @@ class BenchResult:
         tried = ", ".join(f"{run.concurrency}: {run.texts_per_second:,.0f}" for run in self.search)
         latencies = ", ".join(f"p{p} {self.latency(p) * 1000:,.0f} ms" for p in (50, 90, 99))
         return (
-            f"{escape_markdown(self.model)}\n\n{table(head, rows)}\n\nquery latency: {latencies}\n"
+            f"{escape_markdown(self.model)}\n\n{table(head, rows, width)}\n\nquery latency: {latencies}\n"
             f"texts/s by requests in flight: {tried}\nuse max_concurrency={self.concurrency}"
         )
 

@@ -54,11 +54,15 @@ class Choice:
     options: tuple[Option, ...]
     criteria: str
 
-    def table(self) -> str:
-        """Return a Markdown table of all options, with the reason for each result."""
+    def table(self, *, width: int | None = None) -> str:
+        """Return a Markdown table of all options, with the reason for each result.
+
+        Args:
+            width: Hide columns until the table has at most so many characters per line. None for no limit.
+        """
         head = ["model", "dimensions", "dtype", MAIN_MEASURE, "corpus", "per month", "total", "index", "result"]
         rows = [_cells(option, option is self.chosen) for option in self.options]
-        return f"{self.criteria}\n\n{table(head, rows)}"
+        return f"{self.criteria}\n\n{table(head, rows, width)}"
 
     def embedder(self, **settings: Any) -> Embedder:
         """Create the chosen embedder with the settings of the comparison, overridden by `settings`.

@@ -113,10 +113,15 @@ class Comparison:
         """The candidate with the highest nDCG@10."""
         return self.candidates[0]
 
-    def table(self) -> str:
-        """Return the results as a Markdown table, with the validity of the scores."""
+    def table(self, *, width: int | None = None) -> str:
+        """Return the results as a Markdown table, with the validity of the scores.
+
+        Args:
+            width: Hide columns until the table has at most so many characters per line. None for no limit.
+        """
         notes = "".join(f"\n{escape_markdown(name)}: {note}" for name, note in self._notes())
-        return f"{escape_markdown(self.task.name)}: {self._size}\n{LEGEND}\n\n{table(*self._table_cells())}{notes}"
+        cells = table(*self._table_cells(), width)
+        return f"{escape_markdown(self.task.name)}: {self._size}\n{LEGEND}\n\n{cells}{notes}"
 
     def _repr_html_(self) -> str:
         """Return the table and its notes for a notebook."""
