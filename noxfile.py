@@ -166,7 +166,7 @@ def build(session: nox.Session) -> None:
 def extra(session: nox.Session, extra: str) -> None:
     """Check each extra alone, and none ("bare"), from the wheel; "bare" from the sdist too."""
     # Few processes use it: the first compiles what it imports, which is far less than all that is installed.
-    session.env |= {"UV_COMPILE_BYTECODE": "0", "PYTHONDONTWRITEBYTECODE": ""}
+    session.env.update({"UV_COMPILE_BYTECODE": "0", "PYTHONDONTWRITEBYTECODE": ""})
     session.env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     check = str(ROOT / ".ci" / "check_extra.py")
     imports = str(ROOT / ".ci" / "check_import.py")
