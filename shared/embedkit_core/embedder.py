@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Embedder(BaseEmbedder):
-    """Embeds texts with one model, through a cache and an engine that all callers in the process share.
+    """An embedder for one model, with a cache and an engine that all callers in the process share.
 
     Every method is thread-safe. Methods with an `a` prefix work in any event loop and do not block it. HTTP
     connections are opened on first use; `close()`, or a `with` block, closes them.
