@@ -35,6 +35,8 @@ TORCH_INDEX = os.environ.get("TORCH_INDEX", "")  # an extra index that has the C
 # Programs of the environment that nox runs in are found, also if it is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Compiled once, and not again by each process where Python must not write its caches.
+os.environ["UV_COMPILE_BYTECODE"] = "1"
 # Copied, not linked to uv's cache: nltk, which LlamaIndex uses, refuses files with several links.
 os.environ["UV_LINK_MODE"] = "copy"
 
@@ -91,8 +93,7 @@ def install(session: nox.Session) -> None:
     else:
         _install_torch(session, sys.executable)
         packages = ["--editable", ".[all]", "--group", "dev"]
-    # Compiled once here, and not again by each process where Python must not write its caches.
-    uv = ["uv", "pip", "install", "--compile-bytecode", "--python", sys.executable, *packages]
+    uv = ["uv", "pip", "install", "--python", sys.executable, *packages]
     try:  # uv takes seconds and pip minutes, but uv does not read pip's configuration
         session.run(*uv)
     except CommandFailed:
