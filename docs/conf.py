@@ -73,6 +73,7 @@ PUBLIC_MODULES = [
     "embedkit_core.cache",
     "embedkit_core.fleet",
     "embedkit_core.fleet.ray",
+    "embedkit_core.frames",
     "embedkit_core.providers",
     "embedkit_core.testing",
     "embedkit_core.tools",
