@@ -20,8 +20,9 @@ import numpy as np
 import embedkit_core
 from embedkit_core import AuthenticationError, ConfigurationError, Embedder, EmbedKitError, ModelInfo, UnavailableError
 from embedkit_core.common import plugins
+from embedkit_core.common.money import MILLION
 from embedkit_core.common.types import Batch
-from embedkit_core.common.usage import MILLION, Usage
+from embedkit_core.common.usage import Usage
 from embedkit_core.common.vectors import PostProcessing
 from embedkit_core.costs.tokens import estimate_tokens
 from embedkit_core.providers.openai.provider import OpenAI

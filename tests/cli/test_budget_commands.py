@@ -11,6 +11,7 @@ from support.inputs import MODEL, TEXTS, lines
 from support.openai_server import tokens_of
 
 from embedkit_core.cli.console import BUDGET, REFUSED, USAGE
+from embedkit_core.common.money import format_usd
 from embedkit_core.coordination.opening import LOCAL_FOLDER, coordinator_of_folder
 from embedkit_core.costs.amounts import BudgetLimit
 
@@ -28,6 +29,10 @@ def spent(shell, server, tmp_path):
 
 def budgets(shell, folder="mine"):
     return json.loads(shell("budget", "list", "--cache", folder, "--json")[1])
+
+
+def shown(usd):
+    return format_usd(Decimal(usd))
 
 
 def test_a_budget_is_listed_with_its_amounts(shell, spent):
@@ -51,16 +56,18 @@ def test_a_budget_is_listed_with_its_amounts(shell, spent):
     assert [cell.strip() for cell in head.split("|")[1:-1]] == [
         "name", "limit", "spent", "possibly billed", "reserved", "left",
     ]  # fmt: skip
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["ingest", "$1", f"${spent}", "$0", "$0", f"${left}"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["ingest", "$1", shown(spent), "$0", "$0", "$0.99"]
 
 
 def test_a_budget_is_reset_after_confirmation(shell, spent):
     code, _, err = shell("budget", "reset", "ingest", "--cache", "mine")
     assert code == REFUSED
-    assert f"confirmation required to reset the budget 'ingest', of which ${spent} of $1 are spent. Add --yes" in err
+    assert (
+        f"confirmation required to reset the budget 'ingest', of which {shown(spent)} of $1 are spent. Add --yes" in err
+    )
     assert [budget["spent_usd"] for budget in budgets(shell)] == [spent]
     code, _, err = shell("budget", "reset", "ingest", "--cache", "mine", "-y")
-    assert (code, err) == (0, f"budget 'ingest' reset; ${spent} of $1 were spent\n")
+    assert (code, err) == (0, f"budget 'ingest' reset; {shown(spent)} of $1 were spent\n")
     assert budgets(shell) == []
 
 
@@ -80,7 +87,7 @@ def test_a_budget_in_tokens_is_listed_in_tokens(shell, tmp_path):
     coordinator.open_budget("tokens", BudgetLimit(None, 1000))
     rows = [line.split("|") for line in shell("budget", "list", "--cache", "mine")[1].splitlines()[2:]]
     assert [[cell.strip() for cell in (row[1], row[2], row[-2])] for row in rows] == [
-        ["both", "$0.5, 2,000 tokens", "$0.5, 2,000 tokens"],
+        ["both", "$0.5 and 2,000 tokens", "$0.50 and 2,000 tokens"],
         ["tokens", "1,000 tokens", "1,000 tokens"],
     ]
     coordinator.close()

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from embedkit_core import Embedder
 from embedkit_core.cli.console import BUDGET, FAILED, INTERRUPTED, PARTIAL, REFUSED, USAGE
 from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.writing import Output
+from embedkit_core.common.money import format_usd
 
 
 def records(path):
@@ -261,9 +263,10 @@ def test_a_job_whose_estimate_exceeds_the_budget_is_not_started(shell, server, t
     job = ("embed", source, "-o", "out.npy", "-m", MODEL, "-y", "-q", *no_cache)
     code, _, err = shell(*job, "--budget-usd", "0.000001")
     assert (code, server.requests) == (BUDGET, [])
+    expected, most = (format_usd(Decimal(told[name]), ROUND_CEILING) for name in ("cost_usd", "max_cost_usd"))
     assert err == (
-        f"rag-embedkit: --budget-usd: the estimated cost of about ${told['cost_usd']} exceeds the budget of $0.000001. "
-        f"Nothing was sent. Set at least the estimate; ${told['max_cost_usd']} is certain to be enough.\n"
+        f"rag-embedkit: --budget-usd: the estimated cost of about {expected} exceeds the budget of $0.000001. "
+        f"Nothing was sent. Set at least the estimate; {most} is certain to be enough.\n"
     )
     assert shell(*job, "--budget-usd", told["max_cost_usd"])[0] == 0
 

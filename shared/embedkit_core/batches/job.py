@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, Self, TypeAlias, get_args
 
 from embedkit_core.batches.service import JobService, Trackers
 from embedkit_core.common.errors import ConfigurationError, JobError
-from embedkit_core.common.formatting import count_noun, format_usd
+from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.money import format_usd
 from embedkit_core.common.threads import JOBS, off_loop
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
@@ -157,7 +158,7 @@ class JobView:
         others = (("in other jobs", counts.elsewhere), ("left out", counts.left_out), ("failed", counts.failed))
         parts += [f"{n:,} {name}" for name, n in (*others, ("left", counts.left)) if n]
         if counts.sent:
-            parts.append("price unknown" if cost is None else f"${format_usd(cost)} billed")
+            parts.append("price unknown" if cost is None else f"{format_usd(cost)} billed")
         return ", ".join(parts)
 
     def __repr__(self) -> str:

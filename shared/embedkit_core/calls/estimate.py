@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from embedkit_core.calls.lookup import CacheLookup, NullRows
 from embedkit_core.calls.plan import Plan, plan_chunks
 from embedkit_core.common.fork_safety import import_module
-from embedkit_core.common.formatting import count_noun, format_usd
-from embedkit_core.common.usage import decimal_context
+from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.money import THIS_MACHINE, decimal_context, exact_decimal, format_usd
 from embedkit_core.config.base import BaseEmbedder
 from embedkit_core.config.roles import InputTypeSpec
 from embedkit_core.coordination.sliding_window import bulk_limit, paced_seconds
@@ -93,16 +93,20 @@ class Estimate:
         parts.append(f"{self.texts_to_send:,} to send in {count_noun(self.requests, 'request')}")
         if self.texts_to_send:
             parts.append(f"about {count_noun(self.tokens, 'token')}")
-            if self.cost_usd is None or self.max_cost_usd is None:
+            if self.price_source == THIS_MACHINE:
+                parts.append("free, on this machine")
+            elif self.cost_usd is None or self.max_cost_usd is None:
                 parts.append("price unknown")
             else:
-                parts.append(f"about ${format_usd(self.cost_usd)}, ${format_usd(self.max_cost_usd)} at most")
-            parts.append("time unknown" if self.seconds is None else f"about {self.seconds:,.1f} s")
+                most = format_usd(self.max_cost_usd, ROUND_CEILING)
+                parts.append(f"about {format_usd(self.cost_usd)}, {most} at most")
+            if self.seconds is not None:
+                parts.append(f"about {self.seconds:,.1f} s")
             if self.batch_seconds is not None:
-                cost = "price unknown" if self.batch_cost_usd is None else f"about ${format_usd(self.batch_cost_usd)}"
+                cost = "price unknown" if self.batch_cost_usd is None else f"about {format_usd(self.batch_cost_usd)}"
                 parts.append(f"as a batch {cost} within {self.batch_seconds / 3600:g} h")
         if self.saved_usd:
-            parts.append(f"the cache saves ${format_usd(self.saved_usd)}")
+            parts.append(f"the cache saves {format_usd(self.saved_usd)}")
         return ", ".join(parts)
 
     def _repr_html_(self) -> str:
@@ -114,7 +118,7 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON types: USD amounts as strings (exact), None if unknown."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in values.items()}
+        return {name: exact_decimal(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
 def estimate(embedder: BaseEmbedder, spec: InputTypeSpec, texts: Iterable[str], *, calibrated: bool = True) -> Estimate:

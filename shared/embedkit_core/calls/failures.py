@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from embedkit_core.common.errors import (
     BadRequestError,
@@ -12,7 +12,8 @@ from embedkit_core.common.errors import (
     EmbedKitError,
     PartialFailureError,
 )
-from embedkit_core.common.formatting import count_noun, format_positions, format_usd
+from embedkit_core.common.formatting import count_noun, format_positions
+from embedkit_core.common.money import exact_decimal, format_usd
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.costs.tokens import cost_or_zero
 
@@ -81,8 +82,8 @@ def price_error(model: str, price: Decimal | None) -> BudgetError:
     """Return the error for a budget in USD and a model whose price is unknown, or is not from the provider."""
     flaw, example = "is unknown", "0.02"
     if price is not None:
-        flaw = f"is only known from another source than the provider (${format_usd(price)} per million tokens)"
-        example = format_usd(price)
+        flaw = f"is only known from another source than the provider (${exact_decimal(price)} per million tokens)"
+        example = exact_decimal(price)
     return BudgetError(
         f"budget_usd: the price of {model} {flaw}; nothing was sent. Set the provider's price in USD per million "
         f"tokens, as in prices={{{model!r}: {example}}}, or use budget_tokens=."
@@ -99,7 +100,7 @@ def _budget_error(
     """Return the error of a call that a budget stopped."""
     usd = None if cause.usd_per_million is None else cost_or_zero(needed, cause.usd_per_million)
     rest = f"The rest ({len(result.failed):,} of {count_noun(len(result.vectors), 'text')}, not sent or failed)"
-    price = "" if usd is None else f" (${format_usd(usd)})"
+    price = "" if usd is None else f" ({format_usd(usd, ROUND_CEILING)})"
     rerun = " The cache holds their vectors; a rerun sends only the rest." if is_cached and succeeded else ""
     failure = BudgetError(
         f"{str(cause).rstrip('.')}. {rest} needs up to {count_noun(needed, 'token')}{price}; "

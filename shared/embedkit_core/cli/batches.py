@@ -15,11 +15,11 @@ from embedkit_core.cli.jobs import JobFolder, command, format_time, to_dict
 from embedkit_core.cli.reading import RecordSource
 from embedkit_core.common.errors import ConfigurationError, JobError
 from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.money import format_usd
 from embedkit_core.common.types import InputType
 from embedkit_core.common.validation import check_choice, check_seconds
 from embedkit_core.config.roles import Leftovers
 from embedkit_core.coordination.journal.journal import Journal
-from embedkit_core.costs.tracker import format_cost
 from embedkit_core.embedder import Embedder
 from embedkit_core.providers.batch_endpoint import open_endpoint
 from embedkit_core.tools.tables import table
@@ -113,7 +113,7 @@ def list_command(cache: o.FolderOption = None, wide: o.Wide = False, as_json: o.
         [
             *(job.id, job.status, job.model),
             *(f"{n:,}" for n in (counts.texts, counts.sent, counts.done, counts.failed, counts.left)),
-            *(format_cost(job.cost_usd), format_time(job.created_at)),
+            *(format_usd(job.cost_usd), format_time(job.created_at)),
         ]
         for job in jobs
         for counts in (job.counts,)

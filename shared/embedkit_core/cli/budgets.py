@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import typer
@@ -13,7 +13,8 @@ from embedkit_core.cli import options as o
 from embedkit_core.cli.caches import opened
 from embedkit_core.cli.console import budget_app, confirm, err, show, table_width
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import count_noun, format_usd, suggest
+from embedkit_core.common.formatting import count_noun, suggest
+from embedkit_core.common.money import exact_decimal, format_usd
 from embedkit_core.config.coordination import REDIS_SCHEMES, redis_connection
 from embedkit_core.coordination.opening import (
     LOCAL_FOLDER,
@@ -41,9 +42,10 @@ def list_command(
     cells = [
         [
             budget.name,
-            _limited(budget, budget.limit),
-            *(_amount(budget, amount) for amount in (budget.spent, budget.lost, budget.held)),
-            _limited(budget, budget.left),
+            _limit(budget),
+            _amount(budget, budget.spent),
+            *(_amount(budget, amount, ROUND_CEILING) for amount in (budget.lost, budget.held)),
+            _amount(budget, budget.left, ROUND_FLOOR) if budget.has_limit else "none",
         ]
         for budget in budgets
     ]
@@ -68,7 +70,7 @@ def reset(
         hint = suggest(name, list(budgets)) or f"its budgets: {', '.join(budgets) or 'none'}"
         raise ConfigurationError(f"NAME: {store.name} has no budget {name!r}; {hint}")
     budget = budgets[name]
-    used, limit = _amount(budget, budget.used), _limited(budget, budget.limit)
+    used, limit = _amount(budget, budget.used), _limit(budget)
     confirm(f"reset the budget {name!r}, of which {used} of {limit} are spent?", yes=yes)
     store.coordinator.reset_budget(name)
     err.print(f"budget {name!r} reset; {used} of {limit} were spent")
@@ -130,19 +132,18 @@ def _budgets_of(handle: CoordinatorHandle) -> Budgets:
     return budgets
 
 
-def _amount(budget: BudgetStatus, amount: Amount | BudgetLimit) -> str:
+def _amount(budget: BudgetStatus, amount: Amount | BudgetLimit, rounding: str = ROUND_HALF_EVEN) -> str:
     """Return an amount in the units that the budget limits, in both if it has no limit."""
     parts = []
     if budget.limit.nano_usd is not None or not budget.has_limit:
-        parts.append(f"${format_usd(to_usd(amount.nano_usd or 0))}")
+        parts.append(format_usd(to_usd(amount.nano_usd or 0), rounding))
     if budget.limit.tokens is not None or not budget.has_limit:
         parts.append(count_noun(amount.tokens or 0, "token"))
-    return ", ".join(parts)
+    return " and ".join(parts)
 
 
-def _limited(budget: BudgetStatus, limit: BudgetLimit) -> str:
-    """Return the limit of a budget, or what it has left; "none" if it has no limit."""
-    return _amount(budget, limit) if budget.has_limit else "none"
+def _limit(budget: BudgetStatus) -> str:
+    return str(budget.limit) if budget.has_limit else "none"
 
 
 def _to_dict(budget: BudgetStatus) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _to_dict(budget: BudgetStatus) -> dict[str, Any]:
     usd["left_usd"] = None if left.nano_usd is None else to_usd(left.nano_usd)
     return {
         "name": budget.name,
-        **{name: None if value is None else format_usd(value) for name, value in usd.items()},
+        **{name: None if value is None else exact_decimal(value) for name, value in usd.items()},
         "limit_tokens": limit.tokens,
         **{f"{name}_tokens": amount.tokens for name, amount in amounts.items()},
         "left_tokens": left.tokens,

@@ -20,8 +20,8 @@ from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.jobs import check_no_open_jobs
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.money import USD
 from embedkit_core.common.types import Cache, InputType
-from embedkit_core.common.usage import USD
 from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from functools import reduce
 from typing import Annotated, Any
 
@@ -17,8 +17,7 @@ from embedkit_core import __version__
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.cli.messages import Wording
 from embedkit_core.common.errors import BudgetError
-from embedkit_core.common.usage import USD
-from embedkit_core.costs.tracker import format_cost
+from embedkit_core.common.money import USD, exact_decimal, format_usd
 
 FAILED, USAGE, BUDGET, PARTIAL, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -101,9 +100,9 @@ def check_budget(estimates: Sequence[Estimate], limit: Decimal | None) -> None:
     most = reduce(USD.add, (estimate.max_cost_usd or Decimal(0) for estimate in estimates), Decimal(0))
     if limit is not None and expected > limit:
         raise BudgetError(
-            f"--budget-usd: the estimated cost of about {format_cost(expected)} exceeds the budget of "
-            f"{format_cost(limit)}. Nothing was sent. Set at least the estimate; {format_cost(most)} is certain to be "
-            "enough.",
+            f"--budget-usd: the estimated cost of about {format_usd(expected, ROUND_CEILING)} exceeds the budget of "
+            f"${exact_decimal(limit)}. Nothing was sent. Set at least the estimate; "
+            f"{format_usd(most, ROUND_CEILING)} is certain to be enough.",
             limit_usd=limit,
             needed_usd=most,
         )
@@ -111,4 +110,4 @@ def check_budget(estimates: Sequence[Estimate], limit: Decimal | None) -> None:
 
 def format_price(usd: Decimal | None) -> str:
     """Return an estimated price for a confirmation prompt."""
-    return "an unknown price" if usd is None else f"about {format_cost(usd)}"
+    return "an unknown price" if usd is None else f"about {format_usd(usd)}"

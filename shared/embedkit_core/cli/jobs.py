@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import ROUND_CEILING
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ from embedkit_core.batches import files
 from embedkit_core.batches.job import BatchJob, JobView
 from embedkit_core.cli.console import StoppedError, err, show
 from embedkit_core.common.errors import ConfigurationError, JobError
-from embedkit_core.common.formatting import count_noun, format_usd, suggest
+from embedkit_core.common.formatting import count_noun, suggest
+from embedkit_core.common.money import exact_decimal, format_usd
 from embedkit_core.coordination.journal.journal import Journal
 from embedkit_core.coordination.journal.records import JobRecord
 from embedkit_core.costs.amounts import to_usd
-from embedkit_core.costs.tracker import format_cost
 from embedkit_core.embedder import Embedder
 
 ADDRESSES = ("cache", "base_url", "coordination")
@@ -150,9 +151,13 @@ def described(job: JobView) -> str:
     """Return the lines for a job: itself, its cost, its deadline and its texts without a vector."""
     lines, counts = [str(job), f"  model: {job.model}, {job.input_type}"], job.counts
     if counts.sent:
-        most = "" if job.is_finished else f", {format_cost(job.max_cost_usd)} at most"
-        lost = f", {format_cost(job.possibly_billed_usd)} possibly billed besides" if job.possibly_billed_usd else ""
-        lines.append(f"  cost: {format_cost(job.cost_usd)} billed{most}{lost}")
+        most = "" if job.is_finished else f", {format_usd(job.max_cost_usd, ROUND_CEILING)} at most"
+        lost = (
+            f", {format_usd(job.possibly_billed_usd, ROUND_CEILING)} possibly billed besides"
+            if job.possibly_billed_usd
+            else ""
+        )
+        lines.append(f"  cost: {format_usd(job.cost_usd)} billed{most}{lost}")
     if job.status == "waiting":
         lines.append("  waiting: the provider has not taken a batch yet; `batch collect` sends it")
     if counts.elsewhere:
@@ -177,7 +182,7 @@ def to_dict(job: JobView) -> dict[str, Any]:
         "expires_at": None if job.expires_at is None else job.expires_at.isoformat(),
         **job.counts._asdict(),
         "tokens": job.tokens,
-        **{name: None if usd is None else format_usd(usd) for name, usd in amounts.items()},
+        **{name: None if usd is None else exact_decimal(usd) for name, usd in amounts.items()},
         "errors": job.errors,
     }
 

@@ -1,11 +1,10 @@
-"""Text formatting for messages and tables: amounts, counts, positions, Markdown. No I/O."""
+"""Text formatting for messages and tables: counts, positions, Markdown. No I/O."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from decimal import Decimal
 from pathlib import PurePath
 
 MARKUP = re.compile(r"[\\`|<*]")  # of Markdown
@@ -15,12 +14,6 @@ def format_positions(positions: Iterable[int]) -> str:
     """Return "position 1" or "positions 1, 2": the first ten, with "…" if there are more."""
     named = list(map(str, positions))
     return f"position{'' if len(named) == 1 else 's'} " + ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
-
-
-def format_usd(usd: Decimal) -> str:
-    """Return an amount without an exponent and without trailing zeros."""
-    digits = f"{usd:f}"
-    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def shorten_model_name(model: str, most: int) -> str:

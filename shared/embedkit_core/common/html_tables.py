@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from decimal import Decimal
 from html import escape
 
-from embedkit_core.common.formatting import format_usd
+from embedkit_core.common.money import format_usd
 
 
 def html_table(
@@ -42,7 +42,7 @@ def format_value(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, Decimal):
-        return f"${format_usd(value)}"
+        return format_usd(value)
     if isinstance(value, float):
         return f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, Self
 
-from embedkit_core.common.formatting import count_noun, format_usd
+from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.money import USD, exact_decimal, format_usd
 
-MILLION = Decimal(1_000_000)  # prices are USD per million tokens
-
-
-def decimal_context(prec: int) -> Context:
-    """Return a context with `prec` digits that depends on no setting of the application."""
-    traps = [InvalidOperation, DivisionByZero, Overflow]
-    return Context(prec, ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[], traps=traps)
-
-
-# For all arithmetic with amounts: operators use the context of the thread, which an application may set to one digit.
-USD = decimal_context(50)
 ALWAYS_SHOWN = ("texts", "requests", "cost_usd")  # in notebooks, also if they are 0
-TWO_DIGITS = decimal_context(2)  # for estimates, which are not more exact
 
 
 def _sum(left: Any, right: Any) -> Any:
@@ -98,12 +87,14 @@ class Usage:
         parts = [count_noun(self.texts, "text"), *(f"{n:,} {label}" for label, n in counts.items() if n)]
         parts.append(count_noun(self.requests, "request") + retries)
         if self.tokens:
-            cost = "price unknown" if self.cost_usd is None else f"${format_usd(self.cost_usd)}"
+            cost = "price unknown" if self.cost_usd is None else format_usd(self.cost_usd)
             parts += [count_noun(self.tokens, "token"), cost]
         if self.saved_usd:
-            parts.append(f"about ${format_usd(TWO_DIGITS.plus(self.saved_usd))} saved")
+            parts.append(f"about {format_usd(self.saved_usd)} saved")
         if self.possibly_billed_tokens:
-            most = "" if self.possibly_billed_usd is None else f" (${format_usd(self.possibly_billed_usd)})"
+            most = (
+                "" if self.possibly_billed_usd is None else f" ({format_usd(self.possibly_billed_usd, ROUND_CEILING)})"
+            )
             parts.append(f"up to {count_noun(self.possibly_billed_tokens, 'token')}{most} possibly billed")
         return ", ".join(parts)
 
@@ -132,7 +123,7 @@ class Usage:
     def to_dict(self) -> dict[str, int | str | None]:
         """Return all fields and `cost_usd` for JSON: USD as strings, which are exact, None if unknown."""
         values: dict[str, Any] = {name: getattr(self, name) for name in USAGE_FIELDS} | {"cost_usd": self.cost_usd}
-        return {name: format_usd(value) if isinstance(value, Decimal) else value for name, value in values.items()}
+        return {name: exact_decimal(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
 USAGE_FIELDS = tuple(f.name for f in fields(Usage))

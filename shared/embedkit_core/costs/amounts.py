@@ -5,8 +5,8 @@ from __future__ import annotations
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
-from embedkit_core.common.formatting import count_noun, format_usd
-from embedkit_core.common.usage import USD
+from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.money import USD, exact_decimal
 
 NANO_USD = Decimal(10**9)  # per USD
 NANO_USD_PER_TOKEN = 1000  # at a price of one USD per million tokens
@@ -39,7 +39,7 @@ class BudgetLimit(NamedTuple):
 
     def __str__(self) -> str:
         """Return the limits, such as "$5 and 1,000 tokens"."""
-        usd = None if self.nano_usd is None else f"${format_usd(USD.scaleb(Decimal(self.nano_usd), -9))}"
+        usd = None if self.nano_usd is None else f"${exact_decimal(USD.scaleb(Decimal(self.nano_usd), -9))}"
         tokens = None if self.tokens is None else count_noun(self.tokens, "token")
         return " and ".join(part for part in (usd, tokens) if part is not None)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
 from embedkit_core.common.errors import BudgetError, EmbedKitError
-from embedkit_core.common.formatting import count_noun, format_usd
+from embedkit_core.common.formatting import count_noun
+from embedkit_core.common.money import exact_decimal, format_usd
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
 from embedkit_core.costs.amounts import BudgetStatus, to_usd
@@ -177,8 +178,10 @@ def _error_of(name: str | None, balance: _Balance, tokens: int, price: Decimal |
     title = "The budget" if name is None else f"The budget {name!r}"
     has = "has" if balance.spent_tokens is not None else "has at most"
     if usd is not None and balance.limit_usd is not None and (price is None or cost_or_zero(tokens, price) > usd):
-        cost = "has an unknown price" if price is None else f"may cost up to ${format_usd(cost_or_zero(tokens, price))}"
-        problem = f"{title} of ${format_usd(balance.limit_usd)} {has} ${format_usd(usd)} left, but {what} {cost}."
+        most = None if price is None else format_usd(cost_or_zero(tokens, price), ROUND_CEILING)
+        cost = "has an unknown price" if most is None else f"may cost up to {most}"
+        limit, rest = exact_decimal(balance.limit_usd), format_usd(usd, ROUND_FLOOR)
+        problem = f"{title} of ${limit} {has} {rest} left, but {what} {cost}."
     else:
         most = count_noun(tokens, "token")
         problem = f"{title} of {balance.limit_tokens:,} tokens {has} {left:,} left, but {what} may need up to {most}."

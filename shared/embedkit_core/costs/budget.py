@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Protocol
 
 from embedkit_core.common.fork_safety import register_after_fork
-from embedkit_core.common.usage import USD
+from embedkit_core.common.money import USD
 from embedkit_core.costs.amounts import BudgetLimit, to_nano_usd
 from embedkit_core.costs.tokens import cost_of, cost_or_zero
 

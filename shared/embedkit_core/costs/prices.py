@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.formatting import suggest
-from embedkit_core.common.usage import MILLION
+from embedkit_core.common.money import MILLION, THIS_MACHINE
 from embedkit_core.common.validation import parse_usd
 from embedkit_core.providers.base import Provider
 from embedkit_core.providers.catalogue import find as find_model
@@ -64,7 +64,7 @@ def price_of(provider: Provider, prices: Mapping[str, Any] | None) -> Price:
     _warn_of_misspelled_names(provider, user_prices)
     if provider.usd_per_million is not None:
         confirmed = "catalogue" if provider.has_confirmed_price else "catalogue, unconfirmed"
-        source = "this machine" if provider.is_local else confirmed
+        source = THIS_MACHINE if provider.is_local else confirmed
         return Price(provider.usd_per_million, source, provider.has_confirmed_price)
     if not provider.endpoint and (found := _genai_price(provider.cache_key_provider, provider.model)) is not None:
         return Price(found, "genai-prices")

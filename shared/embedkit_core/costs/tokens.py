@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 
-from embedkit_core.common.usage import MILLION, USD
+from embedkit_core.common.money import MILLION, USD
 
 _multiply, _divide = USD.multiply, USD.divide  # bound once: each text of a call with a budget needs them twice
 

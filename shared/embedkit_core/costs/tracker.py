@@ -11,14 +11,15 @@ import inspect
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, ParamSpec, Self, TypeAlias, TypeVar
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import ForkLock
-from embedkit_core.common.formatting import format_usd, markdown_table, shorten_model_name, suggest
+from embedkit_core.common.formatting import markdown_table, shorten_model_name, suggest
+from embedkit_core.common.money import format_usd
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import USAGE_FIELDS, Usage
 from embedkit_core.common.validation import check_integer, check_name, check_unknown, parse_usd
@@ -260,9 +261,9 @@ _COLUMNS: Mapping[str, Callable[[Usage], str]] = {
     "failed": lambda usage: f"{usage.failed:,}",
     "requests": lambda usage: f"{usage.requests:,}",
     "tokens": lambda usage: f"{usage.tokens:,}",
-    "cost": lambda usage: format_cost(usage.cost_usd),
-    "saved (est.)": lambda usage: format_cost(usage.saved_usd),
-    "possibly billed": lambda usage: format_cost(usage.possibly_billed_usd),
+    "cost": lambda usage: format_usd(usage.cost_usd),
+    "saved (est.)": lambda usage: format_usd(usage.saved_usd),
+    "possibly billed": lambda usage: format_usd(usage.possibly_billed_usd, ROUND_CEILING),
 }
 _DEFAULT_COLUMNS = ("texts", "sent", "tokens", "cost")
 
@@ -279,11 +280,6 @@ def usage_table(rows: list[UsageRow]) -> str:
         for row in rows
     ]
     return markdown_table(head, cells, right=range(2, len(head)))
-
-
-def format_cost(usd: Decimal | None) -> str:
-    """Return an amount of USD for display, "unknown" for None."""
-    return "unknown" if usd is None else f"${format_usd(usd)}"
 
 
 def track_usage(

@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeAlias
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.common.fork_safety import import_module, progress_lock
-from embedkit_core.common.formatting import format_usd, shorten_model_name
-from embedkit_core.common.usage import TWO_DIGITS, Usage
+from embedkit_core.common.formatting import shorten_model_name
+from embedkit_core.common.money import format_usd
+from embedkit_core.common.usage import Usage
 
 logger = logging.getLogger("embedkit_core.observability")
 
@@ -198,9 +199,7 @@ def _postfix_parts(progress: Progress) -> list[str]:
     """Return the text beside the bar, the most important part first."""
     parts = []
     if progress.tokens:
-        parts.append(
-            "price unknown" if progress.cost_usd is None else f"${format_usd(TWO_DIGITS.plus(progress.cost_usd))}"
-        )
+        parts.append("price unknown" if progress.cost_usd is None else format_usd(progress.cost_usd))
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     if progress.cache_hits:

@@ -27,8 +27,8 @@ from embedkit_core.common.errors import (
     TextTooLongError,
     TimedOutError,
 )
+from embedkit_core.common.money import USD
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
-from embedkit_core.common.usage import USD
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.http.decoding import ReplyReader

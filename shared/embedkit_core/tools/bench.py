@@ -17,10 +17,11 @@ import numpy as np
 
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import count_noun, escape_markdown
+from embedkit_core.common.money import format_usd
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_integer
 from embedkit_core.costs.tokens import cost_of
-from embedkit_core.costs.tracker import format_cost, track_usage
+from embedkit_core.costs.tracker import track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.charts import SpeedPoint, draw_bench, save
 from embedkit_core.tools.extra import check_installed
@@ -62,7 +63,7 @@ class BenchCost(NamedTuple):
     cost_usd: Decimal | None
 
     def __str__(self) -> str:
-        cost = "price unknown" if self.cost_usd is None else f"about {format_cost(self.cost_usd)}"
+        cost = "price unknown" if self.cost_usd is None else f"about {format_usd(self.cost_usd)}"
         return f"{self.model}: up to {count_noun(self.tokens, 'token')} in total, {cost}"
 
 
@@ -111,7 +112,7 @@ class BenchResult:
                 "" if run.concurrency == 1 else f"{self.speed_up(run.texts):.1f}x",
                 f"{run.usage.requests:,}",
                 f"{run.usage.tokens:,}",
-                format_cost(run.usage.cost_usd),
+                format_usd(run.usage.cost_usd),
             ]
             for run in self.runs
         ]

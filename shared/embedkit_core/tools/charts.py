@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedkit_core.common.errors import ConfigurationError
-from embedkit_core.common.formatting import count_noun, format_usd, shorten_model_name
+from embedkit_core.common.formatting import count_noun, shorten_model_name
+from embedkit_core.common.money import exact_decimal
 from embedkit_core.tools.extra import check_installed
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def save(figure: Figure, path: str | PathLike[str]) -> None:
 
 
 def _usd_label(usd: float, _: float) -> str:
-    return f"${format_usd(Decimal(f'{usd:.6g}'))}"
+    return f"${exact_decimal(Decimal(f'{usd:.6g}'))}"
 
 
 def draw_comparison(task: str, documents: int, points: Sequence[QualityPoint]) -> Figure:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from embedkit_core.common.errors import ConfigurationError, EmbedKitError
 from embedkit_core.common.formatting import count_noun, shorten_model_name
-from embedkit_core.common.usage import USD
+from embedkit_core.common.money import USD, exact_decimal, format_usd
 from embedkit_core.common.validation import check_integer, parse_usd
 from embedkit_core.costs.tokens import cost_of
-from embedkit_core.costs.tracker import format_cost
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.compare import MAIN_MEASURE, Candidate, Comparison
 from embedkit_core.tools.comparison_plan import InMemoryCache
@@ -204,7 +203,9 @@ def _apply_criteria(
     if floor is not None and quality < floor and not is_equal:
         return replace(option, rejected=f"{MAIN_MEASURE} {quality:.4f} is below {floor}")
     if budget is not None and option.total_usd is not None and option.total_usd > budget:
-        return replace(option, rejected=f"{format_cost(option.total_usd)} exceeds {format_cost(budget)}")
+        return replace(
+            option, rejected=f"{format_usd(option.total_usd, ROUND_CEILING)} exceeds ${exact_decimal(budget)}"
+        )
     return option
 
 
@@ -222,7 +223,7 @@ def _criteria(floor: float | None, budget: Decimal | None, size: int, queries: i
     if floor is not None:
         criteria.append(f"cheapest with {MAIN_MEASURE} of at least {floor}")
     if budget is not None:
-        criteria.append(f"within {format_cost(budget)}" if criteria else f"best within {format_cost(budget)}")
+        criteria.append(f"{'' if criteria else 'best '}within ${exact_decimal(budget)}")
     use = f"{count_noun(queries, 'query', 'queries')} per month over {count_noun(months, 'month')}"
     return f"{', '.join(criteria)}, for {count_noun(size, 'text')} and {use}"
 
@@ -234,9 +235,9 @@ def _cells(option: Option, chosen: bool) -> list[str]:
         str(candidate.dimensions or "?"),
         candidate.dtype,
         "" if candidate.error is not None else f"{candidate.quality:.4f}",
-        format_cost(option.corpus_usd),
-        format_cost(option.month_usd),
-        format_cost(option.total_usd),
+        format_usd(option.corpus_usd),
+        format_usd(option.month_usd),
+        format_usd(option.total_usd),
         "unknown" if option.gigabytes is None else f"{option.gigabytes:,.3f} GB",
         "chosen" if chosen else option.rejected or "more expensive or lower quality",
     ]

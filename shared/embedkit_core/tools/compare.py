@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from embedkit_core.common.errors import BudgetError, ConfigurationError, EmbedKitError
-from embedkit_core.common.formatting import count_noun, escape_markdown, format_usd, shorten_model_name
+from embedkit_core.common.formatting import count_noun, escape_markdown, shorten_model_name
 from embedkit_core.common.html_tables import html_table
+from embedkit_core.common.money import exact_decimal, format_usd
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice, check_integer
 from embedkit_core.common.vectors import DType
 from embedkit_core.costs.tokens import cost_of
-from embedkit_core.costs.tracker import format_cost, track_usage
+from embedkit_core.costs.tracker import track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.tools import ranking
@@ -361,8 +362,8 @@ def _cells(candidate: Candidate, measures: Sequence[str]) -> list[str]:
         *(str(candidate.scores[measure]) if measure in candidate.scores else "" for measure in measures),
         p,
         f"{candidate.corpus_tokens:,}",
-        format_cost(candidate.corpus_usd),
-        format_cost(candidate.usage.cost_usd),
+        format_usd(candidate.corpus_usd),
+        format_usd(candidate.usage.cost_usd),
         f"{candidate.seconds:,.1f}",
         f"{candidate.bytes_per_vector:,}",
     ]
@@ -380,7 +381,7 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
         "corpus_tokens": candidate.corpus_tokens,
         "query_tokens": candidate.query_tokens,
         "truncated": candidate.truncated,
-        "corpus_usd": None if usd is None else format_usd(usd),
+        "corpus_usd": None if usd is None else exact_decimal(usd),
         "seconds": candidate.seconds,
         "bytes_per_vector": candidate.bytes_per_vector,
         "usage": candidate.usage.to_dict(),

@@ -246,7 +246,7 @@ async def test_a_caller_with_budget_completes_the_chunks_that_others_cannot_pay_
 def test_the_error_states_the_remaining_budget_at_the_end_of_the_call():
     server = FakeServer(usd_per_million=PRICE)
     embedder = fake_embedder(server, budget_usd=500)
-    with pytest.raises(BudgetError, match=r"The budget of \$500 has \$320 left") as caught:
+    with pytest.raises(BudgetError, match=r"The budget of \$500 has \$320\.00 left") as caught:
         embedder.embed(["x" * 600, *texts_of(60)])
     assert caught.value.spent_usd == caught.value.usage.cost_usd == 180
     assert {error.spent_usd for error in caught.value.failed.values()} == {180}

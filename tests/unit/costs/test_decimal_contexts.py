@@ -3,15 +3,14 @@
 import decimal
 import subprocess
 import sys
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit_core import Usage, track_usage
-from embedkit_core.common.formatting import format_usd
-from embedkit_core.common.usage import decimal_context
+from embedkit_core.common.money import decimal_context, exact_decimal, format_usd
 from embedkit_core.costs.budget import Budget
 from embedkit_core.costs.meter import Meter, TextCounts
 
@@ -58,10 +57,31 @@ def test_amounts_do_not_depend_on_the_context_of_the_thread(context, price, limi
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-1_000_000, max_value=1_000_000))
 def test_an_amount_is_printed_exactly(usd):
     with decimal.localcontext(Context(prec=1, traps=[])):
-        printed = format_usd(usd)
+        printed = exact_decimal(usd)
     assert Decimal(printed) == usd
     assert "E" not in printed
     assert "." not in printed or not printed.endswith(("0", "."))
+
+
+def test_an_amount_is_shown_in_cents_or_with_two_significant_digits():
+    shown = {
+        "0E-9": "$0", "0.00000018": "$0.00000018", "0.0000697999": "$0.00007", "0.0036": "$0.0036", "0.00999": "$0.01",
+        "0.01234": "$0.012", "0.02": "$0.02", "0.5": "$0.50", "4.99999992": "$5.00", "1234.5": "$1,234.50",
+        "5E+3": "$5,000.00", "-0.5": "-$0.50",
+    }  # fmt: skip
+    assert {usd: format_usd(Decimal(usd)) for usd in shown} == shown
+    assert format_usd(None) == "unknown"
+    assert format_usd(Decimal("0.00000201"), ROUND_CEILING) == "$0.0000021"
+    assert format_usd(Decimal("4.99999992"), ROUND_FLOOR) == "$4.99"
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-1_000_000, max_value=1_000_000))
+def test_a_bound_is_never_shown_on_the_wrong_side(usd):
+    expected = [format_usd(usd, rounding) for rounding in (ROUND_FLOOR, ROUND_CEILING)]
+    low, high = (Decimal(text.replace("$", "").replace(",", "")) for text in expected)
+    assert low <= usd <= high
+    with decimal.localcontext(Context(prec=1, traps=ALL_TRAPS)):
+        assert [format_usd(usd, rounding) for rounding in (ROUND_FLOOR, ROUND_CEILING)] == expected
 
 
 def test_a_budget_is_parsed_exactly():

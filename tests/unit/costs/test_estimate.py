@@ -1,6 +1,7 @@
 """Estimates of cost, tokens, requests and time, compared with the actual usage."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.virtual import LIMITS, Simulation, VirtualServer
 
 from embedkit_core import Embedder, InputError
 from embedkit_core.calls.estimate import TEXTS_PER_CHUNK
+from embedkit_core.common.money import THIS_MACHINE
 from embedkit_core.common.types import Limits, RateSettings
 from embedkit_core.testing import FakeServer
 
@@ -167,6 +169,12 @@ def test_the_estimate_of_a_job_with_limits_is_near_the_duration_on_a_virtual_clo
     sim.submit([f"text {i}" for i in range(20_000)], size=estimate.tokens // 20_000, rates=rates)
     assert sim.run() == pytest.approx(estimate.seconds, rel=0.1, abs=5)
     assert sim.server.requests == pytest.approx(estimate.requests, rel=0.1, abs=2)
+
+
+def test_the_estimate_of_a_local_model_states_that_it_is_free():
+    estimate = fake_embedder(FakeServer(usd_per_million=0)).estimate(["a", "b"])
+    local = replace(estimate, price_source=THIS_MACHINE, seconds=None)
+    assert str(local) == "2 texts, 0 from cache, 2 to send in 1 request, about 2 tokens, free, on this machine"
 
 
 async def test_the_async_estimate_is_the_same(tmp_path):

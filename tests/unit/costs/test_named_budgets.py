@@ -51,7 +51,7 @@ def test_the_error_of_a_named_budget_has_the_amounts_of_all_processes():
     status = BudgetStatus("ingest", BudgetLimit(5 * 10**9, 1000), Amount(10**9, 100), Amount(1, 0), Amount(10**9, 50))
     error = shared_budget_error(status, 4, PRICE)
     assert str(error) == (
-        "The budget 'ingest' of $5 has $2.999999999 left, but a text may cost up to $4. Reset it (rag-embedkit budget "
+        "The budget 'ingest' of $5 has $2.99 left, but a text may cost up to $4.00. Reset it (rag-embedkit budget "
         "reset), or use a larger one with another budget_name=."
     )
     assert (error.budget_name, error.limit_usd, error.spent_usd) == ("ingest", 5, Decimal("1.000000001"))

@@ -156,7 +156,7 @@ def test_rows_are_by_model_and_input_type_and_add_up():
     table = usage.table().splitlines()
     assert len(table) == 2 + 3 + 1
     assert len({len(line) for line in table}) == 1
-    assert "$0.00000906" in table[-1]
+    assert "$0.0000091" in table[-1]
 
 
 def test_requests_without_a_reply_count_as_possibly_billed():

@@ -32,7 +32,7 @@ def test_usage_is_printed_in_one_line_without_zero_counts():
             (Usage(texts=1, sent=1, requests=1, tokens=5), "1 text, 1 sent, 1 request, 5 tokens, $0"),
             (
                 Usage(texts=1, sent=1, requests=1, tokens=5, priced_usd=Decimal(30)),
-                "1 text, 1 sent, 1 request, 5 tokens, $30",
+                "1 text, 1 sent, 1 request, 5 tokens, $30.00",
             ),
         ],
         check,
