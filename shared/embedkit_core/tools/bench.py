@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 import uuid
@@ -25,7 +26,7 @@ from embedkit_core.costs.tracker import track_usage
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.charts import SpeedPoint, draw_bench, save
 from embedkit_core.tools.extra import check_installed
-from embedkit_core.tools.report import write_report
+from embedkit_core.tools.report import Report, write_report
 from embedkit_core.tools.tables import quiet, table
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ MIN_SPEED_UP = 1.1  # expected when the number of requests in flight doubles
 QUERIES = 20
 WARM_UP_TEXTS = 4  # they open the connection and load the model
 SAMPLE_PREFIX = "5f3a9c1e"  # of estimated texts, as long as the random prefix of measured texts
+METHOD = (
+    "Each job embeds new texts without a cache, once. The requests in flight were doubled until the throughput grew by "
+    f"less than {MIN_SPEED_UP - 1:.0%}. Latency: {QUERIES} single queries, one after another. The result applies to "
+    "this account, this network and this hour."
+)
 WORDS = ("time", "people", "water", "house", "world", "school", "state", "family", "night", "story", "money", "point")
 
 
@@ -102,6 +108,14 @@ class BenchResult:
         Args:
             width: Hide columns until the table has at most so many characters per line. None for no limit.
         """
+        notes = "\n".join(self._notes())
+        return (
+            f"{escape_markdown(self.model)}\n\n{table(*self._table_cells(), width)}\n\n{notes}\n"
+            f"use max_concurrency={self.concurrency}"
+        )
+
+    def _table_cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the head of the table and a row for each job."""
         head = ["texts", "in flight", "seconds", "texts/s", "speed-up", "requests", "tokens", "cost"]
         rows = [
             [
@@ -116,12 +130,13 @@ class BenchResult:
             ]
             for run in self.runs
         ]
+        return head, rows
+
+    def _notes(self) -> list[str]:
+        """Return the latency of queries and the search for the concurrency, a line each."""
         tried = ", ".join(f"{run.concurrency}: {run.texts_per_second:,.0f}" for run in self.search)
         latencies = ", ".join(f"p{p} {self.latency(p) * 1000:,.0f} ms" for p in (50, 90, 99))
-        return (
-            f"{escape_markdown(self.model)}\n\n{table(head, rows, width)}\n\nquery latency: {latencies}\n"
-            f"texts/s by requests in flight: {tried}\nuse max_concurrency={self.concurrency}"
-        )
+        return [f"query latency: {latencies}", f"texts/s by requests in flight: {tried}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON-compatible values."""
@@ -149,8 +164,23 @@ class BenchResult:
         save(self._figure(), path)
 
     def report(self, path: str | PathLike[str]) -> None:
-        """Write a self-contained HTML report with tables, chart and numbers."""
-        write_report(path, f"Speed of {self.model}", self.table(), [self._figure()], self.to_dict())
+        """Write a self-contained HTML report: verdict, table, chart, method, and a link to all numbers."""
+        head, rows = self._table_cells()
+        largest = max((run for run in self.runs if run.concurrency == self.concurrency), key=lambda run: run.texts)
+        verdict = f"Use max_concurrency={self.concurrency}: {largest.texts_per_second:,.0f} texts/s"
+        if self.concurrency > 1:
+            verdict += f", {self.speed_up(largest.texts):.1f} times the speed of one request at a time"
+        report = Report(
+            title=f"Speed of {self.model}",
+            verdict=f"{verdict}. A query takes {self.latency(50) * 1000:,.0f} ms (median).",
+            head=head,
+            rows=rows,
+            notes=self._notes(),
+            failures=[],
+            method=[METHOD],
+            downloads={"bench.json": json.dumps(self.to_dict(), indent=1)},
+        )
+        write_report(path, report, self._figure())
 
     def _figure(self) -> Figure:
         jobs, search = (

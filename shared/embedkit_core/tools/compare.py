@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,15 +30,21 @@ from embedkit_core.tools import ranking
 from embedkit_core.tools.charts import QualityPoint, draw_comparison, save
 from embedkit_core.tools.comparison_plan import log_estimates, variant_settings
 from embedkit_core.tools.extra import check_installed
-from embedkit_core.tools.report import write_report
+from embedkit_core.tools.report import Report, write_report
 from embedkit_core.tools.tables import number_columns, quiet, table
 from embedkit_core.tools.tasks import Task
+from embedkit_core.tools.verdict import comparison_verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAIN_MEASURE = "nDCG@10"
 KS = (10, 100)  # of recall@k
+METHOD = (
+    "Documents are ranked by exact cosine similarity (Hamming distance for packed bits). Intervals: bootstrap over the "
+    "queries. p: paired randomization test with Holm's correction. Tokens and the cost of the documents are estimates "
+    'without a cache; "billed now" and "seconds" are those of this run, in which the cache may have had vectors.'
+)
 LEGEND = "scores: mean and 95 % confidence interval; p: p-value of the difference to the best model"
 DTYPES: tuple[DType, ...] = get_args(DType)
 
@@ -178,9 +185,24 @@ class Comparison:
         save(self._figure(), path)
 
     def report(self, path: str | PathLike[str]) -> None:
-        """Write a self-contained HTML report with the table, the chart and the numbers."""
-        title = f"Models compared on {self.task.name}"
-        write_report(path, title, self.table(), [self._figure()], self.to_dict())
+        """Write a self-contained HTML report: verdict, table, chart, method, and links to all numbers.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        head, rows = self._table_cells()
+        failures = {c.name: c.error for c in self.candidates if c.error is not None}
+        report = Report(
+            title=f"Models compared on {self.task.name}",
+            verdict=comparison_verdict(self.candidates, MAIN_MEASURE, len(self.task.queries)),
+            head=head,
+            rows=rows,
+            notes=[LEGEND, *(f"{name}: {note}" for name, note in self._notes() if name not in failures)],
+            failures=[f"{name}: {error}" for name, error in failures.items()],
+            method=[self._size, METHOD, *(f"{c.name}: vector space {c.space}" for c in self.candidates if c.space)],
+            downloads={"comparison.csv": self.to_csv(), "comparison.json": json.dumps(self.to_dict(), indent=1)},
+        )
+        write_report(path, report, self._figure())
 
     def _figure(self) -> Figure:
         points = []

@@ -291,17 +291,6 @@ def test_a_chart_is_drawn_and_labelled(tmp_path, kind):
         found.chart(tmp_path / "chart.docx")
 
 
-def test_a_report_is_one_self_contained_file(tmp_path):
-    found = compared(server_of())
-    found.report(tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text()
-    assert "<svg" in text
-    assert "nDCG@10" in text
-    assert "src=" not in text
-    assert "<script" not in text
-    assert "<link" not in text
-
-
 def test_a_comparison_without_models_or_tasks_is_refused():
     with pytest.raises(ConfigurationError, match="at least one model"):
         compare([], TASK)
