@@ -8,6 +8,8 @@ from support.limiters import needs_limiters
 from support.reader import local_providers, reader_environment
 from support.rows import check_rows
 
+from benchmarks import readme_chart
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(
@@ -79,6 +81,15 @@ def check_links(document):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+
+
+def test_the_chart_of_the_readme_shows_the_figures_of_its_table():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"]({readme_chart.CHART.relative_to(ROOT).as_posix()})" in readme
+    assert len(readme_chart.rows(readme)) >= 9
+    assert readme_chart.CHART.read_text(encoding="utf-8") == readme_chart.svg(
+        readme
+    )  # python -m benchmarks.readme_chart
 
 
 def test_links_between_documents_have_a_target():
