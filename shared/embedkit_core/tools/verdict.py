@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from embedkit_core.common.formatting import count_noun, shorten_model_name
 from embedkit_core.common.money import format_usd
-
-if TYPE_CHECKING:
-    from embedkit_core.tools.compare import Candidate
+from embedkit_core.tools.ranking import Score
 
 SIGNIFICANT = 0.05  # p-value
 MAX_TIES = 3  # that are named
 
 
-def comparison_verdict(candidates: Sequence[Candidate], measure: str, queries: int) -> str:
+class Scored(Protocol):
+    """The values of a candidate of a comparison that a verdict needs."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def dimensions(self) -> int | None: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def scores(self) -> Mapping[str, Score]: ...  # noqa: D102
+    @property
+    def bytes_per_vector(self) -> int: ...  # noqa: D102
+    @property
+    def p_value(self) -> float | None: ...  # noqa: D102
+    @property
+    def error(self) -> str | None: ...  # noqa: D102
+    @property
+    def corpus_usd(self) -> Decimal | None: ...  # noqa: D102
+
+
+def comparison_verdict(candidates: Sequence[Scored], measure: str, queries: int) -> str:
     """Return which candidate is best, which is the cheapest within its confidence interval, and what is a tie.
 
     Args:
@@ -49,17 +68,17 @@ def comparison_verdict(candidates: Sequence[Candidate], measure: str, queries: i
     return " ".join(parts)
 
 
-def variant_name(candidate: Candidate) -> str:
+def variant_name(candidate: Scored) -> str:
     """Return the name of a candidate in a sentence: model, dimensions and dtype."""
     return f"{shorten_model_name(candidate.model, 40)} ({candidate.dimensions or '?'}, {candidate.dtype})"
 
 
-def _cost(candidate: Candidate) -> tuple[bool, Decimal, int]:
+def _cost(candidate: Scored) -> tuple[bool, Decimal, int]:
     usd = candidate.corpus_usd
     return usd is None, usd or Decimal(0), candidate.bytes_per_vector
 
 
-def _price(candidate: Candidate) -> str:
+def _price(candidate: Scored) -> str:
     usd = candidate.corpus_usd
     if usd is None:
         return "price unknown"
