@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from embedkit_core.common.errors import ConfigurationError
@@ -68,11 +67,6 @@ def embed_frame(
     check_columns(text_column, vector_column, error_column)
     check_choice("input_type", input_type, get_args(InputType))
     texts = read_column(frame, text_column, argument="frame")
-    settings = replace(embedder.settings, on_error="raise" if error_column is None else "return")
-    if settings != embedder.settings:
-        meter, accounts = embedder.meter, embedder._accounts
-        embedder = embedder.__copy__()
-        embedder.settings, embedder.meter, embedder._accounts = settings, meter, accounts
     vectors, errors = embed_values(embedder, texts, input_type, error_column, progress)
     added: Frame = add_columns(frame, {vector_column: vectors}, errors)
     return added

@@ -27,7 +27,7 @@ from embedkit_core.common.threads import BULK, LOOKUPS, SLOW_LOOKUPS, off_loop, 
 from embedkit_core.common.types import Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.config.base import BaseEmbedder
-from embedkit_core.config.roles import InputTypeSpec
+from embedkit_core.config.roles import InputTypeSpec, OnError
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import TextCounts
 from embedkit_core.costs.tracker import UsageTracker, active_trackers
@@ -346,16 +346,16 @@ class Call:
             assert lookup.account is not None
             engine().withdraw(lookup.account, self.ticket, lookup)
 
-    def finish(self) -> EmbeddingResult:
+    def finish(self, on_error: OnError | None = None) -> EmbeddingResult:
         """Return the result of the call.
 
         Raises:
-            EmbedKitError: Texts failed and `on_error` is "raise".
+            EmbedKitError: Texts failed and `on_error`, by default the embedder's, is "raise".
         """
         vectors = self._assemble()
         assert isinstance(vectors, np.ndarray)
         result = self._result(vectors)
-        self._raise_failures(result)
+        self._raise_failures(result, on_error)
         return result
 
     def finish_vectors(self) -> Vectors:
@@ -443,8 +443,8 @@ class Call:
         wanted = list(indexes)
         return tuple(np.flatnonzero(np.isin(self._plan.source, wanted)).tolist()) if wanted else ()
 
-    def _raise_failures(self, result: EmbeddingResult) -> None:
-        if result.failed and self._embedder.settings.on_error == "raise":
+    def _raise_failures(self, result: EmbeddingResult, on_error: OnError | None = None) -> None:
+        if result.failed and (on_error or self._embedder.settings.on_error) == "raise":
             needed = sum(max_tokens_to_send(self._plan.texts[index], self._spec.request_spec) for index in self._failed)
             result = replace(result, texts=())  # no error contains a text
             raise call_error(result, needed, is_cached=self._embedder.vector_cache.backend is not None)

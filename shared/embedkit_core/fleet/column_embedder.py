@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from embedkit_core.calls.plan import reason_for, unknown_width_error
 from embedkit_core.common.errors import AuthenticationError, BudgetError, ConfigurationError, InputError, QuotaError
 from embedkit_core.common.fork_safety import ForkLock
+from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import InputType, Vectors
 from embedkit_core.common.usage import Usage
 from embedkit_core.common.validation import check_choice
+from embedkit_core.config.roles import OnError
 from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import Meter
 from embedkit_core.costs.tracker import active_trackers
@@ -28,7 +31,7 @@ OF_ALL_BATCHES = (AuthenticationError, BudgetError, QuotaError)  # raised even w
 INPUT_FIX = "Positions are those of the batch. With error_column=, such rows get a message instead of a vector."
 FLUSH_SECONDS = 5.0  # that a batch waits until all caches of a list have its vectors
 
-_embedders: dict[tuple[bytes, bool], Embedder] = {}  # of this process, by pickle and by whether errors are raised
+_embedders: dict[bytes, Embedder] = {}  # of this process, by pickle
 _lock = ForkLock()
 
 
@@ -85,7 +88,7 @@ class ColumnEmbedder:
     @property
     def embedder(self) -> Embedder:
         """The embedder of this process, which is made at first use."""
-        return _embedder_of(self._pickle, raises=self.error_column is None)
+        return _embedder_of(self._pickle)
 
     @property
     def usage(self) -> Usage:
@@ -145,7 +148,7 @@ def embed_values(
     """Embed the values of a text column.
 
     Args:
-        embedder: The embedder, with `on_error="return"` if there is an error column.
+        embedder: The embedder, whose `on_error` is not used.
         texts: The values, None for nulls.
         input_type: "document" or "query".
         error_column: The name of the column of errors. None for none.
@@ -158,7 +161,7 @@ def embed_values(
         vectors, messages = _embed_valid(embedder, texts, input_type, progress)
         return vectors, {error_column: [messages.get(position) for position in range(len(texts))]}
     try:
-        return embedder.embed(texts, input_type=input_type, progress=progress).vectors, {}
+        return _embed(embedder, texts, input_type, "raise", progress).vectors, {}
     except InputError as error:
         raise InputError(f"{str(error).rstrip('.')}. {INPUT_FIX}", error.indices) from None
 
@@ -170,13 +173,13 @@ def _embed_valid(
     errors: dict[int, str] = {}
     valid = [*range(len(texts))]
     try:
-        result = embedder.embed(texts, input_type=input_type, progress=progress)
+        result = _embed(embedder, texts, input_type, "return", progress)
     except InputError as error:
         errors = {position: f"The text is {reason_for(texts[position])}." for position in error.indices}
         for meter in meters_of(embedder, input_type):
             meter.add(Usage(texts=len(errors), failed=len(errors)))
         valid = [position for position in valid if position not in errors]
-        result = embedder.embed([texts[i] for i in valid], input_type=input_type, progress=progress)
+        result = _embed(embedder, [texts[i] for i in valid], input_type, "return", progress)
     for failure in result.failed.values():
         if isinstance(failure, OF_ALL_BATCHES):
             raise failure
@@ -192,6 +195,13 @@ def _embed_valid(
     return vectors, errors
 
 
+def _embed(
+    embedder: Embedder, texts: list[Any], input_type: InputType, on_error: OnError, progress: ProgressOption
+) -> EmbeddingResult:
+    call = embedder._call(texts, input_type, progress=progress)
+    return call.run("embed", partial(call.finish, on_error))
+
+
 def meters_of(embedder: Embedder, input_type: InputType) -> Sequence[Meter]:
     """Return the meters of an embedder and of the `track_usage` blocks around the caller."""
     billing = CallBilling.of_call(
@@ -202,14 +212,13 @@ def meters_of(embedder: Embedder, input_type: InputType) -> Sequence[Meter]:
     return billing.meters
 
 
-def _embedder_of(pickled: bytes, *, raises: bool) -> Embedder:
+def _embedder_of(pickled: bytes) -> Embedder:
     """Return the embedder of this process for a pickle."""
-    key = (pickled, raises)
     with _lock.lock:
-        found = _embedders.get(key)
+        found = _embedders.get(pickled)
     if found is None:
         found = pickle.loads(pickled)  # noqa: S301 - made by the constructor; outside of the lock, it imports modules
-        found.settings = replace(found.settings, on_error="raise" if raises else "return", progress=None)
+        found.settings = replace(found.settings, progress=None)
         with _lock.lock:
-            found = _embedders.setdefault(key, found)
+            found = _embedders.setdefault(pickled, found)
     return found

@@ -68,8 +68,10 @@ def add_columns(batch: Batch, vectors: Mapping[str, Vectors], texts: Mapping[str
         return set_table_columns(batch, lists | strings)
     if _is_frame(batch):
         pandas = sys.modules["pandas"]
-        columns = {**vectors, **texts}
-        return batch.assign(**{n: pandas.Series([*values], batch.index, dtype=object) for n, values in columns.items()})
+        added = batch.copy()  # unlike `assign`, item assignment takes any name
+        for name, values in {**vectors, **texts}.items():
+            added[name] = pandas.Series([*values], batch.index, dtype=object)
+        return added
     if _is_polars(batch):
         polars = sys.modules["polars"]
         series = [polars.Series(name, rows if rows.shape[1] else []) for name, rows in vectors.items()]

@@ -38,6 +38,8 @@ def test_each_row_gets_the_vector_of_its_text_or_a_message(embedder, kind):
     assert [error is None for error in read("error")] == [True, False, True, False]
     assert read("error")[1].startswith("The text is not a string")
     assert (embedder.usage.failed, embedder.settings.on_error) == (2, "raise")
+    assert embedder.dimensions == 4
+    assert all(finalizer.alive for finalizer in embedder._accounts.values())  # so the connection stays open
     with pytest.raises(InputError, match="2 of 4 texts cannot be embedded") as failed:
         embed_frame(frame, "text", embedder)
     assert failed.value.indices == (1, 3)
@@ -73,3 +75,9 @@ def test_an_embedder_takes_a_column(embedder, kind):
     vectors = embedder.embed(COLUMNS[kind](texts)).vectors
     assert np.array_equal(vectors, embedder.embed(texts).vectors)
     assert np.array_equal(vectors, [*embedder.embed_iter(COLUMNS[kind](texts))])
+
+
+def test_a_column_may_have_the_name_of_an_argument_of_pandas(embedder):
+    frame = pd.DataFrame({"text": ["a", "b"]}, index=[1, 1])
+    added = embed_frame(frame, "text", embedder, vector_column="self")
+    assert (list(added), list(added.index), list(frame)) == (["text", "self"], [1, 1], ["text"])
