@@ -1,5 +1,7 @@
 """The commands `cache stats`, `clear`, `prune`, `export` and `import`."""
 
+import csv
+import io
 import json
 import re
 import sqlite3
@@ -42,11 +44,14 @@ def vectors(shell, folder):
 def test_stats_lists_the_vector_spaces_with_size_and_last_use(shell, mine):
     code, out, _ = shell("cache", "stats", "--cache", mine)
     assert code == 0
-    first, *spaces = out.splitlines()
+    first, head, _, *spaces = out.splitlines()
     assert re.search(r"mine: 44 vectors, \d\.\d MB$", first)
-    assert re.fullmatch(rf"  {space_of(MODEL)}: 40 vectors, 0\.2 MB, last used \d{{4}}-\d\d-\d\d", spaces[0])
-    assert spaces[1].startswith(f"  {space_of(OTHER)}: 3 vectors, 0.0 MB, ")
-    assert spaces[2].startswith("  unknown: 1 vector, ")
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["vector space", "vectors", "size", "last use"]
+    assert re.fullmatch(rf"\| {space_of(MODEL)} +\| +40 \| +0\.2 MB \| \d{{4}}-\d\d-\d\d \|", spaces[0])
+    assert spaces[1].startswith(f"| {space_of(OTHER)} ")
+    assert spaces[2].startswith("| unknown ")
+    code, out, _ = shell("cache", "stats", "--cache", mine, "--csv", "-")
+    assert [row["vectors"] for row in csv.DictReader(io.StringIO(out))] == ["40", "3", "1"]
 
 
 def test_the_vectors_of_a_model_are_cleared_and_others_stay(shell, mine):

@@ -1,6 +1,7 @@
 """The commands `compare`, `choose` and `bench`."""
 
-import errno
+import csv
+import io
 import json
 import re
 import subprocess
@@ -34,7 +35,7 @@ def test_compare_choose_and_bench_print_their_results(shell, tmp_path):
     code, out, err = shell("compare", MODEL, "--texts", "pages", "--dimensions", "own,256,5000", "-y", *pictures)
     assert code == 0, err
     assert out.count(f"| {MODEL}") == 2
-    assert f"{MODEL} 5000 float32: dimensions: text-embedding-3-small does not offer 5000 dimensions" in out
+    assert f"{MODEL} 5000 float32: --dimensions: text-embedding-3-small does not offer 5000 dimensions" in out
     assert all((tmp_path / name).stat().st_size > 300 for name in ("chart.svg", "report.html", "numbers.csv"))
     code, out, _ = shell("compare", MODEL, "--texts", "pages", "-y", "--json", "-q")
     assert json.loads(out)["models"][0]["model"] == MODEL
@@ -45,19 +46,29 @@ def test_compare_choose_and_bench_print_their_results(shell, tmp_path):
     assert shell("compare", MODEL, "--texts", "pages", "--dimensions", "5000", "-y", "-q")[0] == 1
     code, out, err = shell("bench", "-m", MODEL, "--sizes", "20,40", "--most", "2", "-y", "--chart", "bench.png")
     assert code == 0, err
-    assert "use max_concurrency=" in out
+    assert "use --max-concurrency " in out
     assert (tmp_path / "bench.png").stat().st_size > 5000
 
 
-def test_an_unwritable_file_is_one_error_line_and_the_table_is_printed(shell, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX processes")
+def test_a_full_disk_is_one_error_line_and_the_table_is_printed(shell):
+    code, out, err = shell("models", "--csv", "/dev/full")
+    assert (code, err) == (FAILED, "rag-embedkit: No space left on device (/dev/full)\n")
+    assert MODEL in out
 
-    monkeypatch.setattr("embedkit_core.tools.Comparison.to_csv", full)
+
+def test_csv_on_standard_output_replaces_the_table(shell, tmp_path):
     pages(tmp_path)
-    code, out, err = shell("compare", MODEL, "--texts", "pages", "--csv", "x.csv", "-y", "-q")
-    assert (code, err) == (FAILED, "rag-embedkit: No space left on device (x.csv)\n")
-    assert "nDCG@10" in out
+    choose = ("choose", MODEL, "openai:text-embedding-ada-002", "--texts", "pages", "--floor", "0", "-y", "-q")
+    rows = list(csv.DictReader(io.StringIO(shell(*choose, "--csv", "-")[1])))
+    options = json.loads(shell(*choose, "--json")[1])["options"]
+    assert [row["model"] for row in rows] == [option["model"] for option in options]
+    assert [row["chosen"] for row in rows] == ["True", "False"]
+    assert float(rows[0]["total_usd"]) == float(options[0]["total_usd"]) > 0
+    code, out, err = shell("bench", "-m", MODEL, "--sizes", "20", "--most", "1", "-y", "-q", "--csv", "-")
+    assert [row["texts"] for row in csv.DictReader(io.StringIO(out))] == ["20"], err
+    code, out, err = shell("models", "--csv", "-", "--json")
+    assert (code, out, err) == (USAGE, "", "rag-embedkit: --csv -: contradicts --json. Remove one of them.\n")
 
 
 def test_bench_asks_for_confirmation_with_its_estimate(shell, server):

@@ -15,15 +15,17 @@ from embedkit_core.cache.maintenance import CacheFolder, CacheStats
 from embedkit_core.cache.opening import CACHE_VARIABLE, cache_errors_name, environment_cache
 from embedkit_core.cache.urls import open_url, scheme_of
 from embedkit_core.cli import options as o
-from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, wording
+from embedkit_core.cli.console import FAILED, cache_app, confirm, err, format_price, show, table_width, wording
 from embedkit_core.cli.embedding import embed_all
 from embedkit_core.cli.jobs import check_no_open_jobs
+from embedkit_core.cli.outputs import Outputs
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun
 from embedkit_core.common.money import USD
 from embedkit_core.common.types import Cache, InputType
 from embedkit_core.common.validation import check_integer
 from embedkit_core.embedder import Embedder
+from embedkit_core.tools.tables import table, to_csv
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _OfModel = o.model_option("Only vectors of this model or vector space, as `cache stats` lists it.")
@@ -31,17 +33,23 @@ ConfirmDelete = Annotated[bool, typer.Option("--yes", "-y", help="Delete vectors
 
 
 @cache_app.command(name="stats")
-def stats_command(cache: o.FolderOption = None, as_json: o.Json = False) -> None:
+def stats_command(
+    cache: o.FolderOption = None, csv: o.Csv = None, wide: o.Wide = False, as_json: o.Json = False
+) -> None:
     """Show the cached vectors by vector space, with their size and last use."""
+    outputs = Outputs(csv, as_json=as_json)
     stats = _folder(cache).stats()
     where = f"{stats.folder} ({CACHE_VARIABLE})" if cache is None and environment_cache() else stats.folder
-    lines = [f"{where}: {count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"]
-    lines += [
-        f"  {space.space or 'unknown'}: {count_noun(space.vectors, 'vector')}, {_megabytes(space.bytes)}, "
-        f"last used {_date(space.last_used)}"
+    text = f"{where}: {count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"
+    cells = [
+        [space.space or "unknown", f"{space.vectors:,}", _megabytes(space.bytes), _date(space.last_used)]
         for space in stats.spaces
     ]
-    _show_stats("\n".join(lines), stats, as_json=as_json)
+    if cells:
+        text += "\n" + table(["vector space", "vectors", "size", "last use"], cells, table_width(wide=wide))
+    if not stats.quarantined or as_json:
+        outputs.show(text, asdict(stats), to_csv([asdict(space) for space in stats.spaces]))
+    stats.check()
 
 
 class VerifySettings(o.InputSettings, o.VectorSettings, o.ServerSettings, o.SharedSettings):
@@ -80,11 +88,6 @@ def verify(
     text = (
         f"{stats.folder}: {count_noun(stats.vectors, 'vector')}, {stats.damaged:,} damaged (embedded again on next use)"
     )
-    _show_stats(text, stats, as_json=as_json)
-
-
-def _show_stats(text: str, stats: CacheStats, *, as_json: bool) -> None:
-    """Print the state of a cache; exit with FAILED if it is damaged."""
     if not stats.quarantined or as_json:
         show(text, asdict(stats), as_json=as_json)
     stats.check()

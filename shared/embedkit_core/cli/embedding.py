@@ -11,6 +11,7 @@ import typer
 
 from embedkit_core.cli import options as o
 from embedkit_core.cli.console import app, check_budget, confirm, err, format_price, show, table_width, wording
+from embedkit_core.cli.outputs import Outputs
 from embedkit_core.cli.reading import Record, RecordSource
 from embedkit_core.cli.writing import Output
 from embedkit_core.common.errors import (
@@ -25,7 +26,7 @@ from embedkit_core.common.types import InputType, ModelInfo
 from embedkit_core.embedder import Embedder
 from embedkit_core.providers.catalogue import models as catalogue_models
 from embedkit_core.providers.registry import is_provider, provider_class
-from embedkit_core.tools.tables import table
+from embedkit_core.tools.tables import table, to_csv
 
 
 class RunSettings(
@@ -85,6 +86,7 @@ def estimate(inputs: o.Inputs, as_json: o.Json = False, **settings: Unpack[RunSe
 @app.command()
 def models(
     provider: Annotated[str | None, typer.Argument(help="List models of this provider only.")] = None,
+    csv: o.Csv = None,
     wide: o.Wide = False,
     as_json: o.Json = False,
 ) -> None:
@@ -92,6 +94,7 @@ def models(
 
     A price in parentheses is not from a page of the provider; a budget in USD then needs --price.
     """
+    outputs = Outputs(csv, as_json=as_json)
     listed: list[dict[str, Any]] = [
         {
             "model": f"{m.provider}:{m.name}",
@@ -111,7 +114,7 @@ def models(
     for line, row in zip(cells, listed, strict=True):
         line[price] = f"({line[price]})" if not row["confirmed"] and row["usd_per_million"] else line[price]
     text = table(["model", "dimensions", "max tokens", "USD per 1M tokens", "status"], cells, table_width(wide=wide))
-    show(text if listed else f"The catalogue has no models of {provider!r}.", listed, as_json=as_json)
+    outputs.show(text if listed else f"The catalogue has no models of {provider!r}.", listed, to_csv(listed))
 
 
 def _catalogue_rows(provider: str | None) -> tuple[ModelInfo, ...]:

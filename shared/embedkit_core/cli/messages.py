@@ -23,6 +23,7 @@ PHRASES = {
     ", or None for no limit": "",  # an option is omitted
     "embed()": "`embed`",
     "submit()": "`batch submit`",
+    "use max_concurrency=": "use --max-concurrency ",  # of `bench`, which lacks this option
     "wait() and collect() send": "`batch collect` sends",
 }
 _PHRASE = re.compile("|".join(map(re.escape, PHRASES)))

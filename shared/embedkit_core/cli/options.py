@@ -124,6 +124,10 @@ Concurrency = Annotated[int, integer("Maximum number of requests in flight.", ri
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Spend money without asking for confirmation.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and estimates.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Show all columns on a narrow terminal.")]
+Csv = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="FILE", help="Write all numbers to a CSV file; - prints them in place of the table."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

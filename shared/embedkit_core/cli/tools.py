@@ -18,7 +18,6 @@ from embedkit_core.cli.console import (
     confirm,
     err,
     format_price,
-    show,
     table_width,
     wording,
 )
@@ -88,7 +87,7 @@ def compare_command(
     models: Models,
     chart: ChartOption = None,
     report: ReportOption = None,
-    csv_file: Annotated[str | None, typer.Option("--csv", help="Write all numbers to a CSV file.")] = None,
+    csv: o.Csv = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     wide: o.Wide = False,
@@ -100,11 +99,10 @@ def compare_command(
     Example: `rag-embedkit compare openai:text-embedding-3-small voyage:voyage-4 --data scifact --chart models.png`
     """
     check_installed("compare")
-    inputs = [*(settings["texts"] or ()), *filter(None, [settings["questions"]])]
-    outputs = Outputs(chart, report, csv_file, inputs=inputs)
+    outputs = Outputs(csv, as_json=as_json, chart=chart, report=report, inputs=_inputs(settings))
     comparison = _compare(models, _task(settings), settings, yes=yes, quiet=quiet)
-    show(wording(comparison.table(width=table_width(wide=wide))), comparison.to_dict(), as_json=as_json)
-    outputs.write(comparison)
+    outputs.show(comparison.table(width=table_width(wide=wide)), comparison.to_dict(), comparison.to_csv())
+    outputs.draw(comparison)
     if any(candidate.over_budget for candidate in comparison.candidates):
         raise typer.Exit(BUDGET)
     if all(candidate.error is not None for candidate in comparison.candidates):
@@ -125,6 +123,7 @@ def choose_command(
     corpus_texts: Annotated[int | None, o.integer("Number of texts in the corpus.")] = None,
     queries_per_month: Annotated[int, o.integer("Number of queries per month.")] = 0,
     months: Annotated[int, o.integer("Number of months.")] = 12,
+    csv: o.Csv = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     wide: o.Wide = False,
@@ -141,17 +140,17 @@ def choose_command(
         "months": months,
     }
     check_criteria(**criteria)
+    outputs = Outputs(csv, as_json=as_json, inputs=_inputs(settings))
     comparison = _compare(models, _task(settings), settings, yes=yes, quiet=quiet)
     choice = choose(comparison, **criteria)
-    chosen = None if choice.chosen is None else choice.chosen.candidate
-    output: dict[str, Any] = {"criteria": choice.criteria, "chosen": None}
-    rejected = [option if not option.rejected else _reworded(option) for option in choice.options]
-    text = replace(choice, options=tuple(rejected)).table(width=table_width(wide=wide))
-    if chosen is not None:
-        output["chosen"] = _embedder_arguments(chosen)
-        model, *others = (f"{name}={json.dumps(value)}" for name, value in _embedder_arguments(chosen).items())
+    options = [option if not option.rejected else _reworded(option) for option in choice.options]
+    choice = replace(choice, options=tuple(options))
+    text, chosen = choice.table(width=table_width(wide=wide)), None
+    if choice.chosen is not None:
+        chosen = _embedder_arguments(choice.chosen.candidate)
+        model, *others = (f"{name}={json.dumps(value)}" for name, value in chosen.items())
         text += f"\n\nEmbedder({', '.join([model.partition('=')[2], *others])})"
-    show(text, output, as_json=as_json)
+    outputs.show(text, {**choice.to_dict(), "chosen": chosen}, choice.to_csv())
     if chosen is None:
         raise typer.Exit(FAILED)
 
@@ -163,6 +162,7 @@ def bench_command(
     most: Annotated[int, o.integer("Maximum number of requests in flight to try.")] = 64,
     chart: ChartOption = None,
     report: ReportOption = None,
+    csv: o.Csv = None,
     yes: o.Yes = False,
     quiet: o.Quiet = False,
     wide: o.Wide = False,
@@ -171,15 +171,15 @@ def bench_command(
 ) -> None:
     """Measure sequential and concurrent throughput and query latency of a model, and recommend max_concurrency."""
     check_installed("bench")
-    outputs = Outputs(chart, report)
+    outputs = Outputs(csv, as_json=as_json, chart=chart, report=report)
     jobs = _numbers("--sizes", sizes, "100,500")
     with o.make_embedder({**settings, "cache": False}) as embedder:
         cost = estimate_cost(embedder, jobs, most=most)
         if cost.cost_usd is None or cost.cost_usd > 0:
             confirm(f"measure {cost}?", yes=yes)
     result = bench(sizes=jobs, most=most, log=_log(quiet), **settings)
-    show(result.table(width=table_width(wide=wide)), result.to_dict(), as_json=as_json)
-    outputs.write(result)
+    outputs.show(wording(result.table(width=table_width(wide=wide))), result.to_dict(), result.to_csv())
+    outputs.draw(result)
 
 
 def _compare(models: list[str], task: Task, settings: Mapping[str, Any], *, yes: bool, quiet: bool) -> Comparison:
@@ -191,7 +191,7 @@ def _compare(models: list[str], task: Task, settings: Mapping[str, Any], *, yes:
     model_arguments = [{**common, **model_settings(model, settings["base_url"])} for model in models]
     budget = {name: settings.get(name) for name in ("budget_usd", "budget_name")}
     _check_cost(model_arguments, task, budget, yes=yes)
-    return compare(
+    compared = compare(
         model_arguments,
         task,
         dimensions=widths,
@@ -200,6 +200,13 @@ def _compare(models: list[str], task: Task, settings: Mapping[str, Any], *, yes:
         log=_log(quiet),
         **budget,  # type: ignore[arg-type]
     )
+    reworded = (c if c.error is None else replace(c, error=wording(c.error)) for c in compared.candidates)
+    return replace(compared, candidates=tuple(reworded))
+
+
+def _inputs(settings: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the files that the task is read from."""
+    return [*(settings["texts"] or ()), *filter(None, [settings["questions"]])]
 
 
 def _check_cost(models: list[dict[str, Any]], task: Task, budget: dict[str, Any], *, yes: bool) -> None:

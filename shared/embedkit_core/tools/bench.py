@@ -27,7 +27,7 @@ from embedkit_core.embedder import Embedder
 from embedkit_core.tools.charts import SpeedPoint, draw_bench, save
 from embedkit_core.tools.extra import check_installed
 from embedkit_core.tools.report import Report, write_report
-from embedkit_core.tools.tables import quiet, table
+from embedkit_core.tools.tables import quiet, table, to_csv, wrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,12 +106,13 @@ class BenchResult:
         """Return the results as Markdown, with the recommended setting in the last line.
 
         Args:
-            width: Hide columns until the table has at most so many characters per line. None for no limit.
+            width: Hide columns and wrap notes until lines have at most so many characters. None for no limit.
         """
         notes = "\n".join(self._notes())
-        return (
+        return wrap(
             f"{escape_markdown(self.model)}\n\n{table(*self._table_cells(), width)}\n\n{notes}\n"
-            f"use max_concurrency={self.concurrency}"
+            f"use max_concurrency={self.concurrency}",
+            width,
         )
 
     def _table_cells(self) -> tuple[list[str], list[list[str]]]:
@@ -140,24 +141,18 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON-compatible values."""
-
-        def run_data(run: Run) -> dict[str, Any]:
-            return {
-                "texts": run.texts,
-                "concurrency": run.concurrency,
-                "seconds": run.seconds,
-                "texts_per_second": run.texts_per_second,
-                "usage": run.usage.to_dict(),
-            }
-
         return {
             "model": self.model,
             "max_concurrency": self.concurrency,
-            "runs": [run_data(run) for run in self.runs],
-            "search": [run_data(run) for run in self.search],
+            "runs": [_run_data(run) for run in self.runs],
+            "search": [_run_data(run) for run in self.search],
             "query_seconds": {f"p{p}": self.latency(p) for p in (50, 90, 99)},
             "usage": self.usage.to_dict(),
         }
+
+    def to_csv(self) -> str:
+        """Return the measured jobs as CSV, one line per job."""
+        return to_csv([{"model": self.model, **_run_data(run)} for run in self.runs])
 
     def chart(self, path: str | PathLike[str]) -> None:
         """Write a chart of the throughput to a PNG, SVG or PDF file."""
@@ -188,6 +183,16 @@ class BenchResult:
             for runs in (self.runs, self.search)
         )
         return draw_bench(self.model, self.concurrency, jobs, search)
+
+
+def _run_data(run: Run) -> dict[str, Any]:
+    return {
+        "texts": run.texts,
+        "concurrency": run.concurrency,
+        "seconds": run.seconds,
+        "texts_per_second": run.texts_per_second,
+        "usage": run.usage.to_dict(),
+    }
 
 
 def bench(

@@ -15,7 +15,7 @@ from embedkit_core.costs.tokens import cost_of
 from embedkit_core.embedder import Embedder
 from embedkit_core.tools.compare import MAIN_MEASURE, Candidate, Comparison
 from embedkit_core.tools.comparison_plan import InMemoryCache
-from embedkit_core.tools.tables import table
+from embedkit_core.tools.tables import table, to_csv, wrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,20 @@ class Choice:
         """Return a Markdown table of all options, with the reason for each result.
 
         Args:
-            width: Hide columns until the table has at most so many characters per line. None for no limit.
+            width: Hide columns and wrap notes until lines have at most so many characters. None for no limit.
         """
         head = ["model", "dimensions", "dtype", MAIN_MEASURE, "corpus", "per month", "total", "index", "result"]
         rows = [_cells(option, option is self.chosen) for option in self.options]
-        return f"{self.criteria}\n\n{table(head, rows, width)}"
+        return wrap(f"{self.criteria}\n\n{table(head, rows, width)}", width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the criteria and all options as JSON-compatible values."""
+        options = [{**_option_data(option), "chosen": option is self.chosen} for option in self.options]
+        return {"criteria": self.criteria, "options": options}
+
+    def to_csv(self) -> str:
+        """Return all options as CSV, one line per option."""
+        return to_csv(self.to_dict()["options"])
 
     def embedder(self, **settings: Any) -> Embedder:
         """Create the chosen embedder with the settings of the comparison, overridden by `settings`.
@@ -226,6 +235,20 @@ def _criteria(floor: float | None, budget: Decimal | None, size: int, queries: i
         criteria.append(f"{'' if criteria else 'best '}within ${exact_decimal(budget)}")
     use = f"{count_noun(queries, 'query', 'queries')} per month over {count_noun(months, 'month')}"
     return f"{', '.join(criteria)}, for {count_noun(size, 'text')} and {use}"
+
+
+def _option_data(option: Option) -> dict[str, Any]:
+    candidate = option.candidate
+    usd = {"corpus_usd": option.corpus_usd, "month_usd": option.month_usd, "total_usd": option.total_usd}
+    return {
+        "model": candidate.model,
+        "dimensions": candidate.dimensions,
+        "dtype": candidate.dtype,
+        MAIN_MEASURE: None if candidate.error is not None else candidate.quality,
+        **{name: None if amount is None else exact_decimal(amount) for name, amount in usd.items()},
+        "gigabytes": option.gigabytes,
+        "rejected": option.rejected or None,
+    }
 
 
 def _cells(option: Option, chosen: bool) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +29,7 @@ from embedkit_core.tools.charts import QualityPoint, draw_comparison, save
 from embedkit_core.tools.comparison_plan import log_estimates, variant_settings
 from embedkit_core.tools.extra import check_installed
 from embedkit_core.tools.report import Report, write_report
-from embedkit_core.tools.tables import number_columns, quiet, table
+from embedkit_core.tools.tables import number_columns, quiet, table, to_csv, wrap
 from embedkit_core.tools.tasks import Task
 from embedkit_core.tools.verdict import comparison_verdict
 
@@ -125,11 +123,11 @@ class Comparison:
         """Return the results as a Markdown table, with the validity of the scores.
 
         Args:
-            width: Hide columns until the table has at most so many characters per line. None for no limit.
+            width: Hide columns and wrap notes until lines have at most so many characters. None for no limit.
         """
         notes = "".join(f"\n{escape_markdown(name)}: {note}" for name, note in self._notes())
         cells = table(*self._table_cells(), width)
-        return f"{escape_markdown(self.task.name)}: {self._size}\n{LEGEND}\n\n{cells}{notes}"
+        return wrap(f"{escape_markdown(self.task.name)}: {self._size}\n{LEGEND}\n\n{cells}{notes}", width)
 
     def _repr_html_(self) -> str:
         """Return the table and its notes for a notebook."""
@@ -168,13 +166,7 @@ class Comparison:
 
     def to_csv(self) -> str:
         """Return all numbers as CSV, one line per candidate."""
-        rows = [_flat(_candidate_data(candidate)) for candidate in self.candidates]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return to_csv([_candidate_data(candidate) for candidate in self.candidates])
 
     def chart(self, path: str | PathLike[str]) -> None:
         """Write a chart of quality against cost and dimensions to a PNG, SVG or PDF file.
@@ -409,13 +401,3 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
         "usage": candidate.usage.to_dict(),
         "error": candidate.error,
     }
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = "" if value is None else value
-    return flat
