@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import typer
-from support.inputs import MODEL, lines
+from support.inputs import MODEL, lines, pages
 
 from embedkit_core.cli.console import USAGE, app
 from embedkit_core.cli.messages import Wording
@@ -102,6 +102,9 @@ def test_an_unknown_price_names_the_option_that_sets_it(shell, server, tmp_path)
     assert (code, server.requests) == (3, [])
     assert "as in --price 0.02" in err
     assert shell(*job, "--budget-usd", "1", "--price", "0.02")[0] == 0
+    pages(tmp_path)
+    compare = ("compare", "openai:unheard", "--texts", "pages", "-y", "--budget-usd", "1")
+    assert "as in --price openai:unheard=0.02, or" in shell(*compare)[2]
     assert "; price: --price\n" in shell("estimate", "in.txt", "-m", "openai:unheard", "--price", "$0.02")[1]
 
 

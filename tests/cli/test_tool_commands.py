@@ -100,6 +100,20 @@ def test_choose_prints_the_base_url_of_the_comparison(shell, server, tmp_path):
     assert json.loads(shell("choose", MODEL, *asked, "--json")[1])["chosen"]["base_url"] == server.base_url
 
 
+def test_the_price_of_a_model_without_one_is_set_by_its_name(shell, server, tmp_path):
+    pages(tmp_path)
+    choose = ("choose", "openai:unheard", MODEL, "--texts", "pages", "--floor", "0", "-y", "-q", "--json")
+    options = json.loads(shell(*choose)[1])["options"]
+    assert [option["rejected"] for option in options] == [None, "price unknown; set --price"]
+    options = json.loads(shell(*choose, "--price", "openai:unheard=0.01")[1])["options"]
+    assert [(option["model"], option["rejected"]) for option in options] == [("openai:unheard", None), (MODEL, None)]
+    sent = len(server.requests)
+    for wrong in ("0.01", "openai:other=0.01", "openai:unheard=x"):
+        code, _, err = shell(*choose, "--price", wrong)
+        assert (code, err.startswith("rag-embedkit: --price")) == (USAGE, True), err
+    assert len(server.requests) == sent
+
+
 @needs_local_model
 def test_a_local_model_is_compared_with_one_at_a_base_url(shell, server, tmp_path):
     pages(tmp_path)

@@ -61,8 +61,9 @@ class Wording:
             return self._options["no_cache"]
         if name not in self._options or value == "False":
             return f"{found[0]} (in Python)"
-        if name == "prices":  # a mapping; a command has one model and one price
-            value = value.strip("{}").rpartition(":")[2]
+        if name == "prices" and value:  # a mapping; most commands have one model and its price
+            model, _, price = value.strip("{}").rpartition(": ")
+            value = price if "price" in self._options else f"{model.strip(chr(39))}={price}"
         if value.startswith("("):
             value = value.strip("()").replace(" ", "")
         return f"{self._options[name]} {value.strip(chr(39) + ' ')}".rstrip()

@@ -279,9 +279,13 @@ def make_embedder(settings: Mapping[str, Any], *, sends: bool = True) -> Embedde
             )
         arguments["cache"] = False
     if (price := settings.get("price")) is not None:
-        model = arguments["model"]
-        arguments["prices"] = {model: price, model.partition(":")[2] or model: price}
+        arguments["prices"] = model_prices(arguments["model"], price)
     return Embedder(**arguments)
+
+
+def model_prices(model: str, price: str) -> dict[str, str]:
+    """Return `prices=` of a model; its provider may have another name in the catalogue."""
+    return {model: price, model.partition(":")[2] or model: price}
 
 
 def as_input_type(value: str) -> InputType:

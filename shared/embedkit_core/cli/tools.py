@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Unpack
 
@@ -71,6 +71,10 @@ class CompareSettings(o.InputSettings, o.VectorSettings, o.ServerSettings, o.Sha
     ]
     dtypes: Annotated[str | None, typer.Option(help="Dtypes to compare, as in float32,int8; float32 if omitted.")]
     max_concurrency: o.Concurrency
+    prices: Annotated[
+        list[str] | None,
+        typer.Option("--price", metavar="MODEL=USD", help="USD per million tokens of a model, for each that needs it."),
+    ]
 
 
 class BudgetedSettings(CompareSettings, o.BudgetSettings):
@@ -188,7 +192,10 @@ def _compare(models: list[str], task: Task, settings: Mapping[str, Any], *, yes:
     for name in types:
         check_choice("--dtypes", name, DTYPES)
     common = {name: settings[name] for name in COMMON_ARGUMENTS}
-    model_arguments = [{**common, **model_settings(model, settings["base_url"])} for model in models]
+    prices = _prices(settings["prices"] or (), models)
+    model_arguments = [
+        {**common, "prices": prices.get(model), **model_settings(model, settings["base_url"])} for model in models
+    ]
     budget = {name: settings.get(name) for name in ("budget_usd", "budget_name")}
     _check_cost(model_arguments, task, budget, yes=yes)
     compared = compare(
@@ -202,6 +209,25 @@ def _compare(models: list[str], task: Task, settings: Mapping[str, Any], *, yes:
     )
     reworded = (c if c.error is None else replace(c, error=wording(c.error)) for c in compared.candidates)
     return replace(compared, candidates=tuple(reworded))
+
+
+def _prices(values: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return `prices=` of each model of --price.
+
+    Raises:
+        ConfigurationError: A value has no price, or is for a model that is not compared.
+    """
+    prices = {}
+    for value in values:
+        model, _, price = value.rpartition("=")
+        if model not in models:
+            example = f"{models[0]}=0.02"
+            raise ConfigurationError(
+                f"--price: must be a compared model and USD per million tokens (got {value!r:.200}). Use for example "
+                f"--price {example}."
+            )
+        prices[model] = o.model_prices(model, price)
+    return prices
 
 
 def _inputs(settings: Mapping[str, Any]) -> list[str]:
