@@ -232,6 +232,12 @@ def test_help_has_examples(shell):
     assert "-o vectors.parquet" in out
 
 
+@pytest.mark.parametrize("command", ["embed", "compare", "choose", "bench"])
+def test_help_names_the_values_of_an_option(shell, command):
+    out = " ".join(shell(command, "--help")[1].replace("│", " ").split())
+    assert "classification, clustering, similarity, code." in out
+
+
 def test_without_the_cli_extra_the_error_has_the_install_command(monkeypatch, capsys):
     from embedkit_core.cli import main
 

@@ -90,6 +90,12 @@ Dimensions = Annotated[
 ]
 DTypeOption = Annotated[str, choice(get_args(DType), "Type of the vectors", rich_help_panel=_MODEL)]
 InputTypeOption = Annotated[str, choice(get_args(InputType), "Embed the texts as", rich_help_panel=_MODEL)]
+TaskOption = Annotated[
+    str | None, choice(get_args(Task), "Purpose of the vectors, if it is not retrieval", rich_help_panel=_MODEL)
+]
+LongTextOption = Annotated[
+    str, choice(get_args(LongText), "What happens to texts above the model's limit", rich_help_panel=_MODEL)
+]
 OnEmptyText = Annotated[
     str,
     choice(
@@ -163,12 +169,8 @@ class ModelSettings(TypedDict):
 class VectorSettings(TypedDict):
     """Options that change vectors, apart from their size."""
 
-    task: Annotated[
-        str | None, choice(get_args(Task), "Purpose of the vectors; retrieval if omitted", rich_help_panel=_MODEL)
-    ]
-    on_long_text: Annotated[
-        str, choice(get_args(LongText), "What happens to texts above the model's limit", rich_help_panel=_MODEL)
-    ]
+    task: TaskOption
+    on_long_text: LongTextOption
 
 
 class PriceSettings(TypedDict):
