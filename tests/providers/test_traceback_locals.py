@@ -1,6 +1,7 @@
 """Local variables of a traceback, which rich, Sentry and pytest show: none of ours holds a key, header or proxy."""
 
 import asyncio
+import json
 import pickle
 import sys
 import traceback
@@ -42,6 +43,12 @@ BAD_ARGUMENTS = [
     *({"apikey": KEY}, {"model": KEY}, {"model": "local:nowhere"}, {"headers": KEY}, {"headers": {f"{KEY} b": "c"}}),
     *({"headers": {"a": f"{KEY}\r\n"}}, {"headers": {"Host": KEY}}, {"proxy": KEY}, {"ca_bundle": "/no/such.pem"}),
     *({"base_url": f"http://user:{KEY}@host"}, {"base_url": f"http://host/v1?key={KEY}"}),
+    *(
+        {"cache": f"redis://user:{KEY}@host"},
+        {"cache": ["a", f"acme://host?token={KEY}"]},
+        {"cache": f"redis://[{KEY}"},
+    ),
+    *({"cache": f"a,redis://:{KEY}@host"}, {"coordination": f"rediss://:{KEY}@host:6379/0"}),
 ]
 
 
@@ -104,6 +111,20 @@ def test_the_traceback_of_an_assignment_to_a_setting_shows_no_secret(embedder_cl
 
 def test_the_traceback_of_an_assignment_to_an_unknown_name_shows_no_secret(framework_class):
     refused_assignment(framework_class, "apikey")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"apikey": KEY}, {"base_url": f"http://u:{KEY}@h"}, {"api_key": KEY}, {"model": KEY}]
+)
+@pytest.mark.parametrize("place", ["mapping", "file", "argument"])
+def test_the_traceback_of_a_configuration_shows_no_secret(tmp_path, wrong, place):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"model": OPENAI, **wrong}))
+    config, arguments = {"mapping": ({**wrong}, {}), "file": (file, {}), "argument": ({"timeout": 0}, wrong)}[place]
+    with pytest.raises(EmbedKitError) as failed:
+        Embedder.from_config(config, **arguments)
+    assert_no_leak(failed.value)
+    assert SECRET not in str(failed.value)
 
 
 @pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "HTTPS_PROXY", "VOYAGE_API_KEY_PATH"])

@@ -12,6 +12,7 @@ from os import PathLike
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict
 
 from embedkit_core.cache.embedder_cache import CacheArgument
+from embedkit_core.cache.urls import mask_secrets
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import EmptyText, LongText, RateLimiter, Task
 from embedkit_core.common.validation import unknown_argument
@@ -199,6 +200,8 @@ def _hidden(target: str | None, value: Any) -> Any:
         return hide(value)
     if target in ("model", "model_name"):
         return mask_key(value)
+    if target in ("cache", "coordination"):
+        return mask_secrets(value)
     return mask_login(value) if target == "base_url" else value
 
 

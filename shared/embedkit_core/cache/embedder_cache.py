@@ -147,7 +147,7 @@ def open_embedder_cache(cache: CacheArgument) -> EmbedderCache:
     if cache is False:
         return EmbedderCache(None)
     if cache is None:
-        if (named := environment_cache()) is None:
+        if (named := urls.mask_secrets(environment_cache())) is None:
             return EmbedderCache(OpenCache(open_cache(default_folder())))
         with cache_errors_name(CACHE_VARIABLE):
             return EmbedderCache(_open(named), named)

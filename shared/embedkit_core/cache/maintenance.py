@@ -28,7 +28,7 @@ from embedkit_core.cache.opening import (
     environment_cache,
     open_folder,
 )
-from embedkit_core.cache.urls import scheme_of
+from embedkit_core.cache.urls import mask_secrets, scheme_of
 from embedkit_core.common.errors import CacheError, ConfigurationError
 from embedkit_core.common.formatting import count_noun, suggest
 from embedkit_core.common.types import Cache, Entry
@@ -123,7 +123,7 @@ class CacheFolder:
     """
 
     def __init__(self, folder: str | PathLike[str] | None) -> None:
-        named = environment_cache() if folder is None else None
+        named = mask_secrets(environment_cache()) if folder is None else None
         if scheme_of(named) is not None:
             raise ConfigurationError(f"{CACHE_VARIABLE}: a folder is needed (got an address). Name the folder instead.")
         folder = folder or named or default_folder()

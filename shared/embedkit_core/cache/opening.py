@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedkit_core.cache.disk.cache import DiskCache
 
 CACHE_VARIABLE = "RAG_EMBEDKIT_CACHE"
-_ADDRESS = re.compile("[a-z][a-z0-9+.-]+://", re.I)  # a single letter is a Windows drive
+ADDRESS = re.compile("[a-z][a-z0-9+.-]+://", re.I)  # a single letter is a Windows drive
 _open_caches: weakref.WeakValueDictionary[Path, DiskCache] = weakref.WeakValueDictionary()
 _lock = ForkLock()
 
@@ -63,7 +63,7 @@ def open_folder(name: str | PathLike[str]) -> Cache:
     Raises:
         ConfigurationError: It cannot be a folder, for example because a parent is a file.
     """
-    if _ADDRESS.search(str(name)):  # the message does not show it, since it may have a password
+    if ADDRESS.search(str(name)):  # the message does not show it, since it may have a password
         raise ConfigurationError(
             "cache: a folder must not have an address in its name. Pass an address alone, or several caches as a list."
         )

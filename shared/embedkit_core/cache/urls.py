@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from embedkit_core.cache.opening import open_folder
+from embedkit_core.cache.opening import ADDRESS, open_folder
 from embedkit_core.common import plugins
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.formatting import suggest
@@ -97,21 +98,41 @@ def check_secrets(url: str, scheme: str, argument: str, fix: str) -> None:
     Raises:
         ConfigurationError: A part does, or the address cannot be parsed. The message does not have the address.
     """
-    if not _is_parsable(url):  # characters of a password can break the address
+    if not _is_parsable(url):
         raise ConfigurationError(
             f"{argument}: the {scheme}:// address cannot be parsed. Percent-encode special characters, and {fix}."
         )
-    is_folder = scheme == "file"  # a folder name may contain any character
-    decoded = url if is_folder else unquote(url)
-    names = [part.partition("=")[0] for part in re.split("[?&;#]", decoded)[1:]]
-    if "@" in (urlsplit(url).netloc if is_folder else decoded) or any(_SECRET.search(unquote(name)) for name in names):
+    if _has_secret(url, scheme):
         raise ConfigurationError(
             f"{argument}: the {scheme}:// address must not contain a user, a password or a parameter named like a "
             f"secret (token, key, ...), because settings are displayed, logged and pickled. Instead, {fix}."
         )
 
 
+def mask_secrets(cache: Any) -> Any:
+    """Return an address that `check_secrets` refuses without its secret, in a form that is refused for the same reason.
+
+    Local variables show it: see `Hidden`. In a list, each cache is masked; anything else is returned unchanged.
+    """
+    if isinstance(cache, (list, tuple)):
+        return [mask_secrets(one) for one in cache]
+    address = ADDRESS.search(cache) or _URL.match(cache) if isinstance(cache, str) else None
+    if address is None:
+        return cache
+    if not _is_parsable(cache):
+        return cache[: address.end()] + "[***@"
+    return cache[: address.end()] + "***@" if _has_secret(cache, scheme_of(cache) or "") else cache
+
+
+def _has_secret(url: str, scheme: str) -> bool:
+    is_folder = scheme == "file"  # a folder name may contain any character
+    decoded = url if is_folder else unquote(url)
+    names = [part.partition("=")[0] for part in re.split("[?&;#]", decoded)[1:]]
+    return "@" in (urlsplit(url).netloc if is_folder else decoded) or any(_SECRET.search(unquote(n)) for n in names)
+
+
 def _is_parsable(url: str) -> bool:
+    """Return False for an address that characters of a password may have broken."""
     try:
         _ = urlsplit(url).port
     except ValueError:

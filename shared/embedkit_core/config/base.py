@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, Self, get_args
 
 from embedkit_core.cache.embedder_cache import CacheArgument, EmbedderCache, check_cache, open_embedder_cache
+from embedkit_core.cache.urls import mask_secrets
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.formatting import count_noun, format_positions, without_folders
@@ -57,7 +58,7 @@ from embedkit_core.engine.runtime.process import engine
 from embedkit_core.observability.progress import ProgressOption, check_progress
 from embedkit_core.providers.catalogue.known_models import KnownModel
 from embedkit_core.providers.http.connection import ClientCert, Connection
-from embedkit_core.providers.secrets import Hidden, Secret, hide, hide_secrets, mask_key, mask_login
+from embedkit_core.providers.secrets import Hidden, Secret, hide, mask_key, mask_login, reveal
 
 if TYPE_CHECKING:
     from embedkit_core.engine.runtime.account import Account
@@ -110,6 +111,7 @@ class BaseEmbedder:
     ) -> None:
         api_key, headers, proxy, client_cert = hide(api_key), hide(headers), hide(proxy), hide(client_cert)
         model, base_url, unknown_names = mask_key(model), mask_login(base_url), list(unknown)
+        cache, coordination = mask_secrets(cache), mask_secrets(coordination)
         n_positional, positional = len(positional), ()
         unknown.clear()
         check_no_positional(type(self).__name__, n_positional)
@@ -234,9 +236,10 @@ class BaseEmbedder:
             embedder = Embedder.from_config({"model": "openai:text-embedding-3-small", "dimensions": 256})
             ```
         """
-        config, arguments = hide(config), hide_secrets(arguments)
+        config, given = hide(config), hide(arguments)
+        arguments.clear()
         found = import_module("embedkit_core.config.files").read_config(config, parameter_defaults())
-        return cls(**{**found, **arguments})
+        return cls(**{**reveal(found), **reveal(given)})
 
     def to_config(self) -> dict[str, Any]:
         """Return the arguments that are not the defaults as JSON types, for `from_config`.

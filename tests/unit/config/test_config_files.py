@@ -66,11 +66,12 @@ def test_secrets_and_progress_are_left_out_and_objects_refused():
         ("a.toml", f'model = "{MODEL}"\ncache = false\ntimeout = 5'),
         ("b.toml", f'title = "x"\n[rag-embedkit]\nmodel = "{MODEL}"\ncache = false\ntimeout = 5'),
         ("c.json", f'{{"model": "{MODEL}", "cache": false, "timeout": 5, "deadline": null}}'),
+        ("bom.toml", f'\ufeffmodel = "{MODEL}"\ncache = false\ntimeout = 5'),
         ("d.JSON", f'{{"rag-embedkit": {{"model": "{MODEL}", "cache": false, "timeout": 5}}}}'),
     ],
 )
 def test_a_file_has_the_arguments_and_others_replace_them(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     embedder = Embedder.from_config(tmp_path / name, api_key=KEY, max_retries=1)
     assert embedder.to_config() == {"model": MODEL, "cache": False, "timeout": 5, "max_retries": 1}
     assert Embedder.from_config(str(tmp_path / name), api_key=KEY, timeout=7).to_config()["timeout"] == 7
@@ -102,6 +103,8 @@ def test_an_error_names_the_key_and_shows_no_secret(tmp_path, content, message):
 def test_other_configurations_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"must end in .toml or .json .* pass the mapping"):
         Embedder.from_config(tmp_path / "settings.yaml")
+    with pytest.raises(ConfigurationError, match=r"the file ~no-such-user/a.toml cannot be used: RuntimeError"):
+        Embedder.from_config("~no-such-user/a.toml")
     with pytest.raises(ConfigurationError, match=r"must be a mapping, or the path of a TOML or JSON file \(got int\)"):
         Embedder.from_config(5)
     with pytest.raises(ConfigurationError, match="config takes no argument 'modle'; did you mean 'model'"):
