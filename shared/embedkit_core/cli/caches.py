@@ -40,9 +40,9 @@ def stats_command(
     outputs = Outputs(csv, as_json=as_json)
     stats = _folder(cache).stats()
     where = f"{stats.folder} ({CACHE_VARIABLE})" if cache is None and environment_cache() else stats.folder
-    text = f"{where}: {count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"
+    text = f"{where}: {count_noun(stats.vectors, 'vector')}, {_size(stats.bytes_on_disk)}"
     cells = [
-        [space.space or "unknown", f"{space.vectors:,}", _megabytes(space.bytes), _date(space.last_used)]
+        [space.space or "unknown", f"{space.vectors:,}", _size(space.bytes), _date(space.last_used)]
         for space in stats.spaces
     ]
     if cells:
@@ -151,8 +151,8 @@ def _parsed(option: str, value: str | None, pattern: str, example: str, unit: Ca
     return amount
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.0f} kB"
 
 
 def _date(seconds: float | None) -> str:
@@ -209,11 +209,11 @@ def prune(
     stats = folder.stats()
     stats.check()
     limits = [] if days is None else [f"not used for {days:g} days"]
-    limits += [] if size is None else [f"above {_megabytes(math.ceil(size))}"]
+    limits += [] if size is None else [f"above {_size(math.ceil(size))}"]
     confirm(f"delete vectors {' and '.join(limits)} of {stats.vectors:,} in {stats.folder}?", yes=yes)
     deleted = folder.prune(unused_days=days, max_bytes=None if size is None else math.ceil(size))
     stats = folder.stats()
-    left = f"{count_noun(stats.vectors, 'vector')}, {_megabytes(stats.bytes_on_disk)}"
+    left = f"{count_noun(stats.vectors, 'vector')}, {_size(stats.bytes_on_disk)}"
     err.print(f"{count_noun(deleted, 'vector')} deleted; {left} left")
 
 

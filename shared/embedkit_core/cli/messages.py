@@ -24,6 +24,8 @@ PHRASES = {
     "embed()": "`embed`",
     "submit()": "`batch submit`",
     "use max_concurrency=": "use --max-concurrency ",  # of `bench`, which lacks this option
+    " and are in .result": "",
+    " and is in .result": "",
     "wait() and collect() send": "`batch collect` sends",
 }
 _PHRASE = re.compile("|".join(map(re.escape, PHRASES)))

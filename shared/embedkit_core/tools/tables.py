@@ -119,4 +119,4 @@ def number_columns(rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _is_number(cell: str) -> bool:
-    return cell in WORDS or cell.lstrip("$-")[:1].isdigit()
+    return cell in WORDS or cell.lstrip("$-(")[:1].isdigit()

@@ -270,7 +270,7 @@ def test_tables_csv_and_dict_have_the_same_numbers():
 
 def test_numeric_columns_with_unknown_values_are_right_aligned():
     printed = table(
-        ["model", "tokens", "USD"], [["a", "8,192", "$0.02"], ["b", "?", "unknown"], ["c", "1", "free"]]
+        ["model", "tokens", "USD"], [["a", "8,192", "$0.02"], ["b", "?", "unknown"], ["c", "1", "(0.06)"]]
     ).splitlines()
     assert printed[1] == "| ----- | -----: | ------: |"
     assert printed[3] == "| b     |      ? | unknown |"
