@@ -125,7 +125,7 @@ def test_every_error_class_is_exported_and_documented():
     defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     defined -= {"EncodingRefusedError", "FileNotReadyError"}  # answered with another encoding, and with a retry
     assert defined <= {*embedkit_core.__all__}
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     assert [name for name in sorted(defined) if f"\n| `{name}`" not in page] == []
 
 
