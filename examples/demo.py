@@ -119,7 +119,7 @@ def packaged_static_model() -> tuple[str, str]:
     shutil.copyfile(package / "weights" / "l2_supercat_256.safetensors", folder / "model.safetensors")
     shutil.copyfile(package / "tokenizers" / "l2_supercat_tokenizer_config.json", folder / "tokenizer.json")
     (folder / "config_sentence_transformers.json").write_text("{}", encoding="utf-8")
-    return "WordLlama (static, 256 dimensions)", f"model2vec:{folder}"
+    return "WordLlama (static, 256 dimensions)", f"model2vec:{_short(folder)}"
 
 
 def demonstrate(name: str, model: str, cache: Path, limit: int | None) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from support.embedders import needs_local_model
 
 pytestmark = needs_local_model
 
-DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "examples" / "demo.py"
+RECORDING = ROOT / "docs" / "images" / "demo.svg"
 Runs = list[subprocess.CompletedProcess[str]]
 WITHOUT_KEYS = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
 
@@ -21,7 +24,7 @@ WITHOUT_KEYS = {name: value for name, value in os.environ.items() if not name.en
 def demo(*arguments: str, **keys: str) -> subprocess.CompletedProcess[str]:
     environment = WITHOUT_KEYS | keys
     return subprocess.run(
-        [sys.executable, DEMO, *arguments], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, DEMO, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
     )
 
 
@@ -63,6 +66,24 @@ def test_the_fast_demo_runs_a_static_model(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert embedded(run) == [43, 0, 43]
     assert "WordLlama" in run.stdout
+    check_recording(run.stdout)
+
+
+def check_recording(stdout: str) -> None:
+    """Check that the recording in the README shows the output of the fast demo, except for numbers and hits."""
+    recorded = " ".join(unescape(re.sub(r"<[^>]*>", " ", RECORDING.read_text(encoding="utf-8"))).split())
+    [_, again] = re.findall(r"Receipt: \d+ texts: (\d+) embedded", recorded)
+    assert again == "0"
+    lines = [line for line in stdout.splitlines() if not re.match(r"    \d|  cache:", line)]
+    assert len(lines) >= 20
+    missing = [line for line in lines if without_numbers(line) not in without_numbers(recorded)]
+    assert missing == []  # python -m benchmarks.readme_demo
+
+
+def without_numbers(text: str) -> str:
+    """Return a text without what depends on the number of docstrings, the version of Python and the machine."""
+    text = re.sub(r"\d[\d.,]*", "0", " ".join(text.split()))
+    return re.sub(r"-+", "-", text.replace("0 requests", "0 request"))
 
 
 @pytest.mark.parametrize(
