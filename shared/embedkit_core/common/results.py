@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from operator import index
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -92,6 +93,7 @@ class EmbeddingResult(_TextIndex):
 
         Raises:
             KeyError: The text is not one of the call.
+            TypeError: The key is no text, integer or slice, such as None.
             IndexError: There is no row at the position.
         """
         if isinstance(key, str):
@@ -100,7 +102,7 @@ class EmbeddingResult(_TextIndex):
                 reason = "is not one of the texts of the call" if self.texts else "cannot be found: there are no texts"
                 raise KeyError(f"the text {reason}")
             key = position
-        rows: Vectors = self.vectors[key]
+        rows: Vectors = self.vectors[key if isinstance(key, slice) else index(key)]  # not [None], which adds an axis
         return rows
 
     def _text_positions(self) -> dict[str, int]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from embedkit_core.observability.progress import ProgressOption
 
 OF_ALL_BATCHES = (AuthenticationError, BudgetError, QuotaError)  # raised even with an error column
-INPUT_FIX = "Positions are those of the batch. With error_column=, such rows get a message instead of a vector."
+INPUT_FIX = "Positions are those of the rows. With error_column=, such rows get a message instead of a vector."
 FLUSH_SECONDS = 5.0  # that a batch waits until all caches of a list have its vectors
 
 _embedders: dict[bytes, Embedder] = {}  # of this process, by pickle

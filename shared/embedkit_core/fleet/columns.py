@@ -24,17 +24,17 @@ def read_column(batch: Batch, name: str, *, argument: str = "batch") -> list[Any
         ConfigurationError: There is no such column or more than one, or the batch is of another type.
     """
     if _is_table(batch):
-        _check_name(name, batch.column_names)
+        _check_name(name, batch.column_names, argument)
         return _to_list(batch.column(name))
     if _is_frame(batch):
-        _check_name(name, batch.columns.tolist())
+        _check_name(name, batch.columns.tolist(), argument)
         return _without_nulls(batch[name])
     if _is_polars(batch):
-        _check_name(name, batch.columns)
+        _check_name(name, batch.columns, argument)
         values: list[Any] = batch[name].to_list()
         return values
     if isinstance(batch, Mapping):
-        _check_name(name, list(batch))
+        _check_name(name, list(batch), argument)
         column = batch[name]
         if isinstance(column, (str, bytes)):
             raise ConfigurationError(
@@ -111,11 +111,11 @@ def _without_nulls(series: Any) -> list[Any]:
     return [None if null else value for value, null in zip(series.tolist(), series.isna().tolist(), strict=True)]
 
 
-def _check_name(name: str, names: Sequence[Any]) -> None:
+def _check_name(name: str, names: Sequence[Any], argument: str) -> None:
     if name not in names:
         refuse_name("text_column", name, names)
     if names.count(name) > 1:
-        raise ConfigurationError(f"text_column: the batch has {names.count(name)} columns {name!r}. Rename them.")
+        raise ConfigurationError(f"text_column: the {argument} has {names.count(name)} columns {name!r}. Rename them.")
 
 
 def refuse_name(argument: str, name: str, names: Iterable[Any]) -> NoReturn:

@@ -37,6 +37,10 @@ def test_a_result_is_a_sequence_of_rows_and_finds_the_row_of_a_text(server):
     assert [row.tolist() for row in result] == result.vectors.tolist()
     assert result[-1].tolist() == result.vectors[2].tolist()
     assert result[1:].shape == (2, 4)
+    assert result[np.int64(1)].tolist() == result.vectors[1].tolist()
+    for wrong in (None, 1.0, [0, 1], b"a"):
+        with pytest.raises(TypeError, match="integer"):
+            result[wrong]
     for other in (result, copy.copy(result), pickle.loads(pickle.dumps(result))):
         assert [other[text].tolist() for text in TEXTS] == result.vectors.tolist()
         assert "Dogs bark." in other

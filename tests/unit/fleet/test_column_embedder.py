@@ -185,7 +185,7 @@ def test_invalid_arguments_are_refused(arguments, message):
 
 def test_invalid_texts_raise_before_anything_is_sent(server):
     with pytest.raises(
-        InputError, match=r"at position 1\. Pass strings, .* Positions are those of the batch. With error_column="
+        InputError, match=r"at position 1\. Pass strings, .* Positions are those of the rows. With error_column="
     ) as raised:
         ColumnEmbedder(embedder())({"text": ["a", None]})
     assert raised.value.indices == (1,)
