@@ -44,6 +44,7 @@ exclude_patterns = [
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 html_theme = "furo"
+html_theme_options = {"source_repository": URLS["Repository"], "source_branch": "main", "source_directory": ""}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_baseurl = URLS["Documentation"]
