@@ -95,6 +95,11 @@ from embedkit_core.cli.console import FAILED, PARTIAL, REFUSED, USAGE
         (["cache", "verify", "in.txt"], USAGE, "--live: is required to compare texts with a model"),
         (["cache", "export", "in.txt"], USAGE, "TARGET: cannot be a folder, "),
         (["cache", "import", "in.txt"], USAGE, "SOURCE: cannot be a folder, "),
+        (["cache", "export", ""], USAGE, "TARGET: must not be empty."),
+        (["cache", "stats", "--cache", ""], USAGE, "--cache: must not be empty."),
+        (["cache", "warm", "empty.txt", "-m", MODEL, "-q"], USAGE, "The inputs have no texts."),
+        (["embed", "", "-o", "x.npy", "-m", MODEL], USAGE, "Input '' does not exist."),
+        (["compare", MODEL, "--questions", "in.csv", "--per", "line"], USAGE, "--per: needs --texts. Remove it."),
     ],
 )
 def test_each_usage_error_is_one_clear_line(shell, server, tmp_path, arguments, code, message):
@@ -103,6 +108,7 @@ def test_each_usage_error_is_one_clear_line(shell, server, tmp_path, arguments, 
     (tmp_path / "in.csv").write_text("body\nx\n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "empty.txt").touch()
     os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "not.parquet").write_bytes(b"nothing of the kind")
     found, out, err = shell(*arguments, *(["--yes"] if arguments[0] in ("embed", "compare", "bench") else []))

@@ -129,6 +129,7 @@ def test_an_output_in_an_input_folder_is_not_read(shell, tmp_path, kind):
     for _ in range(3):
         code, out, err = shell("embed", "folder", "-o", f"folder/out.{kind}", "-m", MODEL, "-y")
         assert (code, "2 rows" in out) == (0, True), err
+        assert shell("embed", "folder", "-o", "folder/out.npy", "-m", MODEL, "-y")[0] == 0
     assert written(folder / f"out.{kind}") == ["two", "one"]
 
 

@@ -14,6 +14,7 @@ from support.inputs import MODEL, lines
 from embedkit_core import ConfigurationError
 from embedkit_core.cli.console import INTERRUPTED, USAGE
 from embedkit_core.cli.reading import RecordSource
+from embedkit_core.cli.splitting import split_text
 from embedkit_core.tools import load_questions
 
 
@@ -259,6 +260,12 @@ def test_a_text_is_a_file_a_line_or_a_paragraph(tmp_path, monkeypatch, name, per
         (tmp_path / file).write_text(MARKDOWN)
     with RecordSource([name], "text", "id", per=per) as source:
         assert [(record.id, record.text) for record in source.records()] == expected
+
+
+@pytest.mark.parametrize("block", ["- ```py\n  a\n\n  b\n  ```", "    ```\n    a\n\n    - ```\n    ```"])
+def test_a_code_block_in_a_list_is_not_split(block):
+    found = split_text(io.StringIO(f"1. x\n\n{block}\n\nAfter.\n\nLast.\n"), "paragraph", is_markdown=True)
+    assert [text for _, text in found] == ["1. x", block, "After.", "Last."]
 
 
 def test_paragraphs_of_files_in_a_folder_have_ids_of_their_own(tmp_path):

@@ -149,6 +149,17 @@ def test_an_invalid_setting_is_named_as_its_option(shell, server, tmp_path, valu
     assert "(in Python)" not in err
 
 
+def test_control_characters_do_not_reach_the_terminal(shell, tmp_path):
+    model = "openai:\x1b[31m\x9bred"
+    code, out, err = shell("embed", lines(tmp_path / "a\x1b]0;b.txt", ["one"]), "-o", "\x1b.npy", "-m", model, "-y")
+    assert code == 0, err
+    assert out.startswith("\\u001b.npy: 1 row; ")
+    assert err.startswith("openai:\\u001b[31m\\u009bred: ")
+    (tmp_path / "a\x1b]0;b.txt").write_bytes(b"\xff")
+    assert "a\\u001b]0;b.txt is not UTF-8" in shell("embed", "a\x1b]0;b.txt", "-o", "x.npy", "-m", MODEL)[2]
+    assert json.loads(shell("explain", "one", "-m", model, "--json")[1])["model"] == model
+
+
 @pytest.mark.parametrize("option", ["--dimensions", "--max-concurrency"])
 def test_an_option_for_a_whole_number_refuses_other_text_in_plain_english(shell, tmp_path, option):
     code, _, err = shell("embed", lines(tmp_path / "in.txt", ["one"]), "-o", "x.npy", "-m", MODEL, option, "abc")

@@ -126,7 +126,8 @@ class CacheFolder:
         named = mask_secrets(environment_cache()) if folder is None else None
         if scheme_of(named) is not None:
             raise ConfigurationError(f"{CACHE_VARIABLE}: a folder is needed (got an address). Name the folder instead.")
-        folder = folder or named or default_folder()
+        if folder is None:
+            folder = named or default_folder()
         with cache_errors_name("cache" if named is None else CACHE_VARIABLE):
             cache = open_folder(folder)
         assert isinstance(cache, DiskCache)

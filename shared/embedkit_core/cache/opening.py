@@ -63,6 +63,8 @@ def open_folder(name: str | PathLike[str]) -> Cache:
     Raises:
         ConfigurationError: It cannot be a folder, for example because a parent is a file.
     """
+    if name == "":  # the path of "" is the current folder
+        raise ConfigurationError("cache: must not be empty. Pass the path of a folder.")
     if ADDRESS.search(str(name)):  # the message does not show it, since it may have a password
         raise ConfigurationError(
             "cache: a folder must not have an address in its name. Pass an address alone, or several caches as a list."

@@ -112,8 +112,6 @@ def _open(cache: str | None, coordination: str | None) -> BudgetStore:
     Raises:
         ConfigurationError: An address is not valid, or the folder does not exist; the user's own may not exist yet.
     """
-    if coordination is not None and scheme_of(coordination) not in REDIS_SCHEMES:
-        raise ConfigurationError("--coordination: must be an address. Use redis://host:6379/0, or rediss:// for TLS.")
     default = environment_cache() if cache is None else None
     for option, address in (("--coordination", coordination), ("--cache", cache), (CACHE_VARIABLE, default)):
         if scheme_of(address) in REDIS_SCHEMES:

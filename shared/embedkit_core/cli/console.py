@@ -34,8 +34,20 @@ app.add_typer(budget_app, name="budget")
 batch_app = typer.Typer(help="Embed texts at the provider's batch endpoint, at a lower price.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 
-out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+# Control characters in names and texts could change the title, colors or contents of a terminal.
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+class PlainConsole(Console):
+    """A console that prints text as it is, with control characters as in JSON, such as "\\u001b"."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects as one line of text."""
+        super().print(*(str(value).translate(_ESCAPES) for value in objects), **options)
+
+
+out = PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 wording = Wording()
 
 
@@ -86,7 +98,12 @@ def confirm(question: str, *, yes: bool) -> None:
     if sys.stdin is None or not sys.stdin.isatty():
         err.print(f"rag-embedkit: confirmation required to {question.rstrip('?')}. Add --yes to proceed.")
         raise typer.Exit(REFUSED)
-    if not typer.confirm(question, err=True):
+    try:
+        confirmed = typer.confirm(question.translate(_ESCAPES), err=True)
+    except typer.Abort:
+        err.print()  # the next message is on a line of its own
+        raise
+    if not confirmed:
         raise typer.Exit(REFUSED)
 
 

@@ -176,8 +176,9 @@ def embed_all(
         if source.skipped:
             err.print(f"{count_noun(source.skipped, 'row')} without a text skipped")
         err.print(f"{embedder.model}: {estimated}")
-    if file is not None and not estimated.texts:
-        raise ConfigurationError(f"The inputs have no texts. {str(file.path)!r} was not written.")
+    if not estimated.texts:
+        not_written = f" {str(file.path)!r} was not written." if file is not None else ""
+        raise ConfigurationError(f"The inputs have no texts.{not_written}")
     check_budget([estimated], embedder.budget.limit_usd if embedder.budget else None)
     if estimated.cost_usd is None or estimated.cost_usd > 0:
         confirm(f"send {count_noun(estimated.texts_to_send, 'text')} for {format_price(estimated.cost_usd)}?", yes=yes)

@@ -21,6 +21,7 @@ PHRASES = {
     "Pass api_key= or set": "Set",  # a key is not passed on a command line
     "api_key=": "the API key",
     ", or None for no limit": "",  # an option is omitted
+    "choose(): no": "No",
     "embed()": "`embed`",
     "submit()": "`batch submit`",
     "use max_concurrency=": "use --max-concurrency ",  # of `bench`, which lacks this option

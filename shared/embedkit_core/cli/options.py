@@ -8,12 +8,14 @@ from typing import Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
 
 import typer
 
+from embedkit_core.cache.urls import scheme_of
 from embedkit_core.cli.reading import DEFAULT_ID_COLUMN, RecordSource
 from embedkit_core.cli.splitting import PER
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import EmptyText, InputType, LongText, Task
 from embedkit_core.common.vectors import DType
 from embedkit_core.config.base import parameter_defaults
+from embedkit_core.config.coordination import REDIS_SCHEMES
 from embedkit_core.embedder import Embedder
 from embedkit_core.providers.catalogue import models
 
@@ -71,6 +73,12 @@ def _number(value: str) -> float:
         raise typer.BadParameter(f"must be a number (got {value!r:.80}).") from None
 
 
+def _check_coordination(value: str | None) -> str | None:
+    if value is not None and scheme_of(value) not in REDIS_SCHEMES:
+        raise ConfigurationError("--coordination: must be an address. Use redis://host:6379/0, or rediss:// for TLS.")
+    return value
+
+
 def model_option(help_text: str) -> Any:
     """Return the option for a model of the catalogue."""
     return typer.Option("--model", "-m", autocompletion=complete_model, help=help_text, rich_help_panel=_MODEL)
@@ -122,6 +130,7 @@ CoordinationOption = Annotated[
         "--coordination",
         metavar="ADDRESS",
         help="Redis through which machines share limits and budgets: redis://host:6379/0. The cache if omitted.",
+        callback=_check_coordination,
         rich_help_panel=_CACHE,
     ),
 ]

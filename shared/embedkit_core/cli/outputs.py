@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Outputs:
         Raises:
             OSError: A file cannot be written; the error names it.
         """
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)  # one for each character
         if self._report is not None:
             with naming(Path(self._report)):
                 result.report(self._report)

@@ -118,7 +118,7 @@ class RecordSource:
 
     def _path(self, name: str) -> Path:
         path = expand_home(name)
-        if not path.exists():
+        if not name or not path.exists():  # the path of "" is the current folder
             raise ConfigurationError(f"Input {name!r} does not exist.")
         if self._is_output(path):
             raise ConfigurationError(f"--output: would overwrite the input {name!r}. Use another name.")
@@ -176,11 +176,12 @@ class RecordSource:
 
     def _folder(self, folder: Path) -> Iterator[Record | InvalidRow]:
         for path in sorted(_contents(folder)):
-            if self._is_output(path):
-                if not _is_earlier_output(path):
-                    raise ConfigurationError(f"--output: would overwrite {str(path)!r}. Use another name.")
-            elif path.is_file() and path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+                continue
+            if not self._is_output(path):
                 yield from self._file(InputFile.on_disk(path), folder)
+            elif not _is_earlier_output(path):
+                raise ConfigurationError(f"--output: would overwrite {str(path)!r}. Use another name.")
 
     def _file(self, file: InputFile, folder: Path | None = None) -> Iterator[Record | InvalidRow]:
         """Yield the rows of a file, which is in `folder` if that was the input."""
@@ -348,8 +349,6 @@ def _parquet_module() -> Any:
 
 def _is_earlier_output(path: Path) -> bool:
     """Return True if the columns of a file are those of an output of this command."""
-    if not path.is_file():  # opening a pipe would wait for its writer
-        return False
     try:
         if path.suffix.lower() == ".parquet":
             names = _parquet_module().read_schema(path).names

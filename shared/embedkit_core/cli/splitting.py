@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 PER = ("file", "line", "paragraph")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")  # of a code block of CommonMark
+# Of a code block of CommonMark, also in a list, where it is indented or follows a list marker.
+_FENCE = re.compile(r"\s*((?:(?:[-*+]|\d{1,9}[.)])\s+)*)(`{3,}|~{3,})(.*)")
 
 
 def split_text(lines: Iterable[str], per: str, *, is_markdown: bool) -> Iterator[tuple[int, str]]:
@@ -46,7 +47,7 @@ def _fence_after(fence: str, line: str) -> str:
     found = _FENCE.match(line)
     if found is None:
         return fence
-    marks, rest = found[1], found[2].strip()
+    list_marker, marks, rest = found[1], found[2], found[3].strip()
     if fence:
-        return "" if marks.startswith(fence) and not rest else fence
+        return "" if marks.startswith(fence) and not rest and not list_marker else fence
     return "" if marks[0] == "`" and "`" in rest else marks

@@ -262,6 +262,10 @@ def _task(settings: Mapping[str, Any]) -> Task:
     data, questions, texts = settings["data"], settings["questions"], settings["texts"]
     if sum(option is not None for option in (data, questions, texts or None)) != 1:
         raise ConfigurationError("Set exactly one of --data (folder), --questions (CSV file) and --texts (files).")
+    if texts is None:
+        for name in o.InputSettings.__annotations__:
+            if settings[name] != o.DEFAULTS[name]:
+                raise ConfigurationError(f"--{name.replace('_', '-')}: needs --texts. Remove it.")
     if data is not None:
         return load_beir(data)
     if questions is not None:
