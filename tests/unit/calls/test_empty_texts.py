@@ -184,7 +184,7 @@ def test_a_stream_of_empty_texts_of_unknown_width_is_refused():
 
 
 def test_other_invalid_texts_are_still_refused(embedder, server):
-    with pytest.raises(InputError, match=r"1 of 3 texts .* not a string \(got NoneType\) at position 1$"):
+    with pytest.raises(InputError, match=r"1 of 3 texts .* not a string \(got NoneType\) at position 1\."):
         embedder.embed(["", None, "a"])
     assert not server.requests
 
