@@ -126,13 +126,12 @@ class CacheFolder:
         named = mask_secrets(environment_cache()) if folder is None else None
         if scheme_of(named) is not None:
             raise ConfigurationError(f"{CACHE_VARIABLE}: a folder is needed (got an address). Name the folder instead.")
-        if folder is None:
-            folder = named or default_folder()
+        found = (named or default_folder()) if folder is None else folder
         with cache_errors_name("cache" if named is None else CACHE_VARIABLE):
-            cache = open_folder(folder)
+            cache = open_folder(found)
         assert isinstance(cache, DiskCache)
         self._cache = cache
-        self.folder = Path(folder).expanduser().resolve()
+        self.folder = Path(found).expanduser().resolve()
 
     @property
     def _subfolder(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -135,8 +135,8 @@ def as_list(texts: Iterable[str]) -> list[str]:
 
 def _python_values(texts: Iterable[str]) -> Iterable[str]:
     """Return the strings of a column of pyarrow, which iterates over scalars of its own; anything else as it is."""
-    values: Iterable[str] = texts.to_pylist() if hasattr(texts, "to_pylist") else texts
-    return values
+    to_pylist: Callable[[], list[str]] | None = getattr(texts, "to_pylist", None)
+    return texts if to_pylist is None else to_pylist()
 
 
 def check_is_list(texts: object) -> None:

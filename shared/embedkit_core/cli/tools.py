@@ -262,7 +262,7 @@ def _task(settings: Mapping[str, Any]) -> Task:
     data, questions, texts = settings["data"], settings["questions"], settings["texts"]
     if sum(option is not None for option in (data, questions, texts or None)) != 1:
         raise ConfigurationError("Set exactly one of --data (folder), --questions (CSV file) and --texts (files).")
-    if texts is None:
+    if not texts:
         for name in o.InputSettings.__annotations__:
             if settings[name] != o.DEFAULTS[name]:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: needs --texts. Remove it.")
@@ -270,6 +270,7 @@ def _task(settings: Mapping[str, Any]) -> Task:
         return load_beir(data)
     if questions is not None:
         return load_questions(questions)
+    assert texts  # the third of the three
     with o.record_source(texts, settings) as source:
         return self_retrieval(source.texts())
 
