@@ -1,6 +1,9 @@
 """`--version`, and completion in Bash of commands, options and models, whose names have colons."""
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +19,8 @@ echo "${COMPREPLY[@]}"
 
 
 def test_bash_completes_a_model_after_its_colon(server):
-    done = subprocess.run(["bash", "-c", BASH], capture_output=True, text=True, timeout=100)
+    env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    done = subprocess.run(["bash", "-c", BASH], capture_output=True, text=True, timeout=100, env=env)
     assert done.stdout.split() == ["text-embedding-3-small", "text-embedding-3-large"], done.stderr
 
 

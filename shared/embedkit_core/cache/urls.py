@@ -119,9 +119,10 @@ def mask_secrets(cache: Any) -> Any:
     address = ADDRESS.search(cache) or _URL.match(cache) if isinstance(cache, str) else None
     if address is None:
         return cache
+    start = cache[: address.end()].removesuffix("//") + "//"
     if not _is_parsable(cache):
-        return cache[: address.end()] + "[***@"
-    return cache[: address.end()] + "***@" if _has_secret(cache, scheme_of(cache) or "") else cache
+        return start + "[***@"
+    return start + "***@" if _has_secret(cache, scheme_of(cache) or "") else cache
 
 
 def _has_secret(url: str, scheme: str) -> bool:

@@ -407,7 +407,7 @@ def _completed(rows: Mapping[Item, tuple[Entry, Cache]]) -> Request:
     matrix = np.stack([entry.vector for entry in entries])
     caches = [next(iter(rows.values()))[1]]
     truncated = [entry.truncated for entry in entries]
-    return Request(next(iter(rows)).queue, [], list(rows), matrix, truncated, caches)  # type: ignore[arg-type]
+    return Request(next(iter(rows)).queue, [], list(rows), matrix, truncated, written_to=caches)  # type: ignore[arg-type]
 
 
 def _max_lateness(request: Request) -> float:
