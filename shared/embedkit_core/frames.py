@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
-from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import InputType
-from embedkit_core.common.validation import check_choice
 from embedkit_core.embedder import Embedder
-from embedkit_core.fleet.column_embedder import check_columns, embed_values
+from embedkit_core.fleet.column_embedder import checked_embedder, embed_values
 from embedkit_core.fleet.columns import add_columns, read_column
 
 if TYPE_CHECKING:
@@ -58,14 +56,7 @@ def embed_frame(
         frame = embed_frame(frame, "text", Embedder("openai:text-embedding-3-small"))
         ```
     """
-    if isinstance(embedder, str):
-        embedder = Embedder(embedder)
-    if not isinstance(embedder, Embedder):
-        raise ConfigurationError(
-            f"embedder: must be an embedkit_core.Embedder or the name of a model (got {type(embedder).__name__})"
-        )
-    check_columns(text_column, vector_column, error_column)
-    check_choice("input_type", input_type, get_args(InputType))
+    embedder = checked_embedder(embedder, input_type, text_column, vector_column, error_column)
     texts = read_column(frame, text_column, argument="frame")
     vectors, errors = embed_values(embedder, texts, input_type, error_column, progress)
     added: Frame = add_columns(frame, {vector_column: vectors}, errors)

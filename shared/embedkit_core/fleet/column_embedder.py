@@ -72,14 +72,7 @@ class ColumnEmbedder:
         input_type: InputType = "document",
         error_column: str | None = None,
     ) -> None:
-        if isinstance(embedder, str):
-            embedder = Embedder(embedder)
-        if not isinstance(embedder, Embedder):
-            raise ConfigurationError(
-                f"embedder: must be an embedkit_core.Embedder or the name of a model (got {type(embedder).__name__})"
-            )
-        check_columns(text_column, vector_column, error_column)
-        check_choice("input_type", input_type, get_args(InputType))
+        embedder = checked_embedder(embedder, input_type, text_column, vector_column, error_column)
         embedder.check_can_be_sent()
         self._pickle = pickle.dumps(embedder)
         self.text_column, self.vector_column, self.error_column = text_column, vector_column, error_column
@@ -128,7 +121,26 @@ class ColumnEmbedder:
         return vectors, errors
 
 
-def check_columns(text_column: str, vector_column: str, error_column: str | None) -> None:
+def checked_embedder(
+    embedder: Embedder | str, input_type: InputType, text_column: str, vector_column: str, error_column: str | None
+) -> Embedder:
+    """Return the embedder of an argument, which may be the name of a model, after a check of all arguments.
+
+    Raises:
+        ConfigurationError: One of the arguments is invalid.
+    """
+    if isinstance(embedder, str):
+        embedder = Embedder(embedder)
+    if not isinstance(embedder, Embedder):
+        raise ConfigurationError(
+            f"embedder: must be an embedkit_core.Embedder or the name of a model (got {type(embedder).__name__})"
+        )
+    _check_columns(text_column, vector_column, error_column)
+    check_choice("input_type", input_type, get_args(InputType))
+    return embedder
+
+
+def _check_columns(text_column: str, vector_column: str, error_column: str | None) -> None:
     """Check the names of columns.
 
     Raises:
