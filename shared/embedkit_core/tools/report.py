@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from embedkit_core import __version__
 from embedkit_core.common.html_tables import html_table
 from embedkit_core.tools.tables import number_columns
 
@@ -66,7 +67,7 @@ def write_report(path: str | PathLike[str], report: Report, figure: Figure) -> N
     title = escape(report.title)
     table = html_table(report.head, report.rows, number_columns(report.rows))
     links = ", ".join(_download(name, text) for name, text in report.downloads.items())
-    versions = f"rag-embedkit {_version()}, Python {platform.python_version()}, {platform.system()}"
+    versions = f"rag-embedkit {__version__}, Python {platform.python_version()}, {platform.system()}"
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -111,15 +112,6 @@ def _download(name: str, text: str) -> str:
     kind = "application/json" if name.endswith(".json") else "text/csv"
     label = Path(name).suffix[1:].upper()
     return f'<a download="{escape(name)}" href="data:{kind};charset=utf-8,{quote(text)}">{label}</a>'
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("rag-embedkit")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "(not installed)"
 
 
 def _svg(figure: Figure) -> str:
