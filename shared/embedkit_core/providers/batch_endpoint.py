@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.errors import ConfigurationError, ProviderError
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.types import Reply
 from embedkit_core.providers.base import Provider
@@ -123,11 +123,13 @@ class BatchEndpoint(ABC):
     Attributes:
         name: Its name, such as "batches".
         is_opt_in: True if it must be requested by its name, because the provider publishes no lower price for it.
+        ended_statuses: The statuses with which the provider may refuse to cancel a batch that has ended.
         limits: Limits of one batch.
     """
 
     name: ClassVar[str] = "batches"
     is_opt_in: ClassVar[bool] = False
+    ended_statuses: ClassVar[tuple[int, ...]] = (400, 409, 422)
     limits: BatchLimits
 
     @abstractmethod
@@ -190,9 +192,17 @@ class BatchEndpoint(ABC):
             BatchNotFoundError: The provider has deleted the results.
         """
 
-    @abstractmethod
     async def cancel(self, batch_id: str) -> None:
         """Ask the provider to cancel a batch; one that has ended stays as it is."""
+        try:
+            await self._cancel(batch_id)
+        except ProviderError as error:
+            if error.status not in self.ended_statuses or not (await self.retrieve(batch_id)).has_ended:
+                raise
+
+    @abstractmethod
+    async def _cancel(self, batch_id: str) -> None:
+        """Send the request that cancels a batch. Raises what the provider answers if the batch has ended."""
 
     @abstractmethod
     async def delete_upload(self, file_id: str) -> None:

@@ -154,13 +154,11 @@ class CohereEmbedJobs(BatchEndpoint):
                     part.seek(0)
                     self._convert(part, lines)
 
-    async def cancel(self, batch_id: str) -> None:
-        """Ask Cohere to cancel a job. It bills what it has done, and returns nothing."""
+    async def _cancel(self, batch_id: str) -> None:
+        """Send the request that cancels a job. Cohere bills what it has done, and returns nothing."""
         response = await self._send("POST", f"embed-jobs/{quote(batch_id, safe='')}/cancel", {})
         if response.status == 404:
             raise self._not_found("Embed job", response.status)
-        if response.status in (400, 409, 422) and (await self.retrieve(batch_id)).has_ended:
-            return
         self._check(response, is_empty=True)
 
     async def delete_upload(self, file_id: str) -> None:

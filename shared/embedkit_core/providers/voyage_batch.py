@@ -154,13 +154,8 @@ class VoyageBatches(BatchEndpoint):
                 async for chunk in chunks:
                     target.write(chunk)
 
-    async def cancel(self, batch_id: str) -> None:
-        """Ask Voyage to cancel a batch."""
-        try:
-            await self._call("POST", f"/batches/{quote(batch_id, safe='')}/cancel", sought="batch")
-        except ProviderError as error:
-            if error.status not in (400, 409, 422) or not (await self.retrieve(batch_id)).has_ended:
-                raise
+    async def _cancel(self, batch_id: str) -> None:
+        await self._call("POST", f"/batches/{quote(batch_id, safe='')}/cancel", sought="batch")
 
     async def delete_upload(self, file_id: str) -> None:
         """Delete an uploaded file."""

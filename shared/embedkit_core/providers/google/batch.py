@@ -78,6 +78,8 @@ QUEUE_LIMIT = re.compile(r"limit\D{0,20}?(\d[\d,]{3,17})", re.I)
 class GeminiBatches(BatchEndpoint):
     """The batch endpoint of a model of the Gemini API."""
 
+    ended_statuses = (400, 409)
+
     def __init__(self, provider: Provider) -> None:
         assert isinstance(provider, Google)
         self.limits = LIMITS
@@ -187,13 +189,10 @@ class GeminiBatches(BatchEndpoint):
         if response.status != 200:
             raise self._refused(response)
 
-    async def cancel(self, batch_id: str) -> None:
-        """Ask Google to cancel a batch."""
+    async def _cancel(self, batch_id: str) -> None:
         response = await self._send("POST", f"{_resource('batches', batch_id)}:cancel", {})
         if response.status == 404:
             raise self._not_found("Batch", response)
-        if response.status in (400, 409) and (await self.retrieve(batch_id)).has_ended:
-            return
         self._check(response)
 
     async def delete_upload(self, file_id: str) -> None:

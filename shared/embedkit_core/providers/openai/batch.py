@@ -141,13 +141,8 @@ class OpenAIBatches(BatchEndpoint):
                     async for chunk in response.iter_bytes():
                         lines.write(chunk)
 
-    async def cancel(self, batch_id: str) -> None:
-        """Ask the provider to cancel a batch."""
-        try:
-            await self._answer("cancel", self._cancellation(batch_id))
-        except ProviderError as error:
-            if error.status not in (400, 409, 422) or not (await self.retrieve(batch_id)).has_ended:
-                raise
+    async def _cancel(self, batch_id: str) -> None:
+        await self._answer("cancel", self._cancellation(batch_id))
 
     def _cancellation(self, batch_id: str) -> Awaitable[Any]:
         return self._sdk.batches.with_raw_response.cancel(batch_id, timeout=ANSWER_SECONDS)
