@@ -221,7 +221,7 @@ def tests(session: nox.Session) -> None:
     if not _install_torch(session, _python(session), must=False):
         extras = [extra for extra in ALL if extra != "local"]
     without = Path(session.create_tmp()) / "without.txt"
-    without.write_text("" if "local" in extras else "torch<0\n")  # whoever depends on it is named: it has gigabytes
+    without.write_text("" if "local" in extras else "torch<0\n")  # an error names what depends on it: it has gigabytes
     model = [MODEL] if "local" in extras else []
     wheel = f"{_built('*.whl')}[{','.join(extras)}]"
     session.install("--constraint", str(without), wheel, *model, *_group("test"))
