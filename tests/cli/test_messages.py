@@ -70,6 +70,12 @@ def test_an_argument_without_an_option_of_the_command_is_marked():
     assert wording("Use dtype='int8' or cache=False.") == "Use dtype='int8' (in Python) or cache=False (in Python)."
 
 
+def test_an_argument_is_replaced_by_the_option_that_takes_several_values():
+    wording = Wording()
+    wording.use({"model": "--model", "dtypes": "--dtypes"})
+    assert wording("Use dtype='int8'.") == "Use --dtypes int8."
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -42,8 +42,9 @@ class Wording:
     def use(self, options: Mapping[str, str]) -> None:
         """Set the options of the command, by the name of their Python argument."""
         self._options = dict(options)
-        if "price" in options:
-            self._options["prices"] = options["price"]
+        for argument, option in (("prices", "price"), ("dtype", "dtypes")):
+            if option in options:
+                self._options[argument] = options[option]
         names = "|".join(ARGUMENTS)
         subjects = "|".join(self._options.keys() - {"model"}) or "(?!)"
         self._subject = re.compile(rf"^({subjects})(?:\[[^]]*\])?(?=: |, [\w, ]+: )")
