@@ -40,8 +40,8 @@ BASE =
 PROVIDER =
 ARGS =
 
-# Processes that share out the files of the tests.
-WORKERS ?= 2
+# Processes that share out the files of the tests, which wait half of the time.
+WORKERS ?= 3
 
 # Environments that are made and tried side by side.
 AT_ONCE ?= 3

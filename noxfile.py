@@ -35,6 +35,8 @@ TORCH_INDEX = os.environ.get("TORCH_INDEX", "")  # an extra index that has the C
 # Programs of the environment that nox runs in are found, also if it is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Images for containers often set it; then each of the many processes of the tests compiles the sources again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Compiled once, and not again by each process where Python must not write its caches.
 os.environ["UV_COMPILE_BYTECODE"] = "1"
 # Copied, not linked to uv's cache: nltk, which LlamaIndex uses, refuses files with several links.
@@ -125,10 +127,11 @@ def basedpyright(session: nox.Session) -> None:
 @nox.session(python=False)
 def suite(session: nox.Session) -> None:
     """Run all tests in this environment; pytest gets the arguments after `--`."""
-    workers = os.environ.get("WORKERS", "2")
-    session.run(
-        sys.executable, "-m", "pytest", "--numprocesses", workers, "--dist", "loadfile", *session.posargs, silent=False
-    )
+    # In the order of the files: by default, those with the fewest tests are last, and they have the slowest ones.
+    workers = ["--numprocesses", os.environ.get("WORKERS", "3"), "--dist", "loadfile", "--no-loadscope-reorder"]
+    # Models that compute on all cores at once wait for each other.
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env=threads, silent=False)
 
 
 @nox.session(python=False)
@@ -167,7 +170,7 @@ def build(session: nox.Session) -> None:
 def extra(session: nox.Session, extra: str) -> None:
     """Check each extra alone, and none ("bare"), from the wheel; "bare" from the sdist too."""
     # Few processes use it: the first compiles what it imports, which is far less than all that is installed.
-    session.env.update({"UV_COMPILE_BYTECODE": "0", "PYTHONDONTWRITEBYTECODE": ""})
+    session.env["UV_COMPILE_BYTECODE"] = "0"
     session.env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     check = str(ROOT / ".ci" / "check_extra.py")
     imports = str(ROOT / ".ci" / "check_import.py")

@@ -162,7 +162,9 @@ def test_an_export_of_a_model_from_a_destroyed_cache_fails(shell, mine, tmp_path
     assert (code, "was quarantined" in err) == (FAILED, True)
 
 
-def test_vectors_that_were_not_replaced_are_not_copied(shell, mine, tmp_path):
+def test_vectors_that_were_not_replaced_are_not_copied(shell, mine, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedkit_core.cache.disk.cache.BULK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("embedkit_core.cache.disk.cache.WRITE_WAIT_SECONDS", 0.1)
     shell("cache", "export", "copy", "--cache", "mine")
     lock = sqlite3.connect(tmp_path / "copy" / "embedkit-v1" / "cache.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
