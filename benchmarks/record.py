@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"  # ignored by git
 SOURCES = ("shared", "langchain_embedkit", "llamaindex_embedkit")
 
+# Images for containers often set it. Measured processes import compiled modules, as an installed package has them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def git(*arguments: str) -> str:
     """Return what git prints."""
