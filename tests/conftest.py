@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import asyncio
 import os
 from importlib import import_module
 
@@ -12,6 +13,8 @@ from support.proxy import certificate
 
 collect_ignore = ["fixtures/plugin_example"]  # its tests run where the package is installed
 
+# Else pytest-asyncio makes Python 3.11 create an event loop, which nobody closes.
+asyncio.set_event_loop(None)
 os.environ.pop("RAG_EMBEDKIT_CACHE", None)  # of the developer; the tests have caches of their own
 
 CORE = "embedkit_core:Embedder"
