@@ -14,6 +14,7 @@ def _arguments(setting: Setting) -> dict[str, Any]:
         "base_url": setting.base_url,
         "cache": setting.folder or False,
         "max_concurrency": setting.slots,
+        **setting.options.get("arguments", {}),
     }
 
 

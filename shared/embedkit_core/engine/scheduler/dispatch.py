@@ -13,6 +13,7 @@ from embedkit_core.engine.rate_limits.controller import RateController
 from embedkit_core.engine.rate_limits.user_limits import Backlog
 from embedkit_core.engine.scheduler.items import RequestSpec, Ticket
 from embedkit_core.engine.scheduler.queues import Request, RequestQueue
+from embedkit_core.engine.scheduler.spreading import RequestSpreader
 
 T = TypeVar("T")
 LONG_WAIT_SECONDS = 10.0  # a longer wait for a quota in headers is logged
@@ -28,6 +29,7 @@ class Dispatcher:
         wake_at: The earliest time at which a delayed request may be sent; inf if none is delayed.
         long_waits: The queues that wait long for a quota in headers: the header and the seconds. Renewed by a poll.
         busy: The queues with waiting texts, in the order of their turn.
+        spreader: Spreads bulk requests over time while queries wait long.
     """
 
     def __init__(self, *, max_in_flight: int | None, rng: random.Random) -> None:
@@ -35,6 +37,7 @@ class Dispatcher:
         self.wake_at = math.inf
         self.long_waits: dict[RequestQueue, tuple[str, float]] = {}
         self.busy: dict[RequestQueue, None] = {}
+        self.spreader = RequestSpreader()
         self._max_in_flight = max_in_flight
         self._rng = rng
         self._queues: WeakValueDictionary[RequestSpec, RequestQueue] = WeakValueDictionary()
@@ -138,6 +141,9 @@ class Dispatcher:
             with_bulk = [queue for queue in self.busy if queue.ready(is_query=False, now=now)]
             times = [queue.outage.next_probe_at for queue in self.busy if not queue.verified]
             times += [queue.not_before(is_query=is_query) for queue in self.busy for is_query in (False, True)]
+            if with_bulk and (bulk_at := self._bulk_not_before(now)) > now:
+                with_bulk = []
+                times.append(bulk_at)
             self.wake_at = min(self.wake_at, *(at for at in times if at > now), math.inf)
             is_query = bool(with_queries) and not (with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)
             first, second = (with_queries, with_bulk) if is_query else (with_bulk, with_queries)
@@ -152,9 +158,16 @@ class Dispatcher:
             self._consecutive_after = self._consecutive_queries + 1 if is_query and with_bulk else 0
             group = chosen.take(is_query=is_query, free_slots=self.free_slots(), now=now)
             if group is not None:
+                self.spreader.started(now, is_query=is_query)
                 self.busy[chosen] = self.busy.pop(chosen, None)  # to the back, so that queues take turns
                 return Request(chosen, group.items)
         return None
+
+    def _bulk_not_before(self, now: float) -> float:
+        """Return the time before which bulk leaves free slots to queries."""
+        slots = self.max_in_flight()
+        waiting = sum(queue.backlog().requests for queue in self.busy)
+        return self.spreader.not_before(now, slots=slots, waiting_requests=waiting)
 
     def count_turn(self) -> None:
         """Count the turn of the last request. A request without budget is not counted, so that bulk loses no turn."""

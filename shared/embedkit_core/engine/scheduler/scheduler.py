@@ -128,6 +128,8 @@ class Scheduler:
         if queue.outage.rounds and not any(item.queue is queue for item in self.registry.items.values()):
             queue.outage = Outage()  # no text waits for the next probe, so send one now
         self.dispatcher.enter(ticket, queue, now)
+        if ticket.is_query and not self.dispatcher.free_slots():
+            self.dispatcher.spreader.query_waits(now)
         self.registry.deadlines.add(ticket)
         fresh: list[Item] = []
         completed: list[tuple[Item, RecentRow]] = []
@@ -229,6 +231,8 @@ class Scheduler:
         queue.rate_controller.on_reply(
             request.sent, None if queue.spec.provider_truncates else reply.tokens, reply.rate_limits, now
         )
+        if not request.is_query:
+            self.dispatcher.spreader.replied(now - request.sent.at)
         queue.consecutive_refusals = queue.probe_failures = 0
         queue.outage = Outage()
         if not queue.verified:
