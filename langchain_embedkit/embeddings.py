@@ -167,8 +167,9 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
         if not is_reported():
             return embed_lists(self._embedder, texts, input_type, max_batch_texts).rows
         with reported(self._report(input_type)) as report:
-            rows, report.usage = embed_lists(self._embedder, texts, input_type, max_batch_texts)
-        return rows
+            result = embed_lists(self._embedder, texts, input_type, max_batch_texts)
+            report.usage = result.usage
+        return result.rows
 
     async def _aembed(
         self, texts: list[str], input_type: InputType, max_batch_texts: int | None = None
@@ -176,8 +177,9 @@ class EmbedKitEmbeddings(EmbedderMixin, BaseModel, Embeddings):
         if not is_reported():
             return (await aembed_lists(self._embedder, texts, input_type, max_batch_texts)).rows
         async with areported(self._report(input_type)) as report:
-            rows, report.usage = await aembed_lists(self._embedder, texts, input_type, max_batch_texts)
-        return rows
+            result = await aembed_lists(self._embedder, texts, input_type, max_batch_texts)
+            report.usage = result.usage
+        return result.rows
 
     def _report(self, input_type: InputType) -> Report:
         return Report(type(self).__name__, self._embedder.model, input_type)

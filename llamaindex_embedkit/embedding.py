@@ -247,7 +247,8 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
                 with report.tracked():
                     report.vectors = embed_with_hooks(self, overridden, texts, input_type, is_single=is_single)
                 return report.vectors
-            report.vectors, report.usage = embed_lists(self._embedder, texts, input_type, progress=progress)
+            result = embed_lists(self._embedder, texts, input_type, progress=progress)
+            report.vectors, report.usage = result.rows, result.usage
         return report.vectors
 
     async def _aembed(
@@ -259,7 +260,8 @@ class EmbedKitEmbedding(EmbedderMixin, BaseEmbedding):
                 with report.tracked():
                     report.vectors = await aembed_with_hooks(self, overridden, texts, input_type, is_single=is_single)
                 return report.vectors
-            report.vectors, report.usage = await aembed_lists(self._embedder, texts, input_type, progress=progress)
+            result = await aembed_lists(self._embedder, texts, input_type, progress=progress)
+            report.vectors, report.usage = result.rows, result.usage
         return report.vectors
 
     @contextmanager

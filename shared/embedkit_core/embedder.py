@@ -10,6 +10,7 @@ from embedkit_core.calls.call import Call
 from embedkit_core.calls.estimate import Estimate, count_tokens, estimate
 from embedkit_core.calls.explain import Explanation, explain
 from embedkit_core.calls.import_vectors import ImportReport, import_vectors
+from embedkit_core.calls.memory_hit import find_in_memory
 from embedkit_core.calls.plan import as_list
 from embedkit_core.calls.stream import Stream
 from embedkit_core.calls.verify_cache import CacheVerification, verify_cache
@@ -236,6 +237,9 @@ class Embedder(BaseEmbedder):
             scores = document_vectors @ embedder.embed_query("Which animal purrs?")
             ```
         """
+        hit = find_in_memory(self, self._specs["query"], text)
+        if hit is not None:
+            return hit.vector.copy()
         call = self._call([text], "query")
         row: Vectors = call.run("embed_query", call.finish_vectors)[0]
         return row
@@ -254,6 +258,9 @@ class Embedder(BaseEmbedder):
 
     async def aembed_query(self, text: str) -> Vectors:
         """Embed one search query without blocking the event loop. The result and errors are those of `embed_query`."""
+        hit = find_in_memory(self, self._specs["query"], text)
+        if hit is not None:
+            return hit.vector.copy()
         call = self._call([text], "query")
         row: Vectors = (await call.arun(call.finish_vectors))[0]
         return row

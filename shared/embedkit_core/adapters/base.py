@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, Unpack
 
 from embedkit_core.adapters.arguments import Rule, errors_name, hide_arguments, plain, same_value, take_arguments
+from embedkit_core.calls.call import Call
 from embedkit_core.calls.estimate import Estimate
 from embedkit_core.calls.import_vectors import ImportReport
+from embedkit_core.calls.memory_hit import MemoryHit, find_in_memory
 from embedkit_core.calls.plan import as_list
 from embedkit_core.calls.verify_cache import CacheVerification
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.common.float_lists import as_floats
 from embedkit_core.common.threads import running_loop
 from embedkit_core.common.types import InputType
 from embedkit_core.common.usage import Usage
@@ -42,11 +45,23 @@ __all__ = [
 T = TypeVar("T")
 
 
-class ListResult(NamedTuple):
-    """Vectors as Python floats, in the order of the texts, and the usage of the call."""
+class ListResult:
+    """The result of a call: vectors as Python floats.
 
-    rows: list[list[float]]
-    usage: Usage
+    Attributes:
+        rows: The vectors in the order of the texts.
+    """
+
+    __slots__ = ("_counted", "rows")
+
+    def __init__(self, rows: list[list[float]], counted: Call | MemoryHit) -> None:
+        self.rows = rows
+        self._counted = counted
+
+    @property
+    def usage(self) -> Usage:
+        """The usage of the call."""
+        return self._counted.usage
 
 
 def embed_lists(
@@ -57,8 +72,10 @@ def embed_lists(
     progress: ProgressOption = None,
 ) -> ListResult:
     """Embed texts like `embed`, building the lists of floats while requests are in flight instead of a matrix."""
+    if found := _in_memory(embedder, texts, input_type):
+        return found
     call = embedder._call(texts, input_type, max_batch_texts, lists=True, progress=progress)
-    return ListResult(call.run("embed", call.finish_lists), call.usage)
+    return ListResult(call.run("embed", call.finish_lists), call)
 
 
 async def aembed_lists(
@@ -69,8 +86,18 @@ async def aembed_lists(
     progress: ProgressOption = None,
 ) -> ListResult:
     """Embed texts like `aembed`, without blocking the caller's event loop while lists are built."""
+    if found := _in_memory(embedder, texts, input_type):
+        return found
     call = embedder._call(as_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
-    return ListResult(await call.arun(call.finish_lists), call.usage)
+    return ListResult(await call.arun(call.finish_lists), call)
+
+
+def _in_memory(embedder: Embedder, texts: Iterable[str], input_type: InputType) -> ListResult | None:
+    """Return the result for a single query that is in memory."""
+    if input_type != "query" or type(texts) is not list or len(texts) != 1:
+        return None
+    hit = find_in_memory(embedder, embedder._specs["query"], texts[0])
+    return None if hit is None else ListResult([as_floats(hit.vector).tolist()], hit)
 
 
 async def run_in_thread(work: Callable[[], T]) -> T:

@@ -26,7 +26,6 @@ from embedkit_core.common.redis_clients import RedisClient, is_redis_client
 from embedkit_core.common.types import Cache
 from embedkit_core.common.vectors import VectorSpace
 
-MAX_MEMORY_KEYS = 16  # look-ups of more keys are bulk work, which would displace the queries in memory
 OneCache: TypeAlias = str | PathLike[str] | Cache | RedisClient  # what names one cache
 CacheArgument: TypeAlias = Literal[False] | OneCache | Sequence[OneCache] | None
 
@@ -45,6 +44,7 @@ class EmbedderCache:
     Attributes:
         backend: The cache that the engine writes to. None for no cache.
         environment: As the argument.
+        memory: Recently used vectors of single queries. None without a cache.
         may_block: True if a look-up may take long, as on a network.
     """
 
@@ -52,7 +52,7 @@ class EmbedderCache:
         self._opened = cache
         self.environment = environment
         self._reader = None if cache is None else CacheReader(cache)
-        self._memory = None if cache is None else MemoryTier()
+        self.memory = None if cache is None else MemoryTier()
         self.backend = None if cache is None else cache.cache
         self.may_block = cache is not None and cache.may_block
 
@@ -70,39 +70,33 @@ class EmbedderCache:
         places = [str(tier.folder or tier.redis_connection or type(tier.cache).__name__) for tier in self.tiers]
         return (", ".join(places) or "none") + f" ({CACHE_VARIABLE})" * (self.environment is not None)
 
-    def from_memory(self, keys: Sequence[bytes]) -> Found:
-        """Return the entries that are in memory; none for bulk look-ups."""
-        if self._memory is None or len(keys) > MAX_MEMORY_KEYS:
-            return {}
-        return self._memory.get_many(keys)
-
     def read(self, keys: Sequence[bytes], *, hot: bool, space: VectorSpace | None = None) -> Iterator[Found]:
         """Yield the entries that are in the cache, block by block.
 
         Args:
             keys: The keys.
-            hot: True if what is found is copied into memory.
+            hot: True if what is found is copied into memory, if it is a single entry.
             space: The vector space of the keys, if it is known. With it, a cache of several tiers copies what a lower
                 tier has into the tiers above.
         """
         if self._reader is None:
             return
         for found in self._reader.read(keys, space):
-            if hot and len(keys) <= MAX_MEMORY_KEYS:
+            if hot and len(keys) == 1:
                 self.remember(found)
             yield found
 
     def remember(self, found: Found) -> None:
-        """Copy entries into memory, unless there are too many to be queries."""
-        if self._memory is not None and len(found) <= MAX_MEMORY_KEYS:
+        """Copy the entry of a single query into memory."""
+        if self.memory is not None and len(found) == 1:
             for key, entry in found.items():
-                self._memory.put(key, entry)
+                self.memory.put(key, entry)
 
     def where(self, key: bytes) -> str:
         """Return where a vector would come from: "memory", "cache" or "provider"."""
-        if self._reader is None or self._memory is None:
+        if self._reader is None or self.memory is None:
             return "provider"
-        if self._memory.get(key) is not None:
+        if self.memory.get(key) is not None:
             return "memory"
         return "cache" if any(self._reader.read([key])) else "provider"
 
@@ -119,8 +113,8 @@ class EmbedderCache:
 
     def close(self) -> None:
         """Clear the memory tier and close the cache if it is owned; other users of the folder open it again."""
-        if self._memory is not None:
-            self._memory = MemoryTier()
+        if self.memory is not None:
+            self.memory = MemoryTier()
         if self._opened is not None and self._opened.owned:
             self._opened.cache.close()
 

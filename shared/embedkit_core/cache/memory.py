@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,17 +31,6 @@ class MemoryTier:
             if entry is not None:
                 self._entries.move_to_end(key)
             return entry
-
-    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        """Return the read-only entries of the keys that are in memory."""
-        found: dict[bytes, Entry] = {}
-        with self._lock.lock:
-            for key in keys:
-                entry = self._entries.get(key)
-                if entry is not None:
-                    self._entries.move_to_end(key)
-                    found[key] = entry
-        return found
 
     def put(self, key: bytes, entry: Entry) -> None:
         """Store an entry; drop the least recently used ones above the limit."""

@@ -220,12 +220,11 @@ class Call:
     # Steps
 
     def plan(self) -> None:
-        """Check the texts, compute their keys and look in memory."""
+        """Check the texts and compute their keys."""
         check_budgets(self._billing.budgets, self._spec.request_spec.coordination)
         plan = self._plan = plan_call(self._texts, self._spec.key_prefix, allows_empty=self._spec.allows_empty)
         self.rows = (ListBuffer if self._lists else MatrixBuffer)(plan.n, plan.first, self._spec.format)
         self._lookup = CacheLookup(self._embedder, self._spec, plan, self.rows)
-        self._lookup.look_in_memory()
 
     def prepare(self) -> None:
         """Run `plan`, unless that is done, and read the cache. If texts are missing, open the named budgets."""

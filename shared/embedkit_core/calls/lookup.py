@@ -1,4 +1,4 @@
-"""Cache lookup: which texts of a call memory and the cache already hold."""
+"""Cache lookup: which texts of a call the cache already holds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NullRows:
 
 
 class CacheLookup:
-    """One lookup in memory and in the cache, which fills a row buffer.
+    """One lookup in the cache, which fills a row buffer.
 
     It stays open from before the cache is read until the misses are submitted. Rows that the engine completes meanwhile
     are kept for it, so that a miss is not sent again after another caller's request has answered it. After `run`, the
@@ -75,13 +75,8 @@ class CacheLookup:
         self.truncated: list[int] = []
         self.started_at = -math.inf
 
-    def look_in_memory(self) -> None:
-        """Look for queries in memory. It does not block."""
-        if self._spec.input_type == "query":
-            self._accept([self._embedder.vector_cache.from_memory(self._plan.keys)])
-
     def run(self) -> None:
-        """Look in the cache for what is not in memory.
+        """Look in the cache.
 
         Raises:
             ConfigurationError: The cache holds vectors of two widths for this model.
@@ -100,8 +95,7 @@ class CacheLookup:
         self._look_in_variants()
 
     def peek(self) -> None:
-        """Look in memory and in the cache, without keeping rows open: for estimates."""
-        self.look_in_memory()
+        """Look in the cache, without keeping rows open: for estimates."""
         if self.misses:
             self._accept(self._read())
         self._look_in_variants()

@@ -42,7 +42,8 @@ def test_lists_equal_the_matrix_for_duplicates_hits_and_misses(numbers, cached, 
     fake_embedder(server, cache=store).embed([f"text {n}" for n in range(cached)])
     texts = [f"text {n}" for n in numbers]
     embedder = fake_embedder(server, cache=store, max_batch_texts=7)
-    rows, usage = asyncio.run(aembed_lists(embedder, texts)) if with_loop else embed_lists(embedder, texts)
+    result = asyncio.run(aembed_lists(embedder, texts)) if with_loop else embed_lists(embedder, texts)
+    rows, usage = result.rows, result.usage
     assert rows == expected_lists(server, texts)
     assert all(type(number) is float for number in rows[0])
     assert len({id(row) for row in rows}) == len(rows)
@@ -114,7 +115,8 @@ def test_if_all_texts_fail_the_error_is_that_of_the_provider():
 
 
 def test_an_empty_input_returns_an_empty_list():
-    rows, usage = embed_lists(fake_embedder(FakeServer()), [])
+    result = embed_lists(fake_embedder(FakeServer()), [])
+    rows, usage = result.rows, result.usage
     assert rows == []
     assert usage.texts == 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from embedkit_core.common.errors import BadReplyError, ProviderError, TextTooLongError
@@ -128,8 +128,6 @@ class Scheduler:
         if queue.outage.rounds and not any(item.queue is queue for item in self.registry.items.values()):
             queue.outage = Outage()  # no text waits for the next probe, so send one now
         self.dispatcher.enter(ticket, queue, now)
-        if ticket.is_query and not self.dispatcher.free_slots():
-            self.dispatcher.spreader.query_waits(now)
         self.registry.deadlines.add(ticket)
         fresh: list[Item] = []
         completed: list[tuple[Item, RecentRow]] = []
@@ -231,8 +229,7 @@ class Scheduler:
         queue.rate_controller.on_reply(
             request.sent, None if queue.spec.provider_truncates else reply.tokens, reply.rate_limits, now
         )
-        if not request.is_query:
-            self.dispatcher.spreader.replied(now - request.sent.at)
+        self.dispatcher.spreader.replied(now - request.sent.at, is_query=request.is_query)
         queue.consecutive_refusals = queue.probe_failures = 0
         queue.outage = Outage()
         if not queue.verified:
@@ -377,12 +374,8 @@ class Scheduler:
         return actions
 
     def _requeue_released(self) -> None:
-        """Return the items to their queues that were held until budget was released."""
-        self._return_to_queues(reversed(self.ledger.take_released()))
-
-    def _return_to_queues(self, items: Iterable[Item]) -> None:
-        """Put items at the front of their queues, one by one; drop items without waiters."""
-        for item in items:
+        """Return the items to the front of their queues that were held until budget was released."""
+        for item in reversed(self.ledger.take_released()):
             if item.waiters:
                 item.queue.enter([item], front=True)
             else:

@@ -25,12 +25,13 @@ class RequestSpreader:
         self._waiting_since: float | None = None
         self._started_at = self._until = -math.inf
 
-    def replied(self, seconds: float) -> None:
+    def replied(self, seconds: float, *, is_query: bool) -> None:
         """Count the time of a request with bulk."""
-        self._seconds += (RECENT if self._seconds else 1.0) * (seconds - self._seconds)
+        if not is_query:
+            self._seconds += (RECENT if self._seconds else 1.0) * (seconds - self._seconds)
 
     def query_waits(self, now: float) -> None:
-        """Note that a query has found no free slot."""
+        """Note that a query waits, because no slot is free."""
         if self._waiting_since is None:
             self._waiting_since = now
 
