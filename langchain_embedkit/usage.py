@@ -17,7 +17,7 @@ from langchain_core.callbacks import (
     dispatch_custom_event,
 )
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.runnables.config import RunnableConfig, var_child_runnable_config
+from langchain_core.runnables.config import var_child_runnable_config
 
 from embedkit_core import EmbedKitError, InputType, Usage, UsageTracker, track_usage
 from embedkit_core.adapters.base import UsageAccumulator, run_in_thread, usage_by_model
@@ -160,22 +160,21 @@ class Report:
 
     def event(self) -> dict[str, Any] | None:
         """Return the data of the custom event for the current run's callback handlers, None if there are none."""
-        callbacks = (current_config() or {}).get("callbacks")
-        if self.usage is None or not isinstance(callbacks, BaseCallbackManager):
-            return None
-        if not callbacks.handlers or callbacks.parent_run_id is None:
+        if self.usage is None or not _has_handlers():
             return None
         return {"model": self.model, "input_type": self.input_type, **self.usage.to_dict()}
 
 
-def current_config() -> RunnableConfig | None:
-    """Return the configuration of the current LangChain run, or None outside of a run."""
-    return var_child_runnable_config.get()
-
-
 def is_reported() -> bool:
-    """Return True inside of a LangChain run or of a LangSmith trace."""
-    return current_config() is not None or _current_trace() is not None
+    """Return True inside of a LangChain run with callback handlers, or of a LangSmith trace."""
+    return _has_handlers() or _current_trace() is not None
+
+
+def _has_handlers() -> bool:
+    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
+    if not isinstance(callbacks, BaseCallbackManager):
+        return False
+    return bool(callbacks.handlers) and callbacks.parent_run_id is not None
 
 
 def _current_trace() -> RunTree | None:
