@@ -38,6 +38,7 @@ _PRAGMAS = (
     "cell_size_check = ON",
     "mmap_size = 0",
     "synchronous = NORMAL",
+    "wal_autocheckpoint = 224",  # pages of 32 kB: the WAL is 7 MB, not 27, while a process writes
     f"journal_size_limit = {64 << 20}",  # the WAL shrinks again after a bulk write
 )
 
