@@ -22,7 +22,7 @@ ENGINE = {
 MODULES = """
 cache cache.access cache.codec cache.disk cache.disk.cache cache.disk.connections cache.disk.folder cache.disk.pool
 cache.disk.schema cache.embedder_cache cache.key cache.memory cache.opening cache.stats cache.urls calls calls.call
-calls.call_info calls.estimate calls.explain calls.failures calls.import_vectors calls.lookup calls.plan calls.rows
+calls.call_info calls.estimate calls.explain calls.failures calls.import_vectors calls.lookup calls.memory_hit calls.plan calls.rows
 calls.shared_budgets calls.stream calls.stream_parts calls.verify_cache calls.waiting common common.errors
 common.float_lists common.fork_safety common.formatting common.money common.plugins common.redis_clients common.results
 common.threads common.types common.usage common.validation common.vectors config config.base config.cached_variants
@@ -32,8 +32,8 @@ costs.tokens costs.tracker embedder engine engine.batching engine.rate_limits en
 engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
 observability.hooks observability.progress observability.snapshot providers providers.base providers.catalogue
 providers.catalogue.known_models providers.catalogue.rows providers.http providers.http.connection
-providers.http.decoding providers.http.headers providers.http.provider providers.http.redaction providers.http.refusals
-providers.openai providers.openai.provider providers.openai.refusals providers.openai.servers providers.openai.tokenizer
+providers.http.provider providers.http.redaction
+providers.openai providers.openai.base providers.openai.provider providers.openai.servers providers.openai.tokenizer
 providers.registry providers.secrets
 """
 CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any, ClassVar
 
 from embedkit_core.common.errors import ConfigurationError
@@ -24,6 +23,8 @@ def cache_platform_names() -> None:
 
     The first read starts a subprocess, which would block the event loop; a child that is forked meanwhile could hang.
     """
+    import platform  # not needed by a process that only reads its cache
+
     platform.platform()
     _ = platform.uname().processor
 

@@ -27,7 +27,8 @@ from embedkit_core.providers.batch_endpoint import BatchEndpoint, BatchLimits, B
 from embedkit_core.providers.http import batch_lines
 from embedkit_core.providers.http.bodies import BYTES_PER_NUMBER, MAX_WIDTH, limit_bodies_to
 from embedkit_core.providers.http.decoding import ReplyReader
-from embedkit_core.providers.openai.provider import OpenAI, http_package
+from embedkit_core.providers.openai.base import OpenAIProvider, http_package
+from embedkit_core.providers.openai.client import read_refusal, transport_error
 from embedkit_core.providers.openai.refusals import error_status, error_without_texts
 from embedkit_core.providers.openai.servers import BASE64, FLOATS, BatchRules
 
@@ -52,7 +53,7 @@ class OpenAIBatches(BatchEndpoint):
     """Batches of OpenAI, and of servers with the same API."""
 
     def __init__(self, provider: Provider) -> None:
-        if not isinstance(provider, OpenAI):
+        if not isinstance(provider, OpenAIProvider):
             raise TypeError(f"provider: not a server with OpenAI's API (got {type(provider).__name__}).")
         rules = provider.server.batch or BatchRules()
         self.limits = BatchLimits(
@@ -196,11 +197,11 @@ class OpenAIBatches(BatchEndpoint):
         except self._openai.APIStatusError as error:
             raise self._refusal_error(operation, error.status_code, error.body, error.response.headers) from None
         except (self._openai.APIConnectionError, self._http_error) as error:  # the latter in a download
-            raise self._provider.transport_error(error, self._sdk.base_url) from None
+            raise transport_error(self._provider, error, self._sdk.base_url) from None
 
     def _refusal_error(self, operation: str, status: int, body: object, headers: Mapping[str, str]) -> ProviderError:
         provider = self._provider
-        refusal, detail = provider.read_refusal(status, body, headers, provider.secret.constant())
+        refusal, detail = read_refusal(provider, status, body, headers, provider.secret.constant())
         if operation in ("upload", "create"):  # a message about the file may repeat its lines
             refusal = replace(refusal, message=batch_lines.read_code(body))
             detail = replace(detail, param="")

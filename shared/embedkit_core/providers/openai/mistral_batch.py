@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from embedkit_core.providers.batch_endpoint import BatchOrder, RemoteBatch
 from embedkit_core.providers.http import batch_lines
+from embedkit_core.providers.openai.base import http_package
 from embedkit_core.providers.openai.batch import ANSWER_SECONDS, ENDPOINT, LISTED_PAGES, LISTED_SECONDS, OpenAIBatches
-from embedkit_core.providers.openai.provider import http_package
 
 TIMEOUT_HOURS: Final = 24  # the default; "should be lower than 7 days"
 PAGE: Final = 100

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -45,6 +44,8 @@ def tiktoken_counter(encoding: str) -> Callable[[str], int | None] | None:
 
 
 def _is_cached(url: str, digest: str) -> bool:
+    import tempfile
+
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     if folder == "":  # an empty value turns the cache off
         return False
