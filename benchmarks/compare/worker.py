@@ -153,6 +153,19 @@ def warm(job: Job, make: Callable[..., Embed] = _core, count: int = CORPUS_TEXTS
     return taken
 
 
+def first(job: Job) -> float:
+    """Return the milliseconds until the first request of a process is at the server, imports included."""
+    from urllib.request import urlopen
+
+    texts = job.texts(count=1)
+    began = time.monotonic()
+    vectors = job.embedder().embed(texts).vectors
+    with urlopen(f"{job.base_url.removesuffix('/v1')}/stats") as reply:  # the server's clock is that of this machine
+        arrived: float = json.load(reply)["first_request"]
+    job.check(vectors)
+    return (arrived - began) * 1e3
+
+
 def _query_core(job: Job) -> Any:
     return job.embedder(cache=job.cache).embed_query
 
@@ -312,6 +325,7 @@ ROWS = {
     "cpu-fill": Row("CPU of a text, filling a cache", "us", partial(cpu, filling=True), NO_LATENCY),
     "warm": Row("20,000 cached texts, new process", "s", warm, processes=2),
     "warm-langchain": Row("10,000 of them in LangChain", "s", partial(warm, make=_langchain, count=10_000)),
+    "first": Row("first request of a process, until it is sent", "ms", first, NO_LATENCY, processes=3),
     "query": Row("cached query, memory", "us", partial(query, make=_query_core)),
     "query-disk": Row("cached query, disk", "us", partial(query, make=_query_core, same=False)),
     "query-langchain": Row("cached query in LangChain", "us", partial(query, make=_query_langchain)),

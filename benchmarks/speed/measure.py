@@ -10,12 +10,13 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import by_hand, ours, peers
 from benchmarks.speed.control import stats
 from benchmarks.speed.corpus import DIMENSIONS, make_queries, make_texts, vector_of
-from benchmarks.speed.setting import Methods, Rows, Setting
+from benchmarks.speed.setting import KEY, Methods, Rows, Setting
 
 CLIENTS = {**ours.CLIENTS, **by_hand.CLIENTS, **peers.CLIENTS}
 SAMPLE = 200  # rows that are compared with the expected vectors
@@ -92,8 +93,15 @@ def _bulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:
         methods = methods or _make(setting)
         assert methods.embed is not None
         rows = methods.embed(texts)
+    if setting.folder is not None:
+        clock.result["open_mb"] = folder_mb(setting.folder)
     methods.close()
     return rows, clock.result
+
+
+def folder_mb(folder: str) -> float:
+    """Return the size of all files of a folder in MB."""
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
 
 
 async def _abulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:
@@ -131,22 +139,67 @@ def fill_by_hand(setting: Setting) -> Result:
 
 
 def queries(setting: Setting) -> Result:
-    """Embed cached queries in sequence: one query repeatedly, or many once each."""
+    """Embed cached queries in sequence: one query repeatedly, or many once each; with `in_run`, in a LangChain run."""
     _before_the_clock(setting)
     methods = _make(setting)
-    assert methods.query is not None
     texts = random.Random(2).sample(make_texts(), setting.n_texts)
     asked = [texts[0]] * len(texts) if setting.options["same"] else texts
-    taken, kept = [], {}
-    for number, text in enumerate(asked):
-        began = time.perf_counter()
-        answer = methods.query(text)
-        taken.append(time.perf_counter() - began)
-        if number % CHECK_INTERVAL == 0:  # keeping all would change the measured memory
-            kept[number] = answer
+    if setting.asynchronous:
+        taken, kept = asyncio.run(_aqueries(methods, asked))
+    elif setting.options.get("in_run"):
+        from langchain_core.runnables import RunnableLambda
+
+        taken, kept = RunnableLambda(lambda given: _queries(methods, given)).invoke(asked)
+    else:
+        taken, kept = _queries(methods, asked)
     if setting.client != "peer-llamaindex-base":
         check(list(kept.values()), [asked[number] for number in kept])
     return {"p50_us": statistics.median(taken) * 1e6}
+
+
+def _queries(methods: Methods, asked: list[str]) -> tuple[list[float], dict[int, Any]]:
+    """Return the seconds of each query, and some of the answers by their number."""
+    query, taken, kept = methods.query, list[float](), dict[int, Any]()
+    assert query is not None
+    for number, text in enumerate(asked):
+        began = time.perf_counter()
+        answer = query(text)
+        taken.append(time.perf_counter() - began)
+        if number % CHECK_INTERVAL == 0:  # keeping all would change the measured memory
+            kept[number] = answer
+    return taken, kept
+
+
+async def _aqueries(methods: Methods, asked: list[str]) -> tuple[list[float], dict[int, Any]]:
+    """Return what `_queries` returns, for awaited queries."""
+    query, taken, kept = methods.aquery, list[float](), dict[int, Any]()
+    assert query is not None
+    for number, text in enumerate(asked):
+        began = time.perf_counter()
+        answer = await query(text)
+        taken.append(time.perf_counter() - began)
+        if number % CHECK_INTERVAL == 0:
+            kept[number] = answer
+    return taken, kept
+
+
+def first(setting: Setting) -> Result:
+    """Embed one text in a new process. The server notes when its request arrives, by the same clock."""
+    began = time.monotonic()
+    methods = _make(setting)
+    assert methods.embed is not None
+    rows = methods.embed(["first"])
+    assert len(rows) == 1
+    return {"began": began}
+
+
+def sdk_import(setting: Setting) -> Result:  # noqa: ARG001 - as all tasks
+    """Import the SDK in a new process and create its client, as the reference of `first`."""
+    began = time.monotonic()
+    import openai
+
+    openai.AsyncOpenAI(api_key=KEY)
+    return {"wall": time.monotonic() - began}
 
 
 async def _timed(query: Callable[[str], Awaitable[Any]], text: str, due: float | None = None) -> float:
@@ -212,7 +265,7 @@ async def _ended(work: Awaitable[Rows]) -> tuple[Rows, float]:
     return await work, time.perf_counter()
 
 
-TASKS = {task.__name__: task for task in (bulk, warm, fill_by_hand, queries, crowd, mixed)}
+TASKS = {task.__name__: task for task in (bulk, warm, fill_by_hand, queries, crowd, mixed, first, sdk_import)}
 
 
 def main() -> None:

@@ -159,6 +159,7 @@ def _cpu_rows(results: Results) -> list[Row]:
 
 FILL_CPU_US = 40.0
 FILL_WALL = 1.10
+OPEN_MB = 140.0
 
 
 def fill(bench: Bench) -> Group:
@@ -197,8 +198,41 @@ def _fill_rows(results: Results) -> list[Row]:
                 figure=f"{FILL_WALL:.2f}x no cache",
                 met=wall_with / wall_without <= FILL_WALL,
             ),
+            bounded(
+                Row(
+                    what=f"cache of 20,000 texts on disk, process still open, {client}",
+                    ours=shown(median(results, f"{prefix}with", "open_mb"), "MB"),
+                ),
+                median(results, f"{prefix}with", "open_mb"),
+                OPEN_MB,
+                "MB",
+            ),
         ]
     return rows
 
 
-GROUPS = {"cold": cold, "cold64": cold64, "cpu": cpu, "fill": fill}
+def first(bench: Bench) -> Group:
+    """The first request of a process: the time until it is at the server, beyond the import of the SDK."""
+    measures = {client: Measure(bench.setting(client, task="first"), NO_LATENCY) for client in ("hand", "core")}
+    measures["sdk"] = Measure(bench.setting("hand", task="sdk_import"))
+    return Group(measures, _first_rows)
+
+
+def _first_rows(results: Results) -> list[Row]:
+    for name in ("hand", "core"):
+        for result in results[name]:
+            if "began" in result:
+                result["sent_ms"] = (result["first_request"] - result["began"]) * 1e3
+    sdk = (median(results, "sdk", "wall") or 0.0) * 1e3
+    hand, ours = (median(results, name, "sent_ms") for name in ("hand", "core"))
+    return [
+        Row(
+            what=f"first request of a process on the wire, beyond the SDK's import ({shown(sdk, 'ms')})",
+            hand=shown(None if hand is None else hand - sdk, "ms"),
+            ours=shown(None if ours is None else ours - sdk, "ms"),
+            ratio=f"{(ours - sdk) / (hand - sdk):.2f}x by hand" if ours and hand else "",
+        )
+    ]
+
+
+GROUPS = {"cold": cold, "cold64": cold64, "cpu": cpu, "fill": fill, "first": first}
