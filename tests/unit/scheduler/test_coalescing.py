@@ -160,7 +160,7 @@ def test_max_concurrency_holds_for_all_callers_of_an_account():
 
 
 def test_an_idle_embedder_with_a_lower_max_concurrency_limits_no_other():
-    with OpenAIServer(latency=0.02) as server:
+    with OpenAIServer(latency=0.1) as server:
         idle = openai_embedder(server, max_concurrency=1)
         idle.embed_query("warm up")
         busy = openai_embedder(server, max_concurrency=6, max_batch_texts=8)
