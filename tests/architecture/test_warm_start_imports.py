@@ -22,8 +22,8 @@ ENGINE = {
 MODULES = """
 cache cache.access cache.codec cache.disk cache.disk.cache cache.disk.connections cache.disk.folder cache.disk.pool
 cache.disk.schema cache.embedder_cache cache.key cache.memory cache.opening cache.stats cache.urls calls calls.call
-calls.call_info calls.estimate calls.explain calls.failures calls.import_vectors calls.lookup calls.memory_hit calls.plan
-calls.rows
+calls.call_info calls.estimate calls.explain calls.failures calls.import_vectors calls.lookup calls.memory_hit
+calls.plan calls.rows
 calls.shared_budgets calls.stream calls.stream_parts calls.verify_cache calls.waiting common common.errors
 common.float_lists common.fork_safety common.formatting common.money common.plugins common.redis_clients common.results
 common.threads common.types common.usage common.validation common.vectors config config.base config.cached_variants
