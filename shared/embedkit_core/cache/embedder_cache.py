@@ -75,20 +75,20 @@ class EmbedderCache:
 
         Args:
             keys: The keys.
-            hot: True if what is found is copied into memory, if it is a single entry.
+            hot: True if what is found is copied into memory.
             space: The vector space of the keys, if it is known. With it, a cache of several tiers copies what a lower
                 tier has into the tiers above.
         """
         if self._reader is None:
             return
         for found in self._reader.read(keys, space):
-            if hot and len(keys) == 1:
+            if hot:
                 self.remember(found)
             yield found
 
     def remember(self, found: Found) -> None:
-        """Copy the entry of a single query into memory."""
-        if self.memory is not None and len(found) == 1:
+        """Copy entries into memory."""
+        if self.memory is not None:
             for key, entry in found.items():
                 self.memory.put(key, entry)
 

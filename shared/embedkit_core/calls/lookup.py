@@ -117,12 +117,16 @@ class CacheLookup:
 
     def _read(self) -> Iterator[Found]:
         keys = [self._plan.keys[index] for index in self.misses]
-        is_hot, space = self._spec.input_type == "query", self._embedder.vector_space
-        return self._embedder.vector_cache.read(keys, hot=is_hot, space=space)
+        return self._embedder.vector_cache.read(keys, hot=self._is_single_query, space=self._embedder.vector_space)
+
+    @property
+    def _is_single_query(self) -> bool:
+        """True if what is found is kept in memory: look-ups of more texts would displace the queries there."""
+        return self._spec.input_type == "query" and len(self._plan.keys) == 1
 
     def _read_variant(self, variant: CachedVariant) -> None:
-        """Look for vectors from which the requested ones can be derived. Query vectors are then kept in memory."""
-        texts, is_query = self._plan.texts, self._spec.input_type == "query"
+        """Look for vectors from which the requested ones can be derived. That of a single query is kept in memory."""
+        texts = self._plan.texts
         indexes = {key_of(variant.prefix, texts[index]): index for index in self.misses}
         for found in self._embedder.vector_cache.read(list(indexes), hot=False):
             entries = {
@@ -130,7 +134,7 @@ class CacheLookup:
             }
             made = self._post_process(entries, variant.post_processing)
             self._put(made)
-            if is_query:
+            if self._is_single_query:
                 self._embedder.vector_cache.remember({self._plan.keys[index]: entry for index, entry in made.items()})
         self._check_widths()
         self.misses = [index for index in self.misses if index not in self.hits]

@@ -60,8 +60,7 @@ def find_in_memory(embedder: BaseEmbedder, spec: InputTypeSpec, text: str) -> Me
     billing = CallBilling.of_call(
         embedder.meter, embedder.budget, embedder.price, trackers, model=embedder.model, input_type=spec.input_type
     )
-    if billing.budgets:
-        check_budgets(billing.budgets, spec.request_spec.coordination)
+    check_budgets(billing.budgets, spec.request_spec.coordination)
     hit = MemoryHit(vector, billing, TextCounts(1, 1, 0, 0, 0, 0, 0, estimate_tokens(text, text.encode())))
     billing.count(hit._counts)
     with observe_call(lambda: call_info(embedder, spec, [text]), lambda: CallOutcome(hit.usage)):

@@ -19,6 +19,7 @@ T = TypeVar("T")
 LONG_WAIT_SECONDS = 10.0  # a longer wait for a quota in headers is logged
 MAX_IDLE_QUEUES = 512  # whose learned limits and width are remembered
 MAX_CONSECUTIVE_QUERIES = 7  # requests with queries while bulk waits; then bulk gets a slot
+MIN_SPREAD_ROUNDS = 2  # requests that must wait, for each slot: the last round of a call is not delayed
 
 
 class Dispatcher:
@@ -168,8 +169,10 @@ class Dispatcher:
     def _bulk_not_before(self, now: float) -> float:
         """Return the time before which bulk leaves free slots to queries."""
         slots = self.max_in_flight()
-        waiting = sum(queue.backlog().requests for queue in self.busy)
-        return self.spreader.not_before(now, slots=slots, waiting_requests=waiting)
+        bulk_at = self.spreader.not_before(now, slots)
+        if bulk_at <= now or sum(queue.backlog().requests for queue in self.busy) < MIN_SPREAD_ROUNDS * slots:
+            return now
+        return bulk_at
 
     def count_turn(self) -> None:
         """Count the turn of the last request. A request without budget is not counted, so that bulk loses no turn."""

@@ -10,7 +10,6 @@ import math
 
 LONG_WAIT = 0.6  # of a query, in request times; slots that come free evenly cause shorter ones
 RECENT = 0.2  # weight of the last request in the mean of their times
-MIN_ROUNDS = 2  # requests that must wait, for each slot: the last round of a call is not delayed
 
 
 class RequestSpreader:
@@ -43,14 +42,6 @@ class RequestSpreader:
                 self._until = now + self._seconds
             self._waiting_since = None
 
-    def not_before(self, now: float, *, slots: int, waiting_requests: float) -> float:
-        """Return the time before which no bulk request is to be started.
-
-        Args:
-            now: The current time.
-            slots: The requests that may be in flight.
-            waiting_requests: The bulk requests that wait.
-        """
-        if now >= self._until or waiting_requests < MIN_ROUNDS * slots:
-            return now
-        return min(self._until, self._started_at + self._seconds / slots)
+    def not_before(self, now: float, slots: int) -> float:
+        """Return the time before which no bulk request is to be started, with so many requests in flight at most."""
+        return now if now >= self._until else min(self._until, self._started_at + self._seconds / slots)

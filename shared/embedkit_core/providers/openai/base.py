@@ -27,7 +27,7 @@ SERVER_PROMPT_TOKENS = 64  # that a server may add for an input type
 
 
 class OpenAIProvider(HTTPProvider):
-    """What the client needs to know of a model of OpenAI, or of a compatible server at `base_url`.
+    """A model of OpenAI, or of a compatible server at `base_url`, without the client that sends its requests.
 
     Attributes:
         server: Defaults of the kind of server.
