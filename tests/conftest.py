@@ -13,7 +13,7 @@ from support.proxy import certificate
 
 collect_ignore = ["fixtures/plugin_example"]  # its tests run where the package is installed
 
-# Else pytest-asyncio makes Python 3.11 create an event loop, which nobody closes.
+# Otherwise pytest-asyncio makes Python 3.11 create an event loop, which is never closed.
 asyncio.set_event_loop(None)
 os.environ.pop("RAG_EMBEDKIT_CACHE", None)  # of the developer; the tests have caches of their own
 

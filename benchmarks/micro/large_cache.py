@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from benchmarks.speed.setting import folder_mb
 from embedkit_core import Embedder
 
 WIDTH = 384
@@ -31,7 +32,7 @@ QUERIES = 2_000  # single reads
 
 
 def embedder(folder: str) -> Embedder:
-    address = "http://127.0.0.1:9/v1"  # nobody answers: all texts are in the cache
+    address = "http://127.0.0.1:9/v1"  # of no server: all texts are in the cache
     return Embedder("openai:text-embedding-3-small", dimensions=WIDTH, base_url=address, api_key="none", cache=folder)
 
 
@@ -109,7 +110,7 @@ def main() -> None:
                 drop_from_file_cache(folder)
                 each.append(in_new_process(folder, n))
             middle = {name: statistics.median(one[name] for one in each) for name in each[0]}
-            size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / n
+            size = folder_mb(folder) * 1e6 / n
             times = " | ".join(f"{middle[kind]:.0f} us" for kind in ("cold", "warm", "one hit"))
             rate = (n - start) / seconds
             print(f"| {n:,} | {times} | {middle['MB']:.0f} MB | {size:,.0f} bytes | {rate:,.0f}/s |", flush=True)

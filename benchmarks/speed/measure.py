@@ -10,13 +10,12 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import by_hand, ours, peers
 from benchmarks.speed.control import stats
 from benchmarks.speed.corpus import DIMENSIONS, make_queries, make_texts, vector_of
-from benchmarks.speed.setting import KEY, Methods, Rows, Setting
+from benchmarks.speed.setting import KEY, Methods, Rows, Setting, folder_mb
 
 CLIENTS = {**ours.CLIENTS, **by_hand.CLIENTS, **peers.CLIENTS}
 SAMPLE = 200  # rows that are compared with the expected vectors
@@ -97,11 +96,6 @@ def _bulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:
         clock.result["open_mb"] = folder_mb(setting.folder)
     methods.close()
     return rows, clock.result
-
-
-def folder_mb(folder: str) -> float:
-    """Return the size of all files of a folder in MB."""
-    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
 
 
 async def _abulk(setting: Setting, texts: list[str]) -> tuple[Rows, Result]:

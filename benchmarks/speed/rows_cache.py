@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.speed.bench import NO_LATENCY, Bench, Group, Measure
-from benchmarks.speed.setting import Setting
+from benchmarks.speed.setting import Setting, folder_mb
 from benchmarks.speed.table import Results, Row, bounded, compared, median, shown
 
 MAX_MB = 150.0
@@ -63,7 +63,7 @@ def warm(bench: Bench) -> Group:
     }
 
     def rows(results: Results) -> list[Row]:
-        return [*_warm_rows(results), _size(Path(str(fillings[0].folder)), Path(str(fillings[2].folder)))]
+        return [*_warm_rows(results), _size(str(fillings[0].folder), str(fillings[2].folder))]
 
     return Group(measures, rows, _filler(*fillings))
 
@@ -82,8 +82,8 @@ def _warm_rows(results: Results) -> list[Row]:
     ]
 
 
-def _size(ours: Path, theirs: Path) -> Row:
-    mine, peer = (sum(file.stat().st_size for file in folder.rglob("*")) / 1e6 for folder in (ours, theirs))
+def _size(ours: str, theirs: str) -> Row:
+    mine, peer = folder_mb(ours), folder_mb(theirs)
     return Row(
         what="cache of 20,000 texts on disk, closed",
         ours=shown(mine, "MB"),

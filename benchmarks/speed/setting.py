@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 MODEL = "text-embedding-3-small"
@@ -49,3 +50,8 @@ class Client:
     make: Callable[[Setting], Methods]
     imports: tuple[str, ...] = ()
     prepare: Callable[[Setting], None] | None = None  # other work before the clock starts
+
+
+def folder_mb(folder: str) -> float:
+    """Return the size of all files of a folder in MB."""
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
