@@ -12,6 +12,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,11 +41,11 @@ def names(numbers: Sequence[int]) -> list[str]:
     return [f"text {number} of a large cache" for number in numbers]
 
 
-def fill(folder: str, start: int, end: int) -> float:
-    """Write vectors. Return the seconds."""
-    began, writer, rng = time.perf_counter(), embedder(folder), np.random.default_rng(start)
-    for first in range(start, end, BLOCK):
-        numbers = range(first, min(first + BLOCK, end))
+def fill(folder: str, n: int) -> float:
+    """Write n vectors. Return the seconds."""
+    began, writer, rng = time.perf_counter(), embedder(folder), np.random.default_rng(n)
+    for first in range(0, n, BLOCK):
+        numbers = range(first, min(first + BLOCK, n))
         rows = rng.standard_normal((len(numbers), WIDTH), dtype=np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         writer.import_vectors(names(numbers), rows, verify=0)
@@ -89,29 +90,40 @@ def in_new_process(folder: str, n: int) -> dict[str, float]:
     return result
 
 
+def filled(folder: str, n: int) -> tuple[str, float]:
+    """Return the folder of a cache of n vectors, and the vectors written per second: 0 if it was there."""
+    path = Path(folder) / f"{n}"
+    if path.with_suffix(".done").exists():
+        return str(path), 0.0
+    shutil.rmtree(path, ignore_errors=True)
+    rate = n / fill(str(path), n)
+    path.with_suffix(".done").touch()
+    return str(path), rate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--vectors", default="1000000,10000000", help="sizes, ascending (default: %(default)s)")
-    parser.add_argument("--folder", help="an empty folder on the disk to measure (default: a temporary one)")
-    parser.add_argument("--rounds", type=int, default=5, help="processes per size (default: %(default)s)")
+    parser.add_argument("--vectors", default="1000000,10000000", help="sizes (default: %(default)s)")
+    parser.add_argument("--folder", help="where caches are kept for another run (default: a temporary folder)")
+    parser.add_argument("--rounds", type=int, default=5, help="processes per size, by turns (default: %(default)s)")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure is not None:
         print(json.dumps(measure(given.folder, given.measure)))
         return
-    with TemporaryDirectory(dir=given.folder) as folder:
+    with TemporaryDirectory() as temporary:
+        sizes = [int(size) for size in given.vectors.split(",")]
+        caches = {n: filled(given.folder or temporary, n) for n in sizes}
+        each: dict[int, list[dict[str, float]]] = {n: [] for n in sizes}
+        for _ in range(given.rounds):
+            for n, (folder, _) in caches.items():
+                drop_from_file_cache(folder)
+                each[n].append(in_new_process(folder, n))
         print("| vectors | cold | warm | one hit | peak memory | a vector on disk | written |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
-        start = 0
-        for n in map(int, given.vectors.split(",")):
-            seconds = fill(folder, start, n)
-            each = []
-            for _ in range(given.rounds):
-                drop_from_file_cache(folder)
-                each.append(in_new_process(folder, n))
-            middle = {name: statistics.median(one[name] for one in each) for name in each[0]}
+        for n, (folder, rate) in caches.items():
+            middle = {name: statistics.median(one[name] for one in each[n]) for name in each[n][0]}
             size = folder_mb(folder) * 1e6 / n
             times = " | ".join(f"{middle[kind]:.0f} us" for kind in ("cold", "warm", "one hit"))
-            rate = (n - start) / seconds
-            print(f"| {n:,} | {times} | {middle['MB']:.0f} MB | {size:,.0f} bytes | {rate:,.0f}/s |", flush=True)
-            start = n
+            written = f"{rate:,.0f}/s" if rate else "before"
+            print(f"| {n:,} | {times} | {middle['MB']:.0f} MB | {size:,.0f} bytes | {written} |")

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from embedkit_core.cache.embedder_cache import EmbedderCache
 from embedkit_core.calls.call import Call
-from embedkit_core.calls.estimate import Estimate, count_tokens, estimate
-from embedkit_core.calls.explain import Explanation, explain
-from embedkit_core.calls.import_vectors import ImportReport, import_vectors
-from embedkit_core.calls.memory_hit import find_in_memory
 from embedkit_core.calls.plan import as_list
-from embedkit_core.calls.stream import Stream
-from embedkit_core.calls.verify_cache import CacheVerification, verify_cache
+from embedkit_core.calls.query_hit import find_query
 from embedkit_core.common.errors import JobError
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.results import EmbeddingResult
@@ -29,6 +24,11 @@ from embedkit_core.observability.progress import ProgressOption, check_progress
 if TYPE_CHECKING:
     from embedkit_core.batches.job import BatchJob, JobStore
     from embedkit_core.calls.async_stream import AsyncStream
+    from embedkit_core.calls.estimate import Estimate
+    from embedkit_core.calls.explain import Explanation
+    from embedkit_core.calls.import_vectors import ImportReport
+    from embedkit_core.calls.stream import Stream
+    from embedkit_core.calls.verify_cache import CacheVerification
 
 
 class Embedder(BaseEmbedder):
@@ -188,7 +188,9 @@ class Embedder(BaseEmbedder):
         """
         refuse_engine_thread("embed_iter")
         check_input_type(input_type)
-        return Stream(self, self._specs[input_type], texts, self._progress_option(progress)).rows()
+        module = import_module("embedkit_core.calls.stream")
+        stream: Stream = module.Stream(self, self._specs[input_type], texts, self._progress_option(progress))
+        return stream.rows()
 
     def aembed_iter(
         self,
@@ -237,7 +239,7 @@ class Embedder(BaseEmbedder):
             scores = document_vectors @ embedder.embed_query("Which animal purrs?")
             ```
         """
-        hit = find_in_memory(self, self._specs["query"], text)
+        hit = find_query(self, self._specs["query"], text, may_block=True)
         if hit is not None:
             return hit.vector.copy()
         call = self._call([text], "query")
@@ -258,7 +260,7 @@ class Embedder(BaseEmbedder):
 
     async def aembed_query(self, text: str) -> Vectors:
         """Embed one search query without blocking the event loop. The result and errors are those of `embed_query`."""
-        hit = find_in_memory(self, self._specs["query"], text)
+        hit = find_query(self, self._specs["query"], text, may_block=False)
         if hit is not None:
             return hit.vector.copy()
         call = self._call([text], "query")
@@ -387,7 +389,9 @@ class Embedder(BaseEmbedder):
         refuse_engine_thread("import_vectors")
         check_input_type(input_type)
         check_integer("verify", verify, 0)
-        return import_vectors(self, self._specs[input_type], texts, vectors, verify=verify, embed=self.embed)
+        store = import_module("embedkit_core.calls.import_vectors").import_vectors
+        report: ImportReport = store(self, self._specs[input_type], texts, vectors, verify=verify, embed=self.embed)
+        return report
 
     def verify_cache(
         self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20
@@ -417,7 +421,11 @@ class Embedder(BaseEmbedder):
         check_integer("sample", sample, 1)
         uncached = self.without_cache()
         uncached.meter = self.meter  # count the cost here
-        return verify_cache(self, self._specs[input_type], texts, sample=sample, embed_again=uncached.embed)
+        verify = import_module("embedkit_core.calls.verify_cache").verify_cache
+        verification: CacheVerification = verify(
+            self, self._specs[input_type], texts, sample=sample, embed_again=uncached.embed
+        )
+        return verification
 
     def without_cache(self) -> Self:
         """Return a copy that neither reads nor writes the cache. It shares everything else but the usage."""
@@ -449,15 +457,16 @@ class Embedder(BaseEmbedder):
             ```
         """
         check_input_type(input_type)
-        return estimate(self, self._specs[input_type], texts, calibrated=calibrated)
+        module = import_module("embedkit_core.calls.estimate")
+        estimated: Estimate = module.estimate(self, self._specs[input_type], texts, calibrated=calibrated)
+        return estimated
 
     async def aestimate(
         self, texts: Iterable[str], *, input_type: InputType = "document", calibrated: bool = True
     ) -> Estimate:
         """Estimate the cost without blocking the event loop. Arguments, result and errors are those of `estimate`."""
-        check_input_type(input_type)
         listed = as_list(texts)
-        return await off_loop(lambda: estimate(self, self._specs[input_type], listed, calibrated=calibrated), BULK)
+        return await off_loop(lambda: self.estimate(listed, input_type=input_type, calibrated=calibrated), BULK)
 
     def count_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
         """Count the tokens of one text, or of all texts together, with the prompt of the input type.
@@ -476,13 +485,13 @@ class Embedder(BaseEmbedder):
             ```
         """
         check_input_type(input_type)
-        return count_tokens(self, self._specs[input_type], texts)
+        counted: int = import_module("embedkit_core.calls.estimate").count_tokens(self, self._specs[input_type], texts)
+        return counted
 
     async def acount_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
         """Count tokens as `count_tokens` does, without blocking the event loop: it may load a tokenizer."""
-        check_input_type(input_type)
         listed = texts if isinstance(texts, str) else as_list(texts)
-        return await off_loop(lambda: count_tokens(self, self._specs[input_type], listed), BULK)
+        return await off_loop(lambda: self.count_tokens(listed, input_type=input_type), BULK)
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Explain one text without sending it: its request body, its cache key and where its vector would come from.
@@ -496,7 +505,9 @@ class Embedder(BaseEmbedder):
             ```
         """
         check_input_type(input_type)
-        return explain(self.provider, self.price, self.vector_cache, self._specs[input_type], text)
+        explain = import_module("embedkit_core.calls.explain").explain
+        explanation: Explanation = explain(self.provider, self.price, self.vector_cache, self._specs[input_type], text)
+        return explanation
 
     def collect_job(self, job_id: str) -> bool:
         """Collect a batch job, for a call that waits for its texts. Return True if nothing of it is open."""

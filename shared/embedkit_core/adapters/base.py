@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, Unpack
 
 from embedkit_core.adapters.arguments import Rule, errors_name, hide_arguments, plain, same_value, take_arguments
 from embedkit_core.calls.call import Call
-from embedkit_core.calls.estimate import Estimate
-from embedkit_core.calls.import_vectors import ImportReport
-from embedkit_core.calls.memory_hit import MemoryHit, find_in_memory
 from embedkit_core.calls.plan import as_list
-from embedkit_core.calls.verify_cache import CacheVerification
+from embedkit_core.calls.query_hit import QueryHit, find_query
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.float_lists import as_floats
 from embedkit_core.common.threads import running_loop
@@ -26,6 +23,9 @@ from embedkit_core.providers.secrets import hide, hide_secrets, reveal
 
 if TYPE_CHECKING:
     from embedkit_core.batches.job import BatchJob
+    from embedkit_core.calls.estimate import Estimate
+    from embedkit_core.calls.import_vectors import ImportReport
+    from embedkit_core.calls.verify_cache import CacheVerification
 
 __all__ = [
     "EmbedderMixin",
@@ -54,7 +54,7 @@ class ListResult:
 
     __slots__ = ("_counted", "rows")
 
-    def __init__(self, rows: list[list[float]], counted: Call | MemoryHit) -> None:
+    def __init__(self, rows: list[list[float]], counted: Call | QueryHit) -> None:
         self.rows = rows
         self._counted = counted
 
@@ -72,7 +72,7 @@ def embed_lists(
     progress: ProgressOption = None,
 ) -> ListResult:
     """Embed texts like `embed`, building the lists of floats while requests are in flight instead of a matrix."""
-    if found := _in_memory(embedder, texts, input_type):
+    if found := _find_query(embedder, texts, input_type, may_block=True):
         return found
     call = embedder._call(texts, input_type, max_batch_texts, lists=True, progress=progress)
     return ListResult(call.run("embed", call.finish_lists), call)
@@ -86,17 +86,19 @@ async def aembed_lists(
     progress: ProgressOption = None,
 ) -> ListResult:
     """Embed texts like `aembed`, without blocking the caller's event loop while lists are built."""
-    if found := _in_memory(embedder, texts, input_type):
+    if found := _find_query(embedder, texts, input_type, may_block=False):
         return found
     call = embedder._call(as_list(texts), input_type, max_batch_texts, lists=True, progress=progress)
     return ListResult(await call.arun(call.finish_lists), call)
 
 
-def _in_memory(embedder: Embedder, texts: Iterable[str], input_type: InputType) -> ListResult | None:
-    """Return the result for a single query that is in memory."""
+def _find_query(
+    embedder: Embedder, texts: Iterable[str], input_type: InputType, *, may_block: bool
+) -> ListResult | None:
+    """Return the result for a single query that needs no `Call`."""
     if input_type != "query" or type(texts) is not list or len(texts) != 1:
         return None
-    hit = find_in_memory(embedder, embedder._specs["query"], texts[0])
+    hit = find_query(embedder, embedder._specs["query"], texts[0], may_block=may_block)
     return None if hit is None else ListResult([as_floats(hit.vector).tolist()], hit)
 
 

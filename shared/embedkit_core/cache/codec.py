@@ -7,6 +7,8 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +21,8 @@ _TRUNCATED_FLAG = 1  # bit 0
 _ELEMENTS = tuple(np.dtype(name) for name in ("<f4", "<f2", "i1", "u1"))  # bits 1 and 2 of the flags; append new ones
 _ELEMENT_OF: dict[object, int] = {element.newbyteorder("="): n for n, element in enumerate(_ELEMENTS)}
 _FIELDS = struct.Struct("<2sBBI")  # magic, version, flags, count of numbers
-_CHECKSUM = struct.Struct("<I")  # crc32 of the fields, the numbers and the key
-_HEADER = struct.Struct("<2sBBII")  # the fields and the checksum
-HEADER_BYTES = _FIELDS.size + _CHECKSUM.size  # 12, so the numbers are aligned to 4 bytes
+_CHECKSUM_BYTES = 4  # crc32 of the fields, the numbers and the key, little-endian
+HEADER_BYTES = _FIELDS.size + _CHECKSUM_BYTES  # 12, so the numbers are aligned to 4 bytes
 MAX_ENCODED_WIDTH = 1 << 20  # more than any model has; a forged row must not exhaust the memory
 _IS_LITTLE_ENDIAN = sys.byteorder == "little"
 
@@ -54,24 +55,52 @@ def _encode(key: bytes, entry: Entry) -> bytes:
     flags = (_TRUNCATED_FLAG if entry.truncated else 0) | element << 1
     fields = _FIELDS.pack(_MAGIC, _FORMAT_VERSION, flags, len(vector))
     numbers = vector.data.cast("B")
-    return b"".join((fields, _CHECKSUM.pack(_checksum(key, fields, numbers)), numbers))
+    checksum = zlib.crc32(key, zlib.crc32(numbers, zlib.crc32(fields)))
+    return b"".join((fields, checksum.to_bytes(_CHECKSUM_BYTES, "little"), numbers))
+
+
+class _Header(NamedTuple):
+    """What the fields of an entry say.
+
+    Attributes:
+        size: The bytes of the whole entry.
+        element: The dtype of the numbers.
+        is_truncated: True if the text was truncated.
+        checksum: The checksum of the fields, which that of the entry continues.
+    """
+
+    size: int
+    element: np.dtype[Any]
+    is_truncated: bool
+    checksum: int
+
+
+@lru_cache(maxsize=64)
+def _parse_header(fields: bytes) -> _Header | None:
+    """Return what the fields say; None if no entry has them. A cache has few different ones, so they are kept."""
+    magic, version, flags, dimensions = _FIELDS.unpack(fields)
+    if magic != _MAGIC or version != _FORMAT_VERSION or flags >= 2 * len(_ELEMENTS):
+        return None
+    if not 0 < dimensions <= MAX_ENCODED_WIDTH:
+        return None
+    element = _ELEMENTS[flags >> 1]
+    size = HEADER_BYTES + dimensions * element.itemsize
+    return _Header(size, element, bool(flags & _TRUNCATED_FLAG), zlib.crc32(fields))
 
 
 def _decode(key: bytes, blob: object) -> Entry | None:
     if type(blob) is not bytes or len(blob) <= HEADER_BYTES:
         return None
-    magic, version, flags, dimensions, checksum = _HEADER.unpack_from(blob)
-    if magic != _MAGIC or version != _FORMAT_VERSION or flags >= 2 * len(_ELEMENTS):
+    header = _parse_header(blob[: _FIELDS.size])
+    if header is None or header.size != len(blob):
         return None
-    element = _ELEMENTS[flags >> 1]
-    if not 0 < dimensions <= MAX_ENCODED_WIDTH or len(blob) != HEADER_BYTES + dimensions * element.itemsize:
+    checksum = zlib.crc32(key, zlib.crc32(memoryview(blob)[HEADER_BYTES:], header.checksum))
+    if checksum != int.from_bytes(blob[_FIELDS.size : HEADER_BYTES], "little"):
         return None
-    if checksum != _checksum(key, blob[: _FIELDS.size], memoryview(blob)[HEADER_BYTES:]):
-        return None
-    vector = np.frombuffer(blob, element, -1, HEADER_BYTES)  # read-only, because bytes are
+    vector = np.frombuffer(blob, header.element, -1, HEADER_BYTES)  # read-only, because bytes are
     if not _is_finite(vector):
         return None
-    return Entry(vector if _IS_LITTLE_ENDIAN else _to_native_order(vector), bool(flags & _TRUNCATED_FLAG))
+    return Entry(vector if _IS_LITTLE_ENDIAN else _to_native_order(vector), header.is_truncated)
 
 
 def _is_finite(vector: Vectors) -> bool:
@@ -90,7 +119,3 @@ def _to_native_order(vector: Vectors) -> Vectors:
     native = vector.astype(vector.dtype.newbyteorder("="))
     native.flags.writeable = False
     return native
-
-
-def _checksum(key: bytes, fields: bytes, numbers: bytes | memoryview) -> int:
-    return zlib.crc32(key, zlib.crc32(numbers, zlib.crc32(fields)))

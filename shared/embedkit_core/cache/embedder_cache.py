@@ -23,7 +23,7 @@ from embedkit_core.cache.opening import (
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.fork_safety import ForkLock, import_module
 from embedkit_core.common.redis_clients import RedisClient, is_redis_client
-from embedkit_core.common.types import Cache
+from embedkit_core.common.types import Cache, Entry
 from embedkit_core.common.vectors import VectorSpace
 
 OneCache: TypeAlias = str | PathLike[str] | Cache | RedisClient  # what names one cache
@@ -85,6 +85,12 @@ class EmbedderCache:
             if hot:
                 self.remember(found)
             yield found
+
+    def find(self, key: bytes) -> Entry | None:
+        """Return the entry of a single query, which is copied into memory. None if the cache lacks it."""
+        for found in self.read([key], hot=True):
+            return found.get(key)
+        return None
 
     def remember(self, found: Found) -> None:
         """Copy entries into memory."""

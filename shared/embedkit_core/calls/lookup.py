@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class CacheLookup:
     __slots__ = (
         "_dimensions",
         "_embedder",
+        "_fitting",
         "_found_dimensions",
         "_plan",
         "_rows",
@@ -68,6 +69,7 @@ class CacheLookup:
         self._plan = plan
         self._rows = rows
         self._dimensions = spec.format.dimensions or embedder.dimensions
+        self._fitting: dict[tuple[int, np.dtype[Any]], bool] = {}  # by width and dtype of an entry
         self._found_dimensions: set[int] = set()
         self.account: Account | None = None
         self.hits: set[int] = set()
@@ -176,8 +178,12 @@ class CacheLookup:
             )
 
     def _fits(self, entry: Entry) -> bool:
-        wanted, vector = self._spec.format, entry.vector
-        return self._matches_width(wanted.dimensions_of(len(vector))) and vector.dtype == wanted.numpy_dtype
+        wanted, shape = self._spec.format, (len(entry.vector), entry.vector.dtype)
+        fits = self._fitting.get(shape)
+        if fits is None:
+            fits = self._matches_width(wanted.dimensions_of(shape[0])) and shape[1] == wanted.numpy_dtype
+            self._fitting[shape] = fits
+        return fits
 
     def _is_usable(self, entry: Entry, vector_format: VectorFormat) -> bool:
         """Return True if the requested vector can be derived from an entry of this format."""

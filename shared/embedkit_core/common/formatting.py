@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -37,6 +36,8 @@ def suggest(name: object, candidates: Iterable[str], *, cutoff: float = 0.5) -> 
         candidates: The known names. A mapping shows its value in place of the name that matched.
         cutoff: The least similarity, from 0 to 1, as `difflib` measures it.
     """
+    import difflib  # only errors need it
+
     close = difflib.get_close_matches(str(name), candidates, n=1, cutoff=cutoff)
     if not close:
         return ""

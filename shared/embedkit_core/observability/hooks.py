@@ -93,6 +93,11 @@ def remove_observer(observer: CallObserver) -> None:
         observers = tuple(one for one in observers if one is not observer)
 
 
+def is_observed() -> bool:
+    """Return True if calls have an observer."""
+    return bool(observers)
+
+
 def observe_call(info: Callable[[], CallInfo], outcome: Callable[[], CallOutcome]) -> AbstractContextManager[None]:
     """Observe a `with` block as a call.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -157,17 +158,18 @@ def decode_rows(
             # Without a copy on a little-endian machine.
             vectors = np.frombuffer(b"".join(rows), dtype=element.newbyteorder("<")).reshape(len(rows), -1)
             return vectors.astype(element, copy=False)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, struct.error):
         raise BadReplyError("Server returned vectors of different widths or in an unknown encoding") from None
     raise UnreadableEncodingError(f"Server returned base64 of an unknown type or width ({n_bytes} bytes per vector)")
 
 
 def _from_numbers(rows: Sequence[Any], element: np.dtype[Any]) -> Vectors:
-    array = np.array(rows)
-    if element.kind == "f" and array.dtype.kind in "iuf":
+    if element.kind == "f":
+        pack = struct.Struct(f"{len(rows[0])}d").pack  # three times as fast as an array of lists
+        array = np.frombuffer(b"".join([pack(*row) for row in rows])).reshape(len(rows), -1)
         with np.errstate(over="ignore"):  # infinity is an error of the reply
             return array.astype(element)
-    limits = np.iinfo(element)
+    array, limits = np.array(rows), np.iinfo(element)
     if array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
         raise ValueError("not numbers of this dtype")
     return array.astype(element)

@@ -1,4 +1,4 @@
-"""A query whose vector is in memory: it is answered and counted without a `Call`."""
+"""A query whose vector is in memory or in a cache folder: it is answered and counted without a `Call`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import TextCounts
 from embedkit_core.costs.tokens import estimate_tokens
 from embedkit_core.costs.tracker import active_trackers
-from embedkit_core.observability.hooks import CallOutcome, observe_call
+from embedkit_core.observability.hooks import CallOutcome, is_observed, observe_call
 
 
-class MemoryHit:
-    """A query that was found in memory, and is counted.
+class QueryHit:
+    """A query that was found, and is counted.
 
     Attributes:
         vector: The vector, shape (dimensions,), read-only.
@@ -36,21 +36,25 @@ class MemoryHit:
         return self._billing.usage(self._counts)
 
 
-def find_in_memory(embedder: BaseEmbedder, spec: InputTypeSpec, text: str) -> MemoryHit | None:
-    """Return a query that is in memory, and count it. None if it needs a `Call`. It does not block.
+def find_query(embedder: BaseEmbedder, spec: InputTypeSpec, text: str, *, may_block: bool) -> QueryHit | None:
+    """Return a query that is in memory or, if this may block, in a cache folder. It is counted.
 
-    A truncated text, one that is not valid, and progress reports are left to the `Call`.
+    None if it needs a `Call`: if a text must be sent, was truncated or is not valid, and with progress reports. So do
+    reads of a folder that observers are to see, for which the query that is returned here takes no time.
 
     Raises:
         ConfigurationError: A named budget is used with another coordination.
     """
-    memory = embedder.vector_cache.memory
-    if memory is None or type(text) is not str or embedder.settings.progress:
+    cache = embedder.vector_cache
+    if cache.memory is None or type(text) is not str or embedder.settings.progress:
         return None
     try:
-        entry = memory.get(key_of(spec.key_prefix, text))
+        key = key_of(spec.key_prefix, text)
     except UnicodeEncodeError:
         return None
+    entry = cache.memory.get(key)
+    if entry is None and may_block and not cache.may_block and not is_observed():
+        entry = cache.find(key)
     if entry is None or entry.truncated:
         return None
     vector, wanted = entry.vector, spec.format
@@ -61,7 +65,7 @@ def find_in_memory(embedder: BaseEmbedder, spec: InputTypeSpec, text: str) -> Me
         embedder.meter, embedder.budget, embedder.price, trackers, model=embedder.model, input_type=spec.input_type
     )
     check_budgets(billing.budgets, spec.request_spec.coordination)
-    hit = MemoryHit(vector, billing, TextCounts(1, 1, 0, 0, 0, 0, 0, estimate_tokens(text, text.encode())))
+    hit = QueryHit(vector, billing, TextCounts(1, 1, 0, 0, 0, 0, 0, estimate_tokens(text, text.encode())))
     billing.count(hit._counts)
     with observe_call(lambda: call_info(embedder, spec, [text]), lambda: CallOutcome(hit.usage)):
         return hit
