@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 from support.virtual import LIMITS, Simulation, VirtualServer
 
+from embedkit_core.engine.scheduler.spreading import RequestSpreader
+
 LATENCY = 0.15
 SLOTS = 4
 PER_REQUEST = 8
@@ -60,3 +62,15 @@ def test_the_last_round_of_a_call_is_not_delayed():
     took, taken = ingest(20.0, texts=PER_REQUEST * SLOTS * 2)
     assert len(taken) > 0
     assert took <= 3.01 * LATENCY  # two rounds, and one for a query
+
+
+def test_a_query_that_was_cancelled_while_it_waited_does_not_spread_requests():
+    spreader = RequestSpreader()
+    spreader.replied(LATENCY, is_query=False)
+    spreader.query_waits(0.0)
+    spreader.no_query_waits()
+    spreader.started(LATENCY, is_query=True)
+    assert spreader.not_before(LATENCY, SLOTS) == LATENCY
+    spreader.query_waits(1.0)
+    spreader.started(1.0 + LATENCY, is_query=True)
+    assert spreader.not_before(1.0 + LATENCY, SLOTS) == pytest.approx(1.0 + LATENCY + LATENCY / SLOTS)

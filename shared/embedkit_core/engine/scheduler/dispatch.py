@@ -135,7 +135,9 @@ class Dispatcher:
 
     def next_request(self, now: float) -> Request | None:
         """Return the next request; None if none may be sent now."""
-        if not self.free_slots() and any(queue.count(is_query=True) for queue in self.busy):
+        if not any(queue.count(is_query=True) for queue in self.busy):
+            self.spreader.no_query_waits()  # the last one may have been cancelled
+        elif not self.free_slots():
             self.spreader.query_waits(now)
         while self.free_slots():
             for queue in [queue for queue in self.busy if not queue.has_waiting]:

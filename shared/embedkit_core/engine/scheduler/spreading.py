@@ -34,6 +34,10 @@ class RequestSpreader:
         if self._waiting_since is None:
             self._waiting_since = now
 
+    def no_query_waits(self) -> None:
+        """Note that no query waits."""
+        self._waiting_since = None
+
     def started(self, now: float, *, is_query: bool) -> None:
         """Note the start of a request."""
         self._started_at = now
