@@ -31,7 +31,7 @@ costs.prices costs.tokens costs.tracker embedder engine engine.rate_limits engin
 engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
 observability.hooks observability.progress providers providers.base providers.catalogue
 providers.catalogue.known_models providers.catalogue.rows providers.http providers.http.connection
-providers.http.provider providers.http.redaction providers.openai providers.openai.base providers.openai.provider
+providers.http.provider providers.http.address providers.openai providers.openai.base providers.openai.provider
 providers.openai.servers providers.openai.tokenizer providers.registry providers.secrets
 """
 CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from support.rows import check_rows
 
 from embedkit_core.common.errors import ConfigurationError
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.http.redaction import (
     MAX_EXCERPT,
     MAX_SEARCHED,
     MIN_SHARED,
-    canonical_url,
     printable,
     safe_excerpt,
     safe_request_id,

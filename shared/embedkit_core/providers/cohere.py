@@ -24,10 +24,10 @@ from embedkit_core.common.errors import (
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.http.decoding import ReplyReader, read_tokens
 from embedkit_core.providers.http.provider import SDK_TIMEOUT_SECONDS, HTTPProvider, sdk_timeout
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
-from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import CHECK_ADDRESS, Refusal, connection_error, shorten_message
 from embedkit_core.providers.http.transport import open_transport
 from embedkit_core.providers.secrets import PLACEHOLDER_KEY, Secret

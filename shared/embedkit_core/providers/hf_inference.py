@@ -25,9 +25,9 @@ from embedkit_core.common.errors import (
 from embedkit_core.common.types import InputType, Limits, Reply
 from embedkit_core.common.vectors import truncation_hint
 from embedkit_core.providers.base import ProviderSettings
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, not_a_list
 from embedkit_core.providers.http.json_provider import JSONProvider
-from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import Refusal
 from embedkit_core.providers.openai.refusals import read_detail, to_provider_error
 

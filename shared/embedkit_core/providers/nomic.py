@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from embedkit_core.common.errors import ProviderError, TextTooLongError
 from embedkit_core.common.types import InputType, Limits, Reply
 from embedkit_core.providers.base import ProviderSettings
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.http.decoding import NUMPY_FLOAT32, ReplyReader, not_a_list, read_model, read_tokens
 from embedkit_core.providers.http.json_provider import JSONProvider
-from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import Refusal
 
 HOST = "https://api-atlas.nomic.ai"

@@ -31,10 +31,10 @@ from embedkit_core.common.money import USD
 from embedkit_core.common.types import Batch, InputType, Limits, Reply
 from embedkit_core.common.vectors import NUMPY_DTYPES, DType
 from embedkit_core.providers.base import Client, ProviderSettings
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.http.decoding import ReplyReader
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names, sdk_timeout
 from embedkit_core.providers.http.public_sdk import RawResponse, warn_of_public_sdk
-from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.http.refusals import (
     CHECK_ADDRESS,
     REDIRECT_FIX,

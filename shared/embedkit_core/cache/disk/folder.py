@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import sys
 import time
@@ -88,7 +87,7 @@ def quarantine(folder: Path, seen: Identity | None) -> Path | None:
     """
     if seen is None or identity(folder) != seen:
         return None  # another process did it, and this is the new folder
-    name = f"{folder.name}.set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"
+    name = f"{folder.name}.set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{os.urandom(4).hex()}"
     return folder.rename(folder.with_name(name))
 
 

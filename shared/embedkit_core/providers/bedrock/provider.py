@@ -15,8 +15,8 @@ from embedkit_core.providers.base import Client, ProviderSettings
 from embedkit_core.providers.bedrock.addresses import find_address, find_region, own_region
 from embedkit_core.providers.bedrock.credentials import Chain
 from embedkit_core.providers.bedrock.wires import WIRES, Wire, bare_name, find_wire
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.http.provider import HTTPProvider
-from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.secrets import Secret
 
 KEY_VARIABLE = "AWS_BEARER_TOKEN_BEDROCK"

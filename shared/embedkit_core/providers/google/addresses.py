@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from embedkit_core.providers.http.redaction import canonical_url
+from embedkit_core.providers.http.address import canonical_url
 
 GEMINI_HOST = "https://generativelanguage.googleapis.com"
 GEMINI_ADDRESS_VARIABLE, VERTEX_ADDRESS_VARIABLE = "GOOGLE_GEMINI_BASE_URL", "GOOGLE_VERTEX_BASE_URL"

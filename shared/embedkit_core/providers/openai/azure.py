@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from embedkit_core.common.errors import ConfigurationError, MissingExtraError
 from embedkit_core.providers.base import ProviderSettings, is_installed
-from embedkit_core.providers.http.redaction import canonical_url
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.openai.entra import ENTRA_SCOPE, FOUNDRY_SCOPE, GOVERNMENT_SCOPE, entra_token
 from embedkit_core.providers.openai.presets import Preset
 from embedkit_core.providers.openai.servers import Role

@@ -11,9 +11,9 @@ from embedkit_core.common.errors import AuthenticationError, ConfigurationError
 from embedkit_core.common.types import InputType, Limits
 from embedkit_core.common.vectors import DType
 from embedkit_core.providers.base import ProviderSettings
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.http.connection import header_flaw
 from embedkit_core.providers.http.provider import HTTPProvider, cache_platform_names
-from embedkit_core.providers.http.redaction import canonical_url
 from embedkit_core.providers.openai.servers import BASE64, OPENAI, Role, Server
 from embedkit_core.providers.openai.tokenizer import tiktoken_counter
 from embedkit_core.providers.secrets import Hidden, reveal

@@ -20,7 +20,7 @@ from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.types import ModelInfo
 from embedkit_core.providers import catalogue
 from embedkit_core.providers.base import ProviderSettings
-from embedkit_core.providers.http.redaction import canonical_url
+from embedkit_core.providers.http.address import canonical_url
 from embedkit_core.providers.openai.provider import OpenAI
 from embedkit_core.providers.openai.servers import BatchRules, Role, Server, Truncation
 
