@@ -6,8 +6,8 @@ They depend on the type of the error; each waiter's own `max_retries` limits the
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from embedkit_core.common.errors import (
     AuthenticationError,
@@ -39,45 +39,39 @@ MIN_FAILED_PROBES = 3  # before texts fail that were not sent, also for callers 
 MAX_PROBE_FAILURES = 8  # consecutive refusals; bisecting 32 texts reaches a single one with the sixth
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(NamedTuple):
     """Send items again at the time `until`, for the waiters that have retries left."""
 
     items: list[Item]
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Requeue:
+class Requeue(NamedTuple):
     """Put items at the front of their queue."""
 
     items: list[Item]
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """Send each group as a request of its own, before everything else that waits."""
 
     groups: list[AtomicBatch]
 
 
-@dataclass(frozen=True, slots=True)
-class Truncate:
+class Truncate(NamedTuple):
     """Send an item again with the request that asks the provider to truncate it."""
 
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """Fail items for all their waiters."""
 
     items: list[Item]
     error: ProviderError
 
 
-@dataclass(frozen=True, slots=True)
-class FailQueue:
+class FailQueue(NamedTuple):
     """Fail the request's items and everything that waits in its queue: the request itself is at fault."""
 
     error: ProviderError
