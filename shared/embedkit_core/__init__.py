@@ -2,6 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from embedkit_core.calls.estimate import Estimate
+from embedkit_core.calls.explain import Explanation
+from embedkit_core.calls.import_vectors import ImportReport
+from embedkit_core.calls.verify_cache import CacheVerification
 from embedkit_core.common.errors import (
     AuthenticationError,
     BadReplyError,
@@ -25,7 +29,7 @@ from embedkit_core.common.errors import (
     TimedOutError,
     UnavailableError,
 )
-from embedkit_core.common.fork_safety import import_module
+from embedkit_core.common.fork_safety import import_module as _import_module
 from embedkit_core.common.results import EmbeddingResult
 from embedkit_core.common.types import InputType, ModelInfo, RateLimiter
 from embedkit_core.common.usage import Usage
@@ -37,26 +41,18 @@ from embedkit_core.providers.catalogue import models
 
 if TYPE_CHECKING:
     from embedkit_core.batches.job import BatchJob
-    from embedkit_core.calls.estimate import Estimate
-    from embedkit_core.calls.explain import Explanation
-    from embedkit_core.calls.import_vectors import ImportReport
-    from embedkit_core.calls.verify_cache import CacheVerification
     from embedkit_core.observability.snapshot import Snapshot, snapshot
 else:
     # Imported on first use: a program that only embeds starts faster without them.
     _ON_FIRST_USE = {
         "BatchJob": "batches.job",
-        "CacheVerification": "calls.verify_cache",
-        "Estimate": "calls.estimate",
-        "Explanation": "calls.explain",
-        "ImportReport": "calls.import_vectors",
         "Snapshot": "observability.snapshot",
         "snapshot": "observability.snapshot",
     }
 
     def __getattr__(name: str) -> object:
         if name in _ON_FIRST_USE:
-            return getattr(import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
+            return getattr(_import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from embedkit_core.cache.embedder_cache import EmbedderCache
 from embedkit_core.calls.call import Call
+from embedkit_core.calls.estimate import Estimate, count_tokens, estimate
+from embedkit_core.calls.explain import Explanation, explain
+from embedkit_core.calls.import_vectors import ImportReport, import_vectors
 from embedkit_core.calls.plan import as_list
 from embedkit_core.calls.query_hit import find_query
+from embedkit_core.calls.verify_cache import CacheVerification, verify_cache
 from embedkit_core.common.errors import JobError
 from embedkit_core.common.fork_safety import import_module
 from embedkit_core.common.results import EmbeddingResult
@@ -24,11 +28,7 @@ from embedkit_core.observability.progress import ProgressOption, check_progress
 if TYPE_CHECKING:
     from embedkit_core.batches.job import BatchJob, JobStore
     from embedkit_core.calls.async_stream import AsyncStream
-    from embedkit_core.calls.estimate import Estimate
-    from embedkit_core.calls.explain import Explanation
-    from embedkit_core.calls.import_vectors import ImportReport
     from embedkit_core.calls.stream import Stream
-    from embedkit_core.calls.verify_cache import CacheVerification
 
 
 class Embedder(BaseEmbedder):
@@ -389,9 +389,7 @@ class Embedder(BaseEmbedder):
         refuse_engine_thread("import_vectors")
         check_input_type(input_type)
         check_integer("verify", verify, 0)
-        store = import_module("embedkit_core.calls.import_vectors").import_vectors
-        report: ImportReport = store(self, self._specs[input_type], texts, vectors, verify=verify, embed=self.embed)
-        return report
+        return import_vectors(self, self._specs[input_type], texts, vectors, verify=verify, embed=self.embed)
 
     def verify_cache(
         self, texts: Iterable[str], *, input_type: InputType = "document", sample: int = 20
@@ -421,11 +419,7 @@ class Embedder(BaseEmbedder):
         check_integer("sample", sample, 1)
         uncached = self.without_cache()
         uncached.meter = self.meter  # count the cost here
-        verify = import_module("embedkit_core.calls.verify_cache").verify_cache
-        verification: CacheVerification = verify(
-            self, self._specs[input_type], texts, sample=sample, embed_again=uncached.embed
-        )
-        return verification
+        return verify_cache(self, self._specs[input_type], texts, sample=sample, embed_again=uncached.embed)
 
     def without_cache(self) -> Self:
         """Return a copy that neither reads nor writes the cache. It shares everything else but the usage."""
@@ -457,16 +451,15 @@ class Embedder(BaseEmbedder):
             ```
         """
         check_input_type(input_type)
-        module = import_module("embedkit_core.calls.estimate")
-        estimated: Estimate = module.estimate(self, self._specs[input_type], texts, calibrated=calibrated)
-        return estimated
+        return estimate(self, self._specs[input_type], texts, calibrated=calibrated)
 
     async def aestimate(
         self, texts: Iterable[str], *, input_type: InputType = "document", calibrated: bool = True
     ) -> Estimate:
         """Estimate the cost without blocking the event loop. Arguments, result and errors are those of `estimate`."""
+        check_input_type(input_type)
         listed = as_list(texts)
-        return await off_loop(lambda: self.estimate(listed, input_type=input_type, calibrated=calibrated), BULK)
+        return await off_loop(lambda: estimate(self, self._specs[input_type], listed, calibrated=calibrated), BULK)
 
     def count_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
         """Count the tokens of one text, or of all texts together, with the prompt of the input type.
@@ -485,13 +478,13 @@ class Embedder(BaseEmbedder):
             ```
         """
         check_input_type(input_type)
-        counted: int = import_module("embedkit_core.calls.estimate").count_tokens(self, self._specs[input_type], texts)
-        return counted
+        return count_tokens(self, self._specs[input_type], texts)
 
     async def acount_tokens(self, texts: str | Iterable[str], *, input_type: InputType = "document") -> int:
         """Count tokens as `count_tokens` does, without blocking the event loop: it may load a tokenizer."""
+        check_input_type(input_type)
         listed = texts if isinstance(texts, str) else as_list(texts)
-        return await off_loop(lambda: self.count_tokens(listed, input_type=input_type), BULK)
+        return await off_loop(lambda: count_tokens(self, self._specs[input_type], listed), BULK)
 
     def explain(self, text: str, *, input_type: InputType = "document") -> Explanation:
         """Explain one text without sending it: its request body, its cache key and where its vector would come from.
@@ -505,9 +498,7 @@ class Embedder(BaseEmbedder):
             ```
         """
         check_input_type(input_type)
-        explain = import_module("embedkit_core.calls.explain").explain
-        explanation: Explanation = explain(self.provider, self.price, self.vector_cache, self._specs[input_type], text)
-        return explanation
+        return explain(self.provider, self.price, self.vector_cache, self._specs[input_type], text)
 
     def collect_job(self, job_id: str) -> bool:
         """Collect a batch job, for a call that waits for its texts. Return True if nothing of it is open."""

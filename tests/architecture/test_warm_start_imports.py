@@ -22,16 +22,17 @@ ENGINE = {
 MODULES = """
 cache cache.access cache.codec cache.disk cache.disk.cache cache.disk.connections cache.disk.folder cache.disk.pool
 cache.disk.schema cache.embedder_cache cache.key cache.memory cache.opening cache.stats cache.urls calls calls.call
-calls.call_info calls.failures calls.lookup calls.query_hit calls.plan calls.rows calls.shared_budgets calls.waiting
-common common.errors common.float_lists common.fork_safety common.formatting common.money common.plugins
-common.redis_clients common.results common.threads common.types common.usage common.validation common.vectors config
-config.base config.cached_variants config.coordination config.output_spec config.pickling config.resolve config.roles
-coordination coordination.opening coordination.port costs costs.amounts costs.billing costs.budget costs.meter
-costs.prices costs.tokens costs.tracker embedder engine engine.rate_limits engine.rate_limits.limiter engine.runtime
-engine.runtime.process engine.scheduler engine.scheduler.items engine.scheduler.long_text observability
-observability.hooks observability.progress providers providers.base providers.catalogue
-providers.catalogue.known_models providers.catalogue.rows providers.http providers.http.connection
-providers.http.provider providers.http.address providers.openai providers.openai.base providers.openai.provider
+calls.call_info calls.estimate calls.explain calls.failures calls.import_vectors calls.lookup calls.plan
+calls.query_hit calls.rows calls.shared_budgets calls.verify_cache calls.waiting common common.errors
+common.float_lists common.fork_safety common.formatting common.money common.plugins common.redis_clients
+common.results common.threads common.types common.usage common.validation common.vectors config config.base
+config.cached_variants config.coordination config.output_spec config.pickling config.resolve config.roles coordination
+coordination.opening coordination.port coordination.sliding_window costs costs.amounts costs.billing costs.budget
+costs.meter costs.prices costs.tokens costs.tracker embedder engine engine.batching engine.rate_limits
+engine.rate_limits.limiter engine.runtime engine.runtime.process engine.scheduler engine.scheduler.items
+engine.scheduler.long_text observability observability.hooks observability.progress providers providers.base
+providers.catalogue providers.catalogue.known_models providers.catalogue.rows providers.http providers.http.address
+providers.http.connection providers.http.provider providers.openai providers.openai.base providers.openai.provider
 providers.openai.servers providers.openai.tokenizer providers.registry providers.secrets
 """
 CORE = {"embedkit_core", *(f"embedkit_core.{name}" for name in MODULES.split())}

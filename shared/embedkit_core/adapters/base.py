@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, Unpack
 
 from embedkit_core.adapters.arguments import Rule, errors_name, hide_arguments, plain, same_value, take_arguments
 from embedkit_core.calls.call import Call
+from embedkit_core.calls.estimate import Estimate
+from embedkit_core.calls.import_vectors import ImportReport
 from embedkit_core.calls.plan import as_list
 from embedkit_core.calls.query_hit import QueryHit, find_query
+from embedkit_core.calls.verify_cache import CacheVerification
 from embedkit_core.common.errors import ConfigurationError
 from embedkit_core.common.float_lists import as_floats
 from embedkit_core.common.threads import running_loop
@@ -23,9 +26,6 @@ from embedkit_core.providers.secrets import hide, hide_secrets, reveal
 
 if TYPE_CHECKING:
     from embedkit_core.batches.job import BatchJob
-    from embedkit_core.calls.estimate import Estimate
-    from embedkit_core.calls.import_vectors import ImportReport
-    from embedkit_core.calls.verify_cache import CacheVerification
 
 __all__ = [
     "EmbedderMixin",

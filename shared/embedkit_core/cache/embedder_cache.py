@@ -46,6 +46,7 @@ class EmbedderCache:
         environment: As the argument.
         memory: Recently used vectors of single queries. None without a cache.
         may_block: True if a look-up may take long, as on a network.
+        is_folder: True if the cache is one folder.
     """
 
     def __init__(self, cache: OpenCache | None, environment: str | None = None) -> None:
@@ -55,6 +56,7 @@ class EmbedderCache:
         self.memory = None if cache is None else MemoryTier()
         self.backend = None if cache is None else cache.cache
         self.may_block = cache is not None and cache.may_block
+        self.is_folder = cache is not None and cache.folder is not None
 
     @property
     def tiers(self) -> Sequence[OpenCache]:

@@ -13,6 +13,7 @@ from embedkit_core.costs.billing import CallBilling
 from embedkit_core.costs.meter import TextCounts
 from embedkit_core.costs.tokens import estimate_tokens
 from embedkit_core.costs.tracker import active_trackers
+from embedkit_core.engine.runtime.process import is_engine_thread
 from embedkit_core.observability.hooks import CallOutcome, is_observed, observe_call
 
 
@@ -39,8 +40,7 @@ class QueryHit:
 def find_query(embedder: BaseEmbedder, spec: InputTypeSpec, text: str, *, may_block: bool) -> QueryHit | None:
     """Return a query that is in memory or, if this may block, in a cache folder. It is counted.
 
-    None if it needs a `Call`: if a text must be sent, was truncated or is not valid, and with progress reports. So do
-    reads of a folder that observers are to see, for which the query that is returned here takes no time.
+    None if it needs a `Call`: if it must be sent, was truncated or is not valid, or with progress reports.
 
     Raises:
         ConfigurationError: A named budget is used with another coordination.
@@ -53,7 +53,7 @@ def find_query(embedder: BaseEmbedder, spec: InputTypeSpec, text: str, *, may_bl
     except UnicodeEncodeError:
         return None
     entry = cache.memory.get(key)
-    if entry is None and may_block and not cache.may_block and not is_observed():
+    if entry is None and may_block and _may_read_folder(embedder):
         entry = cache.find(key)
     if entry is None or entry.truncated:
         return None
@@ -69,3 +69,17 @@ def find_query(embedder: BaseEmbedder, spec: InputTypeSpec, text: str, *, may_bl
     billing.count(hit._counts)
     with observe_call(lambda: call_info(embedder, spec, [text]), lambda: CallOutcome(hit.usage)):
         return hit
+
+
+def _may_read_folder(embedder: BaseEmbedder) -> bool:
+    """Return True if the cache is one folder, and its look-up needs none of what a `Call` does.
+
+    A miss is looked up again by the `Call`, so another cache is not asked here. A `Call` counts the time of the look-up
+    for deadlines and observers, and refuses threads of the engine.
+    """
+    return (
+        embedder.vector_cache.is_folder
+        and embedder.settings.deadline is None
+        and not is_observed()
+        and not is_engine_thread()
+    )

@@ -1,10 +1,13 @@
 """A query that is in memory or in a cache folder is answered and counted without a call of the engine."""
 
+import time
+
 import numpy as np
 import pytest
 from support.embedders import fake_embedder
 
-from embedkit_core import track_usage
+from embedkit_core import TimedOutError, track_usage
+from embedkit_core.cache.disk.pool import Pool
 from embedkit_core.calls.call import Call
 from embedkit_core.observability import hooks
 from embedkit_core.testing import FakeServer
@@ -125,3 +128,24 @@ def test_a_cache_that_may_block_is_read_by_the_call_alone(server, calls):
     with fake_embedder(server, cache=cache) as embedder:
         embedder.embed_query(QUERY)
     assert set(cache.calls_before) == {1}
+
+
+def test_a_query_in_the_second_of_two_folders_is_copied_into_the_first(server, filled, tmp_path):
+    with fake_embedder(server, cache=[tmp_path / "first", tmp_path]) as embedder:
+        assert embedder.embed_query(QUERY).tolist() == filled.tolist()
+        embedder.vector_cache.flush(5.0)
+    with fake_embedder(server, cache=tmp_path / "first") as embedder:
+        assert embedder.embed_query(QUERY).tolist() == filled.tolist()
+        assert embedder.usage.cache_hits == 1
+
+
+def test_a_deadline_includes_the_read_of_the_folder(server, filled, monkeypatch, tmp_path):
+    read = Pool.read
+
+    def slow(pool, keys):
+        time.sleep(0.3)
+        return read(pool, keys)
+
+    monkeypatch.setattr(Pool, "read", slow)
+    with fake_embedder(server, cache=tmp_path, deadline=0.2) as embedder, pytest.raises(TimedOutError):
+        embedder.embed_query("Which animal barks?")

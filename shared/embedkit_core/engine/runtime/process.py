@@ -39,13 +39,18 @@ def is_running() -> bool:
     return _engine is not None
 
 
+def is_engine_thread() -> bool:
+    """Return True if this is a thread of the engine, which must not wait for the engine."""
+    return _engine is not None and _engine.owns(threading.current_thread())
+
+
 def refuse_engine_thread(method_name: str) -> None:
     """Check that this is no thread of the engine, which must not wait for the engine.
 
     Raises:
         EmbedKitError: It is.
     """
-    if _engine is not None and _engine.owns(threading.current_thread()):
+    if is_engine_thread():
         raise EmbedKitError(f"{method_name}() would wait for the thread it runs on. Use a{method_name}()")
 
 

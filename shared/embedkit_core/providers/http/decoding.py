@@ -165,6 +165,8 @@ def decode_rows(
 
 def _from_numbers(rows: Sequence[Any], element: np.dtype[Any]) -> Vectors:
     if element.kind == "f":
+        if isinstance(next(iter(rows[0]), None), bool):
+            raise ValueError("not numbers")
         pack = struct.Struct(f"{len(rows[0])}d").pack  # three times as fast as an array of lists
         array = np.frombuffer(b"".join([pack(*row) for row in rows])).reshape(len(rows), -1)
         with np.errstate(over="ignore"):  # infinity is an error of the reply
