@@ -137,9 +137,16 @@ def _table(verdicts: dict[str, Verdict], failed: dict[str, str]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench-compare", description=str(__doc__).splitlines()[0])
+    width = max(map(len, worker.ROWS))
+    rows = "\n".join(f"  {name:{width}}  {row.what} [{row.unit}]" for name, row in worker.ROWS.items())
+    parser = argparse.ArgumentParser(
+        prog="bench-compare",
+        description=str(__doc__).splitlines()[0],
+        epilog=f"rows:\n{rows}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("base", help="the commit to compare with")
-    parser.add_argument("--only", default=",".join(worker.ROWS), help=f"some of {','.join(worker.ROWS)}; default: all")
+    parser.add_argument("--only", default=",".join(worker.ROWS), help="rows, separated by commas (default: all)")
     parser.add_argument("--rounds", type=int, default=MIN_ROUNDS, help=f"at least {MIN_ROUNDS}, the default")
     given = parser.parse_args()
     given.rows = given.only.split(",")
