@@ -140,7 +140,7 @@ INVARIANTS = [
     Invariant(
         8,
         "engine/scheduler/dispatch.py",
-        "(with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)",
+        "(with_bulk and must_send_bulk)",
         "False",
         "unit/scheduler/test_scheduler.py",
     ),

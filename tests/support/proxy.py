@@ -46,7 +46,8 @@ class Relay:
         await self._stop.wait()
         server.close()
         for writer in self._writers:
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # of a closed connection over TLS, before Python 3.11.4
+                writer.transport.abort()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

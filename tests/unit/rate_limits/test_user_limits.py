@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.embedders import fake_embedder
 from support.virtual import NO_LIMITS, Simulation, VirtualServer
@@ -148,6 +148,18 @@ CALLS = st.lists(
 )
 
 
+# A searched rate, which grows when it is asked, let a request grow after the user's limit had been asked for it.
+GROWS = [
+    *[(NO_LIMITS, False, 1, 1, 0.0)] * 2,
+    (NO_LIMITS, False, 9, 246, 4.0),
+    (RateSettings(30, 9000), False, 44, 351, 22.0),
+    (RateSettings(3, None), False, 5, 297, 40.0),
+    (RateSettings(30, 9000), True, 54, 44, 0.0),
+    (RateSettings(None, 50000), False, 17, 85, 40.0),
+]
+
+
+@example(calls=GROWS, seed=7, ratio=1.6, fails=True)
 @given(calls=CALLS, seed=st.integers(0, 9), ratio=st.sampled_from([0.7, 1.0, 1.6]), fails=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_no_minute_has_more_than_the_strictest_caller_with_work_allows(calls, seed, ratio, fails):

@@ -1,5 +1,6 @@
 """Queries during a long call: requests are spread so that slots come free evenly."""
 
+import itertools
 import random
 import statistics
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import pytest
 from support.virtual import LIMITS, Simulation, VirtualServer
 
+from embedkit_core.engine.scheduler.dispatch import MAX_CONSECUTIVE_QUERIES, Dispatcher
 from embedkit_core.engine.scheduler.spreading import RequestSpreader
 
 LATENCY = 0.15
@@ -74,3 +76,19 @@ def test_a_query_that_was_cancelled_while_it_waited_does_not_spread_requests():
     spreader.query_waits(1.0)
     spreader.started(1.0 + LATENCY, is_query=True)
     assert spreader.not_before(1.0 + LATENCY, SLOTS) == pytest.approx(1.0 + LATENCY + LATENCY / SLOTS)
+
+
+def test_bulk_that_is_spread_waits_behind_no_more_queries_than_other_bulk(monkeypatch):
+    """Queries that arrive one by one could else take all slots that come free."""
+    kinds = []
+    take_slot = Dispatcher.take_slot
+
+    def noted(self, request, now):
+        kinds.append(request.is_query)
+        take_slot(self, request, now)
+
+    monkeypatch.setattr(Dispatcher, "take_slot", noted)
+    ingest(300.0, slots=16)
+    kinds = kinds[: len(kinds) - kinds[::-1].index(False)]  # until the last bulk request
+    longest = max(len(list(run)) for is_query, run in itertools.groupby(kinds) if is_query)
+    assert longest <= MAX_CONSECUTIVE_QUERIES

@@ -177,6 +177,8 @@ class RateController:
         """
         if self.probing:
             return self._min_request_tokens / self.tokens_per_estimated
+        for limit in (self._requests, self._tokens):
+            limit.refresh(now)  # or a request would grow after its size was checked
         bounds = [math.inf if self.requests_are_limiting(now, backlog) else float(MAX_TOKENS)]
         requests, tokens = self._requests.bucket, self._tokens.bucket
         if tokens.rate is not None:

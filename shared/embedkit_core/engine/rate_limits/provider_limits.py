@@ -143,14 +143,18 @@ class ProviderLimit:
 
     def wait(self, amount: float, now: float) -> float:
         """Return the seconds until `amount` is available, or until the rate should be looked at again."""
-        self.ramp_up(now)
-        if self._has_fixed_windows and now >= self._window_end:
-            self._window_end = math.inf
-            self.bucket.fill(now)
+        self.refresh(now)
         seconds = self.bucket.wait(amount, now)
         if self.from_headers:
             return max(0.0, min(seconds, self._window_end - now, self._last_sent + MAX_STATED_WAIT - now))
         return min(seconds, SEARCH_DOUBLING_SECONDS)  # a rate that is searched or learned grows meanwhile
+
+    def refresh(self, now: float) -> None:
+        """Set the rate that is due now, and fill the bucket if a fixed window has ended."""
+        self.ramp_up(now)
+        if self._has_fixed_windows and now >= self._window_end:
+            self._window_end = math.inf
+            self.bucket.fill(now)
 
     def take(self, amount: float, now: float) -> float:
         """Subtract the amount of a request that is sent. Return the cumulative amount, including it."""

@@ -146,11 +146,12 @@ class Dispatcher:
             with_bulk = [queue for queue in self.busy if queue.ready(is_query=False, now=now)]
             times = [queue.outage.next_probe_at for queue in self.busy if not queue.verified]
             times += [queue.not_before(is_query=is_query) for queue in self.busy for is_query in (False, True)]
-            if with_bulk and (bulk_at := self._bulk_not_before(now)) > now:
+            bulk_waits, must_send_bulk = bool(with_bulk), self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES
+            if bulk_waits and not must_send_bulk and (bulk_at := self._bulk_not_before(now)) > now:
                 with_bulk = []
                 times.append(bulk_at)
             self.wake_at = min(self.wake_at, *(at for at in times if at > now), math.inf)
-            is_query = bool(with_queries) and not (with_bulk and self._consecutive_queries >= MAX_CONSECUTIVE_QUERIES)
+            is_query = bool(with_queries) and not (with_bulk and must_send_bulk)
             first, second = (with_queries, with_bulk) if is_query else (with_bulk, with_queries)
             chosen = self._first_ready(first, is_query=is_query, now=now)
             if chosen is None:  # the others may go ahead if they do not share a rate limit with the delayed ones
@@ -160,7 +161,7 @@ class Dispatcher:
                 chosen = self._first_ready(others, is_query=is_query, now=now)
             if chosen is None:
                 return None
-            self._consecutive_after = self._consecutive_queries + 1 if is_query and with_bulk else 0
+            self._consecutive_after = self._consecutive_queries + 1 if is_query and bulk_waits else 0
             group = chosen.take(is_query=is_query, free_slots=self.free_slots(), now=now)
             if group is not None:
                 self.spreader.started(now, is_query=is_query)
