@@ -89,10 +89,16 @@ class EmbedderCache:
             yield found
 
     def find(self, key: bytes) -> Entry | None:
-        """Return the entry of a single query, which is copied into memory. None if the cache lacks it."""
-        for found in self.read([key], hot=True):
-            return found.get(key)
-        return None
+        """Return the entry of a single query, which is copied into memory. None if the folder lacks it.
+
+        Only for a cache with `is_folder`: its reads do not fail.
+        """
+        assert self.backend is not None
+        assert self.memory is not None
+        entry = self.backend.get_many([key]).get(key)
+        if entry is not None:
+            self.memory.put(key, entry)
+        return entry
 
     def remember(self, found: Found) -> None:
         """Copy entries into memory."""

@@ -15,7 +15,7 @@ _OVERHEAD_BYTES = 400  # of an entry besides its key and numbers: dict slot, tup
 class MemoryTier:
     """LRU cache of entries with a limit in bytes. Thread-safe; a forked child has its own copy.
 
-    Entries are copies and read-only.
+    Entries are read-only: copies, or arrays over the bytes of one row.
     """
 
     def __init__(self, max_bytes: int = 32 << 20) -> None:
@@ -37,8 +37,11 @@ class MemoryTier:
         size = _size(key, entry)
         if size > self._max_bytes:
             return
-        # An array over bytes stays read-only. An array that owns its memory could be made writable again.
-        vector = np.frombuffer(entry.vector.tobytes(), dtype=entry.vector.dtype)
+        vector, base = entry.vector, entry.vector.base
+        # An array over bytes stays read-only. An array that owns its memory could be made writable again, and one over
+        # more than a row would keep that in memory.
+        if not isinstance(base, bytes) or len(base) > vector.nbytes + _OVERHEAD_BYTES:
+            vector = np.frombuffer(vector.tobytes(), dtype=vector.dtype)
         with self._lock.lock:
             old = self._entries.pop(key, None)
             self._bytes += size - (_size(key, old) if old is not None else 0)
