@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from importlib import import_module
 
 import pytest
@@ -15,6 +16,8 @@ collect_ignore = ["fixtures/plugin_example"]  # its tests run where the package 
 
 # Otherwise pytest-asyncio makes Python 3.11 create an event loop, which is never closed.
 asyncio.set_event_loop(None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest was started in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("RAG_EMBEDKIT_CACHE", None)  # of the developer; the tests have caches of their own
 
 CORE = "embedkit_core:Embedder"
