@@ -94,11 +94,9 @@ class EmbedderCache:
         Only for a cache with `is_folder`: its reads do not fail.
         """
         assert self.backend is not None
-        assert self.memory is not None
-        entry = self.backend.get_many([key]).get(key)
-        if entry is not None:
-            self.memory.put(key, entry)
-        return entry
+        found = self.backend.get_many([key])
+        self.remember(found)
+        return found.get(key)
 
     def remember(self, found: Found) -> None:
         """Copy entries into memory."""

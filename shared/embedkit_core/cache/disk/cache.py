@@ -85,8 +85,6 @@ class DiskCache:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         """Return the entries that are in the cache, by key."""
-        if len(keys) <= KEYS_PER_SELECT:
-            return self._get_block(keys) or {}
         found: dict[bytes, Entry] = {}
         for block in self.get_blocks(keys):
             found |= block
